@@ -1,0 +1,37 @@
+# make demo: the main job.   make test: everything that must hold.   The README lists the plain commands.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+
+.PHONY: demo test lab notebooks bench lint clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/installed
+	$(BIN)/hsic-lab demo
+
+test: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -n auto --maxprocesses 4
+
+lab: $(VENV)/installed
+	$(BIN)/jupyter lab notebooks
+
+notebooks: $(VENV)/installed-dev
+	$(BIN)/python notebooks/build.py
+
+bench: $(VENV)/installed-dev
+	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info
