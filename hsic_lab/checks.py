@@ -1,0 +1,64 @@
+"""What every function on samples accepts, and the errors that say so."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def as_samples(x: Tensor | np.ndarray, name: str) -> Tensor:
+    """`x` as an `(n, p)` floating tensor of finite values; a vector `(n,)` is read as one column."""
+    if not isinstance(x, Tensor | np.ndarray):
+        raise TypeError(f"{name} must be a torch.Tensor or a numpy.ndarray, got {type(x).__name__}")
+    x = torch.as_tensor(x)
+    if x.dim() == 1:
+        x = x[:, None]
+    if x.dim() != 2 or x.shape[1] == 0:
+        raise ValueError(f"{name} must have shape (n, p) or (n,), got {tuple(x.shape)}")
+    if not x.is_floating_point():
+        raise TypeError(f"{name} must be floating point, got {x.dtype}; convert it, for instance {name}.double()")
+    if not torch.isfinite(x.detach()).all():
+        raise ValueError(f"{name} holds {int((~torch.isfinite(x.detach())).sum())} values that are NaN or infinite")
+    return at_least_float32(x)
+
+
+def paired_samples(x: Tensor | np.ndarray, y: Tensor | np.ndarray, at_least: int = 2) -> tuple[Tensor, Tensor]:
+    """Two samples whose rows belong together, checked; the narrower dtype is raised to the wider."""
+    x, y = as_samples(x, "x"), as_samples(y, "y")
+    if len(x) != len(y):
+        raise ValueError(f"x and y must have the same number of rows, got {len(x)} and {len(y)}")
+    if len(x) < at_least:
+        raise ValueError(f"needs at least {at_least} rows, got {len(x)}")
+    dtype = torch.promote_types(x.dtype, y.dtype)
+    return x.to(dtype), y.to(dtype)
+
+
+def check_views(z_a: Tensor, z_b: Tensor) -> None:
+    """Two `(n, d)` floating tensors whose rows belong together. Values are not read: that would stall a GPU."""
+    for name, z in (("z_a", z_a), ("z_b", z_b)):
+        if not isinstance(z, Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor, got {type(z).__name__}")
+        if not z.is_floating_point():
+            raise TypeError(f"{name} must be floating point, got {z.dtype}")
+        if z.dim() != 2 or z.shape[1] == 0:
+            raise ValueError(f"{name} must have shape (n, d), got {tuple(z.shape)}")
+    if z_a.shape != z_b.shape:
+        raise ValueError(f"z_a and z_b must have the same shape, got {tuple(z_a.shape)} and {tuple(z_b.shape)}")
+    if z_a.device != z_b.device:
+        raise ValueError(f"z_a and z_b must be on one device, got {z_a.device} and {z_b.device}")
+
+
+def at_least_float32(z: Tensor) -> Tensor:
+    """Half precisions raised to float32: the statistics of a batch do not survive 8 bits of mantissa."""
+    return z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
+
+
+def one_of(value: str, accepted: tuple[str, ...], name: str) -> str:
+    """`value` if it is one of `accepted`, else an error that lists them."""
+    if value not in accepted:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, accepted))}, got {value!r}")
+    return value
+
+
+def full_precision(tensor: Tensor) -> torch.autocast:
+    """The context in which matrix products keep the dtype of their operands whatever the caller's autocast says."""
+    return torch.autocast(tensor.device.type, enabled=False)

@@ -1,0 +1,147 @@
+"""The settings of a run, and the losses by name."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from hsic_lab.checks import one_of
+from hsic_lab.losses import (
+    BarlowTwinsLoss,
+    HSICSSLLoss,
+    NegativeCosineSimilarity,
+    NTXentLoss,
+    SpectralContrastiveLoss,
+    SSLHSICLoss,
+    VICRegLoss,
+)
+
+# lambda = 1/d, the rule of Tsai et al. 2021, is what makes runs of different widths comparable.
+LOSSES: dict[str, Callable[..., nn.Module]] = {
+    "barlow_twins": partial(BarlowTwinsLoss, lambda_param=None),
+    "hsic_ssl": HSICSSLLoss,
+    "vicreg": VICRegLoss,
+    "ssl_hsic": SSLHSICLoss,
+    "spectral": SpectralContrastiveLoss,
+    "nt_xent": NTXentLoss,
+    "negative_cosine": NegativeCosineSimilarity,
+}
+ENCODERS = ("conv", "resnet18", "resnet34", "resnet50")
+OPTIMIZERS = ("adamw", "adam", "sgd", "lars")
+_CHOICES = {
+    "loss": tuple(LOSSES),
+    "encoder": (*ENCODERS, "custom"),
+    "stem": ("cifar", "imagenet"),
+    "target": ("same", "stop_gradient", "momentum"),
+    "optimizer": OPTIMIZERS,
+    "schedule": ("cosine", "constant"),
+    "monitor": ("none", "knn", "linear"),
+    "precision": ("auto", "bfloat16", "float32"),
+}
+_LEAST = {
+    "batch_size": 2, "epochs": 1, "width": 1, "snapshots": 2, "log_every": 1, "seed": 0, "weight_decay": 0,
+    "checkpoint_every": 1, "monitor_every": 1,
+}
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides what a run computes. Raises ValueError, quoting the value, for settings out of range.
+
+    dataset:       a name for `datasets.load`, or "default"
+    loss:          a name in `LOSSES`;  lambda_param: weight of its redundancy term, None for the entry's default (1/d
+                   for Barlow Twins and HSIC_SSL);  loss_options: further arguments;  loss_scale: a factor on all terms
+    shared:        what the two views of a digit scene have in common (other sets: crops of one picture)
+    encoder:       "conv" (`ConvEncoder`, `width` channels first), "resnet18", "resnet34", "resnet50" (with `stem`)
+    projector:     widths after the encoder, the last is d
+    predictor:     hidden widths of a predictor after the projector, () for none
+    target:        what the (predicted) view is compared with: the other view's projection, "same", its projection
+                   without gradient, "stop_gradient", or that of a slowly moving copy of the networks, "momentum",
+                   whose `target_momentum` rises to 1 along a cosine. See `hsic_lab.siamese`
+    batch_size:    pairs that the loss sees at once, in all processes together
+    micro_batch:   pairs (of each process) that pass through the network at once, None for all; see `gradient_cache`
+    epochs:        passes over the training set, for scenes over as many fresh pairs; a last ragged batch is dropped
+    optimizer:     "adamw", "adam" (L2 penalty in the gradient), "sgd", "lars" (with `momentum`)
+    learning_rate: peak of a linear warm-up, then by `schedule` a cosine to `final_learning_rate` (a share) or constant
+    bias_learning_rate: the same for biases and batch normalisation, None for `learning_rate`
+    snapshots:     how many matrices C are kept, the first before training and the last after it
+    checkpoint_every, monitor_every: in epochs;  monitor: "knn" or "linear" on training labels; see `monitors`
+    device:        "auto" is CUDA if there is one;  precision: "auto" is bfloat16 where the hardware multiplies it
+    compile:       run the networks through `torch.compile`
+    """
+
+    dataset: str = "default"
+    loss: str = "barlow_twins"
+    lambda_param: float | None = None
+    loss_options: dict[str, Any] = field(default_factory=dict)
+    loss_scale: float = 1.0
+    shared: tuple[str, ...] = ("digit",)
+    encoder: str = "conv"
+    stem: str = "cifar"
+    width: int = 16
+    projector: tuple[int, ...] = (512, 128)
+    predictor: tuple[int, ...] = ()
+    target: str = "same"
+    target_momentum: float = 0.99
+    batch_size: int = 256
+    micro_batch: int | None = None
+    epochs: int = 22
+    optimizer: str = "adamw"
+    learning_rate: float = 2e-3
+    bias_learning_rate: float | None = None
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    trust_coefficient: float = 1e-3
+    schedule: str = "cosine"
+    final_learning_rate: float = 0.0
+    warmup_epochs: float | None = None
+    snapshots: int = 12
+    log_every: int = 10
+    checkpoint_every: int = 1
+    monitor: str = "none"
+    monitor_every: int = 5
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "auto"
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        for name, accepted in _CHOICES.items():
+            one_of(getattr(self, name), accepted, name)
+        for name, low in _LEAST.items():
+            if not getattr(self, name) >= low:
+                raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)!r}")
+        for name in ("learning_rate", "loss_scale", "trust_coefficient"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")
+        for name in ("momentum", "target_momentum", "final_learning_rate"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)!r}")
+        if self.warmup_epochs is None:
+            object.__setattr__(self, "warmup_epochs", min(1.5, self.epochs / 2))
+        if not 0 <= self.warmup_epochs <= self.epochs:
+            raise ValueError(f"warmup_epochs must be in 0..{self.epochs} (epochs), got {self.warmup_epochs!r}")
+        if not self.projector or min(self.projector) < 1:
+            raise ValueError(f"projector must hold at least one positive width, got {self.projector!r}")
+        if min(self.predictor, default=1) < 1:
+            raise ValueError(f"predictor must hold positive widths, got {self.predictor!r}")
+        if self.micro_batch is not None and self.micro_batch < 1:
+            raise ValueError(f"micro_batch must be at least 1 or None, got {self.micro_batch!r}")
+        if self.bias_learning_rate is not None and not self.bias_learning_rate > 0:
+            raise ValueError(f"bias_learning_rate must be positive or None, got {self.bias_learning_rate!r}")
+        self.make_loss()
+
+    @classmethod
+    def from_json(cls, settings: dict[str, Any]) -> "TrainConfig":
+        """The config of a `run.json`: lists become tuples, settings younger than the file take their defaults."""
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()})
+
+    def make_loss(self) -> nn.Module:
+        """The loss that the settings describe. Raises ValueError for options that it does not have."""
+        options = self.loss_options | ({} if self.lambda_param is None else {"lambda_param": self.lambda_param})
+        try:
+            return LOSSES[self.loss](**options)
+        except TypeError as error:
+            raise ValueError(f"loss {self.loss!r} does not take the options {options}: {error}") from error

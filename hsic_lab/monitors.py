@@ -1,0 +1,49 @@
+"""How good are the features by now? Judged on training labels during training; the test split stays unread."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from sklearn.model_selection import train_test_split
+from torch import nn
+
+from hsic_lab.checks import one_of
+from hsic_lab.datasets import ImageData
+from hsic_lab.evaluation import extract_features, knn_accuracy, linear_probe
+
+BANK, QUERIES = 10_000, 2_000  # at most: a monitor must not cost more than what it watches
+NEIGHBOURS, TEMPERATURE = 200, 0.5
+
+
+def make_monitor(kind: str, data: ImageData, seed: int = 0) -> Callable[[nn.Module], dict[str, Any]] | None:
+    """A function `encoder -> row` with the accuracy and all that names it, None for the kind "none".
+
+    One stratified split of the training images, a function of `seed`: labels of the `BANK` part are used, `QUERIES`
+    are asked. "knn" is the weighted vote of `knn_accuracy`, "linear" the probe of `linear_probe`. The encoder trains
+    on all these pictures without labels, so that this follows a training and compares runs; the figure to report is
+    that of `hsic-lab probe`, on the test split. Raises ValueError for a split too small for its classes.
+    """
+    if one_of(kind, ("none", "knn", "linear"), "monitor") == "none":
+        return None
+    labels = data.train.labels.cpu().numpy()
+    n = len(labels)
+    queries = min(QUERIES, max(1, n // 5))
+    rows = np.arange(n)
+    bank, asked = train_test_split(
+        rows, train_size=min(BANK, n - queries), test_size=queries, stratify=labels, random_state=seed
+    )
+    k = min(NEIGHBOURS, len(bank))
+    protocol = f"weighted kNN, k = {k}, temperature {TEMPERATURE}" if kind == "knn" else "linear probe"
+
+    def monitor(encoder: nn.Module) -> dict[str, Any]:
+        bank_x, asked_x = (extract_features(encoder, data.train.images[part]) for part in (bank, asked))
+        if kind == "knn":
+            accuracy = knn_accuracy(bank_x, labels[bank], asked_x, labels[asked], k=k, temperature=TEMPERATURE)
+        else:
+            accuracy = linear_probe(bank_x, labels[bank], asked_x, labels[asked], seed=seed).accuracy
+        return {
+            "accuracy": accuracy, "protocol": protocol, "split": "training images, labels of the bank only",
+            "n_bank": len(bank), "n_queries": len(asked), "split_seed": seed,
+        }
+
+    return monitor

@@ -1,0 +1,210 @@
+"""Train an encoder on pairs of views: a config in, a run on disk out."""
+
+import os
+import platform
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hsic_lab.checkpoints import FOLDER, load_checkpoint, remove_checkpoints
+from hsic_lab.config import LOSSES, TrainConfig
+from hsic_lab.datasets import ImageData, default, load
+from hsic_lab.evaluation import extract_features
+from hsic_lab.interrupts import stop_requests
+from hsic_lab.monitors import make_monitor
+from hsic_lab.optimizers import warmup_cosine
+from hsic_lab.pairs import TrainingPairs, Views, held_out_pairs
+from hsic_lab.parallel import across_processes, own_rows, processes, wait_for_all
+from hsic_lab.processes import process_count
+from hsic_lab.runs import FILES, MONITOR, SETTINGS, Run, build_networks, plain, read_settings, read_snapshots
+from hsic_lab.siamese import OnlineNetwork, TargetNetwork, make_predictor
+from hsic_lab.trainer import Callback, Event, Trainer
+
+__all__ = ["LOSSES", "Event", "TrainConfig", "pick_device", "train", "train_once", "warmup_cosine"]
+
+
+def train(
+    config: TrainConfig,
+    folder: str | Path,
+    data: ImageData | None = None,
+    progress: bool = True,
+    *,
+    resume: bool = False,
+    encoder: nn.Module | None = None,
+    views: Views | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> Run:
+    """Train with `config`, keep the run in `folder`, return it.
+
+    The folder is written at the start, at every snapshot and at the end, with a checkpoint every `checkpoint_every`
+    epochs. Ctrl-C and SIGTERM are heeded after the step at hand, which is checkpointed. A loss or gradient that is not
+    finite (FloatingPointError naming the step) and any other error leave the run so far, with its state in `run.json`,
+    and are raised.
+
+    resume:    go on with the run in `folder`, from its newest checkpoint that is whole (a warning names others); start
+               it if there is none, return it if it is finished. However it was stopped, weights and history (but for
+               `seconds`) end on a CPU as if it had not been. Raises ValueError if it has other settings
+    encoder:   your own module, `(n, c, h, w) -> (n, p)`; it is trained in place, the config's `encoder` is "custom"
+    views:     `(images, generator) -> (view_a, view_b)` in place of `TwoViews(side)`; not for scenes
+    callbacks: each is called with an `Event` at every logged step, snapshot and evaluation of the monitor
+
+    Under `torchrun` every process calls this alike and holds its rows of each batch; loss, statistics and batch
+    normalisation are those of one process with all rows. `folder` must be the same for all; one process writes it.
+
+    Raises FileExistsError if `folder` already holds a run and `resume` is not set.
+    """
+    folder = Path(folder)
+    device = pick_device(config.device)
+    config = config if encoder is None else replace(config, encoder="custom")
+    data = data or (default() if config.dataset == "default" else load(config.dataset))
+    config = replace(config, dataset=data.name)
+    if views is not None and data.scenes:
+        raise ValueError(f"views cannot be replaced on {data.name}: its pairs are two scenes, not views of an image")
+    with processes(device):
+        return _train(config, folder, data, device, progress, resume, encoder, views, callbacks)
+
+
+def train_once(
+    config: TrainConfig, folder: str | Path, data: ImageData | None = None, progress: bool = True
+) -> Run:
+    """The finished run of exactly these settings in `folder`: read, or trained, or an unfinished one resumed.
+
+    Raises FileExistsError if `folder` holds a run of others.
+    """
+    folder = Path(folder)
+    if (folder / SETTINGS).exists():
+        stored, state, _ = read_settings(folder)
+        dataset = stored["dataset"] if config.dataset == "default" else config.dataset
+        try:
+            _same_settings(folder, stored, replace(config, dataset=dataset))
+        except ValueError as error:
+            raise FileExistsError(f"{error}: remove it or choose another folder") from error
+        if state == "finished":
+            return Run.load(folder)
+    return train(config, folder, data, progress, resume=True)
+
+
+def pick_device(name: str) -> torch.device:
+    """The device called `name`; "auto" is CUDA where there is one, else the CPU; under `torchrun` the process's own.
+
+    Raises ValueError for a name that is none, or a CUDA device where there is none.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and (local := os.environ.get("LOCAL_RANK")) is not None:
+        name = f"cuda:{local}"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {name!r} was asked for, and torch finds no CUDA device")
+    return device
+
+
+def _train(
+    config: TrainConfig, folder: Path, data: ImageData, device: torch.device, progress: bool, resume: bool,
+    encoder: nn.Module | None, views: Views | None, callbacks: Sequence[Callback],
+) -> Run:
+    going_on = (folder / SETTINGS).exists()
+    if going_on and not resume:
+        raise FileExistsError(f"{folder} already holds a run: resume it, remove it, or choose another folder")
+    if going_on:
+        stored, state, _ = read_settings(folder)
+        _same_settings(folder, stored, config)
+        if state == "finished":
+            return Run.load(folder, encoder)
+    wait_for_all()  # before one of them writes what the others look for
+    pairs = TrainingPairs(data, config, device, own_rows(config.batch_size), views)
+    run = _new_run(config, folder, data, device, encoder)
+    trainer = _trainer(run, config, data, pairs, callbacks)
+    if going_on:
+        _go_on(trainer)
+    return _fit(trainer, held_out_pairs(data, config, device, views), progress)
+
+
+def _fit(trainer: Trainer, held_out: Sequence[Tensor], progress: bool) -> Run:
+    run = trainer.run
+    try:
+        with stop_requests() as stop:
+            trainer.fit(held_out, stop, progress and trainer.writes)
+        run.state = "finished"
+    except BaseException as error:
+        stopped = isinstance(error, KeyboardInterrupt | SystemExit)
+        run.state = "interrupted" if stopped else f"failed: {error}"
+        raise
+    finally:
+        trainer.online.eval()
+        trainer.save_run()
+    if trainer.writes:
+        remove_checkpoints(run.folder / FOLDER)
+    return run
+
+
+def _go_on(trainer: Trainer) -> None:
+    """Put the trainer where the folder's newest whole checkpoint stands; leave it at the start if there is none."""
+    folder = trainer.run.folder
+    if trainer.writes:  # left by a process that was killed while it wrote
+        for name in (*FILES, MONITOR):
+            for path in folder.glob(f".{name}.*"):
+                path.unlink(missing_ok=True)
+    checkpoint = load_checkpoint(folder / FOLDER)
+    if checkpoint is not None:
+        trainer.resume(checkpoint)
+        kept = read_snapshots(folder)
+        trainer.run.snapshots = {step: c for step, c in kept.items() if step <= checkpoint.step}
+    if trainer.writes:
+        print(f"Resuming {folder} after step {trainer.step_count} of {trainer.steps}", flush=True)
+
+
+def _trainer(
+    run: Run, config: TrainConfig, data: ImageData, pairs: TrainingPairs, callbacks: Sequence[Callback]
+) -> Trainer:
+    with _seeded(config.seed + 1):
+        predictor = make_predictor(config)
+    online = OnlineNetwork(run.encoder, run.projector, predictor)
+    online = across_processes(online, pairs.device).to(pairs.device, memory_format=torch.channels_last)
+    run.encoder, run.projector = online.encoder, online.projector
+    target = TargetNetwork(online, config.target_momentum) if config.target == "momentum" else None
+    monitor = make_monitor(config.monitor, data)
+    return Trainer(run, online, target, config, pairs, monitor, callbacks)
+
+
+def _new_run(
+    config: TrainConfig, folder: Path, data: ImageData, device: torch.device, encoder: nn.Module | None
+) -> Run:
+    settings, images = plain(config), data.train.images
+    channels = images.shape[1]
+    features = None
+    if encoder is not None:
+        features = extract_features(encoder, images[:2]).shape[1]
+    with _seeded(config.seed):
+        encoder, projector = build_networks(settings, channels, encoder, features)
+    cpu = platform.processor() or platform.machine()
+    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
+    facts: dict[str, Any] = {
+        "channels": channels, "train_images": len(data.train), "device": str(device), "hardware": hardware,
+        "processes": process_count(), "threads": torch.get_num_threads(), "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+    return Run(folder, settings, encoder, projector, facts=facts | ({"features": features} if features else {}))
+
+
+def _same_settings(folder: Path, stored: dict[str, Any], config: TrainConfig) -> None:
+    wanted = plain(config)
+    if stored != wanted:
+        different = {name: (stored.get(name), wanted[name]) for name in wanted if stored.get(name) != wanted[name]}
+        raise ValueError(f"{folder} holds a run with other settings (there, here): {different}")
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Initialisation is seeded and leaves the caller's generator alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(seed)
+        yield

@@ -1,0 +1,293 @@
+"""Two augmented views of every image, as a handful of batched operations on the images' device.
+
+A random resized crop with a flip is axis-aligned, so it is separable: one view is `W_y X W_x'` with a
+sparse row and a sparse column interpolation matrix per image. Brightness, contrast, saturation, hue and
+greyscale are affine in the pixel, so together they are one 3 x 3 matrix and one offset per image. Nothing
+loops over images.
+"""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hsic_lab.colour import blur_radius, colour_maps, gaussian_blur, grey_weights, solarize
+from hsic_lab.presets import recipe
+
+_TRIES = 10  # of a crop before falling back to the central one, as in torchvision
+_CROP_DRAWS = 2 * _TRIES + 2
+_COLOUR_DRAWS = 6
+_FINISH_DRAWS = 3  # whether to blur, how much, whether to solarise
+_CHUNK_BYTES = 1 << 20  # float32 images worked on at a time on a CPU: about one core's second-level cache
+Probability = float | tuple[float, float]
+
+
+def normalize(images: Tensor) -> Tensor:
+    """Put images on the one scale the encoders see: float32 in [-1, 1].
+
+    `x / 127.5 - 1` for uint8, `2 x - 1` for floating point in [0, 1]; `images` is `(n, c, h, w)` and is
+    not modified. Raises TypeError for other types and ValueError for other shapes or floating point
+    values outside [0, 1].
+    """
+    half = _half_range(images)
+    return images.to(torch.float32).div(half).sub_(1)
+
+
+def random_crops(
+    uniforms: Tensor, height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Turn `(m, 22)` uniform numbers into m crops `(top, left, crop_height, crop_width)` of whole pixels.
+
+    The law of torchvision's `RandomResizedCrop`: up to ten times draw area `a ~ U(scale) height width`
+    and `log r ~ U(log ratio)`, round `sqrt(a r)` and `sqrt(a / r)` to a width and a height, and keep the
+    first pair that fits, at a uniform place; if none fits, take the largest central crop whose ratio is
+    allowed. All ten are drawn at once. Returns float32 vectors `(m,)` of integers.
+    """
+    area = uniforms[:, :_TRIES].mul(scale[1] - scale[0]).add_(scale[0]).mul_(height * width).sqrt_()
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    root = uniforms[:, _TRIES : 2 * _TRIES].mul(high - low).add_(low).mul_(0.5).exp_()
+    widths, heights = (area * root).round_(), (area / root).round_()
+    fits = (widths >= 1) & (widths <= width) & (heights >= 1) & (heights <= height)
+    first = fits.to(torch.uint8).argmax(dim=1, keepdim=True)
+    found = fits.gather(1, first).squeeze(1)
+    # At least one pixel, also where an extreme ratio meets a tiny image (torchvision fails there).
+    fallback_height = float(min(height, max(1, round(width / ratio[0]))))
+    fallback_width = float(min(width, max(1, round(height * ratio[1]))))
+    crop_height = torch.where(found, heights.gather(1, first).squeeze(1), fallback_height)
+    crop_width = torch.where(found, widths.gather(1, first).squeeze(1), fallback_width)
+
+    def place(uniform: Tensor, room: Tensor) -> Tensor:
+        # float32 may round u (room + 1) up to room + 1, hence the minimum
+        return torch.where(found, torch.minimum((uniform * (room + 1)).floor_(), room), (room / 2).floor_())
+
+    top, left = place(uniforms[:, -2], height - crop_height), place(uniforms[:, -1], width - crop_width)
+    return top, left, crop_height, crop_width
+
+
+def resize_taps(
+    start: Tensor, length: Tensor, source: int, size: int, mirror: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Which pixels of an axis, with which weights, resize a crop of it to `size`: two tensors `(m, size, k)`.
+
+    The crop is pixels `start ... start + length - 1`. Bilinear with half-pixel centres, the crop's edge
+    repeated; a crop longer than `size` is low-pass filtered by a triangle as wide as the step (Pillow's
+    `BILINEAR`, `interpolate(..., antialias=True)`). Indices (int64) lie inside the crop, weights sum to
+    1; k is 2 unless `source` exceeds `size`. Where `mirror` (boolean, `(m,)`) is true the result is in
+    reverse order. `start` and `length` are `(m,)` float32 integers.
+    """
+    row = torch.arange(size, dtype=torch.float32, device=start.device).add_(0.5)
+    if mirror is not None:
+        row = torch.where(mirror[:, None], row.flip(0), row)
+    start, length = start[:, None, None], length[:, None, None]
+    step = length / size
+    centre = row[..., None] * step + (start - 0.5)
+    width = step.clamp(min=1)
+    most = math.ceil(2 * max(1.0, source / size))
+    taps = torch.arange(1, 1 + most, dtype=torch.float32, device=start.device)
+    pixel = (centre - width).floor_() + taps  # every pixel nearer to the centre than the width
+    weight = (pixel - centre).abs_().div_(width).neg_().add_(1).clamp_(min=0)
+    inside = torch.minimum(torch.maximum(pixel, start), start + length - 1)
+    weight.mul_(inside == pixel)
+    return inside.to(torch.int64), weight.div_(weight.sum(dim=2, keepdim=True))
+
+
+def resize_rows(images: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+    """Resample the rows of images `(m, c, h, w)` by `resize_taps`: `(m, c, size, w)`.
+
+    Each new row is a weighted sum of a few whole rows, which is what an embedding bag computes. Unlike
+    `grid_sample` it antialiases and leaves an identity crop exact; from 64 pixels on it is about twice as
+    fast on a CPU as products with dense interpolation matrices.
+    """
+    m, channels, height, width = images.shape
+    first = torch.arange(0, m * channels * height, height, device=images.device).view(m, channels, 1, 1)
+    index = (first + index[:, None]).flatten(0, 2)
+    weight = weight[:, None].expand(-1, channels, -1, -1).flatten(0, 2)
+    rows = F.embedding_bag(index, images.reshape(-1, width), mode="sum", per_sample_weights=weight)
+    return rows.view(m, channels, -1, width)
+
+
+class TwoViews:
+    """Two independently augmented views of a batch of images, on the scale of `normalize`.
+
+    Random resized crop (`random_crops`) to `size` x `size`, horizontal flip with probability `flip`,
+    colour jitter with probability `jitter` (factors uniform in `[max(0, 1 - v), 1 + v]`, hue uniform in
+    `[-hue, hue]` turns; see `colour_maps`), greyscale with probability `grayscale`; then one clamp to the
+    range of images; Gaussian blur with probability `blur` (deviation uniform in `sigma` pixels, radius
+    `blur_radius(size)`), solarisation with probability `solarize`. Every probability is one number or a pair
+    for view a and view b. `preset` has the published recipes. One-channel
+    images get no saturation and hue; other channel counts than 1 and 3 need the colour options off.
+
+    Raises ValueError for a setting outside its range or blur at a size below 20, where its kernel would be one
+    pixel; TypeError for a `size` that is not an integer.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        scale: tuple[float, float] = (0.2, 1.0),
+        ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        flip: Probability = 0.5,
+        brightness: float = 0.4,
+        contrast: float = 0.4,
+        saturation: float = 0.4,
+        hue: float = 0.1,
+        jitter: Probability = 0.8,
+        grayscale: Probability = 0.2,
+        blur: Probability = 0.0,
+        sigma: tuple[float, float] = (0.1, 2.0),
+        solarize: Probability = 0.0,
+    ):
+        if isinstance(size, bool) or not isinstance(size, int):
+            raise TypeError(f"size must be an integer, got {size!r}")
+        if size < 1:
+            raise ValueError(f"size must be at least 1, got {size}")
+        self.size = size
+        self.scale = _interval("scale", scale, 1.0)
+        self.ratio = _interval("ratio", ratio, math.inf)
+        self.flip = _probabilities("flip", flip)
+        self.brightness = _number("brightness", brightness, math.inf)
+        self.contrast = _number("contrast", contrast, math.inf)
+        self.saturation = _number("saturation", saturation, math.inf)
+        self.hue = _number("hue", hue, 0.5)
+        self.jitter = _probabilities("jitter", jitter)
+        self.grayscale = _probabilities("grayscale", grayscale)
+        self.blur = _probabilities("blur", blur)
+        self.sigma = _interval("sigma", sigma, math.inf)
+        self.solarize = _probabilities("solarize", solarize)
+        if max(self.blur) > 0 and blur_radius(size) == 0:
+            raise ValueError(f"blur must be 0 for views below 20 pixels, got blur={blur!r} at size={size}")
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Return `(view_a, view_b)`, float32 `(n, c, size, size)` in [-1, 1], of images `(n, c, h, w)`.
+
+        `images` is what `normalize` accepts and is not modified. All randomness comes from `generator`,
+        which lives on the images' device; None means torch's global generator there. Raises as
+        `normalize` does, and ValueError for a generator elsewhere or for colour options on images with
+        neither 1 nor 3 channels.
+        """
+        half = _half_range(images)
+        n, channels, height, width = images.shape
+        colour = max(self.grayscale) > 0 or (
+            max(self.jitter) > 0 and max(self.brightness, self.contrast, self.saturation, self.hue) > 0
+        )
+        if colour and channels not in (1, 3):
+            raise ValueError(
+                f"colour augmentation needs images with 1 or 3 channels, got {channels}; "
+                "jitter=0 and grayscale=0 turn it off"
+            )
+        if generator is not None and generator.device.type != images.device.type:
+            raise ValueError(f"generator is on {generator.device}, images on {images.device}: use one device")
+        device = images.device
+        uniforms = torch.rand(
+            2 * n, _CROP_DRAWS + 1 + _COLOUR_DRAWS, generator=generator, device=device, dtype=torch.float32
+        )
+        crop, flip, jitter = uniforms.split([_CROP_DRAWS, 1, _COLOUR_DRAWS], dim=1)
+        top, left, crop_height, crop_width = random_crops(crop, height, width, self.scale, self.ratio)
+        flip = flip.squeeze(1) < _by_view(self.flip, flip)
+        views = torch.empty(2 * n, channels, self.size, self.size, device=device, dtype=torch.float32)
+        across = resize_taps(left, crop_width, width, self.size, flip)
+        finish = None
+        if max(*self.blur, *self.solarize) > 0:  # drawn last, so that the rest of a view does not depend on it
+            finish = torch.rand(2 * n, _FINISH_DRAWS, generator=generator, device=device, dtype=torch.float32)
+        down = resize_taps(top, crop_height, height, self.size)
+        chunk = n if device.type != "cpu" else max(1, _CHUNK_BYTES // (4 * channels * height * width))
+        # Autocast would round pixels to 8 bits of mantissa or fewer.
+        with torch.autocast(device.type, enabled=False):
+            if colour:
+                matrix, offset = self._draw_colour(jitter, channels)
+            for begin in range(0, n, chunk):
+                part = images[begin : begin + chunk].transpose(2, 3).to(torch.float32).contiguous()
+                for first in (begin, n + begin):
+                    rows = slice(first, first + len(part))
+                    narrow = resize_rows(part, *(x[rows] for x in across)).transpose(2, 3)
+                    view = resize_rows(narrow, *(x[rows] for x in down)).flatten(2)
+                    out = views[rows].flatten(2)
+                    if colour:
+                        grey = view.mean(dim=2) @ grey_weights(channels, device)
+                        shift = (offset[rows] * grey).div_(half).sub_(1)[:, None, None]
+                        torch.baddbmm(shift, matrix[rows] / half, view, out=out)
+                    else:
+                        torch.div(view, half, out=out).sub_(1)
+                    out.clamp_(-1, 1)
+                if finish is not None:
+                    for view, first in enumerate((begin, n + begin)):
+                        rows = slice(first, first + len(part))
+                        self._finish(views[rows], finish[rows], view)
+        return views[:n], views[n:]
+
+    def _finish(self, views: Tensor, uniforms: Tensor, view: int) -> None:
+        """Blur and solarise, in place, the rows `(m, c, s, s)` of one view that `(m, 3)` uniform numbers choose."""
+        if self.blur[view] > 0:
+            chosen = (uniforms[:, 0] < self.blur[view]).nonzero().squeeze(1)
+            sigma = uniforms[chosen, 1] * (self.sigma[1] - self.sigma[0]) + self.sigma[0]
+            views.index_copy_(0, chosen, gaussian_blur(views.index_select(0, chosen), sigma, blur_radius(self.size)))
+        if self.solarize[view] > 0:
+            chosen = (uniforms[:, 2] < self.solarize[view]).nonzero().squeeze(1)
+            views.index_copy_(0, chosen, solarize(views.index_select(0, chosen)))
+
+    def _draw_colour(self, uniforms: Tensor, channels: int) -> tuple[Tensor, Tensor]:
+        """Colour matrices `(m, c, c)` and offsets `(m,)` from `(m, 6)` uniform numbers."""
+        strengths = (self.brightness, self.contrast, self.saturation)
+        low = uniforms.new_tensor([max(0.0, 1 - v) for v in strengths] + [-self.hue])
+        high = uniforms.new_tensor([1 + v for v in strengths] + [self.hue])
+        factors = uniforms[:, :4] * (high - low) + low
+        neutral = factors.new_tensor([1.0, 1.0, 1.0, 0.0])
+        factors = torch.where((uniforms[:, 4] < _by_view(self.jitter, uniforms))[:, None], factors, neutral)
+        brightness, contrast, saturation, hue = factors.unbind(1)
+        saturation = saturation.masked_fill(uniforms[:, 5] < _by_view(self.grayscale, uniforms), 0.0)
+        matrix, offset = colour_maps(brightness, contrast, saturation, hue)
+        return (matrix if channels == 3 else (brightness * contrast)[:, None, None]), offset
+
+
+def preset(name: str, size: int, **changes: Any) -> TwoViews:
+    """The published recipe `name` of `presets.PRESETS` at `size` pixels, with `changes` to its settings.
+
+    Crops are bilinear and colour is clamped once, also where a recipe was bicubic or clamped between steps.
+    """
+    return TwoViews(size, **recipe(name, size) | changes)
+
+
+def _by_view(pair: tuple[float, float], like: Tensor) -> Tensor:
+    """One probability a row of `like`, whose first half is view a and whose second half is view b."""
+    return like.new_tensor(pair).repeat_interleave(len(like) // 2)
+
+
+def _half_range(images: Tensor) -> float:
+    """The pixel value that becomes 0, after checking that these are images."""
+    if not isinstance(images, Tensor):
+        raise TypeError(f"images must be a torch.Tensor, got {type(images).__name__}")
+    if images.dtype != torch.uint8 and not images.is_floating_point():
+        raise TypeError(f"images must be uint8 or floating point in [0, 1], got {images.dtype}")
+    if images.ndim != 4 or images.numel() == 0:
+        raise ValueError(f"images must be (n, c, h, w) with no empty axis, got shape {tuple(images.shape)}")
+    if images.dtype == torch.uint8:
+        return 127.5
+    low, high = (bound.item() for bound in images.detach().aminmax())
+    if not (low >= 0 and high <= 1):  # also catches NaN
+        raise ValueError(f"floating point images must be in [0, 1], got values from {low:g} to {high:g}")
+    return 0.5
+
+
+def _number(name: str, value: float, high: float) -> float:
+    if not (0 <= value <= high and math.isfinite(value)):
+        bound = f"in [0, {high:g}]" if math.isfinite(high) else "finite and at least 0"
+        raise ValueError(f"{name} must be {bound}, got {value!r}")
+    return float(value)
+
+
+def _probabilities(name: str, value: Probability) -> tuple[float, float]:
+    pair = value if isinstance(value, tuple | list) else (value, value)
+    if len(pair) != 2:
+        raise ValueError(f"{name} must be one probability or a pair for view a and view b, got {value!r}")
+    return _number(name, pair[0], 1.0), _number(name, pair[1], 1.0)
+
+
+def _interval(name: str, value: tuple[float, float], high: float) -> tuple[float, float]:
+    if len(value) != 2 or not (0 < value[0] <= value[1] <= high and math.isfinite(value[1])):
+        bound = f"0 < low <= high <= {high:g}" if math.isfinite(high) else "0 < low <= high, finite"
+        raise ValueError(f"{name} must be a pair with {bound}, got {value!r}")
+    return float(value[0]), float(value[1])

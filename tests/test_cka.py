@@ -1,0 +1,357 @@
+"""CKA of samples, batches and streams, against NumPy oracles and the laws of Kornblith et al. 2019."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hsic_lab.cka import MinibatchCKA, cka, u_center
+from hsic_lab.hsic import hsic
+from hsic_lab.kernels import Delta, Gaussian, Linear
+from hsic_lab.streaming import StreamingLinearCKA, StreamingLinearHSIC
+
+ESTIMATORS = ("biased", "unbiased")
+KERNELS = {"linear": Linear(), "gaussian": Gaussian(3.0), "median": Gaussian()}
+
+
+def samples(n=30, p=5, q=7, seed=0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    x, noise = (torch.randn(n, k, generator=generator, dtype=dtype) for k in (p, q))
+    y = noise
+    y[:, : min(p, q)] += x[:, : min(p, q)] ** 2 + x[:, : min(p, q)]
+    return x, y
+
+
+def orthogonal(p, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.linalg.qr(torch.randn(p, p, generator=generator, dtype=torch.float64)).Q
+
+
+# --- oracles: loops and matrices in NumPy, nothing shared with the code
+
+
+def numpy_gram(x, kernel):
+    if kernel == "linear":
+        return x @ x.T
+    distances = np.sqrt(((x[:, None] - x[None]) ** 2).sum(-1))
+    pairs = np.sort(distances[np.triu_indices(len(x), 1)])
+    scale = 3.0 if kernel == "gaussian" else pairs[(len(pairs) - 1) // 2]
+    return np.exp(-(distances**2) / (2 * scale**2))
+
+
+def numpy_hsic(k, l, estimator):
+    n = len(k)
+    if estimator == "biased":
+        h = np.eye(n) - 1 / n
+        return np.trace(k @ h @ l @ h) / n**2
+    k, l = k - np.diag(np.diag(k)), l - np.diag(np.diag(l))
+    one = np.ones(n)
+    middle = one @ k @ one * (one @ l @ one) / ((n - 1) * (n - 2))
+    return (np.trace(k @ l) + middle - 2 / (n - 2) * one @ k @ l @ one) / (n * (n - 3))
+
+
+def numpy_cka(x, y, kernel, estimator):
+    k, l = numpy_gram(x.numpy(), kernel), numpy_gram(y.numpy(), kernel)
+    self_hsic = numpy_hsic(k, k, estimator) * numpy_hsic(l, l, estimator)
+    return numpy_hsic(k, l, estimator) / np.sqrt(self_hsic)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("shape", [(5, 3, 2), (30, 5, 7), (12, 40, 33)])
+def test_cka_is_the_oracle(kernel, estimator, shape):
+    x, y = samples(*shape)
+    value = cka(x, y, KERNELS[kernel], KERNELS[kernel], estimator)
+    assert value.shape == () and value.dtype == torch.float64
+    assert float(value) == pytest.approx(numpy_cka(x, y, kernel, estimator), rel=1e-9)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_cka_with_labels_is_that_with_their_one_hot_code(estimator):
+    x, _ = samples(12, 3, 2)
+    labels = torch.arange(12) % 3
+    one_hot = torch.nn.functional.one_hot(labels).double()
+    expected = cka(x, one_hot, estimator=estimator)
+    torch.testing.assert_close(cka(x, labels, kernel_y=Delta(), estimator=estimator), expected)
+
+
+def test_biased_linear_is_kornblith_feature_space_form():
+    x, y = samples()
+    a, b = x - x.mean(0), y - y.mean(0)
+    expected = (b.T @ a).norm() ** 2 / ((a.T @ a).norm() * (b.T @ b).norm())
+    for route in ("auto", "primal", "dual"):
+        torch.testing.assert_close(cka(x, y, estimator="biased", route=route), expected)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("shape", [(30, 5, 7), (12, 40, 33)])
+def test_feature_space_equals_gram_form(estimator, shape):
+    x, y = samples(*shape)
+    torch.testing.assert_close(cka(x, y, None, None, estimator, "primal"), cka(x, y, None, None, estimator, "dual"))
+
+
+def test_unbiased_is_the_cosine_of_u_centred_grams():
+    x, y = samples()
+    a, b = u_center(x @ x.T), u_center(y @ y.T)
+    torch.testing.assert_close((a * b).sum() / (30 * 27), hsic(x, y, estimator="unbiased"))
+    torch.testing.assert_close((a * b).sum() / (a.norm() * b.norm()), cka(x, y))
+    torch.testing.assert_close(a.sum(0), torch.zeros(30, dtype=a.dtype), atol=1e-10, rtol=0)
+
+
+# --- laws
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_equal_samples_give_1_and_order_does_not_matter(kernel, estimator):
+    x, y = samples()
+    k = KERNELS[kernel]
+    assert float(cka(x, x, k, k, estimator)) == pytest.approx(1, abs=1e-12)
+    torch.testing.assert_close(cka(x, y, k, k, estimator), cka(y, x, k, k, estimator))
+
+
+@pytest.mark.parametrize("kernel", ["linear", "median"])
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_rotations_shifts_and_scale_change_nothing_other_maps_do(kernel, estimator):
+    x, y = samples()
+    k = KERNELS[kernel]
+    value = cka(x, y, k, k, estimator)
+    for other in (x @ orthogonal(5), x + 100, x * 1e-6, x * 1e6, -x):
+        torch.testing.assert_close(cka(other, y, k, k, estimator), value, rtol=1e-7, atol=1e-9)
+    stretched = x * torch.tensor([10.0, 1, 1, 1, 0.1], dtype=x.dtype)
+    assert abs(cka(stretched, y, k, k, estimator) - value) > 0.02
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e6])
+def test_float32_at_both_ends_of_the_scale(scale):
+    x, y = samples(dtype=torch.float32)
+    torch.testing.assert_close(cka(x * scale, y * scale), cka(x, y), rtol=1e-4, atol=1e-5)
+
+
+def test_independent_samples_unbiased_near_0_biased_far():
+    n, p, draws = 32, 64, 200
+    generator = torch.Generator().manual_seed(0)
+    values = {estimator: [] for estimator in ESTIMATORS}
+    for _ in range(draws):
+        x, y = torch.randn(2, n, p, generator=generator, dtype=torch.float64)
+        for estimator in ESTIMATORS:
+            values[estimator].append(float(cka(x, y, estimator=estimator)))
+    unbiased, biased = np.array(values["unbiased"]), np.array(values["biased"])
+    assert abs(unbiased.mean()) < 4 * unbiased.std(ddof=1) / np.sqrt(draws) and unbiased.std() < 0.1
+    assert 0.3 < (unbiased < 0).mean() < 0.7
+    assert biased.min() > 0.5
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("kernel", ["linear", "gaussian"])
+def test_gradcheck(kernel, estimator):
+    x, y = (z.requires_grad_() for z in samples(6, 3, 2))
+    k = KERNELS[kernel]
+    assert torch.autograd.gradcheck(lambda a, b: cka(a, b, k, k, estimator), (x, y))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(4, 20), st.integers(1, 10), st.integers(1, 10), st.integers(0, 999))
+def test_range(n, p, q, seed):
+    x, y = samples(n, p, q, seed)
+    assert -1 - 1e-6 <= float(cka(x, y)) <= 1 + 1e-6
+    assert -1e-9 <= float(cka(x, y, estimator="biased")) <= 1 + 1e-9
+
+
+# --- where CKA is not defined
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("constant", [0.0, 0.1, 1e5])
+def test_constant_input_is_named(kernel, estimator, constant):
+    _, y = samples()
+    flat, k = torch.full((30, 3), constant, dtype=torch.float32), KERNELS[kernel]
+    with pytest.raises(ValueError, match="x is constant: all 30 rows"):
+        cka(flat, y, k, k, estimator)
+    with pytest.raises(ValueError, match="y is constant"):
+        cka(y, flat, k, k, estimator)
+
+
+def test_a_kernel_to_which_all_pairs_look_alike_is_an_error_with_the_value():
+    x, y = samples()
+    with pytest.raises(ValueError, match=r"HSIC\(y, y\) is 0, not positive"):
+        cka(x, y, None, Gaussian(1e-6))
+    with pytest.raises(ValueError, match=r"HSIC\(x, x\) is (inf|nan)"):
+        cka(x.float() * 1e15, y.float())
+
+
+@pytest.mark.parametrize("call", [lambda x: cka(x, x), lambda x: cka(x, x, estimator="nobiased")])
+def test_what_hsic_refuses_is_refused(call):
+    with pytest.raises(ValueError, match=r"at least 4 rows, got 3|estimator must be one of"):
+        call(torch.randn(3, 2))
+
+
+# --- batches
+
+
+def minibatch(x, y, sizes, kernel=None):
+    metric = MinibatchCKA(kernel, kernel)
+    for a, b in zip(x.split(sizes), y.split(sizes), strict=True):
+        metric.update(a, b)
+    return metric
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_one_batch_is_the_full_batch(kernel):
+    x, y = samples()
+    k = KERNELS[kernel]
+    torch.testing.assert_close(minibatch(x, y, [30], k).compute(), cka(x, y, k, k), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("kernel", ["linear", "gaussian"])
+def test_batches_are_averaged_by_their_rows_then_the_ratio_is_formed(kernel):
+    x, y = samples(42)
+    sizes = [20, 6, 16]
+    sums = np.zeros(3)
+    for a, b in zip(x.split(sizes), y.split(sizes), strict=True):
+        k, l = numpy_gram(a.numpy(), kernel), numpy_gram(b.numpy(), kernel)
+        sums += len(a) * np.array([numpy_hsic(*pair, "unbiased") for pair in ((k, l), (k, k), (l, l))])
+    value = minibatch(x, y, sizes, KERNELS[kernel]).compute()
+    assert float(value) == pytest.approx(sums[0] / np.sqrt(sums[1] * sums[2]), rel=1e-10)
+
+
+def test_order_of_batches_does_not_matter():
+    x, y = samples(64)
+    batches = list(zip(x.split(10), y.split(10), strict=True))  # the last has 4 rows
+    values = []
+    for order in (batches, batches[::-1], batches[3:] + batches[:3]):
+        metric = MinibatchCKA(Gaussian(2.0), Gaussian(2.0))
+        for a, b in order:
+            metric.update(a, b)
+        values.append(metric.compute())
+    torch.testing.assert_close(values[0], values[1], rtol=1e-12, atol=0)
+    torch.testing.assert_close(values[0], values[2], rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("sizes, joined", [
+    ([10, 10, 3], [10, 13]), ([10, 10, 1], [10, 11]), ([2, 10, 11], [12, 11]), ([10, 2, 11], [12, 11]),
+    ([1, 1, 1, 1, 9, 10], [4, 9, 10]),
+])
+def test_a_batch_too_small_joins_its_neighbour(sizes, joined):
+    x, y = samples(sum(sizes))
+    torch.testing.assert_close(
+        minibatch(x, y, sizes).compute(), minibatch(x, y, joined).compute(), rtol=1e-12, atol=0
+    )
+
+
+def test_batch_size_drifts_only_the_biased_one():
+    x, _ = samples(4096, 20, 20)
+    y = x + 2 * torch.randn(4096, 20, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    full = float(cka(x, y))
+    assert float(minibatch(x, y, [16] * 256).compute()) == pytest.approx(full, abs=0.01)
+    batches = zip(x.split(16), y.split(16), strict=True)
+    assert np.mean([float(cka(a, b, estimator="biased")) for a, b in batches]) > full + 0.2
+
+
+def test_the_median_rule_is_fitted_once_on_the_first_batch_and_forgotten_on_reset():
+    x, y = samples(40)
+    sizes = [20, 20]
+    fixed = MinibatchCKA(Gaussian().fit(x[:20]), Gaussian().fit(y[:20]))
+    for a, b in zip(x.split(sizes), (y * 5).split(sizes), strict=True):
+        fixed.update(a, b / 5)
+    metric = minibatch(x, y, sizes, Gaussian())
+    torch.testing.assert_close(metric.compute(), fixed.compute())
+    metric.reset()
+    metric.update(x * 100, y)
+    torch.testing.assert_close(metric.compute(), minibatch(x, y, [40], Gaussian()).compute())
+
+
+def test_minibatch_keeps_no_graph_survives_reused_buffers_and_goes_on_after_compute():
+    x, y = samples(40)
+    buffer = x[:20].clone().requires_grad_()
+    metric = MinibatchCKA()
+    metric.update(buffer, y[:20])
+    assert not metric.compute().requires_grad
+    with torch.no_grad():
+        buffer.copy_(x[20:])
+    metric.update(buffer, y[20:])
+    torch.testing.assert_close(metric.compute(), minibatch(x, y, [20, 20]).compute())
+
+
+def test_minibatch_refuses():
+    x, y = samples()
+    metric = MinibatchCKA()
+    with pytest.raises(ValueError, match="at least 4 rows, got 0"):
+        metric.compute()
+    metric.update(x[:3], y[:3])
+    with pytest.raises(ValueError, match="at least 4 rows, got 3"):
+        metric.compute()
+    with pytest.raises(ValueError, match="y had 7 columns in the batch before, now 5"):
+        metric.update(x, x)
+    with pytest.raises(ValueError, match="same number of rows"):
+        metric.update(x, y[:4])
+
+
+@pytest.mark.parametrize("make", [MinibatchCKA, lambda: MinibatchCKA(Gaussian(1.0)), StreamingLinearCKA])
+@pytest.mark.parametrize("constant", [0.1, 0.7, 1.3, 123.4])
+def test_constant_batches_are_no_signal(make, constant):
+    metric, flat = make(), torch.full((11, 3), constant, dtype=torch.float64)
+    for _ in range(3):
+        metric.update(flat, samples(11)[1])
+    with pytest.raises(ValueError, match=r"HSIC\(x, x\) is -?0, not positive"):
+        metric.compute()
+
+
+# --- streams
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("sizes", [[50], [1] * 50, [3, 30, 1, 16]])
+def test_a_stream_is_its_rows_put_together(estimator, sizes):
+    x, y = samples(50)
+    x, y = x + torch.linspace(-40, 40, 50, dtype=x.dtype)[:, None], y - 1000  # drifting, far from 0
+    streams = StreamingLinearHSIC(), StreamingLinearCKA()
+    for stream in streams:
+        stream.update(y[:, :5], x)  # forgotten
+        stream.reset()
+        for a, b in zip(x.split(sizes), y.split(sizes), strict=True):
+            stream.update(a, b)
+    k, l = (numpy_gram((z - z.mean(0)).numpy(), "linear") for z in (x, y))
+    assert float(streams[0].compute(estimator)) == pytest.approx(numpy_hsic(k, l, estimator), rel=1e-9)
+    assert float(streams[1].compute(estimator)) == pytest.approx(
+        numpy_cka(x - x.mean(0), y - y.mean(0), "linear", estimator), rel=1e-9
+    )
+
+
+def test_a_float32_stream_far_from_0_keeps_its_digits():
+    x, y = samples(2000, dtype=torch.float32)
+    x, y = x + 1000, y - 1000
+    stream = StreamingLinearCKA()
+    for a, b in zip(x.split(64), y.split(64), strict=True):
+        stream.update(a, b)
+    torch.testing.assert_close(stream.compute(), cka(x.double(), y.double()), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("make, least", [(StreamingLinearHSIC, 2), (StreamingLinearCKA, 4)])
+def test_streams_refuse(make, least):
+    stream = make()
+    with pytest.raises(ValueError, match=f"at least {least} rows, got 0"):
+        stream.compute()
+    x, y = samples()
+    stream.update(x, y)
+    with pytest.raises(ValueError, match=r"\(5, 7\) columns in the chunks before, now \(7, 5\)"):
+        stream.update(y, x)
+    with pytest.raises(ValueError, match="estimator must be one of"):
+        stream.compute("nobiased")
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("make", [MinibatchCKA, StreamingLinearCKA])
+def test_cuda_agrees_with_the_cpu(make):
+    x, y = samples()
+    values = []
+    for device in ("cpu", "cuda"):
+        metric = make()
+        metric.update(x.to(device), y.to(device))
+        metric.update(x.to(device) ** 2, y.to(device))
+        values.append(metric.compute().cpu())
+    torch.testing.assert_close(*values)
+    torch.testing.assert_close(cka(x.cuda(), y.cuda()).cpu(), cka(x, y))

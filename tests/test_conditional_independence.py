@@ -1,0 +1,61 @@
+"""Tests within groups: the statistic is an oracle's; what the groups share neither hides nor fakes dependence."""
+
+import numpy as np
+import pytest
+import torch
+
+from hsic_lab.independence import aggregated_test, permutation_test
+from hsic_lab.kernels import Gaussian, Linear
+
+TESTS = {
+    "grams": permutation_test,
+    "factors": lambda *args, **options: permutation_test(*args, tolerance=1e-8, **options),
+    "aggregated": lambda *args, **options: aggregated_test(*args, scales=(0.5, 1.0), **options),
+}
+each_test = pytest.mark.parametrize("test", TESTS.values(), ids=TESTS)
+
+
+def grouped(n, seed, slope):
+    """x and y rise from group to group; within a group y has the given slope in x."""
+    rng = np.random.default_rng(seed)
+    group = rng.integers(3, size=n)
+    within, noise = rng.normal(size=(2, n))
+    return 2 * group + within, 2 * group + slope * within + 0.6 * noise, group
+
+
+@each_test
+@pytest.mark.parametrize("slope", [-0.6, 0.6])
+def test_sees_a_dependence_that_opposes_the_groups(test, slope):
+    x, y, group = grouped(200, 0, slope)
+    assert test(x, y, permutations=199, groups=group).pvalue == 1 / 200
+
+
+@each_test
+def test_common_cause_alone_is_no_dependence_given_it(test):
+    rejected = 0
+    for seed in range(200):
+        x, y, group = grouped(30, seed, slope=0.0)
+        rejected += test(x, y, permutations=19, groups=group, seed=seed).pvalue <= 0.05
+    assert 1 <= rejected <= 10 + 4 * (200 * 0.05 * 0.95) ** 0.5  # 10 are expected
+
+
+@pytest.mark.parametrize("tolerance", [None, 1e-10], ids=["grams", "factors"])
+@pytest.mark.parametrize("kernel", [Linear(), Gaussian(1.3)], ids=repr)
+def test_statistic_is_the_unbiased_one_of_grams_centred_within_groups(kernel, tolerance):
+    x, y, group = grouped(40, 3, slope=-0.3)
+    h = np.eye(40)
+    for g in np.unique(group):
+        h[np.ix_(group == g, group == g)] -= 1 / (group == g).sum()
+    k, el = (h @ kernel(torch.from_numpy(z)).numpy() @ h for z in (x, y))
+    for gram in (k, el):
+        np.fill_diagonal(gram, 0)
+    expected = (k * el).sum() + k.sum() * el.sum() / (39 * 38) - 2 / 38 * k.sum(axis=0) @ el.sum(axis=0)
+    expected /= 40 * 37
+    found = permutation_test(x, y, kernel, kernel, permutations=9, groups=group, tolerance=tolerance)
+    assert found.statistic == pytest.approx(expected, rel=1e-6)
+
+
+@each_test
+def test_constant_within_every_group_is_independent_given_it(test):
+    _, y, group = grouped(60, 1, slope=0.5)
+    assert test(0.1 * group, y, permutations=19, groups=group).pvalue == 1

@@ -1,0 +1,113 @@
+"""Networks: shapes, widths and errors."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+
+from hsic_lab.encoders import ConvEncoder, MLPProjector
+from hsic_lab.resnet import ResNetEncoder, without_classifier
+
+
+@pytest.mark.parametrize(("width", "channels", "side"), [(2, 3, 32), (3, 1, 8), (1, 3, 33), (2, 3, 96)])
+def test_encoder_features(width, channels, side):
+    encoder = ConvEncoder(width, channels)
+    features = encoder(torch.rand(2, channels, side, side))
+    assert features.shape == (2, 16 * width) == (2, encoder.out_features)
+    assert (features >= 0).all(), "an average of ReLUs"
+
+
+def test_encoder_looks_at_every_quarter_of_the_picture():
+    encoder = ConvEncoder(4).eval()
+    images = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    for rows, columns in [(slice(0, 4), slice(0, 4)), (slice(28, 32), slice(28, 32))]:
+        changed = images.clone()
+        changed[..., rows, columns] = 1
+        assert not torch.equal(encoder(images), encoder(changed))
+
+
+@pytest.mark.parametrize("sizes", [[8, 4], [8, 16, 4], (8, 16, 16, 4)])
+def test_projector_layers(sizes):
+    projector = MLPProjector(sizes)
+    linear = [module for module in projector if isinstance(module, torch.nn.Linear)]
+    assert [(layer.in_features, layer.out_features) for layer in linear] == list(pairwise(sizes))
+    assert all(layer.bias is None for layer in linear)
+    assert isinstance(projector[-1], torch.nn.Linear)
+    assert sum(isinstance(module, torch.nn.BatchNorm1d) for module in projector) == len(sizes) - 2
+    assert projector(torch.randn(3, 8)).shape == (3, 4)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: ConvEncoder(0), "got 0 and 3"),
+        (lambda: ConvEncoder(2)(torch.rand(2, 1, 8, 8)), r"\(n, 3, h, w\), got \(2, 1, 8, 8\)"),
+        (lambda: ConvEncoder(2)(torch.rand(3, 8, 8)), r"got \(3, 8, 8\)"),
+        (lambda: MLPProjector([8]), r"got \[8\]"),
+        (lambda: MLPProjector([8, 0]), r"got \[8, 0\]"),
+    ],
+)
+def test_errors(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+# Layers and parameters of torchvision's models less the classifier's 512 or 2048 x 1000 + 1000.
+@pytest.mark.parametrize(
+    ("depth", "entries", "parameters", "features"),
+    [
+        (18, 120, 11_689_512 - 513_000, 512),
+        (34, 216, 21_797_672 - 513_000, 512),
+        (50, 318, 25_557_032 - 2_049_000, 2048),
+    ],
+)
+def test_resnet_has_torchvisions_parameters(depth, entries, parameters, features):
+    encoder = ResNetEncoder(depth, "imagenet")
+    state = encoder.state_dict()
+    assert len(state) == entries
+    assert sum(p.numel() for p in encoder.parameters()) == parameters
+    assert encoder.out_features == features
+    last = {18: "layer4.1.conv2", 34: "layer4.2.conv2", 50: "layer4.2.conv3"}[depth]
+    for name in ("conv1.weight", "bn1.running_mean", "layer2.0.downsample.0.weight", "layer2.0.downsample.1.bias",
+                 "layer3.1.bn2.num_batches_tracked", f"{last}.weight"):
+        assert name in state
+    classified = state | {"fc.weight": torch.zeros(1000, features), "fc.bias": torch.zeros(1000)}
+    with pytest.raises(RuntimeError, match=r"fc\.weight"):
+        encoder.load_state_dict(classified)
+    encoder.load_state_dict(without_classifier(classified))
+
+
+@pytest.mark.parametrize(
+    ("depth", "stem", "side", "last"), [(18, "cifar", 32, 4), (18, "imagenet", 64, 2), (50, "cifar", 16, 2)]
+)
+def test_resnet_features_are_averages_of_the_last_map(depth, stem, side, last):
+    encoder = ResNetEncoder(depth, stem).eval()
+    maps = []
+    encoder.layer4.register_forward_hook(lambda module, inputs, output: maps.append(output))
+    with torch.no_grad():
+        features = encoder(torch.rand(2, 3, side, side))
+    assert features.shape == (2, encoder.out_features)
+    assert maps[0].shape[-2:] == (last, last)
+    torch.testing.assert_close(features, maps[0].mean(dim=(2, 3)))
+
+
+def test_resnet_block_adds_its_shortcut():
+    block = ResNetEncoder(50).eval().layer2[0]
+    block.bn3.weight.data.zero_()
+    x = torch.rand(2, 256, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(block(x), block.downsample(x).relu())
+    assert (block.conv1.stride, block.conv2.stride, block.downsample[0].stride) == ((1, 1), (2, 2), (2, 2))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: ResNetEncoder(20), "18, 34, 50, got 20"),
+        (lambda: ResNetEncoder(18, "mnist"), "'mnist'"),
+        (lambda: ResNetEncoder(18)(torch.rand(2, 1, 8, 8)), r"\(n, 3, h, w\), got \(2, 1, 8, 8\)"),
+    ],
+)
+def test_resnet_errors(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

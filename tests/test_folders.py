@@ -1,0 +1,235 @@
+"""Folders of pictures and arrays of the user's own."""
+
+import os
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hsic_lab.datasets import from_arrays, from_folder, load
+from hsic_lab.folders import decode, decode_all
+
+RNG = np.random.default_rng(1)
+
+
+def save(path, width=8, height=8, mode="RGB", seed=None, **options):
+    """A random picture; returns its pixels as the library must see them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shape = (height, width) if mode == "L" else (height, width, len(mode))
+    picture = Image.fromarray(RNG.integers(0, 256, shape, dtype=np.uint8), mode)
+    picture.save(path, **options)
+    return np.asarray(picture.convert("RGB")).transpose(2, 0, 1)
+
+
+def tree(root, splits=("train", "test"), n=3):
+    return {
+        (split, name): [save(root / split / name / f"{i}.png") for i in range(n)]
+        for split in splits for name in ("ant", "bee")
+    }  # fmt: skip
+
+
+def test_splits_labels_and_order(tmp_path):
+    truth = tree(tmp_path)
+    save(tmp_path / "unlabelled" / "x.png")
+    data = from_folder(tmp_path)
+    assert data.name == str(tmp_path) and data.class_names == ("ant", "bee")
+    for split in ("train", "test"):
+        assert np.array_equal(getattr(data, split).images, np.stack(truth[split, "ant"] + truth[split, "bee"]))
+        assert getattr(data, split).labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert data.unlabelled.labels.tolist() == [-1] and [len(part) for part in data.trained_on] == [6, 1]
+    assert torch.equal(load(str(tmp_path)).train.images, data.train.images), "load takes a folder's path"
+
+
+def test_held_out_split_is_stratified_and_seeded(tmp_path):
+    for name, n in (("ant", 10), ("bee", 5)):
+        for i in range(n):
+            save(tmp_path / name / f"{i}.png")
+    save(tmp_path / "unlabelled" / "x.png")
+    data, again, other = (from_folder(tmp_path, test_fraction=0.4, seed=seed) for seed in (0, 0, 1))
+    assert data.class_names == ("ant", "bee") and len(data.unlabelled) == 1
+    assert data.train.labels.bincount().tolist() == [6, 3] and data.test.labels.bincount().tolist() == [4, 2]
+    together = torch.cat([data.train.images, data.test.images]).flatten(1)
+    assert len(together.unique(dim=0)) == 15
+    assert torch.equal(again.test.images, data.test.images) and not torch.equal(other.test.images, data.test.images)
+
+
+@pytest.mark.parametrize("official", [True, False])
+def test_tiny_imagenet_in_both_layouts(tmp_path, official):
+    root = tmp_path / "tiny-imagenet-200"
+    ids = ["n02", "n01"]
+    truth = {}
+    for number, wnid in enumerate(ids):
+        inner = "images/" if official else ""
+        mode = "RGB" if number else "L"
+        truth["train", wnid] = [save(root / "train" / wnid / f"{inner}{wnid}_{i}.png", 64, 64, mode) for i in range(3)]
+        place = root / "val" / ("images" if official else wnid)
+        truth["val", wnid] = [save(place / f"val_{2 * i + number}.png", 64, 64, mode) for i in range(2)]
+        (root / "train" / wnid / f"{wnid}_boxes.txt").write_text("not a picture")
+    (root / "words.txt").write_text("n00\tnothing\nn01\tgoldfish, Carassius auratus\nn02\tbullfrog\n")
+    if official:
+        lines = [f"val_{2 * i + number}.png\t{wnid}\t0\t0\t62\t62" for i in range(2) for number, wnid in enumerate(ids)]
+        (root / "val" / "val_annotations.txt").write_text("\n".join(lines) + "\n")
+    data = load("tiny_imagenet", tmp_path)
+    assert data.class_names == ("goldfish", "bullfrog") and data.train.images.shape == (6, 3, 64, 64)
+    assert data.train.labels.tolist() == [0, 0, 0, 1, 1, 1] and data.test.labels.tolist() == [0, 0, 1, 1]
+    for split, images in (("train", data.train.images), ("val", data.test.images)):
+        assert np.array_equal(images, np.stack(truth[split, "n01"] + truth[split, "n02"]))
+    if official:
+        (root / "val" / "images" / "val_0.png").unlink()
+        with pytest.raises(FileNotFoundError, match=r"val_0\.png.*hsic-lab data get tiny_imagenet"):
+            load("tiny_imagenet", tmp_path)
+        (root / "val" / "val_annotations.txt").write_text("val_0.png n01\n")
+        with pytest.raises(ValueError, match=r"val_annotations\.txt has the line 'val_0.png n01'"):
+            load("tiny_imagenet", tmp_path)
+
+
+@pytest.mark.parametrize("mode, extension", [("L", "png"), ("RGBA", "png"), ("RGB", "bmp"), ("CMYK", "jpg")])
+def test_every_mode_becomes_rgb(tmp_path, mode, extension):
+    save(tmp_path / f"x.{extension}", 5, 7, mode)
+    with Image.open(tmp_path / f"x.{extension}") as picture:
+        expected = np.asarray(picture.convert("RGB")).transpose(2, 0, 1)
+    assert np.array_equal(decode(tmp_path / f"x.{extension}", None), expected) and expected.shape == (3, 7, 5)
+
+
+@pytest.mark.parametrize("width, height", [(40, 20), (20, 40), (21, 33), (8, 8), (5, 9)])
+def test_resize_the_shorter_side_and_crop_the_centre(tmp_path, width, height):
+    """A ramp across the longer side stays centred: left and right (top and bottom) lose the same."""
+    ramp = np.linspace(0, 255, max(width, height)).astype(np.uint8)
+    pixels = np.broadcast_to(ramp if width >= height else ramp[:, None], (height, width))
+    Image.fromarray(pixels.copy()).save(tmp_path / "x.png")
+    found = decode(tmp_path / "x.png", 10).astype(float)
+    assert found.shape == (3, 10, 10)
+    along = found[0].mean(0 if width >= height else 1)
+    assert abs(along.mean() - ramp.mean()) < 255 / 20
+    step = 255 * min(width, height) / max(width, height) / 10
+    assert np.allclose(np.diff(along)[2:-2], step, atol=0.25 * step + 2)
+
+
+def test_orientation_of_a_camera_is_applied(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter clockwise
+    pixels = save(tmp_path / "x.png", 4, 6, exif=exif)
+    assert np.array_equal(decode(tmp_path / "x.png", None), np.rot90(pixels, -1, (1, 2)))
+
+
+def kept(root):
+    return [path.name for path in root.iterdir() if path.suffix == ".npy"]
+
+
+def test_decoded_once_and_again_after_a_change(tmp_path, monkeypatch):
+    tree(tmp_path)
+    first = from_folder(tmp_path)
+    (name,) = kept(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("hsic_lab.folders.decode", None)  # nothing is decoded now
+        assert torch.equal(from_folder(tmp_path).train.images, first.train.images)
+    picture = save(tmp_path / "train" / "ant" / "0.png")
+    os.utime(tmp_path / "train" / "ant" / "0.png", ns=(1, 1))
+    assert np.array_equal(from_folder(tmp_path).train.images[0], picture)
+    assert len(kept(tmp_path)) == 1 and kept(tmp_path) != [name], "the former array is removed"
+    from_folder(tmp_path, size=4)
+    assert len(kept(tmp_path)) == 2, "another size has its own array"
+
+
+def test_nothing_half_written_is_left(tmp_path):
+    tree(tmp_path)
+    (tmp_path / "train" / "bee" / "2.png").write_bytes(b"not a picture")
+    with pytest.raises(ValueError, match=r"bee/2\.png is not a picture that can be read.*Replace or remove it"):
+        from_folder(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["test", "train"]
+
+
+def test_a_folder_that_cannot_be_written_is_read_with_a_warning(tmp_path, monkeypatch):
+    truth = save(tmp_path / "x.png")
+
+    def refuse(*_, **__):
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr(np.lib.format, "open_memmap", refuse)
+    with pytest.warns(UserWarning, match="not kept.*read-only"):
+        pictures = decode_all([tmp_path / "x.png"], None, tmp_path, progress=False)
+    assert np.array_equal(pictures[0], truth) and not kept(tmp_path)
+
+
+def broken(path, content=b""):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+def truncated(path):
+    save(path, 64, 64)
+    broken(path, path.read_bytes()[:500])
+
+
+@pytest.mark.parametrize(
+    "make, error, words",
+    [
+        (lambda p: p.rmdir(), FileNotFoundError, "no folder"),
+        (lambda p: save(p / "x.png"), ValueError, "no sub-folder"),
+        (lambda p: broken(p / "a" / "x.txt"), ValueError, r"a holds no picture; accepted.*\.jpeg"),
+        (lambda p: truncated(p / "a" / "x.jpg"), ValueError, r"x\.jpg is not a picture.*(?i:truncated)"),
+        (lambda p: Image.fromarray(np.zeros((4, 4), np.uint16)).save(_made(p / "a") / "x.png"), ValueError, "'I;16'"),
+        (lambda p: (save(p / "a" / "0.png"), save(p / "a" / "1.png", 9)), ValueError, r"1\.png has 9 x 8.*0\.png 8 x"),
+        (lambda p: save(p / "train" / "a" / "x.png"), ValueError, "neither test nor val"),
+        (lambda p: (save(p / "train" / "a" / "x.png"), save(p / "test" / "b" / "x.png")), ValueError, "class 'b'"),
+        (lambda p: save(p / "a" / "x.png"), ValueError, "less than one picture"),
+    ],
+)
+def test_bad_folders(tmp_path, make, error, words):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    make(folder)
+    with pytest.raises(error, match=words):
+        from_folder(folder)
+
+
+def _made(path):
+    path.mkdir(parents=True)
+    return path
+
+
+GREY = RNG.integers(0, 256, (10, 6, 5), dtype=np.uint8)
+COLOUR = RNG.integers(0, 256, (10, 6, 5, 3), dtype=np.uint8)
+LABELS = np.array(["b", "a"] * 5)
+
+
+@pytest.mark.parametrize(
+    "images, expected",
+    [
+        (GREY, GREY[:, None]),
+        (GREY[..., None], GREY[:, None]),
+        (COLOUR, COLOUR.transpose(0, 3, 1, 2)),
+        (torch.from_numpy(COLOUR).permute(0, 3, 1, 2), COLOUR.transpose(0, 3, 1, 2)),
+        (COLOUR / 255, COLOUR.transpose(0, 3, 1, 2)),
+    ],
+)
+def test_arrays(images, expected):
+    data = from_arrays(images, LABELS, images, LABELS, unlabelled=images, class_names=["first", "second"])
+    for part in (data.train, data.test, data.unlabelled):
+        assert np.array_equal(part.images, expected)
+    assert data.train.labels.tolist() == [1, 0] * 5 and data.class_names == ("first", "second")
+    assert data.unlabelled.labels.tolist() == [-1] * 10
+    alone = from_arrays(images, [7, 3] * 5)
+    assert alone.class_names == ("3", "7") and (len(alone.train), len(alone.test)) == (8, 2)
+
+
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (lambda: from_arrays(GREY, LABELS, GREY), "test_images and test_labels"),
+        (lambda: from_arrays(GREY, LABELS, class_names=["a"]), "2 classes of labels, got 1"),
+        (lambda: from_arrays(GREY, LABELS, GREY, ["c"] * 10), "test_labels holds 'c'"),
+        (lambda: from_arrays(GREY, LABELS[:9]), r"\(9,\)"),
+        (lambda: from_arrays(GREY, np.zeros(10)), "float64"),
+        (lambda: from_arrays(GREY[0], LABELS), r"got \(6, 5\)"),
+        (lambda: from_arrays(COLOUR[:, :3], LABELS), r"not on both: \(10, 3, 5, 3\)"),
+        (lambda: from_arrays(COLOUR[..., :2], LABELS), r"not on both: \(10, 6, 5, 2\)"),
+        (lambda: from_arrays(COLOUR / 1.0, LABELS), "values from 0 to 255"),
+        (lambda: from_arrays(GREY, LABELS, test_fraction=1.0), "got 1.0"),
+    ],
+)
+def test_bad_arrays(call, words):
+    with pytest.raises(ValueError, match=words), warnings.catch_warnings():
+        call()

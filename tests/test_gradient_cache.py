@@ -1,0 +1,97 @@
+"""The gradient through parts of a batch is that of the batch, for every loss; batch normalisation as documented."""
+
+import pytest
+import torch
+
+from hsic_lab.config import LOSSES, TrainConfig
+from hsic_lab.gradient_cache import backward_in_parts
+from hsic_lab.siamese import OnlineNetwork, TargetNetwork, compare, make_predictor
+from hsic_lab.trainer import two_views
+
+N, SIDE, D = 13, 6, 4
+
+
+def images(seed):
+    return torch.randn(N, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def network(config, norm=False, seed=0):
+    torch.manual_seed(seed)
+    encoder = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 5, 3), torch.nn.BatchNorm2d(5) if norm else torch.nn.Identity(), torch.nn.Tanh(),
+        torch.nn.Flatten(), torch.nn.Linear(5 * 16, 7),
+    )
+    predictor = torch.nn.Sequential(torch.nn.Linear(D, 6), torch.nn.Tanh(), torch.nn.Linear(6, D))
+    return OnlineNetwork(encoder, torch.nn.Linear(7, D), predictor if config.predictor else None).double()
+
+
+def gradient(config, size, norm=False):
+    online = network(config, norm)
+    target = TargetNetwork(network(config, norm, seed=5), 0.9) if config.target == "momentum" else None
+    parts = [torch.cat(part) for part in zip(images(1).split(size), images(2).split(size), strict=True)]
+    loss = config.make_loss()
+
+    def forward(i):
+        p, z = online(parts[i])
+        return (p, z, target(parts[i])) if target else (p, z)
+
+    def value(outputs):
+        columns = [two_views(column) for column in zip(*outputs, strict=True)]
+        return sum(compare(loss, config, columns[0], columns[-1]).values())
+
+    if size >= N:
+        total = value([forward(0)])
+        total.backward()
+    else:
+        total, _ = backward_in_parts(online, forward, len(parts), value)
+    return total.detach(), {name: p.grad for name, p in online.named_parameters()}, dict(online.named_buffers())
+
+
+TARGETS = [((), "same"), ((6,), "same"), ((), "stop_gradient"), ((6,), "stop_gradient"), ((6,), "momentum")]
+
+
+@pytest.mark.parametrize("loss", sorted(LOSSES))
+@pytest.mark.parametrize("predictor, target", TARGETS)
+def test_parts_have_the_loss_and_the_gradient_of_the_whole(loss, predictor, target):
+    config = TrainConfig(loss=loss, predictor=predictor, target=target, loss_scale=0.1)
+    whole, expected, _ = gradient(config, N)
+    assert max(g.abs().max() for g in expected.values()) > 1e-6
+    for size in (5, 1):
+        value, found, _ = gradient(config, size)
+        torch.testing.assert_close(value, whole, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_batch_normalisation_tracks_each_part_once():
+    config = TrainConfig()
+    _, _, buffers = gradient(config, 5, norm=True)
+    reference = network(config, norm=True)
+    with torch.no_grad():
+        for a, b in zip(images(1).split(5), images(2).split(5), strict=True):
+            reference(torch.cat([a, b]))
+    torch.testing.assert_close(buffers, dict(reference.named_buffers()))
+    assert buffers["encoder.1.num_batches_tracked"] == 3
+
+
+def test_compare_is_its_formula():
+    config = TrainConfig(loss="negative_cosine", predictor=(6,), target="stop_gradient", projector=(D,))
+    loss = config.make_loss()
+    p, t = ([torch.randn(N, D, requires_grad=True) for _ in "ab"] for _ in "pt")
+    value = sum(compare(loss, config, p, t).values())
+    torch.testing.assert_close(value, (loss(p[0], t[1]) + loss(p[1], t[0])) / 2)
+    value.backward()
+    assert all(x.grad is None for x in t) and all(x.grad is not None for x in p)
+    assert make_predictor(config)(p[0]).shape == (N, D)
+
+
+def test_the_target_follows_and_ends_still():
+    config = TrainConfig(target="momentum")
+    online, other = network(config), network(config, seed=5)
+    target = TargetNetwork(other, 0.9)
+    before = target.projector.weight.clone()
+    target.follow(online, 0.0)
+    torch.testing.assert_close(target.projector.weight, 0.9 * before + 0.1 * online.projector.weight)
+    after = target.projector.weight.clone()
+    target.follow(online, 1.0)
+    assert torch.equal(target.projector.weight, after)
+    assert not torch.equal(other.projector.weight, after), "the target is a copy"

@@ -1,0 +1,139 @@
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from hsic_lab import joint
+from hsic_lab.hsic import hsic
+from hsic_lab.joint import dhsic, hsic_matrix
+from hsic_lab.kernels import Delta, Gaussian, Laplace, Linear, Polynomial
+
+
+def sample(n, p, seed=0):
+    return torch.randn(n, p, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("kernel", [Linear(), Gaussian(), Laplace()], ids=repr)
+def test_dhsic_with_a_constant_is_hsic_of_the_other_two(kernel):
+    x, y = sample(15, 3), sample(15, 2, 1)
+    constant, one = torch.ones(15, dtype=torch.float64), Delta()
+    got = dhsic(x, y, constant, kernels=[kernel, kernel, one])
+    torch.testing.assert_close(got, hsic(x, y, kernel, kernel), rtol=1e-10, atol=0)
+
+
+def test_dhsic_in_float32_keeps_its_digits():
+    x, y, z = ((sample(400, 2, seed) + 1e3).float() for seed in range(3))
+    for samples, kernels in (((x, y), [Linear()] * 2), ((x, y, z), [Gaussian(1.0)] * 3)):
+        got, expected = dhsic(*samples, kernels=kernels), dhsic(*(s.double() - 1e3 for s in samples), kernels=kernels)
+        assert got.dtype == torch.float32
+        torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("kernels", [[Gaussian(1.0), Linear()], [Gaussian(1.0), Laplace(2.0), Linear()]], ids=repr)
+def test_dhsic_is_the_squared_mmd_to_all_re_pairings(kernels):
+    n = 4
+    samples = [sample(n, 2, seed) for seed in range(len(kernels))]
+    grams = [k(x).numpy() for k, x in zip(kernels, samples, strict=True)]
+    rows = [(i,) * len(kernels) for i in range(n)]
+    re_pairings = list(itertools.product(range(n), repeat=len(kernels)))
+
+    def mean(first, second):
+        pairs = itertools.product(first, second)
+        return np.mean([np.prod([g[i, j] for g, i, j in zip(grams, a, b, strict=True)]) for a, b in pairs])
+
+    expected = mean(rows, rows) + mean(re_pairings, re_pairings) - 2 * mean(rows, re_pairings)
+    assert dhsic(*samples, kernels=kernels).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_dhsic_sees_what_no_pair_shows():
+    a, b = torch.randint(0, 2, (2, 400), generator=torch.Generator().manual_seed(0))
+    signs = [a, b, a ^ b]  # pairwise independent, together not
+    together = dhsic(*signs, kernels=[Delta()] * 3)
+    pairs = [hsic(s, t, Delta(), Delta()) for s, t in itertools.combinations(signs, 2)]
+    assert together > 10 * max(pairs)
+
+
+def test_dhsic_gradient_and_errors():
+    samples = [sample(6, 2, seed).requires_grad_() for seed in range(3)]
+    assert torch.autograd.gradcheck(lambda *s: dhsic(*s, kernels=[Gaussian(1.0)] * 3), samples)
+    with pytest.raises(ValueError, match="got 1"):
+        dhsic(samples[0])
+    with pytest.raises(ValueError, match="2 kernels for 3"):
+        dhsic(*samples, kernels=[Linear()] * 2)
+    with pytest.raises(ValueError, match=r"\[6, 5\]"):
+        dhsic(samples[0], samples[1][:5])
+    with pytest.raises(TypeError, match=r"samples\[1\]"):
+        dhsic(samples[0], torch.arange(6))
+
+
+@pytest.mark.parametrize("entries", [joint._ENTRIES, 200])
+@pytest.mark.parametrize("estimator", ["biased", "unbiased"])
+@pytest.mark.parametrize("kernel", [None, Gaussian(), Laplace(1.0)], ids=repr)
+def test_matrix_holds_hsic_of_every_pair_of_columns(kernel, estimator, entries, monkeypatch):
+    monkeypatch.setattr(joint, "_ENTRIES", entries)  # several blocks of rows
+    x = sample(30, 3) + 50
+    table = pd.DataFrame({"class": np.arange(30) % 4, "scale": x[:, 0] ** 2, "name": list("abc") * 10})
+    got = hsic_matrix(x, table, kernel, kernel, estimator)
+    columns = {"class": torch.arange(30) % 4, "scale": x[:, 0] ** 2, "name": torch.arange(30) % 3}
+    for (i, column), (j, (name, other)) in itertools.product(enumerate(x.T), enumerate(columns.items())):
+        kernel_y = kernel if name == "scale" else Delta()
+        expected = hsic(column, other, kernel, kernel_y, estimator)
+        torch.testing.assert_close(got[i, j], expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("estimator", ["biased", "unbiased"])
+def test_normalized_matrix(estimator):
+    x = sample(40, 3).float()
+    constant = torch.full((40, 1), 0.1)
+    x_and, y_and = torch.cat([x, constant], 1), torch.cat([-3 * x, constant], 1)
+    got = hsic_matrix(x_and, y_and, Gaussian(), Gaussian(), estimator, normalized=True)
+    torch.testing.assert_close(got[:3, :3].diagonal(), torch.ones(3, dtype=torch.float64), atol=1e-4, rtol=0)
+    assert (got[3] == 0).all() and (got[:, 3] == 0).all()
+    assert got[:3, :3].triu(1).abs().max() < 0.5
+    linear = hsic_matrix(x, x, normalized=True)
+    np.testing.assert_allclose(linear, np.corrcoef(x.numpy(), rowvar=False) ** 2, atol=1e-5)
+
+
+@pytest.mark.parametrize("estimator", ["biased", "unbiased"])
+@pytest.mark.parametrize("kernel", [Linear(), Polynomial(3), Gaussian()], ids=repr)
+def test_a_constant_column_of_many_rows_has_exactly_zero(kernel, estimator):
+    # Float32 sums over millions of equal entries leave more than the rounding error of float64.
+    x = torch.stack([torch.full((3000,), 0.1), torch.full((3000,), 123.456), sample(3000, 1)[:, 0].float()], dim=1)
+    got = hsic_matrix(x, x, kernel, kernel, estimator, normalized=True)
+    assert (got[:2] == 0).all() and (got[:, :2] == 0).all()
+    assert got[2, 2].item() == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize("estimator", ["biased", "unbiased"])
+def test_matrix_of_many_rows_in_float32_keeps_its_digits(estimator):
+    x, y = sample(3000, 2).float(), sample(3000, 2, 1).float()  # independent: all that is left is a small difference
+    got = hsic_matrix(x, y, Gaussian(1.0), Gaussian(1.0), estimator)
+    expected = hsic_matrix(x.double(), y.double(), Gaussian(1.0), Gaussian(1.0), estimator)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("other", [torch.arange(20) % 3, sample(20, 2).float()])
+def test_columns_of_either_side_may_be_narrower(other):
+    x = sample(20, 2)
+    kernel = Linear() if other.is_floating_point() else Delta()
+    expected = hsic(x[:, 0], other.reshape(20, -1)[:, 0], kernel_y=kernel)
+    torch.testing.assert_close(hsic_matrix(x, other)[0, 0], expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(hsic_matrix(other, x)[0, 0], expected, rtol=1e-6, atol=0)
+
+
+def test_matrix_of_mappings_and_errors():
+    x = sample(10, 2)
+    factors = {"class": torch.arange(10) % 2, "x": x[:, 0]}
+    assert torch.equal(hsic_matrix(x, factors), hsic_matrix(x.numpy(), pd.DataFrame(factors)))
+    for error, quoted, call in (
+        (ValueError, "10 and 9", lambda: hsic_matrix(x, x[:9])),
+        (ValueError, "NaN", lambda: hsic_matrix(x, x * torch.nan)),
+        (ValueError, "at least 4", lambda: hsic_matrix(x[:3], x[:3], estimator="unbiased")),
+        (ValueError, r"lengths \[9, 10\]", lambda: hsic_matrix(x, {"a": x[:, 0], "b": x[:9, 0]})),
+        (TypeError, "list", lambda: hsic_matrix(x, x.tolist())),
+        (ValueError, r"different names, got \['a', 'a'\]", lambda: hsic_matrix(x, pd.DataFrame(x, columns=["a", "a"]))),
+    ):
+        with pytest.raises(error, match=quoted):
+            call()

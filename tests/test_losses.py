@@ -1,0 +1,194 @@
+"""Laws that every loss of two views obeys, as one table over the losses."""
+
+import numpy as np
+import pytest
+import torch
+from losses_table import LOSSES, data, views
+
+SIZES = [(2, 1), (2, 2), (3, 1), (3, 2), (4, 3), (16, 5), (64, 5), (6, 40)]
+
+every_loss = pytest.mark.parametrize("name", LOSSES)
+
+
+def with_law(law):
+    return pytest.mark.parametrize("name", [name for name, (_, _, laws) in LOSSES.items() if law in laws])
+
+
+def gradients(loss, z_a, z_b):
+    z_a, z_b = z_a.clone().requires_grad_(), z_b.clone().requires_grad_()
+    return torch.autograd.grad(loss(z_a, z_b), (z_a, z_b))
+
+
+@every_loss
+@pytest.mark.parametrize("n, d", SIZES)
+def test_value_is_that_of_numpy(name, n, d):
+    loss, oracle, _ = LOSSES[name]
+    z_a, z_b = views(n, d)
+    expected = oracle(z_a.numpy(), z_b.numpy())
+    assert loss(z_a, z_b).shape == ()
+    np.testing.assert_allclose(float(loss(z_a, z_b)), expected, rtol=1e-10, atol=1e-10)
+    value = loss(z_a.float(), z_b.float())
+    assert value.dtype == torch.float32
+    np.testing.assert_allclose(float(value), expected, rtol=1e-4, atol=1e-4)
+
+
+@every_loss
+def test_terms_sum_to_the_loss(name):
+    loss, (z_a, z_b) = LOSSES[name][0], views()
+    torch.testing.assert_close(sum(loss.terms(z_a, z_b).values()), loss(z_a, z_b), rtol=1e-14, atol=0)
+    assert all(term.shape == () for term in loss.terms(z_a, z_b).values())
+
+
+@every_loss
+@pytest.mark.parametrize("n, d", [(6, 3), (4, 7)])
+def test_gradient_is_that_of_finite_differences(name, n, d):
+    z_a, z_b = views(n, d)
+    assert torch.autograd.gradcheck(LOSSES[name][0], (z_a.requires_grad_(), z_b.requires_grad_()))
+
+
+@every_loss
+def test_order_of_the_rows_is_irrelevant(name):
+    loss, (z_a, z_b) = LOSSES[name][0], views()
+    rows = torch.randperm(16, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(loss(z_a[rows], z_b[rows]), loss(z_a, z_b))
+    for permuted, plain in zip(gradients(loss, z_a[rows], z_b[rows]), gradients(loss, z_a, z_b), strict=True):
+        torch.testing.assert_close(permuted, plain[rows])
+
+
+@with_law("features")
+def test_order_of_the_features_is_irrelevant(name):
+    loss, (z_a, z_b) = LOSSES[name][0], views()
+    columns = torch.tensor([3, 0, 4, 1, 2])
+    torch.testing.assert_close(loss(z_a[:, columns], z_b[:, columns]), loss(z_a, z_b))
+
+
+@with_law("duplicate")
+def test_duplicated_batch_has_the_same_loss(name):
+    loss, (z_a, z_b) = LOSSES[name][0], views()
+    torch.testing.assert_close(loss(z_a.repeat(3, 1), z_b.repeat(3, 1)), loss(z_a, z_b))
+
+
+@with_law("affine")
+@pytest.mark.parametrize("scale", [1e-6, 1e-4, 1e-3, 1e3, 1e6])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.float64, 1e-9)])
+def test_each_view_may_be_rescaled_and_shifted_by_itself(name, scale, dtype, tolerance):
+    # An absolute epsilon, rows of unit length and joint standardisation of both views each break this.
+    loss, (z_a, z_b) = LOSSES[name][0], views(64, 16, dtype=dtype)
+    shift = scale * data(1, 16, 9, dtype)
+    scales = scale * data(1, 16, 8, dtype).exp()
+    torch.testing.assert_close(loss(z_a, scales * z_b + shift), loss(z_a, z_b), rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(loss(scales * z_a + shift, z_b), loss(z_a, z_b), rtol=tolerance, atol=tolerance)
+    plain, scaled = gradients(loss, z_a, z_b)[0], gradients(loss, scales * z_a + shift, z_b)[0]
+    torch.testing.assert_close(scaled * scales, plain, rtol=100 * tolerance, atol=tolerance)
+
+
+@with_law("offset")
+def test_offset_of_ten_thousand_in_float32(name):
+    loss, (z_a, z_b) = LOSSES[name][0], views(256, 8, dtype=torch.float32)
+    z_a, z_b = z_a + 1e4, z_b + 1e4
+    torch.testing.assert_close(loss(z_a, z_b).double(), loss(z_a.double(), z_b.double()), rtol=1e-3, atol=1e-3)
+
+
+@with_law("lengths")
+def test_length_of_a_row_is_irrelevant(name):
+    loss, (z_a, z_b) = LOSSES[name][0], views()
+    lengths = torch.logspace(-6, 6, 16, dtype=torch.float64)[:, None]
+    torch.testing.assert_close(loss(lengths * z_a, z_b), loss(z_a, z_b))
+
+
+@every_loss
+@pytest.mark.parametrize("value", [0.0, 0.1])
+def test_dead_feature_leaves_value_and_gradient_finite(name, value):
+    loss, (z_a, z_b) = LOSSES[name][0], views(dtype=torch.float32)
+    z_a[:, 2] = value
+    assert loss(z_a, z_b).isfinite()
+    assert all(gradient.isfinite().all() for gradient in gradients(loss, z_a, z_b))
+
+
+@every_loss
+def test_collapse_leaves_value_and_gradient_finite(name):
+    loss = LOSSES[name][0]
+    for z in (torch.full((8, 3), 0.1), torch.zeros(8, 3)):
+        assert loss(z, z).isfinite()
+        assert all(gradient.isfinite().all() for gradient in gradients(loss, z, z))
+
+
+@every_loss
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("row", [0, 3])
+def test_nan_and_infinity_are_not_hidden(name, bad, row):
+    loss, (z_a, z_b) = LOSSES[name][0], views()
+    z_a[row, 1] = bad
+    assert not loss(z_a, z_b).isfinite()
+
+
+@every_loss
+@pytest.mark.parametrize("autocast", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("noise", [0.5, 0.01])
+def test_autocast_changes_neither_value_nor_gradient(name, autocast, noise):
+    # Where C is formed in bfloat16, a diagonal of 1 - 1e-4 rounds to 1 and the invariance gradient is gone.
+    loss, _, laws = LOSSES[name]
+    z_a, z_b = (z.requires_grad_() for z in views(256, 16, dtype=torch.float32, noise=noise))
+    expected = loss(z_a, z_b)
+    expected_gradients = torch.autograd.grad(expected, (z_a, z_b))
+    with torch.autocast("cpu", autocast):
+        value = loss(z_a, z_b)
+        inside = torch.autograd.grad(value, (z_a, z_b), retain_graph=True)
+    assert value.dtype == torch.float32 and torch.equal(value, expected)
+    for ours, inner, theirs in zip(torch.autograd.grad(value, (z_a, z_b)), inside, expected_gradients, strict=True):
+        assert torch.equal(ours, theirs) and theirs.norm() > 0
+        # torch asks to leave autocast before backward(); products written by hand do not depend on it.
+        assert torch.equal(inner, theirs) or "autograd" in laws
+
+
+@every_loss
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_half_precision_inputs_give_the_float32_loss(name, half):
+    loss, (z_a, z_b) = LOSSES[name][0], (z.to(half) for z in views())
+    assert torch.equal(loss(z_a, z_b), loss(z_a.float(), z_b.float()))
+    assert gradients(loss, z_a, z_b)[0].dtype == half
+
+
+@every_loss
+@pytest.mark.parametrize("narrow", [torch.float32, torch.bfloat16])
+def test_the_narrower_view_is_raised_to_the_wider(name, narrow):
+    loss, (z_a, z_b) = LOSSES[name][0], views()
+    z_b = z_b.to(narrow)
+    assert torch.equal(loss(z_a, z_b), loss(z_a, z_b.double()))
+    assert [gradient.dtype for gradient in gradients(loss, z_a, z_b)] == [torch.float64, narrow]
+
+
+@every_loss
+def test_inputs_are_left_alone(name):
+    loss, (z_a, z_b) = LOSSES[name][0], views()
+    before = z_a.clone(), z_b.clone()
+    gradients(loss, z_a, z_b)
+    loss(z_a.requires_grad_(), z_b.requires_grad_()).backward()
+    assert torch.equal(z_a, before[0]) and torch.equal(z_b, before[1])
+
+
+@every_loss
+@pytest.mark.parametrize(
+    "z_a, z_b, error, message",
+    [
+        (torch.zeros(1, 3), torch.zeros(1, 3), ValueError, r"at least 2 rows, got shape \(1, 3\)"),
+        (torch.zeros(4, 3), torch.zeros(4, 2), ValueError, r"same shape, got \(4, 3\) and \(4, 2\)"),
+        (torch.zeros(4), torch.zeros(4), ValueError, r"z_a must have shape \(n, d\), got \(4,\)"),
+        (torch.zeros(4, 3), torch.zeros(4, 3).int(), TypeError, "z_b must be floating point, got torch.int32"),
+        (np.zeros((4, 3)), torch.zeros(4, 3), TypeError, "z_a must be a torch.Tensor, got ndarray"),
+        (torch.zeros(4, 3), torch.zeros(4, 3, device="meta"), ValueError, "one device, got cpu and meta"),
+    ],
+)
+def test_errors_quote_what_is_wrong(name, z_a, z_b, error, message):
+    with pytest.raises(error, match=message):
+        LOSSES[name][0](z_a, z_b)
+
+
+@every_loss
+def test_compiles_into_one_graph(name):
+    loss, (z_a, z_b) = LOSSES[name][0], views()
+    torch._dynamo.reset()
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(z_a, z_b), loss(z_a, z_b))
+    for ours, expected in zip(gradients(compiled, z_a, z_b), gradients(loss, z_a, z_b), strict=True):
+        torch.testing.assert_close(ours, expected)

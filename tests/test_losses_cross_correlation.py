@@ -1,0 +1,170 @@
+"""Barlow Twins and HSIC_SSL: two routes to one number, what separates the two losses, and where they lead."""
+
+import pytest
+import torch
+from losses_table import data, views
+
+from hsic_lab.correlation import cross_correlation, standardize
+from hsic_lab.hsic import hsic
+from hsic_lab.kernels import Linear
+from hsic_lab.losses import BarlowTwinsLoss, HSICSSLLoss, SpectralContrastiveLoss, SSLHSICLoss, VICRegLoss, standardized
+from hsic_lab.losses.frobenius import split_energy
+
+
+def gradient(loss, z_a, z_b):
+    z_a = z_a.clone().requires_grad_()
+    return torch.autograd.grad(loss(z_a, z_b), z_a)[0]
+
+
+ROUTED = [
+    lambda route: BarlowTwinsLoss(route=route),
+    lambda route: BarlowTwinsLoss(None, route=route),
+    lambda route: HSICSSLLoss(route=route),
+    lambda route: HSICSSLLoss(1.0, 0.5, route=route),
+]
+
+
+@pytest.mark.parametrize("make", ROUTED)
+@pytest.mark.parametrize("n, d", [(2, 1), (3, 8), (8, 3), (32, 32), (16, 200)])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_routes_agree_in_value_and_gradient(make, n, d, dtype, tolerance):
+    z_a, z_b = views(n, d, dtype=dtype)
+    primal, dual, auto = (make(route) for route in ("primal", "dual", "auto"))
+    torch.testing.assert_close(dual(z_a, z_b), primal(z_a, z_b), rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(auto(z_a, z_b), primal(z_a, z_b), rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(
+        gradient(dual, z_a, z_b), gradient(primal, z_a, z_b), rtol=100 * tolerance, atol=tolerance
+    )
+
+
+def forms_at_most(loss, z_a, z_b):
+    """Elements of the largest tensor that the loss makes, forward."""
+    sizes = []
+
+    class Record(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            sizes.extend(o.numel() for o in (out if isinstance(out, tuple) else (out,)) if isinstance(o, torch.Tensor))
+            return out
+
+    with Record():
+        loss(z_a, z_b)
+    return max(sizes)
+
+
+@pytest.mark.parametrize("n, d", [(8, 300), (300, 8)])
+@pytest.mark.parametrize("contrast", ["dimensions", "samples"])
+@pytest.mark.parametrize("make", [BarlowTwinsLoss, HSICSSLLoss, VICRegLoss])
+def test_the_larger_matrix_is_never_formed(make, contrast, n, d):
+    both_views = 2 * n * d
+    assert forms_at_most(make(contrast=contrast), *views(n, d)) <= both_views
+    route = "primal" if n < d else "dual"
+    assert forms_at_most(make(contrast=contrast, route=route), *views(n, d)) == max(n, d) ** 2
+
+
+@pytest.mark.parametrize("n, d", [(8, 300), (300, 8)])
+@pytest.mark.parametrize("loss", [SpectralContrastiveLoss(), SSLHSICLoss(Linear())])
+def test_nor_is_it_by_the_losses_that_are_their_own_twin(loss, n, d):
+    assert forms_at_most(loss, *views(n, d)) <= 2 * n * d
+
+
+@pytest.mark.parametrize("lambda_param", [None, 1.0, 5e-3])
+def test_the_two_losses_differ_by_a_rank_one_form(lambda_param):
+    z_a, z_b = views(24, 6)
+    d, weight = 6, lambda_param or 1 / 6
+    c = cross_correlation(z_a, z_b)
+    difference = weight * (d * (d - 1) + 2 * (c.sum() - c.trace()))
+    torch.testing.assert_close(
+        HSICSSLLoss(lambda_param)(z_a, z_b), BarlowTwinsLoss(lambda_param)(z_a, z_b) + difference, rtol=1e-12, atol=0
+    )
+    # 1'C1 is the covariance of the two feature sums.
+    sums = standardize(z_a).sum(dim=1) @ standardize(z_b).sum(dim=1) / 24
+    torch.testing.assert_close(c.sum(), sums, rtol=1e-12, atol=1e-12)
+
+
+def test_gradients_differ_by_two_lambda_on_every_off_diagonal_entry():
+    # Read off C itself: with orthonormal standardised x, y = n^(-1/2)-scaled coordinates, dL/dC is x' (dL/dy).
+    n, d, weight = 40, 5, 0.3
+    x = torch.linalg.qr(data(n, d) - data(n, d).mean(dim=0)).Q * n**0.5
+    y = standardize(x @ data(d, d, 3)).requires_grad_()
+
+    def by_c(target):
+        c = x.T @ y / n
+        (out,) = torch.autograd.grad(
+            (1 - c.diagonal()).square().sum()
+            + weight * split_energy(x, y)[1]
+            - 2 * target * weight * (c.sum() - c.trace()),
+            y,
+        )
+        return x.T @ out
+
+    expected = 2 * weight * (torch.ones(d, d) - torch.eye(d)).double()
+    torch.testing.assert_close(by_c(-1.0) - by_c(0.0), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_barlow_twins_at_lambda_one_is_linear_hsic_plus_squared_error():
+    z_a, z_b = views(24, 6)
+    x, y = standardize(z_a), standardize(z_b)
+    expected = hsic(x, y) + (x - y).square().sum() / 24 - 6
+    torch.testing.assert_close(BarlowTwinsLoss(1.0)(z_a, z_b), expected, rtol=1e-12, atol=0)
+
+
+def minimise(loss, *parameters, steps=300):
+    optimizer = torch.optim.LBFGS(parameters, max_iter=steps, line_search_fn="strong_wolfe", tolerance_grad=1e-10)
+
+    def closure():
+        optimizer.zero_grad()
+        value = loss()
+        value.backward()
+        return value
+
+    optimizer.step(closure)
+    return float(loss().detach())
+
+
+def test_target_minus_one_ends_at_the_simplex():
+    d, loss = 8, HSICSSLLoss()
+    z = data(64, d).requires_grad_()
+    value = minimise(lambda: loss(z, z), z)
+    c = cross_correlation(z, z).detach()
+    assert value == pytest.approx((d - 2) ** 2 / (d - 1), abs=1e-4)
+    off = c[~torch.eye(d, dtype=bool)]
+    torch.testing.assert_close(off, torch.full_like(off, -1 / (d - 1)), rtol=0, atol=1e-3)
+
+
+def test_target_minus_one_is_gamed_by_views_that_are_told_apart():
+    d, loss = 8, HSICSSLLoss()
+    z_a, z_b = data(64, d, 1).requires_grad_(), data(64, d, 2).requires_grad_()
+    value = minimise(lambda: loss(z_a, z_b), z_a, z_b, steps=1000)
+    r = (d**2 - 8 * d + 4) / (5 * d**2 - 8 * d + 4)
+    diagonal, off = (d - 2 - 2 * (d - 1) * r) / d, -(2 + (d - 2) * r) / d
+    assert value == pytest.approx(d * (1 - diagonal) ** 2 + (d - 1) * (1 + off) ** 2, abs=1e-3)
+    assert value == pytest.approx(4.43077, abs=1e-3)
+    c = cross_correlation(z_a, z_b).detach()
+    assert float(c.diagonal().mean()) == pytest.approx(diagonal, abs=1e-2)
+    assert float(c.sum()) < 0
+
+
+@pytest.mark.parametrize("make", ROUTED)
+@pytest.mark.parametrize("n, d", [(700, 1000), (3000, 65), (3, 44_000)])
+def test_blocks_of_columns_are_one_computation(make, n, d, monkeypatch):
+    route = "primal" if d < n else "dual"
+    z_a, z_b = views(n, d)
+    assert len(standardized.column_blocks(z_a)) > 1
+    expected, expected_gradient = make(route)(z_a, z_b), gradient(make(route), z_a, z_b)
+    monkeypatch.setattr(standardized, "_BLOCK_ELEMENTS", n * d)
+    assert len(standardized.column_blocks(z_a)) == 1
+    torch.testing.assert_close(make(route)(z_a, z_b), expected, rtol=1e-12, atol=0)
+    # At n = 3 the largest gradients, of nearly constant columns, are all that rounding shows.
+    scale = float(expected_gradient.abs().max())
+    torch.testing.assert_close(gradient(make(route), z_a, z_b), expected_gradient, rtol=1e-8, atol=1e-12 * scale)
+
+
+@pytest.mark.parametrize("make", [BarlowTwinsLoss, HSICSSLLoss])
+def test_constructor_errors(make):
+    with pytest.raises(ValueError, match="lambda_param must be at least 0, or None for 1/d, got -1"):
+        make(lambda_param=-1)
+    with pytest.raises(ValueError, match="got nan"):
+        make(lambda_param=float("nan"))
+    with pytest.raises(ValueError, match="route must be one of 'auto', 'primal', 'dual', got 'gram'"):
+        make(route="gram")

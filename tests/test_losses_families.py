@@ -1,0 +1,265 @@
+"""What the losses say about HSIC and about each other, and their values at chance and at the optimum."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from losses_table import data, off, standardized, unit, views
+from test_losses_cross_correlation import minimise
+
+from hsic_lab.hsic import hsic
+from hsic_lab.kernels import Gaussian, InverseMultiquadric, Kernel, Linear
+from hsic_lab.losses import (
+    BarlowTwinsLoss,
+    HSICSSLLoss,
+    NegativeCosineSimilarity,
+    NTXentLoss,
+    SpectralContrastiveLoss,
+    SSLHSICLoss,
+    SupConLoss,
+    VICRegLoss,
+)
+from hsic_lab.losses.frobenius import split_energy
+
+
+def close(actual, expected, tolerance=1e-11):
+    torch.testing.assert_close(torch.as_tensor(actual), torch.as_tensor(expected), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("route", ["primal", "dual"])
+@pytest.mark.parametrize("n, d", [(9, 4), (4, 9)])
+@pytest.mark.parametrize("contrast", ["dimensions", "samples"])
+@pytest.mark.parametrize("one", [True, False])
+def test_both_readings_of_the_energy_by_both_routes(route, n, d, contrast, one):
+    x = data(n, d, 1)
+    y = x if one else data(n, d, 2)
+    a, b = (x.T.numpy(), y.T.numpy()) if contrast == "samples" else (x.numpy(), y.numpy())
+    expected = (off(a.T @ a) * off(b.T @ b)).sum() if contrast == "samples" else (off(a.T @ b) ** 2).sum()
+    diagonal, energy = split_energy(x, None if one else y, route, contrast)
+    close(energy, expected / n**2)
+    close(diagonal, (x * y).mean(dim=0))
+    inputs = [z.clone().requires_grad_() for z in ((x,) if one else (x, y))]
+    assert torch.autograd.gradcheck(lambda *z: split_energy(*z, route=route, contrast=contrast), inputs)
+
+
+def test_energies_of_features_and_of_images_differ_by_their_diagonals():
+    # Garrido et al. 2023, theorem 3.3, for two views.
+    x, y = data(9, 4, 1), data(9, 4, 2)
+    (diagonal, features), (_, images) = (split_energy(x, y, contrast=c) for c in ("dimensions", "samples"))
+    rows = (x.square().sum(dim=1) * y.square().sum(dim=1)).sum() / 81
+    close(features + diagonal.square().sum(), images + rows)
+
+
+def test_unit_embeddings_bound_one_family_by_the_other():
+    # Garrido et al. 2023, corollary 3.4.1, with N embeddings in M dimensions.
+    n, m = 12, 5
+    z = torch.nn.functional.normalize(data(n, m), dim=1)
+    features, images = (float(n**2 * split_energy(z, contrast=c)[1]) for c in ("dimensions", "samples"))
+    assert features - n + n**2 / m <= images + 1e-12
+    assert images <= features - n + n**2 + 1e-12
+
+
+def test_covariance_term_of_vicreg_is_hsic_of_a_view_with_itself():
+    n, d, z = 16, 5, data(16, 5)
+    covariance = VICRegLoss(0, 0, 0.5).terms(z, z)["covariance"]
+    close(d * covariance, (n / (n - 1)) ** 2 * hsic(z, z) - z.var(dim=0).square().sum())
+
+
+def test_spectral_loss_in_moments_of_features():
+    # The mean over all pairs of rows is ||E z z'||_F^2: the Frobenius term of the other family.
+    z = 0.3 * data(16, 4)
+    terms = SpectralContrastiveLoss(mu=100.0).terms(z, z)
+    second_moment = z.T @ z / 16
+    pairs = 16 * 15 * 100 * terms["contrast"] + z.square().sum(dim=1).square().sum()
+    close(pairs / 256, second_moment.square().sum())
+    close(100 * terms["alignment"], -2 * second_moment.trace())
+
+
+@pytest.mark.parametrize("kernel", [Gaussian(1.5), Linear()])
+def test_dependence_is_hsic_with_the_identity_of_the_image(kernel):
+    z_a, z_b = views(6, 3)
+    z, n, v = torch.cat([z_a, z_b]), 6, 2
+    identity = torch.eye(n).double().repeat(v, 1)
+    gram = kernel(z)
+    # hsic() has pairs of an embedding with itself among the v pairs of an image.
+    with_itself = n * hsic(z, identity, kernel) + gram.mean()
+    expected = (v * with_itself - gram.diagonal().mean()) / (v - 1) - gram.mean()
+    terms = SSLHSICLoss(kernel, gamma=1.0).terms(z_a, z_b)
+    close(-terms["dependence"], expected)
+    close(terms["self_dependence"] ** 2, hsic(z, z, kernel, kernel))
+
+
+def test_dependence_is_the_mean_distance_between_the_images():
+    # Li et al. 2021, appendix B.2: sum of the squared MMD between the views of every two images.
+    z_a, z_b = views(6, 3)
+    z, kernel = torch.cat([z_a, z_b]), Gaussian(1.5)
+    gram = kernel(z).reshape(2, 6, 2, 6).mean(dim=(0, 2))
+    mmd = gram.diagonal()[:, None] + gram.diagonal() - 2 * gram
+    close(mmd.sum() / (2 * 6**2), 6 * hsic(z, torch.eye(6).double().repeat(2, 1), kernel))
+
+
+def test_linear_ssl_hsic_is_barlow_twins_in_another_coat():
+    x, y = (torch.from_numpy(standardized(z.numpy())) for z in views(16, 5))
+    terms = SSLHSICLoss(Linear(), gamma=1.0).terms(x, y)
+    c = x.T @ y / 16
+    pooled = torch.cat([x, y])
+    close(-terms["dependence"], c.trace())
+    close(terms["self_dependence"], (pooled.T @ pooled / 32).norm())
+
+
+def test_kernel_features_and_gram_agree_for_the_linear_kernel():
+    class Products(Kernel):
+        def gram(self, x, y):
+            return x @ x.T
+
+    for n, d in ((4, 30), (30, 4)):
+        close(SSLHSICLoss(Linear())(*views(n, d)), SSLHSICLoss(Products())(*views(n, d)))
+
+
+@pytest.mark.parametrize("kernel", [Gaussian(1.5), InverseMultiquadric(1.5)])
+def test_random_features_approach_the_kernel_at_the_rate_of_their_number(kernel):
+    z_a, z_b = views(32, 3)
+    exact = SSLHSICLoss(kernel)(z_a, z_b)
+
+    def error(count):
+        loss = SSLHSICLoss(kernel, random_features=count)
+        return torch.stack([loss(z_a, z_b) - exact for _ in range(60)]).square().mean().sqrt()
+
+    assert math.log2(error(64) / error(1024)) / 4 == pytest.approx(0.5, abs=0.2)
+
+
+def test_random_features_are_seeded_and_leave_the_global_generator_alone():
+    z_a, z_b = views(8, 3)
+    state = torch.get_rng_state()
+    first, again, other = (SSLHSICLoss(random_features=16, seed=seed) for seed in (1, 1, 2))
+    values = [float(first(z_a, z_b)), float(first(z_a, z_b))]
+    assert values == [float(again(z_a, z_b)), float(again(z_a, z_b))]
+    assert values[0] != values[1] and values[0] != float(other(z_a, z_b))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_info_nce_is_ssl_hsic_for_kernels_of_small_variance():
+    # log mean exp(k) = mean k + Var k / 2 + O(third cumulant): halving 1/T divides what is left by eight.
+    z_a, z_b = views(24, 4)
+
+    def remainder(temperature):
+        terms = NTXentLoss(temperature).terms(z_a, z_b)
+        z = torch.cat([z_a, z_b])
+        z = torch.nn.functional.normalize(z, dim=1)
+        others = (z @ z.T / temperature)[~torch.eye(48, dtype=torch.bool)].reshape(48, 47)
+        expansion = math.log(47) + others.mean() + others.var(dim=1, correction=0).mean() / 2
+        return float(terms["uniformity"] - expansion)
+
+    assert remainder(8.0) / remainder(16.0) == pytest.approx(8, rel=0.15)
+
+
+@pytest.mark.parametrize("rescale", [True, False])
+def test_supervised_loss_is_that_of_a_loop(rescale):
+    parts, labels, t = [data(7, 3, seed).numpy() for seed in (1, 2, 3)], np.array([0, 1, 0, 2, 1, 0, 5]), 0.2
+    z, every = unit(np.concatenate(parts)), np.tile(labels, 3)
+    losses = []
+    for i in range(21):
+        others = [j for j in range(21) if j != i]
+        log_sum = np.log(sum(np.exp(z[i] @ z[j] / t) for j in others))
+        losses.append(np.mean([log_sum - z[i] @ z[p] / t for p in others if every[p] == every[i]]))
+    loss = SupConLoss(t, rescale=rescale)
+    close(loss(*map(torch.from_numpy, parts), labels=torch.from_numpy(labels)), np.mean(losses) * (t if rescale else 1))
+
+
+def test_supervised_loss_without_labels_is_nt_xent():
+    close(SupConLoss(0.2, rescale=False)(*views()), NTXentLoss(0.2)(*views()))
+
+
+def test_three_views_of_ssl_hsic_average_over_pairs_of_views():
+    parts = [data(5, 3, seed) for seed in (1, 2, 3)]
+    gram, kernel = Gaussian(1.5)(torch.cat(parts)).reshape(3, 5, 3, 5), Gaussian(1.5)
+    pairs = torch.stack([gram[p, :, q].diagonal().mean() for p in range(3) for q in range(3) if p != q]).mean()
+    close(-SSLHSICLoss(kernel).terms(*parts)["dependence"], pairs - gram.mean())
+    with pytest.raises(TypeError, match="BarlowTwinsLoss takes two views, got 3"):
+        BarlowTwinsLoss()(*parts)
+
+
+CHANCE = [
+    BarlowTwinsLoss(),
+    BarlowTwinsLoss(None),
+    BarlowTwinsLoss(0.5, contrast="samples"),
+    HSICSSLLoss(),
+    HSICSSLLoss(0.2, 0.3),
+    VICRegLoss(),
+    VICRegLoss(contrast="samples"),
+    SpectralContrastiveLoss(mu=1e-2),
+    NegativeCosineSimilarity(),
+]
+
+
+@pytest.mark.parametrize("n, d", [(12, 4), (5, 20)])
+@pytest.mark.parametrize("loss", CHANCE, ids=repr)
+def test_chance_is_the_mean_over_unrelated_views(loss, n, d):
+    draws = torch.stack([loss(data(n, d, 2 * seed), data(n, d, 2 * seed + 1)) for seed in range(300)])
+    error = draws.std() / math.sqrt(len(draws))
+    # 4 standard errors, and the eps that the chance of VICReg leaves out.
+    assert abs(float(draws.mean()) - loss.chance(n, d)) < 4 * error + (1e-2 if isinstance(loss, VICRegLoss) else 0)
+
+
+@pytest.mark.parametrize(
+    "loss, n, d",
+    [
+        (BarlowTwinsLoss(0.5), 12, 4),
+        (BarlowTwinsLoss(0.5), 4, 8),
+        (BarlowTwinsLoss(0.5, contrast="samples"), 5, 8),
+        (HSICSSLLoss(), 12, 4),
+        (HSICSSLLoss(), 4, 8),
+        (HSICSSLLoss(0.1, 0.3), 12, 4),
+        (VICRegLoss(), 12, 4),
+        (VICRegLoss(), 4, 20),
+        (NTXentLoss(), 5, 6),
+        (SpectralContrastiveLoss(), 12, 4),
+        (SpectralContrastiveLoss(mu=10.0), 12, 4),
+        (SpectralContrastiveLoss(), 4, 8),
+        (NegativeCosineSimilarity(), 5, 3),
+    ],
+    ids=repr,
+)
+def test_floor_is_where_identical_views_end(loss, n, d):
+    ends = []
+    for seed in range(3):
+        z = data(n, d, seed).requires_grad_()
+        ends.append(minimise(lambda z=z: loss(z, z), z, steps=500))
+    tolerance = 2e-2 if isinstance(loss, VICRegLoss) else 1e-3
+    assert min(ends) == pytest.approx(loss.floor(n, d), abs=tolerance)
+
+
+def test_unknown_levels_say_so():
+    with pytest.raises(NotImplementedError, match="chance level of NTXentLoss depends on the distribution"):
+        NTXentLoss().chance(8, 4)
+    with pytest.raises(NotImplementedError, match="least SSLHSICLoss is known"):
+        SSLHSICLoss().floor(8, 4)
+    with pytest.raises(NotImplementedError):
+        NTXentLoss().floor(8, 4)
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: NTXentLoss(0.0), "temperature must be positive, got 0.0"),
+        (lambda: SupConLoss(-1.0), "temperature must be positive, got -1.0"),
+        (lambda: NTXentLoss(class_prior=1.0), r"class_prior must be in \[0, 1\), got 1.0"),
+        (lambda: VICRegLoss(mu_param=-2), "mu_param must be at least 0, got -2"),
+        (lambda: VICRegLoss(contrast="rows"), "contrast must be one of 'dimensions', 'samples', got 'rows'"),
+        (lambda: SpectralContrastiveLoss(mu=0), "mu must be positive, got 0"),
+        (lambda: SSLHSICLoss(gamma=float("nan")), "gamma must be at least 0, got nan"),
+        (lambda: SSLHSICLoss(Linear(), random_features=8), "its own feature map, got random_features=8"),
+        (lambda: SSLHSICLoss(random_features=7), "an even number of at least 2, got 7"),
+        (lambda: SupConLoss()(*views(), labels=torch.zeros(3).long()), r"shape \(16,\), got torch.int64 \(3,\)"),
+        (lambda: SupConLoss()(*views(), labels=torch.zeros(16)), r"integers of shape \(16,\), got torch.float32"),
+    ],
+)
+def test_errors_quote_what_is_wrong(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_labels_that_are_no_tensor_are_refused():
+    with pytest.raises(TypeError, match=r"labels must be a torch.Tensor, got list"):
+        SupConLoss()(*views(), labels=[0] * 16)

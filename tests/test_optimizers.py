@@ -1,0 +1,112 @@
+"""LARS beside NumPy, the parameter groups of every optimiser, and the learning rate as a function of the step."""
+
+import numpy as np
+import pytest
+import torch
+
+from hsic_lab.config import TrainConfig
+from hsic_lab.encoders import MLPProjector
+from hsic_lab.optimizers import LARS, make_optimizer, parameter_groups, set_learning_rate, warmup_cosine
+
+
+def lars_oracle(w, gradients, lr, momentum, decay, trust, adapt):
+    """The update of facebookresearch/barlowtwins, parameter by parameter."""
+    m = np.zeros_like(w)
+    for g in gradients:
+        u = g + decay * w
+        norm, update_norm = np.linalg.norm(w), np.linalg.norm(u)
+        if adapt and norm > 0 and update_norm > 0:
+            u = u * trust * norm / update_norm
+        m = momentum * m + u
+        w = w - lr * m
+    return w
+
+
+@pytest.mark.parametrize("adapt", [True, False])
+@pytest.mark.parametrize("start", [1.0, 0.0], ids=["weights", "zero weights"])
+def test_lars_is_its_formula(adapt, start):
+    rng = np.random.default_rng(0)
+    weights = [start * rng.normal(size=shape) for shape in ((3, 4), (5,), (2, 3, 2, 2))]
+    gradients = [[rng.normal(size=w.shape) for w in weights] for _ in range(3)]
+    gradients[1][0] *= 0
+    parameters = [torch.nn.Parameter(torch.tensor(w)) for w in weights]
+    unused = torch.nn.Parameter(torch.ones(2))
+    optimizer = LARS([*parameters, unused], 0.3, 0.9, 0.01, 0.02, adapt)
+    for step in gradients:
+        for parameter, gradient in zip(parameters, step, strict=True):
+            parameter.grad = torch.tensor(gradient)
+        optimizer.step()
+    for i, parameter in enumerate(parameters):
+        expected = lars_oracle(weights[i], [step[i] for step in gradients], 0.3, 0.9, 0.01, 0.02, adapt)
+        np.testing.assert_allclose(parameter.detach().numpy(), expected, rtol=1e-12, atol=1e-12)
+    assert torch.equal(unused, torch.ones(2))
+
+
+def test_lars_takes_a_closure_and_names_bad_settings():
+    w = torch.nn.Parameter(torch.ones(2))
+    optimizer = LARS([w], 0.5, momentum=0, adapt=False)
+
+    def closure():
+        optimizer.zero_grad()
+        value = w.square().sum()
+        value.backward()
+        return value
+
+    assert optimizer.step(closure) == 2
+    assert torch.equal(w.detach(), torch.zeros(2))
+    with pytest.raises(ValueError, match="got -1"):
+        LARS([w], -1)
+
+
+NETWORK = MLPProjector([6, 8, 4])
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "groups"),
+    [
+        ({}, torch.optim.AdamW, [(4, 2e-3, 1e-4)]),
+        ({"optimizer": "adam"}, torch.optim.Adam, [(4, 2e-3, 1e-4)]),
+        ({"optimizer": "sgd"}, torch.optim.SGD, [(4, 2e-3, 1e-4)]),
+        ({"optimizer": "sgd", "bias_learning_rate": 0.5}, torch.optim.SGD, [(2, 2e-3, 1e-4), (2, 0.5, 1e-4)]),
+        ({"optimizer": "lars"}, LARS, [(2, 2e-3, 1e-4), (2, 2e-3, 0.0)]),
+        ({"optimizer": "lars", "bias_learning_rate": 0.5}, LARS, [(2, 2e-3, 1e-4), (2, 0.5, 0.0)]),
+    ],
+)
+def test_groups(changes, kind, groups):
+    optimizer = make_optimizer(TrainConfig(**changes), NETWORK)
+    assert type(optimizer) is kind
+    assert [(len(g["params"]), g["peak"], g["weight_decay"]) for g in optimizer.param_groups] == groups
+    if kind is LARS:
+        assert [g["adapt"] for g in optimizer.param_groups] == [True, False]
+        assert all(p.ndim == 1 for p in optimizer.param_groups[1]["params"])
+
+
+def test_every_parameter_is_in_one_group():
+    weights, vectors = parameter_groups(NETWORK)
+    assert {id(p) for p in [*weights, *vectors]} == {id(p) for p in NETWORK.parameters()}
+    assert all(p.ndim > 1 for p in weights) and all(p.ndim == 1 for p in vectors)
+
+
+@pytest.mark.parametrize(("schedule", "final", "last"), [("cosine", 0, 0), ("cosine", 0.1, 0.1), ("constant", 0, 1)])
+def test_the_rate_of_every_group_follows_the_schedule(schedule, final, last):
+    config = TrainConfig(
+        optimizer="lars", learning_rate=2.0, bias_learning_rate=0.5, schedule=schedule, final_learning_rate=final,
+        epochs=10, warmup_epochs=1,
+    )
+    optimizer = make_optimizer(config, NETWORK)
+    rates = []
+    for step in range(101):
+        set_learning_rate(optimizer, config, step, 10)
+        rates.append([group["lr"] for group in optimizer.param_groups])
+    rates = np.array(rates)
+    np.testing.assert_allclose(rates[:, 0], 4 * rates[:, 1])
+    np.testing.assert_allclose(rates[:11, 0], 2 * np.arange(1, 12) / 11)
+    np.testing.assert_allclose(rates[-1, 0], 2 * last, atol=1e-12)
+    assert (np.diff(rates[10:, 0]) <= 0).all()
+
+
+def test_warmup_and_cosine():
+    rates = [warmup_cosine(step, 4, 20) for step in range(21)]
+    assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert rates[12] == pytest.approx(0.5)
+    assert rates[20] == pytest.approx(0, abs=1e-12)

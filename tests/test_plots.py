@@ -1,0 +1,290 @@
+"""What the pictures show: the arrays, scales, lines and labels drawn, not the pixels."""
+import os
+import subprocess
+import sys
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from hsic_lab import plots
+from hsic_lab.plots import (
+    DIVERGING,
+    compare_cross_correlations,
+    history_figure,
+    plot_cross_correlation,
+    plot_history,
+    plot_pairs,
+    plot_probe,
+    plot_spectrum,
+    plot_views,
+)
+
+
+@pytest.fixture(autouse=True)
+def _close_figures():
+    yield
+    plt.close("all")
+
+
+def matrix(d, seed=0):
+    c = np.random.default_rng(seed).uniform(-0.2, 0.2, (d, d))
+    np.fill_diagonal(c, 0.9)
+    return c
+
+
+def history(offset=0.0):
+    step = np.arange(0, 50, 10)
+    columns = {"loss": 64 - step, "diagonal": step / 50 + offset, "off_diagonal": -step / 1000}
+    return pd.DataFrame({"step": step, **columns})
+
+
+def probes():
+    values = [("pixels", 0.5), ("pixels", 0.7), ("barlow", 0.9), ("barlow", 0.8)]
+    return pd.DataFrame(values, columns=["representation", "accuracy"]).assign(chance=0.1)
+
+
+IMAGES = np.random.default_rng(0).uniform(-1, 1, (9, 3, 8, 8))
+
+DRAW = {
+    "cross_correlation": lambda **kw: plot_cross_correlation(matrix(8), **kw),
+    "history": lambda **kw: plot_history(history(), **kw),
+    "probe": lambda **kw: plot_probe(probes(), **kw),
+    "spectrum": lambda **kw: plot_spectrum(np.arange(1, 5), **kw),
+    "pairs": lambda **kw: plot_pairs(IMAGES, IMAGES, **kw),
+}
+
+
+@pytest.mark.parametrize("draw", DRAW.values(), ids=DRAW)
+def test_the_given_axes_come_back_and_settings_stay(draw):
+    before = dict(matplotlib.rcParams)
+    _, (ax, other) = plt.subplots(1, 2)
+    assert draw(ax=ax) is ax
+    assert not other.has_data()
+    assert draw().figure is not ax.figure  # without ax: a figure of its own
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_import_changes_no_setting_and_set_theme_does():
+    script = (
+        "import matplotlib, matplotlib.pyplot; before = dict(matplotlib.rcParams)\n"
+        "from hsic_lab import plots\n"
+        "assert dict(matplotlib.rcParams) == before\n"
+        "plots.set_theme()\n"
+        "assert matplotlib.rcParams['axes.prop_cycle'].by_key()['color'][:2] != ['#1f77b4', '#ff7f0e']\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, env={**os.environ, "MPLBACKEND": "Agg"})
+
+
+# --- heatmaps
+
+
+WITH_GRADIENT = lambda c: torch.tensor(c, requires_grad=True)  # noqa: E731
+
+
+@pytest.mark.parametrize("as_type", [np.asarray, torch.as_tensor, WITH_GRADIENT])
+def test_heatmap_shows_the_matrix_on_a_centred_scale(as_type):
+    c = matrix(16)
+    ax = plot_cross_correlation(as_type(c), limit=0.25, title="after")
+    (image,) = ax.get_images()
+    np.testing.assert_array_equal(image.get_array(), c)
+    assert image.get_clim() == (-0.25, 0.25) and image.get_cmap().name == DIVERGING
+    assert image.get_interpolation() == "nearest"
+    assert (ax.get_xlabel(), ax.get_ylabel(), ax.get_title()) == (
+        "feature of view B", "feature of view A", "after",
+    )
+    rms = np.sqrt(np.mean(c[~np.eye(16, dtype=bool)] ** 2))
+    assert [text.get_text() for text in ax.texts] == [f"mean diagonal 0.90\nrms off-diagonal {rms:.3f}"]
+    assert len(ax.figure.axes) == 2
+    assert len(plot_cross_correlation(c, colorbar=False).figure.axes) == 1
+
+
+@pytest.mark.parametrize(
+    ("scale", "limit", "extend"), [(1, 1.0, "neither"), (1, 0.5, "max"), (-1, 0.5, "min"), (1, 0.1, "both")]
+)
+def test_colour_bar_says_where_entries_pass_the_limit(scale, limit, extend):
+    image = plot_cross_correlation(scale * matrix(16), limit=limit).get_images()[0]
+    assert image.colorbar.extend == extend
+
+
+@pytest.mark.parametrize("d", [513, 1024, 1100])
+def test_large_matrices_show_block_means_with_an_undiluted_diagonal(d):
+    c = matrix(d)
+    c[np.arange(d), np.arange(d)] = np.linspace(0.5, 1, d)
+    ax = plot_cross_correlation(c)
+    image = ax.get_images()[0]
+    shown, width = image.get_array(), -(-d // 512)
+    assert shown.shape == (-(-d // width),) * 2
+    for i, j in [(0, 0), (0, 1), (7, 3), (len(shown) - 1,) * 2, (2, len(shown) - 1)]:
+        block = c[i * width : (i + 1) * width, j * width : (j + 1) * width]
+        assert shown[i, j] == pytest.approx(np.diagonal(block).mean() if i == j else block.mean())
+    assert image.get_extent() == [-0.5, len(shown) * width - 0.5, len(shown) * width - 0.5, -0.5]
+
+
+def test_panels_share_one_scale_and_one_colour_bar():
+    row = {"before": matrix(8, 1), "after": matrix(8, 2)}
+    grid = {"BT": row, "H": {when: -c for when, c in row.items()}}
+    figure = compare_cross_correlations(grid, limit=0.3)
+    panels = [ax for ax in figure.axes if ax.get_images()]
+    assert [ax.get_title() for ax in panels] == ["BT, before", "BT, after", "H, before", "H, after"]
+    assert len(figure.axes) == 5
+    norms = {id(ax.get_images()[0].norm) for ax in panels}
+    assert len(norms) == 1 and panels[0].get_images()[0].get_clim() == (-0.3, 0.3)
+    np.testing.assert_array_equal(panels[3].get_images()[0].get_array(), grid["H"]["after"])
+    rows, columns = panels[0].get_subplotspec().get_gridspec().get_geometry()
+    assert (rows, columns) == (2, 2)
+
+
+def test_one_row_of_panels():
+    figure = compare_cross_correlations({"before": matrix(8), "after": matrix(600)})
+    assert [ax.get_title() for ax in figure.axes] == ["before", "after", ""]
+
+
+# --- curves
+
+
+def test_one_run_draws_a_line_per_column():
+    ax = plot_history(history(), columns=["diagonal", "off_diagonal"])
+    first, second = ax.get_lines()
+    np.testing.assert_array_equal(first.get_xydata(), history()[["step", "diagonal"]])
+    np.testing.assert_array_equal(second.get_xydata(), history()[["step", "off_diagonal"]])
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["diagonal", "off-diagonal"]
+    assert first.get_color() != second.get_color()
+
+
+def test_runs_from_a_mapping_and_from_a_column_are_the_same():
+    runs = {"a": history(), "b": history(0.1)}
+    tidy = pd.concat([run.assign(run=name) for name, run in runs.items()])
+    columns = ["loss", "diagonal"]
+    drawn = [plot_history(runs, columns=columns), plot_history(tidy, columns=columns, by="run")]
+    for one, other in zip(*(ax.get_lines() for ax in drawn), strict=True):
+        np.testing.assert_array_equal(one.get_xydata(), other.get_xydata())
+        assert one.get_label() == other.get_label()
+    lines = drawn[0].get_lines()
+    assert [line.get_label() for line in lines] == ["a, loss", "a, diagonal", "b, loss", "b, diagonal"]
+    assert lines[0].get_color() == lines[1].get_color() != lines[2].get_color()
+    assert lines[0].get_linestyle() == lines[2].get_linestyle() != lines[1].get_linestyle()
+
+
+def test_unsorted_steps_are_drawn_in_order():
+    line = plot_history(history().iloc[::-1]).get_lines()[0]
+    np.testing.assert_array_equal(line.get_xydata(), history()[["step", "loss"]])
+
+
+def test_history_figure_has_the_references():
+    figure = history_figure({"a": history(), "b": history(0.1)}, dimension=64)
+    loss, diagonal, off = figure.axes
+    np.testing.assert_allclose(loss.get_lines()[0].get_ydata(), history()["loss"] / 64)
+    assert (loss.get_title(), diagonal.get_title(), off.get_title()) == (
+        "loss per feature", "mean diagonal of C", "mean off-diagonal of C",
+    )
+    np.testing.assert_array_equal(off.get_lines()[1].get_ydata(), history()["off_diagonal"])
+    assert [line.get_ydata()[0] for line in off.get_lines()[2:]] == [0, -1 / 63]
+    assert diagonal.get_lines()[2].get_ydata()[0] == 1
+    assert [ax.get_legend() is not None for ax in figure.axes] == [True, False, False]
+
+
+def test_probe_bars_are_means_and_dots_are_splits():
+    ax = plot_probe(probes())
+    np.testing.assert_allclose([bar.get_width() for bar in ax.patches], [0.6, 0.85])
+    dots = [line.get_xdata() for line in ax.get_lines() if line.get_marker() == "o"]
+    np.testing.assert_array_equal(dots, [[0.5, 0.7], [0.9, 0.8]])
+    chance = [line.get_xdata() for line in ax.get_lines() if line.get_linestyle() == "--"]
+    assert [list(x) for x in chance] == [[0.1, 0.1]]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["pixels", "barlow"]
+    assert ax.yaxis_inverted()
+    assert "60.0 ± 14.1%" in [text.get_text() for text in ax.texts]
+
+
+def test_one_split_has_no_spread():
+    assert "50.0%" in [text.get_text() for text in plot_probe(probes().head(1)).texts]
+
+
+def test_spectrum_of_samples_is_that_of_their_covariance():
+    z = np.random.default_rng(0).normal(size=(40, 5)) + 3
+    ax = plot_spectrum(torch.as_tensor(z), label="z")
+    eigenvalues = np.sqrt(np.linalg.eigvalsh(np.cov(z.T))[::-1])
+    plot_spectrum(np.random.default_rng(1).permutation(eigenvalues), ax=ax, label="values")
+    first, second = ax.get_lines()
+    np.testing.assert_allclose(first.get_ydata(), eigenvalues / eigenvalues[0])
+    np.testing.assert_allclose(first.get_ydata(), second.get_ydata())
+    assert ax.get_yscale() == "log" and first.get_color() != second.get_color()
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["z", "values"]
+
+
+# --- images
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("as_bytes", [True, False])
+def test_pairs_stand_above_each_other(channels, as_bytes):
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(0, 256, (2, 5, channels, 8, 6), dtype=np.uint8)
+    given = (a, b) if as_bytes else (torch.tensor(a) / 127.5 - 1, torch.tensor(b) / 127.5 - 1)
+    ax = plot_pairs(*given, n=3)
+    shown = np.asarray(ax.get_images()[0].get_array()).reshape(17, 3 * 7 - 1, channels)
+    np.testing.assert_allclose(shown[:8, 7:13] * 255, a[1].transpose(1, 2, 0), atol=1e-3)
+    np.testing.assert_allclose(shown[9:, 14:20] * 255, b[2].transpose(1, 2, 0), atol=1e-3)
+    assert ax.get_images()[0].get_clim() == (0, 1)
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["view A", "view B"]
+
+
+# --- errors
+
+EYE = np.eye(2)
+
+
+@pytest.mark.parametrize(
+    ("draw", "quoted"),
+    [
+        (lambda: plot_cross_correlation(np.ones((3, 4))), r"\(3, 4\)"),
+        (lambda: plot_cross_correlation(np.ones((1, 1))), r"\(1, 1\)"),
+        (lambda: plot_cross_correlation(np.full((2, 2), np.nan)), "4 of its 4"),
+        (lambda: plot_cross_correlation(np.eye(2), limit=0.0), "got 0.0"),
+        (lambda: compare_cross_correlations({}), "none"),
+        (lambda: compare_cross_correlations({"a": {"x": EYE}, "b": {"y": EYE}}), r"\['x'\].*\['y'\]"),
+        (lambda: plot_history(history().drop(columns="step")), r"\['step'\]"),
+        (lambda: plot_history(history(), columns=["accuracy"]), "accuracy"),
+        (lambda: plot_history(history(), by="seed"), "seed"),
+        (lambda: plot_history(pd.concat([history(), history()])), "step 0 occurs twice"),
+        (lambda: plot_history({}), r"got \{\}"),
+        (lambda: history_figure({"a": history()}, 1), "got 1"),
+        (lambda: history_figure({"a": history(), "b": history()[:0]}, 8), "'b': 0"),
+        (lambda: plot_probe(probes().drop(columns="chance")), "chance"),
+        (lambda: plot_probe(probes().head(0)), "none"),
+        (lambda: plot_spectrum(np.zeros(3)), "0.0 to 0.0"),
+        (lambda: plot_spectrum([1.0, -1.0]), "-1.0 to 1.0"),
+        (lambda: plot_spectrum(np.ones((2, 2, 2))), r"\(2, 2, 2\)"),
+        (lambda: plot_spectrum([1.0, np.inf]), "finite"),
+        (lambda: plot_pairs(IMAGES, IMAGES[:3]), r"\(9, .*\(3, "),
+        (lambda: plot_pairs(IMAGES, IMAGES, n=10), "9 pairs given, got 10"),
+        (lambda: plot_pairs(IMAGES * 2, IMAGES), r"float64 in \[-1.9"),
+        (lambda: plot_pairs(IMAGES.astype(int), IMAGES), "int64"),
+        (lambda: plot_pairs(IMAGES[:, :2], IMAGES), r"\(9, 2, 8, 8\)"),
+    ],
+)
+def test_bad_input(draw, quoted):
+    with pytest.raises(ValueError, match=quoted):
+        draw()
+    assert plt.get_fignums() == []
+
+
+def test_the_palette_is_the_colour_blind_safe_one():
+    assert plots.PALETTE[:3] == ["#0173b2", "#de8f05", "#029e73"]
+
+
+def test_plot_views_has_a_titled_row_for_every_augmentation():
+    views = IMAGES[:4]
+    figure = plot_views({"plain": (views, views), "negative": (-views, -views)}, n=3)
+    assert [ax.get_title() for ax in figure.axes] == ["plain", "negative"]
+    plain, negative = (ax.images[0].get_array() for ax in figure.axes)
+    height = IMAGES.shape[2]
+    assert np.allclose(plain[:height, :height] + negative[:height, :height], 1)
+    with pytest.raises(ValueError, match="got none"):
+        plot_views({})

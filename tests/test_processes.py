@@ -1,0 +1,77 @@
+"""Several processes compute the loss and the gradient of one: gloo on CPU, unequal rows, different data."""
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from losses_table import LOSSES, data
+
+from hsic_lab.losses import SupConLoss
+from hsic_lab.processes import all_rows
+
+
+def supervised(z_a, z_b):
+    return SupConLoss()(z_a, z_b, labels=(z_a[:, 0] > 0).long())
+
+
+CALLS = {name: loss for name, (loss, _, _) in LOSSES.items()} | {"supcon with labels": supervised}
+ROWS = {2: (5, 8), 3: (3, 1, 9)}
+DEPTH, WIDTH = 6, 4
+
+
+def batch(n):
+    return data(n, DEPTH, 1), data(n, DEPTH, 2)
+
+
+def model():
+    linear = torch.nn.Linear(DEPTH, WIDTH).double()
+    with torch.no_grad():
+        linear.weight.copy_(data(WIDTH, DEPTH, 3))
+        linear.bias.copy_(data(1, WIDTH, 4)[0])
+    return linear
+
+
+def step(network, loss, a, b):
+    """The loss of one batch and the gradient of the parameters, which both views share."""
+    network.zero_grad()
+    value = loss(*network(torch.cat([a, b])).split(len(a)))
+    value.backward()
+    return value.detach(), [parameter.grad.clone() for parameter in network.parameters()]
+
+
+def one_of_several(rank, folder):
+    torch.set_num_threads(1)
+    for world_size, rows in ROWS.items():
+        if rank >= world_size:
+            continue
+        dist.init_process_group("gloo", f"file://{folder}/store{world_size}", rank=rank, world_size=world_size)
+        start = sum(rows[:rank])
+        a, b = (x[start : start + rows[rank]] for x in batch(sum(rows)))
+        network = torch.nn.parallel.DistributedDataParallel(model())
+        found = {name: step(network, loss, a, b) for name, loss in CALLS.items()}
+        torch.save({"losses": found, "rows": all_rows(a)}, f"{folder}/{world_size}_{rank}.pt")
+        del network
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("processes")
+    mp.spawn(one_of_several, args=(str(folder),), nprocs=max(ROWS))
+    return folder
+
+
+@pytest.mark.parametrize("world_size, rank", [(k, rank) for k in ROWS for rank in range(k)])
+def test_processes_have_the_loss_and_the_gradient_of_one(folder, world_size, rank):
+    found = torch.load(folder / f"{world_size}_{rank}.pt")
+    a, b = batch(sum(ROWS[world_size]))
+    assert torch.equal(found["rows"], a)
+    for name, loss in CALLS.items():
+        expected = step(model(), loss, a, b)
+        torch.testing.assert_close(found["losses"][name], expected, rtol=1e-10, atol=1e-10, msg=name)
+
+
+def test_one_process_returns_its_own_rows():
+    z = data(3, 2)
+    assert all_rows(z) is z

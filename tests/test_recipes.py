@@ -1,0 +1,130 @@
+"""Presets, methods with a predictor, monitors and callbacks, through whole small runs."""
+
+import builtins
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from test_resume import pictures
+
+from hsic_lab import pairs
+from hsic_lab.config import TrainConfig
+from hsic_lab.datasets import ImageData
+from hsic_lab.monitors import make_monitor
+from hsic_lab.recipes import PRESETS, preset
+from hsic_lab.runs import MONITOR, Run
+from hsic_lab.tensorboard import TensorBoardLogger
+from hsic_lab.training import train
+from hsic_lab.views import TwoViews
+
+TINY = {"width": 1, "projector": (8, 4), "batch_size": 16, "epochs": 2, "warmup_epochs": 1, "snapshots": 2,
+        "log_every": 1, "device": "cpu", "precision": "float32"}
+
+
+@pytest.fixture(autouse=True)
+def few_held_out_pairs(monkeypatch):
+    monkeypatch.setattr(pairs, "SNAPSHOT_PAIRS", 16)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_settings(name):
+    config = preset(name)
+    assert config.encoder in ("resnet18", "resnet50") and config.epochs == 1000
+    assert preset(name, seed=3).seed == 3
+    with pytest.raises(ValueError, match="'note'"):
+        preset("note")
+
+
+def test_the_official_rates_scale_with_the_batch():
+    assert preset("official").learning_rate == pytest.approx(1.6)
+    assert preset("official", batch_size=512).bias_learning_rate == pytest.approx(0.0096)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"encoder": "resnet18"},
+        {"predictor": (8,), "target": "stop_gradient", "loss": "negative_cosine"},
+        {"predictor": (8,), "target": "momentum", "loss": "negative_cosine", "optimizer": "lars"},
+        {"precision": "bfloat16", "micro_batch": 5, "optimizer": "sgd"},
+    ],
+)
+def test_methods_train_and_load(tmp_path, changes):
+    run = train(TrainConfig(**TINY | changes), tmp_path / "run", pictures(), False)
+    loaded = Run.load(tmp_path / "run")
+    images = torch.rand(4, 3, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.encoder(images), run.encoder(images))
+    assert run.history["loss"].nunique() == 8
+
+
+def labelled() -> ImageData:
+    """Two classes that one pixel tells apart; the test split's labels are nonsense that nothing may read."""
+    data = pictures()
+    labels = torch.arange(64) % 2
+    data.train.images[:, 0] = (labels * 255).to(torch.uint8)[:, None, None]
+    train_split = type(data.train)(data.train.images, labels)
+    return ImageData("labelled", train_split, type(data.test)(data.test.images, 1 - labels), ("a", "b"))
+
+
+@pytest.mark.parametrize("kind", ["knn", "linear"])
+def test_a_monitor_reads_training_labels_only_and_says_so(kind):
+    row = make_monitor(kind, labelled())(torch.nn.Flatten())
+    assert row["accuracy"] == 1
+    assert row["n_bank"] + row["n_queries"] == 64 and row["n_queries"] == 12
+    assert row["split"].startswith("training images") and row["protocol"]
+    shuffled = labelled()
+    shuffled.train.labels[:] = torch.randint(2, (64,), generator=torch.Generator().manual_seed(0))
+    assert make_monitor(kind, shuffled)(torch.nn.Flatten())["accuracy"] < 0.9
+    assert make_monitor("none", labelled()) is None
+
+
+def test_monitor_and_callbacks_hear_of_everything(tmp_path):
+    heard = []
+    config = TrainConfig(**TINY | {"monitor": "knn", "monitor_every": 1})
+    run = train(config, tmp_path / "run", pictures(), False, callbacks=[heard.append])
+    steps = ["step"] * 4
+    assert [event.kind for event in heard] == ["snapshot", *steps, "monitor", *steps, "snapshot", "monitor"]
+    assert [event.step for event in heard if event.kind == "monitor"] == [4, 8]
+    assert [event.values["loss"] for event in heard if event.kind == "step"] == list(run.history["loss"])
+    table = pd.read_csv(tmp_path / "run" / MONITOR)
+    assert list(table["epoch"]) == [1, 2] and table["protocol"].str.contains("kNN").all()
+    pd.testing.assert_frame_equal(Run.load(tmp_path / "run").monitor, table)
+
+
+def test_views_and_encoder_of_ones_own(tmp_path):
+    calls = []
+
+    def views(images, generator):
+        calls.append(len(images))
+        return TwoViews(8, jitter=0, grayscale=0)(images, generator)
+
+    encoder = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 5))
+    run = train(TrainConfig(**TINY), tmp_path / "run", pictures(), False, encoder=encoder, views=views)
+    assert calls.count(16) >= 8
+    assert run.config["encoder"] == "custom" and run.encoder is encoder
+    other = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 5))
+    assert torch.equal(Run.load(tmp_path / "run", other).encoder[1].weight, encoder[1].weight)
+    with pytest.raises(ValueError, match="'custom'"):
+        Run.load(tmp_path / "run")
+
+
+def test_tensorboard_is_optional_and_missing_it_is_explained(monkeypatch, tmp_path):
+    real = builtins.__import__
+
+    def without(name, *args, **kwargs):
+        if name == "torch.utils.tensorboard":
+            raise ModuleNotFoundError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ModuleNotFoundError, match="pip install tensorboard"):
+        TensorBoardLogger(tmp_path)
+
+
+def test_settings_with_options(tmp_path):
+    assert TrainConfig(loss="nt_xent", loss_options={"temperature": 0.2}).make_loss().temperature == 0.2
+    with pytest.raises(ValueError, match="'nt_xent' does not take"):
+        TrainConfig(loss="nt_xent", lambda_param=0.1)
+    assert np.isclose(TrainConfig(lambda_param=0.3).make_loss().lambda_param, 0.3)

@@ -1,0 +1,204 @@
+"""A killed training ends as if it had not been killed: real SIGKILL and SIGTERM, and files damaged afterwards."""
+
+import json
+import multiprocessing
+import random
+import signal
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from hsic_lab import pairs
+from hsic_lab.checkpoints import FOLDER, KEPT, Checkpoint, load_checkpoint, save_checkpoint
+from hsic_lab.config import TrainConfig
+from hsic_lab.datasets import ImageData
+from hsic_lab.images import Images
+from hsic_lab.runs import SETTINGS, Run
+from hsic_lab.training import train, train_once
+
+# A fresh interpreter for every kill would spend a minute on imports: children are forked from one that has them.
+server = multiprocessing.get_context("forkserver")
+server.set_forkserver_preload(["hsic_lab.training", "torch._dynamo"])  # the latter: at an optimiser's first step
+
+
+class Noisy(torch.nn.Module):
+    """An encoder with batch normalisation and dropout, whose randomness must be resumed too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.body = torch.nn.Sequential(
+            torch.nn.Flatten(), torch.nn.Linear(3 * 64, 16), torch.nn.BatchNorm1d(16), torch.nn.Dropout(0.2)
+        )
+
+    def forward(self, images):
+        return self.body(images)
+
+
+def pictures() -> ImageData:
+    images = torch.randint(256, (64, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    split = Images(images, torch.arange(64) % 4)
+    return ImageData("pictures", split, split, ("a", "b", "c", "d"))
+
+
+def config(**changes) -> TrainConfig:
+    settings = {
+        "projector": (8, 4), "batch_size": 16, "epochs": 12, "snapshots": 5, "log_every": 1, "device": "cpu",
+        "precision": "float32", "monitor": "knn", "monitor_every": 3,
+    }
+    return TrainConfig(**settings | changes)
+
+
+def work(folder: str, changes: dict, reached) -> None:
+    """A training to be killed, which tells how many steps it has made."""
+    torch.set_num_threads(1)
+    pairs.SNAPSHOT_PAIRS = 16
+
+    def tell(event) -> None:
+        reached.value = event.step
+        time.sleep(0.002)
+
+    train(config(**changes), folder, pictures(), False, resume=True, encoder=Noisy(), callbacks=[tell])
+
+
+def start(folder: Path, changes: dict, step: int = 0):
+    """The process of a training in `folder`, once it has made `step` steps."""
+    reached = server.Value("i", -1)
+    process = server.Process(target=work, args=(str(folder), changes, reached))
+    process.start()
+    while reached.value < step and process.is_alive():
+        time.sleep(0.001)
+    return process
+
+
+def finish(folder: Path, changes: dict) -> Run:
+    process = start(folder, changes)
+    process.join(60)
+    assert process.exitcode == 0
+    return Run.load(folder, Noisy())
+
+
+def assert_same(run: Run, other: Run) -> None:
+    for network in ("encoder", "projector"):
+        a, b = getattr(run, network).state_dict(), getattr(other, network).state_dict()
+        assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a), network
+    pd.testing.assert_frame_equal(
+        run.history.drop(columns="seconds"), other.history.drop(columns="seconds"), check_exact=True
+    )
+    pd.testing.assert_frame_equal(run.monitor, other.monitor, check_exact=True)
+    assert run.snapshots.keys() == other.snapshots.keys()
+    assert all(torch.equal(run.snapshots[step], other.snapshots[step]) for step in run.snapshots)
+
+
+METHODS = {
+    "adamw": {},
+    "lars, BYOL, parts of the batch": {
+        "optimizer": "lars", "learning_rate": 0.2, "bias_learning_rate": 0.01, "loss": "negative_cosine",
+        "predictor": (8,), "target": "momentum", "micro_batch": 6,
+    },
+    "sgd, checkpoints every third epoch": {"optimizer": "sgd", "learning_rate": 0.05, "checkpoint_every": 3},
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_killed_at_any_moment_ends_as_if_it_had_not_been(tmp_path, method):
+    changes = METHODS[method]
+    whole = finish(tmp_path / "whole", changes)
+    assert len(whole.history) == 48 and len(whole.monitor) == 4
+    moments = random.Random(method)
+    for step in sorted(moments.sample(range(1, 46), 4)):
+        process = start(tmp_path / "killed", changes, step)
+        time.sleep(moments.uniform(0, 0.02))  # within a step, an evaluation, or the writing of a file
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, "the training was over before it could be killed"
+    run = finish(tmp_path / "killed", changes)
+    assert run.state == "finished"
+    assert_same(run, whole)
+    assert not (tmp_path / "killed" / FOLDER).exists()
+    assert not list((tmp_path / "killed").glob(".*")), "a temporary file was left behind"
+
+
+def test_sigterm_checkpoints_the_step_at_hand(tmp_path):
+    changes = {"checkpoint_every": 12}
+    process = start(tmp_path / "run", changes, 7)
+    process.terminate()
+    process.join(30)
+    assert process.exitcode == 128 + signal.SIGTERM
+    checkpoint = load_checkpoint(tmp_path / "run" / FOLDER)
+    assert 7 <= checkpoint.step < 48
+    assert [row["step"] for row in checkpoint.values["history"]] == list(range(1, checkpoint.step + 1))
+    assert json.loads((tmp_path / "run" / SETTINGS).read_text())["state"] == "interrupted"
+    assert_same(finish(tmp_path / "run", changes), finish(tmp_path / "whole", changes))
+
+
+def checkpoints(folder: Path, steps=(1, 2, 3)) -> None:
+    for step in steps:
+        save_checkpoint(folder, Checkpoint(step, {"w": torch.full((4,), float(step))}, {"history": [step] * 20}))
+
+
+def flip(path: Path, where: float) -> None:
+    content = bytearray(path.read_bytes())
+    content[int(where * (len(content) - 1))] ^= 1
+    path.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize("kind", ["json", "safetensors"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: flip(path, 0.1), lambda path: flip(path, 0.6), lambda path: flip(path, 1.0), Path.unlink,
+        lambda path: path.write_bytes(b""), lambda path: path.write_bytes(path.read_bytes()[:-3]),
+    ],
+    ids=["flip 0.1", "flip 0.6", "flip last", "gone", "empty", "cut"],
+)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tmp_path, kind, damage, recwarn):
+    checkpoints(tmp_path)
+    assert len(list(tmp_path.glob("*.json"))) == KEPT == 2
+    damage(tmp_path / f"step_00000003.{kind}")
+    found = load_checkpoint(tmp_path)
+    assert (found.step, found.values["history"]) == (2, [2] * 20)
+    assert torch.equal(found.tensors["w"], torch.full((4,), 2.0))
+    said = [str(warning.message) for warning in recwarn]
+    if not (tmp_path / "step_00000003.json").exists():
+        assert not said, "without its JSON file, a checkpoint has never been finished"
+    else:
+        assert len(said) == 1 and "step_00000003" in said[0] and "the one before it" in said[0]
+
+
+def test_nothing_whole_is_nothing(tmp_path):
+    assert load_checkpoint(tmp_path / "absent") is None
+    checkpoints(tmp_path, [1])
+    flip(tmp_path / "step_00000001.json", 0.5)
+    with pytest.warns(UserWarning, match="step_00000001"):
+        assert load_checkpoint(tmp_path) is None
+
+
+def test_damage_between_two_runs_costs_an_epoch_and_no_more(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(pairs, "SNAPSHOT_PAIRS", 16)
+    changes = {"width": 1, "epochs": 4, "monitor": "none"}
+
+    def stop(event):
+        if event.kind == "step" and event.step == 14:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config(**changes), tmp_path / "run", pictures(), False, callbacks=[stop])
+    flip(tmp_path / "run" / FOLDER / "step_00000012.safetensors", 0.9)
+    with pytest.warns(UserWarning, match="step_00000012.json is damaged"):
+        run = train_once(config(**changes), tmp_path / "run", pictures(), False)
+    assert "after step 8 of 16" in capsys.readouterr().out
+    assert_same(run, train(config(**changes), tmp_path / "whole", pictures(), False))
+
+
+def test_resume_refuses_other_settings_and_returns_what_is_finished(tmp_path, monkeypatch):
+    monkeypatch.setattr(pairs, "SNAPSHOT_PAIRS", 16)
+    changes = {"width": 1, "epochs": 2, "monitor": "none"}
+    run = train(config(**changes), tmp_path, pictures(), False, resume=True)
+    again = train(config(**changes), tmp_path, pictures(), False, resume=True)
+    assert_same(run, again)
+    with pytest.raises(ValueError, match=r"other settings.*'seed': \(0, 5\)"):
+        train(config(seed=5, **changes), tmp_path, pictures(), False, resume=True)

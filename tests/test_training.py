@@ -1,0 +1,276 @@
+"""Training: what a run holds, that it is a function of its settings, and that no accident costs what was done."""
+
+import json
+
+import pandas as pd
+import pytest
+import torch
+
+from hsic_lab import pairs, trainer
+from hsic_lab.correlation import cross_correlation
+from hsic_lab.datasets import ImageData, load
+from hsic_lab.images import Images
+from hsic_lab.pairs import TrainingPairs, held_out_pairs, seeded_generator
+from hsic_lab.runs import FILES, HISTORY, SETTINGS, SNAPSHOTS, WEIGHTS, Run
+from hsic_lab.scenes import DigitScenes
+from hsic_lab.training import LOSSES, TrainConfig, train, train_once
+from hsic_lab.views import normalize
+
+CPU = torch.device("cpu")
+ALL = slice(None)
+TINY = {"width": 2, "projector": (8, 4), "batch_size": 16, "epochs": 2, "warmup_epochs": 0.5, "snapshots": 3,
+        "log_every": 1, "device": "cpu", "precision": "float32"}
+
+
+@pytest.fixture(autouse=True)
+def few_held_out_pairs(monkeypatch):
+    monkeypatch.setattr(pairs, "SNAPSHOT_PAIRS", 128)
+
+
+@pytest.fixture(scope="module")
+def scenes() -> ImageData:
+    return load("digit_scenes", n_train=48, n_test=32)
+
+
+@pytest.fixture(scope="module")
+def pictures() -> ImageData:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (48, 3, 16, 16), generator=generator, dtype=torch.uint8)
+    split = Images(images, torch.arange(48) % 3)
+    return ImageData("pictures", split, split, ("a", "b", "c"))
+
+
+def tiny(**changes) -> TrainConfig:
+    return TrainConfig(**TINY | changes)
+
+
+@pytest.mark.parametrize("loss", sorted(LOSSES))
+def test_a_run_holds_what_its_docstring_says(tmp_path, scenes, loss):
+    run = train(tiny(loss=loss), tmp_path / "run", scenes, progress=False)
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted(FILES)
+    assert run.state == "finished"
+    assert list(run.history["step"]) == [1, 2, 3, 4, 5, 6]
+    assert run.history["epoch"].iloc[-1] == 2
+    terms = run.history.columns[2 + 1 : list(run.history.columns).index("diagonal")]
+    torch.testing.assert_close(
+        torch.tensor(run.history[list(terms)].sum(axis=1).to_numpy()), torch.tensor(run.history["loss"].to_numpy()),
+        rtol=1e-5, atol=1e-5,
+    )
+    assert list(run.snapshots) == [0, 3, 6]
+    assert all(c.shape == (4, 4) for c in run.snapshots.values())
+
+
+def test_loading_gives_back_what_training_returned(tmp_path, scenes):
+    run = train(tiny(), tmp_path / "run", scenes, progress=False)
+    loaded = Run.load(tmp_path / "run")
+    assert loaded.state == "finished"
+    assert loaded.config == json.loads(json.dumps(run.config))
+    pd.testing.assert_frame_equal(loaded.history, run.history, check_exact=False, rtol=1e-12)
+    for name in ("encoder", "projector"):
+        a, b = getattr(run, name).state_dict(), getattr(loaded, name).state_dict()
+        assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+    assert all(torch.equal(run.snapshots[step], loaded.snapshots[step]) for step in run.snapshots)
+    assert not loaded.encoder.training
+
+
+def test_the_last_snapshot_is_c_of_held_out_pairs_through_the_kept_weights(tmp_path, scenes):
+    run = train(tiny(), tmp_path / "run", scenes, progress=False)
+    with torch.no_grad():
+        z_a, z_b = (run.projector(run.encoder(view)) for view in held_out_pairs(scenes, tiny(), CPU))
+    torch.testing.assert_close(run.snapshots[6], cross_correlation(z_a, z_b), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["scenes", "pictures"])
+def test_a_run_is_a_function_of_its_settings(tmp_path, kind, request):
+    data = request.getfixturevalue(kind)
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    runs = [train(tiny(seed=seed), tmp_path / str(i), data, progress=False) for i, seed in enumerate((0, 0, 1))]
+    assert torch.equal(torch.get_rng_state(), state), "the global generator moved"
+    same, again, other = (run.history["loss"].to_numpy() for run in runs)
+    assert (same == again).all()
+    assert (same != other).all()
+    for key, value in runs[0].encoder.state_dict().items():
+        assert torch.equal(value, runs[1].encoder.state_dict()[key])
+
+
+def test_every_epoch_has_its_own_pairs_and_every_image_once(pictures):
+    pairs = TrainingPairs(pictures, tiny(), CPU, ALL)
+    batches = [batch for epoch in range(2) for batch in pairs.epoch(epoch)]
+    assert all(view.shape == (16, 3, 16, 16) for batch in batches for view in batch)
+    assert not torch.equal(batches[0][0], batches[3][0])
+    generator = seeded_generator(CPU, 0, 0)
+    order = torch.randperm(48, generator=generator)
+    assert sorted(order.tolist()) == list(range(48))
+
+
+def test_training_learns_what_the_views_share(tmp_path):
+    data = load("digit_scenes", n_train=640, n_test=32)
+    # A background is learnt in a few steps, a digit takes hundreds.
+    config = tiny(width=8, projector=(32, 8), batch_size=64, epochs=4, snapshots=2, shared=("background",))
+    run = train(config, tmp_path / "run", data, progress=False)
+    before, after = (c.diagonal().mean() for c in (run.snapshots[0], run.snapshots[40]))
+    assert after > before + 0.2, (before, after)
+
+
+def test_a_batch_with_nan_stops_and_keeps_the_run(tmp_path, scenes, monkeypatch):
+    epoch = TrainingPairs.epoch
+
+    def poisoned(self, number, skip=0):
+        for a, b in epoch(self, number, skip):
+            yield (a * float("nan") if number == 1 else a), b
+
+    monkeypatch.setattr(TrainingPairs, "epoch", poisoned)
+    with pytest.raises(FloatingPointError, match=r"step 4 of 6: the loss is nan"):
+        train(tiny(), tmp_path / "run", scenes, progress=False)
+    run = Run.load(tmp_path / "run")
+    assert run.state.startswith("failed: step 4")
+    assert list(run.history["step"]) == [1, 2, 3]
+    assert list(run.snapshots) == [0, 3]
+    for network in (run.encoder, run.projector):
+        assert all(torch.isfinite(value).all() for value in network.state_dict().values())
+
+
+def test_a_run_that_stopped_at_once_can_be_read(tmp_path, scenes, monkeypatch):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer.Trainer, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny(), tmp_path / "run", scenes, progress=False)
+    run = Run.load(tmp_path / "run")
+    assert (run.state, len(run.history), list(run.snapshots)) == ("interrupted", 0, [0])
+
+
+def test_ctrl_c_leaves_a_usable_run(tmp_path, scenes, monkeypatch):
+    step = trainer.Trainer.step
+
+    def interrupted(self, *args):
+        if self.step_count == 4:
+            raise KeyboardInterrupt
+        return step(self, *args)
+
+    monkeypatch.setattr(trainer.Trainer, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny(), tmp_path / "run", scenes, progress=False)
+    run = Run.load(tmp_path / "run")
+    assert run.state == "interrupted"
+    assert list(run.history["step"]) == [1, 2, 3, 4]
+
+
+def test_a_kill_while_writing_leaves_the_previous_file_whole(tmp_path, scenes, monkeypatch):
+    run = train(tiny(), tmp_path / "run", scenes, progress=False)
+    weights = (tmp_path / "run" / WEIGHTS).read_bytes()
+
+    def half_written(tensors, path):
+        path.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr("hsic_lab.runs.save_file", half_written)
+    with pytest.raises(OSError, match="disk full"):
+        run.save()
+    assert (tmp_path / "run" / WEIGHTS).read_bytes() == weights
+    assert len(list((tmp_path / "run").iterdir())) == len(FILES), "a temporary file was left behind"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_damaged_file_is_named(tmp_path, scenes, name):
+    train(tiny(), tmp_path / "run", scenes, progress=False)
+    (tmp_path / "run" / name).write_bytes(b"\x00\x01")
+    with pytest.raises(ValueError, match=f"{name} is damaged"):
+        Run.load(tmp_path / "run")
+
+
+def test_train_once_trains_once(tmp_path, scenes, monkeypatch):
+    first = train_once(tiny(), tmp_path / "run", scenes, progress=False)
+    stamp = (tmp_path / "run" / WEIGHTS).stat().st_mtime_ns
+    second = train_once(tiny(), tmp_path / "run", scenes, progress=False)
+    assert (tmp_path / "run" / WEIGHTS).stat().st_mtime_ns == stamp
+    assert second.config == json.loads(json.dumps(first.config))
+    with pytest.raises(FileExistsError, match="other settings"):
+        train_once(tiny(seed=3), tmp_path / "run", scenes, progress=False)
+    settings = json.loads((tmp_path / "run" / SETTINGS).read_text()) | {"state": "interrupted"}
+    (tmp_path / "run" / SETTINGS).write_text(json.dumps(settings))
+    assert train_once(tiny(), tmp_path / "run", scenes, progress=False).state == "finished"
+    assert (tmp_path / "run" / WEIGHTS).stat().st_mtime_ns != stamp
+
+
+def test_no_run_is_overwritten_and_no_other_folder_is_a_run(tmp_path, scenes):
+    train(tiny(), tmp_path / "run", scenes, progress=False)
+    with pytest.raises(FileExistsError, match="already holds a run"):
+        train(tiny(), tmp_path / "run", scenes, progress=False)
+    with pytest.raises(FileNotFoundError, match="is not a run"):
+        Run.load(tmp_path)
+    (tmp_path / "run" / SNAPSHOTS).unlink()
+    with pytest.raises(FileNotFoundError, match=SNAPSHOTS):
+        Run.load(tmp_path / "run")
+    assert (tmp_path / "run" / HISTORY).exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"loss": "barlow"}, "'barlow_twins', 'hsic_ssl'.*'barlow'"),
+        ({"precision": "fp8"}, "'fp8'"),
+        ({"batch_size": 1}, "batch_size must be at least 2, got 1"),
+        ({"epochs": 0, "warmup_epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"learning_rate": 0.0}, "learning_rate must be positive, got 0.0"),
+        ({"learning_rate": float("nan")}, "learning_rate must be positive, got nan"),
+        ({"warmup_epochs": 3}, "warmup_epochs must be in 0..2"),
+        ({"projector": ()}, "projector"),
+        ({"snapshots": 1}, "snapshots must be at least 2, got 1"),
+    ],
+)
+def test_bad_settings(changes, message):
+    with pytest.raises(ValueError, match=message):
+        tiny(**changes)
+
+
+def test_a_batch_larger_than_the_data_is_an_error(tmp_path, scenes):
+    with pytest.raises(ValueError, match="batch_size 64 is larger than the 48"):
+        train(tiny(batch_size=64), tmp_path / "run", scenes, progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_training_on_cuda(tmp_path, scenes):
+    run = train(tiny(device="auto", precision="auto"), tmp_path / "run", scenes, progress=False)
+    assert run.facts["device"] == "cuda"
+    assert Run.load(tmp_path / "run").state == "finished"
+
+
+def test_scene_pairs_share_what_is_asked_for(scenes):
+    config = tiny(shared=("background",))
+    a, b = next(TrainingPairs(scenes, config, CPU, ALL).epoch(0))
+    first, second = DigitScenes("train").pairs(16, seeded_generator(CPU, 0, 0), ("background",))
+    torch.testing.assert_close(a, normalize(first))
+    torch.testing.assert_close(b, normalize(second))
+
+
+@pytest.mark.parametrize("kind", ["scenes", "pictures"])
+def test_skipped_batches_and_rows_change_nothing_else(kind, request):
+    data = request.getfixturevalue(kind)
+    whole = list(TrainingPairs(data, tiny(), CPU, ALL).epoch(1))
+    for skip, rows in ((2, ALL), (1, slice(3, 9))):
+        part = list(TrainingPairs(data, tiny(), CPU, rows).epoch(1, skip))
+        assert len(part) == 3 - skip
+        for batch, expected in zip(part, whole[skip:], strict=True):
+            assert all(torch.equal(view, other[rows]) for view, other in zip(batch, expected, strict=True))
+
+
+@pytest.mark.parametrize(("epochs", "warmup"), [(1, 0.5), (2, 1.0), (22, 1.5)])
+def test_the_warm_up_of_a_short_run_is_short(epochs, warmup):
+    assert TrainConfig(epochs=epochs).warmup_epochs == warmup
+
+
+def test_run_files_that_do_not_belong_together_are_named(tmp_path, scenes):
+    train(tiny(), tmp_path / "run", scenes, progress=False)
+    settings = json.loads((tmp_path / "run" / SETTINGS).read_text())
+    settings["config"]["width"] = 3
+    (tmp_path / "run" / SETTINGS).write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=f"{WEIGHTS} does not fit the encoder"):
+        Run.load(tmp_path / "run")
+    (tmp_path / "run" / SETTINGS).write_text("{}")
+    with pytest.raises(ValueError, match=f"{SETTINGS} is damaged .it lacks"):
+        Run.load(tmp_path / "run")

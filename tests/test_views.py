@@ -1,0 +1,341 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hsic_lab.views import TwoViews, colour_maps, normalize, random_crops, resize_rows, resize_taps
+
+STILL = dict(scale=(1, 1), ratio=(1, 1), flip=0, jitter=0, grayscale=0)  # every random operation off
+GREY = np.array([0.299, 0.587, 0.114])
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def photos(n=6, c=3, h=16, w=16, seed=1):
+    return torch.randint(0, 256, (n, c, h, w), dtype=torch.uint8, generator=seeded(seed))
+
+
+def test_normalize_is_exact_on_every_byte():
+    every = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
+    expected = (np.arange(256, dtype=np.float64) / 127.5 - 1).reshape(1, 1, 16, 16)
+    out = normalize(every)
+    assert out.dtype == torch.float32 and out.min() == -1 and out.max() == 1
+    np.testing.assert_allclose(out.numpy(), expected, atol=1e-7)
+    for dtype in (torch.float32, torch.float64):
+        torch.testing.assert_close(normalize(every.to(dtype) / 255), out, atol=1e-6, rtol=0)
+
+
+# Geometry
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_views_with_everything_off_are_the_images(channels):
+    images = photos(c=channels)
+    for view in TwoViews(16, **STILL)(images, seeded()):
+        assert torch.equal(view, normalize(images))
+
+
+def test_flip_mirrors_exactly():
+    images = photos(h=20, w=17)
+    options = dict(jitter=0, grayscale=0)
+    plain = TwoViews(8, flip=0, **options)(images, seeded())
+    mirrored = TwoViews(8, flip=1, **options)(images, seeded())
+    for a, b in zip(plain, mirrored, strict=True):
+        assert torch.equal(a.flip(3), b)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 24), st.integers(1, 24), st.integers(1, 24), st.integers(0, 2**31))
+def test_any_crop_equals_interpolate(height, width, size, seed):
+    """Enlarging and (antialiased) shrinking, against torch's resize of each crop cut out by itself."""
+    generator = seeded(seed)
+    image = torch.rand(1, 2, height, width, generator=generator)
+    crop = random_crops(torch.rand(1, 22, generator=generator), height, width, (0.05, 1.0), (0.5, 2.0))
+    top, left, h, w = (int(x) for x in crop)
+    assert 0 <= top <= top + h <= height and 0 <= left <= left + w <= width and h > 0 and w > 0
+    down, across = resize_taps(crop[0], crop[2], height, size), resize_taps(crop[1], crop[3], width, size)
+    ours = resize_rows(resize_rows(image, *down).transpose(2, 3), *across).transpose(2, 3)
+    cut = image[:, :, top : top + h, left : left + w]
+    oracle = F.interpolate(cut, (size, size), mode="bilinear", align_corners=False, antialias=True)
+    torch.testing.assert_close(ours, oracle, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (20, 45), (45, 20)])
+def test_each_view_is_its_own_crop(shape):
+    """End to end, more images than one chunk holds: image, view and random numbers stay together."""
+    n = 5 + (1 << 20) // (12 * shape[0] * shape[1])
+    images = photos(n, 3, *shape)
+    views = torch.cat(TwoViews(12, flip=0, jitter=0, grayscale=0)(images, seeded(3)))
+    draws = torch.rand(2 * n, 29, generator=seeded(3))[:, :22]
+    crops = random_crops(draws, *shape, (0.2, 1.0), (3 / 4, 4 / 3))
+    for row in (0, 1, n - 1, n, n + 1, 2 * n - 1):
+        top, left, h, w = (int(x[row]) for x in crops)
+        cut = images[row % n, :, top : top + h, left : left + w].float()[None]
+        oracle = F.interpolate(cut, (12, 12), mode="bilinear", align_corners=False, antialias=True)[0]
+        torch.testing.assert_close(views[row], oracle / 127.5 - 1, atol=1e-5, rtol=0)
+
+
+def torchvision_crop(rng, height, width, scale, ratio):
+    """The published loop, one image at a time."""
+    for _ in range(10):
+        area = height * width * rng.uniform(*scale)
+        aspect = math.exp(rng.uniform(*np.log(ratio)))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            return rng.integers(0, height - h + 1), rng.integers(0, width - w + 1), h, w
+    if width / height < ratio[0]:
+        w, h = width, round(width / ratio[0])
+    elif width / height > ratio[1]:
+        w, h = round(height * ratio[1]), height
+    else:
+        w, h = width, height
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+@pytest.mark.parametrize(
+    "height, width, scale", [(32, 32, (0.2, 1)), (32, 32, (0.9, 1)), (24, 60, (0.4, 1)), (60, 20, (0.6, 1))]
+)
+def test_crop_law_is_torchvisions(height, width, scale):
+    ratio, m = (3 / 4, 4 / 3), 20_000
+    rng = np.random.default_rng(0)
+    oracle = np.array([torchvision_crop(rng, height, width, scale, ratio) for _ in range(m)], dtype=float)
+    ours = torch.stack(random_crops(torch.rand(m, 22, generator=seeded()), height, width, scale, ratio), 1)
+    ours = ours.double().numpy()
+
+    def statistics(crop):
+        top, left, h, w = crop.T
+        area = h * w / (height * width)
+        return np.stack([area, np.log(w / h), h, w, top, left, h**2, top * h, left * w], 1)
+
+    ours, oracle = statistics(ours), statistics(oracle)
+    error = np.sqrt((ours.var(0) + oracle.var(0)) / m)
+    assert (abs(ours.mean(0) - oracle.mean(0)) <= 4 * error + 1e-12).all()
+
+
+@pytest.mark.parametrize(
+    "height, width, expected", [(10, 40, (0, 13, 10, 13)), (40, 10, (13, 0, 13, 10)), (1, 1, (0, 0, 1, 1))]
+)
+def test_fallback_is_the_central_crop(height, width, expected):
+    crop = random_crops(torch.full((1, 22), 0.5), height, width, (1, 1), (3 / 4, 4 / 3))
+    assert tuple(int(x) for x in crop) == expected
+
+
+# Colour
+
+
+def colour(images, brightness=1.0, contrast=1.0, saturation=1.0, hue=0.0):
+    """Apply `colour_maps` to float64 images `(n, 3, h, w)` by its formula."""
+    n = len(images)
+    factors = (torch.full((n,), v, dtype=torch.float64) for v in (brightness, contrast, saturation, hue))
+    matrix, offset = (x.numpy() for x in colour_maps(*factors))
+    grey = np.einsum("c,nchw->n", GREY, images) / images[0, 0].size
+    return np.einsum("nkc,nchw->nkhw", matrix, images) + (offset * grey)[:, None, None, None]
+
+
+def blend(image, other, factor):
+    return factor * image + (1 - factor) * other
+
+
+def pixel_grey(image):
+    return np.tensordot(GREY, image, 1)[None]
+
+
+ORACLES = {  # one image (3, h, w), as Pillow's ImageEnhance defines them
+    "brightness": lambda image, v: v * image,
+    "contrast": lambda image, v: blend(image, pixel_grey(image).mean(), v),
+    "saturation": lambda image, v: blend(image, pixel_grey(image), v),
+}
+
+
+@pytest.mark.parametrize("name", ORACLES)
+@pytest.mark.parametrize("factor", [0.0, 0.6, 1.0, 1.4])
+def test_colour_factor_follows_its_formula(name, factor):
+    images = np.random.default_rng(0).uniform(size=(4, 3, 5, 7))
+    expected = np.stack([ORACLES[name](image, factor) for image in images])
+    np.testing.assert_allclose(colour(images, **{name: factor}), expected, atol=1e-12)
+
+
+def test_hue_is_a_turn_that_keeps_luma():
+    images = np.random.default_rng(0).uniform(size=(2, 3, 5, 7))
+    np.testing.assert_allclose(colour(images, hue=1.0), images, atol=1e-12)
+    np.testing.assert_allclose(colour(colour(images, hue=0.3), hue=-0.3), images, atol=1e-12)
+    turned = colour(images, hue=0.2)
+    assert abs(turned - images).max() > 0.1
+    for before, after in zip(images, turned, strict=True):
+        np.testing.assert_allclose(pixel_grey(after), pixel_grey(before), atol=1e-12)
+    red = np.zeros((1, 3, 1, 1))
+    red[0, 0] = 1
+    assert colour(red, hue=1 / 3)[0, :, 0, 0].argmax() == 1  # red -> green -> blue, as in HSV
+    assert colour(red, hue=2 / 3)[0, :, 0, 0].argmax() == 2
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_colour_order_does_not_matter(seed):
+    rng = np.random.default_rng(seed)
+    images = rng.uniform(size=(2, 3, 4, 4))
+    steps = [("brightness", 0.7), ("contrast", 1.3), ("saturation", 0.5), ("hue", 0.08)]
+    stepwise = images
+    for position in rng.permutation(4):
+        stepwise = colour(stepwise, **dict([steps[position]]))
+    np.testing.assert_allclose(stepwise, colour(images, **dict(steps)), atol=1e-12)
+
+
+def test_views_apply_colour_then_clamp():
+    """The whole jitter path against the same uniform numbers pushed through the NumPy formula."""
+    images, n = photos(), 6
+    views = torch.cat(TwoViews(16, **{**STILL, "jitter": 1})(images, seeded(5)))
+    draws = torch.rand(2 * n, 29, generator=seeded(5)).double().numpy()[:, 23:27]
+    clamped = 0
+    for row in range(2 * n):
+        b, k, s, hue = draws[row] * [0.8, 0.8, 0.8, 0.2] + [0.6, 0.6, 0.6, -0.1]
+        exact = 2 * colour(images[row % n].double().numpy()[None] / 255, b, k, s, hue)[0] - 1
+        clamped += (abs(exact) > 1).sum()
+        np.testing.assert_allclose(views[row].numpy(), exact.clip(-1, 1), atol=1e-5)
+    assert clamped > 0
+
+
+def test_greyscale_is_luma_in_every_channel():
+    images = photos()
+    for view in TwoViews(16, **{**STILL, "grayscale": 1})(images, seeded()):
+        expected = np.einsum("c,nchw->nhw", GREY, images.numpy() / 127.5) - 1
+        for channel in range(3):
+            np.testing.assert_allclose(view[:, channel].numpy(), expected, atol=1e-5)
+
+
+def test_one_channel_gets_brightness_and_contrast():
+    images, n = photos(c=1), 6
+    views = torch.cat(TwoViews(16, **{**STILL, "jitter": 1, "grayscale": 0.5})(images, seeded(5)))
+    draws = torch.rand(2 * n, 29, generator=seeded(5)).double().numpy()[:, 23:25] * 0.8 + 0.6
+    for row, (b, k) in enumerate(draws):
+        image = images[row % n].double().numpy() / 255
+        expected = (2 * b * blend(image, image.mean(), k) - 1).clip(-1, 1)
+        np.testing.assert_allclose(views[row].numpy(), expected, atol=1e-5)
+
+
+# Randomness
+
+
+def test_samples_and_views_are_independent():
+    images = photos(1, h=32, w=32).repeat(8, 1, 1, 1)
+    views = torch.cat(TwoViews(32)(images, seeded())).flatten(1)
+    distances = torch.cdist(views, views) + torch.eye(16) * 1e9
+    assert distances.min() > 1
+
+
+def test_seed_decides_and_global_state_is_left_alone():
+    images, views = photos(), TwoViews(16)
+    before, original = torch.get_rng_state(), images.clone()
+    first, again, other = (views(images, seeded(s)) for s in (0, 0, 1))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(images, original)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        assert torch.equal(views(images)[0], first[0])
+
+
+def within_binomial(count, trials, p):
+    return abs(count - trials * p) <= 4 * math.sqrt(trials * p * (1 - p))
+
+
+@pytest.mark.parametrize("option, p", [("flip", 0.5), ("flip", 0.1), ("jitter", 0.8), ("grayscale", 0.2)])
+def test_frequencies(option, p):
+    """Each view changes with its probability, and the two views change independently."""
+    images = photos(1, h=8, w=8).repeat(4000, 1, 1, 1)
+    pair = TwoViews(8, **{**STILL, option: p})(images, seeded(2))
+    changed = [(view - normalize(images)).abs().amax((1, 2, 3)) > 1e-3 for view in pair]
+    assert all(within_binomial(int(c.sum()), 4000, p) for c in changed)
+    assert within_binomial(int((changed[0] & changed[1]).sum()), 4000, p * p)
+
+
+# Types, shapes, errors
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 3, 32, 32), (3, 3, 20, 40), (2, 1, 28, 28), (5, 3, 7, 3), (2, 3, 96, 64)]
+)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64])
+def test_shape_dtype_and_range(shape, dtype):
+    images = photos(*shape)
+    images = images if dtype == torch.uint8 else images.to(dtype) / 255
+    views = TwoViews(16)(images, seeded())
+    reference = TwoViews(16)(photos(*shape), seeded())
+    for view, expected in zip(views, reference, strict=True):
+        assert view.shape == (shape[0], shape[1], 16, 16) and view.is_contiguous()
+        assert view.dtype == torch.float32 and view.abs().max() <= 1
+        torch.testing.assert_close(view, expected, atol=1e-5, rtol=0)
+
+
+def test_strides_and_autocast_do_not_matter():
+    images, views = photos(h=16, w=24), TwoViews(16)
+    expected = views(images, seeded())[1]
+    assert torch.equal(views(images.contiguous(memory_format=torch.channels_last), seeded())[1], expected)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(views(images, seeded())[1], expected)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_views_stay_on_the_gpu():
+    generator = torch.Generator("cuda").manual_seed(0)
+    images = photos().cuda()
+    for view in TwoViews(16)(images, generator):
+        assert view.is_cuda and view.abs().max() <= 1
+    for view in TwoViews(16, **STILL)(images, generator):
+        assert torch.equal(view.cpu(), normalize(photos()))
+
+
+@pytest.mark.parametrize(
+    "images, error, words",
+    [
+        (np.zeros((1, 3, 4, 4)), TypeError, "ndarray"),
+        (torch.zeros(1, 3, 4, 4, dtype=torch.int64), TypeError, "torch.int64"),
+        (torch.zeros(3, 4, 4), ValueError, r"\(3, 4, 4\)"),
+        (torch.zeros(0, 3, 4, 4), ValueError, r"\(0, 3, 4, 4\)"),
+        (torch.full((1, 3, 4, 4), 1.5), ValueError, "1.5"),
+        (torch.full((1, 3, 4, 4), -0.5), ValueError, "-0.5"),
+        (torch.full((1, 3, 4, 4), math.nan), ValueError, "nan"),
+    ],
+)
+def test_bad_images(images, error, words):
+    for call in (normalize, TwoViews(4)):
+        with pytest.raises(error, match=words):
+            call(images)
+
+
+def test_colour_needs_one_or_three_channels():
+    with pytest.raises(ValueError, match="got 4"):
+        TwoViews(4)(photos(c=4))
+
+
+@pytest.mark.parametrize(
+    "options, error, words",
+    [
+        (dict(size=0), ValueError, "got 0"),
+        (dict(size=8.0), TypeError, "got 8.0"),
+        (dict(size=True), TypeError, "got True"),
+        (dict(scale=(0, 1)), ValueError, r"scale.*got \(0, 1\)"),
+        (dict(scale=(0.5, 1.5)), ValueError, r"scale.*got \(0.5, 1.5\)"),
+        (dict(scale=(0.9, 0.5)), ValueError, r"scale.*got \(0.9, 0.5\)"),
+        (dict(ratio=(2, 1)), ValueError, r"ratio.*got \(2, 1\)"),
+        (dict(ratio=(1, math.inf)), ValueError, r"ratio.*got \(1, inf\)"),
+        (dict(ratio=(1, 1, 1)), ValueError, r"ratio.*got \(1, 1, 1\)"),
+        (dict(flip=1.1), ValueError, "flip.*got 1.1"),
+        (dict(brightness=-0.1), ValueError, "brightness.*got -0.1"),
+        (dict(contrast=math.inf), ValueError, "contrast.*got inf"),
+        (dict(saturation=math.nan), ValueError, "saturation.*got nan"),
+        (dict(hue=0.6), ValueError, "hue.*got 0.6"),
+        (dict(jitter=-1), ValueError, "jitter.*got -1"),
+        (dict(grayscale=2), ValueError, "grayscale.*got 2"),
+    ],
+)
+def test_bad_settings(options, error, words):
+    with pytest.raises(error, match=words):
+        TwoViews(**{"size": 8, **options})
