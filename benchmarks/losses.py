@@ -1,0 +1,193 @@
+"""Barlow Twins forward and backward: ours beside the formulas of lightly 1.6 and solo-learn, time and extra memory.
+
+Interleaved medians on two threads. Writes data/results/losses_<device>.csv and, with --figure, the ratio over n and d.
+Combinations whose estimated matrices or times exceed the limits are written as skipped. Memory is what a step adds to
+the peak resident set (Linux) or to the peak of CUDA's allocator.
+
+    python benchmarks/losses.py --figure
+    python benchmarks/losses.py --device cuda
+"""
+
+import argparse
+import math
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hsic_lab.losses import BarlowTwinsLoss
+
+RESULTS = Path(__file__).parent.parent / "data" / "results"
+ROWS = (64, 256, 1024, 4096)
+WIDTHS = (128, 1024, 2048, 8192, 16384)
+BYTES_LIMIT = 6 * 2**30
+
+
+def lightly(z_a: Tensor, z_b: Tensor) -> Tensor:
+    """The operations of lightly 1.6, lightly/loss/barlow_twins_loss.py (its package needs torchvision to import)."""
+    x, y = (F.batch_norm(z, None, None, training=True) for z in (z_a, z_b))
+    c = (x.T @ y).div_(len(z_a))
+    invariance = torch.diagonal(c).add_(-1).pow_(2).sum()
+    d = len(c)
+    off_diagonal = c.flatten()[:-1].view(d - 1, d + 1)[:, 1:].flatten()
+    return invariance + 5e-3 * off_diagonal.pow_(2).sum()
+
+
+def solo_learn(z_a: Tensor, z_b: Tensor) -> Tensor:
+    """The operations of solo-learn, solo/losses/barlow.py, without its final factor of 0.025."""
+    norm = torch.nn.BatchNorm1d(z_a.shape[1], affine=False).to(z_a.device)
+    c = torch.einsum("bi,bj->ij", norm(z_a), norm(z_b)) / len(z_a)
+    identity = torch.eye(len(c), device=c.device)
+    difference = (c - identity).pow(2)
+    difference[~identity.bool()] *= 5e-3
+    return difference.sum()
+
+
+LOSSES = {"hsic_lab": BarlowTwinsLoss(), "lightly": lightly, "solo_learn": solo_learn}
+PEER_MATRICES = 5  # of d x d, alive at once
+
+
+def synchronize(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def step(loss: Callable[[Tensor, Tensor], Tensor], z_a: Tensor, z_b: Tensor) -> None:
+    z_a.grad = z_b.grad = None
+    loss(z_a, z_b).backward()
+    synchronize(z_a.device.type)
+
+
+def resident(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+def extra_bytes(call: Callable[[], None], device: str) -> float:
+    """Peak memory during the call less that before it; NaN where the system does not tell."""
+    if device == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        call()
+        return torch.cuda.max_memory_allocated() - before
+    if not sys.platform.startswith("linux"):
+        return math.nan
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
+    before = resident("VmRSS")
+    call()
+    return resident("VmHWM") - before
+
+
+def measure(n: int, d: int, device: str, seconds: float, limit: float, expected: dict[str, float]) -> list[dict]:
+    """One row for each loss: median milliseconds and extra MiB, or why it was skipped."""
+    generator = torch.Generator().manual_seed(0)
+    z_a, z_b = (torch.randn(n, d, generator=generator).to(device).requires_grad_() for _ in range(2))
+    skipped = {}
+    for name in LOSSES.keys() - {"hsic_lab"}:
+        if PEER_MATRICES * 4 * d**2 > BYTES_LIMIT:
+            skipped[name] = f"needs more than {BYTES_LIMIT / 2**30:g} GiB"
+        elif expected.get(name, 0.0) > limit:
+            skipped[name] = f"a step is expected to take more than {limit:g} s"
+    losses = {name: loss for name, loss in LOSSES.items() if name not in skipped}
+    # No warm-up: the allocator would keep its memory and a second step seem to need none. Ours, first, pays for it.
+    memory = {name: extra_bytes(lambda loss=loss: step(loss, z_a, z_b), device) for name, loss in losses.items()}
+    times = {name: [] for name in losses}
+    start = time.perf_counter()
+    while len(times["hsic_lab"]) < 3 or (time.perf_counter() - start < seconds and len(times["hsic_lab"]) < 200):
+        for name, loss in losses.items():
+            begin = time.perf_counter()
+            step(loss, z_a, z_b)
+            times[name].append(time.perf_counter() - begin)
+    rows = []
+    for name in LOSSES:
+        row = {"n": n, "d": d, "loss": name, "skipped": skipped.get(name, "")}
+        if name in losses:
+            row |= {
+                "milliseconds": round(1e3 * statistics.median(times[name]), 4),
+                "extra_mib": round(memory[name] / 2**20, 2),
+                "repetitions": len(times[name]),
+            }
+        rows.append(row)
+    return rows
+
+
+def achieved_flops(device: str) -> float:
+    """Floating-point operations per second of a product of two matrices, as a measure of the machine."""
+    size = 8192 if device == "cuda" else 1024
+    a = torch.randn(size, size, device=device)
+    times = []
+    for _ in range(5):
+        synchronize(device)
+        begin = time.perf_counter()
+        a @ a
+        synchronize(device)
+        times.append(time.perf_counter() - begin)
+    return 2 * size**3 / statistics.median(times)
+
+
+def draw(table: pd.DataFrame, path: Path) -> None:
+    """Time of lightly's formula over ours, a cell for each n and d."""
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
+    wide = table.pivot(index=["n", "d"], columns="loss", values="milliseconds")
+    ratio = (wide["lightly"] / wide["hsic_lab"]).unstack("d")
+    labels = ratio.map(lambda r: f"{r:.0f}" if r >= 10 else f"{r:.1f}" if r >= 2 else f"{r:.2f}")
+    labels = labels.where(ratio.notna(), "not run")
+    figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
+    sns.heatmap(
+        ratio.fillna(1.0).map(math.log10), annot=labels, fmt="", cmap="RdBu", center=0, vmin=-1.8, vmax=1.8, ax=axes,
+        linewidths=1, cbar=False, annot_kws={"size": 12},
+    )
+    axes.set(xlabel="projector width d", ylabel="batch n", title="Barlow Twins, times faster than lightly 1.6")
+    axes.tick_params(rotation=0)
+    figure.savefig(path, dpi=160)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=2.0, help="measuring time for each combination")
+    parser.add_argument("--limit", type=float, default=60.0, help="skip what is estimated to take longer, in seconds")
+    parser.add_argument("--figure", action="store_true", help="draw data/results/losses_ratio.png")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    flops = achieved_flops(args.device)
+    rows = []
+    for n in ROWS:
+        expected = {}
+        for d, wider in zip(WIDTHS, (*WIDTHS[1:], math.inf), strict=True):
+            rows += measure(n, d, args.device, args.seconds, args.limit, expected)
+            # The peers' cost grows as d^2 where it is more than the cost of calls; the skipped stays skipped.
+            expected = {
+                row["loss"]: row["milliseconds"] / 1e3 * (wider / d) ** 2 if "milliseconds" in row else math.inf
+                for row in rows[-3:] if d >= 1024
+            }
+            print(n, d, {row["loss"]: row.get("milliseconds", row["skipped"]) for row in rows[-3:]}, flush=True)
+    table = pd.DataFrame(rows)
+    cpu = f"{platform.machine()}, {args.threads} threads"
+    hardware = torch.cuda.get_device_name() if args.device == "cuda" else cpu
+    load = f", load average {os.getloadavg()[1]:.1f} on {os.cpu_count()} cores" if hasattr(os, "getloadavg") else ""
+    table["hardware"] = f"{hardware}, {flops / 1e9:.0f} GFLOP/s in float32{load}"
+    table["versions"] = f"Python {platform.python_version()}, torch {torch.__version__}, formulas of lightly 1.6.0"
+    table["command"] = " ".join(["python benchmarks/losses.py", *sys.argv[1:]])
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    table.to_csv(RESULTS / f"losses_{args.device}.csv", index=False)
+    if args.figure:
+        draw(table, RESULTS / "losses_ratio.png")
+
+
+if __name__ == "__main__":
+    main()

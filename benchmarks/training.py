@@ -1,0 +1,131 @@
+"""Pairs per second of a training: views alone, the update alone, both together; and where the time goes.
+
+    python benchmarks/training.py                              ConvEncoder, two cores
+    python benchmarks/training.py --device cuda --batches 128 256 1024 --encoders resnet18 resnet50 --compile
+
+CIFAR-10 if it is there, else noise of its shape, which costs the same. On a CPU "cpu" is the pairs per second of an
+otherwise idle machine of as many cores as there are threads, from the processor time spent: on a shared machine the
+wall clock also measures the neighbours. Model-flop utilisation counts the multiplications and additions of the
+forward and backward pass of both views against `--peak` teraflops (990 for bfloat16 on an H100 or H200).
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+
+import pandas as pd
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from hsic_lab.config import TrainConfig
+from hsic_lab.datasets import ImageData, load
+from hsic_lab.images import Images
+from hsic_lab.pairs import TrainingPairs
+from hsic_lab.siamese import OnlineNetwork
+from hsic_lab.trainer import Trainer
+from hsic_lab.training import _new_run, pick_device
+
+
+def images(n: int) -> ImageData:
+    try:
+        return load("cifar10")
+    except FileNotFoundError:
+        pixels = torch.randint(256, (n, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        split = Images(pixels, torch.arange(n) % 10)
+        return ImageData("noise", split, split, tuple(map(str, range(10))))
+
+
+def repeated(pairs: TrainingPairs) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    epoch = 0
+    while True:
+        yield from pairs.epoch(epoch)
+        epoch += 1
+
+
+def seconds(call: Callable[[], object], repetitions: int, device: torch.device) -> tuple[float, float]:
+    """Wall time of one call and, on a CPU, processor time divided by the threads."""
+    for _ in range(3):
+        call()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    wall, cpu = time.perf_counter(), time.process_time()
+    for _ in range(repetitions):
+        call()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    wall, cpu = time.perf_counter() - wall, (time.process_time() - cpu) / torch.get_num_threads()
+    return wall / repetitions, cpu / repetitions
+
+
+def measure(config: TrainConfig, data: ImageData, repetitions: int, peak: float, table: bool) -> dict[str, object]:
+    device = pick_device(config.device)
+    pairs = TrainingPairs(data, config, device, slice(None))
+    with tempfile.TemporaryDirectory() as folder:
+        run = _new_run(config, folder, data, device, None)
+    online = OnlineNetwork(run.encoder, run.projector).to(device, memory_format=torch.channels_last)
+    trainer = Trainer(run, online, None, config, pairs)
+    online.train()
+    stream = repeated(pairs)
+    batch = next(stream)
+    views, step = (lambda: next(stream)), (lambda: trainer.step(*batch))
+    with FlopCounterMode(display=False) as counter:
+        trainer.backward(*batch)
+    times = {
+        name: seconds(call, repetitions, device)
+        for name, call in {"views": views, "step": step, "both": lambda: trainer.step(*next(stream))}.items()
+    }
+    if table:
+        kinds = [torch.profiler.ProfilerActivity.CPU]
+        kinds += [torch.profiler.ProfilerActivity.CUDA] if device.type == "cuda" else []
+        with torch.profiler.profile(activities=kinds) as profile:
+            for _ in range(5):
+                trainer.step(*next(stream))
+        key = "self_cuda_time_total" if device.type == "cuda" else "self_cpu_time_total"
+        print(profile.key_averages().table(sort_by=key, row_limit=14, max_name_column_width=40))
+    row: dict[str, object] = {"encoder": config.encoder, "width": config.width, "batch": config.batch_size}
+    row |= {f"{name} pairs/s": config.batch_size / wall for name, (wall, _) in times.items()}
+    if device.type == "cpu":
+        row |= {f"{name} cpu": config.batch_size / cpu for name, (_, cpu) in times.items()}
+    row["views share"] = times["views"][1] / times["both"][1] if device.type == "cpu" else (
+        times["views"][0] / times["both"][0]
+    )
+    row["Tflop/s"] = counter.get_total_flops() / times["both"][0] / 1e12
+    if device.type == "cuda":
+        row["images/s"] = 2 * config.batch_size / times["both"][0]
+        row["utilisation"] = row["Tflop/s"] / peak
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--encoders", nargs="+", default=["conv"])
+    parser.add_argument("--batches", nargs="+", type=int, default=[256])
+    parser.add_argument("--width", type=int, default=16)
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--peak", type=float, default=990.0, help="teraflops of the device")
+    parser.add_argument("--output", help="a CSV file for the table")
+    arguments = parser.parse_args()
+    data = images(4 * max(arguments.batches))
+    rows = []
+    for encoder in arguments.encoders:
+        for batch in arguments.batches:
+            config = TrainConfig(
+                dataset=data.name, encoder=encoder, width=arguments.width, batch_size=batch, device=arguments.device,
+                precision=arguments.precision, compile=arguments.compile,
+            )
+            last = (encoder, batch) == (arguments.encoders[-1], arguments.batches[-1])
+            rows.append(measure(config, data, arguments.steps, arguments.peak, last))
+    table = pd.DataFrame(rows)
+    hardware = torch.cuda.get_device_name() if arguments.device.startswith("cuda") else torch.get_num_threads()
+    print(f"torch {torch.__version__}, {data.name}, {hardware} (device, or threads of the CPU)")
+    print(table.to_string(index=False, float_format=lambda value: f"{value:.3g}" if value < 100 else f"{value:.0f}"))
+    if arguments.output:
+        table.assign(hardware=hardware, torch=torch.__version__).to_csv(arguments.output, index=False)
+
+
+if __name__ == "__main__":
+    main()
