@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from hsic_lab.hsic import center
-from hsic_lab.kernels import InverseMultiquadric, Kernel, Linear
+from hsic_lab.kernels import Kernel, Linear, named
 from hsic_lab.losses.base import TwoViewLoss, non_negative
 from hsic_lab.lowrank import frequencies
 
@@ -18,7 +18,8 @@ class SSLHSICLoss(TwoViewLoss):
       an embedding with itself are left out of the first mean: the authors' code has them in, which adds a constant;
     * `HSIC(Z, Z) = tr(K H K H) / N^2` (term `self_dependence`), with 1/N^2 as everywhere in this library.
 
-    The default kernel is the authors' inverse multiquadric, with the median rule in place of their learned scale.
+    `kernel` is one of `hsic_lab.kernels` or its name there ("linear", "gaussian", "laplace", "imq": see `named`), by
+    default the authors' inverse multiquadric, with the median rule in place of their learned scale.
     With a linear kernel on standardised features it is Barlow Twins at lambda = 1 in another coat: `tr C` against the
     Frobenius norm of the covariance. `random_features=D` replaces the kernel by D random Fourier features, drawn anew
     at each call, O(n D) in place of O(n^2); as in the authors' code `HSIC(Z, Z)` then uses two draws. Draws come from
@@ -30,7 +31,7 @@ class SSLHSICLoss(TwoViewLoss):
 
     def __init__(
         self,
-        kernel: Kernel | None = None,
+        kernel: Kernel | str = "imq",
         gamma: float = 3.0,
         gather_distributed: bool = True,
         random_features: int | None = None,
@@ -38,7 +39,7 @@ class SSLHSICLoss(TwoViewLoss):
     ) -> None:
         super().__init__(gather_distributed)
         non_negative(gamma=gamma)
-        self.kernel = kernel or InverseMultiquadric()
+        self.kernel = kernel if isinstance(kernel, Kernel) else named(kernel)
         self.gamma = gamma
         self.random_features = random_features
         if random_features is not None:
