@@ -119,6 +119,11 @@ LOSSES = {
     "ssl_hsic linear": (
         SSLHSICLoss(Linear()), ssl_hsic_oracle(np.dot), {"offset", "features", "duplicate", "autograd"}
     ),
+    "ssl_hsic linear standardized": (
+        SSLHSICLoss("linear", standardized=True),
+        lambda a, b: ssl_hsic_oracle(np.dot)(standardized(a), standardized(b)),
+        STANDARDIZED | {"autograd"},
+    ),
     "ssl_hsic gaussian": (
         SSLHSICLoss(Gaussian(2.0)),
         ssl_hsic_oracle(lambda p, q: np.exp(-((p - q) ** 2).sum() / 8)),

@@ -14,6 +14,7 @@ from hsic_lab.kernels import (
     Linear,
     Polynomial,
     median_distance,
+    named,
     squared_distances,
 )
 
@@ -134,6 +135,13 @@ def test_bandwidth_must_be_positive(kind, bandwidth):
 def test_polynomials_must_be_positive_definite(arguments):
     with pytest.raises(ValueError, match="got"):
         Polynomial(*arguments)
+
+
+def test_kernels_by_name():
+    names = {"linear": Linear(), "gaussian": Gaussian(), "laplace": Laplace(), "imq": InverseMultiquadric()}
+    assert {name: named(name) for name in names} == names
+    with pytest.raises(ValueError, match="kernel must be one of 'linear', 'gaussian', 'laplace', 'imq', got 'rbf'"):
+        named("rbf")
 
 
 def test_delta_reads_labels():

@@ -8,8 +8,9 @@ import torch
 from losses_table import data, off, standardized, unit, views
 from test_losses_cross_correlation import minimise
 
+from hsic_lab.config import TrainConfig
 from hsic_lab.hsic import hsic
-from hsic_lab.kernels import Gaussian, InverseMultiquadric, Kernel, Linear
+from hsic_lab.kernels import NAMED, Gaussian, InverseMultiquadric, Kernel, Linear, named
 from hsic_lab.losses import (
     BarlowTwinsLoss,
     HSICSSLLoss,
@@ -127,6 +128,14 @@ def test_random_features_approach_the_kernel_at_the_rate_of_their_number(kernel)
         return torch.stack([loss(z_a, z_b) - exact for _ in range(60)]).square().mean().sqrt()
 
     assert math.log2(error(64) / error(1024)) / 4 == pytest.approx(0.5, abs=0.2)
+
+
+def test_kernel_by_name_reaches_the_loss_from_a_settings_file():
+    z_a, z_b = views(8, 3)
+    for name in NAMED:
+        loss = TrainConfig(loss="ssl_hsic", loss_options={"kernel": name}).make_loss()
+        assert torch.equal(loss(z_a, z_b), SSLHSICLoss(named(name))(z_a, z_b))
+    assert torch.equal(SSLHSICLoss()(z_a, z_b), SSLHSICLoss(InverseMultiquadric())(z_a, z_b))
 
 
 def test_random_features_are_seeded_and_leave_the_global_generator_alone():
@@ -249,6 +258,7 @@ def test_unknown_levels_say_so():
         (lambda: VICRegLoss(contrast="rows"), "contrast must be one of 'dimensions', 'samples', got 'rows'"),
         (lambda: SpectralContrastiveLoss(mu=0), "mu must be positive, got 0"),
         (lambda: SSLHSICLoss(gamma=float("nan")), "gamma must be at least 0, got nan"),
+        (lambda: SSLHSICLoss("rbf"), "kernel must be one of 'linear', 'gaussian', 'laplace', 'imq', got 'rbf'"),
         (lambda: SSLHSICLoss(Linear(), random_features=8), "its own feature map, got random_features=8"),
         (lambda: SSLHSICLoss(random_features=7), "an even number of at least 2, got 7"),
         (lambda: SupConLoss()(*views(), labels=torch.zeros(3).long()), r"shape \(16,\), got torch.int64 \(3,\)"),

@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
+from hsic_lab.correlation import standardize
 from hsic_lab.hsic import center
-from hsic_lab.kernels import InverseMultiquadric, Kernel, Linear
+from hsic_lab.kernels import Kernel, Linear, named
 from hsic_lab.losses.base import TwoViewLoss, non_negative
 from hsic_lab.lowrank import frequencies
 
@@ -18,28 +19,36 @@ class SSLHSICLoss(TwoViewLoss):
       an embedding with itself are left out of the first mean: the authors' code has them in, which adds a constant;
     * `HSIC(Z, Z) = tr(K H K H) / N^2` (term `self_dependence`), with 1/N^2 as everywhere in this library.
 
-    The default kernel is the authors' inverse multiquadric, with the median rule in place of their learned scale.
-    With a linear kernel on standardised features it is Barlow Twins at lambda = 1 in another coat: `tr C` against the
-    Frobenius norm of the covariance. `random_features=D` replaces the kernel by D random Fourier features, drawn anew
-    at each call, O(n D) in place of O(n^2); as in the authors' code `HSIC(Z, Z)` then uses two draws. Draws come from
-    a generator seeded with `seed` (the same in all processes) and leave torch's own alone. The scale of the rows
-    matters, as the kernel has one; the authors normalise them to unit length before the loss.
+    `kernel` is one of `hsic_lab.kernels` or its name there ("linear", "gaussian", "laplace", "imq": see `named`), by
+    default the authors' inverse multiquadric, with the median rule in place of their learned scale. The scale of the
+    rows matters, as the kernel has one; the authors normalise them to unit length before the loss.
+
+    `standardized=True` standardises the features of each view first. A linear kernel then gives Barlow Twins at
+    lambda = 1 in another coat, `tr C` against the Frobenius norm of the covariance; without it the loss of a linear
+    kernel goes with the square of the scale, and training shrinks or grows the embedding without end. gamma = 3 is the
+    authors', whose views share much; under it, views that share little may collapse.
+
+    `random_features=D` replaces the kernel by D random Fourier features, drawn anew at each call, O(n D) in place of
+    O(n^2); as in the authors' code `HSIC(Z, Z)` then uses two draws. Draws come from a generator seeded with `seed`
+    (the same in all processes) and leave torch's own alone.
     """
 
     many_views = True
 
     def __init__(
         self,
-        kernel: Kernel | None = None,
+        kernel: Kernel | str = "imq",
         gamma: float = 3.0,
         gather_distributed: bool = True,
         random_features: int | None = None,
         seed: int = 0,
+        standardized: bool = False,
     ) -> None:
         super().__init__(gather_distributed)
         non_negative(gamma=gamma)
-        self.kernel = kernel or InverseMultiquadric()
+        self.kernel = kernel if isinstance(kernel, Kernel) else named(kernel)
         self.gamma = gamma
+        self.standardized = standardized
         self.random_features = random_features
         if random_features is not None:
             if random_features < 2 or random_features % 2:
@@ -49,7 +58,7 @@ class SSLHSICLoss(TwoViewLoss):
             self._generator = torch.Generator().manual_seed(seed)
 
     def _terms(self, *views: Tensor) -> dict[str, Tensor]:
-        z = torch.cat(views)
+        z = torch.cat([standardize(view) for view in views] if self.standardized else views)
         kernel = self.kernel.fit(z)
         if isinstance(kernel, Linear):
             z = z - z.mean(dim=0)
@@ -73,7 +82,10 @@ class SSLHSICLoss(TwoViewLoss):
         return phi - phi.mean(dim=0)
 
     def extra_repr(self) -> str:
-        return f"kernel={self.kernel}, gamma={self.gamma}, random_features={self.random_features}"
+        return (
+            f"kernel={self.kernel}, gamma={self.gamma}, random_features={self.random_features}, "
+            f"standardized={self.standardized}"
+        )
 
 
 def _feature_dependence(phi: Tensor, views: int) -> Tensor:
