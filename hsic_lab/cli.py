@@ -137,6 +137,30 @@ def plot(
         print(output / name)
 
 
+@app.command()
+def ablate(
+    grid: Annotated[Path, typer.Argument(help="A TOML file that says what varies; examples are in data/grids.")],
+    output: Annotated[Path | None, typer.Option(help="A CSV file; left out: FOLDER/NAME.csv.")] = None,
+    folder: Annotated[Path, typer.Option(help="Where runs are kept, and found again.")] = Path("runs/ablations"),
+    jobs: Annotated[int, typer.Option(help="Processes; -1 is one a core.")] = 1,
+    seeds: Annotated[int | None, typer.Option(help="How many, in place of the grid's own.")] = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try runs again that failed before.")] = False,
+) -> None:
+    """Train and evaluate every run of a grid; called again, do what is missing."""
+    from hsic_lab.ablation import run_ablation, write_table
+    from hsic_lab.grids import read_grid
+
+    settings = read_grid(grid)
+    frame = run_ablation(settings, folder, seeds=seeds, n_jobs=jobs, retry_failed=retry_failed)
+    output = output or folder / f"{settings.name}.csv"
+    write_table(frame, settings, output, " ".join(["hsic-lab", *sys.argv[1:]]))
+    factors = [name for name in settings.factors if name in frame]
+    print(frame.groupby([*factors, "evaluation"], sort=False)["accuracy"].agg(["mean", "std", "count"]).to_string())
+    if failed := sum(frame.drop_duplicates("run")["state"] != "finished"):
+        print(f"{failed} runs failed; the column state says why")
+    print(f"Left in {output}")
+
+
 class _SetNames(TyperGroup):
     """`data NAME` is `data show NAME`."""
 

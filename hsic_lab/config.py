@@ -13,6 +13,7 @@ from hsic_lab.losses import (
     HSICSSLLoss,
     NegativeCosineSimilarity,
     NTXentLoss,
+    ReferenceCodeLoss,
     SpectralContrastiveLoss,
     SSLHSICLoss,
     VICRegLoss,
@@ -27,6 +28,7 @@ LOSSES: dict[str, Callable[..., nn.Module]] = {
     "spectral": SpectralContrastiveLoss,
     "nt_xent": NTXentLoss,
     "negative_cosine": NegativeCosineSimilarity,
+    "reference_code": ReferenceCodeLoss,
 }
 ENCODERS = ("conv", "resnet18", "resnet34", "resnet50")
 OPTIMIZERS = ("adamw", "adam", "sgd", "lars")

@@ -5,12 +5,14 @@ from hsic_lab.losses.covariance import VICRegLoss
 from hsic_lab.losses.cross_correlation import BarlowTwinsLoss, HSICSSLLoss
 from hsic_lab.losses.distillation import NegativeCosineSimilarity
 from hsic_lab.losses.kernel import SSLHSICLoss
+from hsic_lab.losses.reference_code import ReferenceCodeLoss
 
 __all__ = [
     "BarlowTwinsLoss",
     "HSICSSLLoss",
     "NTXentLoss",
     "NegativeCosineSimilarity",
+    "ReferenceCodeLoss",
     "SSLHSICLoss",
     "SpectralContrastiveLoss",
     "SupConLoss",

@@ -1,0 +1,233 @@
+"""A grid of trainings becomes one tidy table: resumable, by several processes at once, local or on a cluster."""
+
+import json
+import os
+import platform
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from filelock import FileLock, Timeout
+from joblib import Parallel, delayed
+from tqdm.auto import tqdm
+
+from hsic_lab import __version__
+from hsic_lab.config import TrainConfig
+from hsic_lab.datasets import ImageData, load
+from hsic_lab.diagnostics import rankme
+from hsic_lab.evaluation import extract_features, knn_accuracy, linear_probe
+from hsic_lab.files import replace_file
+from hsic_lab.grids import Grid, Planned, read_grid
+from hsic_lab.runs import Run, plain
+from hsic_lab.training import train_once
+
+RESULT, RUN, LOCK = "result.json", "run", "lock"
+NEIGHBOURS, TEMPERATURE = 200, 0.5
+SCENES = "digit_scenes"
+_VERSION = 1  # of what a stored result holds: results of another version are evaluated again
+
+
+def run_ablation(
+    grid: Grid | Mapping[str, Any] | str | os.PathLike,
+    folder: str | Path = "runs/ablations",
+    *,
+    seeds: int | Sequence[int] | None = None,
+    data: ImageData | None = None,
+    n_jobs: int | None = None,
+    progress: bool = True,
+    retry_failed: bool = False,
+) -> pd.DataFrame:
+    """Train and evaluate all that the grid plans; one row a run and evaluation.
+
+    grid:    a `Grid`, its mapping or the path of its TOML file; `seeds` in place of those that it names
+    folder:  every run is kept in `folder/KEY`, KEY being the hash of its settings and data: called again, only what is
+             missing is done, a killed training goes on from its last checkpoint, grids share the runs they have in
+             common, and other processes may work on the same folder at the same time
+    data:    a set of your own in place of the config's `dataset`; its name enters the hash
+    n_jobs:  processes, as in joblib: None is 1 or what `joblib.parallel_config` says, -1 one a core. Cores are divided
+             among local processes. Under `parallel_config("dask")` or `("ray")` the runs go to that cluster, whose
+             workers must see `folder`, each with one thread (training seeds the generator of its process)
+    retry_failed: runs that failed before are tried again
+
+    Columns: `grid, run` (the key), the grid's factors, `dataset, loss, batch_size, d, learning_rate, epochs, seed`;
+    `evaluation` ("linear", "knn"), `accuracy`, `split, protocol, n_train, n_test`; `state` ("finished" or
+    "failed: why", with NaN for what could not be measured); of C on held-out pairs `diagonal, off_diagonal` (means) and `energy` (sum
+    of squared off-diagonal entries), `rankme` of the test features; `steps, seconds` (of training), `hardware, threads,
+    torch, hsic_lab`. Raises ValueError for a grid that is not accepted, before anything is trained.
+    """
+    grid = grid if isinstance(grid, Grid) else read_grid(grid)
+    grid = grid if seeds is None else replace(grid, seeds=seeds)
+    folder = Path(folder).absolute()
+    plan = _named_data(grid.plan(), data)
+    tasks = [delayed(_one)(one, folder / one.key, tuple(grid.evaluate), data, retry_failed) for one in plan]
+    with _progress(grid, folder, plan, progress):
+        results = Parallel(n_jobs=n_jobs)(tasks)
+        # What another process holds is waited for last, when there is nothing else to do.
+        held = [one for one, result in zip(plan, results, strict=True) if result is None]
+        late = iter([_one(one, folder / one.key, tuple(grid.evaluate), data, retry_failed, wait=True) for one in held])
+        results = [next(late) if result is None else result for result in results]
+    rows = []
+    for one, result in zip(plan, results, strict=True):
+        settings = {name: _cell(value) for name, value in one.factors.items()}
+        shown = ("dataset", "loss", "batch_size", "learning_rate", "epochs", "seed")
+        settings |= {name: getattr(one.config, name) for name in shown if name not in settings}
+        settings["d"] = one.config.projector[-1]
+        rows += [{"grid": grid.name, "run": one.key} | settings | row for row in result]
+    return pd.DataFrame(rows)
+
+
+def write_table(frame: pd.DataFrame, grid: Grid, path: Path, command: str) -> None:
+    """The table as a CSV file that begins, behind `#`, with the question, the base settings, the data, the command.
+
+    `pandas.read_csv(path, comment="#")` reads it.
+    """
+    head = {"question": grid.question, "base": dict(grid.base), "data": dict(grid.data), "command": command}
+    lines = [f"# {name}: {value if isinstance(value, str) else json.dumps(value)}" for name, value in head.items()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, lambda temporary: temporary.write_text("\n".join(lines) + "\n" + frame.to_csv(index=False)))
+
+
+def _one(
+    planned: Planned, folder: Path, evaluations: tuple[str, ...], data: ImageData | None, retry_failed: bool,
+    wait: bool = False,
+) -> list[dict[str, Any]] | None:
+    """The rows of one training: read, or made; None if another process is at it and `wait` is not set."""
+    rows = _stored(planned, folder, evaluations, retry_failed)
+    if rows is not None:
+        return rows
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        # The system lets go of the lock when its holder dies, however it dies.
+        with FileLock(folder / LOCK, timeout=-1 if wait else 0):
+            rows = _stored(planned, folder, evaluations, retry_failed)
+            if rows is None:
+                rows = _made(planned, folder, evaluations, data)
+                content = _identity(planned, evaluations) | {"rows": rows}
+                replace_file(folder / RESULT, lambda path: path.write_text(json.dumps(content, indent=1)))
+            return rows
+    except Timeout:
+        return None
+
+
+def _made(
+    planned: Planned, folder: Path, evaluations: tuple[str, ...], data: ImageData | None
+) -> list[dict[str, Any]]:
+    facts = {"hardware": platform.processor() or platform.machine(), "threads": torch.get_num_threads(),
+             "torch": torch.__version__, "hsic_lab": __version__}
+    started = time.perf_counter()
+    try:
+        data = _load(planned.config.dataset, tuple(sorted(planned.data.items()))) if data is None else data
+        run = train_once(planned.config, folder / RUN, data, progress=False)
+        return _evaluated(run, data, evaluations, facts)
+    except Exception as error:  # whatever went wrong with this run is its result; the others go on
+        state = f"failed: {type(error).__name__}: {error}"
+        seconds = time.perf_counter() - started
+        return [{"evaluation": name, "state": state, "seconds": seconds} | facts for name in evaluations]
+
+
+def _evaluated(run: Run, data: ImageData, evaluations: tuple[str, ...], facts: dict[str, Any]) -> list[dict[str, Any]]:
+    c = run.snapshots[max(run.snapshots)].double()
+    d, diagonal = len(c), c.diagonal()
+    shared = {
+        "state": run.state, "diagonal": diagonal.mean().item(),
+        "off_diagonal": ((c.sum() - diagonal.sum()) / max(1, d * (d - 1))).item(),
+        "energy": (c.square().sum() - diagonal.square().sum()).item(),
+        "steps": int(run.history["step"].iloc[-1]), "seconds": run.history["seconds"].iloc[-1],
+    } | facts | {"hardware": run.facts["hardware"], "threads": run.facts["threads"]}
+    train_x, test_x = (extract_features(run.encoder, split.images) for split in (data.train, data.test))
+    shared["rankme"] = rankme(test_x)
+    shared |= {"split": f"{data.name} test", "n_train": len(train_x), "n_test": len(test_x)}
+    labels = data.train.labels, data.test.labels
+    k = min(NEIGHBOURS, len(train_x))
+    measure = {
+        "linear": lambda: linear_probe(train_x, labels[0], test_x, labels[1]).accuracy,
+        "knn": lambda: knn_accuracy(train_x, labels[0], test_x, labels[1], k=k, temperature=TEMPERATURE),
+    }
+    protocol = {
+        "linear": "logistic regression on frozen features, penalty chosen on a part of the training split",
+        "knn": f"weighted kNN, k = {k}, temperature {TEMPERATURE}",
+    }
+    return [{"evaluation": name, "accuracy": measure[name](), "protocol": protocol[name]} | shared
+            for name in evaluations]
+
+
+def _identity(planned: Planned, evaluations: tuple[str, ...]) -> dict[str, Any]:
+    """What a stored result must say of itself to be the result that is asked for."""
+    return {"version": _VERSION, "config": plain(planned.config), "data": planned.data, "evaluations": [*evaluations]}
+
+
+def _stored(
+    planned: Planned, folder: Path, evaluations: tuple[str, ...], retry_failed: bool
+) -> list[dict[str, Any]] | None:
+    path = folder / RESULT
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text())
+        content["config"] = plain(TrainConfig()) | content["config"]  # settings younger than the file
+        rows = content.pop("rows")
+        same = content == _identity(planned, evaluations)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}): remove it, and the run is evaluated again") from error
+    if not same or (retry_failed and any(row["state"] != "finished" for row in rows)):
+        return None
+    return rows
+
+
+@lru_cache(maxsize=2)  # a process that makes many runs reads its pictures once
+def _load(dataset: str, sizes: tuple[tuple[str, int], ...]) -> ImageData:
+    options = dict(sizes)
+    if dataset == SCENES:
+        return load(dataset, **options)
+    data = load(dataset)
+    for split, images in (("train", data.train), ("test", data.test)):
+        n = options.get(f"n_{split}", len(images))
+        if n > len(images):
+            raise ValueError(f"n_{split} must be at most the {len(images)} images of {dataset}, got {n}")
+        data = replace(data, **{split: images.subset(slice(n))})
+    return data
+
+
+def _named_data(plan: list[Planned], data: ImageData | None) -> list[Planned]:
+    """The plan with the name of the set that is trained on: "default" would hide it from the hash."""
+    if data is not None:
+        return [replace(one, config=replace(one.config, dataset=data.name)) for one in plan]
+    if any(one.config.dataset == "default" for one in plan):
+        raise ValueError('a grid must name its data set, base.dataset = "digit_scenes" for instance; got "default"')
+    return plan
+
+
+def _cell(value: Any) -> Any:
+    """A factor's value as a table holds it."""
+    return "-".join(map(str, value)) if isinstance(value, list | tuple) else value
+
+
+@contextmanager
+def _progress(grid: Grid, folder: Path, plan: list[Planned], shown: bool) -> Iterator[None]:
+    """A bar of the runs that are done, with the time left: counted on disk, whoever does them, wherever."""
+    done = threading.Event()
+
+    def count() -> int:
+        return sum((folder / one.key / RESULT).exists() for one in plan)
+
+    with tqdm(total=len(plan), initial=count(), desc=grid.name, unit="run", disable=not shown) as bar:
+
+        def watch() -> None:
+            while not done.wait(1.0):
+                bar.update(count() - bar.n)
+
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            done.set()
+            watcher.join()
+            bar.update(count() - bar.n)
