@@ -59,8 +59,8 @@ def run_ablation(
     Columns: `grid, run` (the key), the grid's factors, `dataset, loss, batch_size, d, learning_rate, epochs, seed`;
     `evaluation` ("linear", "knn"), `accuracy`, `split, protocol, n_train, n_test`; `state` ("finished" or
     "failed: why", with NaN for what could not be measured); of C on held-out pairs `diagonal, off_diagonal` (means) and `energy` (sum
-    of squared off-diagonal entries), `rankme` of the test features; `steps, seconds` (of training), `hardware, threads,
-    torch, hsic_lab`. Raises ValueError for a grid that is not accepted, before anything is trained.
+    of squared off-diagonal entries), `rankme` of the test features; `steps, seconds` (of training), `hardware,
+    threads, torch, hsic_lab`. Raises ValueError for a grid that is not accepted, before anything is trained.
     """
     grid = grid if isinstance(grid, Grid) else read_grid(grid)
     grid = grid if seeds is None else replace(grid, seeds=seeds)
@@ -84,14 +84,31 @@ def run_ablation(
 
 
 def write_table(frame: pd.DataFrame, grid: Grid, path: Path, command: str) -> None:
-    """The table as a CSV file that begins, behind `#`, with the question, the base settings, the data, the command.
-
-    `pandas.read_csv(path, comment="#")` reads it.
-    """
+    """The table as a CSV file that begins, behind `#`, with the question, the base settings, the data, the command."""
     head = {"question": grid.question, "base": dict(grid.base), "data": dict(grid.data), "command": command}
     lines = [f"# {name}: {value if isinstance(value, str) else json.dumps(value)}" for name, value in head.items()]
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, lambda temporary: temporary.write_text("\n".join(lines) + "\n" + frame.to_csv(index=False)))
+
+
+def read_table(path: str | os.PathLike) -> pd.DataFrame:
+    """A table that `write_table` wrote, the lines at its head in `attrs`: question, base, data, command.
+
+    Raises ValueError naming the file if it is no such table.
+    """
+    head: dict[str, str] = {}
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            if not line.startswith("# "):
+                break
+            name, _, value = line[2:].rstrip("\n").partition(": ")
+            head[name] = value
+        file.seek(0)
+        frame = pd.read_csv(file, skiprows=len(head))
+    if not {"question", "command"} <= head.keys() or "evaluation" not in frame:
+        raise ValueError(f"{path} is no table of an ablation: it begins with {list(head) or list(frame.columns)[:3]}")
+    frame.attrs.update(head)
+    return frame
 
 
 def _one(

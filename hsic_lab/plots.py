@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import ArrayLike
 
+from hsic_lab.ablation_plots import plot_ablation, plot_ablation_map
 from hsic_lab.heatmaps import (
     DIVERGING,
     QUIET,
@@ -27,9 +28,9 @@ from hsic_lab.heatmaps import (
 )
 
 __all__ = [
-    "DIVERGING", "PALETTE", "SEQUENTIAL", "compare_cross_correlations", "history_figure", "plot_cka",
-    "plot_cross_correlation", "plot_history", "plot_pairs", "plot_probe", "plot_spectrum", "plot_views",
-    "set_theme",
+    "DIVERGING", "PALETTE", "SEQUENTIAL", "compare_cross_correlations", "history_figure", "plot_ablation",
+    "plot_ablation_map", "plot_cka", "plot_cross_correlation", "plot_history", "plot_pairs", "plot_probe",
+    "plot_spectrum", "plot_views", "set_theme",
 ]
 
 PALETTE = sns.color_palette("colorblind").as_hex()

@@ -9,6 +9,7 @@ from hsic_lab.losses import (
     HSICSSLLoss,
     NegativeCosineSimilarity,
     NTXentLoss,
+    ReferenceCodeLoss,
     SpectralContrastiveLoss,
     SSLHSICLoss,
     SupConLoss,
@@ -38,6 +39,16 @@ def cross_correlation_oracle(weight, target):
     def loss(z_a, z_b):
         c = standardized(z_a).T @ standardized(z_b) / len(z_a)
         return ((1 - np.diag(c)) ** 2).sum() + (weight or 1 / len(c)) * ((off(c) - target) ** 2).sum()
+
+    return loss
+
+
+def reference_code_oracle(target, unit_rows, bessel):
+    def loss(z_a, z_b):
+        x, y = (unit(z) if unit_rows else z for z in (z_a, z_b))
+        x, y = ((z - z.mean(0)) / z.std(0, ddof=int(bessel)) for z in (x, y))
+        c = x.T @ y / len(x)
+        return ((1 - np.diag(c)) ** 2).sum() + ((off(c) - target) ** 2).sum() / len(c)
 
     return loss
 
@@ -114,6 +125,10 @@ LOSSES = {
     "barlow samples": (BarlowTwinsLoss(0.5, contrast="samples"), barlow_samples_oracle, {"affine", "features"}),
     "hsic_ssl": (HSICSSLLoss(), cross_correlation_oracle(None, -1), STANDARDIZED),
     "hsic_ssl 0.3": (HSICSSLLoss(0.1, 0.3), cross_correlation_oracle(0.1, 0.3), STANDARDIZED),
+    "reference code": (ReferenceCodeLoss(unit_rows=False), reference_code_oracle(0, False, True),
+                       {"affine", "offset", "features", "autograd"}),
+    "reference code, target -1": (ReferenceCodeLoss(target=-1.0, bessel=False), reference_code_oracle(-1, True, False),
+                                  {"features", "autograd"}),
     "vicreg": (VICRegLoss(), vicreg_oracle(), {"offset", "features"}),
     "vicreg samples": (VICRegLoss(contrast="samples"), vicreg_oracle(samples=True), {"offset", "features"}),
     "ssl_hsic linear": (

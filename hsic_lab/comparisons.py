@@ -1,0 +1,103 @@
+"""What a table of repeated runs says: means with confidence intervals, and differences paired by seed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import t
+
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """The mean of `differences` (one a seed, `second` minus `first`), with a t interval; str() is the verdict.
+
+    `lost` counts the seeds of which a run failed. With one seed the interval is NaN: nothing can be said.
+    """
+
+    first: str
+    second: str
+    mean: float
+    low: float
+    high: float
+    differences: pd.Series
+    lost: int = 0
+
+    def __str__(self) -> str:
+        n = len(self.differences)
+        text = f"{self.second} minus {self.first}: {100 * self.mean:+.1f} points, "
+        if n > 1:
+            text += f"95 % interval {100 * self.low:+.1f} to {100 * self.high:+.1f}, "
+        text += f"{n} seed{'s' * (n != 1)}"
+        return text + (f" ({self.lost} more lost to failed runs)" if self.lost else "") + f": {self.verdict}"
+
+    @property
+    def verdict(self) -> str:
+        """Which one is ahead, if the interval leaves 0 out."""
+        if np.isnan(self.low):
+            return "one seed shows no difference"
+        if self.low <= 0 <= self.high:
+            return "no difference shown"
+        return f"{self.second if self.low > 0 else self.first} is ahead"
+
+
+def paired_difference(
+    frame: pd.DataFrame, factor: str, first: Any, second: Any, *, value: str = "accuracy", evaluation: str = "linear",
+    names: tuple[str, str] | None = None,
+) -> PairedDifference:
+    """How much `second` is above `first` in `value`, seed by seed: `mean +- t_{0.975, m-1} s / sqrt(m)` of m differences.
+
+    Runs of one seed start from equal weights and see the same pictures: pairing takes out what they share.
+    `frame` is a table of `run_ablation`, cut down by the caller to one run a level of `factor` and seed. Raises
+    ValueError for a level that is not there, a run that stands twice, and where no seed has both.
+    """
+    frame = _chosen(frame, evaluation)
+    sides = []
+    for level in (first, second):
+        side = frame[frame[factor] == level]
+        if side.empty:
+            raise ValueError(f"no run has {factor} = {level!r}; there are {sorted(frame[factor].unique(), key=str)}")
+        if len(twice := side.loc[side["seed"].duplicated(), "seed"]):
+            raise ValueError(f"seed {twice.iloc[0]} of {factor} = {level!r} stands twice: cut the frame down first")
+        sides.append(side.set_index("seed")[value])
+    both = pd.concat(sides, axis=1, keys=["first", "second"]).dropna()
+    if both.empty:
+        raise ValueError(f"no seed has a finished run of both {first!r} and {second!r}")
+    lost = len(set(sides[0].index) | set(sides[1].index)) - len(both)
+    differences = both["second"] - both["first"]
+    mean, low, high = mean_interval(differences)
+    names = (str(first), str(second)) if names is None else names
+    return PairedDifference(*names, mean, low, high, differences, lost)
+
+
+def summarize(
+    frame: pd.DataFrame, by: Sequence[str], *, value: str = "accuracy", evaluation: str = "linear"
+) -> pd.DataFrame:
+    """`mean, low, high` (95 % t interval) of `value` over the `seeds` of each group, groups in the table's order."""
+    groups = _chosen(frame, evaluation).groupby(list(by), sort=False, dropna=False)[value]
+    rows = [dict(zip(by, key, strict=True)) | dict(zip(("mean", "low", "high"), mean_interval(part), strict=True))
+            | {"seeds": int(part.notna().sum())} for key, part in groups]
+    return pd.DataFrame(rows)
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean and the ends of its 95 % t interval, NaN ends for fewer than two values; missing values do not count."""
+    values = np.asarray(values, dtype=np.float64)
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return np.nan, np.nan, np.nan
+    if len(values) == 1:
+        return float(values[0]), np.nan, np.nan
+    half = t.ppf(0.5 + LEVEL / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return float(values.mean()), float(values.mean() - half), float(values.mean() + half)
+
+
+def _chosen(frame: pd.DataFrame, evaluation: str) -> pd.DataFrame:
+    chosen = frame[frame["evaluation"] == evaluation]
+    if chosen.empty:
+        found = sorted(frame["evaluation"].unique())
+        raise ValueError(f"the frame has no evaluation {evaluation!r}, it has {found}")
+    return chosen

@@ -1,0 +1,189 @@
+"""Ablations: a row a run and evaluation, only what is missing is done, failures are rows, processes share a folder."""
+
+import json
+import subprocess
+import sys
+from contextlib import contextmanager
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import hsic_lab.ablation as ablation
+from hsic_lab.ablation import LOCK, RESULT, read_table, run_ablation, write_table
+from hsic_lab.cli import app
+from hsic_lab.datasets import from_arrays, load
+from hsic_lab.evaluation import extract_features, linear_probe
+from hsic_lab.grids import Grid, read_grid
+from hsic_lab.plots import plot_ablation, plot_ablation_map
+from hsic_lab.training import train
+
+BASE = {
+    "dataset": "digits", "width": 1, "projector": [8, 4], "epochs": 1, "batch_size": 64, "snapshots": 2,
+    "precision": "float32",
+}
+
+
+def grid(**changes):
+    return Grid(**{
+        "name": "tiny", "base": BASE, "cross": {"loss": ["barlow_twins", "hsic_ssl"]}, "data": {"n_train": 256},
+        "evaluate": ["knn"],
+    } | changes)
+
+
+def test_rows_are_those_of_training_and_evaluation_by_hand(tmp_path):
+    one = grid(evaluate=["linear", "knn"], cross={}, seeds=[4])
+    frame = run_ablation(one, tmp_path / "a", progress=False)
+    data = load("digits")
+    data = type(data)(data.name, data.train.subset(slice(256)), data.test, data.class_names)
+    run = train(one.plan()[0].config, tmp_path / "b", data, progress=False)
+    train_x, test_x = (extract_features(run.encoder, split.images) for split in (data.train, data.test))
+    linear = frame[frame["evaluation"] == "linear"].iloc[0]
+    assert linear["accuracy"] == linear_probe(train_x, data.train.labels, test_x, data.test.labels).accuracy
+    c = run.snapshots[max(run.snapshots)].double().numpy()
+    off = c[~np.eye(4, dtype=bool)]
+    np.testing.assert_allclose(
+        [linear["diagonal"], linear["off_diagonal"], linear["energy"]], [np.diag(c).mean(), off.mean(), (off**2).sum()]
+    )
+    assert frame["evaluation"].tolist() == ["linear", "knn"] and set(frame["state"]) == {"finished"}
+    assert (linear["seed"], linear["d"], linear["n_train"], linear["n_test"], linear["steps"]) == (4, 4, 256, 445, 4)
+    assert linear["split"] == "digits test" and linear["protocol"].startswith("logistic regression")
+    assert {"hardware", "threads", "torch", "hsic_lab", "seconds", "rankme"} <= set(frame)
+
+
+def test_only_what_is_missing_is_done(tmp_path, monkeypatch):
+    first = run_ablation(grid(), tmp_path, progress=False)
+    calls = []
+    original = ablation.train_once
+    monkeypatch.setattr(ablation, "train_once", lambda *a, **k: calls.append(a) or original(*a, **k))
+    again = run_ablation(grid(), tmp_path, progress=False)
+    pd.testing.assert_frame_equal(first, again)
+    assert calls == []
+    more = run_ablation(grid(), tmp_path, seeds=2, progress=False)
+    assert len(calls) == 2 and len(more) == 4
+    pd.testing.assert_frame_equal(more.head(2), first)
+    (tmp_path / first["run"][0] / RESULT).unlink()  # killed between training and evaluation: the run is read
+    assert run_ablation(grid(), tmp_path, progress=False)["accuracy"].tolist() == first["accuracy"].tolist()
+    # Another evaluation of the same runs trains nothing either.
+    knn_and_linear = run_ablation(grid(evaluate=["linear", "knn"]), tmp_path, progress=False)
+    seconds = knn_and_linear[knn_and_linear["evaluation"] == "knn"]["seconds"].tolist()
+    assert seconds == first["seconds"].tolist()
+
+
+def test_failed_run_is_a_row_and_is_tried_again_when_asked(tmp_path, monkeypatch):
+    def fails_once(config, *rest, **more):
+        if config.loss == "hsic_ssl" and not list(tmp_path.glob("*/" + RESULT)) == []:
+            raise FloatingPointError("step 3: the loss is nan")
+        return original(config, *rest, **more)
+
+    original = ablation.train_once
+    monkeypatch.setattr(ablation, "train_once", fails_once)
+    frame = run_ablation(grid(), tmp_path, progress=False)
+    assert frame["state"].tolist() == ["finished", "failed: FloatingPointError: step 3: the loss is nan"]
+    assert np.isnan(frame["accuracy"][1]) and frame["loss"][1] == "hsic_ssl"
+    monkeypatch.setattr(ablation, "train_once", original)
+    assert run_ablation(grid(), tmp_path, progress=False)["state"][1].startswith("failed")
+    assert run_ablation(grid(), tmp_path, progress=False, retry_failed=True)["state"].tolist() == ["finished"] * 2
+
+
+def test_damaged_result_names_file_and_remedy(tmp_path):
+    key = run_ablation(grid(cross={}), tmp_path, progress=False)["run"][0]
+    (tmp_path / key / RESULT).write_text('{"version": 1')
+    with pytest.raises(ValueError, match=rf"{key}/{RESULT} is damaged .* remove it"):
+        run_ablation(grid(cross={}), tmp_path, progress=False)
+
+
+@contextmanager
+def held_elsewhere(path, seconds):
+    """Another process that holds the lock at `path`; it lets go after so many seconds, or when it is killed."""
+    program = "import sys, time, filelock\nwith filelock.FileLock(sys.argv[1]): print(flush=True); time.sleep({})"
+    path.parent.mkdir()
+    command = [sys.executable, "-c", program.format(seconds), str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        yield process
+
+
+def test_run_that_another_process_holds_is_waited_for_last(tmp_path):
+    held, free = grid().plan()
+    with held_elsewhere(tmp_path / held.key / LOCK, 1.5):
+        frame = run_ablation(grid(), tmp_path, progress=False)
+    assert frame["run"].tolist() == [held.key, free.key] and set(frame["state"]) == {"finished"}
+    made = [(tmp_path / key / RESULT).stat().st_mtime_ns for key in (held.key, free.key)]
+    assert made[0] > made[1]
+
+
+def test_lock_of_a_dead_process_is_no_obstacle(tmp_path):
+    (one,) = grid(cross={}).plan()
+    with held_elsewhere(tmp_path / one.key / LOCK, 600) as process:
+        process.kill()
+    assert run_ablation(grid(cross={}), tmp_path, progress=False)["state"].tolist() == ["finished"]
+
+
+def test_own_data(tmp_path):
+    pictures = np.random.default_rng(0).integers(0, 256, (120, 16, 16), dtype=np.uint8)
+    data = from_arrays(pictures, np.arange(120) % 3, name="mine")
+    frame = run_ablation(
+        grid(cross={}, base=BASE | {"batch_size": 32, "dataset": "default"}, data={}), tmp_path, data=data,
+        progress=False,
+    )
+    assert frame["split"].tolist() == ["mine test"] and frame["dataset"].tolist() == ["mine"]
+
+
+def test_on_a_dask_cluster(tmp_path):
+    from dask.distributed import Client, LocalCluster
+    from joblib import parallel_config
+
+    local = run_ablation(grid(), tmp_path / "local", progress=False)
+    cluster = LocalCluster(
+        n_workers=1, threads_per_worker=1, processes=True, dashboard_address=None, local_directory=tmp_path / "dask"
+    )
+    with cluster, Client(cluster), parallel_config("dask"):
+        frame = run_ablation(grid(), tmp_path / "cluster", progress=False)
+    assert frame["accuracy"].tolist() == local["accuracy"].tolist()
+    assert frame["run"].tolist() == local["run"].tolist()
+
+
+def test_refused_before_anything_is_trained(tmp_path):
+    with pytest.raises(ValueError, match="a grid must name its data set"):
+        run_ablation(grid(base={}), tmp_path, progress=False)
+    frame = run_ablation(grid(cross={}, data={"n_train": 10**6}), tmp_path, progress=False)
+    assert "n_train must be at most the 1352 images of digits, got 1000000" in frame["state"][0]
+
+
+def test_command_table_and_pictures(tmp_path, monkeypatch, capsys):
+    lines = [
+        'question = "why?"', "seeds = 2", 'evaluate = ["knn"]', "[data]", "n_train = 256", "[base]",
+        *(f"{name} = {json.dumps(value)}" for name, value in BASE.items() if name != "batch_size"),
+        "[cross]", "batch_size = [32, 64]", 'loss = ["barlow_twins", "hsic_ssl"]',
+    ]
+    (tmp_path / "size.toml").write_text("\n".join(lines))
+    app(["ablate", str(tmp_path / "size.toml"), "--folder", str(tmp_path / "runs")], standalone_mode=False)
+    assert "barlow_twins" in capsys.readouterr().out
+    path = tmp_path / "runs" / "size.csv"
+    text = path.read_text()
+    assert text.startswith("# question: why?\n# base: {") and '# data: {"n_train": 256}' in text
+    frame = read_table(path)
+    assert len(frame) == 8 and frame["grid"].unique().tolist() == ["size"]
+
+    ax = plot_ablation(frame, "batch_size", "loss", evaluation="knn")
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["barlow_twins", "hsic_ssl"]
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["32", "64"] and ax.get_xscale() == "log"
+    means = frame[frame["loss"] == "hsic_ssl"].groupby("batch_size")["accuracy"].mean()
+    np.testing.assert_allclose(ax.get_lines()[1].get_ydata(), means)
+    ax = plot_ablation_map(frame, "loss", "batch_size", evaluation="knn")
+    assert ax.get_xlabel() == "batch size" and len(ax.texts) == 4
+    with pytest.raises(ValueError, match="lacks the columns"):
+        plot_ablation(frame, "width")
+
+
+def test_written_table_reads_back_whatever_a_failure_says(tmp_path):
+    frame = pd.DataFrame({"evaluation": ["knn", "knn"], "state": ["finished", 'failed: "x", # y']})
+    settings = read_grid({"name": "g", "question": "why: why?", "base": {"width": 2}})
+    write_table(frame, settings, tmp_path / "t.csv", "hsic-lab ablate g.toml")
+    again = read_table(tmp_path / "t.csv")
+    pd.testing.assert_frame_equal(again, frame)
+    assert again.attrs["question"] == "why: why?" and again.attrs["command"] == "hsic-lab ablate g.toml"
+    frame.to_csv(tmp_path / "other.csv", index=False)
+    with pytest.raises(ValueError, match="other.csv is no table of an ablation"):
+        read_table(tmp_path / "other.csv")

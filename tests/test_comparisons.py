@@ -1,0 +1,81 @@
+"""Intervals and paired differences: SciPy as oracle, coverage by simulation, and what must not be said."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from hsic_lab.comparisons import mean_interval, paired_difference, summarize
+
+
+def table(first, second, **columns):
+    rows = [
+        {"loss": loss, "seed": seed, "evaluation": "linear", "accuracy": value}
+        for loss, values in (("a", first), ("b", second)) for seed, value in enumerate(values)
+    ]
+    return pd.DataFrame(rows).assign(**columns)
+
+
+@pytest.mark.parametrize("n", [2, 5, 30])
+def test_interval_is_that_of_scipy(n):
+    values = np.random.default_rng(n).normal(3, 2, n)
+    low, high = stats.t.interval(0.95, n - 1, values.mean(), stats.sem(values))
+    np.testing.assert_allclose(mean_interval(values), (values.mean(), low, high), rtol=1e-12)
+    np.testing.assert_allclose(mean_interval([*values, np.nan]), (values.mean(), low, high), rtol=1e-12)
+
+
+def test_paired_interval_is_that_of_the_paired_t_test_and_covers():
+    generator = np.random.default_rng(0)
+    covered = 0
+    for _ in range(400):
+        shared = generator.normal(0.7, 0.2, 5)  # what a seed does to both sides: pairing must take it out
+        first, second = shared + generator.normal(0, 0.01, 5), shared + 0.02 + generator.normal(0, 0.01, 5)
+        found = paired_difference(table(first, second), "loss", "a", "b")
+        covered += found.low <= 0.02 <= found.high
+    interval = stats.ttest_rel(second, first).confidence_interval(0.95)
+    np.testing.assert_allclose((found.low, found.high), interval, rtol=1e-9)
+    assert found.high - found.low < 0.1
+    assert abs(covered - 380) <= 3 * np.sqrt(400 * 0.95 * 0.05)
+
+
+@pytest.mark.parametrize(
+    ("second", "words"),
+    [
+        ([0.5, 0.6, 0.7], "b minus a: +0.0 points, 95 % interval +0.0 to +0.0, 3 seeds: no difference shown"),
+        ([0.71, 0.80, 0.91], "b is ahead"),
+        ([0.31, 0.40, 0.51], "a is ahead"),
+        ([0.6], "b minus a: +10.0 points, 1 seed (2 more lost to failed runs): one seed shows no difference"),
+        ([np.nan, 0.61, 0.7], "2 seeds (1 more lost to failed runs)"),
+    ],
+)
+def test_verdict(second, words):
+    assert words in str(paired_difference(table([0.5, 0.6, 0.7], second), "loss", "a", "b"))
+
+
+def test_order_of_rows_is_irrelevant_and_names_are_used():
+    frame = table([0.1, 0.2, 0.4], [0.2, 0.2, 0.9])
+    shuffled = frame.sample(frac=1, random_state=0)
+    names = ("Barlow Twins", "HSIC_SSL")
+    one, other = (paired_difference(f, "loss", "a", "b", names=names) for f in (frame, shuffled))
+    assert str(one) == str(other) and str(one).startswith("HSIC_SSL minus Barlow Twins: +20.0 points")
+
+
+def test_refusals():
+    frame = table([0.1, 0.2], [0.3, 0.4])
+    with pytest.raises(ValueError, match=r"no run has loss = 'c'; there are \['a', 'b'\]"):
+        paired_difference(frame, "loss", "a", "c")
+    with pytest.raises(ValueError, match=r"seed 0 of loss = 'a' stands twice"):
+        paired_difference(pd.concat([frame, frame]), "loss", "a", "b")
+    with pytest.raises(ValueError, match="no evaluation 'knn'"):
+        paired_difference(frame, "loss", "a", "b", evaluation="knn")
+    with pytest.raises(ValueError, match="no seed has a finished run of both"):
+        paired_difference(table([0.1, np.nan], [np.nan, 0.4]), "loss", "a", "b")
+
+
+def test_summary_keeps_the_tables_order_and_counts_seeds():
+    frame = pd.concat([table([0.3, 0.5], [0.1], size=64), table([0.2, np.nan], [0.4], size=8)])
+    summary = summarize(frame, ["size", "loss"])
+    assert summary[["size", "loss"]].to_numpy().tolist() == [[64, "a"], [64, "b"], [8, "a"], [8, "b"]]
+    np.testing.assert_allclose(summary["mean"], [0.4, 0.1, 0.2, 0.4])
+    assert summary["seeds"].tolist() == [2, 1, 1, 1]
+    np.testing.assert_allclose(summary["low"][0], 0.4 - stats.t.ppf(0.975, 1) * 0.1)
