@@ -223,7 +223,7 @@ def _named_data(plan: list[Planned], data: ImageData | None) -> list[Planned]:
 
 def _cell(value: Any) -> Any:
     """A factor's value as a table holds it."""
-    return "-".join(map(str, value)) if isinstance(value, list | tuple) else value
+    return ("-".join(map(str, value)) or "none") if isinstance(value, list | tuple) else value
 
 
 @contextmanager
