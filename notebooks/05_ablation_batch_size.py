@@ -1,0 +1,170 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Who needs large batches?
+#
+# Contrastive methods such as SimCLR compare every picture with all others of its batch, and are said to need large batches.
+# Barlow Twins compares *features*, and is said not to. Tsai et al. (2021) show one curve for it, without error bars and for
+# their two losses alone. Here are five losses, several seeds, and intervals.
+#
+# **What you will see**
+#
+# 1. What a small batch does to the matrix $C$ by chance alone: a noise floor that a formula predicts.
+# 2. A table of many trainings, read from `data/results/`: accuracy against the batch size, with confidence bands.
+# 3. Differences paired by seed: is HSIC_SSL better or worse than Barlow Twins, and can anybody tell?
+# 4. The same kind of table made here, live, from a grid of settings; killed and resumed.
+#
+# **What you need**: `00_quickstart`. About half a minute.
+
+# %% tags=["parameters"]
+import os
+import tempfile
+from pathlib import Path
+
+FAST = os.environ.get("HSIC_LAB_FAST") == "1"  # a smaller live ablation
+RUNS = Path(tempfile.mkdtemp())  # the live ablation keeps its runs here; a folder of your own makes it resumable
+RESULTS = Path("../data/results")
+
+# %%
+import matplotlib.pyplot as plt
+import torch
+
+from hsic_lab.ablation import read_table, run_ablation
+from hsic_lab.comparisons import paired_difference, summarize
+from hsic_lab.correlation import cross_correlation
+from hsic_lab.grids import Grid
+from hsic_lab.plots import compare_cross_correlations, plot_ablation, set_theme
+
+set_theme()
+NAMES = {
+    "barlow_twins": "Barlow Twins", "hsic_ssl": "HSIC_SSL", "vicreg": "VICReg", "nt_xent": "SimCLR (NT-Xent)",
+    "ssl_hsic": "SSL-HSIC",
+}
+
+# %% [markdown]
+# ## 1. What chance puts into C
+#
+# Take perfect features: $d = 64$ independent ones, and two views that agree completely. In an endless batch the
+# cross-correlation matrix $C$ would be the identity. In a batch of $n$ pictures it is not: every pair of features is a little
+# correlated by accident. Barlow Twins' second term, $\sum_{i \ne j} C_{ij}^2$, then punishes features that are not redundant at
+# all. Look at three batch sizes on one colour scale.
+
+# %%
+d = 64
+generator = torch.Generator().manual_seed(0)
+
+
+def perfect_batch(n):
+    z = torch.randn(n, d, generator=generator, dtype=torch.float64)
+    return cross_correlation(z, z)
+
+
+compare_cross_correlations({f"batch of {n}": perfect_batch(n) for n in (32, 128, 1024)}, limit=0.5);
+
+# %% [markdown]
+# The expected size of this accident is known: each off-diagonal entry has mean square $1/(n-1)$, so that
+# $\operatorname{E} \sum_{i \ne j} C_{ij}^2 = d(d-1)/(n-1)$. With the rule $\lambda = 1/d$ the loss carries a constant of about
+# $(d-1)/(n-1)$; with $\lambda$ fixed it grows with $d^2$. Average over batches, and the formula is met.
+
+# %%
+for n in (32, 128, 1024):
+    energy = torch.stack([c.square().sum() - c.diagonal().square().sum() for c in (perfect_batch(n) for _ in range(100))])
+    floor, error = d * (d - 1) / (n - 1), float(energy.std()) / 100**0.5
+    print(f"n = {n:4d}: measured {energy.mean():7.2f} +- {error:.2f}, formula {floor:7.2f}")
+    assert abs(energy.mean() - floor) < 4 * error
+
+# %% [markdown]
+# A constant does not steer a gradient, but its *fluctuation* does: a small batch is a noisy teacher. Does it matter?
+#
+# ## 2. The measured curves
+#
+# The table was made by the grid `data/grids/batch_size.toml` and the command below. All runs see the same number of pictures, so
+# that a large batch makes fewer updates; the learning rate grows with the square root of the batch size. Accuracy is that of
+# a linear probe on scenes whose digits were never trained on; bands are 95 % t intervals over seeds.
+
+# %%
+table = read_table(RESULTS / "ablation_batch_size.csv")
+table["method"] = table["loss"].map(NAMES)
+for name in ("command", "base", "data"):
+    print(f"{name}: {table.attrs[name]}")
+print(f"hardware: {', '.join(table['hardware'].unique())}; seeds per point: {summarize(table, ['method', 'batch_size'])['seeds'].min()}")
+assert (table["state"] == "finished").all()
+
+figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+plot_ablation(table, "batch_size", "method", axes[0]).set_title("linear probe")
+plot_ablation(table, "batch_size", "method", axes[1], evaluation="knn").set_title("weighted nearest neighbours")
+axes[1].get_legend().remove();
+
+# %%
+summary = summarize(table, ["method", "batch_size"])
+means = summary.pivot(index="method", columns="batch_size", values="mean")
+best = means.idxmax(axis=1)
+smallest, largest = means.columns.min(), means.columns.max()
+spread = means.max(axis=1) - means.min(axis=1)
+for method in means.index:
+    print(
+        f"{method}: best at {best[method]}, {means.loc[method].max():.1%}; "
+        f"{smallest}: {means.loc[method, smallest] - means.loc[method].max():+.1%}, "
+        f"{largest}: {means.loc[method, largest] - means.loc[method].max():+.1%}"
+    )
+# VERDICT
+
+# %% [markdown]
+# ## 3. Is one of the report's two losses better?
+#
+# Two runs with the same seed start from the same weights and see the same pictures in the same order. Their difference
+# says more than two averages do: what the seed did to both cancels. A difference counts as shown when the 95 % interval of the
+# paired differences leaves out 0.
+
+# %%
+for n, part in table.groupby("batch_size"):
+    print(f"batch {n}: {paired_difference(part, 'loss', 'barlow_twins', 'hsic_ssl', names=('Barlow Twins', 'HSIC_SSL'))}")
+pooled = table[table["loss"].isin(["barlow_twins", "hsic_ssl"])].groupby(["loss", "seed", "evaluation"], as_index=False)["accuracy"].mean()
+print(f"all batch sizes together: {paired_difference(pooled, 'loss', 'barlow_twins', 'hsic_ssl', names=('Barlow Twins', 'HSIC_SSL'))}")
+# VERDICT2
+
+# %% [markdown]
+# ## 4. Your own table
+#
+# A grid says what is crossed with what and over which seeds; every run is kept under the hash of its settings. Ask again, with more
+# seeds or more batch sizes, and only what is missing is trained; kill it, and it goes on where it was. Two grids, or two
+# processes, may share one folder. The same as a file and a command: `hsic-lab ablate grid.toml --jobs -1`.
+
+# %%
+grid = Grid(
+    "live",
+    base={"dataset": "digits", "width": 4, "projector": [32], "epochs": 4 if FAST else 12, "learning_rate_rule": "sqrt", "snapshots": 2},
+    cross={"batch_size": [32, 128] if FAST else [32, 128, 512], "loss": ["barlow_twins", "hsic_ssl"]},
+    seeds=2,
+    evaluate=["linear"],
+)
+live = run_ablation(grid, RUNS, progress=False)
+assert (live["state"] == "finished").all() and len(live) == len(grid.plan())
+live["method"] = live["loss"].map(NAMES)
+plot_ablation(live, "batch_size", "method").set_title("handwritten digits of 8 x 8 pixels, two seeds");
+
+# %%
+again = run_ablation(grid, RUNS, progress=False)  # nothing is missing: read, not trained
+assert again["accuracy"].equals(live["accuracy"]) and again["seconds"].equals(live["seconds"])
+live[["method", "batch_size", "seed", "accuracy", "steps", "energy", "seconds"]].head()
+
+# %% [markdown]
+# ## Exercises
+#
+# 1. Fix the number of *updates* instead of pictures: list `{"batch_size": 32, "epochs": ...}` and so on in the grid's `listed`. Who
+#    profits?
+# 2. Set `learning_rate_rule` to "linear" and to "fixed". Which conclusion of section 2 survives?
+# 3. Add `"loss": ["spectral"]`. Where does a contrastive loss without a temperature stand?
+# 4. The unbiased HSIC estimator takes the noise floor off the loss (`02_hsic_from_scratch`). Would you expect it to change the curves?
+#
+# **Next:** `06_ablation_projector_width`: how wide should $C$ be?

@@ -1,0 +1,173 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # How wide should C be?
+#
+# The Barlow Twins paper found that its loss profits from very wide projectors, $d = 8192$ and more. Tsai et al. (2021) saw no gain
+# from width on small pictures and blame the scale of the data and the rule $\lambda = 1/d$. Width is also what makes the loss
+# expensive: $C$ has $d^2$ entries. Here the first is measured, and the second goes away.
+#
+# **What you will see**
+#
+# 1. The same loss through two matrices: $d \times d$ features or $n \times n$ pictures. Time and memory over $d$.
+# 2. Measured accuracy against width and against depth of the projector, several seeds each.
+# 3. $\lambda$ crossed with width: what the rule $1/d$ does that a fixed $0.005$ does not.
+# 4. The encoder's features are what is used later. Does width change *them*?
+#
+# **What you need**: `01_barlow_twins_is_hsic` for the dual route, `05_ablation_batch_size` for how the tables are made.
+
+# %% tags=["parameters"]
+import os
+from pathlib import Path
+
+FAST = os.environ.get("HSIC_LAB_FAST") == "1"  # narrower and fewer timings
+WIDTHS = (256, 1024, 2048) if FAST else (256, 1024, 2048, 4096, 8192)
+REPETITIONS = 3 if FAST else 5
+RESULTS = Path("../data/results")
+
+# %%
+import time
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import torch
+
+from hsic_lab.ablation import read_table
+from hsic_lab.comparisons import paired_difference, summarize
+from hsic_lab.losses import BarlowTwinsLoss
+from hsic_lab.plots import PALETTE, plot_ablation, plot_ablation_map, set_theme
+
+set_theme()
+NAMES = {"barlow_twins": "Barlow Twins", "hsic_ssl": "HSIC_SSL"}
+
+# %% [markdown]
+# ## 1. Width is cheap
+#
+# With standardised views $X, Y$ ($n \times d$) the redundancy term needs $\lVert C \rVert_F^2$ with $C = X^\top Y / n$, and that is
+# linear HSIC: $\lVert C \rVert_F^2 = \langle XX^\top, YY^\top \rangle / n^2$. The left side multiplies to a $d \times d$ matrix, the
+# right side to two $n \times n$ ones. At a batch of 256 the second is smaller as soon as $d > 256$. Value and gradient are the same.
+
+# %%
+n = 256
+
+
+def seconds(loss, z_a, z_b):
+    """The fastest of a few forward and backward passes."""
+    best = float("inf")
+    for _ in range(REPETITIONS):
+        a, b = z_a.clone().requires_grad_(), z_b.clone().requires_grad_()
+        start = time.perf_counter()
+        loss(a, b).backward()
+        best = min(best, time.perf_counter() - start)
+    return best, a.grad
+
+
+rows = []
+for d in WIDTHS:
+    generator = torch.Generator().manual_seed(d)
+    z_a, z_b = (torch.randn(n, d, generator=generator) for _ in range(2))
+    gradients = {}
+    for route in ("primal", "dual"):
+        loss = BarlowTwinsLoss(lambda_param=None, route=route)
+        duration, gradients[route] = seconds(loss, z_a, z_b)
+        rows.append({"d": d, "route": route, "milliseconds": 1e3 * duration, "value": loss(z_a, z_b).item()})
+    assert torch.allclose(gradients["primal"], gradients["dual"], rtol=1e-3, atol=1e-6 * gradients["primal"].abs().max().item() + 1e-9)
+times = pd.DataFrame(rows)
+values = times.pivot(index="d", columns="route", values="value")
+assert ((values["dual"] / values["primal"] - 1).abs() < 1e-4).all()
+
+ax = plt.subplots(figsize=(5.6, 3.6), layout="constrained")[1]
+for i, (route, label) in enumerate({"primal": "d x d matrix C", "dual": "two n x n Grams"}.items()):
+    part = times[times["route"] == route]
+    ax.plot(part["d"], part["milliseconds"], "o-", color=PALETTE[i], label=label)
+ax.set(xscale="log", yscale="log", xlabel="projector width d", ylabel="forward and backward, ms", title=f"Barlow Twins, batch of {n}")
+ax.set_xticks(WIDTHS, [str(d) for d in WIDTHS])
+ax.minorticks_off()
+ax.legend()
+ratio = times.pivot(index="d", columns="route", values="milliseconds")
+widest = max(WIDTHS)
+print(f"d = {widest}: {ratio.loc[widest, 'primal'] / ratio.loc[widest, 'dual']:.0f} times faster without C")
+assert ratio.loc[widest, "dual"] < ratio.loc[widest, "primal"]
+
+# %% [markdown]
+# `route="auto"`, the default, takes the cheaper one. What is left of the cost of a wide projector is its last linear layer.
+#
+# ## 2. Does width help?
+#
+# The grid is `data/grids/width.toml`: two losses, $\lambda = 1/d$, batch 256, pairs of scenes that share a digit; the judge is a
+# linear probe on the *encoder's* features (never the projector's), on digits that were never trained on.
+
+# %%
+width = read_table(RESULTS / "ablation_width.csv")
+depth = read_table(RESULTS / "ablation_depth.csv")
+for table in (width, depth):
+    table["method"] = table["loss"].map(NAMES)
+    print(table.attrs["command"], "| seeds:", summarize(table, ["method", "projector"])["seeds"].min())
+    assert (table["state"] == "finished").all()
+
+figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+plot_ablation(width, "d", "method", axes[0]).set(title="width of the last layer", xlabel="projector width d")
+plot_ablation(depth, "projector", "method", axes[1]).set(title="layers", xlabel="widths of the projector's layers")
+axes[1].get_legend().remove();
+
+# %%
+narrow, wide = width["d"].min(), width["d"].max()
+for loss, name in NAMES.items():
+    part = width[width["loss"] == loss]
+    print(f"{name}: {paired_difference(part, 'd', narrow, wide, names=(f'd = {narrow}', f'd = {wide}'))}")
+for d, part in width.groupby("d"):
+    print(f"d = {d}: {paired_difference(part, 'loss', 'barlow_twins', 'hsic_ssl', names=tuple(NAMES.values()))}")
+# VERDICT
+
+# %% [markdown]
+# ## 3. Lambda and width
+#
+# At independence, and by chance at small batches, the redundancy sum grows like $d^2$ while the invariance sum grows like $d$. A fixed
+# $\lambda = 0.005$ therefore means something else at every width: it equals $1/d$ at $d = 200$, is 3 times smaller than $1/d$ at 64, and 10
+# times larger at 2048. The grid `data/grids/lambda.toml` crosses the two.
+
+# %%
+table = read_table(RESULTS / "ablation_lambda.csv")
+table["rule"] = table["lambda_times_d"].map(lambda c: "fixed 0.005" if pd.isna(c) else f"{c:g}/d")
+assert (table["state"] == "finished").all()
+print(table.attrs["command"], "| seeds:", summarize(table, ["rule", "d"])["seeds"].min())
+figure, axes = plt.subplots(1, 2, figsize=(11.5, 3.8), layout="constrained")
+plot_ablation_map(table, "rule", "d", axes[0]).set_title("accuracy")
+plot_ablation_map(table, "rule", "d", axes[1], value="diagonal").set_title("mean diagonal of C, held-out pairs");
+
+# %%
+for d, part in table.groupby("d"):
+    print(f"d = {d}: {paired_difference(part, 'rule', 'fixed 0.005', '1/d')}")
+# VERDICT3
+
+# %% [markdown]
+# ## 4. What width does to the features
+#
+# RankMe counts how many directions the encoder's test features really use (`09_linear_evaluation`). The encoder has 128 features
+# here whatever the projector's width.
+
+# %%
+ranks = summarize(width, ["method", "d"], value="rankme")
+plot_ablation(width, "d", "method", value="rankme").set(ylabel="RankMe of the encoder's features", xlabel="projector width d")
+assert ranks["mean"].between(1, 128).all()
+ranks.round(1)
+
+# %% [markdown]
+# ## Exercises
+#
+# 1. Time the routes at $n = 2048$. Where do the curves cross now?
+# 2. Add `[256, 4096]` to the grid's `projector` list and call `hsic-lab ablate data/grids/width.toml` twice: what is trained the second time?
+# 3. The report's pictures are photographs. With CIFAR-10 at hand, run `data/grids/gpu_cifar10_width.toml` on a GPU. Does width help there?
+# 4. Look at `energy` in the table beside $d(d-1)/(n-1)$ with $n = 2048$ held-out pairs. At which width is most of it chance?
+#
+# **Next:** `07_lambda_and_the_minus_one_target`.
