@@ -18,7 +18,6 @@ from hsic_lab.evaluation import Data, as_labels, chance_accuracy, checked_splits
 from hsic_lab.penalty import STRENGTHS, check_strengths, penalty_path, stratified_split
 from hsic_lab.spectra import column_moments
 
-_TOLERANCE = 1e-4  # of the gradient's largest entry, scikit-learn's default on the same scale
 _MAX_ITERATIONS = 2_000
 
 
@@ -50,14 +49,16 @@ class FastProbeResult:
 def fast_probe(
     train_x: Data, train_y: Data, test_x: Data, test_y: Data,
     *, C: float | None = None, strengths: Sequence[float] = STRENGTHS, validation: float = 0.2, seed: int = 0,
+    tolerance: float = 1e-4,
 ) -> FastProbeResult:
     """`linear_probe` for large sets: the same objective and the same choice of C, by torch's L-BFGS on the features.
 
     Minimises `C sum_i log-loss_i + |W|^2 / 2` over W and a free intercept, on features standardised by the training
     rows: scikit-learn's LogisticRegression behind a StandardScaler, softmax for three classes or more, one logit for
     two. Runs on the device of `train_x`, in its dtype (float32 or float64), until no entry of the gradient of the
-    mean objective exceeds 1e-4, which is scikit-learn's default too. With `C` given nothing is chosen; else the path
-    over `strengths` on a stratified share `validation` is that of `linear_probe`, and so are the errors.
+    objective over `C n` exceeds `tolerance`, which is scikit-learn's rule and default too. With `C` given nothing is
+    chosen; else the path over `strengths` on a stratified share `validation` is that of `linear_probe`, and so are the
+    errors.
     """
     train, test, train_y, test_y = checked_splits(train_x, train_y, test_x, test_y)
     check_strengths(strengths if C is None else (C,), validation)
@@ -74,7 +75,7 @@ def fast_probe(
     with full_precision(train):
         standardized = (train - mean) / scale
         solver = _Solver(standardized, torch.as_tensor(targets, device=train.device), len(classes))
-        iterations = solver.fit(C, _TOLERANCE)
+        iterations = solver.fit(C, tolerance)
         predictions = classes[solver.predict((test - mean) / scale).cpu().numpy()]
         loss = solver.objective(C)
     coef, intercept = solver.weights.detach().T.clone(), solver.intercept.detach().clone()
@@ -217,7 +218,7 @@ def _validation_scores(train, fit, held, fit_y, held_y, strengths) -> dict[float
         held_y = torch.as_tensor(held_y, device=device)
 
         def score(C: float) -> float:
-            solver.fit(C, 10 * _TOLERANCE)  # looser, as in `linear_probe`
+            solver.fit(C, 1e-3)  # looser, as in `linear_probe`
             return float((solver.predict(held_x) == held_y).double().mean())
 
         return penalty_path(strengths, score)
