@@ -203,10 +203,13 @@ class _Solver:
     def _mean_objective(self, C: float) -> Tensor:
         logits = torch.addmm(self.intercept, self.x, self.weights)
         if logits.shape[1] > 1:
-            loss = F.cross_entropy(logits, self.targets)
+            losses = F.cross_entropy(logits, self.targets, reduction="none")
         else:
-            loss = F.binary_cross_entropy_with_logits(logits[:, 0], self.targets.to(logits.dtype))
-        return loss + self.weights.square().sum() / (2 * C * len(self.x))
+            targets = self.targets.to(logits.dtype)
+            losses = F.binary_cross_entropy_with_logits(logits[:, 0], targets, reduction="none")
+        # Summed in float64: near the optimum the line search compares values that agree in float32.
+        penalty = self.weights.square().sum(dtype=torch.float64)
+        return losses.mean(dtype=torch.float64) + penalty / (2 * C * len(self.x))
 
 
 def _validation_scores(train, fit, held, fit_y, held_y, strengths) -> dict[float, float]:

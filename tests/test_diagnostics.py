@@ -157,7 +157,7 @@ def test_factor_dependence_is_unbiased_cka():
     labels = {name: torch.as_tensor(pd.factorize(frame[name])[0]) for name in ("label", "name", "flag", "category")}
     for name, values in labels.items():
         assert table.loc[name, "cka"] == pytest.approx(float(cka(x, values, None, Delta())), rel=1e-6)
-    real = torch.as_tensor(frame["real"].to_numpy())
+    real = torch.tensor(frame["real"].to_numpy())
     assert table.loc["real", "cka"] == pytest.approx(float(cka(x, real, Linear(), Gaussian())), rel=1e-9)
     nonlinear = factor_dependence(x, frame[["real"]], kernel=Gaussian())["cka"][0]
     assert nonlinear == pytest.approx(float(cka(x, real, Gaussian(), Gaussian())), rel=1e-9)
