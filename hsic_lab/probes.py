@@ -14,7 +14,7 @@ from sklearn.metrics import confusion_matrix
 from torch import Tensor
 
 from hsic_lab.checks import full_precision
-from hsic_lab.evaluation import Data, as_labels, chance_accuracy, checked_splits, linear_probe
+from hsic_lab.evaluation import Data, ProbeOutcome, as_labels, chance_accuracy, checked_splits, linear_probe
 from hsic_lab.penalty import STRENGTHS, check_strengths, penalty_path, stratified_split
 from hsic_lab.spectra import column_moments
 
@@ -22,21 +22,14 @@ _MAX_ITERATIONS = 2_000
 
 
 @dataclass(frozen=True)
-class FastProbeResult:
-    """A probe fitted by `fast_probe` and its one look at the test set.
+class FastProbeResult(ProbeOutcome):
+    """The outcome of `fast_probe`, with the solution.
 
     `coef` (K, p) and `intercept` (K,) are those of scikit-learn's LogisticRegression on `(x - mean) / scale`, with
-    K = 1 for two classes. `loss` is the objective at the solution, `iterations` are those of the last fit, `seconds`
-    the time from checked features to predictions, the choice of C included. The rest is as in `ProbeResult`.
+    K = 1 for two classes, in float64. `loss` is the objective there, `iterations` are those of the last fit, `seconds`
+    the time from checked features to predictions, the choice of C included.
     """
 
-    accuracy: float
-    C: float
-    validation_scores: dict[float, float]
-    predictions: np.ndarray
-    n_train: int
-    n_test: int
-    classes: np.ndarray
     coef: Tensor
     intercept: Tensor
     mean: Tensor
