@@ -57,10 +57,10 @@ def run_ablation(
     retry_failed: runs that failed before are tried again
 
     Columns: `grid, run` (the key), the grid's factors, `dataset, loss, batch_size, d, learning_rate, epochs, seed`;
-    `evaluation` ("linear", "knn"), `accuracy`, `split, protocol, n_train, n_test`; `state` ("finished" or
-    "failed: why", with NaN for what could not be measured); of C on held-out pairs `diagonal, off_diagonal` (means) and `energy` (sum
-    of squared off-diagonal entries), `rankme` of the test features; `steps, seconds` (of training), `hardware,
-    threads, torch, hsic_lab`. Raises ValueError for a grid that is not accepted, before anything is trained.
+    `evaluation` ("linear", "knn"), `accuracy`, `split, protocol, n_train, n_test`; `state` ("finished", or
+    "failed: why" with NaN for what could not be measured); of C on held-out pairs `diagonal, off_diagonal` (means)
+    and `energy` (sum of squared off-diagonal entries); `rankme` of the test features; `steps, seconds` (of training),
+    `hardware, threads, torch, hsic_lab`. Raises ValueError for a grid that is not accepted, before it trains anything.
     """
     grid = grid if isinstance(grid, Grid) else read_grid(grid)
     grid = grid if seeds is None else replace(grid, seeds=seeds)

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator, PercentFormatter
 
 from hsic_lab.comparisons import summarize
-from hsic_lab.heatmaps import SEQUENTIAL, axes_or_new
+from hsic_lab.heatmaps import PALETTE, SEQUENTIAL, axes_or_new
 
 _MARKERS = "osD^vPX*"
 
@@ -28,13 +28,12 @@ def plot_ablation(
     levels = table[x].drop_duplicates().tolist()
     numeric = pd.api.types.is_numeric_dtype(table[x]) and table[x].min() > 0
     position = {level: level if numeric else i for i, level in enumerate(levels)}
-    palette = sns.color_palette("colorblind")
     lines = [("", table)] if hue is None else list(table.groupby(hue, sort=False))
     for i, (name, part) in enumerate(lines):
         at = part[x].map(position).to_numpy(dtype=np.float64)
         order = np.argsort(at)
         at, mean, low, high = (v[order] for v in (at, *(part[c].to_numpy() for c in ("mean", "low", "high"))))
-        color = palette[i % len(palette)]
+        color = PALETTE[i % len(PALETTE)]
         ax.fill_between(at, low, high, color=color, alpha=0.15, linewidth=0)
         ax.plot(at, mean, color=color, marker=_MARKERS[i % len(_MARKERS)], markersize=5, label=str(name))
     if numeric:

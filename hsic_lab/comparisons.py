@@ -48,11 +48,11 @@ def paired_difference(
     frame: pd.DataFrame, factor: str, first: Any, second: Any, *, value: str = "accuracy", evaluation: str = "linear",
     names: tuple[str, str] | None = None,
 ) -> PairedDifference:
-    """How much `second` is above `first` in `value`, seed by seed: `mean +- t_{0.975, m-1} s / sqrt(m)` of m differences.
+    """How much `second` is above `first`, seed by seed: `mean +- t_{0.975, m-1} s / sqrt(m)` of m differences.
 
     Runs of one seed start from equal weights and see the same pictures: pairing takes out what they share.
-    `frame` is a table of `run_ablation`, cut down by the caller to one run a level of `factor` and seed. Raises
-    ValueError for a level that is not there, a run that stands twice, and where no seed has both.
+    `frame` is a table of `run_ablation`, cut down by the caller to one run a level of `factor` and seed.
+    Raises ValueError for a level that is not there, a run that stands twice, and where no seed has both.
     """
     frame = _chosen(frame, evaluation)
     sides = []

@@ -185,5 +185,5 @@ def test_written_table_reads_back_whatever_a_failure_says(tmp_path):
     pd.testing.assert_frame_equal(again, frame)
     assert again.attrs["question"] == "why: why?" and again.attrs["command"] == "hsic-lab ablate g.toml"
     frame.to_csv(tmp_path / "other.csv", index=False)
-    with pytest.raises(ValueError, match="other.csv is no table of an ablation"):
+    with pytest.raises(ValueError, match=r"other\.csv is no table of an ablation"):
         read_table(tmp_path / "other.csv")
