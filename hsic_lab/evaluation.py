@@ -24,6 +24,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from hsic_lab.frozen import check_images, evaluating, model_input
+from hsic_lab.sphere import unit_rows
 
 Data = ArrayLike | Tensor
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
@@ -186,7 +187,7 @@ def knn_accuracy(
     classes, votes_for = np.unique(train_y, return_inverse=True)
     votes_for = torch.as_tensor(votes_for, device=train.device)
     test = test.to(train)
-    bank, queries = _unit_rows("train_x", train), _unit_rows("test_x", test)
+    bank, queries = unit_rows("train_x", train), unit_rows("test_x", test)
 
     predictions = []
     for block in queries.split(max(1, _BLOCK_ELEMENTS // len(bank))):
@@ -288,12 +289,3 @@ def _require_finite(name: str, x: Tensor) -> Tensor:
     if len(bad):
         raise ValueError(f"{name} must be finite: {len(bad)} of {len(x)} rows are not, first row {bad[0]}")
     return x
-
-
-def _unit_rows(name: str, x: Tensor) -> Tensor:
-    # The largest entry goes first: the squares of tiny or huge features would leave the float range.
-    largest = x.abs().amax(dim=1, keepdim=True)
-    zero = (largest[:, 0] == 0).nonzero()[:, 0]
-    if len(zero):
-        raise ValueError(f"{name} has {len(zero)} zero rows without direction, first row {zero[0]}")
-    return nn.functional.normalize(x / largest, dim=1)
