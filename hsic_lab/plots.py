@@ -25,11 +25,12 @@ from hsic_lab.heatmaps import (
     plot_cross_correlation,
     to_array,
 )
+from hsic_lab.scatter import plot_embedding
 
 __all__ = [
     "DIVERGING", "PALETTE", "SEQUENTIAL", "compare_cross_correlations", "history_figure", "plot_cka",
-    "plot_cross_correlation", "plot_history", "plot_pairs", "plot_probe", "plot_spectrum", "plot_views",
-    "set_theme",
+    "plot_cross_correlation", "plot_embedding", "plot_history", "plot_pairs", "plot_probe", "plot_spectrum",
+    "plot_views", "set_theme",
 ]
 
 PALETTE = sns.color_palette("colorblind").as_hex()
