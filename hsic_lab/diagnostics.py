@@ -83,8 +83,8 @@ def diagnose(
         raise ValueError(f"needs at least 4 rows, got shape {(n, d)}")
     rows = _collapse_rows(z_a, "")
     if z_b is not None:
-        rows += [*_collapse_rows(z_b, "_b"), *_view_rows(z_a, z_b)]
-    rows.append(_redundancy_row(z_a, z_b))
+        rows += _collapse_rows(z_b, "_b")
+    rows += _correlation_rows(z_a, z_b)
     if reference is not None:
         reference = as_samples(reference, "reference").detach()
         if len(reference) != n:
@@ -152,16 +152,29 @@ def _collapse_rows(z: Tensor, view: str) -> list[Row]:
     )]
 
 
-def _view_rows(z_a: Tensor, z_b: Tensor) -> list[Row]:
+def _correlation_rows(z_a: Tensor, z_b: Tensor | None) -> list[Row]:
+    n, d = z_a.shape
     x, y = _standardized(z_a, z_b)
     alive = bool(x.any() and y.any())
+    value, diagonal = _redundancy(x, y)
+    # Six: three standard deviations of a sum of d (d - 1) / 2 pairs, each counted twice.
+    bound = diagonal + 6 * d / (n - 1)
+    redundancy_row = _row(
+        "redundancy", value, "off-diagonal energy of C above its noise floor; as large as the diagonal's if every "
+        "feature has a copy", f"<= sum C_ii^2 + 6 d / (n - 1) = {bound:.4g}", value <= bound if alive else None,
+        "redundant",
+    )
+    if z_b is None:
+        return [redundancy_row]
     value, error = _feature_sums(x, y)
     zero = any(bool((z == 0).all(dim=1).any()) for z in (z_a, z_b))
     return [
+        redundancy_row,
         _row("mean_diagonal", (x * y).mean(), "mean correlation of a feature with itself in the other view"),
         _row(
             "feature_sum_covariance", value, "1'C1: do the branches agree in the sum of their features?",
-            f">= -3 standard errors = {-3 * error:.3g}", value >= -3 * error if alive else None, "branch anti-alignment",
+            f">= -3 standard errors = {-3 * error:.3g}", value >= -3 * error if alive else None,
+            "branch anti-alignment",
         ),
         _row(
             "alignment", math.nan if zero else alignment(z_a, z_b),
@@ -169,19 +182,6 @@ def _view_rows(z_a: Tensor, z_b: Tensor) -> list[Row]:
         ),
         _row("lidar", lidar((z_a, z_b)), "directions in which images differ more than views: at most min(n - 1, d)"),
     ]
-
-
-def _redundancy_row(z_a: Tensor, z_b: Tensor | None) -> Row:
-    n, d = z_a.shape
-    x, y = _standardized(z_a, z_b)
-    value, diagonal = _redundancy(x, y)
-    # Six: three standard deviations of a sum of d (d - 1) / 2 pairs, each counted twice.
-    bound = diagonal + 6 * d / (n - 1)
-    return _row(
-        "redundancy", value, "off-diagonal energy of C above its noise floor; as large as that of the diagonal where "
-        "every feature has a copy", f"<= sum C_ii^2 + 6 d / (n - 1) = {bound:.4g}", value <= bound if x.any() and y.any() else None,
-        "redundant",
-    )
 
 
 def _standardized(z_a: Features, z_b: Features | None) -> tuple[Tensor, Tensor]:
