@@ -137,6 +137,24 @@ def plot(
         print(output / name)
 
 
+@app.command()
+def inspect(
+    file: Annotated[Path, typer.Argument(help="A run, or .npy, .npz, .csv, .parquet or .safetensors with embeddings.")],
+    second: Annotated[Path | None, typer.Argument(help="A file with the second view of the same rows.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="A file of labels, one a row: .npy, .csv or .parquet.")] = None,
+    reference: Annotated[Path | None, typer.Option(help="A file with other features of the rows, for CKA.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Where to; left out: beside the file, as .html.")] = None,
+) -> None:
+    """Judge anybody's embeddings: one page with heatmap, spectrum, diagnostics, probe, CKA and independence tests."""
+    from hsic_lab.embeddings import read_embeddings
+    from hsic_lab.report import write_report
+
+    found = read_embeddings(file, second, labels)
+    other = None if reference is None else read_embeddings(reference).z_a
+    page = write_report(found, output or file.with_name(f"{file.name}.html"), reference=other)
+    print(page)
+
+
 class _SetNames(TyperGroup):
     """`data NAME` is `data show NAME`."""
 

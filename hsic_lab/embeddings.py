@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hsic_lab.datasets import load
-from hsic_lab.evaluation import extract_features
+from hsic_lab.evaluation import as_labels, extract_features
 from hsic_lab.pairs import held_out_pairs
 from hsic_lab.runs import Run
 from hsic_lab.training import TrainConfig
@@ -76,8 +76,9 @@ def read_embeddings(
     a run folder          the projections of its held-out pairs, and its encoder's features of test images with labels
 
     Of a view of more than 2^28 values as many rows as have no more are drawn. A .npy file is mapped, so that it may be
-    of any size; others of more than 2^29 values raise ValueError. Numbers become float32. Raises FileNotFoundError, or ValueError naming
-    the file and what is wrong: unreadable, pickled, empty, not finite, fewer than 4 rows, views that do not match.
+    of any size; others of more than 2^29 values raise ValueError. Numbers become float32. Raises FileNotFoundError,
+    or ValueError naming the file and what is wrong: unreadable, pickled, empty, not finite, fewer than 4 rows, views
+    that do not match.
     """
     found = _read(Path(path))
     if second is not None:
@@ -202,7 +203,7 @@ def _assemble(
     known = next((name for name in LABELS if name in shapes), None)
     labels = None
     if known is not None:
-        labels = as_labels(get(known), path)
+        labels = _labels(get(known), path)
         if len(labels) != n:
             raise ValueError(f"{n} rows need as many labels, got {len(labels)}")
         labels = labels[rows]
@@ -224,25 +225,18 @@ def _floats(values: object, name: str) -> Tensor:
 def _refuse_huge(shapes: Mapping[str, tuple[int, ...]]) -> None:
     for name, shape in shapes.items():
         if np.prod(shape, dtype=float) > 2 * MOST_VALUES:
-            raise ValueError(
-                f"{name} has shape {shape}, more than {2 * MOST_VALUES} values: save it as .npy, of which rows are drawn"
-            )
+            most = f"more than {2 * MOST_VALUES} values"
+            raise ValueError(f"{name} has shape {shape}, {most}: save it as .npy, of which rows are drawn")
 
 
-def as_labels(values: object, source: object) -> np.ndarray:
-    """Labels `(n,)` as integers or strings. Raises ValueError for other shapes, fractions and what is missing."""
+def _labels(values: object, source: object) -> np.ndarray:
+    """Labels `(n,)` as integers or strings; a table keeps integers as floats where it has room for missing ones."""
     labels = np.asarray(values)
-    if labels.ndim != 1:
-        raise ValueError(f"{source}: labels must be a vector, got shape {labels.shape}")
-    if pd.isna(labels).any():
-        raise ValueError(f"{source}: {int(pd.isna(labels).sum())} labels are missing")
-    if labels.dtype.kind == "O":
-        labels = labels.astype(str)
+    if missing := int(pd.isna(labels).sum()):
+        raise ValueError(f"{source}: {missing} labels are missing")
     if labels.dtype.kind == "f" and (labels == np.floor(labels)).all():
         labels = labels.astype(np.int64)
-    if labels.dtype.kind not in "biuU":
-        raise ValueError(f"{source}: labels must be integers or strings, got {labels.dtype}")
-    return labels
+    return as_labels(f"the labels of {source}", labels)
 
 
 def _read_labels(path: Path, sampled_from: int | None) -> np.ndarray:
@@ -252,7 +246,7 @@ def _read_labels(path: Path, sampled_from: int | None) -> np.ndarray:
         raise FileNotFoundError(f"{path} does not exist")
     with _naming(path):
         if path.suffix == ".npy":
-            return as_labels(np.lib.format.open_memmap(path, mode="r"), path)
+            return _labels(np.lib.format.open_memmap(path, mode="r"), path)
         if path.suffix not in (".csv", ".parquet"):
             raise ValueError(f"{path}: labels are read from .npy, .csv and .parquet")
         table = pa.csv.read_csv(path) if path.suffix == ".csv" else pa.parquet.read_table(path)
@@ -260,7 +254,7 @@ def _read_labels(path: Path, sampled_from: int | None) -> np.ndarray:
         if len(names) != 1:
             raise ValueError(f"{path}: expected one column, or one called {' or '.join(LABELS)}; "
                              f"found {table.column_names}")
-        return as_labels(table[names[0]].to_pandas(), path)
+        return _labels(table[names[0]].to_pandas(), path)
 
 
 def _read_run(folder: Path) -> Embeddings:
