@@ -111,7 +111,7 @@ def _naming(path: Path) -> Iterator[None]:
     except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, SafetensorError, pa.ArrowException) as error:
         words = str(error).strip().splitlines()
         told = words[0] if words else type(error).__name__
-        raise ValueError(told if str(path) in told else f"{path} cannot be read: {told}") from error
+        raise ValueError(told if path.name in told else f"{path} cannot be read: {told}") from error
 
 
 def _read_npy(path: Path) -> Embeddings:
@@ -144,7 +144,11 @@ def _read_safetensors(path: Path) -> Embeddings:
 def _read_csv(path: Path) -> Embeddings:
     if path.stat().st_size > 16 * MOST_VALUES:
         raise ValueError(f"{path} has {path.stat().st_size} bytes of text: save it as .npy, of which rows are drawn")
-    return _from_table(path, pa.csv.read_csv(path))
+    return _from_table(path, _csv_table(path))
+
+
+def _csv_table(path: Path) -> pa.Table:
+    return pa.csv.read_csv(path, convert_options=pa.csv.ConvertOptions(strings_can_be_null=True))
 
 
 def _read_parquet(path: Path) -> Embeddings:
@@ -249,7 +253,7 @@ def _read_labels(path: Path, sampled_from: int | None) -> np.ndarray:
             return _labels(np.lib.format.open_memmap(path, mode="r"), path)
         if path.suffix not in (".csv", ".parquet"):
             raise ValueError(f"{path}: labels are read from .npy, .csv and .parquet")
-        table = pa.csv.read_csv(path) if path.suffix == ".csv" else pa.parquet.read_table(path)
+        table = _csv_table(path) if path.suffix == ".csv" else pa.parquet.read_table(path)
         names = [name for name in table.column_names if name in LABELS or table.num_columns == 1]
         if len(names) != 1:
             raise ValueError(f"{path}: expected one column, or one called {' or '.join(LABELS)}; "
