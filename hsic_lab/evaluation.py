@@ -32,12 +32,11 @@ _MAX_ITERATIONS = 10_000
 
 
 @dataclass(frozen=True)
-class ProbeResult:
-    """A fitted linear probe and its one look at the test set.
+class ProbeOutcome:
+    """What any fitted linear probe tells of its one look at the test set.
 
-    `accuracy` is the share of `predictions` (n_test,) that are right; `C` is the chosen inverse strength of
-    the L2 penalty and `validation_scores` maps every C tried to its validation accuracy; `model` is the
-    scikit-learn pipeline.
+    `accuracy` is the share of `predictions` (n_test,) that are right; `C` is the inverse strength of the L2
+    penalty and `validation_scores` maps every C tried to its validation accuracy.
     """
 
     accuracy: float
@@ -47,6 +46,12 @@ class ProbeResult:
     n_train: int
     n_test: int
     classes: np.ndarray
+
+
+@dataclass(frozen=True)
+class ProbeResult(ProbeOutcome):
+    """The outcome of `linear_probe`; `model` is the fitted scikit-learn pipeline."""
+
     model: Pipeline
 
 

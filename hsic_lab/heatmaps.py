@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
 import torch
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
@@ -13,6 +14,7 @@ from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
+PALETTE = sns.color_palette("colorblind").as_hex()
 DIVERGING = "RdBu_r"
 SEQUENTIAL = "viridis"
 QUIET = "0.4"  # the grey of reference lines and second-rank text

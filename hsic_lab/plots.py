@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike
 
 from hsic_lab.heatmaps import (
     DIVERGING,
+    PALETTE,
     QUIET,
     SEQUENTIAL,
     axes_or_new,
@@ -25,15 +26,15 @@ from hsic_lab.heatmaps import (
     plot_cross_correlation,
     to_array,
 )
+from hsic_lab.probe_plots import plot_confusion, plot_diagnostics, plot_few_labels
 from hsic_lab.scatter import plot_embedding
 
 __all__ = [
     "DIVERGING", "PALETTE", "SEQUENTIAL", "compare_cross_correlations", "history_figure", "plot_cka",
-    "plot_cross_correlation", "plot_embedding", "plot_history", "plot_pairs", "plot_probe", "plot_spectrum",
-    "plot_views", "set_theme",
+    "plot_confusion", "plot_cross_correlation", "plot_diagnostics", "plot_embedding", "plot_few_labels",
+    "plot_history", "plot_pairs", "plot_probe", "plot_spectrum", "plot_views", "set_theme",
 ]
 
-PALETTE = sns.color_palette("colorblind").as_hex()
 _LINE_STYLES = ("-", "--", ":", "-.")
 
 

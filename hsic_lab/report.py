@@ -12,9 +12,10 @@ from hsic_lab.correlation import cross_correlation
 from hsic_lab.diagnostics import diagnose
 from hsic_lab.embeddings import Embeddings, read_embeddings
 from hsic_lab.files import replace_file
-from hsic_lab.findings import independence_table, probe_table, similarity_table
+from hsic_lab.findings import independence_table, probe_table, sample, similarity_table
+from hsic_lab.heatmaps import PALETTE, QUIET, plot_cross_correlation
 from hsic_lab.page import Section, make_page
-from hsic_lab.plots import PALETTE, QUIET, plot_cross_correlation, plot_embedding, plot_spectrum
+from hsic_lab.plots import plot_embedding, plot_spectrum
 from hsic_lab.runs import Run
 from hsic_lab.spectra import covariance_spectrum
 
@@ -29,6 +30,7 @@ VERDICTS = {
     "redundant": "Many features say the same: the off-diagonal of C holds more than chance and more than its diagonal.",
     "not judged": "No rule could be applied.",
 }
+SPECTRUM_ROWS = 10_000
 Source = Embeddings | Run | Tensor | np.ndarray | tuple | str | Path
 
 
@@ -39,7 +41,7 @@ def write_report(source: Source, path: str | Path, *, reference: Tensor | np.nda
                `(z_a, z_b)`, as tensors or arrays
     reference: other features `(n, p)` of the same rows, for CKA
 
-    The page says on how many rows each number rests: correlations, spectra and diagnostics on all, what costs n^2 on
+    The page says on how many rows each number rests: correlations and diagnostics on all, what costs much on
     fewer. Raises ValueError as `Embeddings` and `read_embeddings` do, and for a reference that does not match.
     """
     path, found = Path(path), as_embeddings(source)
@@ -124,12 +126,14 @@ def _correlation(z_a: Tensor, z_b: Tensor | None) -> Section:
 
 def _spectra(z_a: Tensor, z_b: Tensor | None) -> Section:
     figure, ax = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
+    rows = sample(len(z_a), SPECTRUM_ROWS)
+    most = min(len(rows) - 1, z_a.shape[1])
     for name, z in (("view A", z_a), ("view B", z_b)):
-        if z is not None and (values := covariance_spectrum(z).sqrt()).max() > 0:
+        if z is not None and (values := covariance_spectrum(z[rows]).sqrt()).max() > 0:
             plot_spectrum(values[values > 0], ax, name)
-    ax.set_xlim(0, min(len(z_a) - 1, z_a.shape[1]) + 1)
-    words = "Singular values of the centred rows, the largest set to 1. A slow fall: many dimensions are in use. A " \
-            f"cliff before the right edge, {min(len(z_a) - 1, z_a.shape[1])}: the rest of them is empty."
+    ax.set_xlim(0, most + 1)
+    words = f"Singular values of {len(rows)} centred rows, the largest set to 1. A slow fall: many dimensions are in " \
+            f"use. A cliff before the right edge, {most}: the rest of them is empty."
     return Section("Spectrum", [words], [(figure, "singular values, sorted")])
 
 

@@ -7,7 +7,7 @@ made. A singular value is the root of an eigenvalue: values below `sqrt(max(n, d
 counts as 0, as everywhere in this library.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from hsic_lab.correlation import ROUNDING_ULPS
 
 Features = Tensor | np.ndarray
 _BLOCK_ELEMENTS = 1 << 23  # of a block in float64: 64 MiB
+_STRIP = 512
 
 
 def rankme(z: Features, center: bool = True) -> float:
@@ -64,23 +65,20 @@ def lidar(views: Features | Sequence[Features], delta: float = 1e-4) -> float:
     if not delta > 0:
         raise ValueError(f"delta must be positive, got {delta}")
     n, q, d = stacked.shape
-    blocks = stacked.split(max(1, _BLOCK_ELEMENTS // (q * d)))
     # The q - 1 contrasts between the views of an image span what is left of them without their mean.
     contrasts = torch.as_tensor(helmert(q), device=stacked.device)
-    within = delta * torch.eye(d, dtype=torch.float64, device=stacked.device)
-    for block in blocks:
-        rows = (contrasts @ block.double()).flatten(0, 1)
-        within.addmm_(rows.T, rows, alpha=1 / (n * (q - 1)))
+    blocks = stacked.split(max(1, _BLOCK_ELEMENTS // (q * d)))
+    within = _gram(((contrasts @ block.double()).flatten(0, 1) for block in blocks), d, stacked.device)
+    within = within / (n * (q - 1)) + delta * torch.eye(d, dtype=torch.float64, device=stacked.device)
     lower = torch.linalg.cholesky(within)
-    mean = sum(block.double().mean(dim=1).sum(dim=0) for block in blocks) / n
+    mean = sum(block.sum(dim=(0, 1), dtype=torch.float64) for block in blocks) / (n * q)
     centred = (block.double().mean(dim=1) - mean for block in blocks)
     if n < d:
         whitened = torch.linalg.solve_triangular(lower, torch.cat(list(centred)).T, upper=False)
         gram = whitened.T @ whitened
     else:
-        between = sum(rows.T @ rows for rows in centred)
-        gram = torch.linalg.solve_triangular(lower, between, upper=False)
-        gram = torch.linalg.solve_triangular(lower, gram.T, upper=False)
+        half = torch.linalg.solve_triangular(lower, _gram(centred, d, stacked.device), upper=False)
+        gram = torch.linalg.solve_triangular(lower, half.T, upper=False)
     return entropy_rank(_eigenvalues(gram, max(n, d)))
 
 
@@ -94,16 +92,12 @@ def covariance_spectrum(z: Features, center: bool = True) -> Tensor:
     n, d = z.shape
     origin = mean if center else torch.zeros_like(mean)
     alive = (variance > 0) if center else torch.ones_like(variance, dtype=torch.bool)
-    gram = z.new_zeros(min(n, d), min(n, d), dtype=torch.float64)
     if d <= n:
-        for block in row_blocks(z):
-            rows = (block - origin) * alive
-            gram.addmm_(rows.T, rows)
+        parts = ((block - origin) * alive for block in row_blocks(z))
     else:
-        for columns in torch.arange(d, device=z.device).split(max(1, _BLOCK_ELEMENTS // n)):
-            part = (z[:, columns].double() - origin[columns]) * alive[columns]
-            gram.addmm_(part, part.T)
-    return _eigenvalues(gram / n, max(n, d))
+        columns = torch.arange(d, device=z.device).split(max(1, _BLOCK_ELEMENTS // n))
+        parts = (((z[:, some].double() - origin[some]) * alive[some]).T for some in columns)
+    return _eigenvalues(_gram(parts, min(n, d), z.device) / n, max(n, d))
 
 
 def column_moments(z: Tensor) -> tuple[Tensor, Tensor]:
@@ -160,6 +154,17 @@ def _stack_views(views: Features | Sequence[Features]) -> Tensor:
     if n < 2 or q < 2:
         raise ValueError(f"needs at least 2 images and 2 views of each, got {n} and {q}")
     return stacked
+
+
+def _gram(parts: Iterable[Tensor], size: int, device: torch.device) -> Tensor:
+    """The sum of `P'P` over parts P `(m, size)` in float64."""
+    total = torch.zeros(size, size, dtype=torch.float64, device=device)
+    for part in parts:
+        # Strips of the upper triangle: five eighths of the products at 2048 columns.
+        for start in range(0, size, _STRIP):
+            strip = slice(start, start + _STRIP)
+            total[strip, start:].addmm_(part[:, strip].T, part[:, start:])
+    return total.triu() + total.triu(1).T
 
 
 def _eigenvalues(gram: Tensor, side: int) -> Tensor:
