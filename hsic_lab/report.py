@@ -139,12 +139,13 @@ def _spectra(z_a: Tensor, z_b: Tensor | None) -> Section:
 
 def _cloud(found: Embeddings) -> Section:
     z = found.z_a if found.features is None else found.features
-    words = ["The rows on the two directions of largest variance" + (", coloured by label." if found.labels is not None
-             else ".") + " Groups may be hidden in the other dimensions; distances across the cloud mean little."]
     if not (z != z[:1]).any():
         return Section("Cloud", ["All rows are equal: there is nothing to draw."])
+    colours = "" if found.labels is None else ", coloured by label"
+    words = f"The rows on the two directions of largest variance{colours}; in brackets the share of the variance. " \
+            "Groups may be hidden in the other dimensions, and distances across the cloud mean little."
     figure = plot_embedding(z, found.labels).figure
-    return Section("Cloud", words, [(figure, "scatter plot on two principal axes")])
+    return Section("Cloud", [words], [(figure, "scatter plot on two principal axes")])
 
 
 def _probe(found: Embeddings) -> Section:

@@ -15,8 +15,8 @@ MOST_POINTS = 5000
 def plot_embedding(z: ArrayLike, labels: ArrayLike | None = None, ax: Axes | None = None) -> Axes:
     """Rows of `z` `(n, d)`, d at least 2, on their first two principal axes, one colour a label.
 
-    The axes say which share of the variance they show. Of more than 5000 rows, 5000 evenly spaced ones are drawn (the
-    axes are those of all rows); of more than 20 labels the 20 commonest have a colour and the others are grey.
+    In brackets the share of the variance that an axis has. Of more than 5000 rows, 5000 evenly spaced ones are drawn
+    (the axes are those of all rows); of more than 20 labels the 20 commonest have a colour and the others are grey.
     Raises ValueError for other shapes, values that are not finite, equal rows, or labels that do not match.
     """
     z = to_array(z)
@@ -48,5 +48,5 @@ def plot_embedding(z: ArrayLike, labels: ArrayLike | None = None, ax: Axes | Non
             ncols=1 if len(coloured) <= 12 else 2,
         )
     shares = pca.explained_variance_ratio_
-    ax.set(xlabel=f"principal axis 1 ({shares[0]:.0%} of the variance)", ylabel=f"principal axis 2 ({shares[1]:.0%})")
+    ax.set(xlabel=f"principal axis 1 ({shares[0]:.0%})", ylabel=f"principal axis 2 ({shares[1]:.0%})")
     return ax

@@ -196,7 +196,7 @@ for ax, (name, z) in zip(axes, candidates.items(), strict=True):
         ax.get_legend().remove()
 
 # %% [markdown]
-# Each cloud is drawn on its two directions of largest variance, one colour a digit. The eye is easily deceived: the axes
+# Each cloud is drawn on its two directions of largest variance (their shares in brackets), one colour a digit. The eye is easily deceived: the axes
 # stretch to fill the frame, so the collapsed clouds look as lively as the healthy one. `diagnose` is not deceived.
 
 # %%
