@@ -108,9 +108,10 @@ def _correlation(z_a: Tensor, z_b: Tensor | None) -> Section:
         plot_cross_correlation(c, ax, limit, title)
         if z_b is None:
             ax.set(xlabel="feature", ylabel="feature")
-    axes[2].hist(off, bins=81, range=(-1, 1), density=True, color=PALETTE[0], alpha=0.6, label="off the diagonal")
+    look = {"histtype": "stepfilled", "alpha": 0.6}
+    axes[2].hist(off, bins=81, range=(-1, 1), density=True, color=PALETTE[0], **look, label="off the diagonal")
     if z_b is not None:
-        axes[2].hist(c.diagonal(), bins=81, range=(-1, 1), density=True, color=PALETTE[1], alpha=0.6, label="diagonal")
+        axes[2].hist(c.diagonal(), bins=81, range=(-1, 1), density=True, color=PALETTE[1], **look, label="diagonal")
     axes[2].axvspan(-2 * floor, 2 * floor, color=QUIET, alpha=0.25, label="±2 standard errors of 0")
     axes[2].set(xlabel="correlation", ylabel="density", yscale="log")
     axes[2].legend(frameon=False, fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1.0))
