@@ -2,12 +2,14 @@
 
 import re
 import sys
+import zipfile
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 import torch
 from safetensors.numpy import save_file
+from sklearn.decomposition import PCA
 
 from hsic_lab import cli
 from hsic_lab.cka import cka
@@ -24,7 +26,7 @@ N, D = 240, 8
 LABELS = RNG.integers(0, 3, N)
 CAUSE = RNG.normal(size=(3, D))[LABELS] * 2 + RNG.normal(size=(N, D))
 A, B = (torch.from_numpy(CAUSE + 0.5 * RNG.normal(size=(N, D))).float() for _ in "ab")
-OTHER = torch.from_numpy(RNG.normal(size=(N, 5))).float()
+OTHER, NOISE = (torch.from_numpy(RNG.normal(size=(N, width))).float() for width in (5, 40))
 
 
 class Page(HTMLParser):
@@ -97,7 +99,7 @@ def test_page_of_one_view_and_its_sources(tmp_path):
     [
         (torch.ones(50, 6), torch.ones(50, 6), "complete collapse"),
         (torch.zeros(50, 6), None, "complete collapse"),
-        (torch.randn(200, 1) * torch.ones(1, 40) + 1e-3 * torch.randn(200, 40), None, "dimensional collapse"),
+        (OTHER[:, :1] * torch.ones(1, 40) + 1e-3 * NOISE, None, "dimensional collapse"),
         (OTHER, -OTHER, "branch anti-alignment"),
         (OTHER, OTHER + 0.1, "healthy"),
         (torch.cat([OTHER, OTHER], 1), None, "redundant"),
@@ -111,7 +113,7 @@ def test_verdict_stands_at_the_top(z_a, z_b, verdict, tmp_path):
 
 
 def test_similarity_and_independence_of_unrelated_views():
-    unrelated = Embeddings(A, OTHER[:, torch.arange(D) % 5] + 0.01 * torch.randn(N, D))
+    unrelated = Embeddings(A, OTHER[:, torch.arange(D) % 5] + 0.01 * NOISE[:, :D])
     assert similarity_table(unrelated.z_a, unrelated.z_b, None)["CKA"].abs().max() < 0.1
     table = independence_table(unrelated)
     assert (table["pvalue"] > 0.01).all() and (table["answer"] == "nothing speaks against it").all()
@@ -188,8 +190,6 @@ def huge(path):
 
 
 def huge_npz(path):
-    import zipfile
-
     huge(path.with_suffix(".npy"))
     with zipfile.ZipFile(path, "w") as archive:
         archive.write(path.with_suffix(".npy"), "z_a.npy")
@@ -266,8 +266,6 @@ def test_files_that_do_not_match(second, labels, words, tmp_path, monkeypatch, c
 
 
 def test_plot_embedding_is_pca():
-    from sklearn.decomposition import PCA
-
     ax = plot_embedding(A, LABELS)
     points = np.concatenate([np.asarray(part.get_offsets()) for part in ax.collections])
     oracle = PCA(2, svd_solver="full").fit(A.numpy())
