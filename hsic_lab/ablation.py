@@ -223,7 +223,9 @@ def _named_data(plan: list[Planned], data: ImageData | None) -> list[Planned]:
 
 def _cell(value: Any) -> Any:
     """A factor's value as a table holds it."""
-    return ("-".join(map(str, value)) or "none") if isinstance(value, list | tuple) else value
+    if isinstance(value, list | tuple):
+        return "-".join(map(str, value)) or "none"
+    return json.dumps(value) if isinstance(value, dict) else value
 
 
 @contextmanager

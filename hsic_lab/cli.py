@@ -155,10 +155,28 @@ def ablate(
     output = output or folder / f"{settings.name}.csv"
     write_table(frame, settings, output, " ".join(["hsic-lab", *sys.argv[1:]]))
     factors = [name for name in settings.factors if name in frame]
-    print(frame.groupby([*factors, "evaluation"], sort=False)["accuracy"].agg(["mean", "std", "count"]).to_string())
+    print(frame.groupby([*factors, "evaluation"], sort=False, dropna=False)["accuracy"].agg(["mean", "std", "count"]).to_string())
     if failed := sum(frame.drop_duplicates("run")["state"] != "finished"):
         print(f"{failed} runs failed; the column state says why")
     print(f"Left in {output}")
+
+
+@app.command()
+def inspect(
+    file: Annotated[Path, typer.Argument(help="A run, or .npy, .npz, .csv, .parquet or .safetensors with embeddings.")],
+    second: Annotated[Path | None, typer.Argument(help="A file with the second view of the same rows.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="A file of labels, one a row: .npy, .csv or .parquet.")] = None,
+    reference: Annotated[Path | None, typer.Option(help="A file with other features of the rows, for CKA.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Where to; left out: beside the file, as .html.")] = None,
+) -> None:
+    """Judge anybody's embeddings: one page with heatmap, spectrum, diagnostics, probe, CKA and independence tests."""
+    from hsic_lab.embeddings import read_embeddings
+    from hsic_lab.report import write_report
+
+    found = read_embeddings(file, second, labels)
+    other = None if reference is None else read_embeddings(reference).z_a
+    page = write_report(found, output or file.with_name(f"{file.name}.html"), reference=other)
+    print(page)
 
 
 class _SetNames(TyperGroup):

@@ -28,11 +28,13 @@ from hsic_lab.heatmaps import (
     to_array,
 )
 from hsic_lab.probe_plots import plot_confusion, plot_diagnostics, plot_few_labels
+from hsic_lab.scatter import plot_embedding
 
 __all__ = [
     "DIVERGING", "PALETTE", "SEQUENTIAL", "compare_cross_correlations", "history_figure", "plot_ablation",
     "plot_ablation_map", "plot_cka", "plot_confusion", "plot_cross_correlation", "plot_diagnostics",
-    "plot_few_labels", "plot_history", "plot_pairs", "plot_probe", "plot_spectrum", "plot_views", "set_theme",
+    "plot_embedding", "plot_few_labels", "plot_history", "plot_pairs", "plot_probe", "plot_spectrum",
+    "plot_views", "set_theme",
 ]
 
 _LINE_STYLES = ("-", "--", ":", "-.")

@@ -1,0 +1,127 @@
+"""Every format gives back what was written to it, and what cannot be read is named in one sentence."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.numpy import save_file
+from safetensors.torch import save_file as save_tensors
+
+from hsic_lab import embeddings as module
+from hsic_lab.embeddings import Embeddings, read_embeddings
+from hsic_lab.encoders import ConvEncoder
+from hsic_lab.training import TrainConfig, train
+
+RNG = np.random.default_rng(0)
+A, B = RNG.normal(size=(2, 12, 3)).astype(np.float32)
+LABELS = np.arange(12) % 3
+
+
+def frame(a=A, b=None, **more):
+    columns = {f"{'a_' if b is not None else 'f'}{i}": column for i, column in enumerate(a.T)}
+    columns |= {} if b is None else {f"b_{i}": column for i, column in enumerate(b.T)}
+    return pd.DataFrame(columns | more)
+
+
+WRITE = {
+    "one.npy": lambda path: np.save(path, A),
+    "doubles.npy": lambda path: np.save(path, A.astype(np.float64)),
+    "fortran.npy": lambda path: np.save(path, np.asfortranarray(A)),
+    "one.npz": lambda path: np.savez(path, anything=A),
+    "two.npz": lambda path: np.savez_compressed(path, z_b=B, z_a=A, labels=LABELS),
+    "two_any.npz": lambda path: np.savez(path, first=A, second=B, y=LABELS),
+    "two.safetensors": lambda path: save_file({"b": B, "a": A, "label": LABELS}, path),
+    "one.safetensors": lambda path: save_file({"other": A}, path),
+    "one.csv": lambda path: frame().to_csv(path, index=False),
+    "labelled.csv": lambda path: frame(label=LABELS).to_csv(path, index=False),
+    "two.csv": lambda path: frame(A, B, labels=LABELS).to_csv(path, index=False),
+    "two.parquet": lambda path: frame(A, B, labels=LABELS).to_parquet(path, index=False),
+    "words.parquet": lambda path: frame(y=LABELS).assign(y=lambda f: f["y"].map("class {}".format)).to_parquet(path),
+}
+
+
+@pytest.mark.parametrize("name", WRITE)
+def test_formats_give_back_what_was_written(name, tmp_path):
+    WRITE[name](tmp_path / name)
+    found = read_embeddings(tmp_path / name)
+    assert found.z_a.dtype == torch.float32 and found.z_a.is_contiguous() and found.name == name
+    np.testing.assert_allclose(found.z_a, A, rtol=1e-6)
+    assert (found.z_b is not None) == name.startswith("two")
+    if found.z_b is not None:
+        np.testing.assert_allclose(found.z_b, B, rtol=1e-6)
+    if name.startswith("words"):
+        assert found.labels.tolist() == [f"class {label}" for label in LABELS]
+    elif name.startswith(("two", "labelled")):
+        assert found.labels.dtype == np.int64 and found.labels.tolist() == LABELS.tolist()
+    else:
+        assert found.labels is None
+
+
+def test_half_precisions_and_whole_numbers(tmp_path):
+    save_tensors({"a": torch.from_numpy(A).bfloat16(), "b": torch.from_numpy(B).half()}, tmp_path / "x.safetensors")
+    found = read_embeddings(tmp_path / "x.safetensors")
+    assert torch.equal(found.z_a, torch.from_numpy(A).bfloat16().float()) and found.z_b.dtype == torch.float32
+    np.save(tmp_path / "x.npy", LABELS.reshape(4, 3).astype(np.uint8))
+    assert read_embeddings(tmp_path / "x.npy").z_a.tolist() == LABELS.reshape(4, 3).tolist()
+
+
+def test_two_files_and_labels_of_a_third(tmp_path):
+    np.save(tmp_path / "a.npy", A)
+    frame(B).to_csv(tmp_path / "b.csv", index=False)
+    for name, write in {
+        "l.npy": lambda path: np.save(path, LABELS.astype(float)),
+        "l.csv": lambda path: pd.DataFrame({"class": LABELS}).to_csv(path, index=False),
+        "l.parquet": lambda path: pd.DataFrame({"row": LABELS, "label": LABELS}).to_parquet(path),
+    }.items():
+        write(tmp_path / name)
+        found = read_embeddings(tmp_path / "a.npy", tmp_path / "b.csv", tmp_path / name)
+        assert found.name == "a.npy and b.csv" and found.labels.tolist() == LABELS.tolist()
+        np.testing.assert_allclose(found.z_b, B, rtol=1e-6)
+
+
+def test_of_a_large_file_rows_are_drawn_the_same_of_both_views(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "MOST_VALUES", 20)
+    z = np.arange(300.0).reshape(100, 3)
+    np.save(tmp_path / "a.npy", z)
+    np.save(tmp_path / "b.npy", z + 1)
+    found = read_embeddings(tmp_path / "a.npy", tmp_path / "b.npy")
+    assert found.rows == 100 and len(found.z_a) == 6 and torch.equal(found.z_a + 1, found.z_b)
+    assert len({row for row, *_ in found.z_a.tolist()}) == 6
+    frame(z[:10], label=np.arange(10)).to_parquet(tmp_path / "c.parquet", index=False)
+    drawn = read_embeddings(tmp_path / "c.parquet")
+    assert drawn.rows == 10 and len(drawn.z_a) == 6 and (drawn.z_a[:, 0] / 3).tolist() == drawn.labels.tolist()
+    np.savez(tmp_path / "d.npz", z)
+    with pytest.raises(ValueError, match=r"\(100, 3\), more than 40 values: save it as .npy"):
+        read_embeddings(tmp_path / "d.npz")
+
+
+def test_a_run_is_its_projections_and_its_encoders_features(tmp_path):
+    run = train(TrainConfig(dataset="digits", epochs=1, width=1, projector=(6,)), tmp_path / "run", progress=False)
+    found = read_embeddings(tmp_path / "run")
+    assert found.z_a.shape == found.z_b.shape == (445, 6) and found.features.shape == (445, 16)
+    c = np.corrcoef(found.z_a.T, found.z_b.T)[:6, 6:]
+    np.testing.assert_allclose(c, run.snapshots[max(run.snapshots)], atol=0.02, err_msg="of the same held-out pairs")
+    assert len(found.labels) == 445
+    train(
+        TrainConfig(dataset="digits", epochs=1, projector=(6,)), tmp_path / "own", None, False,
+        encoder=ConvEncoder(1, 1),
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="encoder='custom' in the settings, and no module"):
+        read_embeddings(tmp_path / "own")
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"z_a": A[:3]}, r"at least 4 rows and 2 to 8192 columns, got shape \(3, 3\)"),
+        ({"z_a": A[:, :1]}, r"\(12, 1\)"),
+        ({"z_a": A[0]}, r"\(3,\)"),
+        ({"z_a": A, "z_b": B[:9]}, r"got \(12, 3\) and \(9, 3\)"),
+        ({"z_a": A, "labels": LABELS[:9]}, r"12 rows need as many labels, got \(9,\)"),
+        ({"z_a": A, "features": B[:9], "labels": LABELS}, "9 rows need as many labels"),
+    ],
+)
+def test_embeddings_fit_together(values, words):
+    tensors = {name: value if name == "labels" else torch.from_numpy(value) for name, value in values.items()}
+    with pytest.raises(ValueError, match=words):
+        Embeddings(**tensors)

@@ -1,0 +1,291 @@
+"""The page holds the numbers that the library computes, loads nothing, and bad files end in a sentence."""
+
+import re
+import sys
+import zipfile
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import save_file
+from sklearn.decomposition import PCA
+
+from hsic_lab import cli
+from hsic_lab.cka import cka
+from hsic_lab.correlation import cross_correlation
+from hsic_lab.diagnostics import diagnose
+from hsic_lab.embeddings import Embeddings
+from hsic_lab.findings import independence_table, probe_table, similarity_table
+from hsic_lab.page import Section, make_page
+from hsic_lab.plots import plot_embedding
+from hsic_lab.report import VERDICTS, as_embeddings, write_report
+
+RNG = np.random.default_rng(0)
+N, D = 240, 8
+LABELS = RNG.integers(0, 3, N)
+CAUSE = RNG.normal(size=(3, D))[LABELS] * 2 + RNG.normal(size=(N, D))
+A, B = (torch.from_numpy(CAUSE + 0.5 * RNG.normal(size=(N, D))).float() for _ in "ab")
+OTHER, NOISE = (torch.from_numpy(RNG.normal(size=(N, width))).float() for width in (5, 40))
+
+
+class Page(HTMLParser):
+    """Tables as lists of rows of words, the page's words, and every address that a browser would load."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tables, self.words, self.loaded, self.open = [], [], [], []
+        self.feed(text)
+        assert self.open == [], "every element is closed"
+
+    def handle_starttag(self, tag, attributes):
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+        self.loaded += [value for name, value in attributes if name in ("src", "href", "srcset", "data")]
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+        if self.open and self.open[-1] in ("td", "th"):
+            self.tables[-1][-1].append(data)
+
+
+def page_of(path):
+    return Page(path.read_text(encoding="utf-8"))
+
+
+def test_page_of_two_views(tmp_path):
+    found = Embeddings(A, B, LABELS, name="<i>mine</i> & yours.npz")
+    path = write_report(found, tmp_path / "new" / "page.html", reference=OTHER)
+    page = page_of(path)
+    assert all(address.startswith("data:image/png;base64,") for address in page.loaded) and len(page.loaded) == 3
+    assert "url(" not in path.read_text() and "@import" not in path.read_text()
+    words = " ".join(page.words)
+    assert "<i>mine</i> & yours.npz" in words and f"two views of {N} rows and {D} features; 3 kinds of labels" in words
+    frame = diagnose(A, B)
+    assert f"Verdict: {frame.attrs['verdict']}" in words and VERDICTS[frame.attrs["verdict"]] in words
+    diagnostics, probe, similarity, tests = page.tables
+    assert diagnostics[1:] == [
+        [r.diagnostic.replace("_", " "), f"{r.value + 0.0:.4g}", r.verdict, r.threshold, r.meaning]
+        for r in frame.itertuples()
+    ]
+    assert [row[0] for row in probe[1:]] == ["linear probe", "nearest neighbours"] and float(probe[1][1]) > 0.8
+    assert float(similarity[1][2]) == pytest.approx(float(cka(A, B)), rel=1e-3)
+    assert [row[0] for row in similarity[1::2]] == [
+        "view A and view B", "view A and the reference", "view B and the reference"
+    ]  # fmt: skip
+    assert [row[2] for row in tests[1:]] == [str(N)] * 3 and all(float(row[4]) <= 0.01 for row in tests[1:])
+
+
+def test_page_of_one_view_and_its_sources(tmp_path):
+    for source in (A, A.numpy(), A.double().numpy(), (A,)):
+        page = page_of(write_report(source, tmp_path / "page.html"))
+        assert len(page.tables) == 1 and "one view of" in " ".join(page.words)
+    assert as_embeddings((A, B.numpy())).z_b.dtype == torch.float32
+    with pytest.raises(TypeError, match="a pair of them, got \\['int'\\]"):
+        write_report(3, tmp_path / "page.html")
+    with pytest.raises(ValueError, match="a row for each of the 240 rows, got 100"):
+        write_report(A, tmp_path / "page.html", reference=OTHER[:100])
+
+
+@pytest.mark.parametrize(
+    ("z_a", "z_b", "verdict"),
+    [
+        (torch.ones(50, 6), torch.ones(50, 6), "complete collapse"),
+        (torch.zeros(50, 6), None, "complete collapse"),
+        (OTHER[:, :1] * torch.ones(1, 40) + 1e-3 * NOISE, None, "dimensional collapse"),
+        (OTHER, -OTHER, "branch anti-alignment"),
+        (OTHER, OTHER + 0.1, "healthy"),
+        (torch.cat([OTHER, OTHER], 1), None, "redundant"),
+    ],
+)
+def test_verdict_stands_at_the_top(z_a, z_b, verdict, tmp_path):
+    labels = np.arange(len(z_a)) % 2
+    page = page_of(write_report(Embeddings(z_a, z_b, labels), tmp_path / "page.html"))
+    assert f"Verdict: {verdict}" in page.words
+    assert "nan" not in " ".join(page.words).lower().split()
+
+
+def test_similarity_and_independence_of_unrelated_views():
+    unrelated = Embeddings(A, OTHER[:, torch.arange(D) % 5] + 0.01 * NOISE[:, :D])
+    assert similarity_table(unrelated.z_a, unrelated.z_b, None)["CKA"].abs().max() < 0.1
+    table = independence_table(unrelated)
+    assert (table["pvalue"] > 0.01).all() and (table["answer"] == "nothing speaks against it").all()
+    assert np.isnan(similarity_table(A, torch.ones(N, D), None)["CKA"]).all()
+
+
+def test_probe_leaves_out_rare_classes_and_says_so():
+    labels = LABELS.astype(str)
+    labels[:5] = "rare"
+    table, note = probe_table(Embeddings(A, labels=labels))
+    assert table["train rows"].tolist() == [164] * 2 and table["test rows"].tolist() == [71] * 2
+    assert note == "240 of 240 rows were used; 1 of 4 classes have fewer than 10 of them and are left out."
+    table, note = probe_table(Embeddings(A, labels=np.arange(N)))
+    assert table.empty and note.endswith("there is nothing to tell apart.")
+    table, _ = probe_table(Embeddings(torch.cat([A[:-1], torch.zeros(1, D)]), labels=LABELS))
+    assert table["evaluation"].tolist() == ["linear probe"], "a zero row has no neighbours"
+
+
+def test_a_killed_write_leaves_the_previous_page(tmp_path, monkeypatch):
+    path = write_report(A, tmp_path / "page.html")
+    before = path.read_bytes()
+    monkeypatch.setattr("hsic_lab.report.report_html", lambda *_: "\ud800")
+    with pytest.raises(UnicodeEncodeError):
+        write_report(B, path)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_everything_given_is_escaped():
+    evil = '<script>alert("x")</script>'
+    page = make_page(evil, evil, (evil, evil, None), [Section(evil, [evil])], evil)
+    assert "<script" not in page and page.count("&lt;script&gt;") == 8
+
+
+# The command, in this process: what `hsic-lab` runs.
+
+
+def inspect(monkeypatch, capsys, *arguments):
+    monkeypatch.setattr(sys, "argv", ["hsic-lab", "inspect", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    return stop.value.code, capsys.readouterr()
+
+
+def test_command_writes_beside_the_file_or_where_told(tmp_path, monkeypatch, capsys):
+    np.save(tmp_path / "a.npy", A)
+    np.save(tmp_path / "b.npy", B)
+    np.save(tmp_path / "labels.npy", LABELS)
+    code, said = inspect(monkeypatch, capsys, tmp_path / "a.npy")
+    assert code == 0 and said.out.strip() == str(tmp_path / "a.npy.html") and (tmp_path / "a.npy.html").is_file()
+    page = tmp_path / "page.html"
+    code, said = inspect(
+        monkeypatch, capsys, tmp_path / "a.npy", tmp_path / "b.npy", "--labels", tmp_path / "labels.npy",
+        "--reference", tmp_path / "b.npy", "--output", page,
+    )  # fmt: skip
+    assert code == 0 and page_of(page).tables[2][5][2] == "1", "view B and the reference are equal"
+
+
+def with_nan(z):
+    z = z.numpy().copy()
+    z[7, 2] = np.nan
+    return z
+
+
+def truncated(path):
+    np.save(path, A)
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def huge(path):
+    """A header that promises 2^40 rows, and a few bytes behind it."""
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (1 << 40, 8)})
+        file.write(bytes(64))
+
+
+def huge_npz(path):
+    huge(path.with_suffix(".npy"))
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.write(path.with_suffix(".npy"), "z_a.npy")
+
+
+BAD = {
+    "missing.npy": (lambda path: None, "does not exist"),
+    "unknown.mat": (lambda path: path.write_text("x"), r"accepted are files ending in .npy, .npz"),
+    "empty.npy": (lambda path: path.touch(), "cannot be read"),
+    "empty.npz": (lambda path: path.touch(), "cannot be read"),
+    "empty.csv": (lambda path: path.touch(), "cannot be read"),
+    "empty.parquet": (lambda path: path.touch(), "cannot be read"),
+    "empty.safetensors": (lambda path: path.touch(), "cannot be read"),
+    "text.npy": (lambda path: path.write_text("1 2 3"), "magic string"),
+    "text.parquet": (lambda path: path.write_text("1 2 3" * 9), "cannot be read"),
+    "truncated.npy": (truncated, "cannot be read"),
+    "pickled.npy": (lambda path: np.save(path, np.array([{}, []], dtype=object)), "Python objects"),
+    "pickled.npz": (lambda path: np.savez(path, z_a=np.array([{}, []], dtype=object)), "pickled Python objects"),
+    "huge.npy": (huge, "cannot be read"),
+    "huge.npz": (huge_npz, "save it as .npy"),
+    "norows.npy": (lambda path: np.save(path, np.zeros((0, 8))), "cannot"),
+    "nocolumns.npy": (lambda path: np.save(path, np.zeros((8, 0))), "cannot"),
+    "onerow.npy": (lambda path: np.save(path, A[:1]), r"at least 4 rows .* got shape \(1, 8\)"),
+    "vector.npy": (lambda path: np.save(path, A[:, 0]), r"one or two matrices"),
+    "wide.npy": (lambda path: np.save(path, np.zeros((4, 8193), np.int8)), r"2 to 8192 columns"),
+    "complex.npy": (lambda path: np.save(path, A.numpy() * 1j), "real numbers, got complex64"),
+    "nan.npy": (lambda path: np.save(path, with_nan(A)), "1 of 240 rows hold NaN or infinity, the first is row 7"),
+    "overflow.npy": (lambda path: np.save(path, A.double().numpy() * 1e300), "240 of 240 rows hold NaN or infinity"),
+    "three.npz": (lambda path: np.savez(path, u=A, v=A, w=A), "expected one or two matrices"),
+    "mismatch.npz": (lambda path: np.savez(path, a=A, b=B[1:]), r"\(240, 8\) and \(239, 8\)"),
+    "labels.npz": (lambda path: np.savez(path, a=A, labels=LABELS[1:]), "240 rows need as many labels, got 239"),
+    "fractions.safetensors": (
+        lambda path: save_file({"a": A.numpy(), "y": A.numpy()[:, 0].copy()}, path), "integers, booleans or strings"),
+    "words.csv": (lambda path: path.write_text("f0,f1,kind\n" + "1.5,2,cat\n" * 9), "column 'kind' holds string"),
+    "index.csv": (lambda path: path.write_text(",f1,f2\n" + "1.5,2,3\n" * 9), "a column has no name"),
+    "ragged.csv": (lambda path: path.write_text("f0,f1\n1,2\n3\n"), "cannot be read"),
+    "gaps.csv": (lambda path: path.write_text("f0,f1\n" + "1,2\n" * 5 + "3,\n"), "1 of 6 rows hold NaN"),
+    "prefixes.csv": (lambda path: path.write_text("a_0,b_0,c\n" + "1,2,3\n" * 5), "column 'c' is neither"),
+    "unlabelled.csv": (lambda path: path.write_text("f0,f1,label\n" + "1,2,x\n" * 5 + "3,4,\n"), "labels"),
+    "folder": (lambda path: path.mkdir(), "is not a run"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_files_end_in_a_sentence_and_exit_code_2(name, tmp_path, monkeypatch, capsys):
+    write, words = BAD[name]
+    write(tmp_path / name)
+    before = set(tmp_path.iterdir())
+    code, said = inspect(monkeypatch, capsys, tmp_path / name)
+    assert code == 2 and said.out == ""
+    assert re.search(words, said.err) and name in said.err
+    assert said.err.startswith("hsic-lab: ") and said.err.count("\n") == 1 and "Traceback" not in said.err
+    assert set(tmp_path.iterdir()) == before, "no page, and nothing half-written"
+
+
+@pytest.mark.parametrize(
+    ("second", "labels", "words"),
+    [
+        (B[1:], None, r"\(240, 8\) and \(239, 8\)"),
+        (B, LABELS[1:], "240 rows need as many labels"),
+        (None, LABELS.reshape(-1, 2), r"shape \(n,\)"),
+        (None, LABELS + 0.5, "integers, booleans or strings"),
+    ],
+)
+def test_files_that_do_not_match(second, labels, words, tmp_path, monkeypatch, capsys):
+    np.save(tmp_path / "a.npy", A)
+    arguments = [tmp_path / "a.npy"]
+    for option, name, value in ((None, "b.npy", second), ("--labels", "l.npy", labels)):
+        if value is not None:
+            np.save(tmp_path / name, value)
+            arguments += [option, tmp_path / name] if option else [tmp_path / name]
+    code, said = inspect(monkeypatch, capsys, *arguments)
+    assert code == 2 and re.search(words, said.err) and said.err.count("\n") == 1
+
+
+def test_plot_embedding_is_pca():
+    ax = plot_embedding(A, LABELS)
+    points = np.concatenate([np.asarray(part.get_offsets()) for part in ax.collections])
+    oracle = PCA(2, svd_solver="full").fit(A.numpy())
+    expected = oracle.transform(A.numpy())[np.argsort(LABELS, kind="stable")]
+    np.testing.assert_allclose(np.abs(points), np.abs(expected), atol=1e-4)
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["0", "1", "2"]
+    assert f"{oracle.explained_variance_ratio_[0]:.0%}" in ax.get_xlabel()
+    many = plot_embedding(A, np.arange(N))
+    assert len(many.get_legend().get_texts()) == 20
+    grey = many.collections[0]
+    assert len(grey.get_offsets()) == N - 20
+    for z, labels, words in (
+        (A[:1], None, r"\(1, 8\)"), (torch.ones(5, 3), None, "5 equal rows"), (A, LABELS[1:], r"\(240,\), one a row"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=words):
+            plot_embedding(z, labels)
+
+
+def test_correlations_on_the_page_are_c(monkeypatch, tmp_path):
+    drawn = []
+    monkeypatch.setattr("hsic_lab.report.plot_cross_correlation", lambda c, ax, *_: drawn.append(c))
+    write_report((A, B), tmp_path / "page.html")
+    torch.testing.assert_close(torch.from_numpy(drawn[0]), cross_correlation(A, B))
