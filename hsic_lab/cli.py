@@ -155,7 +155,8 @@ def ablate(
     output = output or folder / f"{settings.name}.csv"
     write_table(frame, settings, output, " ".join(["hsic-lab", *sys.argv[1:]]))
     factors = [name for name in settings.factors if name in frame]
-    print(frame.groupby([*factors, "evaluation"], sort=False, dropna=False)["accuracy"].agg(["mean", "std", "count"]).to_string())
+    groups = frame.groupby([*factors, "evaluation"], sort=False, dropna=False)["accuracy"]
+    print(groups.agg(["mean", "std", "count"]).to_string())
     if failed := sum(frame.drop_duplicates("run")["state"] != "finished"):
         print(f"{failed} runs failed; the column state says why")
     print(f"Left in {output}")

@@ -155,7 +155,8 @@ def test_command_table_and_pictures(tmp_path, monkeypatch, capsys):
     lines = [
         'question = "why?"', "seeds = 2", 'evaluate = ["knn"]', "[data]", "n_train = 256", "[base]",
         *(f"{name} = {json.dumps(value)}" for name, value in BASE.items() if name != "batch_size"),
-        "[cross]", "batch_size = [32, 64]", 'loss = ["barlow_twins", "hsic_ssl"]',
+        "[cross]", "batch_size = [32, 64]", "[[listed]]", 'loss = "barlow_twins"',
+        "[[listed]]", 'loss = "hsic_ssl"', "loss_options = { target = -0.5 }",
     ]
     (tmp_path / "size.toml").write_text("\n".join(lines))
     app(["ablate", str(tmp_path / "size.toml"), "--folder", str(tmp_path / "runs")], standalone_mode=False)
