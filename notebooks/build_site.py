@@ -84,8 +84,8 @@ class _MathML(IPythonRenderer):
         return self.inline_math(body, "block")
 
     def inline_math(self, body: str, display: str = "inline") -> str:
-        # As an operator the sign of the transpose would have an operator's space around it.
-        return re.sub(r"<mo>(&#x022A4;)</mo>", r'<mi mathvariant="normal">\1</mi>', convert(body, display=display))
+        # The sign of the transpose stands too high in most fonts, and has an operator's space around it.
+        return re.sub(r"<mo>&#x022A4;</mo>", '<mi mathvariant="normal">T</mi>', convert(body, display=display))
 
 
 def _markdown(source: str) -> str:
