@@ -370,19 +370,18 @@ def landed(name):
     return frame.assign(d=frame["projector"].map(lambda widths: ast.literal_eval(widths)[-1]))
 
 
-def show(frame, factor):
-    """Mean accuracy over seeds against a factor, a line for every width, evaluation and loss; dots are seeds."""
+def show(frame, factor, reference):
+    """Mean accuracy against a factor, dots are seeds; printed: each level minus the `reference(d)`, paired by seed."""
     _, ax = plt.subplots(figsize=(8, 4), layout="constrained")
-    for (words, rows), color in zip(frame.groupby(["evaluation", "loss", "d"]), PALETTE, strict=False):
-        means = rows.groupby(factor)["accuracy"].mean()
-        ax.plot(means.index, means, color=color, label=f"{words[0]}, {words[1]}, d = {words[2]}")
-        ax.plot(rows[factor], rows["accuracy"], "o", color=color, alpha=0.5, markersize=4)
-        gap = rows.pivot(index="seed", columns=factor, values="accuracy").dropna()
-        best, least = means.idxmax(), means.idxmin()
-        points = 100 * (gap[best] - gap[least])
-        half = stats.t.ppf(0.975, len(points) - 1) * points.std() / len(points) ** 0.5
-        print(f"{' '.join(map(str, words))}: {factor} = {best:.3g} minus {least:.3g}: {points.mean():+.1f} points, "
-              f"95 % interval {points.mean() - half:+.1f} to {points.mean() + half:+.1f}, {len(points)} seeds")
+    for (evaluation, loss, d), rows in frame.groupby(["evaluation", "loss", "d"]):
+        (line,) = ax.plot(rows.groupby(factor)["accuracy"].mean(), label=f"{evaluation}, {loss}, d = {d}")
+        ax.plot(rows[factor], rows["accuracy"], "o", color=line.get_color(), alpha=0.5, markersize=4)
+        by_seed = rows.pivot(index="seed", columns=factor, values="accuracy")
+        for level in by_seed.columns.drop(reference(d)):
+            points = 100 * (by_seed[level] - by_seed[reference(d)]).dropna()
+            half = stats.t.ppf(0.975, len(points) - 1) * points.std() / len(points) ** 0.5
+            print(f"{evaluation}, {loss}, d = {d}: {factor} {level:.3g} minus {reference(d):.3g}: {points.mean():+.1f} points, "
+                  f"95 % interval {points.mean() - half:+.1f} to {points.mean() + half:+.1f}, {len(points)} seeds")
     ax.set(xlabel=factor, ylabel="test accuracy")
     ax.legend(fontsize="small")
     return ax
@@ -390,10 +389,11 @@ def show(frame, factor):
 
 if "lambda" in LANDED:
     frame = landed("lambda")
-    show(frame.assign(**{"lambda": frame["lambda_param"].fillna(1 / frame["d"])}), "lambda").set_xscale("log")
+    show(frame.assign(**{"lambda": frame["lambda_param"].fillna(1 / frame["d"])}), "lambda", lambda d: 1 / d).set_xscale("log")
 if "target" in LANDED:
     frame = landed("target")
-    show(frame.assign(target=frame["loss_options"].map(lambda options: ast.literal_eval(options)["target"])), "target")
+    frame["target"] = frame["loss_options"].map(lambda options: ast.literal_eval(options)["target"])
+    show(frame, "target", lambda d: 0)
 print("tables shown:", ", ".join(LANDED) or "none yet")
 
 # %% [markdown]
