@@ -160,18 +160,19 @@ free = pd.DataFrame(
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(10.4, 3.9), layout="constrained")
 left.axvline(-1 / (d - 1), color="0.4", linestyle=":", linewidth=1)
-left.plot(targets, swept["predicted"], color=PALETTE[0], label="max(t, −1/(d−1))")
+line = np.array([-1, -1 / (d - 1), 0])
+left.plot(line, np.maximum(line, -1 / (d - 1)), color=PALETTE[0], label="max(t, −1/(d−1))")
 left.plot(targets, swept["off-diagonal found"], "o", color=PALETTE[0], label="found, shared branches")
 left.plot(targets, free["off-diagonal"], "s--", color=PALETTE[3], label="found, free branches")
 left.plot(targets, targets, color="0.4", linestyle="--", linewidth=1, label="the target itself")
-left.set(xlabel="target t", ylabel="mean off-diagonal", title="what is reached", ylim=(-0.45, 0.08))
-left.legend(fontsize="small", loc="lower right")
+left.set(xlabel="target t", ylabel="mean off-diagonal", title="what is reached", ylim=(-0.55, 0.08))
+left.legend(fontsize="small", loc="lower left")
 right.axvline(-1 / (d - 1), color="0.4", linestyle=":", linewidth=1)
 right.axhline(0, color="0.4", linewidth=1)
 right.plot(targets, free["diagonal"], "s--", color=PALETTE[3], label="mean diagonal")
 right.plot(targets, free["1'C1"] / d, "D--", color=PALETTE[1], label="1ᵀC1 / d")
 right.set(xlabel="target t", title="free branches: alignment is given up")
-right.legend(fontsize="small", loc="center left");
+right.legend(fontsize="small", loc="lower right");
 
 # %% [markdown]
 # Left of the dotted line, at $t = -\frac1{d-1}$, free branches end *below* the floor. They align all differences between features
@@ -338,7 +339,8 @@ for ax, column in zip(axes, ("diagonal", "mean |off-diagonal|", "accuracy"), str
     means = sweep.groupby("lambda")[column].mean()
     ax.plot(means.index, means, color=PALETTE[0], alpha=0.5)
     ax.plot(sweep["lambda"], sweep[column], "o", color=PALETTE[0])
-    ax.set(xscale="log", xlabel="λ", title=column, xticks=list(rules.values()), xticklabels=list(rules))
+    ax.set(xscale="log", xlabel="λ", title=column)
+    ax.set_xticks(list(rules.values()), list(rules), rotation=45)
     ax.minorticks_off()
 axes[2].set_title("probe accuracy (a dot is a seed)")
 

@@ -270,7 +270,7 @@ figure, ax = plt.subplots(figsize=(7, 3.6), layout="constrained")
 ax.plot(counts, errors, "o-", color=PALETTE[0], label="IMQ, loss of SSL-HSIC")
 ax.plot(counts, errors[0] * (np.array(counts) / counts[0]) ** -0.5, ":", color="0.4", label="slope −1/2")
 ax.set(xscale="log", yscale="log", xticks=counts, xticklabels=counts, xlabel="columns D", ylabel="error of the loss (rms)",
-       title=f"fitted slope {slope:.2f}")
+       yticks=(0.01, 0.02, 0.05, 0.1), yticklabels=(0.01, 0.02, 0.05, 0.1), title=f"fitted slope {slope:.2f}")
 ax.minorticks_off()
 ax.legend()
 assert abs(slope + 0.5) < 0.15
@@ -351,8 +351,8 @@ assert significant["linear"] == 0 and significant["Gaussian"] > 0.3
 print(f"pairs with p <= 0.05: linear {significant['linear']:.0%}, Gaussian {significant['Gaussian']:.0%} of {len(pairs)}")
 
 # %% [markdown]
-# About one pair in twenty would be below 0.05 by chance; among exactly decorrelated features none can be for the linear kernel (its statistic is
-# at its least), and for the Gaussian it is far more. Redundancy reduction with a linear kernel stops
+# About one pair in twenty would be below 0.05 by chance; among exactly decorrelated features none is for the linear kernel, whose HSIC is
+# exactly 0, and for the Gaussian it is far more. Redundancy reduction with a linear kernel stops
 # at correlation. A loss with another kernel sees, in principle, what is left.
 #
 # ## 7. Training with each kernel
