@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test lab notebooks bench lint clean
+.PHONY: demo test lab notebooks site bench lint clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -17,6 +17,9 @@ lab: $(VENV)/installed
 
 notebooks: $(VENV)/installed-dev
 	$(BIN)/python notebooks/build.py
+
+site: $(VENV)/installed-dev
+	$(BIN)/python notebooks/build_site.py
 
 bench: $(VENV)/installed-dev
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
@@ -34,4 +37,4 @@ $(VENV)/installed-dev: $(VENV)/installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs build *.egg-info
+	rm -rf $(VENV) runs site build *.egg-info
