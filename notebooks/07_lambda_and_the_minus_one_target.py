@@ -11,34 +11,35 @@
 # 2. A hole behind that point: if the two branches may differ, the loss can be gamed, and one number gives it away.
 # 3. What $\lambda$ trades when the views share fewer signals than there are features: predicted, and found by a search.
 # 4. Why a fixed $\lambda$ means something else at every width: a noise floor that grows with $d^2$.
-# 5. A small training sweep over $\lambda$, and the large one, where its table is at hand.
+# 5. A small training sweep over $\lambda$.
+# 6. The large sweeps over $\lambda$ and over the target, with several seeds.
 #
 # **What you need**: notebook 01 up to HSIC_SSL (features, standardising, the matrix $C$). Nothing is downloaded; about a minute.
 
 # %% tags=["parameters"]
 import os
+from pathlib import Path
 
 FAST = os.environ.get("HSIC_LAB_FAST") == "1"  # smaller problems for a quick check: same cells, same assertions
 EPOCHS, SEEDS = (1, 1) if FAST else (3, 2)
-LANDED = ()  # the large ablations whose tables are under data/results: "lambda", "target"
+RESULTS = Path("../data/results")
 
 # %%
-import ast
 import tempfile
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from scipy import stats
 
+from hsic_lab.ablation import read_table
+from hsic_lab.comparisons import paired_difference
 from hsic_lab.correlation import cross_correlation
 from hsic_lab.datasets import ImageData
 from hsic_lab.evaluation import extract_features, linear_probe
 from hsic_lab.images import Images
 from hsic_lab.losses import BarlowTwinsLoss, HSICSSLLoss
-from hsic_lab.plots import PALETTE, plot_cross_correlation, plot_pairs, set_theme
+from hsic_lab.plots import PALETTE, plot_ablation, plot_cross_correlation, plot_pairs, set_theme
 from hsic_lab.scenes import DigitScenes
 from hsic_lab.training import TrainConfig, train
 
@@ -359,44 +360,32 @@ by_rule.round(3)
 #
 # ## 6. The large sweeps
 #
-# `hsic-lab ablate` runs a grid with several seeds and leaves one table. The next cell reads those that are at hand, and everything
-# it says is computed from them.
+# The grids `data/grids/lambda.toml` and `data/grids/target.toml` were run by the commands printed below: pairs of scenes that share a
+# digit, a linear probe on digits that were never trained on. Differences are paired by seed, with 95 % intervals.
 
 # %%
-RESULTS = Path("../data/results")
+table = read_table(RESULTS / "ablation_lambda.csv")
+print(table.attrs["command"])
+table["rule"] = table["lambda_param"].map({0.005: "0.005"}).fillna(table["lambda_times_d"].map("{:g}/d".format))
+table["λ"] = table["lambda_param"].fillna(table["lambda_times_d"] / table["d"])
+assert (table["state"] == "finished").all()
+plot_ablation(table, "λ", "d", plt.subplots(figsize=(8, 4), layout="constrained")[1]).tick_params(axis="x", rotation=60)
+for d, part in table.groupby("d"):
+    for rule in part["rule"].unique():
+        if rule != "1/d":
+            print(f"d = {d}: {paired_difference(part, 'rule', '1/d', rule)}")
 
-
-def landed(name):
-    """Test accuracies of the finished runs of an ablation, one row a run, with the width d of its projector."""
-    frame = pd.read_csv(RESULTS / f"ablation_{name}.csv").query("state == 'finished' and split == 'test'")
-    return frame.assign(d=frame["projector"].map(lambda widths: ast.literal_eval(widths)[-1]))
-
-
-def show(frame, factor, reference):
-    """Mean accuracy against a factor, dots are seeds; printed: each level minus the `reference(d)`, paired by seed."""
-    _, ax = plt.subplots(figsize=(8, 4), layout="constrained")
-    for (evaluation, loss, d), rows in frame.groupby(["evaluation", "loss", "d"]):
-        (line,) = ax.plot(rows.groupby(factor)["accuracy"].mean(), label=f"{evaluation}, {loss}, d = {d}")
-        ax.plot(rows[factor], rows["accuracy"], "o", color=line.get_color(), alpha=0.5, markersize=4)
-        by_seed = rows.pivot(index="seed", columns=factor, values="accuracy")
-        for level in by_seed.columns.drop(reference(d)):
-            points = 100 * (by_seed[level] - by_seed[reference(d)]).dropna()
-            half = stats.t.ppf(0.975, len(points) - 1) * points.std() / len(points) ** 0.5
-            print(f"{evaluation}, {loss}, d = {d}: {factor} {level:.3g} minus {reference(d):.3g}: {points.mean():+.1f} points, "
-                  f"95 % interval {points.mean() - half:+.1f} to {points.mean() + half:+.1f}, {len(points)} seeds")
-    ax.set(xlabel=factor, ylabel="test accuracy")
-    ax.legend(fontsize="small")
-    return ax
-
-
-if "lambda" in LANDED:
-    frame = landed("lambda")
-    show(frame.assign(**{"lambda": frame["lambda_param"].fillna(1 / frame["d"])}), "lambda", lambda d: 1 / d).set_xscale("log")
-if "target" in LANDED:
-    frame = landed("target")
-    frame["target"] = frame["loss_options"].map(lambda options: ast.literal_eval(options)["target"])
-    show(frame, "target", lambda d: 0)
-print("tables shown:", ", ".join(LANDED) or "none yet")
+# %%
+table = read_table(RESULTS / "ablation_target.csv")
+print(table.attrs["command"])
+assert (table["state"] == "finished").all()
+plot_ablation(table, "off_diagonal_target", "loss").tick_params(axis="x", rotation=30)
+targets = [
+    paired_difference(table, "off_diagonal_target", 0.0, t, names=("target 0", f"target {t:g}"))
+    for t in table["off_diagonal_target"].unique() if t != 0
+]
+for difference in targets:
+    print(difference)
 
 # %% [markdown]
 # ## What to take along

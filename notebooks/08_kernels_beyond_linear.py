@@ -18,17 +18,16 @@
 
 # %% tags=["parameters"]
 import os
+from pathlib import Path
 
 FAST = os.environ.get("HSIC_LAB_FAST") == "1"  # smaller problems for a quick check: same cells, same assertions
 EPOCHS, SEEDS, GAMMAS = (1, 1, (3.0,)) if FAST else (3, 2, (0.3, 3.0))
-LANDED = ()  # the large ablations whose tables are under data/results: "kernel"
+RESULTS = Path("../data/results")
 
 # %%
-import ast
 import math
 import tempfile
 from itertools import combinations
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -36,6 +35,8 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
+from hsic_lab.ablation import read_table
+from hsic_lab.comparisons import paired_difference, summarize
 from hsic_lab.correlation import cross_correlation, standardize
 from hsic_lab.datasets import ImageData
 from hsic_lab.evaluation import extract_features, linear_probe
@@ -387,15 +388,17 @@ means.round(3).to_frame()
 # %% [markdown]
 # ### The large sweep
 #
-# With its table at hand, the next cell shows the ablation over kernels, computed from the table.
+# `data/grids/kernel.toml`, run by the command printed below: pairs of scenes that share a digit, $\gamma = 1$, standardised features,
+# a linear probe on digits that were never trained on.
 
 # %%
-for name in LANDED:
-    frame = pd.read_csv(f"../data/results/ablation_{name}.csv").query("state == 'finished' and split == 'test'")
-    label = frame["loss_options"].map(lambda options: ast.literal_eval(options).get("kernel", "none"))
-    summary = frame.assign(kernel=label).groupby(["evaluation", "loss", "kernel"])["accuracy"].agg(["mean", "std", "count"])
-    print(summary.round(4).to_string())
-print("tables shown:", ", ".join(LANDED) or "none yet")
+table = read_table(RESULTS / "ablation_kernel.csv")
+print(table.attrs["command"])
+assert (table["state"] == "finished").all()
+kernels = [paired_difference(table, "kernel", "linear", kernel) for kernel in ("gaussian", "imq")]
+for difference in kernels:
+    print(difference)
+summarize(table, ["kernel"]).round(3)
 
 # %% [markdown]
 # ## What to take along
