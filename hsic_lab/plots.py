@@ -23,8 +23,8 @@ from hsic_lab.heatmaps import (
     compare_cross_correlations,
     plot_cka,
     plot_cross_correlation,
-    to_array,
 )
+from hsic_lab.matrix_summary import to_array
 
 __all__ = [
     "DIVERGING", "PALETTE", "SEQUENTIAL", "compare_cross_correlations", "history_figure", "plot_cka",
