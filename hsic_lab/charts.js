@@ -1,6 +1,7 @@
 // Small charts as SVG, in the colours and the type of the page around them.
 
 const SVG = "http://www.w3.org/2000/svg";
+const TICKS = { x: 4, y: 3 }; // at most, about
 const SIZE = { width: 280, height: 150, left: 46, right: 10, top: 8, bottom: 36 };
 
 function shape(name, attributes, text) {
@@ -11,7 +12,7 @@ function shape(name, attributes, text) {
 }
 
 // A frame with ticks; `draw(x, y, svg)` adds what it shows, x and y being the scales.
-function chart(svg, { x, y, xlabel, ylabel, log = false, size = SIZE, description }, draw) {
+function chart(svg, { x, y, xlabel, ylabel, description, log = false, size = SIZE, most = TICKS }, draw) {
   const { width, height, left, right, top, bottom } = size;
   svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
   svg.setAttribute("role", "img");
@@ -25,11 +26,12 @@ function chart(svg, { x, y, xlabel, ylabel, log = false, size = SIZE, descriptio
   svg.append(shape("path", {
     d: `M${left},${top}V${height - bottom}H${width - right}`, class: "axis", fill: "none",
   }));
-  for (const value of ticks(x[0], x[1], 4)) {
+  for (const value of ticks(x[0], x[1], most.x)) {
     svg.append(shape("text", { x: toX(value), y: height - bottom + 14, "text-anchor": "middle" }, number(value)));
   }
-  for (const value of log ? decades(y[0], y[1]) : ticks(y[0], y[1], 3)) {
-    svg.append(shape("text", { x: left - 5, y: toY(value) + 4, "text-anchor": "end" }, number(value)));
+  for (const value of log ? decades(y[0], y[1]) : ticks(y[0], y[1], most.y)) {
+    const words = log ? power(value) : number(value);
+    svg.append(shape("text", { x: left - 5, y: toY(value) + 4, "text-anchor": "end" }, words));
   }
   const middle = (top + height - bottom) / 2;
   svg.append(shape("text", { x: (left + width - right) / 2, y: height - 5, "text-anchor": "middle" }, xlabel));
@@ -46,10 +48,17 @@ function ticks(low, high, most) {
   return values;
 }
 
+// Powers of ten, every second one where there are many.
 function decades(low, high) {
+  const [from, to] = [Math.ceil(Math.log10(low) - 1e-9), Math.floor(Math.log10(high) + 1e-9)];
   const values = [];
-  for (let k = Math.ceil(Math.log10(low) - 1e-9); k <= Math.log10(high) + 1e-9; k++) values.push(10 ** k);
+  for (let k = to; k >= from; k -= to - from > 3 ? 2 : 1) values.push(10 ** k);
   return values;
+}
+
+function power(value) {
+  const digits = String(Math.round(Math.log10(value)));
+  return value === 1 ? "1" : `10${[...digits].map((c) => (c === "-" ? "⁻" : "⁰¹²³⁴⁵⁶⁷⁸⁹"[c])).join("")}`;
 }
 
 function number(value) {
@@ -57,7 +66,8 @@ function number(value) {
 }
 
 function signed(value, digits) {
-  return (value < 0 ? "\u2212" : "") + Math.abs(value).toFixed(digits);
+  const words = Math.abs(value).toFixed(digits);
+  return (value < 0 && Number(words) > 0 ? "\u2212" : "") + words; // no minus zero
 }
 
 // Counts over [-1, 1] as shares in coarser bins over [low, high]; what lies outside joins the outermost bin.
@@ -112,8 +122,10 @@ function scatter(svg, behind, colour) {
   const size = { width: 330, height: 300, left: 46, right: 12, top: 10, bottom: 40 };
   const description = `Scatter of ${behind.x.length} samples, correlation ${signed(behind.correlation, 3)}`;
   const labels = { xlabel: `feature ${behind.i} of view A`, ylabel: `feature ${behind.j} of view B` };
-  chart(svg, { x: [-far, far], y: [-far, far], size, description, ...labels }, (toX, toY) => {
-    svg.append(shape("path", { d: `M${toX(-far)},${toY(0)}H${toX(far)}M${toX(0)},${toY(-far)}V${toY(far)}`, class: "reference" }));
+  const frame = { x: [-far, far], y: [-far, far], size, description, most: { x: 6, y: 6 }, ...labels };
+  chart(svg, frame, (toX, toY) => {
+    const cross = `M${toX(-far)},${toY(0)}H${toX(far)}M${toX(0)},${toY(-far)}V${toY(far)}`;
+    svg.append(shape("path", { d: cross, class: "reference" }));
     behind.x.forEach((x, k) => {
       svg.append(shape("circle", { cx: toX(x), cy: toY(behind.y[k]), r: 2.2, fill: colour, "fill-opacity": 0.5 }));
     });

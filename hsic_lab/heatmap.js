@@ -5,28 +5,32 @@ const MOST_BLOCKS = 512; // a side; above it a pixel is the mean of a square blo
 // Block means of the window {row, column, size} of a d x d matrix whose features stand in `order` (null: as they come).
 // A block that the diagonal passes through shows the mean of its diagonal entries alone, else nobody would see it.
 function blockMeans(matrix, d, order, view) {
-  const width = Math.ceil(view.size / MOST_BLOCKS);
-  const side = Math.ceil(view.size / width);
-  const sums = new Float64Array(side * side), counts = new Float64Array(side * side);
-  const diagonal = new Float64Array(side * side), passes = new Float64Array(side * side);
-  for (let r = 0; r < view.size; r++) {
-    const p = view.row + r, start = Math.floor(r / width) * side;
-    const line = (order ? order[p] : p) * d;
-    for (let c = 0; c < view.size; c++) {
-      const q = view.column + c, block = start + Math.floor(c / width);
-      const value = matrix[line + (order ? order[q] : q)];
-      sums[block] += value;
-      counts[block] += 1;
-      if (p === q) {
-        diagonal[block] += value;
-        passes[block] += 1;
-      }
+  const { row, column, size } = view;
+  const width = Math.ceil(size / MOST_BLOCKS), side = Math.ceil(size / width);
+  const length = (block) => Math.min(width, size - block * width);
+  const columns = order ? order.subarray(column, column + size) : null;
+  const values = new Float64Array(side * side);
+  for (let r = 0; r < size; r++) {
+    const line = (order ? order[row + r] : row + r) * d;
+    const out = Math.floor(r / width) * side;
+    for (let b = 0, c = 0; b < side; b++) {
+      const end = Math.min(c + width, size);
+      let sum = 0;
+      if (columns) for (; c < end; c++) sum += matrix[line + columns[c]];
+      else for (; c < end; c++) sum += matrix[line + column + c];
+      values[out + b] += sum;
     }
   }
-  for (let block = 0; block < sums.length; block++) {
-    sums[block] = passes[block] ? diagonal[block] / passes[block] : sums[block] / counts[block];
+  for (let k = 0; k < values.length; k++) values[k] /= length(Math.floor(k / side)) * length(k % side);
+  const sums = new Map();
+  for (let p = Math.max(row, column); p < Math.min(row, column) + size; p++) {
+    const block = Math.floor((p - row) / width) * side + Math.floor((p - column) / width);
+    const feature = order ? order[p] : p;
+    const [sum, count] = sums.get(block) ?? [0, 0];
+    sums.set(block, [sum + matrix[feature * d + feature], count + 1]);
   }
-  return { values: sums, side, width };
+  for (const [block, [sum, count]] of sums) values[block] = sum / count;
+  return { values, side, width };
 }
 
 function drawMatrix(canvas, blocks, colours, limit) {

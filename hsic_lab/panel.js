@@ -33,7 +33,10 @@ class Heatmap {
 
   get order() {
     const { by, positions } = this.view.model.get("orders");
-    return by && by !== "index" && by === this.view.model.get("order") ? positions[this.index] : null;
+    if (!by || by === "index" || by !== this.view.model.get("order")) return null;
+    const given = positions[this.index];
+    if (given !== this.given) [this.given, this.positions] = [given, given && Int32Array.from(given)];
+    return this.positions ?? null;
   }
 
   feature(position) {

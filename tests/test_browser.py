@@ -40,6 +40,9 @@ def lab(tmp_path_factory):
     kernel.mkdir(parents=True)
     argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
     (kernel / "kernel.json").write_text(json.dumps({"argv": argv, "display_name": "Python 3", "language": "python"}))
+    settings = folder / ".lab" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
+    settings.parent.mkdir(parents=True)
+    settings.write_text('{"fetchNews": "false", "checkForUpdates": false}')
     own = {
         name: str(folder / ".jupyter" / name)
         for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")
@@ -52,7 +55,7 @@ def lab(tmp_path_factory):
     command = [
         sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}", "--ip=127.0.0.1",
         "--ServerApp.port_retries=0", f"--ServerApp.root_dir={folder}", "--IdentityProvider.token=lab",
-        "--LabApp.expose_app_in_browser=True", "--LabApp.news_url=None", f"--LabApp.user_settings_dir={folder}/.lab",
+        "--LabApp.expose_app_in_browser=True", f"--LabApp.user_settings_dir={folder}/.lab",
         f"--LabApp.workspaces_dir={folder}/.workspaces",
     ]
     with (folder / "server.log").open("w") as log:

@@ -14,7 +14,7 @@ import nbformat
 import pytest
 from nbclient.exceptions import CellExecutionError, CellTimeoutError
 
-from hsic_lab.notebooks import execute, to_html, write_atomically
+from hsic_lab.notebooks import WIDGET, execute, to_html, write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
 _spec = importlib.util.spec_from_file_location("notebooks_build", ROOT / "notebooks" / "build.py")
@@ -162,13 +162,15 @@ def test_check_notices_pairs_out_of_step(tmp_path, edit):
 def test_strip_takes_off_what_tells_of_the_machine(tmp_path):
     output = nbformat.v4.new_output
     text = f"{ROOT}/data and {sys.prefix}/lib/a.py and /tmp/ipykernel_12/345.py:1"
-    widget = output("display_data", {"text/plain": "interactive(...)", build.WIDGET: {}})
+    widget = output("display_data", {"text/plain": "interactive(...)", WIDGET: {}})
+    still = output("display_data", {"text/plain": "explorer", WIDGET: {}, "image/png": "AAAA"})
     shown = output("display_data", {"text/plain": "bar"}, metadata={"a": 1})
-    outputs = [output("stream", name="stdout", text=text), widget, shown]
+    outputs = [output("stream", name="stdout", text=text), widget, still, shown]
     cell = nbformat.v4.new_code_cell("x", outputs=outputs)
     metadata = {"widgets": {}, "language_info": {"name": "python", "version": "3.11.7"}}
     notebook = nbformat.v4.new_notebook(cells=[cell], metadata=metadata)
     build.strip(notebook)
     assert cell.outputs[0].text == "./data and <python>/lib/a.py and <cell>:1"
-    assert cell.outputs[1:] == [{"output_type": "display_data", "data": {"text/plain": "bar"}, "metadata": {}}]
+    left = [{"text/plain": "explorer", "image/png": "AAAA"}, {"text/plain": "bar"}]
+    assert cell.outputs[1:] == [{"output_type": "display_data", "data": data, "metadata": {}} for data in left]
     assert notebook.metadata == {"kernelspec": build.KERNEL, "language_info": {"name": "python"}}
