@@ -9,7 +9,8 @@ def as_samples(x: Tensor | np.ndarray, name: str) -> Tensor:
     """`x` as an `(n, p)` floating tensor of finite values; a vector `(n,)` is read as one column."""
     if not isinstance(x, Tensor | np.ndarray):
         raise TypeError(f"{name} must be a torch.Tensor or a numpy.ndarray, got {type(x).__name__}")
-    x = torch.as_tensor(x)
+    # A memory map is read-only, which torch warns of.
+    x = torch.as_tensor(x if isinstance(x, Tensor) or x.flags.writeable else x.copy())
     if x.dim() == 1:
         x = x[:, None]
     if x.dim() != 2 or x.shape[1] == 0:

@@ -8,7 +8,7 @@ from torch.autograd.function import once_differentiable
 from hsic_lab.checks import at_least_float32, check_views, full_precision
 
 # A column whose spread is below this many units in the last place of its mean varies by rounding alone.
-_ROUNDING_ULPS = 4
+ROUNDING_ULPS = 4
 
 
 def standardize(z: Tensor) -> Tensor:
@@ -34,7 +34,7 @@ def standardize_forward(z: Tensor) -> tuple[Tensor, Tensor]:
     x -= _column_mean(x)
     variance = _column_mean(x * x)
     std = variance.sqrt()
-    dead = std <= mean.abs_().mul_(_ROUNDING_ULPS * torch.finfo(z.dtype).eps)
+    dead = std <= mean.abs_().mul_(ROUNDING_ULPS * torch.finfo(z.dtype).eps)
     # std / variance, not 1 / std: where the square overflowed, NaN and not a silent 0.
     scale = (std / variance).masked_fill_(dead, 0)
     return x.mul_(scale), scale

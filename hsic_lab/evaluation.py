@@ -17,16 +17,16 @@ from joblib import Parallel, delayed
 from numpy.typing import ArrayLike
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import train_test_split
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from hsic_lab.frozen import check_images, evaluating, model_input
+from hsic_lab.penalty import STRENGTHS, check_strengths, penalty_path, stratified_split
+from hsic_lab.sphere import unit_rows
 
 Data = ArrayLike | Tensor
-STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 _BLOCK_ELEMENTS = 1 << 24  # similarities a kNN block may hold: 64 MiB in float32
 _MAX_ITERATIONS = 10_000
 
@@ -93,16 +93,13 @@ def linear_probe(
     Raises ValueError as described at the top of this file, for a class with fewer than two training rows, and
     for a C that is not positive; RuntimeError if the solver does not converge.
     """
-    train, test, train_y, test_y = _splits(train_x, train_y, test_x, test_y)
-    if not strengths or not all(np.isfinite(C) and C > 0 for C in strengths):
-        raise ValueError(f"strengths must be positive finite values of C, got {tuple(strengths)}")
-    if not 0 < validation < 1:
-        raise ValueError(f"validation must be a share between 0 and 1, got {validation}")
+    train, test, train_y, test_y = checked_splits(train_x, train_y, test_x, test_y)
+    check_strengths(strengths, validation)
     # Float64: the solver's line search is reliable there, for a quarter more time than in float32.
     train, test = (x.cpu().double().numpy() for x in (train, test))
 
     fit_rows = len(train) - round(validation * len(train))
-    fit_x, held_x, fit_y, held_y = _stratified_split(train, train_y, fit_rows, seed)
+    fit_x, held_x, fit_y, held_y = stratified_split(train, train_y, fit_rows, seed)
     scores = _validation_scores(fit_x, fit_y, held_x, held_y, sorted(strengths))
     C = max(scores, key=scores.get)  # the first of equals: the strongest penalty
 
@@ -134,22 +131,26 @@ def probe_table(
         raise ValueError("features must name at least one representation, got none")
     if splits < 1:
         raise ValueError(f"splits must be at least 1, got {splits}")
-    train_y, test_y = _labels("train_y", train_y), _labels("test_y", test_y)
+    train_y, test_y = as_labels("train_y", train_y), as_labels("test_y", test_y)
     size = round(0.8 * len(train_y)) if n_train is None else n_train
     if not 0 < size < len(train_y):
         raise ValueError(f"n_train must be between 1 and {len(train_y) - 1}, got {size}")
-    classes, counts = np.unique(train_y, return_counts=True)
-    chance = float(np.mean(test_y == classes[counts.argmax()]))
-    subsets = [_stratified_split(np.arange(len(train_y)), train_y, size, s)[0] for s in range(splits)]
+    subsets = [stratified_split(np.arange(len(train_y)), train_y, size, s)[0] for s in range(splits)]
     tasks = []
     for name, (train_x, test_x) in features.items():
         # Arrays, since joblib hands large ones to its processes without a copy.
-        train, test = (x.cpu().numpy() for x in _splits(train_x, train_y, test_x, test_y)[:2])
+        train, test = (x.cpu().numpy() for x in checked_splits(train_x, train_y, test_x, test_y)[:2])
         tasks += [
             delayed(_probe_row)(name, split, train, train_y, subset, test, test_y)
             for split, subset in enumerate(subsets)
         ]
-    return pd.DataFrame(Parallel(n_jobs=n_jobs)(tasks)).assign(chance=chance)
+    return pd.DataFrame(Parallel(n_jobs=n_jobs)(tasks)).assign(chance=chance_accuracy(train_y, test_y))
+
+
+def chance_accuracy(train_y: np.ndarray, test_y: np.ndarray) -> float:
+    """Test accuracy of always answering the commonest training class."""
+    classes, counts = np.unique(train_y, return_counts=True)
+    return float(np.mean(test_y == classes[counts.argmax()]))
 
 
 def _probe_row(name, split, train, train_y, subset, test, test_y) -> dict[str, str | int | float]:
@@ -178,7 +179,7 @@ def knn_accuracy(
     Raises ValueError as described at the top of this file, for k outside 1..n_train, a temperature that is
     not positive, and a zero row, which has no direction.
     """
-    train, test, train_y, test_y = _splits(train_x, train_y, test_x, test_y)
+    train, test, train_y, test_y = checked_splits(train_x, train_y, test_x, test_y)
     if not 1 <= k <= len(train):
         raise ValueError(f"k must be between 1 and the {len(train)} training rows, got {k}")
     if not temperature > 0:
@@ -186,7 +187,7 @@ def knn_accuracy(
     classes, votes_for = np.unique(train_y, return_inverse=True)
     votes_for = torch.as_tensor(votes_for, device=train.device)
     test = test.to(train)
-    bank, queries = _unit_rows("train_x", train), _unit_rows("test_x", test)
+    bank, queries = unit_rows("train_x", train), unit_rows("test_x", test)
 
     predictions = []
     for block in queries.split(max(1, _BLOCK_ELEMENTS // len(bank))):
@@ -212,42 +213,24 @@ def _solver() -> Iterator[None]:
 
 
 def _validation_scores(fit_x, fit_y, held_x, held_y, strengths: Sequence[float]) -> dict[float, float]:
-    """Validation accuracy for C in ascending order, each solution the start of the next.
-
-    Two values in a row below the best so far end the path: weaker penalties overfit more, and cost the most.
-    """
+    """Validation accuracy for C in ascending order, each solution the start of the next."""
     scaler = StandardScaler().fit(fit_x)
     fit_x, held_x = scaler.transform(fit_x), scaler.transform(held_x)
     # A looser tolerance: the weak penalties, rarely chosen, would otherwise take four fifths of the time.
     model = LogisticRegression(tol=1e-3, max_iter=_MAX_ITERATIONS, warm_start=True)
-    scores: dict[float, float] = {}
-    for C in strengths:
+
+    def score(C: float) -> float:
         with _solver():
             model.set_params(C=C).fit(fit_x, fit_y)
-        scores[C] = float(model.score(held_x, held_y))
-        if len(scores) > 2 and max(list(scores.values())[-2:]) < max(scores.values()):
-            break
-    return scores
+        return float(model.score(held_x, held_y))
+
+    return penalty_path(strengths, score)
 
 
-def _stratified_split(x: np.ndarray, y: np.ndarray, size: int, seed: int) -> list[np.ndarray]:
-    """`[x_first, x_rest, y_first, y_rest]`, `size` rows in the first part, with the classes' shares kept."""
-    classes, counts = np.unique(y, return_counts=True)
-    if counts.min() < 2:
-        rare = classes[counts.argmin()]
-        raise ValueError(f"every class needs at least 2 training rows, class {rare!r} has {counts.min()}")
-    if min(size, len(y) - size) < len(classes):
-        raise ValueError(
-            f"{len(y)} training rows split into {size} and {len(y) - size}: each part needs a row for each "
-            f"of the {len(classes)} classes"
-        )
-    return train_test_split(x, y, train_size=size, stratify=y, random_state=seed)
-
-
-def _splits(train_x, train_y, test_x, test_y) -> tuple[Tensor, Tensor, np.ndarray, np.ndarray]:
+def checked_splits(train_x, train_y, test_x, test_y) -> tuple[Tensor, Tensor, np.ndarray, np.ndarray]:
     """The four inputs of a probe, checked against each other."""
     train, test = _rows("train_x", train_x), _rows("test_x", test_x)
-    train_y, test_y = _labels("train_y", train_y), _labels("test_y", test_y)
+    train_y, test_y = as_labels("train_y", train_y), as_labels("test_y", test_y)
     for name, x, y in (("train", train, train_y), ("test", test, test_y)):
         if len(x) != len(y):
             raise ValueError(f"{name}_x has {len(x)} rows and {name}_y {len(y)} labels")
@@ -272,7 +255,7 @@ def _rows(name: str, x: Data) -> Tensor:
     return _require_finite(name, x if x.dtype == torch.float64 else x.float())
 
 
-def _labels(name: str, y: Data) -> np.ndarray:
+def as_labels(name: str, y: Data) -> np.ndarray:
     y = np.asarray(y.detach().cpu() if isinstance(y, Tensor) else y)
     if y.ndim != 1 or len(y) == 0:
         raise ValueError(f"{name} must have shape (n,) with n at least 1, got {y.shape}")
@@ -288,12 +271,3 @@ def _require_finite(name: str, x: Tensor) -> Tensor:
     if len(bad):
         raise ValueError(f"{name} must be finite: {len(bad)} of {len(x)} rows are not, first row {bad[0]}")
     return x
-
-
-def _unit_rows(name: str, x: Tensor) -> Tensor:
-    # The largest entry goes first: the squares of tiny or huge features would leave the float range.
-    largest = x.abs().amax(dim=1, keepdim=True)
-    zero = (largest[:, 0] == 0).nonzero()[:, 0]
-    if len(zero):
-        raise ValueError(f"{name} has {len(zero)} zero rows without direction, first row {zero[0]}")
-    return nn.functional.normalize(x / largest, dim=1)

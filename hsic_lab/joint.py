@@ -126,7 +126,7 @@ def _columns(x: Tensor | np.ndarray | pd.DataFrame | Mapping[str, Tensor], name:
     if isinstance(x, pd.DataFrame) and not x.columns.is_unique:
         raise ValueError(f"{name} must have columns of different names, got {list(x.columns)}")
     if isinstance(x, pd.DataFrame | Mapping):
-        return {f"{name}[{key!r}]": _as_column(x[key]) for key in x}
+        return {f"{name}[{key!r}]": as_column(x[key]) for key in x}
     if isinstance(x, Tensor | np.ndarray) and x.ndim in (1, 2):
         table = torch.as_tensor(x)
         table = table[:, None] if table.dim() == 1 else table
@@ -144,7 +144,8 @@ def _column_grams(
     return [_rows_of_gram(c, kernel or Linear(), key, dtype) for key, c in columns.items()], lengths.pop()
 
 
-def _as_column(column: Tensor | np.ndarray | pd.Series) -> Tensor:
+def as_column(column: Tensor | np.ndarray | pd.Series) -> Tensor:
+    """A column of a table as a tensor `(n,)`; strings and categories become integers, in order of appearance."""
     if isinstance(column, Tensor):
         return column
     array = np.array(column)  # a copy: pandas lends arrays that are not writable

@@ -1,0 +1,241 @@
+"""Probes beside `evaluation.linear_probe`: a fast one in torch, few-label curves, the confusion matrix."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from joblib import Parallel, delayed
+from scipy.stats import t as student_t
+from sklearn.metrics import confusion_matrix
+from torch import Tensor
+
+from hsic_lab.checks import full_precision
+from hsic_lab.evaluation import Data, as_labels, chance_accuracy, checked_splits, linear_probe
+from hsic_lab.penalty import STRENGTHS, check_strengths, penalty_path, stratified_split
+from hsic_lab.spectra import column_moments
+
+_MAX_ITERATIONS = 2_000
+
+
+@dataclass(frozen=True)
+class FastProbeResult:
+    """A probe fitted by `fast_probe` and its one look at the test set.
+
+    `coef` (K, p) and `intercept` (K,) are those of scikit-learn's LogisticRegression on `(x - mean) / scale`, with
+    K = 1 for two classes. `loss` is the objective at the solution, `iterations` are those of the last fit, `seconds`
+    the time from checked features to predictions, the choice of C included. The rest is as in `ProbeResult`.
+    """
+
+    accuracy: float
+    C: float
+    validation_scores: dict[float, float]
+    predictions: np.ndarray
+    n_train: int
+    n_test: int
+    classes: np.ndarray
+    coef: Tensor
+    intercept: Tensor
+    mean: Tensor
+    scale: Tensor
+    loss: float
+    iterations: int
+    seconds: float
+
+
+def fast_probe(
+    train_x: Data, train_y: Data, test_x: Data, test_y: Data,
+    *, C: float | None = None, strengths: Sequence[float] = STRENGTHS, validation: float = 0.2, seed: int = 0,
+    tolerance: float = 1e-4,
+) -> FastProbeResult:
+    """`linear_probe` for large sets: the same objective and the same choice of C, by torch's L-BFGS on the features.
+
+    Minimises `C sum_i log-loss_i + |W|^2 / 2` over W and a free intercept, on features standardised by the training
+    rows: scikit-learn's LogisticRegression behind a StandardScaler, softmax for three classes or more, one logit for
+    two. Runs on the device of `train_x`, in its dtype (float32 or float64), until no entry of the gradient of the
+    objective over `C n` exceeds `tolerance`, which is scikit-learn's rule and default too. With `C` given nothing is
+    chosen; else the path over `strengths` on a stratified share `validation` is that of `linear_probe`, and so are the
+    errors.
+    """
+    train, test, train_y, test_y = checked_splits(train_x, train_y, test_x, test_y)
+    check_strengths(strengths if C is None else (C,), validation)
+    test = test.to(train)
+    start = time.perf_counter()
+    classes, targets = np.unique(train_y, return_inverse=True)
+    scores: dict[float, float] = {}
+    if C is None:
+        fit_rows = len(train) - round(validation * len(train))
+        fit, held, fit_y, held_y = stratified_split(np.arange(len(train)), targets, fit_rows, seed)
+        scores = _validation_scores(train, fit, held, fit_y, held_y, sorted(strengths))
+        C = max(scores, key=scores.get)  # the first of equals: the strongest penalty
+    mean, scale = _scaler(train)
+    with full_precision(train):
+        standardized = (train - mean) / scale
+        solver = _Solver(standardized, torch.as_tensor(targets, device=train.device), len(classes))
+        iterations = solver.fit(C, tolerance)
+        predictions = classes[solver.predict((test - mean) / scale).cpu().numpy()]
+        loss = solver.objective(C)
+    coef, intercept = solver.weights.detach().T.clone(), solver.intercept.detach().clone()
+    return FastProbeResult(
+        float(np.mean(predictions == test_y)), C, scores, predictions, len(train), len(test), classes,
+        coef, intercept, mean, scale, loss, iterations, time.perf_counter() - start,
+    )
+
+
+def few_label_curve(
+    features: Mapping[str, tuple[Data, Data]], train_y: Data, test_y: Data,
+    per_class: Sequence[int] = (10, 50, 100), seeds: int = 5, n_jobs: int | None = None,
+) -> pd.DataFrame:
+    """Linear-probe accuracy against the number of labelled rows of each class, over `seeds` draws of them.
+
+    `features` maps a name to `(train_x, test_x)`. Seed s shuffles every class once; its first m rows are the training
+    set for m labels per class, so that sets are nested, and the same for every representation. Each is probed by
+    `linear_probe` with its own validation split. `n_jobs` as in `evaluation.probe_table`.
+
+    Returns one row per (representation, per_class, seed): `representation, per_class, seed, accuracy, C, n_test,
+    chance`. The spread is that of the labelled rows: it says nothing about other training seeds of the encoder.
+    Raises ValueError as `linear_probe`, and for a class with fewer rows than asked for.
+    """
+    if not features or not per_class or seeds < 1:
+        raise ValueError(
+            "features and per_class must not be empty and seeds at least 1, got "
+            f"{list(features)}, {list(per_class)} and {seeds}"
+        )
+    train_y, test_y = as_labels("train_y", train_y), as_labels("test_y", test_y)
+    classes, counts = np.unique(train_y, return_counts=True)
+    if not 2 <= min(per_class) <= max(per_class) <= counts.min():
+        rare = classes[counts.argmin()]
+        raise ValueError(
+            f"per_class must lie between 2 and {counts.min()}, the rows of class {rare!r}, got {list(per_class)}"
+        )
+    shuffled = []
+    for seed in range(seeds):
+        generator = np.random.default_rng(seed)
+        shuffled.append([generator.permutation(np.flatnonzero(train_y == label)) for label in classes])
+    tasks = []
+    for name, (train_x, test_x) in features.items():
+        train, test = (x.cpu().numpy() for x in checked_splits(train_x, train_y, test_x, test_y)[:2])
+        tasks += [
+            delayed(_curve_row)(name, m, seed, train[subset], train_y[subset], test, test_y)
+            for m in per_class for seed in range(seeds)
+            for subset in [np.concatenate([rows[:m] for rows in shuffled[seed]])]
+        ]
+    return pd.DataFrame(Parallel(n_jobs=n_jobs)(tasks)).assign(chance=chance_accuracy(train_y, test_y))
+
+
+def few_label_summary(table: pd.DataFrame) -> pd.DataFrame:
+    """Mean accuracy of a `few_label_curve` and its 95 % interval, one row per (representation, per_class).
+
+    `low, high` are `mean -+ t s / sqrt(m)` over the m seeds, with Student's t of m - 1 degrees of freedom: NaN for one.
+    """
+    grouped = table.groupby(["representation", "per_class"], sort=False)["accuracy"]
+    frame = grouped.agg(mean="mean", std="std", seeds="size").reset_index()
+    half = student_t.ppf(0.975, frame["seeds"] - 1) * frame["std"] / np.sqrt(frame["seeds"])
+    return frame.drop(columns="std").assign(low=frame["mean"] - half, high=frame["mean"] + half)
+
+
+def confusion(test_y: Data, predictions: Data, class_names: Sequence[str] | None = None) -> pd.DataFrame:
+    """Counts of test rows by their class (rows, "true") and their prediction (columns, "predicted").
+
+    `class_names[k]` names the label k = 0, 1, ...; left out, the labels that occur name themselves, sorted.
+    Raises ValueError for labels of different lengths, and labels without a name.
+    """
+    test_y, predictions = as_labels("test_y", test_y), as_labels("predictions", predictions)
+    if len(test_y) != len(predictions):
+        raise ValueError(f"test_y and predictions must have the same length, got {len(test_y)}, {len(predictions)}")
+    labels = names = np.union1d(test_y, predictions)
+    if class_names is not None:
+        names, nameless = list(class_names), np.setdiff1d(labels, np.arange(len(class_names)))
+        if len(nameless):
+            raise ValueError(f"class_names must name the labels 0 to {len(names) - 1}, got also {nameless.tolist()}")
+        labels = np.arange(len(names))
+    counts = confusion_matrix(test_y, predictions, labels=labels)
+    return pd.DataFrame(counts, pd.Index(names, name="true"), pd.Index(names, name="predicted"))
+
+
+class _Solver:
+    # Softmax regression on standardised rows; `fit` starts from where the last one ended.
+    def __init__(self, x: Tensor, targets: Tensor, classes: int) -> None:
+        self.x, self.targets = x, targets
+        k = classes if classes > 2 else 1
+        self.weights = x.new_zeros(x.shape[1], k, requires_grad=True)
+        self.intercept = x.new_zeros(k, requires_grad=True)
+
+    def fit(self, C: float, tolerance: float) -> int:
+        """Minimise the mean objective; returns the iterations, raises RuntimeError without convergence."""
+        parameters = [self.weights, self.intercept]
+        optimizer = torch.optim.LBFGS(
+            parameters, max_iter=_MAX_ITERATIONS, max_eval=4 * _MAX_ITERATIONS, tolerance_grad=tolerance,
+            tolerance_change=0, history_size=10, line_search_fn="strong_wolfe",
+        )
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            loss = self._mean_objective(C)
+            loss.backward()
+            return loss
+
+        with torch.enable_grad():
+            optimizer.step(closure)
+            closure()
+        largest = max(float(parameter.grad.abs().max()) for parameter in parameters)
+        if not largest <= tolerance:
+            raise RuntimeError(
+                f"the probe did not converge: at C = {C:g} the gradient's largest entry is {largest:.2g}, above "
+                f"{tolerance:g}; float64 features may help"
+            )
+        return optimizer.state[self.weights]["n_iter"]
+
+    def objective(self, C: float) -> float:
+        """scikit-learn's objective, `C sum_i log-loss_i + |W|^2 / 2`."""
+        with torch.no_grad():
+            return float(self._mean_objective(C)) * C * len(self.x)
+
+    def predict(self, x: Tensor) -> Tensor:
+        """Positions of the classes, `(m, p) -> (m,)`."""
+        with torch.no_grad():
+            logits = torch.addmm(self.intercept, x, self.weights)
+            return logits.argmax(dim=1) if logits.shape[1] > 1 else (logits[:, 0] > 0).long()
+
+    def _mean_objective(self, C: float) -> Tensor:
+        logits = torch.addmm(self.intercept, self.x, self.weights)
+        if logits.shape[1] > 1:
+            losses = F.cross_entropy(logits, self.targets, reduction="none")
+        else:
+            targets = self.targets.to(logits.dtype)
+            losses = F.binary_cross_entropy_with_logits(logits[:, 0], targets, reduction="none")
+        # Summed in float64: near the optimum the line search compares values that agree in float32.
+        penalty = self.weights.square().sum(dtype=torch.float64)
+        return losses.mean(dtype=torch.float64) + penalty / (2 * C * len(self.x))
+
+
+def _validation_scores(train, fit, held, fit_y, held_y, strengths) -> dict[float, float]:
+    device = train.device
+    mean, scale = _scaler(train[fit])
+    with full_precision(train):
+        fit_x, held_x = ((train[torch.as_tensor(rows, device=device)] - mean) / scale for rows in (fit, held))
+        solver = _Solver(fit_x, torch.as_tensor(fit_y, device=device), len(np.unique(fit_y)))
+        held_y = torch.as_tensor(held_y, device=device)
+
+        def score(C: float) -> float:
+            solver.fit(C, 1e-3)  # looser, as in `linear_probe`
+            return float((solver.predict(held_x) == held_y).double().mean())
+
+        return penalty_path(strengths, score)
+
+
+def _scaler(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the columns; 1 for a constant column, which then is 0."""
+    mean, variance = column_moments(x)
+    return mean.to(x.dtype), variance.sqrt().masked_fill(variance == 0, 1).to(x.dtype)
+
+
+def _curve_row(name, m, seed, train, train_y, test, test_y) -> dict[str, str | int | float]:
+    result = linear_probe(train, train_y, test, test_y, seed=seed)
+    return {
+        "representation": name, "per_class": m, "seed": seed, "accuracy": result.accuracy, "C": result.C,
+        "n_test": result.n_test,
+    }

@@ -1,0 +1,270 @@
+"""Diagnostics against closed forms: sphere, redundancy, feature sums, factors, and the verdicts on known failures."""
+
+import itertools
+import math
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy.special import ive
+
+from hsic_lab import sphere
+from hsic_lab.cka import cka
+from hsic_lab.correlation import cross_correlation
+from hsic_lab.diagnostics import (
+    alignment,
+    diagnose,
+    factor_dependence,
+    feature_sum_covariance,
+    feature_variance,
+    lidar,
+    rankme,
+    redundancy,
+    uniformity,
+)
+from hsic_lab.kernels import Delta, Gaussian, Linear
+
+
+def normal(n, d, seed=0, dtype=torch.float64):
+    return torch.randn(n, d, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+
+
+def white(n, d, seed=0):
+    """Rows whose features have mean 0, variance 1 and no correlation, exactly."""
+    z = normal(n, d, seed)
+    return torch.linalg.qr(z - z.mean(dim=0))[0] * math.sqrt(n)
+
+
+def simplex(n, d):
+    """The reachable optimum of HSIC_SSL (theory 2.3): every correlation off the diagonal is -1/(d-1)."""
+    z = white(n, d)
+    return z - z.mean(dim=1, keepdim=True)
+
+
+def gamed(n, d):
+    """Branches that game HSIC_SSL at lambda = 1/d (theory 2.4): contrasts agree, feature sums are opposed."""
+    r = (d**2 - 8 * d + 4) / (5 * d**2 - 8 * d + 4)
+    values, vectors = np.linalg.eigh(r * np.ones((d, d)) + (1 - r) * np.eye(d))
+    x = white(n, d) @ torch.as_tensor(vectors * np.sqrt(values) @ vectors.T)
+    return x, x - 2 * x.mean(dim=1, keepdim=True)
+
+
+# --- the sphere
+
+
+def test_alignment_and_uniformity_are_the_loops():
+    z_a, z_b = normal(12, 3).numpy(), normal(12, 3, 1).numpy()
+    u, v = (z / np.linalg.norm(z, axis=1, keepdims=True) for z in (z_a, z_b))
+    for power in (1, 2, 3.5):
+        expected = np.mean([np.linalg.norm(a - b) ** power for a, b in zip(u, v, strict=True)])
+        assert alignment(5 * z_a, z_b, power) == pytest.approx(expected, rel=1e-12)
+    for t in (0.5, 2, 300):
+        terms = [-t * np.sum((a - b) ** 2) for a, b in itertools.combinations(u, 2)]
+        assert uniformity(z_a, t) == pytest.approx(np.logaddexp.reduce(terms) - math.log(66), rel=1e-10)
+
+
+@pytest.mark.parametrize("rows", [1, 5, 12])
+def test_tiles_change_nothing(monkeypatch, rows):
+    z = normal(12, 3)
+    whole = uniformity(z)
+    monkeypatch.setattr(sphere, "_TILE_ROWS", rows)
+    assert uniformity(z) == pytest.approx(whole, rel=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_uniformity_of_the_circle_and_of_a_point(dtype):
+    # E exp(-t (2 - 2 cos)) over a uniform angle is exp(-2t) I_0(2t).
+    angles = torch.arange(2000, dtype=torch.float64) / 2000 * 2 * math.pi
+    circle = torch.stack([angles.cos(), angles.sin()], dim=1)
+    continuous = ive(0, 4.0)
+    expected = math.log((2000 * continuous - 1) / 1999)  # without the pairs of a row with itself
+    assert uniformity(circle.to(dtype)) == pytest.approx(expected, abs=1e-5)
+    assert uniformity(torch.full((9, 4), 0.3, dtype=dtype)) == pytest.approx(0, abs=1e-6)
+    z = circle.to(dtype)
+    assert alignment(z, -z) == pytest.approx(4, rel=1e-6) and alignment(z, 3 * z) == pytest.approx(0, abs=1e-6)
+
+
+def test_uniformity_of_many_rows_is_that_of_a_seeded_draw():
+    z = normal(3000, 4)
+    state = torch.random.get_rng_state()
+    drawn = uniformity(z, max_rows=1000, seed=3)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert drawn == uniformity(z, max_rows=1000, seed=3) != uniformity(z, max_rows=1000, seed=4)
+    assert drawn == pytest.approx(uniformity(z), abs=0.05)
+
+
+# --- correlations
+
+
+@pytest.mark.parametrize("shape", [(200, 6), (20, 90)])
+def test_redundancy_and_feature_sums_are_read_off_c(shape):
+    z_a, z_b = normal(*shape) + 50, normal(*shape, 1)
+    n, d = shape
+    for first, second in ((z_a, z_b), (z_a, None)):
+        c = cross_correlation(first, first if second is None else second)
+        off = c.square().sum() - c.diagonal().square().sum()
+        assert redundancy(first, second) == pytest.approx(float(off - d * (d - 1) / (n - 1)), rel=1e-9)
+        assert feature_sum_covariance(first, second) == pytest.approx(float(c.sum()), rel=1e-9, abs=1e-9)
+
+
+def test_the_noise_floor_is_gone_whatever_the_number_of_rows():
+    # peers: the raw energy is d (d - 1) / (n - 1), 9.9 at n = 100 and 1.0 at n = 1000.
+    for n in (100, 1000):
+        values = [redundancy(normal(n, 32, 2 * s), normal(n, 32, 2 * s + 1)) for s in range(20)]
+        error = np.std(values, ddof=1) / math.sqrt(20)
+        assert abs(np.mean(values)) < 4 * error < 0.1 * 32 * 31 / (n - 1)
+
+
+def test_dead_features_leave_the_sum_and_the_floor():
+    z_a, z_b = normal(50, 6), normal(50, 6, 1)
+    dead = torch.full((50, 3), 0.7, dtype=torch.float64)
+    padded = torch.cat([z_a, dead], dim=1), torch.cat([z_b, dead], dim=1)
+    assert redundancy(*padded) == pytest.approx(redundancy(z_a, z_b), rel=1e-12)
+    variance = feature_variance(padded[0])
+    np.testing.assert_allclose(variance[:6], np.var(z_a.numpy(), axis=0))
+    assert variance[6:].tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("d", [4, 32])
+def test_simplex_and_gamed_optimum(d):
+    z = simplex(400, d)
+    off = ~torch.eye(d, dtype=torch.bool)
+    torch.testing.assert_close(cross_correlation(z, z)[off], torch.full((d * d - d,), -1 / (d - 1)).double())
+    assert rankme(z) == pytest.approx(d - 1, abs=1e-4)
+    assert feature_sum_covariance(z, z) == pytest.approx(0, abs=1e-9)
+    assert redundancy(z) == pytest.approx(d / (d - 1) - d * (d - 1) / 399)
+    x, y = gamed(400, d)
+    if d == 32:
+        c = cross_correlation(x, y)
+        assert c.diagonal().mean() == pytest.approx(0.6302, abs=1e-4)
+        assert c[off].mean() == pytest.approx(-0.21117, abs=1e-5)
+        assert feature_sum_covariance(x, y) == pytest.approx(32 * 0.6302 - 32 * 31 * 0.21117, abs=0.1)
+
+
+# --- factors
+
+
+def test_factor_dependence_is_unbiased_cka():
+    x = normal(60, 5)
+    frame = pd.DataFrame({
+        "label": np.arange(60) % 3, "real": x[:, 0].numpy() ** 2, "name": ["a", "b"] * 30,
+        "flag": x[:, 1].numpy() > 0, "constant": 1.0, "category": pd.Categorical(["u", "v", "w"] * 20),
+    })
+    table = factor_dependence(x, frame).set_index("factor")
+    assert table["kernel"].tolist() == ["Delta", "Gaussian", "Delta", "Delta", "Gaussian", "Delta"]
+    labels = {name: torch.as_tensor(pd.factorize(frame[name])[0]) for name in ("label", "name", "flag", "category")}
+    for name, values in labels.items():
+        assert table.loc[name, "cka"] == pytest.approx(float(cka(x, values, None, Delta())), rel=1e-6)
+    real = torch.tensor(frame["real"].to_numpy())
+    assert table.loc["real", "cka"] == pytest.approx(float(cka(x, real, Linear(), Gaussian())), rel=1e-9)
+    nonlinear = factor_dependence(x, frame[["real"]], kernel=Gaussian())["cka"][0]
+    assert nonlinear == pytest.approx(float(cka(x, real, Gaussian(), Gaussian())), rel=1e-9)
+    assert table.loc["constant", "cka"] == 0 and (table["n"] == 60).all()
+
+
+def test_factors_tell_what_the_features_hold():
+    labels = np.random.default_rng(0).integers(0, 4, 3000)
+    x = torch.eye(4)[labels] + 0.3 * normal(3000, 4, dtype=torch.float32)
+    frame = pd.DataFrame({"in": labels, "out": np.random.default_rng(1).integers(0, 4, 3000)})
+    table = factor_dependence(x, frame, max_rows=500).set_index("factor")
+    assert table.loc["in", "cka"] > 0.5 and abs(table.loc["out", "cka"]) < 0.02 and (table["n"] == 500).all()
+    assert table.equals(factor_dependence(x, frame, max_rows=500).set_index("factor"))
+
+
+# --- verdicts
+
+N, D = 600, 16
+Z = normal(N, D)
+NEAR = Z + 0.2 * normal(N, D, 1)
+CASES = {
+    # name: (z_a, z_b), the overall verdict, and the rows that give it
+    "isotropic": ((Z, NEAR), "healthy", set()),
+    "one view": ((Z, None), "healthy", set()),
+    "offset mean 50": ((Z.float() + 50, NEAR.float() + 50), "healthy", set()),
+    "few rows": ((normal(40, 200), normal(40, 200, 1)), "healthy", set()),
+    "unrelated views": ((Z, normal(N, D, 2)), "healthy", set()),
+    "one dead feature": ((torch.cat([Z, Z[:, :1] * 0 + 0.1], 1), None), "healthy", set()),
+    "half dead": ((torch.cat([Z, Z * 0 + 0.1], 1), None), "dimensional collapse", {"dead_features"}),
+    "duplicated": ((Z.repeat(1, 3), NEAR.repeat(1, 3)), "redundant", {"redundancy"}),
+    "rank 3": (
+        (Z[:, :3] @ normal(3, 64), None), "dimensional collapse", {"rankme", "redundancy"},
+    ),
+    "one branch of rank 2": (
+        (Z, Z[:, [0, 1] * 8]), "dimensional collapse", {"rankme_b", "redundancy"},
+    ),
+    "simplex": ((simplex(N, D), simplex(N, D)), "healthy", set()),
+    "gamed": (gamed(N, 32), "branch anti-alignment", {"feature_sum_covariance", "redundancy"}),
+    "constant": (
+        (torch.full((N, D), 0.1), NEAR.float()), "complete collapse", {"relative_spread", "dead_features", "rankme"},
+    ),
+    "zero": ((torch.zeros(N, D), None), "complete collapse", {"relative_spread", "dead_features", "rankme"}),
+    "nearly constant": ((1e-5 * Z + 1, None), "complete collapse", {"relative_spread"}),
+}
+
+
+@pytest.mark.parametrize(("views", "verdict", "rows"), CASES.values(), ids=CASES)
+def test_verdicts(views, verdict, rows):
+    frame = diagnose(*views)
+    assert frame.attrs["verdict"] == verdict
+    faults = frame[~frame["verdict"].isin(["healthy", "not judged"])]
+    assert set(faults["diagnostic"]) == rows
+    assert list(frame.columns) == ["diagnostic", "value", "verdict", "threshold", "meaning"]
+    assert frame["diagnostic"].is_unique and (frame["threshold"] != "none").sum() == (
+        frame["threshold"].str.contains("=").sum()
+    )
+
+
+def test_the_frame_holds_the_diagnostics():
+    factors = pd.DataFrame({"group": np.arange(N) % 3})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read_only = Z.numpy().copy()
+        read_only.setflags(write=False)  # as a memory map is
+        frame = diagnose(read_only, NEAR, reference=Z[:, :4], factors=factors).set_index("diagnostic")["value"]
+    expected = {
+        "rankme": rankme(Z), "rankme_b": rankme(NEAR), "uniformity": uniformity(Z), "alignment": alignment(Z, NEAR),
+        "lidar": lidar((Z, NEAR)), "redundancy": redundancy(Z, NEAR), "dead_features": 0,
+        "feature_sum_covariance": feature_sum_covariance(Z, NEAR), "cka_reference": float(cka(Z, Z[:, :4])),
+        "feature_variance": float(feature_variance(Z).mean()), "cka_group": factor_dependence(Z, factors)["cka"][0],
+        "mean_diagonal": float(cross_correlation(Z, NEAR).diagonal().mean()),
+    }
+    for name, value in expected.items():
+        assert frame[name] == pytest.approx(value, rel=1e-9), name
+
+
+def test_zero_rows_have_no_place_on_the_sphere():
+    holed = Z.clone()
+    holed[3] = 0
+    frame = diagnose(holed, NEAR).set_index("diagnostic")
+    assert frame.loc[["uniformity", "alignment"], "value"].isna().all()
+    assert np.isfinite(frame.loc["uniformity_b", "value"])
+    assert frame.loc["uniformity", "meaning"] == "not defined: 1 rows are 0"
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "quoted"),
+    [
+        (lambda: diagnose(Z, NEAR[:9]), ValueError, r"\(600, 16\) and \(9, 16\)"),
+        (lambda: diagnose(Z, NEAR[:, :9]), ValueError, r"\(600, 9\)"),
+        (lambda: diagnose(Z[:1]), ValueError, r"4 rows, got shape \(1, 16\)"),
+        (lambda: diagnose(Z * np.nan), ValueError, "z_a holds 9600 values that are NaN"),
+        (lambda: diagnose(Z, Z / 0), ValueError, "z_b holds 9600"),
+        (lambda: diagnose(Z.long()), TypeError, "int64"),
+        (lambda: diagnose(Z.tolist()), TypeError, "list"),
+        (lambda: diagnose(Z, reference=Z[:5]), ValueError, "got 600 and 5"),
+        (lambda: diagnose(Z, factors=pd.DataFrame({"a": [1]})), ValueError, "got 600, 1"),
+        (lambda: factor_dependence(Z, {"a": 1}), TypeError, "dict"),
+        (lambda: factor_dependence(Z, pd.DataFrame({"a": [np.nan] * N})), ValueError, r"factors\['a'\] holds 600"),
+        (lambda: alignment(Z, Z[:5]), ValueError, r"\(5, 16\)"),
+        (lambda: alignment(Z, Z * 0), ValueError, "z_b has 600 zero rows"),
+        (lambda: alignment(Z, Z, power=0), ValueError, "got 0"),
+        (lambda: uniformity(Z[:1]), ValueError, r"\(1, 16\)"),
+        (lambda: uniformity(Z, t=-1), ValueError, "got -1"),
+        (lambda: redundancy(Z[:1]), ValueError, r"\(1, 16\)"),
+    ],
+)
+def test_bad_input(call, error, quoted):
+    with pytest.raises(error, match=quoted):
+        call()
