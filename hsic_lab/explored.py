@@ -68,7 +68,7 @@ def both_views(images: Tensor | Sequence[Tensor] | None) -> tuple[Tensor, Tensor
         raise ValueError(f"images must be one tensor or a pair, one a view, got {len(pair)}")
     pair = tuple(torch.as_tensor(view) for view in pair)
     for view in pair:
-        as_pictures(view[:1])
+        as_pictures(view)
     if len(pair[0]) != len(pair[1]):
         raise ValueError(f"the views must hold one image a pair, got {len(pair[0])} and {len(pair[1])}")
     return pair

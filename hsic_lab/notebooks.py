@@ -88,7 +88,8 @@ def to_html(notebook: NotebookNode, path: str | os.PathLike, title: str | None =
     """One HTML file with the notebook's text, code and pictures inside; returns its path.
 
     Styles and images are embedded and everything shows without a network, except that formulas then stay as TeX:
-    MathJax, which typesets them, is fetched from a CDN. Of a widget the page has the still picture. `title` is the window's, by default the file's stem.
+    MathJax, which typesets them, is fetched from a CDN. Of a widget the page has the still picture. `title` is the
+    window's, by default the file's stem.
     """
     path = Path(path)
     notebook = copy.deepcopy(notebook)
