@@ -49,14 +49,12 @@ def of_run(run: Run, images: tuple[Tensor, Tensor] | None, samples: int = SNAPSH
     """A run; `images` are pairs for its networks, which show what is behind a cell."""
     for step, c in run.snapshots.items():
         _checked(c, f"the snapshot of step {step}")
-    if images is None:
-        return Explored(run.snapshots, samples, run=run)
 
     def features() -> Projections:
         network = torch.nn.Sequential(run.encoder, run.projector)
         return tuple(extract_features(network, view) for view in images)
 
-    return Explored(run.snapshots, samples, features, run)
+    return Explored(run.snapshots, samples, None if images is None else features, run)
 
 
 def both_views(images: Tensor | Sequence[Tensor] | None) -> tuple[Tensor, Tensor] | None:

@@ -31,7 +31,7 @@ def matrix_figure(
     matrices = {title: square_matrix(c) for title, c in panels.items()}
     pairs = dict.fromkeys(matrices, n) if isinstance(n, int) else n
     summaries = {title: summarize(c, pairs[title]) for title, c in matrices.items()}
-    figure = plt.figure(figsize=(4.1 * len(matrices) + 4.1, 5.4), layout="constrained")
+    figure = plt.figure(figsize=(4.1 * len(matrices) + 4.1, 5.8), layout="constrained")
     grid = figure.add_gridspec(3, len(matrices) + 1, width_ratios=[1] * len(matrices) + [0.85])
     heatmaps = []
     for column, (title, c) in enumerate(matrices.items()):
@@ -84,7 +84,6 @@ def _histograms(
     for least in {summary.least for summary in summaries.values()}:
         rest.axvline(least, color=QUIET, linestyle="--", linewidth=1)
     diagonal.set(title="diagonal", xlabel="C of a feature with itself", ylabel="share")
-    rest.set(title="off-diagonal", xlabel="C of two features; grey: chance, dashed: −1/(d−1)", ylabel="share")
-    rest.xaxis.label.set_fontsize("small")
+    rest.set(title="off-diagonal", xlabel="C of two features\n(grey: chance, dashed: −1/(d−1))", ylabel="share")
     if len(matrices) > 1:
         diagonal.legend(frameon=False, fontsize="small")

@@ -30,8 +30,8 @@ from pathlib import Path
 
 FAST = os.environ.get("HSIC_LAB_FAST") == "1"  # fewer scenes and steps, for a quick check that all of it runs
 RUNS = Path(tempfile.mkdtemp() if FAST else os.environ.get("HSIC_LAB_RUNS", "../runs/demo"))
-DEMO_EPOCHS, DEMO_CHANGES = (2, {"snapshots": 3, "width": 8}) if FAST else (14, {})
-EPOCHS, WIDTH, SIZES = (5, 8, {"n_train": 1000, "n_test": 500}) if FAST else (22, 16, {"n_train": 2000})
+DEMO_EPOCHS, DEMO_CHANGES = (1, {"snapshots": 2, "width": 8}) if FAST else (14, {})
+EPOCHS, WIDTH, SIZES = (5, 8, {"n_train": 1000, "n_test": 500}) if FAST else (14, 16, {"n_train": 2000})
 
 # %%
 from dataclasses import asdict, replace
@@ -243,7 +243,7 @@ SHARED = {
 scenes = load("digit_scenes", **SIZES)
 folder = Path(tempfile.mkdtemp())
 settings = replace(
-    demo_config("barlow_twins", EPOCHS), width=WIDTH, projector=(128, 32), batch_size=128, snapshots=3 if FAST else 6
+    demo_config("barlow_twins", EPOCHS), width=WIDTH, projector=(128, 32), batch_size=128, snapshots=2 if FAST else 6
 )
 trained = {
     shared: train(
