@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -22,6 +23,10 @@ build = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(build)
 
 SOURCES = build.sources()
+# Executed by test_browser, in JupyterLab, where there is a browser: once is enough.
+IN_BROWSER = ("00_quickstart", "04_reading_cross_correlation")
+BROWSER = shutil.which("chromium") is not None and importlib.util.find_spec("playwright") is not None
+HERE = [source for source in SOURCES if not (BROWSER and source.stem in IN_BROWSER)]
 each_notebook = pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.stem)
 
 # A package's distribution and its import differ in name now and then.
@@ -38,7 +43,7 @@ def written(tmp_path, *sources, name="lesson.ipynb"):
     return tmp_path / name
 
 
-@each_notebook
+@pytest.mark.parametrize("source", HERE, ids=lambda source: source.stem)
 def test_executes_in_the_fast_setting(source, tmp_path):
     # One thread each: the tests run side by side, and two kernels with two threads each wait for one another.
     environment = build.environment(fast=True) | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
