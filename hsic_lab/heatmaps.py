@@ -5,7 +5,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-import torch
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
@@ -13,6 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
+
+from hsic_lab.matrix_summary import square_matrix
 
 PALETTE = sns.color_palette("colorblind").as_hex()
 DIVERGING = "RdBu_r"
@@ -32,7 +33,7 @@ def plot_cross_correlation(
     alone.
     """
     norm = _diverging_norm(limit)
-    matrix = _square(c)
+    matrix = square_matrix(c)
     ax = axes_or_new(ax, 4.8, 4.4)
     image = _draw_matrix(ax, matrix, norm, title)
     if colorbar:
@@ -56,7 +57,7 @@ def compare_cross_correlations(
         if list(row) != columns:
             raise ValueError(f"every row must have the columns {columns}, row {name!r} has {list(row)}")
     norm = _diverging_norm(limit)
-    matrices = {name: [_square(c) for c in row.values()] for name, row in rows.items()}
+    matrices = {name: [square_matrix(c) for c in row.values()] for name, row in rows.items()}
     figure, axes = plt.subplots(
         len(rows), len(columns), squeeze=False, layout="constrained",
         figsize=(3.0 * len(columns) + 0.9, 3.6 * len(rows)),
@@ -153,20 +154,6 @@ def _extend(matrices: Sequence[np.ndarray], limit: float) -> str:
     return ("both" if above else "min") if below else ("max" if above else "neither")
 
 
-def _square(c: ArrayLike) -> np.ndarray:
-    c = to_array(c).astype(np.float64)
-    if c.ndim != 2 or c.shape[0] != c.shape[1] or len(c) < 2:
-        raise ValueError(f"c must have shape (d, d) with d at least 2, got {c.shape}")
-    if not np.isfinite(c).all():
-        raise ValueError(f"c must be finite, {(~np.isfinite(c)).sum()} of its {c.size} entries are not")
-    return c
-
-
 def axes_or_new(ax: Axes | None, width: float, height: float) -> Axes:
     """The given axes, or those of a new figure of that size in inches."""
     return ax if ax is not None else plt.subplots(figsize=(width, height), layout="constrained")[1]
-
-
-def to_array(x: ArrayLike) -> np.ndarray:
-    """A tensor on any device, or anything array-like, as a NumPy array."""
-    return x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else np.asarray(x)

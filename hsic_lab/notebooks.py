@@ -1,5 +1,6 @@
 """Execute a notebook and show it: the machinery behind the demo, `make notebooks` and their tests."""
 
+import copy
 import os
 import sys
 import tempfile
@@ -12,6 +13,8 @@ from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from nbclient import NotebookClient
 from nbconvert import HTMLExporter
 from nbformat import NotebookNode
+
+WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 class _ThisInterpreter(KernelSpecManager):
@@ -67,14 +70,31 @@ def run(
         client.execute(cleanup_kc=True, cwd=str(Path(cwd).resolve()), env=inherited | dict(environment or {}))
 
 
+def keep_stills(notebook: NotebookNode) -> None:
+    """Take the widgets out of a notebook: the picture beside one stays, one without a picture goes altogether.
+
+    Without its kernel a widget is a name and nothing to look at.
+    """
+    notebook.metadata.pop("widgets", None)
+    for cell in notebook.cells:
+        if "outputs" in cell:
+            cell.outputs = [
+                output for output in cell.outputs
+                if output.get("data", {}).pop(WIDGET, None) is None or "image/png" in output.data
+            ]
+
+
 def to_html(notebook: NotebookNode, path: str | os.PathLike, title: str | None = None) -> Path:
     """One HTML file with the notebook's text, code and pictures inside; returns its path.
 
     Styles and images are embedded and everything shows without a network, except that formulas then stay as TeX:
-    MathJax, which typesets them, is fetched from a CDN. `title` is the window's, by default the file's stem.
+    MathJax, which typesets them, is fetched from a CDN. Of a widget the page has the still picture. `title` is the
+    window's, by default the file's stem.
     """
     path = Path(path)
-    # require.js is fetched only for widgets, which have no kernel behind a page: an empty script in its place.
+    notebook = copy.deepcopy(notebook)
+    keep_stills(notebook)
+    # require.js is fetched only for widgets, and none is left: an empty script in its place.
     exporter = HTMLExporter(embed_images=True, require_js_url="data:text/javascript,")
     html, _ = exporter.from_notebook_node(notebook, resources={"metadata": {"name": title or path.stem}})
     return write_atomically(path, html)

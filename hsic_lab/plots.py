@@ -25,8 +25,8 @@ from hsic_lab.heatmaps import (
     compare_cross_correlations,
     plot_cka,
     plot_cross_correlation,
-    to_array,
 )
+from hsic_lab.matrix_summary import to_array
 from hsic_lab.probe_plots import plot_confusion, plot_diagnostics, plot_few_labels
 from hsic_lab.scatter import plot_embedding
 

@@ -17,10 +17,9 @@ import jupytext
 import nbformat
 from nbformat import NotebookNode
 
-from hsic_lab.notebooks import run, write_atomically
+from hsic_lab.notebooks import keep_stills, run, write_atomically
 
 FOLDER = Path(__file__).resolve().parent
-WIDGET = "application/vnd.jupyter.widget-view+json"
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
 
@@ -72,10 +71,9 @@ def environment(fast: bool) -> dict[str, str]:
 
 def strip(notebook: NotebookNode) -> None:
     """Take off what differs between two equal executions or tells of the machine: metadata, widgets, paths."""
+    keep_stills(notebook)
     notebook.metadata = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
     for cell in notebook.cells:
-        if "outputs" in cell:  # a widget without its kernel is a name and nothing to look at
-            cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
         for output in cell.get("outputs", ()):
             output.pop("metadata", None)
             if output.output_type in ("display_data", "execute_result"):

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -14,7 +15,7 @@ import nbformat
 import pytest
 from nbclient.exceptions import CellExecutionError, CellTimeoutError
 
-from hsic_lab.notebooks import execute, to_html, write_atomically
+from hsic_lab.notebooks import WIDGET, execute, to_html, write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
 _spec = importlib.util.spec_from_file_location("notebooks_build", ROOT / "notebooks" / "build.py")
@@ -22,6 +23,10 @@ build = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(build)
 
 SOURCES = build.sources()
+# Executed by test_browser, in JupyterLab, where there is a browser: once is enough.
+IN_BROWSER = ("00_quickstart", "04_reading_cross_correlation")
+BROWSER = shutil.which("chromium") is not None and importlib.util.find_spec("playwright") is not None
+HERE = [source for source in SOURCES if not (BROWSER and source.stem in IN_BROWSER)]
 each_notebook = pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.stem)
 
 # A package's distribution and its import differ in name now and then.
@@ -38,7 +43,7 @@ def written(tmp_path, *sources, name="lesson.ipynb"):
     return tmp_path / name
 
 
-@each_notebook
+@pytest.mark.parametrize("source", HERE, ids=lambda source: source.stem)
 def test_executes_in_the_fast_setting(source, tmp_path):
     # One thread each: the tests run side by side, and two kernels with two threads each wait for one another.
     environment = build.environment(fast=True) | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -162,13 +167,15 @@ def test_check_notices_pairs_out_of_step(tmp_path, edit):
 def test_strip_takes_off_what_tells_of_the_machine(tmp_path):
     output = nbformat.v4.new_output
     text = f"{ROOT}/data and {sys.prefix}/lib/a.py and /tmp/ipykernel_12/345.py:1"
-    widget = output("display_data", {"text/plain": "interactive(...)", build.WIDGET: {}})
+    widget = output("display_data", {"text/plain": "interactive(...)", WIDGET: {}})
+    still = output("display_data", {"text/plain": "explorer", WIDGET: {}, "image/png": "AAAA"})
     shown = output("display_data", {"text/plain": "bar"}, metadata={"a": 1})
-    outputs = [output("stream", name="stdout", text=text), widget, shown]
+    outputs = [output("stream", name="stdout", text=text), widget, still, shown]
     cell = nbformat.v4.new_code_cell("x", outputs=outputs)
     metadata = {"widgets": {}, "language_info": {"name": "python", "version": "3.11.7"}}
     notebook = nbformat.v4.new_notebook(cells=[cell], metadata=metadata)
     build.strip(notebook)
     assert cell.outputs[0].text == "./data and <python>/lib/a.py and <cell>:1"
-    assert cell.outputs[1:] == [{"output_type": "display_data", "data": {"text/plain": "bar"}, "metadata": {}}]
+    left = [{"text/plain": "explorer", "image/png": "AAAA"}, {"text/plain": "bar"}]
+    assert cell.outputs[1:] == [{"output_type": "display_data", "data": data, "metadata": {}} for data in left]
     assert notebook.metadata == {"kernelspec": build.KERNEL, "language_info": {"name": "python"}}

@@ -1,0 +1,231 @@
+"""The notebooks in a real browser: JupyterLab from a clean kernel, the explorer's controls, what the picture does."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import nbformat
+import numpy as np
+import pytest
+from explorer_page import matrices
+from matplotlib.colors import Normalize
+from test_notebooks import build
+
+from hsic_lab.heatmaps import DIVERGING, _block_means
+from hsic_lab.matrix_summary import feature_order
+
+pytest.importorskip("playwright", reason="needs playwright: pip install -e '.[dev]'")
+from playwright.sync_api import sync_playwright
+
+ROOT = Path(__file__).resolve().parents[1]
+CHROMIUM = shutil.which("chromium")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs the browser: apt-get install chromium")
+
+FLAGS = [
+    "--no-sandbox", "--headless", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+]
+NOTEBOOK = "window.jupyterapp.shell.currentWidget"
+DONE = f"{NOTEBOOK}.context.model.toJSON().cells.filter(c => c.cell_type == 'code' && c.source.length)"
+
+
+@dataclass(frozen=True)
+class Lab:
+    """A server's address and the folder that it shows."""
+
+    address: str
+    folder: Path
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """A JupyterLab with copies of the notebooks, settings of its own and this interpreter as kernel."""
+    folder = tmp_path_factory.mktemp("lab")
+    for source in build.sources():
+        nbformat.write(build.convert(source), folder / f"{source.stem}.ipynb")
+    kernel = folder / ".jupyter" / "kernels" / "python3"
+    kernel.mkdir(parents=True)
+    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    (kernel / "kernel.json").write_text(json.dumps({"argv": argv, "display_name": "Python 3", "language": "python"}))
+    settings = folder / ".lab" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
+    settings.parent.mkdir(parents=True)
+    settings.write_text('{"fetchNews": "false", "checkForUpdates": false}')
+    own = {
+        name: str(folder / ".jupyter" / name)
+        for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")
+    }
+    environment = {k: v for k, v in os.environ.items() if k != "MPLBACKEND"} | build.environment(fast=True) | own
+    environment |= {"JUPYTER_PATH": str(folder / ".jupyter"), "OMP_NUM_THREADS": "1"}
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [
+        sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}", "--ip=127.0.0.1",
+        "--ServerApp.port_retries=0", f"--ServerApp.root_dir={folder}", "--IdentityProvider.token=lab",
+        "--LabApp.expose_app_in_browser=True", f"--LabApp.user_settings_dir={folder}/.lab",
+        f"--LabApp.workspaces_dir={folder}/.workspaces",
+    ]
+    with (folder / "server.log").open("w") as log:
+        server = subprocess.Popen(command, env=environment, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            wait_for_server(f"http://127.0.0.1:{port}/api?token=lab", server, folder / "server.log")
+            yield Lab(f"http://127.0.0.1:{port}", folder)
+        finally:
+            server.terminate()  # it ends its kernels
+            server.wait(30)
+
+
+def wait_for_server(address, server, log):
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if server.poll() is not None:
+            break
+        try:
+            with urllib.request.urlopen(address, timeout=5):
+                return
+        except OSError:
+            time.sleep(0.2)
+    raise RuntimeError(f"JupyterLab did not start:\n{log.read_text()}")
+
+
+def run_all(page, lab, name, timeout=300):
+    """Open a notebook, run its cells in a fresh kernel, return the executed notebook."""
+    page.goto(f"{lab.address}/lab/tree/{name}.ipynb?token=lab&reset")
+    page.wait_for_function(
+        f"window.jupyterapp && {NOTEBOOK}?.sessionContext?.session?.kernel?.status == 'idle'", timeout=60_000
+    )
+    page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells'), null")
+    page.wait_for_function(
+        f"{DONE}.every(c => c.execution_count) || {DONE}.some(c => c.outputs.some(o => o.output_type == 'error'))",
+        timeout=timeout * 1000,
+    )
+    page.wait_for_function(f"{NOTEBOOK}.sessionContext.session.kernel.status == 'idle'", timeout=timeout * 1000)
+    cells = page.evaluate(DONE)
+    assert [o for cell in cells for o in cell["outputs"] if o["output_type"] == "error"] == []
+    return cells
+
+
+@pytest.fixture(scope="module")
+def page(lab):
+    """A tab that fails the test on an error that no script caught."""
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        tab = chromium.new_page(viewport={"width": 1500, "height": 1700})
+        tab.errors = []
+        tab.on("pageerror", lambda error: tab.errors.append(str(error)))
+        yield tab
+        chromium.close()
+
+
+def explorer(page, number):
+    """The explorer of that number on the page, once its heatmaps are drawn."""
+    found = page.locator(".hsic-explorer").nth(number)
+    found.scroll_into_view_if_needed()
+    found.locator("canvas[data-step]").last.wait_for()
+    return found
+
+
+def pixels(found, panel=0):
+    """What a heatmap shows, (side, side, 3)."""
+    canvas = found.locator("canvas[data-step]").nth(panel).element_handle()
+    flat = canvas.evaluate("c => [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]")
+    side = round((len(flat) / 4) ** 0.5)
+    return np.array(flat, dtype=np.uint8).reshape(side, side, 4)[..., :3]
+
+
+def coloured(matrix, limit=1.0):
+    return matplotlib.colormaps[DIVERGING](Normalize(-limit, limit)(matrix), bytes=True)[..., :3]
+
+
+def step_of(found):
+    return [int(canvas.get_attribute("data-step")) for canvas in found.locator("canvas[data-step]").all()]
+
+
+def set_range(found, name, value):
+    slider = found.locator(f"[data-control={name}]")
+    slider.evaluate("(s, v) => { s.value = v; s.dispatchEvent(new Event('input', {bubbles: true})); }", value)
+
+
+def test_explorer_notebook_in_jupyterlab(lab, page, tmp_path):
+    run_all(page, lab, "04_reading_cross_correlation")
+    shown = explorer(page, 1)
+    before, (last, _) = pixels(shown), step_of(shown)
+    slider = shown.locator("[data-control=step]")
+    slider.focus()
+    page.keyboard.press("Home")
+    page.wait_for_function("e => e.querySelector('canvas[data-step]').dataset.step == 0", arg=shown.element_handle())
+    assert last > 0 and step_of(shown) == [0, 0]
+    assert (pixels(shown) != before).any(axis=2).mean() > 0.5
+    page.keyboard.press("End")
+    np.testing.assert_array_equal(pixels(shown), before)
+
+    canvas = shown.locator("canvas[data-step]").first
+    box = canvas.bounding_box()
+    canvas.click(position={"x": box["width"] * 5.5 / 128, "y": box["height"] * 3.5 / 128})  # row 3, column 5
+    shown.locator("svg[data-chart=scatter] circle").first.wait_for()
+    assert shown.locator("svg[data-chart=scatter] circle").count() == 1024
+    assert "feature 3 of view A" in shown.locator(".behind").inner_text()
+    assert "feature 5 of view B" in shown.locator(".behind").inner_text()
+    pictures = shown.locator(".strip img")
+    assert pictures.count() == 16
+    assert all(picture.evaluate("i => i.complete && i.naturalWidth == 32") for picture in pictures.all())
+    shown.screenshot(path=tmp_path / "explorer.png")
+
+    live = explorer(page, 2)
+    assert live.locator(".title").all_inner_texts() == ["digit", "position", "colour", "background"]
+    assert page.errors == []
+
+
+def test_picture_is_the_matrix(lab, page):
+    """Colours, block means, order, zoom, keys and hover, against the same matrices computed here."""
+    source = lab.folder / "drawn.py"
+    shutil.copy(ROOT / "tests" / "explorer_page.py", source)
+    nbformat.write(build.convert(source), source.with_suffix(".ipynb"))
+    run_all(page, lab, "drawn")
+    small, large = explorer(page, 0), explorer(page, 1)
+    c, big = (matrix.double().numpy() for matrix in matrices())
+    assert np.abs(pixels(small).astype(int) - coloured(c)).max() == 0
+    means, _ = _block_means(big)
+    different = np.abs(pixels(large).astype(int) - coloured(means)).max(axis=2)
+    assert different.max() <= 4 and (different > 0).mean() < 0.001  # a sum's rounding at the edge of two colours
+
+    set_range(small, "limit", 0.5)
+    np.testing.assert_array_equal(pixels(small), coloured(c, 0.5))
+    small.locator("[data-control=order]").select_option("cluster")
+    page.wait_for_function("e => e.innerText.includes('position 0')", arg=small.element_handle())
+    order = feature_order(c, "cluster")
+    np.testing.assert_array_equal(pixels(small), coloured(c[order][:, order], 0.5))
+
+    canvas = small.locator("canvas[data-step]").first
+    canvas.focus()
+    for key in ("ArrowDown", "ArrowRight", "ArrowRight"):
+        page.keyboard.press(key)
+    i, j = order[1], order[2]
+    assert small.locator(".readout").inner_text() == f"A {i}, B {j}: C = {c[i, j]:.4f}".replace("-", "−")
+    page.keyboard.press("+")
+    inside = np.ix_(order[1:7], order[1:7])  # half of 12, around the cursor
+    np.testing.assert_array_equal(pixels(small), coloured(c[inside], 0.5))
+    small.locator("[data-control=reset]").click()
+    assert len(pixels(small)) == 12
+    box = canvas.bounding_box()
+    canvas.hover(position={"x": box["width"] * 0.99, "y": 1})
+    assert f"A {order[0]}, B {order[-1]}" in small.locator(".readout").inner_text()
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.6, box["y"] + box["height"] * 0.4, steps=3)
+    page.mouse.up()
+    assert len(pixels(small)) == 5
+    assert page.errors == []
+
+
+def test_quickstart_in_jupyterlab(lab, page):
+    cells = run_all(page, lab, "00_quickstart")
+    assert sum("image/png" in o.get("data", {}) for cell in cells for o in cell["outputs"]) >= 4
+    assert page.errors == []

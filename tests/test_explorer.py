@@ -1,0 +1,188 @@
+"""The explorer's kernel side: what it tells the browser, how it answers, what it refuses. See also test_browser."""
+
+import base64
+import io
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import nbformat
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hsic_lab.correlation import cross_correlation
+from hsic_lab.explorer import CorrelationExplorer
+from hsic_lab.heatmaps import DIVERGING
+from hsic_lab.notebooks import WIDGET, to_html
+from hsic_lab.runs import Run
+from hsic_lab.training import Event
+
+
+def projections(n=30, d=6, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    shared = torch.randn(n, d, generator=generator)
+    return tuple(shared + 0.5 * torch.randn(n, d, generator=generator) for _ in range(2))
+
+
+def run_of(tmp_path, steps=(0, 10, 25), d=6, name="a_run"):
+    encoder, projector = torch.nn.Flatten(), torch.nn.Linear(3 * 4 * 4, d)
+    snapshots = {step: cross_correlation(*projections(d=d, seed=step)) for step in steps}
+    return Run(tmp_path / name, {}, encoder, projector, snapshots=snapshots)
+
+
+def pixels(n=30, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (n, 3, 4, 4), generator=generator, dtype=torch.uint8)
+
+
+def answers(explorer, **request):
+    sent = []
+    explorer.send = lambda content, buffers=None: sent.append((content, buffers))
+    explorer._answer(request)
+    return sent[0]
+
+
+def test_matrix_travels_exactly_with_the_numbers_beside_it(tmp_path):
+    run = run_of(tmp_path)
+    explorer = CorrelationExplorer({"one": run, "two": projections(d=9)})
+    assert [(p["name"], p["steps"], p["d"], p["n"]) for p in explorer.panels] == [
+        ("one", [0, 10, 25], 6, 2048), ("two", [0], 9, 30),
+    ]
+    content, (matrix,) = answers(explorer, kind="matrix", panel=0, step=10)
+    c = run.snapshots[10].numpy()
+    np.testing.assert_array_equal(np.frombuffer(matrix, np.float32).reshape(6, 6), c)
+    assert content["summary"]["total"] == pytest.approx(c.sum(), abs=1e-5)
+    assert (sum(content["diagonal_counts"]), sum(content["off_counts"])) == (6, 30)
+    content, _ = answers(explorer, kind="spectrum", panel=1, step=0)
+    np.testing.assert_allclose(content["values"], np.linalg.svd(cross_correlation(*projections(d=9)))[1], atol=1e-5)
+    newest = explorer.latest
+    assert newest["step"] == 25 and newest["matrix"] == run.snapshots[25].numpy().tobytes()
+
+
+def test_colours_are_the_projects_map():
+    explorer = CorrelationExplorer(*projections())
+    for k in (0, 60, 128, 255):
+        wanted = matplotlib.colormaps[DIVERGING](k, bytes=True)[:3]
+        assert tuple(explorer.colours[3 * k : 3 * k + 3]) == wanted
+
+
+def test_cell_brings_samples_and_pictures():
+    z_a, z_b = projections()
+    images = pixels(), pixels(seed=1)
+    explorer = CorrelationExplorer(z_a, z_b, images)
+    explorer.cell = [0, 2, 4]
+    behind = explorer.behind
+    assert behind["correlation"] == pytest.approx(np.corrcoef(z_a[:, 2], z_b[:, 4])[0, 1], abs=1e-5)
+    assert len(behind["x"]) == len(behind["y"]) == 30
+    for key, view, column in (("a", images[0], z_a[:, 2]), ("b", images[1], z_b[:, 4])):
+        assert behind[f"extremes_{key}"][-1] == column.argmax()
+        address = behind[f"pictures_{key}"][-1].removeprefix("data:image/png;base64,")
+        shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(address))))
+        np.testing.assert_array_equal(shown, view[column.argmax()].permute(1, 2, 0))
+    explorer.cell = []
+    assert explorer.behind == {}
+
+
+def test_run_projects_its_images_with_its_own_networks(tmp_path):
+    run, images = run_of(tmp_path), (pixels(), pixels(seed=1))
+    explorer = CorrelationExplorer(run, images=images)
+    explorer.cell = [0, 1, 3]
+    with torch.no_grad():
+        z_a, z_b = (run.projector((view.float() / 127.5 - 1).flatten(1)) for view in images)
+    assert explorer.behind["correlation"] == pytest.approx(float(cross_correlation(z_a, z_b)[1, 3]), abs=1e-4)
+    assert explorer.behind["step"] == 25
+    without = CorrelationExplorer(run)
+    without.cell = [0, 1, 3]
+    assert "images=(view_a, view_b)" in without.behind["missing"]
+
+
+def test_order_of_the_newest_matrix_holds_for_all_steps(tmp_path):
+    run = run_of(tmp_path)
+    explorer = CorrelationExplorer(run)
+    explorer.order = "diagonal"
+    wanted = np.argsort(-run.snapshots[25].diagonal().numpy(), kind="stable").tolist()
+    assert explorer.orders == {"by": "diagonal", "positions": [wanted]}
+
+
+def test_callback_shows_snapshots_as_they_come(tmp_path):
+    first, second = run_of(tmp_path, steps=(0,), name="first"), run_of(tmp_path, steps=(0,), name="second")
+    explorer = CorrelationExplorer()
+    assert explorer.panels == [] and "image/png" not in explorer._repr_mimebundle_()[0]
+    explorer.callback(Event("step", 0, {}, first))
+    assert explorer.panels == []
+    explorer.callback(Event("snapshot", 0, {}, first))
+    first.snapshots[7] = cross_correlation(*projections(seed=7))
+    explorer.callback(Event("snapshot", 7, {}, first))
+    assert (explorer.step, explorer.panels[0]["steps"]) == (7, [0, 7])
+    assert explorer.latest["matrix"] == first.snapshots[7].numpy().tobytes()
+    explorer.callback(Event("snapshot", 0, {}, second))
+    assert [panel["name"] for panel in explorer.panels] == ["first", "second"]
+    assert explorer.latest["panel"] == 1
+
+
+def test_page_without_widgets_shows_the_still(tmp_path):
+    data, _ = CorrelationExplorer(run_of(tmp_path))._repr_mimebundle_()
+    assert WIDGET in data and Image.open(io.BytesIO(base64.b64decode(data["image/png"]))).width > 600
+    cell = nbformat.v4.new_code_cell("x", outputs=[nbformat.v4.new_output("display_data", data)])
+    notebook = nbformat.v4.new_notebook(cells=[cell], metadata={"widgets": {"state": {}}})
+    page = to_html(notebook, tmp_path / "page.html").read_text()
+    assert data["image/png"][:60] in page and "widget-view" not in page
+    assert WIDGET in cell.outputs[0].data  # the notebook itself is left alone
+
+
+def test_figure_is_of_the_step_asked_for(tmp_path):
+    run = run_of(tmp_path)
+    explorer = CorrelationExplorer(run, limit=0.5)
+    for step, shown in ((None, 25), (10, 10), (24, 10)):
+        figure = explorer.figure(step)
+        image = next(ax.get_images()[0] for ax in figure.axes if ax.get_images())
+        np.testing.assert_allclose(image.get_array(), run.snapshots[shown])
+        assert image.get_clim() == (-0.5, 0.5)
+        matplotlib.pyplot.close(figure)
+
+
+Z = projections()
+NAN = torch.full((30, 6), float("nan"))
+BAD = {
+    "NaN in a projection": (lambda _: CorrelationExplorer(NAN, Z[1]), ValueError, "cannot be shown: c must be finite"),
+    "one row": (lambda _: CorrelationExplorer(Z[0][:1], Z[1][:1]), ValueError, r"at least 2 rows, got shape \(1, 6\)"),
+    "one feature": (lambda _: CorrelationExplorer(Z[0][:, :1], Z[1][:, :1]), ValueError, r"d at least 2, got \(1, 1\)"),
+    "views of two shapes": (lambda _: CorrelationExplorer(Z[0], Z[1][:9]), ValueError, r"\(30, 6\) and \(9, 6\)"),
+    "one view": (lambda _: CorrelationExplorer(Z[0]), TypeError, r"pair of projections \(z_a, z_b\), got Tensor"),
+    "images of other rows": (
+        lambda _: CorrelationExplorer(*Z, images=pixels(20)), ValueError, "20 images and 30 rows of 'C'",
+    ),
+    "views of two lengths": (
+        lambda _: CorrelationExplorer(*Z, images=(pixels(), pixels(9))), ValueError, "got 30 and 9",
+    ),
+    "three views": (lambda _: CorrelationExplorer(*Z, images=(pixels(),) * 3), ValueError, "one a view, got 3"),
+    "images that are none": (lambda _: CorrelationExplorer(*Z, images=Z[0]), ValueError, r"\(n, c, h, w\)"),
+    "run without a snapshot": (
+        lambda path: CorrelationExplorer(run_of(path, steps=())), ValueError, "'a_run' has no snapshot",
+    ),
+    "limit": (lambda _: CorrelationExplorer(*Z, limit=0.0), ValueError, "limit must be positive and finite, got 0.0"),
+}
+
+
+@pytest.mark.parametrize(("make", "error", "words"), BAD.values(), ids=BAD)
+def test_bad_input_is_refused(tmp_path, make, error, words):
+    with pytest.raises(error, match=words):
+        make(tmp_path)
+
+
+def test_damaged_snapshots_are_refused(tmp_path):
+    run = run_of(tmp_path)
+    run.snapshots[10] = torch.ones(3, 4)
+    with pytest.raises(ValueError, match=r"step 10 cannot be shown: c must have shape .* got \(3, 4\)"):
+        CorrelationExplorer(run)
+
+
+def test_unknown_request_is_an_error():
+    explorer = CorrelationExplorer(*Z)
+    with pytest.raises(ValueError, match="'nothing'"):
+        answers(explorer, kind="nothing", panel=0, step=0)
+    with pytest.raises(ValueError, match=r"0 to 5, got \(6, 0\)"):
+        explorer.cell = [0, 6, 0]

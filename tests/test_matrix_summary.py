@@ -1,0 +1,125 @@
+"""The numbers beside a heatmap, against NumPy written as loops and against matrices with known answers."""
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+
+from hsic_lab.correlation import cross_correlation
+from hsic_lab.feature_pairs import as_pictures, feature_pair
+from hsic_lab.matrix_figure import matrix_figure
+from hsic_lab.matrix_summary import ORDERS, feature_order, noise_floor, off_diagonal, spectrum, summarize
+
+
+def some_matrix(d, seed=0):
+    return np.random.default_rng(seed).uniform(-1, 1, (d, d))
+
+
+@pytest.mark.parametrize("d", [2, 3, 17])
+def test_summary_against_loops(d):
+    c, n = some_matrix(d), 40
+    others = [c[i, j] for i in range(d) for j in range(d) if i != j]
+    np.testing.assert_array_equal(off_diagonal(c), others)
+    got = summarize(torch.tensor(c), n)
+    assert got.diagonal == pytest.approx(sum(c[i, i] for i in range(d)) / d)
+    assert got.off_diagonal == pytest.approx(sum(others) / len(others))
+    assert got.redundancy == pytest.approx(sum(value**2 for value in others))
+    assert got.off_rms == pytest.approx((sum(value**2 for value in others) / len(others)) ** 0.5)
+    ones = np.ones(d)
+    assert got.total == pytest.approx(ones @ c @ ones)
+    assert (got.noise_floor, got.least) == (pytest.approx(d * (d - 1) / (n - 1)), -1 / (d - 1))
+    np.testing.assert_allclose(spectrum(c) ** 2, np.linalg.eigvalsh(c.T @ c)[::-1], atol=1e-5)
+
+
+@pytest.mark.parametrize("n", [8, 32, 200])
+def test_noise_floor_is_what_unrelated_features_show(n):
+    generator = torch.Generator().manual_seed(n)
+    found = []
+    for _ in range(30):
+        shared = torch.randn(n, 40, generator=generator, dtype=torch.float64)
+        found.append(summarize(cross_correlation(shared, shared + 0), n).redundancy)
+    assert np.mean(found) == pytest.approx(noise_floor(n, 40), rel=0.03)
+
+
+def test_orders_are_permutations_that_do_what_they_say():
+    c = some_matrix(30)
+    for by in ORDERS:
+        assert sorted(feature_order(c, by)) == list(range(30))
+    np.testing.assert_array_equal(feature_order(c), np.arange(30))
+    assert (np.diff(np.diagonal(c)[feature_order(c, "diagonal")]) <= 0).all()
+    tied = np.eye(5)
+    np.testing.assert_array_equal(feature_order(tied, "diagonal"), np.arange(5))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_clustering_puts_copies_side_by_side(seed):
+    group = np.random.default_rng(seed).permutation(np.repeat(np.arange(6), 5))
+    c = np.where(group[:, None] == group, 0.8, 0.0) + 0.1 * some_matrix(30, seed)
+    ordered = group[feature_order(c, "cluster")]
+    assert (np.diff(ordered) != 0).sum() == 5  # six runs of one group each
+
+
+def test_cell_taken_apart():
+    generator = torch.Generator().manual_seed(0)
+    z_a, z_b = (torch.randn(50, 7, generator=generator) for _ in range(2))
+    pair = feature_pair(z_a, z_b, 2, 6, extremes=3)
+    assert pair.correlation == pytest.approx(float(cross_correlation(z_a, z_b)[2, 6]), abs=1e-6)
+    assert pair.correlation == pytest.approx(np.corrcoef(z_a[:, 2], z_b[:, 6])[0, 1], abs=1e-6)
+    ranked = np.argsort(z_a[:, 2].numpy())
+    np.testing.assert_array_equal(pair.extremes_a, [*ranked[:3], *ranked[-3:]])
+    np.testing.assert_array_equal(pair.extremes_b, np.argsort(z_b[:, 6].numpy())[[0, 1, 2, -3, -2, -1]])
+    few = feature_pair(z_a[:5], z_b[:5], 0, 0, extremes=4)
+    assert len(few.extremes_a) == 4  # no image at both ends
+    with pytest.raises(ValueError, match=r"0 to 6, got \(7, 0\)"):
+        feature_pair(z_a, z_b, 7, 0)
+
+
+def test_pictures_from_bytes_and_floats_agree():
+    pixels = torch.randint(0, 256, (4, 3, 5, 5), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    np.testing.assert_array_equal(as_pictures(pixels.float() / 127.5 - 1), as_pictures(pixels))
+    for bad, words in [
+        (pixels[0], "shape"), (pixels[:, :2], "c = 1 or 3"), (pixels.float(), "uint8 or floats"),
+        (pixels.int(), "int32"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            as_pictures(bad)
+
+
+def test_figure_shows_matrices_in_order_on_one_scale():
+    panels = {"one": some_matrix(12), "two": some_matrix(20, 1)}
+    figure = matrix_figure(panels, {"one": 50, "two": 100}, limit=0.5, order="diagonal")
+    images = [ax.get_images()[0] for ax in figure.axes if ax.get_images()]
+    for image, c in zip(images, panels.values(), strict=True):
+        order = np.argsort(-np.diagonal(c), kind="stable")
+        np.testing.assert_array_equal(image.get_array(), c[order][:, order])
+        assert image.get_clim() == (-0.5, 0.5)
+    words = [ax.get_xlabel() for ax in figure.axes]
+    assert any(f"1ᵀC1 = {panels['one'].sum():.1f}".replace("-", "−") in text for text in words)
+    plt.close(figure)
+
+
+BAD = {
+    "one feature": (np.ones((1, 1)), r"\(1, 1\)"), "not square": (np.ones((3, 4)), r"\(3, 4\)"),
+    "NaN": (np.full((3, 3), np.nan), "9 of its 9 entries"), "vector": (np.ones(4), r"\(4,\)"),
+}
+
+
+@pytest.mark.parametrize(("c", "words"), BAD.values(), ids=BAD)
+def test_bad_matrices_are_refused(c, words):
+    for act in (lambda m: summarize(m, 10), feature_order, spectrum, lambda m: matrix_figure({"": m}, 9)):
+        with pytest.raises(ValueError, match=words):
+            act(c)
+
+
+def test_bad_choices_are_refused():
+    with pytest.raises(ValueError, match="'cluster', got 'size'"):
+        feature_order(np.eye(3), "size")
+    for n, d in ((1, 5), (5, 1)):
+        with pytest.raises(ValueError, match=f"n = {n} and d = {d}"):
+            noise_floor(n, d)
+    with pytest.raises(ValueError, match="at least one"):
+        matrix_figure({}, 10)
