@@ -10,8 +10,9 @@ the next 10 000 training images. The row "untrained" is the same encoder as it w
 """
 
 import argparse
+import os
+import platform
 import sys
-import time
 from pathlib import Path
 
 import pandas as pd
@@ -42,6 +43,18 @@ def accuracies(encoder: torch.nn.Module, data: ImageData) -> dict[str, float]:
     return {"linear": linear_probe(*features).accuracy, "knn": knn_accuracy(*features, k=200, temperature=0.1)}
 
 
+def hardware(threads: int) -> str:
+    return f"{processor()}, {threads} of {os.cpu_count()} cores, load {os.getloadavg()[2]:.1f}"
+
+
+def processor() -> str:
+    """The processor's name where the system tells it, else its kind."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
@@ -65,20 +78,18 @@ def main() -> None:
             projector=tuple(arguments.projector), batch_size=arguments.batch_size, epochs=arguments.epochs,
             learning_rate=arguments.learning_rate, device="cpu", snapshots=2,
         )
-        spent = time.process_time()
         run = train_once(config, arguments.folder / f"{arguments.loss}_seed{seed}", data)
-        spent = time.process_time() - spent
         torch.manual_seed(seed)
         for name, encoder in {"untrained": ConvEncoder(16), arguments.loss: run.encoder}.items():
             rows.append({
                 "encoder": name, "seed": seed, **accuracies(encoder, data), "split": split,
                 "linear_protocol": f"{PROTOCOL}; {arguments.images} labels",
                 "knn_protocol": "weighted, k = 200, temperature 0.1", "epochs": arguments.epochs,
-                "train_images": arguments.images, "seconds": run.history["seconds"].iloc[-1], "cpu_seconds": spent,
-                "hardware": f"{run.facts['hardware']}, {run.facts['threads']} threads", "torch": run.facts["torch"],
+                "train_images": arguments.images, "seconds": run.history["seconds"].iloc[-1],
+                "hardware": hardware(run.facts["threads"]), "torch": run.facts["torch"],
                 "command": " ".join(["python", *sys.argv]),
             })
-            print({key: rows[-1][key] for key in ("encoder", "seed", "linear", "knn", "cpu_seconds")}, flush=True)
+            print({key: rows[-1][key] for key in ("encoder", "seed", "linear", "knn")}, flush=True)
     table = pd.DataFrame(rows)
     output = arguments.output or (None if arguments.validate else Path("data/results/cpu_cifar10.csv"))
     if output:
