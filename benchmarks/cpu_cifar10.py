@@ -10,13 +10,12 @@ the next 10 000 training images. The row "untrained" is the same encoder as it w
 """
 
 import argparse
-import os
-import platform
 import sys
 from pathlib import Path
 
 import pandas as pd
 import torch
+from hardware import processor
 
 from hsic_lab.config import TrainConfig
 from hsic_lab.datasets import ImageData, load
@@ -41,18 +40,6 @@ def accuracies(encoder: torch.nn.Module, data: ImageData) -> dict[str, float]:
     train_x, asked_x = (extract_features(encoder, split.images) for split in (data.train, data.test))
     features = train_x, data.train.labels, asked_x, data.test.labels
     return {"linear": linear_probe(*features).accuracy, "knn": knn_accuracy(*features, k=200, temperature=0.1)}
-
-
-def hardware(threads: int) -> str:
-    return f"{processor()}, {threads} of {os.cpu_count()} cores, load {os.getloadavg()[2]:.1f}"
-
-
-def processor() -> str:
-    """The processor's name where the system tells it, else its kind."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def main() -> None:
@@ -86,7 +73,7 @@ def main() -> None:
                 "linear_protocol": f"{PROTOCOL}; {arguments.images} labels",
                 "knn_protocol": "weighted, k = 200, temperature 0.1", "epochs": arguments.epochs,
                 "train_images": arguments.images, "seconds": run.history["seconds"].iloc[-1],
-                "hardware": hardware(run.facts["threads"]), "torch": run.facts["torch"],
+                "hardware": f"{processor()}, {run.facts['threads']} threads", "torch": run.facts["torch"],
                 "command": " ".join(["python", *sys.argv]),
             })
             print({key: rows[-1][key] for key in ("encoder", "seed", "linear", "knn")}, flush=True)
