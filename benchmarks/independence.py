@@ -10,7 +10,6 @@ one of an environment of its own (`pip install hyppo==0.5.2`), on data saved as 
 
 import argparse
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+from hardware import processor
 from scipy import stats
 
 from hsic_lab.independence import aggregated_test, block_test, gamma_test, permutation_test, spectral_test
@@ -204,15 +204,10 @@ def write(frame: pd.DataFrame, name: str, seeds: str) -> None:
     """The table, with the command, the seeds and the machine as comment lines above it."""
     path = RESULTS / f"independence_{name}.csv"
     header = [f"python benchmarks/independence.py {name}" + (" --hyppo PYTHON" if name != "calibration" else ""), seeds,
-              f"{cpu()}, {torch.get_num_threads()} thread of {os.cpu_count()} cores, torch {torch.__version__}"]
+              f"{processor()}, {torch.get_num_threads()} thread of {os.cpu_count()} cores, torch {torch.__version__}"]
     part = path.with_suffix(".part")
     part.write_text("".join(f"# {line}\n" for line in header) + frame.to_csv(index=False, float_format="%.6g"))
     part.replace(path)
-
-
-def cpu() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
 def main() -> None:

@@ -10,16 +10,21 @@ forward and backward pass of both views against `--peak` teraflops (990 for bflo
 """
 
 import argparse
+import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pandas as pd
 import torch
+from hardware import processor
 from torch.utils.flop_counter import FlopCounterMode
 
 from hsic_lab.config import TrainConfig
 from hsic_lab.datasets import ImageData, load
+from hsic_lab.files import replace_file
 from hsic_lab.images import Images
 from hsic_lab.pairs import TrainingPairs
 from hsic_lab.siamese import OnlineNetwork
@@ -107,7 +112,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--peak", type=float, default=990.0, help="teraflops of the device")
-    parser.add_argument("--output", help="a CSV file for the table")
+    parser.add_argument("--output", type=Path, help="a CSV file for the table")
     arguments = parser.parse_args()
     data = images(4 * max(arguments.batches))
     rows = []
@@ -120,11 +125,16 @@ def main() -> None:
             last = (encoder, batch) == (arguments.encoders[-1], arguments.batches[-1])
             rows.append(measure(config, data, arguments.steps, arguments.peak, last))
     table = pd.DataFrame(rows)
-    hardware = torch.cuda.get_device_name() if arguments.device.startswith("cuda") else torch.get_num_threads()
-    print(f"torch {torch.__version__}, {data.name}, {hardware} (device, or threads of the CPU)")
+    cpu = f"{processor()}, {torch.get_num_threads()} threads of {os.cpu_count()} cores"
+    hardware = torch.cuda.get_device_name() if arguments.device.startswith("cuda") else cpu
+    print(f"torch {torch.__version__}, {data.name}, {hardware}")
     print(table.to_string(index=False, float_format=lambda value: f"{value:.3g}" if value < 100 else f"{value:.0f}"))
     if arguments.output:
-        table.assign(hardware=hardware, torch=torch.__version__).to_csv(arguments.output, index=False)
+        table = table.assign(
+            data=data.name, seed=0, precision=arguments.precision, compiled=arguments.compile, hardware=hardware,
+            torch=torch.__version__, command=" ".join(["python", *sys.argv]),
+        )
+        replace_file(arguments.output, lambda path: table.to_csv(path, index=False, float_format="%.5g"))
 
 
 if __name__ == "__main__":

@@ -1,23 +1,35 @@
-"""Pairs of views per second on one core: every preset, the report's recipe in Pillow, lightly's Barlow Twins views.
+"""Pairs of views per second on one core: every preset, the report's recipe in torchvision or Pillow, lightly's views.
 
-All start from uint8 and end in float32 (n, 3, size, size) tensors; best of several repetitions. Pillow's operations
-image by image stand for the report's torchvision transforms, which call the same ones; lightly needs torchvision
-and is measured where both can be imported (`pip install lightly`).
+All start from uint8 and end in float32 (n, 3, size, size) tensors; processor time, best of several repetitions.
+"torchvision" is the report's recipe as its repository has it, transforms of PIL images in a DataLoader (no workers:
+this is one core); "Pillow" calls the operations under it without torchvision's overhead. What cannot be imported is
+left out with a message: `pip install lightly` brings both.
 
-    python benchmarks/views.py
+    python benchmarks/views.py --output data/results/views_cpu.csv
 """
 
+import argparse
+import importlib.metadata
 import math
 import random
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
+from hardware import processor
 from PIL import Image, ImageEnhance
+from torch.utils.data import DataLoader
 
+from hsic_lab.files import replace_file
 from hsic_lab.presets import PRESETS
-from hsic_lab.views import preset
+from hsic_lab.views import TwoViews, preset
+
+OURS, THEIRS = 512, 128  # images a call
+Pairs = Callable[[np.ndarray], object]
 
 
 def pillow_view(
@@ -61,55 +73,104 @@ def pillow_pairs(
     return views[0].contiguous(), views[1].contiguous()
 
 
+def torchvision_pairs(views: TwoViews) -> Pairs:
+    """The report's utils.py: two draws of one transform of a PIL image, batched by a DataLoader."""
+    from torchvision import transforms
+
+    transform = transforms.Compose([
+        transforms.RandomResizedCrop(views.size, scale=views.scale),
+        transforms.RandomHorizontalFlip(),
+        transforms.RandomApply([transforms.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
+        transforms.RandomGrayscale(views.grayscale[0]),
+        transforms.ToTensor(),
+        transforms.Normalize([0.5] * 3, [0.5] * 3),
+    ])
+
+    class PairDataset(torch.utils.data.Dataset):
+        def __init__(self, images: np.ndarray) -> None:
+            self.images = images
+
+        def __len__(self) -> int:
+            return len(self.images)
+
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+            image = Image.fromarray(self.images[index])
+            return transform(image), transform(image)
+
+    return lambda images: list(DataLoader(PairDataset(images), batch_size=THEIRS, shuffle=True))
+
+
+def lightly_pairs(views: TwoViews) -> Pairs:
+    """lightly's views with Barlow Twins' blur and solarisation."""
+    from lightly.transforms import BYOLTransform
+    from lightly.transforms.byol_transform import BYOLView1Transform, BYOLView2Transform
+
+    size = views.size
+    transform = BYOLTransform(BYOLView1Transform(input_size=size), BYOLView2Transform(input_size=size))
+    return lambda images: [
+        torch.stack(both) for both in zip(*map(transform, map(Image.fromarray, images)), strict=True)
+    ]
+
+
+def pillow(views: TwoViews) -> Pairs:
+    return lambda images: pillow_pairs(images, views.size, views.scale, views.grayscale[0], random.Random(0))
+
+
+PEERS = {"report": {"Pillow": pillow, "torchvision": torchvision_pairs}, "barlow_twins": {"lightly": lightly_pairs}}
+
+
 def seconds(call: Callable[[], object], repetitions: int) -> float:
+    """Processor time of one call: on a machine that others use too, the wall clock measures them as well."""
     call()
     times = []
     for _ in range(repetitions):
-        start = time.perf_counter()
+        start = time.process_time()
         call()
-        times.append(time.perf_counter() - start)
+        times.append(time.process_time() - start)
     return min(times)
 
 
-def lightly_pairs(size: int) -> Callable[[np.ndarray], object] | None:
-    """lightly's views with Barlow Twins' blur and solarisation, or None, saying why, where it cannot be imported."""
-    try:
-        from lightly.transforms import BYOLTransform
-        from lightly.transforms.byol_transform import BYOLView1Transform, BYOLView2Transform
-    except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision built for another torch
-        print(f"lightly is left out: {str(error).splitlines()[0]}")
-        return None
-    transform = BYOLTransform(BYOLView1Transform(input_size=size), BYOLView2Transform(input_size=size))
+def version(name: str) -> str:
+    return f"{name} {importlib.metadata.version(name.lower())}"
 
-    def pairs(images: np.ndarray) -> object:
-        return [torch.stack(views) for views in zip(*map(transform, map(Image.fromarray, images)), strict=True)]
 
-    return pairs
+def measure(size: int) -> list[dict[str, object]]:
+    """One row a preset and one a peer's recipe, which also has how many times as fast the preset is."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (OURS, 3, size, size), dtype=torch.uint8, generator=generator)
+    pixels = images[:THEIRS].permute(0, 2, 3, 1).contiguous().numpy()
+    rows = []
+    for name in PRESETS:
+        views = preset(name, size)
+        rate = OURS / seconds(lambda call=views: call(images, generator), 10)
+        rows.append({"pixels": size, "recipe": name, "who": "hsic_lab", "pairs/s": rate})
+        for peer, build in PEERS.get(name, {}).items():
+            try:
+                pairs = build(views)
+            except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision built for another torch
+                print(f"{peer} is left out: {str(error).splitlines()[0]}")
+                continue
+            theirs = THEIRS / seconds(lambda call=pairs: call(pixels), 3)
+            rows.append({
+                "pixels": size, "recipe": name, "who": version(peer), "pairs/s": theirs, "times": rate / theirs,
+            })
+    return rows
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, help="a CSV file for the table")
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
-    generator = torch.Generator().manual_seed(0)
-    print(f"torch {torch.__version__}, one thread, batch 512, pairs of views per second")
-    print(f"{'pixels':>6} {'who':>24} {'pairs/s':>9}  times as fast")
-    for size in (32, 64, 96):
-        images = torch.randint(0, 256, (512, 3, size, size), dtype=torch.uint8, generator=generator)
-        pixels = images[:128].permute(0, 2, 3, 1).contiguous().numpy()
-        ours = {}
-        for name in PRESETS:
-            views = preset(name, size)
-            ours[name] = 512 / seconds(lambda call=views, x=images: call(x, generator), 10)
-        settings = preset("report", size)
-        recipe = (pixels, size, settings.scale, settings.grayscale[0])
-        pillow = 128 / seconds(lambda given=recipe: pillow_pairs(*given, random.Random(0)), 3)
-        for name, rate in ours.items():
-            print(f"{size:>6} {name:>24} {rate:>9.0f}")
-        print(f"{size:>6} {'Pillow, report':>24} {pillow:>9.0f}  report: {ours['report'] / pillow:.1f}", flush=True)
-        lightly = lightly_pairs(size)
-        if lightly:
-            rate = 128 / seconds(lambda call=lightly, x=pixels: call(x), 3)
-            ratio = ours["barlow_twins"] / rate
-            print(f"{size:>6} {'lightly, Barlow Twins':>24} {rate:>9.0f}  barlow_twins: {ratio:.1f}", flush=True)
+    table = pd.DataFrame([row for size in (32, 64, 96) for row in measure(size)])
+    table = table.assign(
+        protocol=f"processor time of one thread, best of 10 calls ({OURS} images) or 3 ({THEIRS}), noise, seed 0",
+        hardware=processor(), torch=torch.__version__, command=" ".join(["python", *sys.argv]),
+    )
+    print(f"torch {torch.__version__}, {processor()}, one thread, pairs of views per second of processor time")
+    print(table[["pixels", "recipe", "who", "pairs/s", "times"]].round(1).to_string(index=False))
+    if arguments.output:
+        replace_file(arguments.output, lambda path: table.to_csv(path, index=False, float_format="%.5g"))
 
 
 if __name__ == "__main__":

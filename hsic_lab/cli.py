@@ -51,6 +51,7 @@ def train(
     dataset: Annotated[str, typer.Option(help="A name that `hsic-lab data` lists, or default.")] = "default",
     loss: Annotated[str, typer.Option(help="barlow_twins, hsic_ssl, vicreg, nt_xent, spectral, ...")] = "barlow_twins",
     lambda_param: Annotated[float | None, typer.Option("--lambda", help="Redundancy weight; left out: 1/d.")] = None,
+    views: Annotated[str, typer.Option(help="default, report, barlow_twins, solo or simclr.")] = "default",
     encoder: Annotated[str, typer.Option(help="conv, resnet18, resnet34 or resnet50.")] = "conv",
     stem: Annotated[str, typer.Option(help="Of a ResNet: cifar or imagenet.")] = "cifar",
     width: Annotated[int, typer.Option(help="Channels of the first convolution (conv).")] = 16,

@@ -18,6 +18,7 @@ from hsic_lab.losses import (
     SSLHSICLoss,
     VICRegLoss,
 )
+from hsic_lab.presets import PRESETS
 
 # lambda = 1/d, the rule of Tsai et al. 2021, is what makes runs of different widths comparable.
 LOSSES: dict[str, Callable[..., nn.Module]] = {
@@ -34,6 +35,7 @@ ENCODERS = ("conv", "resnet18", "resnet34", "resnet50")
 OPTIMIZERS = ("adamw", "adam", "sgd", "lars")
 _CHOICES = {
     "loss": tuple(LOSSES),
+    "views": tuple(PRESETS),
     "encoder": (*ENCODERS, "custom"),
     "stem": ("cifar", "imagenet"),
     "target": ("same", "stop_gradient", "momentum"),
@@ -55,6 +57,7 @@ class TrainConfig:
     dataset:       a name for `datasets.load`, or "default"
     loss:          a name in `LOSSES`;  lambda_param: weight of its redundancy term, None for the entry's default (1/d
                    for Barlow Twins and HSIC_SSL);  loss_options: further arguments;  loss_scale: a factor on all terms
+    views:         how two views of a picture are made, a name in `presets.PRESETS`; not for digit scenes
     shared:        what the two views of a digit scene have in common (other sets: crops of one picture)
     encoder:       "conv" (`ConvEncoder`, `width` channels first), "resnet18", "resnet34", "resnet50" (with `stem`)
     projector:     widths after the encoder, the last is d
@@ -64,8 +67,10 @@ class TrainConfig:
                    whose `target_momentum` rises to 1 along a cosine. See `hsic_lab.siamese`
     batch_size:    pairs that the loss sees at once, in all processes together
     micro_batch:   pairs (of each process) that pass through the network at once, None for all; see `gradient_cache`
-    epochs:        passes over the training set, for scenes over as many fresh pairs; a last ragged batch is dropped
-    optimizer:     "adamw", "adam" (L2 penalty in the gradient), "sgd", "lars" (with `momentum`)
+    epochs:        passes over the training set and what is unlabelled beside it, for scenes over as many fresh pairs;
+                   a last ragged batch is dropped
+    optimizer:     "adamw", "adam" (L2 penalty in the gradient), "sgd", "lars" (with `momentum`); for LARS its
+                   `trust_coefficient`, and with `trust_clip` no layer moves at more than the learning rate
     learning_rate: peak of a linear warm-up, then by `schedule` a cosine to `final_learning_rate` (a share) or constant
     bias_learning_rate: the same for biases and batch normalisation, None for `learning_rate`
     snapshots:     how many matrices C are kept, the first before training and the last after it
@@ -79,6 +84,7 @@ class TrainConfig:
     lambda_param: float | None = None
     loss_options: dict[str, Any] = field(default_factory=dict)
     loss_scale: float = 1.0
+    views: str = "default"
     shared: tuple[str, ...] = ("digit",)
     encoder: str = "conv"
     stem: str = "cifar"
@@ -96,6 +102,7 @@ class TrainConfig:
     momentum: float = 0.9
     weight_decay: float = 1e-4
     trust_coefficient: float = 1e-3
+    trust_clip: bool = False
     schedule: str = "cosine"
     final_learning_rate: float = 0.0
     warmup_epochs: float | None = None

@@ -3,7 +3,43 @@
 from collections.abc import Sequence
 from itertools import pairwise
 
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import Function
+
+
+class _EqualCells(Function):
+    """`F.adaptive_avg_pool2d(x, 2)` for even sides, whose gradient is one copy.
+
+    torch's own walks single values on a CPU and took 4 % of an update of `ConvEncoder`; the bits are the same.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return F.adaptive_avg_pool2d(x, 2)
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.shape = inputs[0].shape
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        n, c, h, w = ctx.shape
+        cells = (gradient / (h * w // 4)).permute(0, 2, 3, 1)[:, :, None, :, None]
+        return cells.expand(n, 2, h // 2, 2, w // 2, c).reshape(n, h, w, c).permute(0, 3, 1, 2)
+
+
+class FourCells(nn.AdaptiveAvgPool2d):
+    """The means of the four quarters of a picture: `(n, c, h, w) -> (n, c, 2, 2)`."""
+
+    def __init__(self) -> None:
+        super().__init__(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        equal = x.shape[2] % 2 == 0 == x.shape[3] % 2
+        return _EqualCells.apply(x) if equal else super().forward(x)
 
 
 class ConvEncoder(nn.Sequential):
@@ -25,7 +61,7 @@ class ConvEncoder(nn.Sequential):
                 nn.ReLU(inplace=True),
             ]
             channels = factor * width
-        super().__init__(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten())
+        super().__init__(*layers, FourCells(), nn.Flatten())
         self.out_features = 4 * channels
 
     def forward(self, images: Tensor) -> Tensor:

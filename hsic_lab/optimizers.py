@@ -15,6 +15,7 @@ class LARS(torch.optim.Optimizer):
 
     With the gradient g of a parameter w, `u = g + weight_decay w`, scaled in groups with `adapt` by
     `q = trust_coefficient ||w|| / ||u||` (1 where either norm is 0), then `m <- momentum m + q u` and `w <- w - lr m`.
+    With `clip` the factor is `min(q / lr, 1)`: a layer moves as without adaptation, or slower (solo-learn's option).
     The scale comes before the momentum, as in the official code. Groups made by `parameter_groups` spare biases and
     batch normalisation both decay and adaptation.
     """
@@ -27,6 +28,7 @@ class LARS(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         trust_coefficient: float = 1e-3,
         adapt: bool = True,
+        clip: bool = False,
     ) -> None:
         if not (lr > 0 and 0 <= momentum <= 1 and weight_decay >= 0 and trust_coefficient > 0):
             raise ValueError(
@@ -35,7 +37,7 @@ class LARS(torch.optim.Optimizer):
             )
         super().__init__(params, {
             "lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust_coefficient": trust_coefficient,
-            "adapt": adapt,
+            "adapt": adapt, "clip": clip,
         })
 
     @torch.no_grad()
@@ -58,6 +60,8 @@ class LARS(torch.optim.Optimizer):
             norms = torch.stack(torch._foreach_norm(weights))
             update_norms = torch.stack(torch._foreach_norm(updates))
             scales = group["trust_coefficient"] * norms / update_norms
+            if group["clip"]:
+                scales = (scales / group["lr"]).clamp(max=1)
             scales = torch.where((norms > 0) & (update_norms > 0), scales, torch.ones_like(scales))
             torch._foreach_mul_(updates, list(scales.unbind()))
         for w in weights:
@@ -91,7 +95,8 @@ def make_optimizer(config: TrainConfig, network: nn.Module) -> torch.optim.Optim
     groups = [group for group in groups if group["params"]]
     rates = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
     if config.optimizer == "lars":
-        optimizer = LARS(groups, momentum=config.momentum, trust_coefficient=config.trust_coefficient, **rates)
+        trust = {"trust_coefficient": config.trust_coefficient, "clip": config.trust_clip}
+        optimizer = LARS(groups, momentum=config.momentum, **trust, **rates)
     elif config.optimizer == "sgd":
         optimizer = torch.optim.SGD(groups, momentum=config.momentum, fused=True, **rates)
     else:

@@ -12,6 +12,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "report": {"grayscale": 0.1},
     # Zbontar et al. 2021, appendix A; github.com/facebookresearch/barlowtwins, main.py.
     "barlow_twins": {"scale": (0.08, 1.0), "saturation": 0.2, "blur": (1.0, 0.1), "solarize": (0.0, 0.2)},
+    # da Costa et al. 2022, github.com/vturrisi/solo-learn, scripts/pretrain/cifar/augmentations/asymmetric.yaml.
+    "solo": {"scale": (0.08, 1.0), "saturation": 0.2, "solarize": (0.0, 0.2)},
     # Chen et al. 2020, appendix A; github.com/google-research/simclr, data_util.py, colour strength 1.
     "simclr": {"scale": (0.08, 1.0), "brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2, "blur": 0.5},
 }
@@ -27,7 +29,8 @@ def recipe(name: str, size: int) -> dict[str, Any]:
     Up to 32 pixels "report" and "simclr" are their papers' CIFAR-10 recipes (`SMALL_CHANGES`); SimCLR's has half the
     colour strength and no blur, which recipes for pictures that small leave out: `preset("simclr", 32, blur=0.5)`
     brings it back. "barlow_twins" was published for 224 pixels and is the same at every size, blur included; only
-    the blur's kernel goes with the side. "default" is `TwoViews` as it comes.
+    the blur's kernel goes with the side. "solo" is solo-learn's version of it for CIFAR, without blur. "default" is
+    `TwoViews` as it comes.
     """
     changes = SMALL_CHANGES.get(name, {}) if size <= SMALL else {}
     return PRESETS[one_of(name, tuple(PRESETS), "preset")] | changes

@@ -50,7 +50,7 @@ def train(
                it if there is none, return it if it is finished. However it was stopped, weights and history (but for
                `seconds`) end on a CPU as if it had not been. Raises ValueError if it has other settings
     encoder:   your own module, `(n, c, h, w) -> (n, p)`; it is trained in place, the config's `encoder` is "custom"
-    views:     `(images, generator) -> (view_a, view_b)` in place of `TwoViews(side)`; not for scenes
+    views:     `(images, generator) -> (view_a, view_b)` in place of the config's `views`; not for scenes
     callbacks: each is called with an `Event` at every logged step, snapshot and evaluation of the monitor
 
     Under `torchrun` every process calls this alike and holds its rows of each batch; loss, statistics and batch
@@ -63,8 +63,6 @@ def train(
     config = config if encoder is None else replace(config, encoder="custom")
     data = data or (default() if config.dataset == "default" else load(config.dataset))
     config = replace(config, dataset=data.name)
-    if views is not None and data.scenes:
-        raise ValueError(f"views cannot be replaced on {data.name}: its pairs are two scenes, not views of an image")
     with processes(device):
         return _train(config, folder, data, device, progress, resume, encoder, views, callbacks)
 
@@ -188,7 +186,8 @@ def _new_run(
     cpu = platform.processor() or platform.machine()
     hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
     facts: dict[str, Any] = {
-        "channels": channels, "train_images": len(data.train), "device": str(device), "hardware": hardware,
+        "channels": channels, "train_images": sum(map(len, data.trained_on)), "device": str(device),
+        "hardware": hardware,
         "processes": process_count(), "threads": torch.get_num_threads(), "torch": torch.__version__,
         "python": platform.python_version(),
     }

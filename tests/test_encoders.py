@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from hsic_lab.encoders import ConvEncoder, MLPProjector
+from hsic_lab.encoders import ConvEncoder, FourCells, MLPProjector
 from hsic_lab.resnet import ResNetEncoder, without_classifier
 
 
@@ -24,6 +24,27 @@ def test_encoder_looks_at_every_quarter_of_the_picture():
         changed = images.clone()
         changed[..., rows, columns] = 1
         assert not torch.equal(encoder(images), encoder(changed))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("sides", [(8, 8), (4, 6), (2, 2), (5, 8), (1, 2)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_four_cells_are_torchs_adaptive_pool_to_the_bit(sides, dtype, layout):
+    x = torch.randn(3, 5, *sides, generator=torch.Generator().manual_seed(0)).to(dtype).to(memory_format=layout)
+    weight = torch.randn(3, 5, 2, 2, generator=torch.Generator().manual_seed(1)).to(dtype)
+    found = []
+    for pool in (FourCells(), torch.nn.AdaptiveAvgPool2d(2)):
+        leaf = x.clone().requires_grad_()
+        output = pool(leaf)
+        (output * weight).sum().backward()
+        found.append((output, leaf.grad))
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_four_cells_can_be_differentiated_twice_and_mapped():
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    assert torch.autograd.gradgradcheck(lambda y: FourCells()(y).square(), x)
+    torch.testing.assert_close(torch.func.vmap(lambda y: FourCells()(y[None])[0])(x), FourCells()(x))
 
 
 @pytest.mark.parametrize("sizes", [[8, 4], [8, 16, 4], (8, 16, 16, 4)])

@@ -9,35 +9,37 @@ from hsic_lab.encoders import MLPProjector
 from hsic_lab.optimizers import LARS, make_optimizer, parameter_groups, set_learning_rate, warmup_cosine
 
 
-def lars_oracle(w, gradients, lr, momentum, decay, trust, adapt):
-    """The update of facebookresearch/barlowtwins, parameter by parameter."""
+def lars_oracle(w, gradients, lr, momentum, decay, trust, adapt, clip):
+    """The update of facebookresearch/barlowtwins, parameter by parameter; `clip` as in vturrisi/solo-learn."""
     m = np.zeros_like(w)
     for g in gradients:
         u = g + decay * w
         norm, update_norm = np.linalg.norm(w), np.linalg.norm(u)
         if adapt and norm > 0 and update_norm > 0:
-            u = u * trust * norm / update_norm
+            u = u * (min(trust * norm / update_norm / lr, 1) if clip else trust * norm / update_norm)
         m = momentum * m + u
         w = w - lr * m
     return w
 
 
-@pytest.mark.parametrize("adapt", [True, False])
+@pytest.mark.parametrize(("adapt", "trust", "clip"), [
+    (True, 0.02, False), (False, 0.02, False), (True, 0.3, True),
+])
 @pytest.mark.parametrize("start", [1.0, 0.0], ids=["weights", "zero weights"])
-def test_lars_is_its_formula(adapt, start):
+def test_lars_is_its_formula(adapt, trust, clip, start):
     rng = np.random.default_rng(0)
     weights = [start * rng.normal(size=shape) for shape in ((3, 4), (5,), (2, 3, 2, 2))]
     gradients = [[rng.normal(size=w.shape) for w in weights] for _ in range(3)]
     gradients[1][0] *= 0
     parameters = [torch.nn.Parameter(torch.tensor(w)) for w in weights]
     unused = torch.nn.Parameter(torch.ones(2))
-    optimizer = LARS([*parameters, unused], 0.3, 0.9, 0.01, 0.02, adapt)
+    optimizer = LARS([*parameters, unused], 0.3, 0.9, 0.01, trust, adapt, clip)
     for step in gradients:
         for parameter, gradient in zip(parameters, step, strict=True):
             parameter.grad = torch.tensor(gradient)
         optimizer.step()
     for i, parameter in enumerate(parameters):
-        expected = lars_oracle(weights[i], [step[i] for step in gradients], 0.3, 0.9, 0.01, 0.02, adapt)
+        expected = lars_oracle(weights[i], [step[i] for step in gradients], 0.3, 0.9, 0.01, trust, adapt, clip)
         np.testing.assert_allclose(parameter.detach().numpy(), expected, rtol=1e-12, atol=1e-12)
     assert torch.equal(unused, torch.ones(2))
 
@@ -69,6 +71,7 @@ NETWORK = MLPProjector([6, 8, 4])
         ({"optimizer": "sgd"}, torch.optim.SGD, [(4, 2e-3, 1e-4)]),
         ({"optimizer": "sgd", "bias_learning_rate": 0.5}, torch.optim.SGD, [(2, 2e-3, 1e-4), (2, 0.5, 1e-4)]),
         ({"optimizer": "lars"}, LARS, [(2, 2e-3, 1e-4), (2, 2e-3, 0.0)]),
+        ({"optimizer": "lars", "trust_clip": True}, LARS, [(2, 2e-3, 1e-4), (2, 2e-3, 0.0)]),
         ({"optimizer": "lars", "bias_learning_rate": 0.5}, LARS, [(2, 2e-3, 1e-4), (2, 0.5, 0.0)]),
     ],
 )
@@ -77,6 +80,7 @@ def test_groups(changes, kind, groups):
     assert type(optimizer) is kind
     assert [(len(g["params"]), g["peak"], g["weight_decay"]) for g in optimizer.param_groups] == groups
     if kind is LARS:
+        assert all(g["clip"] == changes.get("trust_clip", False) for g in optimizer.param_groups)
         assert [g["adapt"] for g in optimizer.param_groups] == [True, False]
         assert all(p.ndim == 1 for p in optimizer.param_groups[1]["params"])
 

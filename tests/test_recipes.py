@@ -27,10 +27,14 @@ def few_held_out_pairs(monkeypatch):
     monkeypatch.setattr(pairs, "SNAPSHOT_PAIRS", 16)
 
 
+VIEWS = {"report": ("report", False), "official": ("barlow_twins", False), "solo": ("solo", True)}
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_are_settings(name):
     config = preset(name)
     assert config.encoder in ("resnet18", "resnet50") and config.epochs == 1000
+    assert (config.views, config.trust_clip) == VIEWS[name]
     assert preset(name, seed=3).seed == 3
     with pytest.raises(ValueError, match="'note'"):
         preset("note")

@@ -14,7 +14,7 @@ from hsic_lab.pairs import TrainingPairs, held_out_pairs, seeded_generator
 from hsic_lab.runs import FILES, HISTORY, SETTINGS, SNAPSHOTS, WEIGHTS, Run
 from hsic_lab.scenes import DigitScenes
 from hsic_lab.training import LOSSES, TrainConfig, train, train_once
-from hsic_lab.views import normalize
+from hsic_lab.views import normalize, preset
 
 CPU = torch.device("cpu")
 ALL = slice(None)
@@ -210,6 +210,7 @@ def test_no_run_is_overwritten_and_no_other_folder_is_a_run(tmp_path, scenes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"views": "byol"}, "'default', 'report'.*'byol'"),
         ({"loss": "barlow"}, "'barlow_twins', 'hsic_ssl'.*'barlow'"),
         ({"precision": "fp8"}, "'fp8'"),
         ({"batch_size": 1}, "batch_size must be at least 2, got 1"),
@@ -246,6 +247,100 @@ def test_scene_pairs_share_what_is_asked_for(scenes):
     first, second = DigitScenes("train").pairs(16, seeded_generator(CPU, 0, 0), ("background",))
     torch.testing.assert_close(a, normalize(first))
     torch.testing.assert_close(b, normalize(second))
+
+
+@pytest.fixture(scope="module")
+def partly_labelled(pictures) -> ImageData:
+    """48 labelled pictures and 40 without labels, each picture of one grey level of its own."""
+    levels = torch.arange(88, dtype=torch.uint8)[:, None, None, None].expand(88, 1, 4, 4)
+    train, rest = Images(levels[:48], torch.arange(48) % 3), Images(levels[48:], torch.full((40,), -1))
+    return ImageData("partly", train, Images(levels[:20], torch.arange(20) % 3), ("a", "b", "c"), rest)
+
+
+def as_it_is(images, generator):
+    """Views that only draw, so that a picture can be recognised and a skipped batch would be missed."""
+    torch.rand(len(images), generator=generator)
+    return images, images.clone()
+
+
+def test_an_epoch_shows_every_picture_labelled_or_not_once(partly_labelled):
+    pairs = TrainingPairs(partly_labelled, tiny(batch_size=11), CPU, ALL, as_it_is)
+    for epoch in range(2):
+        seen = torch.cat([a[:, 0, 0, 0] for a, _ in pairs.epoch(epoch)])
+        assert len(pairs) == 8 and sorted(seen.add(1).mul(127.5).round().int().tolist()) == list(range(88))
+    with pytest.raises(ValueError, match="batch_size 89 is larger than the 88"):
+        TrainingPairs(partly_labelled, tiny(batch_size=89), CPU, ALL)
+
+
+@pytest.mark.parametrize("views", [None, as_it_is])
+def test_where_the_pictures_lie_does_not_change_the_batches(partly_labelled, views):
+    config = tiny(batch_size=10)
+    here, elsewhere = (TrainingPairs(partly_labelled, config, CPU, ALL, views, resident) for resident in (True, False))
+    expected = list(here.epoch(1))
+    for skip, rows in ((0, ALL), (3, slice(2, 7))):
+        elsewhere.rows = rows
+        found = list(elsewhere.epoch(1, skip))
+        assert len(found) == 8 - skip
+        for batch, other in zip(found, expected[skip:], strict=True):
+            assert all(torch.equal(view, one[rows]) for view, one in zip(batch, other, strict=True))
+
+
+def test_unlabelled_pictures_count_in_the_run(tmp_path, partly_labelled):
+    run = train(tiny(), tmp_path / "run", partly_labelled, progress=False)
+    assert run.facts["train_images"] == 88 and run.history["step"].iloc[-1] == 2 * (88 // 16)
+
+
+def test_the_pictures_of_a_file_stay_there(tmp_path):
+    """Neither the batches nor the held-out pairs take more than what they show."""
+    (tmp_path / "x").write_bytes(torch.arange(64 * 48).to(torch.uint8).numpy().tobytes())
+    mapped = torch.from_file(str(tmp_path / "x"), size=64 * 48, dtype=torch.uint8).view(64, 3, 4, 4)
+    data = ImageData("mapped", Images(mapped, torch.arange(64) % 2), Images(mapped, torch.arange(64) % 2), ("a", "b"))
+    sizes = []
+
+    def views(images, generator):
+        sizes.append(len(images))
+        return images, images
+
+    pairs = TrainingPairs(data, tiny(), CPU, ALL, views, resident=False)
+    assert pairs.source.parts[0].data_ptr() == mapped.data_ptr()
+    list(pairs.epoch(0))
+    held_out_pairs(data, tiny(), CPU, views)
+    assert sizes == [16, 16, 16, 16, 64]
+
+
+@pytest.mark.parametrize("name", ["report", "simclr", "solo"])
+def test_views_are_a_setting(pictures, name):
+    views = preset(name, 16, blur=0.0) if name != "simclr" else preset(name, 16)
+    batch = next(TrainingPairs(pictures, tiny(views=name), CPU, ALL).epoch(0))
+    expected = next(TrainingPairs(pictures, tiny(), CPU, ALL, views).epoch(0))
+    other = next(TrainingPairs(pictures, tiny(), CPU, ALL).epoch(0))
+    assert all(torch.equal(view, same) for view, same in zip(batch, expected, strict=True))
+    assert not torch.equal(batch[0], other[0])
+    held_out = held_out_pairs(pictures, tiny(views=name), CPU)
+    assert torch.equal(held_out[0], held_out_pairs(pictures, tiny(), CPU, views)[0])
+
+
+def test_views_that_cannot_be_are_an_error(tmp_path, scenes, pictures):
+    for changes, views in (({"views": "solo"}, None), ({}, as_it_is)):
+        with pytest.raises(ValueError, match="digit_scenes takes views='default'"):
+            train(tiny(**changes), tmp_path / "run", scenes, progress=False, views=views)
+    with pytest.raises(ValueError, match="beside views='solo'"):
+        train(tiny(views="solo"), tmp_path / "run", pictures, progress=False, views=as_it_is)
+    with pytest.raises(ValueError, match="below 20 pixels"):
+        train(tiny(views="barlow_twins"), tmp_path / "run", pictures, progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_older_than_a_setting_has_its_default(tmp_path, scenes):
+    train(tiny(), tmp_path / "run", scenes, progress=False)
+    settings = json.loads((tmp_path / "run" / SETTINGS).read_text())
+    for name in ("views", "trust_clip"):
+        del settings["config"][name]
+    (tmp_path / "run" / SETTINGS).write_text(json.dumps(settings))
+    assert Run.load(tmp_path / "run").config["views"] == "default"
+    assert train_once(tiny(), tmp_path / "run", scenes, progress=False).state == "finished"
+    with pytest.raises(FileExistsError, match="'views'"):
+        train_once(tiny(views="report"), tmp_path / "run", scenes, progress=False)
 
 
 @pytest.mark.parametrize("kind", ["scenes", "pictures"])
