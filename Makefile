@@ -22,7 +22,7 @@ site: $(VENV)/installed-dev
 	$(BIN)/python notebooks/build_site.py
 
 bench: $(VENV)/installed-dev
-	for script in $(filter-out %_cifar10.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
+	for script in $(filter-out %_cifar10.py %/gpu.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

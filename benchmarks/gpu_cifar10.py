@@ -6,7 +6,8 @@
 Every call trains until its minutes are over and goes on at the next one, from the checkpoint of the last two epochs.
 The clock is the run's own `seconds`, monitors included. The target, 84.2 % by weighted kNN, is lightly's published
 figure for Barlow Twins, ResNet-18, 200 epochs at batch 128 (k = 200, temperature 0.1, test split, best epoch); here
-the monitor on held-out training labels only follows the run, and the test split is read once, after the last step.
+the monitor on held-out training labels (10 000 pictures vote on 2 000 others, temperature 0.5) says after how many
+seconds the target was reached, and the test split is read once, after the last step.
 Results go to `data/results/gpu_cifar10.csv` with hardware, command, seed, split and protocol.
 """
 
@@ -26,12 +27,15 @@ from hsic_lab.recipes import preset
 from hsic_lab.runs import SETTINGS, Run, read_settings
 from hsic_lab.training import pick_device, train
 
+TARGET = 0.842
+
 
 def plans(epochs: int, seeds: int) -> dict[str, TrainConfig]:
     """The runs by name: both losses, lambda = 1/d, at every seed."""
     base = preset(
         "solo", loss_scale=1.0, lambda_param=None, batch_size=256, projector=(2048, 2048), epochs=epochs,
         warmup_epochs=min(5.0, epochs / 4), monitor="knn", device="cuda", compile=True, snapshots=2, checkpoint_every=2,
+        monitor_every=2,
     )
     return {
         f"{loss}_{epochs}_seed{seed}": replace(base, loss=loss, seed=seed)
@@ -47,6 +51,14 @@ def smoke_plans() -> dict[str, TrainConfig]:
     return {f"{loss}_smoke": replace(config, loss=loss) for loss in ("barlow_twins", "hsic_ssl")}
 
 
+def seconds_to(target: float, run: Run) -> float:
+    """The training's own clock at the first logged step after the monitor reached the target, NaN if it never did."""
+    reached = run.monitor.loc[run.monitor["accuracy"] >= target, "step"]
+    if reached.empty:
+        return float("nan")
+    return run.history.loc[run.history["step"] >= reached.iloc[0], "seconds"].iloc[0]
+
+
 def row_of(name: str, run: Run, data: ImageData) -> dict[str, object]:
     """The one look at the test split, and everything that names the figures."""
     run.encoder.to(pick_device(run.config["device"]))
@@ -60,6 +72,7 @@ def row_of(name: str, run: Run, data: ImageData) -> dict[str, object]:
         "knn_protocol": f"weighted, k = {k}, temperature 0.1",
         "linear": linear_probe(train_x, labels[0], test_x, labels[1]).accuracy,
         "linear_protocol": "logistic regression on frozen features, penalty chosen on a part of the training split",
+        f"seconds to {TARGET}, monitor": seconds_to(TARGET, run),
         "seconds": run.history["seconds"].iloc[-1], "hardware": run.facts["hardware"], "torch": run.facts["torch"],
         "command": " ".join(["python", *sys.argv]),
     }
