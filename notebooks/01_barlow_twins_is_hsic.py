@@ -637,3 +637,5 @@ timings.map(lambda t: f"{1e3 * t:.2f} ms")
 #    diagonal and the off-diagonal of $C$ go? The closed form of section 6 tells the limits.
 # 5. **Your own crossover.** On your machine, at which $d$ do the two routes cost the same for $n = 1024$? Compare
 #    with the rule in `hsic_lab.losses.frobenius.pick_route`.
+#
+# **Next:** `02_hsic_from_scratch`: what HSIC sees that correlation misses, and when it is significant.

@@ -780,4 +780,4 @@ assert abs(over_batches.compute() - cka(x, y)) < 0.05
 # 4. In section 8 give `groups=` labels that have nothing to do with the data. Does the level stay? What happens to the power, and why?
 # 5. In section 10 let the views share the digit instead of its colour: `config(loss="barlow_twins", shared=("digit",))`, in a new folder. What lights up after 8 epochs, what after 50?
 #
-# **Next:** `01_barlow_twins_is_hsic` turns the linear-kernel HSIC of this page into the loss of Barlow Twins; `00_quickstart` trains with it.
+# **Next:** `03_between_two_families`: where Barlow Twins stands among the losses with and without negatives.

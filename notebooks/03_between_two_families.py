@@ -820,3 +820,5 @@ assert disagreements == [("NT-Xent", "large batch")]
 #    label, five seeds and ten times the pictures. Does any row of the table change?
 #
 # **Where next:** swap the loss in `00_quickstart` for any of these, or read `hsic_lab/losses`, one family a file.
+#
+# **Next:** `04_reading_cross_correlation`: how to read the heatmap of C.

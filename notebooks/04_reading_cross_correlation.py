@@ -298,4 +298,4 @@ by_cause.round(3)
 # 2. Give the explorer `{"view A with itself": (z_a, z_a), "across": (z_a, z_b)}` for one trained encoder. Which redundancy is larger, and why?
 # 3. Make a *partly* gamed matrix: move from `contrasts + sums` to `contrasts - sums` by a factor. Where does HSIC_SSL start to fall?
 #
-# **Next:** take your own embeddings: `CorrelationExplorer(z_a, z_b, images)` needs two tables and, for the pictures, the images.
+# **Next:** `05_ablation_batch_size`: who needs large batches? (`CorrelationExplorer(z_a, z_b, images)` takes embeddings of your own.)

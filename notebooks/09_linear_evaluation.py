@@ -317,4 +317,4 @@ known.style.format("{:.3f}").background_gradient("viridis", vmin=0, vmax=1)
 # 3. How far do the bands of the few-label curve shrink with 20 seeds? By what factor should they?
 # 4. Make your own failure: scale the features of one branch, add a constant of 50, or negate one view, and predict the verdict before you call `diagnose`.
 #
-# **Next:** `10` puts many runs side by side: seeds, widths and batch sizes, and which differences are more than noise.
+# **Next:** `10_your_own_data`: your own pictures, embeddings, networks and training loops. (`05_ablation_batch_size` puts many runs side by side.)
