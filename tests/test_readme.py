@@ -4,7 +4,10 @@ import re
 from pathlib import Path
 
 import pandas as pd
+import pytest
 
+from hsic_lab.ablation import read_table
+from hsic_lab.comparisons import paired_difference, summarize
 from hsic_lab.evaluation import probe_summary
 
 ROOT = Path(__file__).parents[1]
@@ -27,3 +30,35 @@ def test_every_import_in_the_readme_works():
     blocks = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
     for line in (line for block in blocks for line in block.splitlines() if line.startswith(("from ", "import "))):
         exec(line, {})
+
+
+# file, cut, factor, first, second, their names
+VERDICTS = [
+    ("batch_size", "batch_size == 32", "loss", "barlow_twins", "hsic_ssl", ("Barlow Twins", "HSIC_SSL")),
+    ("batch_size", "batch_size == 256", "loss", "barlow_twins", "hsic_ssl", ("Barlow Twins", "HSIC_SSL")),
+    ("batch_size", "batch_size == 1024", "loss", "barlow_twins", "hsic_ssl", ("Barlow Twins", "HSIC_SSL")),
+    ("target", None, "off_diagonal_target", 0.0, -1.0, ("target 0", "target -1")),
+    ("symmetry", "loss == 'barlow_twins' and target == 'same'", "predictor", "none", "64",
+     ("Barlow Twins as it is", "with a predictor")),
+    ("symmetry", "loss == 'barlow_twins' and predictor == '64'", "target", "same", "stop_gradient",
+     ("predictor alone", "predictor and stopped gradient")),
+    ("width", "loss == 'barlow_twins'", "d", 64, 8192, ("d = 64", "d = 8192")),
+    ("lambda", "d == 2048 and (lambda_times_d == 1 or lambda_times_d == 10)", "lambda_times_d", 1.0, 10.0,
+     ("1/d", "10/d")),
+    ("kernel", None, "kernel", "linear", "imq", ("linear", "inverse multiquadric")),
+]
+
+
+@pytest.mark.parametrize("verdict", VERDICTS, ids=lambda v: f"{v[0]} {v[-1][1]}")
+def test_every_verdict_is_that_of_its_table(verdict):
+    name, cut, factor, first, second, names = verdict
+    table = read_table(ROOT / f"data/results/ablation_{name}.csv")
+    table = table if cut is None else table.query(cut)
+    assert str(paired_difference(table, factor, first, second, names=names)) in " ".join(TEXT.split())
+
+
+def test_the_table_of_batch_sizes_is_the_committed_one():
+    for name in ("batch_size", "batch_size_updates"):
+        means = summarize(read_table(ROOT / f"data/results/ablation_{name}.csv"), ["loss", "batch_size"])
+        for loss, part in means.groupby("loss"):
+            assert f"| {loss} | {' | '.join(f'{100 * m:.1f}' for m in part['mean'])} |" in TEXT
