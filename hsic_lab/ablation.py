@@ -1,5 +1,6 @@
 """A grid of trainings becomes one tidy table: resumable, by several processes at once, local or on a cluster."""
 
+import hashlib
 import json
 import os
 import platform
@@ -50,7 +51,7 @@ def run_ablation(
     folder:  every run is kept in `folder/KEY`, KEY being the hash of its settings and data: called again, only what is
              missing is done, a killed training goes on from its last checkpoint, grids share the runs they have in
              common, and other processes may work on the same folder at the same time
-    data:    a set of your own in place of the config's `dataset`; its name enters the hash
+    data:    a set of your own in place of the config's `dataset`; its pictures and labels enter the hash
     n_jobs:  processes, as in joblib: None is 1 or what `joblib.parallel_config` says, -1 one a core. Cores are divided
              among local processes. Under `parallel_config("dask")` or `("ray")` the runs go to that cluster, whose
              workers must see `folder`, each with one thread (training seeds the generator of its process)
@@ -76,8 +77,9 @@ def run_ablation(
     rows = []
     for one, result in zip(plan, results, strict=True):
         settings = {name: _cell(value) for name, value in one.factors.items()}
-        shown = ("dataset", "loss", "batch_size", "learning_rate", "epochs", "seed")
+        shown = ("dataset", "loss", "batch_size", "epochs", "seed")
         settings |= {name: getattr(one.config, name) for name in shown if name not in settings}
+        settings["learning_rate"] = one.config.learning_rate  # what was used, also where a rule made it
         settings["d"] = one.config.projector[-1]
         rows += [{"grid": grid.name, "run": one.key} | settings | row for row in result]
     return pd.DataFrame(rows)
@@ -85,10 +87,12 @@ def run_ablation(
 
 def write_table(frame: pd.DataFrame, grid: Grid, path: Path, command: str) -> None:
     """The table as a CSV file that begins, behind `#`, with the question, the base settings, the data, the command."""
-    head = {"question": grid.question, "base": dict(grid.base), "data": dict(grid.data), "command": command}
+    plan = {"base": dict(grid.base), "cross": dict(grid.cross), "listed": list(grid.listed), "data": dict(grid.data)}
+    head = {"question": grid.question} | plan | {"command": command}
     lines = [f"# {name}: {value if isinstance(value, str) else json.dumps(value)}" for name, value in head.items()]
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, lambda temporary: temporary.write_text("\n".join(lines) + "\n" + frame.to_csv(index=False)))
+    text = "\n".join(lines) + "\n" + frame.to_csv(index=False)
+    replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def read_table(path: str | os.PathLike) -> pd.DataFrame:
@@ -146,7 +150,8 @@ def _made(
     except Exception as error:  # whatever went wrong with this run is its result; the others go on
         state = f"failed: {type(error).__name__}: {error}"
         seconds = time.perf_counter() - started
-        return [{"evaluation": name, "state": state, "seconds": seconds} | facts for name in evaluations]
+        return [{"evaluation": name, "accuracy": float("nan"), "state": state, "seconds": seconds} | facts
+                for name in evaluations]
 
 
 def _evaluated(run: Run, data: ImageData, evaluations: tuple[str, ...], facts: dict[str, Any]) -> list[dict[str, Any]]:
@@ -189,10 +194,12 @@ def _stored(
     try:
         content = json.loads(path.read_text())
         content["config"] = plain(TrainConfig()) | content["config"]  # settings younger than the file
-        rows = content.pop("rows")
+        rows, config = content.pop("rows"), content["config"]
         same = content == _identity(planned, evaluations)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error}): remove it, and the run is evaluated again") from error
+    if config != plain(planned.config):  # a default has changed since: neither answer with it nor write over it
+        raise ValueError(f"{path} was made under other defaults: move {path.parent} away or choose another folder")
     if not same or (retry_failed and any(row["state"] != "finished" for row in rows)):
         return None
     return rows
@@ -215,10 +222,19 @@ def _load(dataset: str, sizes: tuple[tuple[str, int], ...]) -> ImageData:
 def _named_data(plan: list[Planned], data: ImageData | None) -> list[Planned]:
     """The plan with the name of the set that is trained on: "default" would hide it from the hash."""
     if data is not None:
-        return [replace(one, config=replace(one.config, dataset=data.name)) for one in plan]
+        own = {"sha256": _fingerprint(data)}
+        return [replace(one, config=replace(one.config, dataset=data.name), data=one.data | own) for one in plan]
     if any(one.config.dataset == "default" for one in plan):
         raise ValueError('a grid must name its data set, base.dataset = "digit_scenes" for instance; got "default"')
     return plan
+
+
+def _fingerprint(data: ImageData) -> str:
+    content = hashlib.sha256()
+    for split in (data.train, data.test, *filter(None, [data.unlabelled])):
+        for tensor in (split.images, split.labels):
+            content.update(str(tuple(tensor.shape)).encode() + tensor.cpu().contiguous().numpy().tobytes())
+    return content.hexdigest()[:16]
 
 
 def _cell(value: Any) -> Any:

@@ -24,6 +24,8 @@ def plot_ablation(
     """
     _require(frame, [x, value, *([hue] if hue else [])])
     table = summarize(frame, [x] if hue is None else [hue, x], value=value, evaluation=evaluation)
+    if table[x].isna().any():
+        raise ValueError(f"the column {x!r} is empty in some rows: give every row a level to stand at")
     ax = axes_or_new(ax, 5.6, 3.6)
     levels = table[x].drop_duplicates().tolist()
     numeric = pd.api.types.is_numeric_dtype(table[x]) and table[x].min() > 0

@@ -1,6 +1,7 @@
 """The commands: every one a call into the library, every error one sentence."""
 
 import os
+import shlex
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -154,7 +155,7 @@ def ablate(
     settings = read_grid(grid)
     frame = run_ablation(settings, folder, seeds=seeds, n_jobs=jobs, retry_failed=retry_failed)
     output = output or folder / f"{settings.name}.csv"
-    write_table(frame, settings, output, " ".join(["hsic-lab", *sys.argv[1:]]))
+    write_table(frame, settings, output, shlex.join(["hsic-lab", *sys.argv[1:]]))
     factors = [name for name in settings.factors if name in frame]
     groups = frame.groupby([*factors, "evaluation"], sort=False, dropna=False)["accuracy"]
     print(groups.agg(["mean", "std", "count"]).to_string())
@@ -177,7 +178,7 @@ def inspect(
 
     found = read_embeddings(file, second, labels)
     other = None if reference is None else read_embeddings(reference).z_a
-    page = write_report(found, output or file.with_name(f"{file.name}.html"), reference=other)
+    page = write_report(found, output or file.resolve().with_name(f"{file.resolve().name}.html"), reference=other)
     print(page)
 
 

@@ -25,12 +25,15 @@ class PairedDifference:
     high: float
     differences: pd.Series
     lost: int = 0
+    value: str = "accuracy"
 
     def __str__(self) -> str:
         n = len(self.differences)
-        text = f"{self.second} minus {self.first}: {100 * self.mean:+.1f} points, "
+        points = self.value == "accuracy"
+        mean, low, high = (f"{100 * v:+.1f}" if points else f"{v:+.3g}" for v in (self.mean, self.low, self.high))
+        text = f"{self.second} minus {self.first}: {mean} {'points' if points else self.value}, "
         if n > 1:
-            text += f"95 % interval {100 * self.low:+.1f} to {100 * self.high:+.1f}, "
+            text += f"95 % interval {low} to {high}, "
         text += f"{n} seed{'s' * (n != 1)}"
         return text + (f" ({self.lost} more lost to failed runs)" if self.lost else "") + f": {self.verdict}"
 
@@ -41,7 +44,7 @@ class PairedDifference:
             return "one seed shows no difference"
         if self.low <= 0 <= self.high:
             return "no difference shown"
-        return f"{self.second if self.low > 0 else self.first} is ahead"
+        return f"{self.second if self.low > 0 else self.first} {'is ahead' if self.value == 'accuracy' else 'has more'}"
 
 
 def paired_difference(
@@ -50,7 +53,8 @@ def paired_difference(
 ) -> PairedDifference:
     """How much `second` is above `first`, seed by seed: `mean +- t_{0.975, m-1} s / sqrt(m)` of m differences.
 
-    Runs of one seed start from equal weights and see the same pictures: pairing takes out what they share.
+    Runs of one seed share what their settings have in common, initial weights and pictures above all: pairing takes it
+    out. Intervals are not corrected for how many of them are looked at.
     `frame` is a table of `run_ablation`, cut down by the caller to one run a level of `factor` and seed.
     Raises ValueError for a level that is not there, a run that stands twice, and where no seed has both.
     """
@@ -70,14 +74,21 @@ def paired_difference(
     differences = both["second"] - both["first"]
     mean, low, high = mean_interval(differences)
     names = (str(first), str(second)) if names is None else names
-    return PairedDifference(*names, mean, low, high, differences, lost)
+    return PairedDifference(*names, mean, low, high, differences, lost, value)
 
 
 def summarize(
     frame: pd.DataFrame, by: Sequence[str], *, value: str = "accuracy", evaluation: str = "linear"
 ) -> pd.DataFrame:
-    """`mean, low, high` (95 % t interval) of `value` over the `seeds` of each group, groups in the table's order."""
-    groups = _chosen(frame, evaluation).groupby(list(by), sort=False, dropna=False)[value]
+    """`mean, low, high` (95 % t interval) of `value` over the `seeds` of each group, groups in the table's order.
+
+    Raises ValueError where a seed stands twice in a group: some other factor varies, and its levels are no repetitions.
+    """
+    chosen = _chosen(frame, evaluation)
+    if len(twice := chosen[chosen.duplicated([*by, "seed"])]):
+        group, seed = twice.iloc[0][list(by)].to_dict(), twice["seed"].iloc[0]
+        raise ValueError(f"seed {seed} stands twice in {group}: name every factor, or cut the frame down")
+    groups = chosen.groupby(list(by), sort=False, dropna=False)[value]
     rows = [dict(zip(by, key, strict=True)) | dict(zip(("mean", "low", "high"), mean_interval(part), strict=True))
             | {"seeds": int(part.notna().sum())} for key, part in groups]
     return pd.DataFrame(rows)

@@ -74,6 +74,8 @@ class Grid:
     def __post_init__(self) -> None:
         if not self.name or Path(self.name).name != self.name:
             raise ValueError(f"name must be a word that can name a file, got {self.name!r}")
+        if len(self.question.splitlines()) > 1:
+            raise ValueError(f"question must be one line, got {self.question!r}")
         for settings in (self.base, self.cross, *self.listed):
             for name in settings:
                 one_of(name, (*FIELDS, *SHORTHANDS), "a setting of the grid")

@@ -88,8 +88,9 @@ for n in (32, 128, 1024):
 #
 # ## 2. The measured curves
 #
-# The table was made by the grid `data/grids/batch_size.toml` and the command below. All runs see the same number of pictures, so
-# that a large batch makes fewer updates; the learning rate grows with the square root of the batch size. Accuracy is that of
+# The table was made by the grid `data/grids/batch_size.toml` and the command below. All runs make the same number of passes over
+# the pictures (a ragged last batch is dropped, which costs batch 1024 a quarter of them), so that a large batch makes fewer updates;
+# the learning rate grows with the square root of the batch size. Accuracy is that of
 # a linear probe on scenes whose digits were never trained on; bands are 95 % t intervals over seeds.
 
 # %%
@@ -97,6 +98,7 @@ table = read_table(RESULTS / "ablation_batch_size.csv")
 table["method"] = table["loss"].map(NAMES)
 for name in ("command", "base", "data"):
     print(f"{name}: {table.attrs[name]}")
+print("pairs seen:", {n: int(s) * n for n, s in table.groupby("batch_size")["steps"].first().items()})
 print(f"hardware: {', '.join(table['hardware'].unique())}; seeds per point: {summarize(table, ['method', 'batch_size'])['seeds'].min()}")
 assert (table["state"] == "finished").all()
 
@@ -117,13 +119,14 @@ for method in means.index:
         f"{smallest}: {means.loc[method, smallest] - means.loc[method].max():+.1%}, "
         f"{largest}: {means.loc[method, largest] - means.loc[method].max():+.1%}"
     )
-assert (best <= 128).all()  # at a fixed number of pictures nobody needs a large batch
+assert (best <= 128).all()  # with the passes fixed nobody needs a large batch
 
 # %% [markdown]
-# At a fixed number of pictures **nobody needs a large batch, not even SimCLR**: each loss is at its best at one of the two smallest
+# With the passes fixed **nobody needs a large batch, not even SimCLR**: each loss is at its best at one of the two smallest
 # sizes, and the largest is far behind. But look at what changes along the axis: a batch of 1024 makes 24 updates here, one of 32 a
-# thousand. Does the batch matter, or the number of updates? Fix the updates instead (`data/grids/batch_size_updates.toml`): about
-# 120 at every batch size, so that a large batch now sees more pictures.
+# thousand. Does the batch matter, or the number of updates? Fix the updates instead (`data/grids/batch_size_updates.toml`, four of the
+# losses): about 120 at every batch size. Now other things go along with the batch: from 32 to 512 a run sees 16 times as many pictures,
+# its learning rate is 4 times as high (the square root rule), and its warm-up, 1.5 epochs at most, a smaller share of it.
 
 # %%
 updates = read_table(RESULTS / "ablation_batch_size_updates.csv")
@@ -136,21 +139,21 @@ ax.set_title("about 120 updates at every batch size");
 
 # %%
 at = summarize(updates, ["method", "batch_size"]).pivot(index="method", columns="batch_size", values="mean")
-assert (at.diff(axis=1).iloc[:, 1:] > 0).all(axis=None)  # with the updates fixed, every loss gains from every doubling
+assert (at.diff(axis=1).iloc[:, 1:] > 0).all(axis=None)  # with the updates fixed, the means rise all the way
 
 linear = updates[updates["evaluation"] == "linear"].pivot(index=["loss", "seed"], columns="batch_size", values="accuracy")
-gains = (linear[512] - linear[128]).rename("accuracy").reset_index().assign(evaluation="linear")
+gains = (linear[512] - linear[32]).rename("accuracy").reset_index().assign(evaluation="linear")
 for loss in ("hsic_ssl", "vicreg", "nt_xent"):
-    print("gain from 128 to 512:", paired_difference(gains, "loss", "barlow_twins", loss, names=("Barlow Twins", NAMES[loss])))
+    print("gain from 32 to 512:", paired_difference(gains, "loss", "barlow_twins", loss, names=("Barlow Twins", NAMES[loss])))
 means = gains.groupby("loss")["accuracy"].mean()
 assert min(means["vicreg"], means["nt_xent"]) > max(means["barlow_twins"], means["hsic_ssl"]) > 0
 
 # %% [markdown]
-# With the updates fixed the picture turns round. **Every loss gains from larger batches, SimCLR and VICReg about three times as much
-# as the two cross-correlation losses.** The report's claim survives in this weaker form: what distinguishes Barlow Twins and HSIC_SSL is not
-# that they need small batches, but that they profit less from large ones. And in this short training, with $\lambda = 1/d$ and one learning
-# rate for all, they are also behind VICReg and SimCLR where batches are large: how much of that is the setting, notebook 06 asks
-# ($\lambda$) and a longer training would tell.
+# With the updates fixed the picture turns round: **all four gain, and SimCLR and VICReg about twenty points more than the two
+# cross-correlation losses**, which gain 25 to 28. The gap opens above batch 128; below it all four rise alike. What of it is the batch itself,
+# and what the pictures, the learning rate and the warm-up that come with it, this grid cannot tell (exercise 1 can). The report's claim
+# survives in a weak form: nobody *needed* large batches here, and Barlow Twins and HSIC_SSL profit less from them than the others. In
+# these short trainings, with $\lambda = 1/d$, they are also behind VICReg and SimCLR, at every batch size but the largest.
 #
 # ## 3. Is one of the report's two losses better?
 #
@@ -163,10 +166,12 @@ for n, part in table.groupby("batch_size"):
     print(f"batch {n}: {paired_difference(part, 'loss', 'barlow_twins', 'hsic_ssl', names=('Barlow Twins', 'HSIC_SSL'))}")
 pooled = table[table["loss"].isin(["barlow_twins", "hsic_ssl"])].groupby(["loss", "seed", "evaluation"], as_index=False)["accuracy"].mean()
 print(f"all batch sizes together: {paired_difference(pooled, 'loss', 'barlow_twins', 'hsic_ssl', names=('Barlow Twins', 'HSIC_SSL'))}")
-assert abs(paired_difference(pooled, "loss", "barlow_twins", "hsic_ssl").mean) < 0.02
+everywhere = paired_difference(pooled, "loss", "barlow_twins", "hsic_ssl")
+assert -0.02 < everywhere.low < 0 < everywhere.high < 0.02
 
 # %% [markdown]
-# No more than two points, and far less than the batch size or the choice of another loss makes: as `07_lambda_and_the_minus_one_target`
+# Over all batch sizes the interval ends within two points of 0, far less than the batch size or the choice of another loss makes (single
+# batch sizes have wider ones, and with many intervals one in twenty misses: in the table with fixed updates batch 512 does): as `07_lambda_and_the_minus_one_target`
 # derives, the optimum of one is $O(1/d)$ away from that of the other.
 
 # %% [markdown]
@@ -179,9 +184,9 @@ assert abs(paired_difference(pooled, "loss", "barlow_twins", "hsic_ssl").mean) <
 # %%
 grid = Grid(
     "live",
-    base={"dataset": "digits", "width": 4, "projector": [32], "epochs": 2 if FAST else 6, "learning_rate_rule": "sqrt", "snapshots": 2},
+    base={"dataset": "digits", "width": 4, "projector": [32], "epochs": 2 if FAST else 4, "learning_rate_rule": "sqrt", "snapshots": 2},
     cross={"batch_size": [64, 256], "loss": ["barlow_twins", "hsic_ssl"]},
-    seeds=1 if FAST else 2,
+    seeds=1 if FAST else 3,
     evaluate=["linear"],
 )
 live = run_ablation(grid, RUNS, progress=False)
@@ -197,8 +202,8 @@ live[["method", "batch_size", "seed", "accuracy", "steps", "energy", "seconds"]]
 # %% [markdown]
 # ## Exercises
 #
-# 1. Fix the number of *updates* instead of pictures: list `{"batch_size": 32, "epochs": ...}` and so on in the grid's `listed`. Who
-#    profits?
+# 1. Take the batch apart from what goes along with it: run `batch_size_updates` with `learning_rate_rule = "fixed"` and with a
+#    `warmup_epochs` in each `[[listed]]` that is the same share of all runs. Which gain is left?
 # 2. Set `learning_rate_rule` to "linear" and to "fixed". Which conclusion of section 2 survives?
 # 3. Add `"loss": ["spectral"]`. Where does a contrastive loss without a temperature stand?
 # 4. The unbiased HSIC estimator takes the noise floor off the loss (`02_hsic_from_scratch`). Would you expect it to change the curves?

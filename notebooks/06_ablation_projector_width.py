@@ -19,7 +19,7 @@
 #
 # **What you will see**
 #
-# 1. The same loss through two matrices: $d \times d$ features or $n \times n$ pictures. Time and memory over $d$.
+# 1. The same loss through two matrices: $d \times d$ features or $n \times n$ pictures. Time over $d$.
 # 2. Measured accuracy against width and against depth of the projector, several seeds each.
 # 3. $\lambda$ crossed with width: what the rule $1/d$ does that a fixed $0.005$ does not.
 # 4. The encoder's features are what is used later. Does width change *them*?
@@ -39,6 +39,7 @@ RESULTS = Path("../data/results")
 import time
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import torch
 
@@ -130,9 +131,9 @@ for d, part in width.groupby("d"):
 assert max(abs(paired_difference(part, "loss", "barlow_twins", "hsic_ssl").mean) for _, part in width.groupby("d")) < 0.03
 
 # %% [markdown]
-# WIDTHPROSE
-
-# %% [markdown]
+# From 512 on nothing is gained by width, and the three points between 64 and 8192 are not outside their interval: on pictures this small
+# and trainings this short, the report's observation holds. At no width can the two losses be told apart (means within 3 points).
+#
 # ## 3. Lambda and width
 #
 # At independence, and by chance at small batches, the redundancy sum grows like $d^2$ while the invariance sum grows like $d$. A fixed
@@ -153,18 +154,17 @@ for d, part in table.groupby("d"):
     print(f"d = {d}: {paired_difference(part, 'rule', 'fixed 0.005', '1/d')}")
 accuracy = summarize(table, ["rule", "d"]).pivot(index="rule", columns="d", values="mean")
 diagonal = summarize(table, ["rule", "d"], value="diagonal").pivot(index="rule", columns="d", values="mean")
-assert (accuracy.loc["10/d"] < accuracy.loc["1/d"]).all() and (accuracy.loc["0.1/d"] > accuracy.loc["1/d"]).all()
-assert (diagonal.loc["10/d"] < 0.6 * diagonal.loc["1/d"]).all()
-assert accuracy.loc["fixed 0.005", 2048] < accuracy.loc["1/d", 2048] < accuracy.loc["fixed 0.005", 64] + 0.05
-assert (accuracy.loc["1/d"].max() - accuracy.loc["1/d"].min()) < 0.06
+assert (accuracy.loc["10/d"] < accuracy.loc["1/d"]).all()  # on average
+assert (diagonal.loc["10/d"] < 0.6 * diagonal.loc["1/d"]).all() and np.ptp(diagonal.loc[["0.1/d", "1/d", "10/d"]], axis=1).max() < 0.1
+assert abs(diagonal.loc["fixed 0.005", 2048] - diagonal.loc["10/d", 2048]) < 0.05
+assert paired_difference(table[table["d"] == 128], "rule", "1/d", "fixed 0.005").low > 0
 
 # %% [markdown]
-# Read the columns: ten times $1/d$ costs the agreement of the views (right: the diagonal of $C$ is less than 60 % as high, at every
-# width) and, on average, accuracy (left). With this few seeds no single difference of accuracies need be outside its interval; that the
-# order of the means is the same at all three widths is what speaks for it. Read the rows: **a multiple of $1/d$ means the same at
-# every width**, while the fixed $0.005$ lies between $0.1/d$ and $1/d$ at the narrow ones and is $10/d$ at $d = 2048$, where it does as badly. So the
-# report's rule does its job, it makes widths comparable; it is not the best value here, a tenth of it is no worse and on average
-# better in this short training. (Whoever sees no gain from width with a fixed $\lambda$ may be seeing $\lambda$.)
+# The clear result is on the right: **a multiple of $1/d$ gives the same diagonal of $C$ at every width**, ten times $1/d$ less than 60 % of it, while
+# the fixed $0.005$ lies between $0.1/d$ and $1/d$ at the narrow widths and is $10/d$ at $d = 2048$, where it does the same. So the report's rule
+# does its job, it makes widths comparable. Accuracy (left) follows on average, but three seeds do not settle it: most intervals above hold
+# 0, the same three seeds stand behind all widths, and one of them goes the other way. What is shown is that $0.005$ is ahead of $1/d$
+# at $d = 128$: the rule is not the best value. (Whoever sees no gain from width with a fixed $\lambda$ may be seeing $\lambda$.)
 #
 # ## 4. What width does to the features
 #

@@ -86,6 +86,22 @@ def test_failed_run_is_a_row_and_is_tried_again_when_asked(tmp_path, monkeypatch
     assert run_ablation(grid(), tmp_path, progress=False, retry_failed=True)["state"].tolist() == ["finished"] * 2
 
 
+def test_result_under_other_defaults_is_neither_used_nor_written_over(tmp_path):
+    key = run_ablation(grid(cross={}), tmp_path, progress=False)["run"][0]
+    path = tmp_path / key / RESULT
+    content = json.loads(path.read_text())
+    content["config"]["weight_decay"] = 0.5
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="other defaults"):
+        run_ablation(grid(cross={}), tmp_path, progress=False)
+    assert json.loads(path.read_text()) == content
+
+
+def test_all_failed_is_still_a_table(tmp_path):
+    frame = run_ablation(grid(base=BASE | {"batch_size": 1000}), tmp_path, progress=False)
+    assert frame["accuracy"].isna().all() and frame["state"].str.contains("batch_size 1000").all()
+
+
 def test_damaged_result_names_file_and_remedy(tmp_path):
     key = run_ablation(grid(cross={}), tmp_path, progress=False)["run"][0]
     (tmp_path / key / RESULT).write_text('{"version": 1')
@@ -128,6 +144,10 @@ def test_own_data(tmp_path):
         progress=False,
     )
     assert frame["split"].tolist() == ["mine test"] and frame["dataset"].tolist() == ["mine"]
+    other = from_arrays(255 - pictures, np.arange(120) % 3, name="mine")  # of the same name, and not the same
+    plan = grid(cross={}, base=BASE | {"batch_size": 32}, data={}).plan()
+    (first,), (second,) = (ablation._named_data(plan, one) for one in (data, other))
+    assert first.key == frame["run"][0] != second.key
 
 
 def test_on_a_dask_cluster(tmp_path):

@@ -79,3 +79,15 @@ def test_summary_keeps_the_tables_order_and_counts_seeds():
     np.testing.assert_allclose(summary["mean"], [0.4, 0.1, 0.2, 0.4])
     assert summary["seeds"].tolist() == [2, 1, 1, 1]
     np.testing.assert_allclose(summary["low"][0], 0.4 - stats.t.ppf(0.975, 1) * 0.1)
+
+
+def test_other_factors_are_no_repetitions():
+    frame = pd.concat([table([0.3, 0.5], [0.1, 0.2], size=64), table([0.2, 0.1], [0.4, 0.3], size=8)])
+    with pytest.raises(ValueError, match=r"seed 0 stands twice in {'loss': 'a'}"):
+        summarize(frame, ["loss"])
+
+
+def test_points_are_of_accuracy_alone():
+    frame = table([50.0, 60.0], [55.5, 65.0]).rename(columns={"accuracy": "rankme"})
+    found = str(paired_difference(frame, "loss", "a", "b", value="rankme"))
+    assert found.startswith("b minus a: +5.25 rankme, ") and found.endswith("b has more")

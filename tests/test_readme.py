@@ -37,7 +37,7 @@ VERDICTS = [
     ("batch_size", "batch_size == 32", "loss", "barlow_twins", "hsic_ssl", ("Barlow Twins", "HSIC_SSL")),
     ("batch_size", "batch_size == 256", "loss", "barlow_twins", "hsic_ssl", ("Barlow Twins", "HSIC_SSL")),
     ("batch_size", "batch_size == 1024", "loss", "barlow_twins", "hsic_ssl", ("Barlow Twins", "HSIC_SSL")),
-    ("target", None, "off_diagonal_target", 0.0, -1.0, ("target 0", "target -1")),
+    ("batch_size_updates", "batch_size == 512", "loss", "barlow_twins", "hsic_ssl", ("Barlow Twins", "HSIC_SSL")),
     ("symmetry", "loss == 'barlow_twins' and target == 'same'", "predictor", "none", "64",
      ("Barlow Twins as it is", "with a predictor")),
     ("symmetry", "loss == 'barlow_twins' and predictor == '64'", "target", "same", "stop_gradient",
