@@ -15,13 +15,13 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from hardware import processor
 
 from hsic_lab.config import TrainConfig
 from hsic_lab.datasets import ImageData, load
 from hsic_lab.encoders import ConvEncoder
 from hsic_lab.evaluation import extract_features, knn_accuracy, linear_probe
 from hsic_lab.files import replace_file
+from hsic_lab.hardware import processor
 from hsic_lab.training import train_once
 
 VALIDATION = 10_000

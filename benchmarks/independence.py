@@ -25,9 +25,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from hardware import processor
 from scipy import stats
 
+from hsic_lab.hardware import processor
 from hsic_lab.independence import aggregated_test, block_test, gamma_test, permutation_test, spectral_test
 from hsic_lab.kernels import median_distance
 

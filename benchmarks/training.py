@@ -19,12 +19,12 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from hardware import processor
 from torch.utils.flop_counter import FlopCounterMode
 
 from hsic_lab.config import TrainConfig
 from hsic_lab.datasets import ImageData, load
 from hsic_lab.files import replace_file
+from hsic_lab.hardware import processor
 from hsic_lab.images import Images
 from hsic_lab.pairs import TrainingPairs
 from hsic_lab.siamese import OnlineNetwork

@@ -20,11 +20,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from hardware import processor
 from PIL import Image, ImageEnhance
 from torch.utils.data import DataLoader
 
 from hsic_lab.files import replace_file
+from hsic_lab.hardware import processor
 from hsic_lab.presets import PRESETS
 from hsic_lab.views import TwoViews, preset
 

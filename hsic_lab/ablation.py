@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import platform
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,13 +25,14 @@ from hsic_lab.diagnostics import rankme
 from hsic_lab.evaluation import extract_features, knn_accuracy, linear_probe
 from hsic_lab.files import replace_file
 from hsic_lab.grids import Grid, Planned, read_grid
+from hsic_lab.hardware import processor
 from hsic_lab.runs import Run, plain
 from hsic_lab.training import train_once
 
 RESULT, RUN, LOCK = "result.json", "run", "lock"
 NEIGHBOURS, TEMPERATURE = 200, 0.5
 SCENES = "digit_scenes"
-_VERSION = 1  # of what a stored result holds: results of another version are evaluated again
+_VERSION = 2  # of what a stored result holds: results of another version are evaluated again
 
 
 def run_ablation(
@@ -61,7 +61,8 @@ def run_ablation(
     `evaluation` ("linear", "knn"), `accuracy`, `split, protocol, n_train, n_test`; `state` ("finished", or
     "failed: why" with NaN for what could not be measured); of C on held-out pairs `diagonal, off_diagonal` (means)
     and `energy` (sum of squared off-diagonal entries); `rankme` of the test features; `steps, seconds` (of training),
-    `hardware, threads, torch, hsic_lab`. Raises ValueError for a grid that is not accepted, before it trains anything.
+    `hardware, precision, threads, torch, hsic_lab`. Raises ValueError, before it trains anything, for a grid that is
+    not accepted.
     """
     grid = grid if isinstance(grid, Grid) else read_grid(grid)
     grid = grid if seeds is None else replace(grid, seeds=seeds)
@@ -140,8 +141,8 @@ def _one(
 def _made(
     planned: Planned, folder: Path, evaluations: tuple[str, ...], data: ImageData | None
 ) -> list[dict[str, Any]]:
-    facts = {"hardware": platform.processor() or platform.machine(), "threads": torch.get_num_threads(),
-             "torch": torch.__version__, "hsic_lab": __version__}
+    facts = {"hardware": processor(), "threads": torch.get_num_threads(), "torch": torch.__version__,
+             "hsic_lab": __version__}
     started = time.perf_counter()
     try:
         data = _load(planned.config.dataset, tuple(sorted(planned.data.items()))) if data is None else data
@@ -162,7 +163,7 @@ def _evaluated(run: Run, data: ImageData, evaluations: tuple[str, ...], facts: d
         "off_diagonal": ((c.sum() - diagonal.sum()) / max(1, d * (d - 1))).item(),
         "energy": (c.square().sum() - diagonal.square().sum()).item(),
         "steps": int(run.history["step"].iloc[-1]), "seconds": run.history["seconds"].iloc[-1],
-    } | facts | {"hardware": run.facts["hardware"], "threads": run.facts["threads"]}
+    } | facts | {name: run.facts[name] for name in ("hardware", "precision", "threads")}
     train_x, test_x = (extract_features(run.encoder, split.images) for split in (data.train, data.test))
     shared["rankme"] = rankme(test_x)
     shared |= {"split": f"{data.name} test", "n_train": len(train_x), "n_test": len(test_x)}

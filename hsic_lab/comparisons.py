@@ -82,6 +82,8 @@ def summarize(
 ) -> pd.DataFrame:
     """`mean, low, high` (95 % t interval) of `value` over the `seeds` of each group, groups in the table's order.
 
+    `lost` counts the runs that failed or have no such value: they are in no mean.
+
     Raises ValueError where a seed stands twice in a group: some other factor varies, and its levels are no repetitions.
     """
     chosen = _chosen(frame, evaluation)
@@ -90,7 +92,7 @@ def summarize(
         raise ValueError(f"seed {seed} stands twice in {group}: name every factor, or cut the frame down")
     groups = chosen.groupby(list(by), sort=False, dropna=False)[value]
     rows = [dict(zip(by, key, strict=True)) | dict(zip(("mean", "low", "high"), mean_interval(part), strict=True))
-            | {"seeds": int(part.notna().sum())} for key, part in groups]
+            | {"seeds": int(part.notna().sum()), "lost": int(part.isna().sum())} for key, part in groups]
     return pd.DataFrame(rows)
 
 

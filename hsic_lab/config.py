@@ -1,7 +1,7 @@
 """The settings of a run, and the losses by name."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any
 
@@ -117,6 +117,10 @@ class TrainConfig:
     compile: bool = False
 
     def __post_init__(self) -> None:
+        for setting in fields(self):  # 1 and 1.0 are one setting, and one run
+            value = getattr(self, setting.name)
+            if setting.type in (float, float | None) and type(value) is int:
+                object.__setattr__(self, setting.name, float(value))
         for name, accepted in _CHOICES.items():
             one_of(getattr(self, name), accepted, name)
         for name, low in _LEAST.items():

@@ -62,7 +62,8 @@ class Trainer:
         self.forward = torch.compile(self.network) if config.compile else self.network
         # The steps after which C is kept: evenly spaced, both ends included.
         self.snapshot_steps = set(np.linspace(0, self.steps, config.snapshots).round().astype(int).tolist())
-        self.autocast = autocast(config.precision, self.device)
+        bfloat16 = resolved_precision(config.precision, self.device) == "bfloat16"
+        self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16)
         self.rows: list[dict[str, float]] = []
         self.monitor_rows: list[dict[str, Any]] = []
 
@@ -247,12 +248,12 @@ def diagonal_and_rest(z_a: Tensor, z_b: Tensor) -> tuple[float, float]:
     return float(trace / d), float((total - trace) / max(1, d * (d - 1)))
 
 
-def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """The context that the networks run in: "auto" is bfloat16 where the hardware multiplies it, else float32."""
-    if precision == "auto":
-        native = torch.cuda.is_bf16_supported(False) if device.type == "cuda" else _cpu_multiplies_bfloat16()
-        precision = "bfloat16" if native else "float32"
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+def resolved_precision(precision: str, device: torch.device) -> str:
+    """The precision of the networks: "auto" is bfloat16 where the hardware multiplies it, else float32."""
+    if precision != "auto":
+        return precision
+    native = torch.cuda.is_bf16_supported(False) if device.type == "cuda" else _cpu_multiplies_bfloat16()
+    return "bfloat16" if native else "float32"
 
 
 def _cpu_multiplies_bfloat16() -> bool:

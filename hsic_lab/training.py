@@ -15,6 +15,7 @@ from hsic_lab.checkpoints import FOLDER, load_checkpoint, remove_checkpoints
 from hsic_lab.config import LOSSES, TrainConfig
 from hsic_lab.datasets import ImageData, default, load
 from hsic_lab.evaluation import extract_features
+from hsic_lab.hardware import hardware
 from hsic_lab.interrupts import stop_requests
 from hsic_lab.monitors import make_monitor
 from hsic_lab.optimizers import warmup_cosine
@@ -23,7 +24,7 @@ from hsic_lab.parallel import across_processes, own_rows, processes, wait_for_al
 from hsic_lab.processes import process_count
 from hsic_lab.runs import FILES, MONITOR, SETTINGS, Run, build_networks, plain, read_settings, read_snapshots
 from hsic_lab.siamese import OnlineNetwork, TargetNetwork, make_predictor
-from hsic_lab.trainer import Callback, Event, Trainer
+from hsic_lab.trainer import Callback, Event, Trainer, resolved_precision
 
 __all__ = ["LOSSES", "Event", "TrainConfig", "pick_device", "train", "train_once", "warmup_cosine"]
 
@@ -183,11 +184,9 @@ def _new_run(
         features = extract_features(encoder, images[:2]).shape[1]
     with _seeded(config.seed):
         encoder, projector = build_networks(settings, channels, encoder, features)
-    cpu = platform.processor() or platform.machine()
-    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
     facts: dict[str, Any] = {
         "channels": channels, "train_images": sum(map(len, data.trained_on)), "device": str(device),
-        "hardware": hardware,
+        "hardware": hardware(device), "precision": resolved_precision(config.precision, device),
         "processes": process_count(), "threads": torch.get_num_threads(), "torch": torch.__version__,
         "python": platform.python_version(),
     }
