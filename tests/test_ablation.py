@@ -48,7 +48,8 @@ def test_rows_are_those_of_training_and_evaluation_by_hand(tmp_path):
     assert frame["evaluation"].tolist() == ["linear", "knn"] and set(frame["state"]) == {"finished"}
     assert (linear["seed"], linear["d"], linear["n_train"], linear["n_test"], linear["steps"]) == (4, 4, 256, 445, 4)
     assert linear["split"] == "digits test" and linear["protocol"].startswith("logistic regression")
-    assert {"hardware", "threads", "torch", "hsic_lab", "seconds", "rankme"} <= set(frame)
+    assert (linear["hardware"], linear["precision"]) == (run.facts["hardware"], "float32")
+    assert {"threads", "torch", "hsic_lab", "seconds", "rankme"} <= set(frame)
 
 
 def test_only_what_is_missing_is_done(tmp_path, monkeypatch):

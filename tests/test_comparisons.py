@@ -78,6 +78,7 @@ def test_summary_keeps_the_tables_order_and_counts_seeds():
     assert summary[["size", "loss"]].to_numpy().tolist() == [[64, "a"], [64, "b"], [8, "a"], [8, "b"]]
     np.testing.assert_allclose(summary["mean"], [0.4, 0.1, 0.2, 0.4])
     assert summary["seeds"].tolist() == [2, 1, 1, 1]
+    assert summary["lost"].tolist() == [0, 0, 1, 0]
     np.testing.assert_allclose(summary["low"][0], 0.4 - stats.t.ppf(0.975, 1) * 0.1)
 
 

@@ -51,6 +51,8 @@ def test_key_is_of_what_decides_the_result():
     one = Planned(TrainConfig(dataset="digits"), {}, {"n_train": 10})
     same = Planned(TrainConfig(dataset="digits", width=16), {"width": 16}, {"n_train": 10})  # its default, said aloud
     assert one.key == same.key and len(one.key) == 12
+    whole, real = (replace(one, config=replace(one.config, lambda_param=value)) for value in (1, 1.0))
+    assert whole.key == real.key != one.key
     others = [replace(one, config=replace(one.config, seed=1)), replace(one, data={}), replace(one, data={"n_test": 9})]
     assert len({one.key, *(other.key for other in others)}) == 4
 

@@ -1,0 +1,7 @@
+"""Test processes that run side by side divide the cores: thread pools larger than that wait for one another."""
+
+import os
+
+# Before torch and NumPy are imported, and inherited by the processes that tests start.
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
