@@ -249,6 +249,9 @@ def _cifar10(path: Path) -> ImageData:
     *train_files, test_file, names_file = SOURCES["cifar10"].files
     names = read_names(path / names_file, 10)
     parts = [read_cifar(path / name, 10) for name in train_files]
+    if len(set(map(len, parts))) > 1:  # a file cut between two records is well formed
+        held = {name: len(part) for name, part in zip(train_files, parts, strict=True)}
+        raise ValueError(f"the training files in {path} must hold equally many records, got {held}")
     train = Images(torch.cat([part.images for part in parts]), torch.cat([part.labels for part in parts]))
     return ImageData("cifar10", train, read_cifar(path / test_file, 10), names)
 

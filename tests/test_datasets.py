@@ -105,6 +105,14 @@ def test_default_renders_scenes_otherwise(tmp_path, capsys):
     assert (len(data.train), len(data.test)) == (8000, 2000)
 
 
+def test_cifar10_file_cut_between_two_records(tmp_path):
+    path, _, _ = write_cifar10(tmp_path)
+    cut = path / "data_batch_4.bin"
+    cut.write_bytes(cut.read_bytes()[:-3073])
+    with pytest.raises(ValueError, match="equally many records.*'data_batch_4.bin': 2.*unpack https://www.cs"):
+        load("cifar10", tmp_path)
+
+
 def test_default_does_not_hide_a_damaged_cifar10(tmp_path):
     path, _, _ = write_cifar10(tmp_path)
     (path / "test_batch.bin").write_bytes(b"short")
