@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from hsic_lab import __version__
 from hsic_lab.config import TrainConfig
-from hsic_lab.datasets import ImageData, load
+from hsic_lab.datasets import ImageData, check_name, load
 from hsic_lab.diagnostics import rankme
 from hsic_lab.evaluation import extract_features, knn_accuracy, linear_probe
 from hsic_lab.files import replace_file
@@ -225,8 +225,10 @@ def _named_data(plan: list[Planned], data: ImageData | None) -> list[Planned]:
     if data is not None:
         own = {"sha256": _fingerprint(data)}
         return [replace(one, config=replace(one.config, dataset=data.name), data=one.data | own) for one in plan]
-    if any(one.config.dataset == "default" for one in plan):
-        raise ValueError('a grid must name its data set, base.dataset = "digit_scenes" for instance; got "default"')
+    for name in {one.config.dataset for one in plan}:
+        if name == "default":
+            raise ValueError('a grid must name its data set, base.dataset = "digit_scenes" for instance; got "default"')
+        check_name(name)
     return plan
 
 

@@ -45,6 +45,8 @@ def plot_ablation(
     ax.set(xlabel=x.replace("_", " "), ylabel=_label(value, evaluation))
     if value == "accuracy":
         ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        low, high = ax.get_ylim()  # the band of two seeds may leave what an accuracy can be
+        ax.set_ylim(max(low, 0), min(high, 1))
     if hue is not None:
         ax.legend(title=hue.replace("_", " "), frameon=False, fontsize="small")
     return ax

@@ -49,7 +49,7 @@ def train(
     folder: Annotated[Path, typer.Argument(help="A new folder for the run, or with --resume an unfinished one.")],
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder, as it is set.")] = False,
     preset: Annotated[str | None, typer.Option(help="report, official or solo; options given beside it win.")] = None,
-    dataset: Annotated[str, typer.Option(help="A name that `hsic-lab data` lists, or default.")] = "default",
+    dataset: Annotated[str, typer.Option(help="A set's name, or a folder of pictures.")] = "default",
     loss: Annotated[str, typer.Option(help="barlow_twins, hsic_ssl, vicreg, nt_xent, spectral, ...")] = "barlow_twins",
     lambda_param: Annotated[float | None, typer.Option("--lambda", help="Redundancy weight; left out: 1/d.")] = None,
     views: Annotated[str, typer.Option(help="default, report, barlow_twins, solo or simclr.")] = "default",
@@ -148,7 +148,13 @@ def ablate(
     seeds: Annotated[int | None, typer.Option(help="How many, in place of the grid's own.")] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try runs again that failed before.")] = False,
 ) -> None:
-    """Train and evaluate every run of a grid; called again, do what is missing."""
+    """Train and evaluate every run of a grid; called again, do what is missing.
+
+    The grid's keys: question, seeds (how many, or which), evaluate (of linear, knn); tables base (settings of all
+    runs), cross (setting = list of values), data (n_train, n_test); listed (an array of tables of settings). Settings
+    are the fields of TrainConfig, and the shorthands learning_rate_rule, lambda_times_d, kernel, off_diagonal_target,
+    unit_rows and bessel. Ends with code 1 if a run failed.
+    """
     from hsic_lab.ablation import run_ablation, write_table
     from hsic_lab.grids import read_grid
 
@@ -159,9 +165,12 @@ def ablate(
     factors = [name for name in settings.factors if name in frame]
     groups = frame.groupby([*factors, "evaluation"], sort=False, dropna=False)["accuracy"]
     print(groups.agg(["mean", "std", "count"]).to_string())
-    if failed := sum(frame.drop_duplicates("run")["state"] != "finished"):
-        print(f"{failed} runs failed; the column state says why")
     print(f"Left in {output}")
+    runs = frame.drop_duplicates("run")
+    if len(failed := runs[runs["state"] != "finished"]):
+        reasons = "\n".join(f"  {state} ({count} of them)" for state, count in failed["state"].value_counts().items())
+        print(f"{len(failed)} of {len(runs)} runs failed:\n{reasons}", file=sys.stderr)
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -172,7 +181,12 @@ def inspect(
     reference: Annotated[Path | None, typer.Option(help="A file with other features of the rows, for CKA.")] = None,
     output: Annotated[Path | None, typer.Option(help="Where to; left out: beside the file, as .html.")] = None,
 ) -> None:
-    """Judge anybody's embeddings: one page with heatmap, spectrum, diagnostics, probe, CKA and independence tests."""
+    """Judge anybody's embeddings: one page with heatmap, spectrum, diagnostics, probe, CKA and independence tests.
+
+    Arrays of an .npz or .safetensors file: z_a and z_b, or a and b, or one or two matrices of any names. Columns of
+    a .csv or .parquet file: all are features, or a_... and b_... are two views. Labels are called labels, label, y,
+    targets or target.
+    """
     from hsic_lab.embeddings import read_embeddings
     from hsic_lab.report import write_report
 

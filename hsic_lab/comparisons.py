@@ -58,6 +58,9 @@ def paired_difference(
     `frame` is a table of `run_ablation`, cut down by the caller to one run a level of `factor` and seed.
     Raises ValueError for a level that is not there, a run that stands twice, and where no seed has both.
     """
+    for column in (factor, value):
+        if column not in frame:
+            raise ValueError(f"the frame lacks the column {column!r}, it has {list(frame.columns)}")
     frame = _chosen(frame, evaluation)
     sides = []
     for level in (first, second):
@@ -65,7 +68,11 @@ def paired_difference(
         if side.empty:
             raise ValueError(f"no run has {factor} = {level!r}; there are {sorted(frame[factor].unique(), key=str)}")
         if len(twice := side.loc[side["seed"].duplicated(), "seed"]):
-            raise ValueError(f"seed {twice.iloc[0]} of {factor} = {level!r} stands twice: cut the frame down first")
+            varies = [name for name in side.columns[: side.columns.get_loc("seed")] if side[name].nunique(False) > 1]
+            raise ValueError(
+                f"seed {twice.iloc[0]} of {factor} = {level!r} stands twice: cut the frame down to one level of "
+                f"{', '.join(name for name in varies if name not in ('run', factor))}"
+            )
         sides.append(side.set_index("seed")[value])
     both = pd.concat(sides, axis=1, keys=["first", "second"]).dropna()
     if both.empty:

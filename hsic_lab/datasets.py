@@ -70,10 +70,9 @@ def load(name: str, folder: str | os.PathLike | None = None, **options: int) -> 
     :func:`get` puts them. Raises ValueError for another name, TypeError for an option that the set does not
     have, FileNotFoundError or ValueError with the remedy for missing or damaged files.
     """
+    check_name(name)
     if name not in LOADERS:
-        if Path(name).is_dir():
-            return from_folder(name, **options)
-        raise ValueError(f"unknown data set {name!r}; accepted are {sorted(LOADERS)} and the path of a folder")
+        return from_folder(name, **options)
     if name not in SOURCES:
         return LOADERS[name](**options)
     path, source = data_folder(folder) / SOURCES[name].folder, SOURCES[name]
@@ -91,6 +90,12 @@ def load(name: str, folder: str | os.PathLike | None = None, **options: int) -> 
             f"{error}. The file is damaged: delete {source.folder} and unpack {source.urls} again, "
             f"or let `hsic-lab data get {name}` do it."
         ) from error
+
+
+def check_name(name: str) -> None:
+    """Raise ValueError for what :func:`load` does not know."""
+    if name not in LOADERS and not Path(name).is_dir():
+        raise ValueError(f"unknown data set {name!r}; accepted are {sorted(LOADERS)} and the path of a folder")
 
 
 def get(name: str, folder: str | os.PathLike | None = None, progress: bool = True) -> Path:

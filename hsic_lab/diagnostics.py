@@ -30,7 +30,10 @@ __all__ = [
 ]
 
 # From the worst to the best: the overall verdict is the first that occurs.
-VERDICTS = ("complete collapse", "branch anti-alignment", "dimensional collapse", "redundant", "healthy", "not judged")
+VERDICTS = (
+    "complete collapse", "branch anti-alignment", "unrelated views", "dimensional collapse", "redundant", "healthy",
+    "not judged",
+)
 Row = dict[str, str | float]
 
 
@@ -69,9 +72,10 @@ def diagnose(
     """All diagnostics of features `z_a` `(n, d)`, and of a second view `z_b` of the same images, in one tidy frame.
 
     One row a diagnostic: `diagnostic, value, verdict, threshold, meaning`. `threshold` is the rule that gave the
-    verdict. `verdict` is "healthy", what is wrong ("complete collapse", "branch anti-alignment", "dimensional
-    collapse", "redundant"), or "not judged" where no bound holds for every representation. The overall verdict, the
-    worst of the rows, is `frame.attrs["verdict"]`. `reference` `(n, p)` are other features of the same rows for CKA;
+    verdict. `verdict` is "healthy", what is to look at ("complete collapse", "branch anti-alignment", "unrelated
+    views", "dimensional collapse", "redundant"), or "not judged" where no bound holds for every representation. The
+    overall verdict, the worst of the rows, is `frame.attrs["verdict"]`. `reference` `(n, p)` are other features of the
+    same rows for CKA;
     `factors` is a data frame with a known cause a column. The rules are conventions to start looking from, not laws.
 
     Dead features are counted, equal rows are a complete collapse; raises ValueError or TypeError for fewer than 4
@@ -120,7 +124,8 @@ def _collapse_rows(z: Tensor, view: str) -> list[Row]:
     rank, bound = entropy_rank(spectrum.sqrt()), 0.25 * min(n - 1, d)
     rows = [
         _row(
-            f"relative_spread{view}", spread, "rms distance of the rows from their mean, over that from 0",
+            f"relative_spread{view}", spread, "rms distance of the rows from their mean, over that from 0; where it is "
+            "small, cosines (nearest neighbours, uniformity, alignment) see little but the mean",
             ">= 0.001", spread >= 0.001, "complete collapse",
         ),
         _row(
@@ -166,11 +171,16 @@ def _correlation_rows(z_a: Tensor, z_b: Tensor | None) -> list[Row]:
     )
     if z_b is None:
         return [redundancy_row]
+    agreement = (x * y).sum(dim=1, dtype=torch.float64)
+    least = 3 * float(agreement.std()) / math.sqrt(n) / d
     value, error = _feature_sums(x, y)
     zero = any(bool((z == 0).all(dim=1).any()) for z in (z_a, z_b))
     return [
         redundancy_row,
-        _row("mean_diagonal", (x * y).mean(), "mean correlation of a feature with itself in the other view"),
+        _row(
+            "mean_diagonal", agreement.mean() / d, "mean correlation of a feature with itself in the other view",
+            f">= 3 standard errors = {least:.3g}", agreement.mean() / d >= least if alive else None, "unrelated views",
+        ),
         _row(
             "feature_sum_covariance", value, "1'C1: do the branches agree in the sum of their features?",
             f">= -3 standard errors = {-3 * error:.3g}", value >= -3 * error if alive else None,
@@ -180,7 +190,8 @@ def _correlation_rows(z_a: Tensor, z_b: Tensor | None) -> list[Row]:
             "alignment", math.nan if zero else alignment(z_a, z_b),
             "not defined: rows are 0" if zero else "squared distance of the views of an image on the sphere, 0 to 4",
         ),
-        _row("lidar", lidar((z_a, z_b)), "directions in which images differ more than views: at most min(n - 1, d)"),
+        _row("lidar", lidar((z_a, z_b)), "effective number of directions in which images differ, "
+             "measured by how views of one differ: at most min(n - 1, d); without meaning for unrelated views"),
     ]
 
 

@@ -1,5 +1,6 @@
 """Somebody's embeddings in a file, or a run, as one or two views and labels: nothing is unpickled."""
 
+import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,7 +26,8 @@ MOST_VALUES = 1 << 28  # of a view: 1 GiB in float32, twice 50 000 x 2048
 MOST_FEATURES = 1 << 13  # C of more has 256 MiB in float32 and is no picture
 LEAST_ROWS = 4
 VIEWS = (("z_a", "z_b"), ("a", "b"))
-LABELS = ("labels", "label", "y")
+LABELS = ("labels", "label", "y", "targets", "target")
+INDICES = ("id", "ids", "index", "idx")
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +38,7 @@ class Embeddings:
     labels:   `(n,)` integers or strings, one a row, or None
     features: `(m, p)` where labels belong to other rows than those of z_a (a run: its encoder's features), else None
     name:     what the reader is told they are;  rows: how many rows the source has, if these are a sample
+    note:     a sentence about the source that the reader should know
     """
 
     z_a: Tensor
@@ -44,6 +47,7 @@ class Embeddings:
     features: Tensor | None = None
     name: str = "embeddings"
     rows: int | None = None
+    note: str = ""
 
     def __post_init__(self) -> None:
         shapes = [tuple(z.shape) for z in (self.z_a, self.z_b) if z is not None]
@@ -71,7 +75,7 @@ def read_embeddings(
 
     .npy                  one view `(n, d)`
     .npz, .safetensors    arrays z_a and z_b, or a and b, or one or two matrices of any names, in their order; labels
-                          under labels, label or y
+                          under labels, label, y, targets or target; what else is there is named in `note`
     .csv, .parquet        one view: all columns; two: those named a_... and b_...; labels in a column of those names
     a run folder          the projections of its held-out pairs, and its encoder's features of test images with labels
 
@@ -93,6 +97,12 @@ def read_embeddings(
     return found
 
 
+_CLEARER = {  # what NumPy says, and what a reader can use
+    "mmap length is greater than file size": "the file is shorter than its header says: it was cut off",
+    "Python objects in dtype": "it holds pickled Python objects, which are not read",
+}
+
+
 def _read(path: Path) -> Embeddings:
     if path.is_dir():
         return _read_run(path)
@@ -111,6 +121,7 @@ def _naming(path: Path) -> Iterator[None]:
     except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, SafetensorError, pa.ArrowException) as error:
         words = str(error).strip().splitlines()
         told = words[0] if words else type(error).__name__
+        told = next((ours for theirs, ours in _CLEARER.items() if theirs in told), told)
         raise ValueError(told if path.name in told else f"{path} cannot be read: {told}") from error
 
 
@@ -161,6 +172,10 @@ def _from_table(path: Path, table: pa.Table) -> Embeddings:
     names = [name for name in table.column_names if name not in LABELS]
     if "" in names or "__index_level_0__" in names:
         raise ValueError("a column has no name, probably an index: save the table without it (index=False)")
+    if indices := [name for name in names if name.lower() in INDICES]:
+        raise ValueError(f"column {indices[0]!r} looks like an index, not a feature: save the table without it")
+    if all(re.fullmatch(r"[-+.\deE]+", name) and "." in name for name in names):
+        raise ValueError(f"the first line holds numbers, {', '.join(names[:3])}, ...: give every column a name there")
     if strange := [name for name in names if not _numeric(table.schema.field(name).type)]:
         raise ValueError(f"column {strange[0]!r} holds {table.schema.field(strange[0]).type}, not numbers; "
                          f"labels belong into a column called {' or '.join(LABELS)}")
@@ -211,7 +226,10 @@ def _assemble(
         if len(labels) != n:
             raise ValueError(f"{n} rows need as many labels, got {len(labels)}")
         labels = labels[rows]
-    return Embeddings(*z, *[None] * (2 - len(z)), labels, name=path.name, rows=n if len(z[0]) < n else None)
+    unused = [name for name in shapes if name not in (*views, known)]
+    note = f"Not used: {', '.join(unused)}" if unused else ""
+    rows = n if len(z[0]) < n else None
+    return Embeddings(*z, *[None] * (2 - len(z)), labels, name=path.name, rows=rows, note=note)
 
 
 def _floats(values: object, name: str) -> Tensor:

@@ -8,7 +8,7 @@ answer it.
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -42,10 +42,10 @@ class ProbeOutcome:
     accuracy: float
     C: float
     validation_scores: dict[float, float]
-    predictions: np.ndarray
+    predictions: np.ndarray = field(repr=False)
     n_train: int
     n_test: int
-    classes: np.ndarray
+    classes: np.ndarray = field(repr=False)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """What an explorer shows: named matrices over training, and the features behind them where they can be had."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -73,14 +74,19 @@ def both_views(images: Tensor | Sequence[Tensor] | None) -> tuple[Tensor, Tensor
 
 
 def _panel(
-    name: str, source: Run | tuple[Tensor, Tensor], images: tuple[Tensor, Tensor] | None, samples: int
+    name: str, source: Run | str | os.PathLike | tuple[Tensor, Tensor], images: tuple[Tensor, Tensor] | None,
+    samples: int,
 ) -> Explored:
+    if isinstance(source, str | os.PathLike):
+        source = Run.load(source)
     if isinstance(source, Run):
         if not source.snapshots:
             raise ValueError(f"{name!r} has no snapshot of C yet: pass the explorer's callback to train instead")
         return of_run(source, images, samples)
     if not (isinstance(source, tuple) and len(source) == 2):
-        raise TypeError(f"{name!r} must be a Run or a pair of projections (z_a, z_b), got {type(source).__name__}")
+        raise TypeError(
+            f"{name!r} must be a Run, its folder or a pair of projections (z_a, z_b), got {type(source).__name__}"
+        )
     z_a, z_b = (torch.as_tensor(z).detach() for z in source)
     c = cross_correlation(z_a, z_b)
     _checked(c, f"C of {name!r}")

@@ -133,7 +133,7 @@ def _fill(array: np.ndarray, files: Sequence[Path], size: int | None, progress: 
         if picture.shape != array.shape[1:]:
             raise ValueError(
                 f"{files[row]} has {picture.shape[2]} x {picture.shape[1]} pixels, {files[0]} {array.shape[3]} x "
-                f"{array.shape[2]}: pass size=64, for instance, to resize and crop all to one square"
+                f"{array.shape[2]}: load(folder, size=64), for instance, resizes and crops all to one square"
             )
         array[row] = picture
 

@@ -25,6 +25,8 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
 
 def check_images(images: Tensor) -> None:
     """At least one image: uint8 `(n, c, h, w)`, or floating point of any shape that the model reads."""
+    if not isinstance(images, Tensor):
+        raise TypeError(f"images must be a torch.Tensor, got {type(images).__name__}; torch.as_tensor makes one")
     if images.ndim == 0 or images.numel() == 0:
         raise ValueError(f"images must hold at least one image, got shape {tuple(images.shape)}")
     if images.dtype == torch.uint8 and images.ndim != 4:

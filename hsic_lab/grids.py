@@ -154,7 +154,13 @@ def make_config(settings: Mapping[str, Any]) -> TrainConfig:
         batch = values.get("batch_size", TrainConfig.batch_size)
         rate = values.get("learning_rate", TrainConfig.learning_rate)
         values["learning_rate"] = rate * math.pow(batch / 256, RULES[rule])
-    return TrainConfig(**values)
+    try:
+        return TrainConfig(**values)
+    except ValueError as error:
+        if not options:
+            raise
+        asked = ", ".join(f"{name} is the option {_LOSS_OPTIONS[name]!r}" for name in settings if name in _LOSS_OPTIONS)
+        raise ValueError(f"{error} ({asked} of some losses: set `loss` to one of them)") from error
 
 
 def digest(settings: Any) -> str:

@@ -91,10 +91,12 @@ def _table(frame: pd.DataFrame) -> str:
 
 
 def _cell(name: str, value: object) -> str:
+    if name == "pvalue" and value == 0:  # of an approximation: smaller than a float
+        return '<td class="number">&lt; 1e-300</td>'
     if isinstance(value, float):
         return f'<td class="number">{"not defined" if value != value else f"{value + 0.0:.4g}"}</td>'
     if isinstance(value, int):
         return f'<td class="number">{value}</td>'
     words = html.escape(str(value).replace("_", " ") if name == "diagnostic" else str(value))
-    alarm = name == "verdict" and value not in ("healthy", "not judged")
+    alarm = name == "verdict" and value not in ("healthy", "redundant", "not judged")
     return f'<td class="alarm">{words}</td>' if alarm else f"<td>{words}</td>"

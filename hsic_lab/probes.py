@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -31,10 +31,10 @@ class FastProbeResult(ProbeOutcome):
     the time from checked features to predictions, the choice of C included.
     """
 
-    coef: Tensor
-    intercept: Tensor
-    mean: Tensor
-    scale: Tensor
+    coef: Tensor = field(repr=False)
+    intercept: Tensor = field(repr=False)
+    mean: Tensor = field(repr=False)
+    scale: Tensor = field(repr=False)
     loss: float
     iterations: int
     seconds: float
@@ -94,6 +94,8 @@ def few_label_curve(
     chance`. The spread is that of the labelled rows: it says nothing about other training seeds of the encoder.
     Raises ValueError as `linear_probe`, and for a class with fewer rows than asked for.
     """
+    if not isinstance(features, Mapping):
+        raise TypeError(f"features must map a name to (train_x, test_x), got {type(features).__name__}")
     if not features or not per_class or seeds < 1:
         raise ValueError(
             "features and per_class must not be empty and seeds at least 1, got "

@@ -22,12 +22,17 @@ from hsic_lab.spectra import covariance_spectrum
 VERDICTS = {
     "healthy": "Every rule that has a threshold is kept. That is no proof of usefulness: what the features know, "
     "labels and the task decide.",
-    "complete collapse": "The rows hardly differ from one another: whatever the input, the answer is the same.",
+    "complete collapse": "The rows hardly differ from one another: whatever the input, the answer is the same. (If "
+    "labels can still be read off, a large mean hides the differences: subtract it and look again.)",
     "branch anti-alignment": "The two branches oppose one another in the sum of their features. A loss with the "
     "off-diagonal target -1 can be satisfied that way without learning anything.",
+    "unrelated views": "The two views of a row agree no more than by chance: nothing was learned yet, or the rows of "
+    "the two views are not in the same order.",
     "dimensional collapse": "The rows differ, but in far fewer directions than there are features: most of the width "
     "is not used.",
-    "redundant": "Many features say the same: the off-diagonal of C holds more than chance and more than its diagonal.",
+    "redundant": "Features are correlated: the off-diagonal of C holds more than chance and more than its diagonal. "
+    "That is usual for features that no loss has decorrelated, an encoder's or raw data, and no fault by itself: "
+    "rankme says how many directions are left.",
     "not judged": "No rule could be applied.",
 }
 SPECTRUM_ROWS = 10_000
@@ -91,7 +96,11 @@ def report_html(found: Embeddings, reference: Tensor | None = None) -> str:
         facts += f", drawn at random from {found.rows} rows"
     if found.labels is not None:
         facts += f"; {len(np.unique(found.labels))} kinds of labels"
-    good = {"healthy": True, "not judged": None}.get(verdict, False)
+    if found.features is not None:
+        facts += f". Labels and cloud are of other rows: {' x '.join(map(str, found.features.shape))} features"
+    if found.note:
+        facts += f". {found.note}"
+    good = {"healthy": True, "redundant": None, "not judged": None}.get(verdict, False)
     headline = f"Verdict: {verdict}"
     footer = f"Made by hsic_lab {hsic_lab.__version__} (hsic-lab inspect), torch {torch.__version__}."
     return make_page(found.name, facts, (headline, VERDICTS[verdict], good), sections, footer)

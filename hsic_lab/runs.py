@@ -140,6 +140,6 @@ def _read(path: Path, reader: Callable[[Path], Any]) -> Any:
     try:
         return reader(path)
     except FileNotFoundError:
-        raise
+        raise FileNotFoundError(f"{path} is not there: the run was never saved whole; train it again") from None
     except Exception as error:
         raise ValueError(f"{path} is damaged ({error}); train the run again") from error

@@ -267,7 +267,7 @@ for shared, run in trained.items():
     frame = factor_dependence(projections, scenes.test.factors[causes])
     kept[shared] = frame.set_index("factor")["cka"]
 kept = pd.DataFrame(kept).T
-ax = sns.heatmap(kept, cmap=SEQUENTIAL, vmin=0, annot=True, fmt=".2f", cbar_kws={"label": "CKA"})
+ax = sns.heatmap(kept.round(2) + 0.0, cmap=SEQUENTIAL, vmin=0, annot=True, fmt=".2f", cbar_kws={"label": "CKA"})
 ax.set(xlabel="cause of the scene", ylabel="what the views share");
 
 # %%

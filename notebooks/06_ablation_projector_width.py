@@ -160,20 +160,23 @@ plot_ablation_map(table, "rule", "d", axes[1], value="diagonal").set_title("mean
 
 # %%
 for d, part in table.groupby("d"):
-    print(f"d = {d}: {paired_difference(part, 'rule', 'fixed 0.005', '1/d')}")
+    for rule in ("10/d", "fixed 0.005"):
+        print(f"d = {d}: {paired_difference(part, 'rule', '1/d', rule)}")
 accuracy = summarize(table, ["rule", "d"]).pivot(index="rule", columns="d", values="mean")
 diagonal = summarize(table, ["rule", "d"], value="diagonal").pivot(index="rule", columns="d", values="mean")
-assert (accuracy.loc["10/d"] < accuracy.loc["1/d"]).all()  # on average
 assert (diagonal.loc["10/d"] < 0.6 * diagonal.loc["1/d"]).all() and np.ptp(diagonal.loc[["0.1/d", "1/d", "10/d"]], axis=1).max() < 0.1
-assert abs(diagonal.loc["fixed 0.005", 2048] - diagonal.loc["10/d", 2048]) < 0.05
-assert paired_difference(table[table["d"] == 128], "rule", "1/d", "fixed 0.005").low > 0
+assert abs(diagonal.loc["fixed 0.005", 2048] - diagonal.loc["10/d", 2048]) < 0.01
+assert (accuracy.loc["10/d"] < accuracy.loc["1/d"]).all() and (accuracy.loc["1/d"] < accuracy.loc["0.1/d"]).all()  # on average
+assert accuracy.loc["fixed 0.005", 128] > accuracy.loc["1/d", 128] and accuracy.loc["fixed 0.005", 2048] < accuracy.loc["1/d", 2048]
+assert paired_difference(table[table["d"] == 64], "rule", "1/d", "10/d").high < 0
 
 # %% [markdown]
-# The clear result is on the right: **a multiple of $1/d$ gives the same diagonal of $C$ at every width**, ten times $1/d$ less than 60 % of it, while
-# the fixed $0.005$ lies between $0.1/d$ and $1/d$ at the narrow widths and is $10/d$ at $d = 2048$, where it does the same. So the report's rule
-# does its job, it makes widths comparable. Accuracy (left) follows on average, but three seeds do not settle it: most intervals above hold
-# 0, the same three seeds stand behind all widths, and one of them goes the other way. What is shown is that $0.005$ is ahead of $1/d$
-# at $d = 128$: the rule is not the best value. (Whoever sees no gain from width with a fixed $\lambda$ may be seeing $\lambda$.)
+# The clear result is on the right: **a multiple of $1/d$ gives nearly the same diagonal of $C$ at every width**, ten times $1/d$ less than
+# 60 % of it, while the fixed $0.005$ lies between $0.1/d$ and $1/d$ or above at the narrow widths and is $10/d$ at $d = 2048$, where it does the
+# same. So the report's rule does its job: it makes widths comparable. Accuracy (left) follows on average: ten times $1/d$ costs about six points at
+# every width, a tenth gains two; $0.005$ is ahead of $1/d$ at the narrow widths and behind at 2048. But seeds start learning sooner or
+# later, and with five of them nearly all intervals above hold 0; only at $d = 64$ is $10/d$ shown to be worse. (Whoever
+# sees no gain from width with a fixed $\lambda$ may be seeing $\lambda$.)
 #
 # ## 4. What width does to the features
 #

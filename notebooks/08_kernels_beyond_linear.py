@@ -398,9 +398,13 @@ assert (table["state"] == "finished").all()
 kernels = [paired_difference(table, "kernel", "linear", kernel) for kernel in ("gaussian", "imq")]
 for difference in kernels:
     print(difference)
+assert all(difference.low > 0 for difference in kernels)
 summarize(table, ["kernel"]).round(3)
 
 # %% [markdown]
+# **The kernels that see more learn more here**: the Gaussian by about seven points, the heavy-tailed IMQ by about ten. Between those two nothing is
+# shown, and $\gamma$ was not tuned for any of them.
+#
 # ## What to take along
 #
 # * A characteristic kernel sees every dependence, if its bandwidth fits the data; too wide it is linear, too narrow it is blind.

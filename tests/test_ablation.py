@@ -168,8 +168,21 @@ def test_on_a_dask_cluster(tmp_path):
 def test_refused_before_anything_is_trained(tmp_path):
     with pytest.raises(ValueError, match="a grid must name its data set"):
         run_ablation(grid(base={}), tmp_path, progress=False)
+    with pytest.raises(ValueError, match="unknown data set 'digitz'"):
+        run_ablation(grid(base={"dataset": "digitz"}), tmp_path, progress=False)
     frame = run_ablation(grid(cross={}, data={"n_train": 10**6}), tmp_path, progress=False)
     assert "n_train must be at most the 1352 images of digits, got 1000000" in frame["state"][0]
+
+
+def test_command_ends_with_1_and_the_reasons_if_a_run_failed(tmp_path, capsys):
+    settings = grid(cross={}, data={"n_train": 10**6})
+    text = [f"[data]\nn_train = {settings.data['n_train']}", "[base]"]
+    text += [f"{name} = {json.dumps(value)}" for name, value in BASE.items()]
+    (tmp_path / "bad.toml").write_text("\n".join(text))
+    with pytest.raises(SystemExit) as end:
+        app(["ablate", str(tmp_path / "bad.toml"), "--folder", str(tmp_path / "runs")])
+    assert end.value.code == 1
+    assert "1 of 1 runs failed:\n  failed: ValueError: n_train must be at most" in capsys.readouterr().err
 
 
 def test_command_table_and_pictures(tmp_path, monkeypatch, capsys):

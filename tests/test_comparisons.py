@@ -64,8 +64,11 @@ def test_refusals():
     frame = table([0.1, 0.2], [0.3, 0.4])
     with pytest.raises(ValueError, match=r"no run has loss = 'c'; there are \['a', 'b'\]"):
         paired_difference(frame, "loss", "a", "c")
-    with pytest.raises(ValueError, match=r"seed 0 of loss = 'a' stands twice"):
-        paired_difference(pd.concat([frame, frame]), "loss", "a", "b")
+    with pytest.raises(ValueError, match=r"seed 0 of loss = 'a' stands twice: .* one level of size$"):
+        sizes = (frame.assign(size=size)[["size", *frame.columns]] for size in (8, 64))
+        paired_difference(pd.concat(sizes), "loss", "a", "b")
+    with pytest.raises(ValueError, match="lacks the column 'los'"):
+        paired_difference(frame, "los", "a", "b")
     with pytest.raises(ValueError, match="no evaluation 'knn'"):
         paired_difference(frame, "loss", "a", "b", evaluation="knn")
     with pytest.raises(ValueError, match="no seed has a finished run of both"):

@@ -109,7 +109,7 @@ def test_cifar10_file_cut_between_two_records(tmp_path):
     path, _, _ = write_cifar10(tmp_path)
     cut = path / "data_batch_4.bin"
     cut.write_bytes(cut.read_bytes()[:-3073])
-    with pytest.raises(ValueError, match="equally many records.*'data_batch_4.bin': 2.*unpack https://www.cs"):
+    with pytest.raises(ValueError, match=r"equally many records.*'data_batch_4.bin': 2.*unpack https://www.cs"):
         load("cifar10", tmp_path)
 
 

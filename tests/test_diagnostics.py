@@ -183,8 +183,11 @@ CASES = {
     "isotropic": ((Z, NEAR), "healthy", set()),
     "one view": ((Z, None), "healthy", set()),
     "offset mean 50": ((Z.float() + 50, NEAR.float() + 50), "healthy", set()),
-    "few rows": ((normal(40, 200), normal(40, 200, 1)), "healthy", set()),
-    "unrelated views": ((Z, normal(N, D, 2)), "healthy", set()),
+    "few rows": ((normal(40, 200), normal(40, 200) + normal(40, 200, 1)), "healthy", set()),
+    "few rows, unrelated": ((normal(40, 200), normal(40, 200, 1)), "unrelated views", {"mean_diagonal"}),
+    "unrelated views": ((Z, normal(N, D, 2)), "unrelated views", {"mean_diagonal"}),
+    "rows in another order": ((Z, NEAR.roll(1, 0)), "unrelated views", {"mean_diagonal"}),
+    "faint agreement": ((Z, Z + 7 * normal(N, D, 1)), "healthy", set()),  # correlation 0.14
     "one dead feature": ((torch.cat([Z, Z[:, :1] * 0 + 0.1], 1), None), "healthy", set()),
     "half dead": ((torch.cat([Z, Z * 0 + 0.1], 1), None), "dimensional collapse", {"dead_features"}),
     "duplicated": ((Z.repeat(1, 3), NEAR.repeat(1, 3)), "redundant", {"redundancy"}),
@@ -214,6 +217,15 @@ def test_verdicts(views, verdict, rows):
     assert frame["diagnostic"].is_unique and (frame["threshold"] != "none").sum() == (
         frame["threshold"].str.contains("=").sum()
     )
+
+
+def test_the_rule_for_unrelated_views_has_its_level():
+    # Few features, and correlated ones, so that the mean over features averages little out.
+    mixed = normal(300 * 200, 4, 5) @ normal(4, 4, 6)
+    views = zip(mixed.split(200), normal(300 * 200, 4, 7).split(200), strict=True)
+    frames = [diagnose(z_a, z_b).set_index("diagnostic") for z_a, z_b in views]
+    passed = sum(frame.loc["mean_diagonal", "verdict"] == "healthy" for frame in frames)
+    assert passed <= 3  # one in 741 is beyond three standard errors: 0.4 of 300 are expected
 
 
 def test_the_frame_holds_the_diagnostics():

@@ -111,6 +111,27 @@ def test_a_run_is_its_projections_and_its_encoders_features(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("name", "write", "words"),
+    [
+        ("no_header.csv", lambda path: pd.DataFrame(A + 0.5).to_csv(path, index=False, header=False), "first line"),
+        ("id.csv", lambda path: frame(A, id=range(12)).to_csv(path, index=False), "column 'id' looks like an index"),
+        ("cut.npy", lambda path: (np.save(path, A), path.write_bytes(path.read_bytes()[:-4])), "cut.npy .*was cut off"),
+        ("objects.npy", lambda path: np.save(path, np.array([{}]), allow_pickle=True), "pickled Python objects"),
+    ],
+)
+def test_what_would_be_misread_is_refused(tmp_path, name, write, words):
+    write(tmp_path / name)
+    with pytest.raises(ValueError, match=words):
+        read_embeddings(tmp_path / name)
+
+
+def test_what_is_not_used_is_named(tmp_path):
+    np.savez(tmp_path / "x.npz", z=A, targets=LABELS, when=LABELS)
+    found = read_embeddings(tmp_path / "x.npz")
+    assert found.labels.tolist() == LABELS.tolist() and found.note == "Not used: when"
+
+
+@pytest.mark.parametrize(
     ("values", "words"),
     [
         ({"z_a": A[:3]}, r"at least 4 rows and 2 to 8192 columns, got shape \(3, 3\)"),

@@ -89,6 +89,8 @@ def test_refused_when_planned():
         Grid("g", cross={"batch_size": [1]}).plan()
     with pytest.raises(ValueError, match="the same thing"):
         make_config({"lambda_param": 1.0, "lambda_times_d": 1.0})
+    with pytest.raises(ValueError, match="off_diagonal_target is the option 'target' of some losses"):
+        make_config({"off_diagonal_target": -1.0})
     with pytest.raises(FileNotFoundError):
         read_grid("nowhere.toml")
 

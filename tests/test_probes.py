@@ -156,10 +156,11 @@ X, Y = np.arange(20.0).reshape(10, 2), np.arange(10) % 2
         (lambda: few_label_curve({"a": (X, X)}, Y, Y, (5, 6)), r"2 and 5, the rows of class .*got \[5, 6\]"),
         (lambda: few_label_curve({"a": (X, X)}, Y, Y, (2,), seeds=0), r"\[2\] and 0"),
         (lambda: few_label_curve({"a": (X, X[:, :1])}, Y, Y, (5,)), "2 features and test_x 1"),
+        (lambda: few_label_curve(X, Y, X, Y), "features must map a name"),
         (lambda: confusion(Y, Y[:3]), "got 10, 3"),
         (lambda: confusion(Y, Y, ["a"]), r"0 to 0, got also \[1\]"),
     ],
 )
 def test_bad_input(call, quoted):
-    with pytest.raises(ValueError, match=quoted):
+    with pytest.raises((ValueError, TypeError), match=quoted):
         call()
