@@ -44,7 +44,7 @@ def plot_ablation(
     ax.set_xticks([position[level] for level in levels], [f"{v:g}" if numeric else str(v) for v in levels])
     ax.set(xlabel=x.replace("_", " "), ylabel=_label(value, evaluation))
     if value == "accuracy":
-        ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        ax.yaxis.set_major_formatter(PercentFormatter(1))
         low, high = ax.get_ylim()  # the band of two seeds may leave what an accuracy can be
         ax.set_ylim(max(low, 0), min(high, 1))
     if hue is not None:

@@ -251,7 +251,7 @@ trained = {
     )
     for shared in SHARED
 }
-compare_cross_correlations({f"shared: {name}": run.snapshots[max(run.snapshots)] for name, run in trained.items()})
+compare_cross_correlations({f"shared: {name}": run.snapshots[max(run.snapshots)] for name, run in trained.items()});
 
 # %% [markdown]
 # The matrices tell *that* the views agree. For *what* they agree on, we compare the projections of single test scenes with

@@ -369,7 +369,8 @@ print(table.attrs["command"])
 table["rule"] = table["lambda_param"].map({0.005: "0.005"}).fillna(table["lambda_times_d"].map("{:g}/d".format))
 table["λ"] = table["lambda_param"].fillna(table["lambda_times_d"] / table["d"])
 assert (table["state"] == "finished").all()
-plot_ablation(table, "λ", "d", plt.subplots(figsize=(8, 4), layout="constrained")[1]).tick_params(axis="x", rotation=60)
+ax = plot_ablation(table, "λ", "d", plt.subplots(figsize=(8, 4), layout="constrained")[1])
+ax.set_xticks([0.0001, 0.001, 0.005, 0.01, 0.1], ["0.0001", "0.001", "0.005", "0.01", "0.1"])
 for d, part in table.groupby("d"):
     for rule in part["rule"].unique():
         if rule != "1/d":
@@ -379,7 +380,7 @@ for d, part in table.groupby("d"):
 table = read_table(RESULTS / "ablation_target.csv")
 print(table.attrs["command"])
 assert (table["state"] == "finished").all()
-plot_ablation(table, "off_diagonal_target", "loss").tick_params(axis="x", rotation=30)
+plot_ablation(table, "off_diagonal_target").tick_params(axis="x", rotation=30)
 targets = [
     paired_difference(table, "off_diagonal_target", 0.0, t, names=("target 0", f"target {t:g}"))
     for t in table["off_diagonal_target"].unique() if t != 0

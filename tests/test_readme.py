@@ -32,16 +32,27 @@ def test_every_import_in_the_readme_works():
         exec(line, {})
 
 
+BOTH_OR_NEITHER = "(predictor == '64') == (target == 'stop_gradient')"
+
 # file, cut, factor, first, second, their names
 VERDICTS = [
     ("batch_size", "batch_size == 32", "loss", "barlow_twins", "hsic_ssl", ("Barlow Twins", "HSIC_SSL")),
     ("batch_size", "batch_size == 256", "loss", "barlow_twins", "hsic_ssl", ("Barlow Twins", "HSIC_SSL")),
     ("batch_size", "batch_size == 1024", "loss", "barlow_twins", "hsic_ssl", ("Barlow Twins", "HSIC_SSL")),
-    ("batch_size_updates", "batch_size == 512", "loss", "barlow_twins", "hsic_ssl", ("Barlow Twins", "HSIC_SSL")),
+    ("batch_size_updates", "batch_size == 1024", "loss", "barlow_twins", "hsic_ssl", ("Barlow Twins", "HSIC_SSL")),
+    ("cifar10_batch_size", "batch_size == 64", "loss", "barlow_twins", "hsic_ssl", ("Barlow Twins", "HSIC_SSL")),
+    ("cifar10_batch_size", "batch_size == 1024", "loss", "barlow_twins", "hsic_ssl", ("Barlow Twins", "HSIC_SSL")),
+    ("target", None, "off_diagonal_target", 0.0, -1.0, ("target 0", "target -1")),
     ("symmetry", "loss == 'barlow_twins' and target == 'same'", "predictor", "none", "64",
-     ("Barlow Twins as it is", "with a predictor")),
-    ("symmetry", "loss == 'barlow_twins' and predictor == '64'", "target", "same", "stop_gradient",
-     ("predictor alone", "predictor and stopped gradient")),
+     ("plain Barlow Twins", "with a predictor")),
+    ("symmetry", f"loss == 'barlow_twins' and {BOTH_OR_NEITHER}", "predictor", "none", "64",
+     ("plain Barlow Twins", "with predictor and stopped gradient")),
+    ("symmetry", f"loss == 'negative_cosine' and {BOTH_OR_NEITHER}", "predictor", "none", "64",
+     ("plain negative cosine", "SimSiam")),
+    ("symmetry", f"{BOTH_OR_NEITHER} and (predictor == '64') == (loss == 'negative_cosine')", "loss",
+     "barlow_twins", "negative_cosine", ("plain Barlow Twins", "SimSiam")),
+    ("reference_code", "off_diagonal_target == -1 and not bessel", "unit_rows", False, True,
+     ("the equations", "unit rows first")),
     ("width", "loss == 'barlow_twins'", "d", 64, 8192, ("d = 64", "d = 8192")),
     ("lambda", "d == 2048 and (lambda_times_d == 1 or lambda_times_d == 10)", "lambda_times_d", 1.0, 10.0,
      ("1/d", "10/d")),
