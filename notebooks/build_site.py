@@ -32,12 +32,12 @@ QUESTIONS = {
     "02_hsic_from_scratch": ("What does HSIC see that correlation misses, and when is it significant?", 0),
     "03_between_two_families": ("Which losses repel which pairs, and who collapses without asymmetry?", 3),
     "04_reading_cross_correlation": ("How do I read a heatmap of C, and what does a healthy one look like?", 0),
-    "05_ablation_batch_size": ("Who needs large batches?", 0),
-    "06_ablation_projector_width": ("How wide must the projector be?", 0),
+    "05_ablation_batch_size": ("Who needs large batches?", 2),
+    "06_ablation_projector_width": ("How wide and how deep must the projector be?", 1),
     "07_lambda_and_the_minus_one_target": ("Which lambda, and what becomes of the target -1?", 1),
     "08_kernels_beyond_linear": ("What do kernels other than the linear one see, and does it matter?", 0),
     "09_linear_evaluation": ("How do I ask frozen features what they know, without fooling myself?", 0),
-    "10_your_own_data": ("How do I use this on my own pictures or embeddings?", 0),
+    "10_your_own_data": ("How do I use this on my own pictures, embeddings, network or loop?", 0),
 }
 
 STYLE = """
