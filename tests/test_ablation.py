@@ -206,6 +206,9 @@ def test_command_table_and_pictures(tmp_path, monkeypatch, capsys):
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["32", "64"] and ax.get_xscale() == "log"
     means = frame[frame["loss"] == "hsic_ssl"].groupby("batch_size")["accuracy"].mean()
     np.testing.assert_allclose(ax.get_lines()[1].get_ydata(), means)
+    far = frame.assign(accuracy=np.where(frame["seed"] == 0, 0.05, 0.95))  # a t interval from below 0 to above 1
+    low, high = plot_ablation(far, "batch_size", "loss", evaluation="knn").get_ylim()
+    assert low == 0 and high == 1
     ax = plot_ablation_map(frame, "loss", "batch_size", evaluation="knn")
     assert ax.get_xlabel() == "batch size" and len(ax.texts) == 4
     with pytest.raises(ValueError, match="lacks the columns"):

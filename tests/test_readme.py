@@ -69,7 +69,7 @@ def test_every_verdict_is_that_of_its_table(verdict):
 
 
 def test_the_table_of_batch_sizes_is_the_committed_one():
-    for name in ("batch_size", "batch_size_updates"):
+    for name in ("batch_size", "batch_size_updates", "cifar10_batch_size"):
         means = summarize(read_table(ROOT / f"data/results/ablation_{name}.csv"), ["loss", "batch_size"])
         for loss, part in means.groupby("loss"):
             assert f"| {loss} | {' | '.join(f'{100 * m:.1f}' for m in part['mean'])} |" in TEXT
