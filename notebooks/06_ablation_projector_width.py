@@ -187,6 +187,23 @@ assert paired_difference(table[table["d"] == 64], "rule", "1/d", "10/d").high < 
 # later, and with five of them nearly all intervals above hold 0; only at $d = 64$ is $10/d$ shown to be worse. (Whoever
 # sees no gain from width with a fixed $\lambda$ may be seeing $\lambda$.)
 #
+# And on photographs? The same rules at $d = 128$ on CIFAR-10 (`data/grids/cifar10_lambda.toml`, the first 10 240 training pictures):
+
+# %%
+photographs = read_table(RESULTS / "ablation_cifar10_lambda.csv")
+photographs["rule"] = photographs["lambda_times_d"].map(lambda c: "fixed 0.005" if pd.isna(c) else f"{c:g}/d")
+print(photographs.attrs["command"], "| seeds:", photographs["seed"].nunique())
+assert (photographs["state"] == "finished").all()
+moved = {rule: paired_difference(photographs, "rule", "1/d", rule) for rule in ("0.1/d", "10/d", "fixed 0.005")}
+for difference in moved.values():
+    print(difference)
+assert moved["0.1/d"].high < 0 < moved["10/d"].low
+summarize(photographs, ["rule"]).round(3)
+
+# %% [markdown]
+# **The other way round**: on CIFAR-10 ten times $1/d$ is ahead and a tenth behind, and these intervals leave 0 out. $1/d$ is a unit in which to
+# measure $\lambda$ at any width; its best multiple depends on the data and has to be tried.
+#
 # ## 4. What width does to the features
 #
 # RankMe counts how many directions the encoder's test features really use (`09_linear_evaluation`). The encoder has 128 features

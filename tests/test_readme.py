@@ -56,6 +56,7 @@ VERDICTS = [
     ("width", "loss == 'barlow_twins'", "d", 64, 8192, ("d = 64", "d = 8192")),
     ("lambda", "d == 2048 and (lambda_times_d == 1 or lambda_times_d == 10)", "lambda_times_d", 1.0, 10.0,
      ("1/d", "10/d")),
+    ("cifar10_lambda", "lambda_times_d == 1 or lambda_times_d == 10", "lambda_times_d", 1.0, 10.0, ("1/d", "10/d")),
     ("kernel", None, "kernel", "linear", "imq", ("linear", "inverse multiquadric")),
 ]
 
