@@ -26,7 +26,7 @@ from sklearn.metrics import log_loss
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
-from hsic_lab.hardware import processor
+from hsic_lab.hardware import hardware
 from hsic_lab.probes import fast_probe
 
 RESULTS = Path(__file__).parent.parent / "data" / "results"
@@ -84,9 +84,8 @@ def main() -> None:
         rows += measure(*size, tolerance, args.device, args.threads)
         print(pd.DataFrame(rows[-2:]).to_string(header=len(rows) == 2), flush=True)
     table = pd.DataFrame(rows)
-    accelerator = f"{torch.cuda.get_device_name()}, " if args.device == "cuda" else ""
     load = f", load average {os.getloadavg()[1]:.1f} on {os.cpu_count()} cores" if hasattr(os, "getloadavg") else ""
-    table["hardware"] = f"{accelerator}{processor()}, {args.threads} threads{load}"
+    table["hardware"] = f"{hardware(torch.device(args.device))}, {args.threads} threads{load}"
     versions = f"Python {platform.python_version()}, torch {torch.__version__}, scikit-learn {sklearn.__version__}"
     table["versions"] = versions
     table["command"] = " ".join(["python benchmarks/probes.py", *sys.argv[1:]])

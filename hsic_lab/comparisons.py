@@ -68,11 +68,10 @@ def paired_difference(
         if side.empty:
             raise ValueError(f"no run has {factor} = {level!r}; there are {sorted(frame[factor].unique(), key=str)}")
         if len(twice := side.loc[side["seed"].duplicated(), "seed"]):
-            varies = [name for name in side.columns[: side.columns.get_loc("seed")] if side[name].nunique(False) > 1]
-            raise ValueError(
-                f"seed {twice.iloc[0]} of {factor} = {level!r} stands twice: cut the frame down to one level of "
-                f"{', '.join(name for name in varies if name not in ('run', factor))}"
-            )
+            settings = side.columns[: side.columns.get_loc("seed")].drop(["run"], errors="ignore")
+            varies = ", ".join(name for name in settings if side[name].nunique(dropna=False) > 1)
+            remedy = f"cut the frame down to one level of {varies or 'everything else'}"
+            raise ValueError(f"seed {twice.iloc[0]} of {factor} = {level!r} stands twice: {remedy}")
         sides.append(side.set_index("seed")[value])
     both = pd.concat(sides, axis=1, keys=["first", "second"]).dropna()
     if both.empty:

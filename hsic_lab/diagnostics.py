@@ -34,6 +34,7 @@ VERDICTS = (
     "complete collapse", "branch anti-alignment", "unrelated views", "dimensional collapse", "redundant", "healthy",
     "not judged",
 )
+FAULTS = VERDICTS[:4]  # the alarms; "redundant" is usual for features that no loss has decorrelated
 Row = dict[str, str | float]
 
 
@@ -171,15 +172,15 @@ def _correlation_rows(z_a: Tensor, z_b: Tensor | None) -> list[Row]:
     )
     if z_b is None:
         return [redundancy_row]
-    agreement = (x * y).sum(dim=1, dtype=torch.float64)
-    least = 3 * float(agreement.std()) / math.sqrt(n) / d
+    agreement = (x * y).sum(dim=1, dtype=torch.float64) / d
+    least = 3 * float(agreement.std()) / math.sqrt(n)
     value, error = _feature_sums(x, y)
     zero = any(bool((z == 0).all(dim=1).any()) for z in (z_a, z_b))
     return [
         redundancy_row,
         _row(
-            "mean_diagonal", agreement.mean() / d, "mean correlation of a feature with itself in the other view",
-            f">= 3 standard errors = {least:.3g}", agreement.mean() / d >= least if alive else None, "unrelated views",
+            "mean_diagonal", agreement.mean(), "mean correlation of a feature with itself in the other view",
+            f">= 3 standard errors = {least:.3g}", agreement.mean() >= least if alive else None, "unrelated views",
         ),
         _row(
             "feature_sum_covariance", value, "1'C1: do the branches agree in the sum of their features?",

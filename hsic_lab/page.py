@@ -11,6 +11,8 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
+from hsic_lab.diagnostics import FAULTS
+
 _STYLE = """
 body { font: 16px/1.55 system-ui, "Segoe UI", Helvetica, Arial, sans-serif; color: #1c2024; background: #fff;
        max-width: 62rem; margin: 2.5rem auto; padding: 0 1.5rem; }
@@ -98,5 +100,5 @@ def _cell(name: str, value: object) -> str:
     if isinstance(value, int):
         return f'<td class="number">{value}</td>'
     words = html.escape(str(value).replace("_", " ") if name == "diagnostic" else str(value))
-    alarm = name == "verdict" and value not in ("healthy", "redundant", "not judged")
+    alarm = name == "verdict" and value in FAULTS
     return f'<td class="alarm">{words}</td>' if alarm else f"<td>{words}</td>"

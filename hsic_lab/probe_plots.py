@@ -6,11 +6,11 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.ticker import NullLocator, PercentFormatter
 
+from hsic_lab.diagnostics import FAULTS
 from hsic_lab.heatmaps import PALETTE, QUIET, SEQUENTIAL, axes_or_new
 from hsic_lab.probes import few_label_summary
 
 _MARKERS = "osD^vP"
-_INKS = {"healthy": PALETTE[2], "not judged": QUIET}  # everything else is a fault
 
 
 def plot_few_labels(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
@@ -80,16 +80,16 @@ def plot_confusion(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
 def plot_diagnostics(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """The frame of `diagnostics.diagnose` as a board: a line a diagnostic, its value, its verdict and the rule for it.
 
-    A filled circle is healthy, a cross a fault, an empty circle is not judged.
+    A filled circle is healthy, a cross a fault (`diagnostics.FAULTS`), an empty circle neither.
     """
     wanted = ["diagnostic", "value", "verdict", "threshold"]
     if missing := [column for column in wanted if column not in frame]:
         raise ValueError(f"the frame lacks the columns {missing}, it has {list(frame.columns)}")
     ax = axes_or_new(ax, 8.4, 0.6 + 0.26 * len(frame))
     for line, row in enumerate(frame[wanted].itertuples(index=False)):
-        ink = _INKS.get(row.verdict, PALETTE[3])
-        marker = "o" if row.verdict in _INKS else "X"
-        ax.plot(0, line, marker, color=ink, markerfacecolor="none" if row.verdict == "not judged" else ink)
+        fault, healthy = row.verdict in FAULTS, row.verdict == "healthy"
+        ink = PALETTE[3] if fault else PALETTE[2] if healthy else QUIET
+        ax.plot(0, line, "X" if fault else "o", color=ink, markerfacecolor=ink if fault or healthy else "none")
         value = f"{int(row.value)}" if float(row.value).is_integer() else f"{row.value:.3g}"
         ax.text(0.42, line, value, ha="right", va="center", fontsize="small")
         ax.text(0.5, line, row.verdict, va="center", color=ink, fontsize="small")

@@ -165,10 +165,17 @@ class _Solver:
     def fit(self, C: float, tolerance: float) -> int:
         """Minimise the mean objective; returns the iterations, raises RuntimeError without convergence."""
         # Most of the way in float32, at half the price; it ends early where float32 no longer tells losses apart.
-        iterations = self._descend(self.rough, C, max(tolerance, _ROUGH_TOLERANCE), smallest_change=1e-9)
-        return iterations + self._descend(self.x, C, tolerance, smallest_change=0)
+        rough, _ = self._descend(self.rough, C, max(tolerance, _ROUGH_TOLERANCE), smallest_change=1e-9)
+        exact, largest = self._descend(self.x, C, tolerance, smallest_change=0)
+        if not largest <= tolerance:
+            raise RuntimeError(
+                f"the probe did not converge: at C = {C:g} the gradient's largest entry is {largest:.2g}, above "
+                f"{tolerance:g}"
+            )
+        return rough + exact
 
-    def _descend(self, x: Tensor, C: float, tolerance: float, smallest_change: float) -> int:
+    def _descend(self, x: Tensor, C: float, tolerance: float, smallest_change: float) -> tuple[int, float]:
+        """Iterations, and the largest entry of the gradient where they end."""
         weights, intercept = (p.to(x.dtype).requires_grad_() for p in (self.weights, self.intercept))
         optimizer = torch.optim.LBFGS(
             [weights, intercept], max_iter=_MAX_ITERATIONS, max_eval=4 * _MAX_ITERATIONS, tolerance_grad=tolerance,
@@ -183,16 +190,10 @@ class _Solver:
 
         with torch.enable_grad():
             optimizer.step(closure)
-            if x is self.x:
-                closure()
-                largest = max(float(weights.grad.abs().max()), float(intercept.grad.abs().max()))
-                if not largest <= tolerance:
-                    raise RuntimeError(
-                        f"the probe did not converge: at C = {C:g} the gradient's largest entry is {largest:.2g}, "
-                        f"above {tolerance:g}"
-                    )
+            closure()
+        largest = max(float(weights.grad.abs().max()), float(intercept.grad.abs().max()))
         self.weights, self.intercept = weights.detach().to(self.x.dtype), intercept.detach().to(self.x.dtype)
-        return optimizer.state[weights]["n_iter"]
+        return optimizer.state[weights]["n_iter"], largest
 
     def objective(self, C: float) -> float:
         """scikit-learn's objective, `C sum_i log-loss_i + |W|^2 / 2`."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import hsic_lab
 from hsic_lab.correlation import cross_correlation
-from hsic_lab.diagnostics import diagnose
+from hsic_lab.diagnostics import FAULTS, diagnose
 from hsic_lab.embeddings import Embeddings, read_embeddings
 from hsic_lab.files import replace_file
 from hsic_lab.findings import independence_table, probe_table, sample, similarity_table
@@ -100,7 +100,7 @@ def report_html(found: Embeddings, reference: Tensor | None = None) -> str:
         facts += f". Labels and cloud are of other rows: {' x '.join(map(str, found.features.shape))} features"
     if found.note:
         facts += f". {found.note}"
-    good = {"healthy": True, "redundant": None, "not judged": None}.get(verdict, False)
+    good = True if verdict == "healthy" else False if verdict in FAULTS else None
     headline = f"Verdict: {verdict}"
     footer = f"Made by hsic_lab {hsic_lab.__version__} (hsic-lab inspect), torch {torch.__version__}."
     return make_page(found.name, facts, (headline, VERDICTS[verdict], good), sections, footer)
