@@ -16,8 +16,7 @@ def as_samples(x: Tensor | np.ndarray, name: str) -> Tensor:
     if x.dim() != 2 or x.shape[1] == 0:
         raise ValueError(f"{name} must have shape (n, p) or (n,), got {tuple(x.shape)}")
     if not x.is_floating_point():
-        remedy = f"{name}.double() for numbers, a Delta() kernel for classes"
-        raise TypeError(f"{name} must be floating point, got {x.dtype}: {remedy}")
+        raise TypeError(f"{name} must be floating point, got {x.dtype}; convert it, for instance {name}.double()")
     if not torch.isfinite(x.detach()).all():
         raise ValueError(f"{name} holds {int((~torch.isfinite(x.detach())).sum())} values that are NaN or infinite")
     return at_least_float32(x)

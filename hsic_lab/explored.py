@@ -16,6 +16,7 @@ from hsic_lab.pairs import SNAPSHOT_PAIRS
 from hsic_lab.runs import Run
 
 Projections = tuple[Tensor, Tensor]
+Source = Run | str | os.PathLike | Projections
 
 
 @dataclass(eq=False)
@@ -35,13 +36,13 @@ class Explored:
 
 
 def explored(
-    source: Run | tuple[Tensor, Tensor] | Mapping[str, Run | tuple[Tensor, Tensor]] | None,
-    images: tuple[Tensor, Tensor] | None, samples: int,
+    source: Source | Mapping[str, Source] | None, images: tuple[Tensor, Tensor] | None, samples: int
 ) -> dict[str, Explored]:
     """The panels by name; `samples` is the number of pairs behind the snapshots of a run."""
     if source is None:
         return {}
     if not isinstance(source, Mapping):
+        source = Run.load(source) if isinstance(source, str | os.PathLike) else source
         source = {source.folder.name if isinstance(source, Run) else "C": source}
     return {name: _panel(name, one, images, samples) for name, one in source.items()}
 
@@ -74,8 +75,7 @@ def both_views(images: Tensor | Sequence[Tensor] | None) -> tuple[Tensor, Tensor
 
 
 def _panel(
-    name: str, source: Run | str | os.PathLike | tuple[Tensor, Tensor], images: tuple[Tensor, Tensor] | None,
-    samples: int,
+    name: str, source: Source, images: tuple[Tensor, Tensor] | None, samples: int
 ) -> Explored:
     if isinstance(source, str | os.PathLike):
         source = Run.load(source)

@@ -32,7 +32,10 @@ class Kernel:
 
     def samples(self, x: Tensor | np.ndarray, name: str) -> Tensor:
         """`x` as an `(n, p)` tensor that the kernel accepts; raises ValueError or TypeError."""
-        return as_samples(x, name)
+        try:
+            return as_samples(x, name)
+        except TypeError as error:
+            raise TypeError(f"{error} (class labels take the kernel Delta())") from None
 
     def fit(self, x: Tensor) -> "Kernel":
         """The kernel with every bandwidth that is a rule replaced by its value on `x`."""

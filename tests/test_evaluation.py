@@ -40,6 +40,11 @@ def images(n=7):
 # --- features
 
 
+def test_arrays_are_no_images():
+    with pytest.raises(TypeError, match=r"images must be a torch.Tensor, got ndarray; torch.as_tensor makes one"):
+        extract_features(nn.Identity(), np.ones((4, 13)))
+
+
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 512])
 def test_features_are_the_eval_mode_output(batch_size):
     net = encoder()

@@ -18,7 +18,7 @@ from hsic_lab.explorer import CorrelationExplorer
 from hsic_lab.heatmaps import DIVERGING
 from hsic_lab.notebooks import WIDGET, to_html
 from hsic_lab.runs import Run
-from hsic_lab.training import Event
+from hsic_lab.training import Event, TrainConfig, train
 
 
 def projections(n=30, d=6, seed=0):
@@ -84,6 +84,12 @@ def test_cell_brings_samples_and_pictures():
         np.testing.assert_array_equal(shown, view[column.argmax()].permute(1, 2, 0))
     explorer.cell = []
     assert explorer.behind == {}
+
+
+def test_a_folder_is_the_run_in_it(tmp_path):
+    run = train(TrainConfig(dataset="digits", epochs=1, width=1, projector=(4,)), tmp_path / "run", progress=False)
+    assert CorrelationExplorer(tmp_path / "run").latest["matrix"] == CorrelationExplorer(run).latest["matrix"]
+    assert CorrelationExplorer(str(tmp_path / "run")).panels == CorrelationExplorer(run).panels
 
 
 def test_run_projects_its_images_with_its_own_networks(tmp_path):

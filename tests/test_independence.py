@@ -117,6 +117,11 @@ def test_the_pvalue_counts_the_null_and_the_observed(test, n):
     assert result.pvalue == (1 + int((result.null >= result.statistic).sum())) / (1 + len(result.null))
 
 
+def test_labels_without_their_kernel_are_told_which():
+    with pytest.raises(TypeError, match=r"y must be floating point, got torch.int64.*the kernel Delta\(\)"):
+        permutation_test(normal(20, 2), torch.arange(20) % 3)
+
+
 def test_ties_count_against_rejection():
     """With two levels a side the statistic depends on one integer, the count of (1, 1): ties are known exactly."""
     x = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1, 1, 0.0])

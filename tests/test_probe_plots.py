@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from hsic_lab.diagnostics import diagnose
+from hsic_lab.diagnostics import FAULTS, diagnose
 from hsic_lab.plots import PALETTE, plot_confusion, plot_diagnostics, plot_few_labels
 from hsic_lab.probes import confusion, few_label_summary
 
@@ -81,6 +81,15 @@ def test_the_board_says_what_the_frame_says():
     assert [label.get_text() for label in ax.get_yticklabels()] == FRAME["diagnostic"].str.replace("_", " ").tolist()
     for verdict, threshold in FRAME[["verdict", "threshold"]].itertuples(index=False):
         assert verdict in words and (threshold in words) == (verdict != "not judged")
+
+
+def test_the_board_crosses_faults_alone():
+    z = torch.randn(200, 5, generator=torch.Generator().manual_seed(0))
+    frame = pd.concat([diagnose(z, z.roll(1, 0)), diagnose(z.repeat(1, 3))])
+    assert {"unrelated views", "redundant", "healthy", "not judged"} <= set(frame["verdict"])
+    for line, verdict in zip(plot_diagnostics(frame).lines, frame["verdict"], strict=True):
+        assert line.get_marker() == ("X" if verdict in FAULTS else "o")
+        assert (line.get_markerfacecolor() == "none") == (verdict in ("redundant", "not judged"))
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,7 @@ def test_the_choice_and_the_accuracy_are_the_linear_probes(digits, dtype):
     assert fast.coef.dtype == torch.float64 and fast.coef.shape == (10, 64) and fast.seconds > 0 and fast.iterations > 1
     assert (fast.n_train, fast.n_test, fast.classes.tolist()) == (600, 400, list(range(10)))
     assert fast.accuracy == np.mean(fast.predictions == test_y)
+    assert len(repr(fast)) < 500  # a line or two, without the arrays
 
 
 def test_test_labels_choose_nothing_and_constant_columns_count_nothing(digits):

@@ -6,12 +6,13 @@ import zipfile
 from html.parser import HTMLParser
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors.numpy import save_file
 from sklearn.decomposition import PCA
 
-from hsic_lab import cli
+from hsic_lab import cli, diagnostics
 from hsic_lab.cka import cka
 from hsic_lab.correlation import cross_correlation
 from hsic_lab.diagnostics import diagnose
@@ -70,8 +71,8 @@ def test_page_of_two_views(tmp_path):
     assert "<i>mine</i> & yours.npz" in words and f"two views of {N} rows and {D} features; 3 kinds of labels" in words
     frame = diagnose(A, B)
     assert f"Verdict: {frame.attrs['verdict']}" in words and VERDICTS[frame.attrs["verdict"]] in words
-    diagnostics, probe, similarity, tests = page.tables
-    assert diagnostics[1:] == [
+    board, probe, similarity, tests = page.tables
+    assert board[1:] == [
         [r.diagnostic.replace("_", " "), f"{r.value + 0.0:.4g}", r.verdict, r.threshold, r.meaning]
         for r in frame.itertuples()
     ]
@@ -103,13 +104,24 @@ def test_page_of_one_view_and_its_sources(tmp_path):
         (OTHER, -OTHER, "branch anti-alignment"),
         (OTHER, OTHER + 0.1, "healthy"),
         (torch.cat([OTHER, OTHER], 1), None, "redundant"),
+        (OTHER, OTHER.roll(1, 0), "unrelated views"),
     ],
 )
 def test_verdict_stands_at_the_top(z_a, z_b, verdict, tmp_path):
     labels = np.arange(len(z_a)) % 2
-    page = page_of(write_report(Embeddings(z_a, z_b, labels), tmp_path / "page.html"))
+    path = write_report(Embeddings(z_a, z_b, labels), tmp_path / "page.html")
+    page, text = page_of(path), path.read_text()
     assert f"Verdict: {verdict}" in page.words
+    kind = {"healthy": " good", "redundant": ""}.get(verdict, " bad")  # correlated features are no alarm
+    assert f'class="verdict{kind}"' in text and (f'class="alarm">{verdict}' in text) == (kind == " bad")
     assert "nan" not in " ".join(page.words).lower().split()
+
+
+def test_the_reader_is_told_what_was_judged_and_what_was_not_used(tmp_path):
+    assert set(VERDICTS) == set(diagnostics.VERDICTS)
+    found = Embeddings(A, B, np.arange(100) % 2, features=OTHER[:100], note="Not used: when")
+    words = " ".join(page_of(write_report(found, tmp_path / "page.html")).words)
+    assert "Labels and cloud are of other rows: 100 x 5 features. Not used: when" in words
 
 
 def test_similarity_and_independence_of_unrelated_views():
@@ -139,6 +151,12 @@ def test_a_killed_write_leaves_the_previous_page(tmp_path, monkeypatch):
     with pytest.raises(UnicodeEncodeError):
         write_report(B, path)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_pvalue_below_all_floats_is_no_zero():
+    table = pd.DataFrame({"statistic": [0.0], "pvalue": [0.0]})
+    page = Page(make_page("t", "", ("v", "w", None), [Section("s", [], tables=[table])], ""))
+    assert page.tables == [[["statistic", "pvalue"], ["0", "< 1e-300"]]]
 
 
 def test_everything_given_is_escaped():

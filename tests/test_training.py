@@ -202,7 +202,7 @@ def test_no_run_is_overwritten_and_no_other_folder_is_a_run(tmp_path, scenes):
     with pytest.raises(FileNotFoundError, match="is not a run"):
         Run.load(tmp_path)
     (tmp_path / "run" / SNAPSHOTS).unlink()
-    with pytest.raises(FileNotFoundError, match=SNAPSHOTS):
+    with pytest.raises(FileNotFoundError, match=f"{SNAPSHOTS} is not there: the run was never saved whole"):
         Run.load(tmp_path / "run")
     assert (tmp_path / "run" / HISTORY).exists()
 
