@@ -768,6 +768,10 @@ assert verdicts["negative cosine", "both"].low > 0 > verdicts["Barlow Twins", "b
 assert verdicts["Barlow Twins", "predictor"].high < 0
 for method in ("Barlow Twins", "negative cosine"):
     assert abs(verdicts[method, "stop-gradient"].mean) < 0.01
+assert verdicts["negative cosine", "predictor"].low < 0 < verdicts["negative cosine", "predictor"].high
+gained = {(method, way): round(100 * verdicts[method, way].mean, 1) for method, way in verdicts}
+assert 16.5 < gained["negative cosine", "both"] < 17.5
+assert -4.5 < gained["Barlow Twins", "predictor"] < -3.5 and -7 < gained["Barlow Twins", "both"] < -6
 
 # %% [markdown]
 # **Only the method without a contrast needs the asymmetry**: the negative cosine gains some seventeen points from both halves together, and nothing

@@ -37,6 +37,7 @@ RESULTS = Path("../data/results")
 
 # %%
 import matplotlib.pyplot as plt
+import numpy as np
 import torch
 
 from hsic_lab.ablation import read_table, run_ablation
@@ -129,6 +130,7 @@ for method in means.index:
         f"{largest}: {means.loc[method, largest] - means.loc[method].max():+.1%}"
     )
 assert (best <= 128).all()  # with the passes fixed nobody needs a large batch
+assert (means.max(axis=1) - means[largest] > 0.09).all()
 
 # %% [markdown]
 # With the passes fixed **nobody needs a large batch, not even SimCLR**: each loss is at its best at one of the two smallest
@@ -157,14 +159,17 @@ larger = {loss: paired_difference(gains, "loss", "barlow_twins", loss, names=("B
 for difference in larger.values():
     print("gain from 32 to 1024:", difference)
 assert larger["hsic_ssl"].low < 0 < larger["hsic_ssl"].high and gains.groupby("loss")["accuracy"].mean().min() > 0.2
-assert min(larger[loss].low for loss in ("vicreg", "nt_xent")) > 0 and larger["ssl_hsic"].mean > 0.1
+others = ["vicreg", "nt_xent", "ssl_hsic"]
+assert min(larger[loss].low for loss in others) > 0
+two, three = [NAMES["barlow_twins"], NAMES["hsic_ssl"]], [NAMES[loss] for loss in others]
+assert np.ptp(at[32]) < 0.04 and (at.loc[three, 128:].min() > at.loc[two, 128:].max()).all()
 
 # %% [markdown]
 # With the updates fixed the picture turns round: **all five gain all the way, and the other three more than the two
-# cross-correlation losses.** At 32 they are all alike, where nothing has been learned yet; at 1024 they are far apart. How much of it is the
+# cross-correlation losses.** At 32 they are all alike, where little has been learned yet; from 128 on they part. How much of it is the
 # batch, and how much the pairs that come with it, this grid cannot tell (exercise 1). The report's claim
 # survives in a weak form: nobody *needed* large batches here, and Barlow Twins and HSIC_SSL profit less from them than the others. In
-# these short trainings, with $\lambda = 1/d$, they are also behind the other three wherever those have learned something.
+# these short trainings, with $\lambda = 1/d$, they are also behind the other three from 128 on.
 #
 # ## 3. Is one of the report's two losses better?
 #
@@ -196,12 +201,12 @@ plot_ablation(photographs, "batch_size", "method").set_title("CIFAR-10, small Co
 for n, part in photographs.groupby("batch_size"):
     difference = paired_difference(part, "loss", "barlow_twins", "hsic_ssl", names=("Barlow Twins", "HSIC_SSL"))
     print(f"batch {n}: {difference}")
-    assert -0.01 < difference.low < 0 < difference.high < 0.01
+    assert -0.01 < difference.low < 0 < difference.high < 0.01 and abs(difference.mean) < 0.005
     for other in ("vicreg", "nt_xent", "ssl_hsic"):
         ahead = paired_difference(part, "loss", "barlow_twins", other, names=("Barlow Twins", NAMES[other]))
         print(f"batch {n}: {ahead}")
-        assert 0 < ahead.mean < 0.04
-assert (at.idxmax(axis=1) <= 256).all() and (at.max(axis=1) - at[1024] < 0.035).all()
+        assert 0.01 < ahead.mean < 0.04 and ahead.low > 0
+assert (at.idxmax(axis=1) <= 256).all() and (at.max(axis=1) - at[1024]).between(0.01, 0.035).all()
 
 # %% [markdown]
 # Barlow Twins and HSIC_SSL are within half a point of each other at every batch size, and again nobody needs a large one: with the

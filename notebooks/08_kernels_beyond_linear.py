@@ -399,6 +399,9 @@ kernels = [paired_difference(table, "kernel", "linear", kernel) for kernel in ("
 for difference in kernels:
     print(difference)
 assert all(difference.low > 0 for difference in kernels)
+assert 0.06 < kernels[0].mean < 0.08 and 0.09 < kernels[1].mean < 0.11
+print(between := paired_difference(table, "kernel", "gaussian", "imq"))
+assert between.low < 0 < between.high
 summarize(table, ["kernel"]).round(3)
 
 # %% [markdown]
