@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import nbformat
-from jupyter_client import AsyncKernelManager
+from jupyter_client import AsyncKernelClient, AsyncKernelManager
+from jupyter_client.channels import AsyncZMQSocketChannel
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from nbclient import NotebookClient
 from nbconvert import HTMLExporter
@@ -25,6 +26,22 @@ class _ThisInterpreter(KernelSpecManager):
             argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
             display_name="Python 3", language="python",
         )
+
+
+class _ShellChannel(AsyncZMQSocketChannel):
+    """A channel on which sending cannot hide that a reply has come.
+
+    A cell that shows widgets makes the client send while it waits for that cell's reply on the same socket. The
+    inherited `send` goes past the asyncio socket, which is then never woken for a reply of just that moment, and
+    execution stands still until the cell's timeout (nbclient issue 312); the asyncio socket's own send looks again.
+    """
+
+    def send(self, msg: dict) -> None:
+        self.socket.send_multipart(self.session.serialize(msg))
+
+
+class _Client(AsyncKernelClient):
+    shell_channel_class = _ShellChannel
 
 
 def execute(
@@ -63,7 +80,9 @@ def run(
     # Backends of other front ends (Agg from a test run, an IDE's) would leave the notebook without pictures.
     inherited = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}
     with tempfile.TemporaryDirectory() as folder:
-        manager = AsyncKernelManager(kernel_spec_manager=_ThisInterpreter(), connection_file=f"{folder}/kernel.json")
+        manager = AsyncKernelManager(
+            kernel_spec_manager=_ThisInterpreter(), connection_file=f"{folder}/kernel.json", client_factory=_Client
+        )
         if os.name == "posix":
             manager.transport = "ipc"  # sockets that are files: no port to race for, nobody else can listen
         client = NotebookClient(notebook, km=manager, timeout=timeout, record_timing=False, coalesce_streams=True)

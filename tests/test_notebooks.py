@@ -1,6 +1,7 @@
 """The notebooks run, their committed outputs are those of their sources, and the machinery does what it says."""
 
 import ast
+import asyncio
 import importlib.util
 import json
 import os
@@ -8,14 +9,18 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 
 import nbformat
 import pytest
+import zmq
+import zmq.asyncio
+from jupyter_client.session import Session
 from nbclient.exceptions import CellExecutionError, CellTimeoutError
 
-from hsic_lab.notebooks import WIDGET, execute, to_html, write_atomically
+from hsic_lab.notebooks import WIDGET, _Client, execute, to_html, write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
 _spec = importlib.util.spec_from_file_location("notebooks_build", ROOT / "notebooks" / "build.py")
@@ -51,6 +56,30 @@ def test_executes_in_the_fast_setting(source, tmp_path):
     nbformat.write(build.convert(source), path)
     done = execute(path, cwd=source.parent, environment=environment)
     assert [cell.execution_count for cell in code_cells(done)] == list(range(1, len(code_cells(done)) + 1))
+
+
+def test_a_reply_that_comes_while_the_client_sends_is_noticed(tmp_path):
+    # What a cell that shows widgets does; the inherited channel is never woken here (nbclient issue 312).
+    async def lesson():
+        address, session = f"ipc://{tmp_path}/shell", Session(key=b"secret")
+        kernel = zmq.Context.instance().socket(zmq.DEALER)
+        socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
+        with kernel, socket:
+            kernel.bind(address)
+            socket.connect(address)
+            channel = _Client.shell_channel_class(socket, session)
+            channel.send(session.msg("execute_request"))
+            assert session.recv(kernel, mode=0)[1]["msg_type"] == "execute_request"
+            reply = asyncio.ensure_future(channel.get_msg())
+            await asyncio.sleep(0.2)  # by now it waits in the event loop
+            session.send(kernel, "execute_reply", {"status": "ok"})
+            time.sleep(0.2)  # the reply arrives while the loop is busy with this
+            channel.send(session.msg("comm_msg", {"data": 1}))
+            return await asyncio.wait_for(reply, 10), session.recv(kernel, mode=0)[1]
+
+    reply, sent = asyncio.run(lesson())
+    assert reply["content"] == {"status": "ok"}
+    assert sent["msg_type"] == "comm_msg" and sent["content"] == {"data": 1}
 
 
 @each_notebook
