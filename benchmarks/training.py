@@ -21,6 +21,7 @@ import pandas as pd
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from hsic_lab.allocation import freed_memory_kept
 from hsic_lab.config import TrainConfig
 from hsic_lab.datasets import ImageData, load
 from hsic_lab.files import replace_file
@@ -123,7 +124,8 @@ def main() -> None:
                 precision=arguments.precision, compile=arguments.compile,
             )
             last = (encoder, batch) == (arguments.encoders[-1], arguments.batches[-1])
-            rows.append(measure(config, data, arguments.steps, arguments.peak, last))
+            with freed_memory_kept():  # as `train` does
+                rows.append(measure(config, data, arguments.steps, arguments.peak, last))
     table = pd.DataFrame(rows)
     cpu = f"{processor()}, {torch.get_num_threads()} threads of {os.cpu_count()} cores"
     hardware = torch.cuda.get_device_name() if arguments.device.startswith("cuda") else cpu

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hsic_lab.allocation import freed_memory_kept
 from hsic_lab.checkpoints import FOLDER, load_checkpoint, remove_checkpoints
 from hsic_lab.config import LOSSES, TrainConfig
 from hsic_lab.datasets import ImageData, default, load
@@ -64,7 +65,7 @@ def train(
     config = config if encoder is None else replace(config, encoder="custom")
     data = data or (default() if config.dataset == "default" else load(config.dataset))
     config = replace(config, dataset=data.name)
-    with processes(device):
+    with processes(device), freed_memory_kept():
         return _train(config, folder, data, device, progress, resume, encoder, views, callbacks)
 
 

@@ -1,0 +1,39 @@
+"""A training's freed memory is used again, and is the system's again afterwards."""
+
+import platform
+import resource
+from pathlib import Path
+
+import pytest
+import torch
+
+from hsic_lab.allocation import freed_memory_kept
+
+pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc only")
+BYTES = 1 << 28
+
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def page_faults_of_a_tensor(size):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(size // 4)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+def test_freed_memory_is_used_again_and_given_back():
+    with pytest.raises(KeyError), freed_memory_kept():
+        page_faults_of_a_tensor(BYTES)
+        kept = resident()
+        assert page_faults_of_a_tensor(BYTES // 2) < BYTES / resource.getpagesize() / 100
+        raise KeyError("an error on the way changes nothing")
+    assert kept - resident() > 0.9 * BYTES
+
+
+def test_elsewhere_nothing_happens(monkeypatch):
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
+    monkeypatch.setattr("ctypes.CDLL", None)
+    with freed_memory_kept():
+        pass
