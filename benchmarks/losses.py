@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hsic_lab.hardware import processor
 from hsic_lab.losses import BarlowTwinsLoss
 
 RESULTS = Path(__file__).parent.parent / "data" / "results"
@@ -177,7 +178,7 @@ def main() -> None:
             }
             print(n, d, {row["loss"]: row.get("milliseconds", row["skipped"]) for row in rows[-3:]}, flush=True)
     table = pd.DataFrame(rows)
-    cpu = f"{platform.machine()}, {args.threads} threads"
+    cpu = f"{processor()}, {args.threads} threads"
     hardware = torch.cuda.get_device_name() if args.device == "cuda" else cpu
     load = f", load average {os.getloadavg()[1]:.1f} on {os.cpu_count()} cores" if hasattr(os, "getloadavg") else ""
     table["hardware"] = f"{hardware}, {flops / 1e9:.0f} GFLOP/s in float32{load}"
