@@ -68,21 +68,25 @@ def run_ablation(
     grid = grid if seeds is None else replace(grid, seeds=seeds)
     folder = Path(folder).absolute()
     plan = _named_data(grid.plan(), data)
-    tasks = [delayed(_one)(one, folder / one.key, tuple(grid.evaluate), data, retry_failed) for one in plan]
+    evaluations = tuple(grid.evaluate)
+    runs = {one.key: one for one in plan}
+    results = {key: _stored(one, folder / key, evaluations, retry_failed) for key, one in runs.items()}
+    missing = {key: runs[key] for key, rows in results.items() if rows is None}
     with _progress(grid, folder, plan, progress):
-        results = Parallel(n_jobs=n_jobs)(tasks)
+        tasks = [delayed(_one)(one, folder / key, evaluations, data, retry_failed) for key, one in missing.items()]
+        results |= zip(missing, Parallel(n_jobs=n_jobs)(tasks), strict=True)
         # What another process holds is waited for last, when there is nothing else to do.
-        held = [one for one, result in zip(plan, results, strict=True) if result is None]
-        late = iter([_one(one, folder / one.key, tuple(grid.evaluate), data, retry_failed, wait=True) for one in held])
-        results = [next(late) if result is None else result for result in results]
+        for key, one in missing.items():
+            if results[key] is None:
+                results[key] = _one(one, folder / key, evaluations, data, retry_failed, wait=True)
     rows = []
-    for one, result in zip(plan, results, strict=True):
+    for one in plan:
         settings = {name: _cell(value) for name, value in one.factors.items()}
         shown = ("dataset", "loss", "batch_size", "epochs", "seed")
         settings |= {name: getattr(one.config, name) for name in shown if name not in settings}
         settings["learning_rate"] = one.config.learning_rate  # what was used, also where a rule made it
         settings["d"] = one.config.projector[-1]
-        rows += [{"grid": grid.name, "run": one.key} | settings | row for row in result]
+        rows += [{"grid": grid.name, "run": one.key} | settings | row for row in results[one.key]]
     return pd.DataFrame(rows)
 
 
@@ -121,9 +125,6 @@ def _one(
     wait: bool = False,
 ) -> list[dict[str, Any]] | None:
     """The rows of one training: read, or made; None if another process is at it and `wait` is not set."""
-    rows = _stored(planned, folder, evaluations, retry_failed)
-    if rows is not None:
-        return rows
     folder.mkdir(parents=True, exist_ok=True)
     try:
         # The system lets go of the lock when its holder dies, however it dies.

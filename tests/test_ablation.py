@@ -57,7 +57,9 @@ def test_only_what_is_missing_is_done(tmp_path, monkeypatch):
     calls = []
     original = ablation.train_once
     monkeypatch.setattr(ablation, "train_once", lambda *a, **k: calls.append(a) or original(*a, **k))
-    again = run_ablation(grid(), tmp_path, progress=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(ablation, "_one", None)  # handed to no process: joblib would take it for leaking
+        again = run_ablation(grid(), tmp_path, progress=False)
     pd.testing.assert_frame_equal(first, again)
     assert calls == []
     more = run_ablation(grid(), tmp_path, seeds=2, progress=False)
