@@ -747,35 +747,39 @@ for name in ("Barlow Twins", "VICReg", "NT-Xent"):
 # %% [markdown]
 # One seed in a tiny setting shows a mechanism. The grid `data/grids/symmetry.toml` trains longer and with several seeds, on pairs of
 # scenes that share all but the background: what can a linear probe read off the encoder, on digits that were never trained on? (From pairs
-# that share the digit alone SimSiam, the negative cosine with both halves, learns nothing in trainings so short.)
+# that share the digit alone SimSiam, the negative cosine with both halves, learns nothing in trainings so short.) And
+# `data/grids/cifar10_symmetry.toml` asks the same of photographs.
 
 # %%
-table = read_table(RESULTS / "ablation_symmetry.csv")
-print(f"command: {table.attrs['command']}; seeds: {table['seed'].nunique()}")
-assert (table["state"] == "finished").all()
 ways = {("none", "same"): "neither", ("none", "stop_gradient"): "stop-gradient", ("64", "same"): "predictor",
         ("64", "stop_gradient"): "both"}
-table["asymmetry"] = [ways[way] for way in zip(table["predictor"].astype(str), table["target"], strict=True)]
-table["method"] = table["loss"].map({"barlow_twins": "Barlow Twins", "negative_cosine": "negative cosine"})
-table = table.sort_values("asymmetry", key=lambda column: column.map(list(ways.values()).index), kind="stable")
-plot_ablation(table, "asymmetry", "method")
-verdicts = {}
-for method, part in table.groupby("method"):
-    for way in ("stop-gradient", "predictor", "both"):
-        verdicts[method, way] = paired_difference(part, "asymmetry", "neither", way)
-        print(f"{method}: {verdicts[method, way]}")
-assert verdicts["negative cosine", "both"].low > 0 > verdicts["Barlow Twins", "both"].high
-assert verdicts["Barlow Twins", "predictor"].high < 0
+figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+gains = {}
+for ax, name in zip(axes, ("symmetry", "cifar10_symmetry"), strict=True):
+    table = read_table(RESULTS / f"ablation_{name}.csv")
+    print(table.attrs["command"])
+    assert (table["state"] == "finished").all() and table["seed"].nunique() == 5
+    table["asymmetry"] = [ways[way] for way in zip(table["predictor"].astype(str), table["target"], strict=True)]
+    table["method"] = table["loss"].map({"barlow_twins": "Barlow Twins", "negative_cosine": "negative cosine"})
+    table = table.sort_values("asymmetry", key=lambda column: column.map(list(ways.values()).index), kind="stable")
+    plot_ablation(table, "asymmetry", "method", ax=ax).set_title(table["dataset"].iloc[0])
+    for method, part in table.groupby("method"):
+        for way in ("stop-gradient", "predictor", "both"):
+            gains[name, method, way] = paired_difference(part, "asymmetry", "neither", way)
+            print(f"  {method}: {gains[name, method, way]}")
+shown = {key: round(100 * one.mean) for key, one in gains.items() if not one.low < 0 < one.high}
+assert shown == {
+    ("symmetry", "Barlow Twins", "predictor"): -4, ("symmetry", "Barlow Twins", "both"): -6,
+    ("symmetry", "negative cosine", "both"): 17, ("cifar10_symmetry", "negative cosine", "both"): 15,
+}
 for method in ("Barlow Twins", "negative cosine"):
-    assert abs(verdicts[method, "stop-gradient"].mean) < 0.01
-assert verdicts["negative cosine", "predictor"].low < 0 < verdicts["negative cosine", "predictor"].high
-gained = {(method, way): round(100 * verdicts[method, way].mean, 1) for method, way in verdicts}
-assert 16.5 < gained["negative cosine", "both"] < 17.5
-assert -4.5 < gained["Barlow Twins", "predictor"] < -3.5 and -7 < gained["Barlow Twins", "both"] < -6
+    assert abs(gains["symmetry", method, "stop-gradient"].mean) < 0.01
+assert all(abs(one.mean) < 0.006 for key, one in gains.items() if key[:2] == ("cifar10_symmetry", "Barlow Twins"))
 
 # %% [markdown]
-# **Only the method without a contrast needs the asymmetry**: the negative cosine gains some seventeen points from both halves together, and nothing
-# from one of them. Barlow Twins is at its best with neither; a predictor costs it some four points, both halves more than six.
+# **Only the method without a contrast needs the asymmetry**: the negative cosine gains 17 points on the scenes and 15 on CIFAR-10 from both
+# halves together, and neither half alone is shown to help it. Barlow Twins does without: on the scenes a predictor costs it some four points, both
+# halves six; on CIFAR-10 none of the three moves it by more than about half a point, and no interval leaves out 0.
 #
 # ## 7. The table
 #

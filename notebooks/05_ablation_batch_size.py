@@ -115,6 +115,7 @@ axes[2].axhline(d, color="0.4", linestyle=":", linewidth=1)
 axes[2].annotate("d", (1, d), xycoords=("axes fraction", "data"), xytext=(2, 0), textcoords="offset points", va="center", color="0.4")
 axes[2].set(xscale="log", yscale="log", xlabel="batch size", ylabel="off-diagonal energy of C", title=f"by chance alone, d = {d}")
 axes[2].set_xticks(sizes, [str(n) for n in sizes])
+axes[2].set_yticks([20, 50, 100, 200, 500], [20, 50, 100, 200, 500])
 axes[2].minorticks_off();
 
 # %%

@@ -36,7 +36,7 @@ import torch
 import torch.nn.functional as F
 
 from hsic_lab.ablation import read_table
-from hsic_lab.comparisons import paired_difference, summarize
+from hsic_lab.comparisons import paired_difference
 from hsic_lab.correlation import cross_correlation, standardize
 from hsic_lab.datasets import ImageData
 from hsic_lab.evaluation import extract_features, linear_probe
@@ -46,7 +46,7 @@ from hsic_lab.independence import permutation_test
 from hsic_lab.kernels import Gaussian, InverseMultiquadric, Linear
 from hsic_lab.losses import BarlowTwinsLoss, NTXentLoss, SSLHSICLoss
 from hsic_lab.lowrank import factor
-from hsic_lab.plots import PALETTE, SEQUENTIAL, plot_pairs, set_theme
+from hsic_lab.plots import PALETTE, SEQUENTIAL, plot_ablation, plot_pairs, set_theme
 from hsic_lab.scenes import DigitScenes
 from hsic_lab.training import TrainConfig, train
 from hsic_lab.views import normalize
@@ -386,27 +386,34 @@ assert probes["accuracy"].min() > 3 * chance
 means.round(3).to_frame()
 
 # %% [markdown]
-# ### The large sweep
+# ### The large sweeps
 #
 # `data/grids/kernel.toml`, run by the command printed below: pairs of scenes that share a digit, $\gamma = 1$, standardised features,
-# a linear probe on digits that were never trained on.
+# a linear probe on digits that were never trained on. And `data/grids/cifar10_kernel.toml`: photographs, two crops of one in new colours, the
+# same network.
 
 # %%
-table = read_table(RESULTS / "ablation_kernel.csv")
-print(table.attrs["command"])
-assert (table["state"] == "finished").all()
-kernels = [paired_difference(table, "kernel", "linear", kernel) for kernel in ("gaussian", "imq")]
-for difference in kernels:
-    print(difference)
-assert all(difference.low > 0 for difference in kernels)
-assert 0.06 < kernels[0].mean < 0.08 and 0.09 < kernels[1].mean < 0.11
-print(between := paired_difference(table, "kernel", "gaussian", "imq"))
-assert between.low < 0 < between.high
-summarize(table, ["kernel"]).round(3)
+figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+found = {}
+for ax, name in zip(axes, ("kernel", "cifar10_kernel"), strict=True):
+    table = read_table(RESULTS / f"ablation_{name}.csv")
+    print(table.attrs["command"])
+    assert (table["state"] == "finished").all() and table["seed"].nunique() == 5
+    plot_ablation(table, "kernel", ax=ax).set_title(table["dataset"].iloc[0])
+    for first, second in (("linear", "gaussian"), ("linear", "imq"), ("gaussian", "imq")):
+        found[name, first, second] = paired_difference(table, "kernel", first, second)
+        print(f"  {found[name, first, second]}")
+for kernel, points in (("gaussian", 7), ("imq", 10)):
+    gain = found["kernel", "linear", kernel]
+    assert gain.low > 0 and abs(100 * gain.mean - points) < 1
+    assert abs(found["cifar10_kernel", "linear", kernel].mean) < 0.01
+no_difference = [key for key, one in found.items() if one.low < 0 < one.high]
+assert no_difference == [("kernel", "gaussian", "imq"), *(key for key in found if key[0] == "cifar10_kernel")]
 
 # %% [markdown]
-# **The kernels that see more learn more here**: the Gaussian by about seven points, the heavy-tailed IMQ by about ten. Between those two nothing is
-# shown, and $\gamma$ was not tuned for any of them.
+# **On the scenes the kernels that see more learn more**: the Gaussian by about seven points, the heavy-tailed IMQ by about ten. Between those two
+# nothing is shown. **On CIFAR-10 they gain less than a point**, and no interval leaves out 0. So how much is lost by looking at correlations alone
+# depends on the data; $\gamma$ was not tuned for any of them.
 #
 # ## What to take along
 #
