@@ -767,6 +767,7 @@ for ax, name in zip(axes, ("symmetry", "cifar10_symmetry"), strict=True):
         for way in ("stop-gradient", "predictor", "both"):
             gains[name, method, way] = paired_difference(part, "asymmetry", "neither", way)
             print(f"  {method}: {gains[name, method, way]}")
+axes[1].get_legend().remove()
 shown = {key: round(100 * one.mean) for key, one in gains.items() if not one.low < 0 < one.high}
 assert shown == {
     ("symmetry", "Barlow Twins", "predictor"): -4, ("symmetry", "Barlow Twins", "both"): -6,
