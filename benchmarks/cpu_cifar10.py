@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--images", type=int, default=20_000)
+    parser.add_argument("--width", type=int, default=16, help="channels of the first convolution")
     parser.add_argument("--validate", action="store_true")
     parser.add_argument("--loss", default="barlow_twins")
     parser.add_argument("--epochs", type=int, default=20)
@@ -61,13 +62,13 @@ def main() -> None:
     rows = []
     for seed in range(arguments.seeds):
         config = TrainConfig(
-            dataset=data.name, loss=arguments.loss, lambda_param=arguments.lambda_param, width=16, seed=seed,
-            projector=tuple(arguments.projector), batch_size=arguments.batch_size, epochs=arguments.epochs,
-            learning_rate=arguments.learning_rate, device="cpu", snapshots=2,
+            dataset=data.name, loss=arguments.loss, lambda_param=arguments.lambda_param, seed=seed,
+            width=arguments.width, projector=tuple(arguments.projector), batch_size=arguments.batch_size,
+            epochs=arguments.epochs, learning_rate=arguments.learning_rate, device="cpu", snapshots=2,
         )
         run = train_once(config, arguments.folder / f"{arguments.loss}_seed{seed}", data)
         torch.manual_seed(seed)
-        for name, encoder in {"untrained": ConvEncoder(16), arguments.loss: run.encoder}.items():
+        for name, encoder in {"untrained": ConvEncoder(arguments.width), arguments.loss: run.encoder}.items():
             rows.append({
                 "encoder": name, "seed": seed, **accuracies(encoder, data), "split": split,
                 "linear_protocol": f"{PROTOCOL}; {arguments.images} labels",

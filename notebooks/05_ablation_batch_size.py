@@ -211,7 +211,7 @@ assert (at.idxmax(axis=1) <= 256).all() and (at.max(axis=1) - at[1024]).between(
 
 # %% [markdown]
 # Barlow Twins and HSIC_SSL are within half a point of each other at every batch size, and again nobody needs a large one: with the
-# pictures fixed each loss is best at 64 or 256 and loses one to three points at 1024. The other three losses are ahead, by one to four
+# pictures fixed each loss is best at 64 or 256 and loses one to three points at 1024. The other three losses are ahead, by one to three
 # points here, not by twenty: how far apart methods stand depends on what the views share, who is behind whom did not change. As
 # `07_lambda_and_the_minus_one_target` derives, the optimum of one of the two losses is $O(1/d)$ away from that of the other.
 

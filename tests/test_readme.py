@@ -56,7 +56,7 @@ DIFFERENCES = [
     ("SimSiam minus Barlow Twins with neither", "symmetry",
      f"{BOTH_OR_NEITHER} and (predictor == '64') == (loss == 'negative_cosine')",
      "loss", "barlow_twins", "negative_cosine"),
-    ("the report's code: unit rows first minus the equations", "reference_code",
+    ("the report's code (target -1, no Bessel): rows scaled to length 1 first minus rows as they are", "reference_code",
      "off_diagonal_target == -1 and not bessel", "unit_rows", False, True),
     ("Barlow Twins, lambda = 1/d: d = 8192 minus d = 64", "width", "loss == 'barlow_twins'", "d", 64, 8192),
     ("Barlow Twins: projector of three layers minus one", "depth", "loss == 'barlow_twins'",
@@ -93,15 +93,24 @@ def test_the_table_of_batch_sizes_is_the_committed_one():
 def test_the_two_losses_are_told_apart_once_as_the_claims_say():
     factors = {"batch_size": "batch_size", "batch_size_updates": "batch_size", "width": "d", "depth": "projector"}
     factors |= {f"cifar10_{name}": factors[name] for name in ("batch_size", "width", "depth")}
-    found = {
-        (name, level): paired_difference(part, *LOSSES)
-        for name, factor in factors.items() for level, part in of(name).groupby(factor)
-    }
+    parts = {(name, level): part for name, factor in factors.items() for level, part in of(name).groupby(factor)}
+    found = {key: paired_difference(part, *LOSSES) for key, part in parts.items()}
+    different = {frozenset(part["run"][part["loss"].isin(LOSSES)]) for part in parts.values()}  # grids share runs
     assert all(abs(one.mean) < 0.005 for (name, _), one in found.items() if name.startswith("cifar10"))
     assert [key for key, one in found.items() if not one.low < 0 < one.high] == [("cifar10_width", 512)]
     assert round(100 * found["cifar10_width", 512].mean, 1) == -0.3
-    assert "within half a point on CIFAR-10** at every batch size, width and depth" in TEXT
-    assert f"of {len(found)} intervals on both sets one leaves out 0, by 0.3 points (CIFAR-10, d = 512)" in TEXT
+    assert "on CIFAR-10 the means are within half a point** at every batch size, width and depth" in TEXT
+    assert f"Of {len(different)} intervals on both sets one leaves out 0" in TEXT
+    assert "HSIC_SSL is 0.3 points behind on CIFAR-10 at d = 512" in TEXT
+    photographs = [one for (name, _), one in found.items() if name.startswith("cifar10")]
+    assert round(100 * max(-min(one.low for one in photographs), max(one.high for one in photographs)), 1) <= 0.9
+
+
+def test_what_an_untrained_encoder_answers_is_that_of_its_table():
+    means = pd.read_csv(ROOT / "data/results/cpu_cifar10_short.csv").groupby("encoder")["linear"].mean()
+    untrained, trained = (f"{100 * means[name]:.1f} %" for name in ("untrained", "barlow_twins"))
+    text = " ".join(TEXT.split())
+    assert f"answers {untrained} on CIFAR-10; 8 epochs of Barlow Twins make it {trained}" in text
 
 
 def test_what_the_claims_say_of_symmetry_width_and_kernels():
@@ -126,18 +135,18 @@ def test_what_the_claims_say_of_batches_and_lambda():
     at = updates.groupby(["loss", "batch_size"])["accuracy"].mean().unstack()
     gain = 100 * (at[1024] - at[32])
     two, three = ["barlow_twins", "hsic_ssl"], ["vicreg", "nt_xent", "ssl_hsic"]
-    assert gain[two].round().tolist() == [24, 24] and (gain[three] - gain["barlow_twins"]).round().between(18, 24).all()
-    assert "the two cross-correlation losses 24 points, VICReg, SimCLR and SSL-HSIC 18 to 24 points more" in TEXT
+    assert gain[two].round().tolist() == [24, 24] and (gain[three] - gain["barlow_twins"]).round().between(18, 25).all()
+    assert "the two cross-correlation losses 24 points, VICReg, SimCLR and SSL-HSIC 18 to 25 points more" in TEXT
     fixed = of("batch_size", "evaluation == 'linear'").groupby(["loss", "batch_size"])["accuracy"].mean().unstack()
     assert (fixed.idxmax(axis=1) <= 128).all()
 
     for _, part in of("cifar10_batch_size").groupby("batch_size"):
         for loss in three:
-            assert 0.01 < paired_difference(part, "loss", "barlow_twins", loss).mean < 0.04
+            assert 0.01 < paired_difference(part, "loss", "barlow_twins", loss).mean < 0.035
 
     factors = of("lambda", "lambda_times_d == 1 or lambda_times_d == 10")
     falls = [paired_difference(part, "lambda_times_d", 1.0, 10.0).mean for _, part in factors.groupby("d")]
     assert round(100 * sum(falls) / len(falls)) == -6
     photographs = of("cifar10_lambda", "lambda_times_d == 1 or lambda_times_d == 10")
     assert round(100 * paired_difference(photographs, "lambda_times_d", 1.0, 10.0).mean) == 2
-    assert "on CIFAR-10 10/d is ahead of it by 2 points, on the scenes behind by about six on average" in TEXT
+    assert "on CIFAR-10 (d = 128) 10/d is ahead of it by 2 points, on the scenes behind by about six on average" in TEXT
