@@ -108,7 +108,9 @@ assert (table["state"] == "finished").all()
 figure, axes = plt.subplots(1, 3, figsize=(14, 4), layout="constrained")
 plot_ablation(table, "batch_size", "method", axes[0]).set_title("linear probe")
 plot_ablation(table, "batch_size", "method", axes[1], evaluation="knn").set_title("weighted nearest neighbours")
-axes[1].get_legend().remove()
+figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(NAMES))  # inside it hides the curves
+for ax in axes[:2]:
+    ax.get_legend().remove()
 sizes, d = updates_made.index.to_numpy(), int(table["d"].iloc[0])
 axes[2].plot(sizes, d * (d - 1) / (sizes - 1), "o-", color="0.4")
 axes[2].axhline(d, color="0.4", linestyle=":", linewidth=1)

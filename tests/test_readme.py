@@ -103,7 +103,8 @@ def test_the_two_losses_are_told_apart_once_as_the_claims_say():
     assert f"Of {len(different)} intervals on both sets one leaves out 0" in TEXT
     assert "HSIC_SSL is 0.3 points behind on CIFAR-10 at d = 512" in TEXT
     photographs = [one for (name, _), one in found.items() if name.startswith("cifar10")]
-    assert round(100 * max(-min(one.low for one in photographs), max(one.high for one in photographs)), 1) <= 0.9
+    reach = max(max(-one.low, one.high) for one in photographs)
+    assert f"(the intervals reach {100 * reach:.1f})" in TEXT
 
 
 def test_what_an_untrained_encoder_answers_is_that_of_its_table():
@@ -120,14 +121,17 @@ def test_what_the_claims_say_of_symmetry_width_and_kernels():
 
     predictor, both, simsiam, _ = (points(row) for row in DIFFERENCES if row[1] == "symmetry")
     assert round(predictor[0]) == -4 and -7 < both[0] < -6 and max(abs(predictor[1]), abs(both[1])) < 1
-    assert [round(p) for p in simsiam] == [17, 15]
+    assert "a predictor costs it 4 points, predictor and stopped gradient together 6 to 7; on CIFAR-10 nothing" in TEXT
+    assert [round(p) for p in simsiam] == [17, 15] and "gains 15 to 17 points by them" in TEXT
     for loss, part in of("cifar10_width").groupby("loss"):
         means = part[part["evaluation"] == "linear"].groupby("d")["accuracy"].mean()
         assert means.max() - means.min() < 0.01, loss
+    assert "from d = 64 to 8 192 the means are within a point" in TEXT
     gaussian, imq = (points(row) for row in DIFFERENCES if row[1] == "kernel")
     assert [round(gaussian[0]), round(imq[0])] == [7, 10] and 0 < gaussian[1] < 1 and 0 < imq[1] < 1
+    assert "gain 7 and 10 points on the scenes; on CIFAR-10 less than one" in TEXT
     (width,) = (points(row) for row in DIFFERENCES if row[1] == "width")
-    assert round(width[0]) == 5
+    assert round(width[0]) == 5 and "the widest is ahead of the narrowest by five points" in TEXT
 
 
 def test_what_the_claims_say_of_batches_and_lambda():
@@ -138,15 +142,18 @@ def test_what_the_claims_say_of_batches_and_lambda():
     assert gain[two].round().tolist() == [24, 24] and (gain[three] - gain["barlow_twins"]).round().between(18, 25).all()
     assert "the two cross-correlation losses 24 points, VICReg, SimCLR and SSL-HSIC 18 to 25 points more" in TEXT
     fixed = of("batch_size", "evaluation == 'linear'").groupby(["loss", "batch_size"])["accuracy"].mean().unstack()
-    assert (fixed.idxmax(axis=1) <= 128).all()
+    assert (fixed.idxmax(axis=1) <= 128).all() and "needs none, but nor does SimCLR** (`nt_xent`)" in TEXT
 
-    for _, part in of("cifar10_batch_size").groupby("batch_size"):
-        for loss in three:
-            assert 0.01 < paired_difference(part, "loss", "barlow_twins", loss).mean < 0.035
+    ahead = [paired_difference(part, "loss", one, other)
+             for _, part in of("cifar10_batch_size").groupby("batch_size") for one in two for other in three]
+    assert {round(100 * one.mean) for one in ahead} == {1, 2, 3} and all(one.low > 0 for one in ahead)
+    assert "On CIFAR-10, passes fixed, these three are ahead of the two by one to three points" in TEXT
 
     factors = of("lambda", "lambda_times_d == 1 or lambda_times_d == 10")
-    falls = [paired_difference(part, "lambda_times_d", 1.0, 10.0).mean for _, part in factors.groupby("d")]
-    assert round(100 * sum(falls) / len(falls)) == -6
+    falls = {d: paired_difference(part, "lambda_times_d", 1.0, 10.0) for d, part in factors.groupby("d")}
+    assert round(100 * sum(one.mean for one in falls.values()) / len(falls)) == -6 and len(falls) == 3
+    assert [d for d, one in falls.items() if one.high < 0] == [64]
+    assert "on average over three widths, shown at d = 64 only" in TEXT
     photographs = of("cifar10_lambda", "lambda_times_d == 1 or lambda_times_d == 10")
     assert round(100 * paired_difference(photographs, "lambda_times_d", 1.0, 10.0).mean) == 2
     assert "on CIFAR-10 (d = 128) 10/d is ahead of it by 2 points, on the scenes behind by about six on average" in TEXT
