@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
 
+from hsic_lab.norm_relu import norm_relu
+
 
 class _EqualCells(Function):
     """`F.adaptive_avg_pool2d(x, 2)` for even sides, whose gradient is one copy.
@@ -68,7 +70,12 @@ class ConvEncoder(nn.Sequential):
         """Features of images on the scale of `views.normalize`."""
         if images.dim() != 4 or images.shape[1] != self[0].in_channels:
             raise ValueError(f"images must have shape (n, {self[0].in_channels}, h, w), got {tuple(images.shape)}")
-        return super().forward(images)
+        x, layers = images, list(self)
+        while len(layers) > 2:
+            convolution, norm, relu, *layers = layers
+            x = norm_relu(convolution(x), norm, relu)
+        pool, flatten = layers
+        return flatten(pool(x))
 
 
 class MLPProjector(nn.Sequential):

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from hsic_lab.norm_relu import norm_relu
+
 _LAYERS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 _STEMS = ("cifar", "imagenet")
 
@@ -51,7 +53,7 @@ class ResNetEncoder(nn.Module):
         """Features of images on the scale that the weights were trained on: `views.normalize` for weights made here."""
         if images.dim() != 4 or images.shape[1] != self.channels:
             raise ValueError(f"images must have shape (n, {self.channels}, h, w), got {tuple(images.shape)}")
-        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        x = self.maxpool(norm_relu(self.conv1(images), self.bn1, self.relu))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return self.avgpool(x).flatten(1)
 
@@ -69,7 +71,7 @@ class BasicBlock(nn.Module):
         self.downsample = _shortcut(before, width, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.relu(self.bn1(self.conv1(x)))
+        out = norm_relu(self.conv1(x), self.bn1, self.relu)
         out = self.bn2(self.conv2(out))
         return self.relu(out + (x if self.downsample is None else self.downsample(x)))
 
@@ -88,8 +90,8 @@ class Bottleneck(nn.Module):
         self.downsample = _shortcut(before, 4 * width, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.relu(self.bn1(self.conv1(x)))
-        out = self.relu(self.bn2(self.conv2(out)))
+        out = norm_relu(self.conv1(x), self.bn1, self.relu)
+        out = norm_relu(self.conv2(out), self.bn2, self.relu)
         out = self.bn3(self.conv3(out))
         return self.relu(out + (x if self.downsample is None else self.downsample(x)))
 

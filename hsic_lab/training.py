@@ -19,6 +19,7 @@ from hsic_lab.evaluation import extract_features
 from hsic_lab.hardware import hardware
 from hsic_lab.interrupts import stop_requests
 from hsic_lab.monitors import make_monitor
+from hsic_lab.norm_relu import kernel
 from hsic_lab.optimizers import warmup_cosine
 from hsic_lab.pairs import TrainingPairs, Views, held_out_pairs
 from hsic_lab.parallel import across_processes, own_rows, processes, wait_for_all
@@ -185,9 +186,11 @@ def _new_run(
         features = extract_features(encoder, images[:2]).shape[1]
     with _seeded(config.seed):
         encoder, projector = build_networks(settings, channels, encoder, features)
+    precision = resolved_precision(config.precision, device)
+    compiled = device.type == "cpu" and precision == "bfloat16" and kernel() is not None
     facts: dict[str, Any] = {
         "channels": channels, "train_images": sum(map(len, data.trained_on)), "device": str(device),
-        "hardware": hardware(device), "precision": resolved_precision(config.precision, device),
+        "hardware": hardware(device), "precision": precision, "norm_relu": "compiled" if compiled else "torch",
         "processes": process_count(), "threads": torch.get_num_threads(), "torch": torch.__version__,
         "python": platform.python_version(),
     }
