@@ -20,10 +20,11 @@ from tqdm.auto import tqdm
 
 from hsic_lab import __version__
 from hsic_lab.config import TrainConfig
-from hsic_lab.datasets import ImageData, check_name, load
+from hsic_lab.datasets import LOADERS, ImageData, check_name, data_folder, full_name, load
 from hsic_lab.diagnostics import rankme
 from hsic_lab.evaluation import extract_features, knn_accuracy, linear_probe
 from hsic_lab.files import replace_file
+from hsic_lab.folders import digest, find_pictures
 from hsic_lab.grids import Grid, Planned, read_grid
 from hsic_lab.hardware import processor
 from hsic_lab.runs import Run, plain
@@ -51,7 +52,8 @@ def run_ablation(
     folder:  every run is kept in `folder/KEY`, KEY being the hash of its settings and data: called again, only what is
              missing is done, a killed training goes on from its last checkpoint, grids share the runs they have in
              common, and other processes may work on the same folder at the same time
-    data:    a set of your own in place of the config's `dataset`; its pictures and labels enter the hash
+    data:    a set of your own in place of the config's `dataset`, cut to the grid's `n_train` and `n_test`; its
+             pictures and labels enter the hash, as names, lengths and times of change of files do in a `dataset` folder
     n_jobs:  processes, as in joblib: None is 1 or what `joblib.parallel_config` says, -1 one a core. Cores are divided
              among local processes. Under `parallel_config("dask")` or `("ray")` the runs go to that cluster, whose
              workers must see `folder`, each with one thread (training seeds the generator of its process)
@@ -146,7 +148,7 @@ def _made(
              "hsic_lab": __version__}
     started = time.perf_counter()
     try:
-        data = _load(planned.config.dataset, tuple(sorted(planned.data.items()))) if data is None else data
+        data = _load(planned.config.dataset, planned.data) if data is None else _cut(data, planned.data)
         run = train_once(planned.config, folder / RUN, data, progress=False)
         return _evaluated(run, data, evaluations, facts)
     except Exception as error:  # whatever went wrong with this run is its result; the others go on
@@ -207,30 +209,46 @@ def _stored(
     return rows
 
 
+def _load(dataset: str, sizes: dict[str, Any]) -> ImageData:
+    return _loaded(dataset, tuple(sorted(sizes.items())), data_folder())
+
+
 @lru_cache(maxsize=2)  # a process that makes many runs reads its pictures once
-def _load(dataset: str, sizes: tuple[tuple[str, int], ...]) -> ImageData:
-    options = dict(sizes)
-    if dataset == SCENES:
-        return load(dataset, **options)
-    data = load(dataset)
+def _loaded(dataset: str, sizes: tuple[tuple[str, Any], ...], folder: Path) -> ImageData:
+    return load(dataset, **dict(sizes)) if dataset == SCENES else _cut(load(dataset, folder), dict(sizes))
+
+
+def _cut(data: ImageData, sizes: Mapping[str, Any]) -> ImageData:
+    """The `n_train` and `n_test` pictures of each split that `Grid.data` means."""
     for split, images in (("train", data.train), ("test", data.test)):
-        n = options.get(f"n_{split}", len(images))
+        n = sizes.get(f"n_{split}", len(images))
         if n > len(images):
-            raise ValueError(f"n_{split} must be at most the {len(images)} images of {dataset}, got {n}")
-        data = replace(data, **{split: images.subset(slice(n))})
+            raise ValueError(f"n_{split} must be at most the {len(images)} images of {data.name}, got {n}")
+        # The first ones of a set that is read class by class would be of a few classes.
+        by_class = bool((images.labels.diff() >= 0).all())
+        positions = torch.arange(n) * len(images) // n if by_class else torch.arange(n)
+        if n < len(images):
+            data = replace(data, **{split: images.subset(positions)})
     return data
 
 
 def _named_data(plan: list[Planned], data: ImageData | None) -> list[Planned]:
-    """The plan with the name of the set that is trained on: "default" would hide it from the hash."""
+    """The plan with what the trained-on set is called and, of a set of the user's own, what it holds now."""
     if data is not None:
         own = {"sha256": _fingerprint(data)}
         return [replace(one, config=replace(one.config, dataset=data.name), data=one.data | own) for one in plan]
+    contents: dict[str, dict[str, str]] = {}
     for name in {one.config.dataset for one in plan}:
         if name == "default":
             raise ValueError('a grid must name its data set, base.dataset = "digit_scenes" for instance; got "default"')
         check_name(name)
-    return plan
+        folder = Path(full_name(name))
+        contents[name] = {} if name in LOADERS else {"folder": digest(find_pictures(folder), folder)}
+    return [
+        replace(one, config=replace(one.config, dataset=full_name(one.config.dataset)),
+                data=one.data | contents[one.config.dataset])
+        for one in plan
+    ]
 
 
 def _fingerprint(data: ImageData) -> str:

@@ -46,18 +46,28 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         old.unlink()
         old.with_suffix(".safetensors").unlink(missing_ok=True)
     # Left by a process that was killed while it wrote.
-    for orphan in [*folder.glob(".*"), *folder.glob("*.safetensors")]:
+    for orphan in [*folder.glob(".step_*"), *folder.glob("step_*.safetensors")]:
         if not orphan.with_suffix(".json").exists():
             orphan.unlink(missing_ok=True)
 
 
 def load_checkpoint(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint that is whole, None if there is none; a warning names every damaged one passed over."""
+    """The newest checkpoint that is whole, None if there is none; a warning names every damaged one passed over.
+
+    Raises ValueError if all are damaged: nothing that was learnt is thrown away unasked.
+    """
+    damaged = []
     for path in _newest_first(folder):
         try:
-            return _read(path)
+            checkpoint = _read(path)
         except (ValueError, OSError, KeyError, TypeError) as error:
-            warnings.warn(f"checkpoint {path} is damaged ({error}); the one before it is used", stacklevel=2)
+            damaged.append(f"checkpoint {path} is damaged ({error})")
+            continue
+        for message in damaged:
+            warnings.warn(f"{message}; the one before it is used", stacklevel=2)
+        return checkpoint
+    if damaged:
+        raise ValueError(f"{'; '.join(damaged)}. None is left to go on from: remove {folder} to start over")
     return None
 
 

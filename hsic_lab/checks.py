@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 
@@ -31,6 +32,18 @@ def paired_samples(x: Tensor | np.ndarray, y: Tensor | np.ndarray, at_least: int
         raise ValueError(f"needs at least {at_least} rows, got {len(x)}")
     dtype = torch.promote_types(x.dtype, y.dtype)
     return x.to(dtype), y.to(dtype)
+
+
+def as_labels(name: str, y: ArrayLike | Tensor) -> np.ndarray:
+    """A vector `(n,)` of integers, booleans or strings."""
+    y = np.asarray(y.detach().cpu() if isinstance(y, Tensor) else y)
+    if y.ndim != 1 or len(y) == 0:
+        raise ValueError(f"{name} must have shape (n,) with n at least 1, got {y.shape}")
+    if y.dtype.kind == "O" and all(isinstance(label, str) for label in y):
+        y = y.astype(str)  # pandas keeps strings as objects
+    if y.dtype.kind not in "biuU":
+        raise ValueError(f"{name} must hold integers, booleans or strings, got dtype {y.dtype}")
+    return y
 
 
 def check_views(z_a: Tensor, z_b: Tensor) -> None:

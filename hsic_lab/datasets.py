@@ -10,8 +10,8 @@ from hsic_lab.own_pictures import from_arrays, from_folder
 from hsic_lab.published import LOADERS
 
 __all__ = [
-    "LOADERS", "ImageData", "Images", "check_name", "data_folder", "default", "from_arrays", "from_folder", "get",
-    "load", "state",
+    "LOADERS", "ImageData", "Images", "check_name", "data_folder", "default", "from_arrays", "from_folder",
+    "full_name", "get", "load", "state",
 ]
 
 
@@ -60,8 +60,13 @@ def load(name: str, folder: str | os.PathLike | None = None, **options: int) -> 
 
 def check_name(name: str) -> None:
     """Raise ValueError for what :func:`load` does not know."""
-    if name not in LOADERS and not Path(name).is_dir():
+    if name not in LOADERS and not Path(name).expanduser().is_dir():
         raise ValueError(f"unknown data set {name!r}; accepted are {sorted(LOADERS)} and the path of a folder")
+
+
+def full_name(name: str) -> str:
+    """The name that :func:`load` gives the set called ``name``: a folder's is its absolute path."""
+    return name if name in LOADERS else str(Path(name).expanduser().absolute())
 
 
 def get(name: str, folder: str | os.PathLike | None = None, progress: bool = True) -> Path:

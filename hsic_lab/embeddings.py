@@ -16,8 +16,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from hsic_lab.checks import as_labels
 from hsic_lab.datasets import load
-from hsic_lab.evaluation import as_labels, extract_features
+from hsic_lab.evaluation import extract_features
 from hsic_lab.pairs import held_out_pairs
 from hsic_lab.runs import Run
 from hsic_lab.training import TrainConfig

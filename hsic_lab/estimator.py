@@ -139,6 +139,9 @@ class SelfSupervisedEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
 
     def _rows(self, X: ArrayLike | Tensor, reset: bool) -> np.ndarray:
         """X as rows that scikit-learn has checked."""
+        of_pictures = getattr(X, "ndim", 2) > 2 or (self.image_shape if reset else self._image_shape) is not None
+        if of_pictures and (kind := np.asarray(X).dtype).kind in "iu" and kind != np.uint8:
+            raise ValueError(f"X holds pictures as {kind}: convert them to uint8, or to floats in [0, 1]")
         if getattr(X, "ndim", 2) > 2:
             shape = tuple(X.shape[1:])
             if not reset and shape != self._image_shape:

@@ -22,8 +22,9 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
+from hsic_lab.checks import as_labels
 from hsic_lab.frozen import check_images, evaluating, model_input
-from hsic_lab.penalty import STRENGTHS, check_strengths, penalty_path, stratified_split
+from hsic_lab.penalty import STRENGTHS, VALIDATION, check_strengths, penalty_path, stratified_split
 from hsic_lab.sphere import unit_rows
 
 Data = ArrayLike | Tensor
@@ -85,7 +86,7 @@ def extract_features(encoder: nn.Module, images: Tensor, batch_size: int = 512) 
 
 def linear_probe(
     train_x: Data, train_y: Data, test_x: Data, test_y: Data,
-    *, strengths: Sequence[float] = STRENGTHS, validation: float = 0.2, seed: int = 0,
+    *, strengths: Sequence[float] = STRENGTHS, validation: float = VALIDATION, seed: int = 0,
 ) -> ProbeResult:
     """Multinomial logistic regression on standardised features, its L2 penalty chosen without the test set.
 
@@ -258,17 +259,6 @@ def _rows(name: str, x: Data) -> Tensor:
     if x.ndim != 2 or 0 in x.shape:
         raise ValueError(f"{name} must have shape (n, p) with n and p at least 1, got {tuple(x.shape)}")
     return _require_finite(name, x if x.dtype == torch.float64 else x.float())
-
-
-def as_labels(name: str, y: Data) -> np.ndarray:
-    y = np.asarray(y.detach().cpu() if isinstance(y, Tensor) else y)
-    if y.ndim != 1 or len(y) == 0:
-        raise ValueError(f"{name} must have shape (n,) with n at least 1, got {y.shape}")
-    if y.dtype.kind == "O" and all(isinstance(label, str) for label in y):
-        y = y.astype(str)  # pandas keeps strings as objects
-    if y.dtype.kind not in "biuU":
-        raise ValueError(f"{name} must hold integers, booleans or strings, got dtype {y.dtype}")
-    return y
 
 
 def _require_finite(name: str, x: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import time
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -82,7 +83,7 @@ def decode_all(files: Sequence[Path], size: int | None, keep_in: Path, progress:
     Raises ValueError as `decode` does, and without `size` for two pictures of different sizes.
     """
     label = "as_is" if size is None else f"{size}px"
-    kept = keep_in / CACHE.format(size=label, digest=_digest(files, keep_in))
+    kept = keep_in / CACHE.format(size=label, digest=digest(files, keep_in))
     if kept.is_file():
         return _map_array(kept)
     first = decode(files[0], size)
@@ -101,8 +102,9 @@ def decode_all(files: Sequence[Path], size: int | None, keep_in: Path, progress:
         os.replace(temporary, kept)
     finally:
         temporary.unlink(missing_ok=True)
-    for former in set(keep_in.glob(CACHE.format(size=label, digest="*"))) - {kept}:
-        former.unlink(missing_ok=True)  # another process may be doing the same
+    former = set(keep_in.glob(CACHE.format(size=label, digest="*"))) - {kept}
+    for path in former | _left_over(keep_in):
+        path.unlink(missing_ok=True)  # another process may be doing the same
     return _map_array(kept)
 
 
@@ -146,13 +148,19 @@ def _fill(array: np.ndarray, files: Sequence[Path], size: int | None, progress: 
             raise
 
 
-def _digest(files: Sequence[Path], root: Path) -> str:
+def _left_over(folder: Path) -> set[Path]:
+    """Arrays that a killed process began: a day old, as a living one, maybe on another machine, may be writing them."""
+    begun = folder.glob(CACHE.format(size="*", digest="*") + ".*")
+    return {path for path in begun if time.time() - path.stat().st_mtime > 24 * 3600}
+
+
+def digest(files: Sequence[Path], root: Path) -> str:
     """Of the pictures and their order, and of nothing that differs between two copies made with `cp -a`."""
-    digest = hashlib.sha256()
+    content = hashlib.sha256()
     for path in files:
         facts = path.stat()
-        digest.update(f"{path.relative_to(root).as_posix()}\0{facts.st_size}\0{facts.st_mtime_ns}\n".encode())
-    return digest.hexdigest()[:16]
+        content.update(f"{path.relative_to(root).as_posix()}\0{facts.st_size}\0{facts.st_mtime_ns}\n".encode())
+    return content.hexdigest()[:16]
 
 
 def _map_array(path: Path) -> Tensor:

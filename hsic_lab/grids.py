@@ -51,7 +51,8 @@ class Grid:
     cross:    factor -> values, every combination of which is run
     listed:   combinations of settings to run one by one, each crossed with `cross`; none is one empty combination
     seeds:    how many (0, 1, ...) or which
-    data:     `n_train`, `n_test`: of a published set the first images of each split, of digit_scenes how many
+    data:     `n_train`, `n_test`: of digit_scenes how many; of another set the first images of each split, of a split
+              that is sorted by class evenly spaced ones. Pictures without labels all stay
     evaluate: of "linear" (`linear_probe`) and "knn" (`knn_accuracy`), both once on the test split
 
     A setting is a field of `TrainConfig`, or a shorthand for one:

@@ -2,8 +2,8 @@
 
 How to choose. `"biased"` is the loss and the test statistic: never negative, about 1/n too large. `"unbiased"` is the
 measurement: comparable between sample sizes, negative about half of the time at independence. `"block"` is unbiased
-in O(n block_size) instead of O(n^2), with a larger variance. A million rows: `tiled.StreamingHSIC` for linear kernels,
-`hsic(factor(kernel_x, x), factor(kernel_y, y))` with `lowrank.factor` for the others.
+in O(n block_size) instead of O(n^2), with a larger variance. A million rows: `streaming.StreamingLinearHSIC` for linear
+kernels, `hsic(factor(kernel_x, x), factor(kernel_y, y))` with `lowrank.factor` for the others.
 """
 
 import torch

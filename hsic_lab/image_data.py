@@ -1,11 +1,15 @@
 """What a data set is once it is read."""
 
+import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import Tensor
 
 from hsic_lab.images import Images
 from hsic_lab.scenes import DigitScenes
+
+_SAMPLED = 256  # pictures of a part that enter its fingerprint
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,3 +31,13 @@ class ImageData:
     def trained_on(self) -> tuple[Tensor, ...]:
         """The pictures that training without labels sees, the parts of an `ImageSource`: train, then unlabelled."""
         return (self.train.images,) if self.unlabelled is None else (self.train.images, self.unlabelled.images)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What tells the pictures that are trained on from others: their shape, and a hash of some hundred of them."""
+        shapes, content = [], hashlib.sha256()
+        for part in self.trained_on:
+            shapes.append(" x ".join(map(str, part.shape)))
+            for picture in part[:: max(1, len(part) // _SAMPLED)]:
+                content.update(picture.cpu().contiguous().numpy().tobytes())
+        return f"{' and '.join(shapes)} ({content.hexdigest()[:16]})"

@@ -13,7 +13,8 @@ far in the tail (1.6 % at 1 %), the block test conservative (under 3 % at 5 %, n
 
 A kernel left out is Gaussian with the median rule, on each side by itself. Every test reads a one-column vector as
 `(n, 1)`, treats a constant sample (all rows equal) as independent of everything (statistic 0, p-value 1), raises
-ValueError or TypeError on samples that do not match, NaN or too few rows, and keeps no state.
+ValueError or TypeError on samples that do not match, NaN, too few rows or a kernel that overflows on them, and keeps no
+state.
 """
 
 from dataclasses import replace
@@ -147,6 +148,10 @@ def block_test(
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).to(x.device)
     blocks = [rows for rows in order.split(size) if len(rows) == size]
     values = torch.stack([hsic(x[b], y[b], kernel_x, kernel_y, estimator="unbiased").double() for b in blocks])
+    if not values.isfinite().all():
+        for kernel, z in ((kernel_x, x), (kernel_y, y)):
+            for rows in blocks:
+                _require_finite(kernel(z[rows]), kernel)
     mean, error = float(values.mean()), float(values.std() / len(values) ** 0.5)
     if error == 0:
         return TestResult(mean, 1.0, method)
@@ -231,6 +236,7 @@ def _centred_gram(kernel: Kernel, z: Tensor, groups: Labels | None = None) -> Te
     codes = None if groups is None else group_codes(groups, len(z)).to(gram.device)
     if _constant(z, codes):
         return torch.zeros_like(gram)  # without the rounding error of a mean
+    _require_finite(gram, kernel)
     return center(gram) if codes is None else _minus_means(_minus_means(gram, codes).T, codes)
 
 
@@ -240,7 +246,17 @@ def _centred_factor(kernel: Kernel, z: Tensor, tolerance: float, groups: Labels 
     codes = (torch.zeros(len(z), dtype=torch.int64) if groups is None else group_codes(groups, len(z))).to(z.device)
     if _constant(z, codes):
         return kernel(z[:1]).new_zeros(len(z), 1)
-    return _minus_means(factor(kernel, z, rank=len(z), tolerance=tolerance), codes)
+    features = factor(kernel, z, rank=len(z), tolerance=tolerance)
+    _require_finite(features, kernel)
+    return _minus_means(features, codes)
+
+
+def _require_finite(values: Tensor, kernel: Kernel) -> None:
+    """No comparison with NaN is true: a statistic that is none would have the smallest p-value."""
+    if not values.isfinite().all():
+        raise ValueError(
+            f"{kernel!r} leaves the range of {values.dtype} on this sample: standardise it, or pass it in float64"
+        )
 
 
 def _minus_means(rows: Tensor, codes: Tensor) -> Tensor:

@@ -209,7 +209,8 @@ def median_distance(x: Tensor, norm: int = 2) -> float:
 
     `norm` is 1 or 2. Above 2000 rows, 2000 of them drawn with a fixed seed stand for all. More than half of the rows
     may be equal (labels, clipped data): a median of 0 is no scale, and the median of the distances that are not 0
-    takes its place; where all rows are equal every scale gives the same kernel, and it is 1.
+    takes its place; where all rows are equal every scale gives the same kernel, and it is 1. Raises ValueError for one
+    row, and for distances that overflow.
     """
     x = as_samples(x, "x").detach()
     if len(x) < 2:
@@ -222,4 +223,8 @@ def median_distance(x: Tensor, norm: int = 2) -> float:
     if median == 0:
         distances = distances[distances > 0]
         median = distances.median() if len(distances) else torch.ones(())
+    if not median.isfinite():
+        raise ValueError(
+            f"the median distance of this sample leaves the range of {x.dtype}: standardise it, or pass it in float64"
+        )
     return float(median)

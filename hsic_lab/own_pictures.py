@@ -9,6 +9,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from hsic_lab.checks import as_labels
 from hsic_lab.folders import find_classes, find_pictures, read_classes
 from hsic_lab.image_data import ImageData
 from hsic_lab.images import Images
@@ -67,16 +68,16 @@ def from_arrays(
     """
     if (test_images is None) != (test_labels is None):
         raise ValueError("test_images and test_labels go together: one is given without the other")
-    values = np.asarray(labels)
+    values = as_labels("labels", labels)
     known = np.unique(values)
     if class_names is not None and len(class_names) != len(known):
         raise ValueError(f"class_names must name the {len(known)} classes of labels, got {len(class_names)}")
     names = tuple(str(label) for label in (known if class_names is None else class_names))
-    train = Images(_as_images("images", images), _as_labels(values, known))
+    train = Images(_as_images("images", images), _positions(values, known))
     if test_images is None:
         train, test = _hold_out(train, test_fraction, seed)
     else:
-        test = Images(_as_images("test_images", test_images), _as_labels(np.asarray(test_labels), known))
+        test = Images(_as_images("test_images", test_images), _positions(as_labels("test_labels", test_labels), known))
     rest = train.images[:0] if unlabelled is None else _as_images("unlabelled", unlabelled)
     return ImageData(name, train, test, names, _without_labels(rest))
 
@@ -100,9 +101,7 @@ def _as_images(name: str, images: ArrayLike | Tensor) -> Tensor:
     return pixels.contiguous()
 
 
-def _as_labels(labels: np.ndarray, known: np.ndarray) -> Tensor:
-    if labels.ndim != 1 or labels.dtype.kind not in "iubU":
-        raise ValueError(f"labels must be a vector of integers or strings, got {labels.dtype} {labels.shape}")
+def _positions(labels: np.ndarray, known: np.ndarray) -> Tensor:
     if strange := sorted(set(labels.tolist()) - set(known.tolist())):
         raise ValueError(f"test_labels holds {strange[0]!r}, which labels does not")
     return torch.from_numpy(np.searchsorted(known, labels).astype(np.int64))

@@ -1,9 +1,11 @@
 """One training in several processes, as `torchrun` starts them: the results are those of one process."""
 
 import gc
+import itertools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 import torch.distributed as dist
@@ -12,6 +14,14 @@ from torch.autograd import Function
 from torch.nn.parallel import DistributedDataParallel
 
 from hsic_lab.processes import process_count
+
+_trainings = itertools.count()
+
+
+@cache
+def _rendezvous() -> tuple[dist.Store, int, int]:
+    """The store that the processes have in common, this one's number and how many they are, as `torchrun` says."""
+    return next(dist.rendezvous("env://"))
 
 
 @contextmanager
@@ -25,7 +35,10 @@ def processes(device: torch.device) -> Iterator[None]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    store, rank, count = _rendezvous()
+    # A training of its own has keys of its own: those of the one before would send a fast process to its old addresses.
+    store = dist.PrefixStore(f"hsic_lab/training_{next(_trainings)}", store)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=count)
     try:
         yield
         dist.barrier()  # nobody leaves while another still listens

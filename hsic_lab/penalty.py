@@ -6,6 +6,7 @@ import numpy as np
 from sklearn.model_selection import train_test_split
 
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+VALIDATION = 0.2  # the share of the training rows that is held out
 
 
 def check_strengths(strengths: Sequence[float], validation: float) -> None:

@@ -13,9 +13,9 @@ from scipy.stats import t as student_t
 from sklearn.metrics import confusion_matrix
 from torch import Tensor
 
-from hsic_lab.checks import full_precision
-from hsic_lab.evaluation import Data, ProbeOutcome, as_labels, chance_accuracy, checked_splits, linear_probe
-from hsic_lab.penalty import STRENGTHS, check_strengths, penalty_path, stratified_split
+from hsic_lab.checks import as_labels, full_precision
+from hsic_lab.evaluation import Data, ProbeOutcome, chance_accuracy, checked_splits, linear_probe
+from hsic_lab.penalty import STRENGTHS, VALIDATION, check_strengths, penalty_path, stratified_split
 from hsic_lab.spectra import column_moments
 
 _MAX_ITERATIONS = 2_000
@@ -42,7 +42,7 @@ class FastProbeResult(ProbeOutcome):
 
 def fast_probe(
     train_x: Data, train_y: Data, test_x: Data, test_y: Data,
-    *, C: float | None = None, strengths: Sequence[float] = STRENGTHS, validation: float = 0.2, seed: int = 0,
+    *, C: float | None = None, strengths: Sequence[float] = STRENGTHS, validation: float = VALIDATION, seed: int = 0,
     tolerance: float = 1e-4,
 ) -> FastProbeResult:
     """`linear_probe` for large sets: the same objective and the same choice of C, by torch's L-BFGS on the features.
@@ -103,10 +103,13 @@ def few_label_curve(
         )
     train_y, test_y = as_labels("train_y", train_y), as_labels("test_y", test_y)
     classes, counts = np.unique(train_y, return_counts=True)
-    if not 2 <= min(per_class) <= max(per_class) <= counts.min():
-        rare = classes[counts.argmin()]
+    # `linear_probe` holds a fifth of the rows out, and needs a row of each class on both sides.
+    fewest = next(m for m in range(2, 10) if round(VALIDATION * m * len(classes)) >= len(classes))
+    if not fewest <= min(per_class) <= max(per_class) <= counts.min():
+        rare = classes[counts.argmin()].item()
         raise ValueError(
-            f"per_class must lie between 2 and {counts.min()}, the rows of class {rare!r}, got {list(per_class)}"
+            f"per_class must lie between {fewest}, of which one is held out for the penalty, and {counts.min()}, the "
+            f"rows of class {rare!r}, got {list(per_class)}"
         )
     shuffled = []
     for seed in range(seeds):

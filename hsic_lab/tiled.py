@@ -1,10 +1,10 @@
-"""HSIC from three sums over the Grams, which tiles of them or a stream of rows supply in little memory."""
+"""HSIC from three sums over the Grams, which tiles of them supply in little memory."""
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from hsic_lab.checks import full_precision, one_of, paired_samples
+from hsic_lab.checks import full_precision
 from hsic_lab.kernels import Kernel
 
 # Two float32 tiles of this side, and what is computed on the way to them, stay in a core's second-level cache.
@@ -59,50 +59,3 @@ def tiled_hsic(
                 rows_x[j], rows_y[j] = rows_x[j] + sums[3], rows_y[j] + sums[4]
     rows_x, rows_y = torch.cat(rows_x), torch.cat(rows_y)
     return from_sums(trace, rows_x.sum(), rows_y.sum(), rows_x @ rows_y, n, unbiased)
-
-
-class StreamingHSIC:
-    """Linear HSIC of samples that come in pieces: `StreamingHSIC().update(x, y).update(...).compute()`.
-
-    Equal to `hsic(x, y, estimator=estimator)` of all rows, whatever their order and the sizes of the pieces. Holds
-    one `(p, q)` matrix in float64 and a few vectors; no gradients. O(n p q) time.
-    """
-
-    def __init__(self, estimator: str = "biased") -> None:
-        self._unbiased = one_of(estimator, ("biased", "unbiased"), "estimator") == "unbiased"
-        self.rows = 0
-
-    @torch.no_grad()
-    def update(self, x: Tensor, y: Tensor) -> "StreamingHSIC":
-        """Takes in the rows of `x` `(m, p)` and `y` `(m, q)`; raises as `hsic` does, and on other p or q."""
-        x, y = paired_samples(x, y, at_least=1)
-        if self.rows == 0:
-            # HSIC does not depend on the origin, its rounding error does.
-            self._origin = x.mean(dim=0), y.mean(dim=0)
-            p, q = x.shape[1], y.shape[1]
-            shapes = {"xy": (p, q), "x": (p,), "y": (q,), "x_yy": (p,), "y_xx": (q,), "xx": (), "yy": (), "xx_yy": ()}
-            self._sums = {k: torch.zeros(s, dtype=torch.float64, device=x.device) for k, s in shapes.items()}
-        for z, origin, name in ((x, self._origin[0], "x"), (y, self._origin[1], "y")):
-            if z.shape[1] != len(origin):
-                raise ValueError(f"{name} must have {len(origin)} columns as before, got {z.shape[1]}")
-        with full_precision(x):
-            x, y = x - self._origin[0], y - self._origin[1]
-            xx, yy = x.square().sum(dim=1), y.square().sum(dim=1)
-            piece = {"xy": x.T @ y, "x": x.sum(dim=0), "y": y.sum(dim=0), "x_yy": yy @ x, "y_xx": xx @ y}
-            piece |= {"xx": xx.sum(), "yy": yy.sum(), "xx_yy": xx @ yy}
-        for key, value in piece.items():
-            self._sums[key] += value
-        self.rows += len(x)
-        return self
-
-    def compute(self) -> Tensor:
-        """HSIC of the rows so far, a 0-d float64 tensor; raises ValueError if they are too few."""
-        n, s = self.rows, getattr(self, "_sums", {})
-        if n < (4 if self._unbiased else 2):
-            raise ValueError(f"needs at least {4 if self._unbiased else 2} rows, got {n}")
-        if not self._unbiased:
-            return (s["xy"] / n - torch.outer(s["x"] / n, s["y"] / n)).square().sum()
-        # Row sums of the Gram without its diagonal: x_i's - |x_i|^2, with s the sum of all rows.
-        cross = s["x"] @ s["xy"] @ s["y"] - s["x"] @ s["x_yy"] - s["y"] @ s["y_xx"] + s["xx_yy"]
-        total_x, total_y = s["x"] @ s["x"] - s["xx"], s["y"] @ s["y"] - s["yy"]
-        return from_sums(s["xy"].square().sum() - s["xx_yy"], total_x, total_y, cross, n, unbiased=True)

@@ -216,7 +216,7 @@ class Trainer:
 
     def networks(self) -> dict[str, nn.Module]:
         """What a checkpoint holds beside the optimiser."""
-        return {"online": self.online} | ({"target": self.target} if self.target else {})
+        return {"online": self.online, "loss": self.loss} | ({"target": self.target} if self.target else {})
 
     def log(self, row: dict[str, float], bar: tqdm) -> None:
         self.rows.append(row | {"seconds": self.seconds})

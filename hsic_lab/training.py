@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from hsic_lab.allocation import freed_memory_kept
 from hsic_lab.checkpoints import FOLDER, load_checkpoint, remove_checkpoints
 from hsic_lab.config import LOSSES, TrainConfig
-from hsic_lab.datasets import ImageData, default, load
+from hsic_lab.datasets import ImageData, default, full_name, load
 from hsic_lab.evaluation import extract_features
 from hsic_lab.hardware import hardware
 from hsic_lab.interrupts import stop_requests
@@ -45,13 +45,15 @@ def train(
     """Train with `config`, keep the run in `folder`, return it.
 
     The folder is written at the start, at every snapshot and at the end, with a checkpoint every `checkpoint_every`
-    epochs. Ctrl-C and SIGTERM are heeded after the step at hand, which is checkpointed. A loss or gradient that is not
+    epochs. Ctrl-C and SIGTERM are heeded after the step at hand, which is checkpointed (the last one finishes the run,
+    and then the request is heeded). A loss or gradient that is not
     finite (FloatingPointError naming the step) and any other error leave the run so far, with its state in `run.json`,
     and are raised.
 
     resume:    go on with the run in `folder`, from its newest checkpoint that is whole (a warning names others); start
                it if there is none, return it if it is finished. However it was stopped, weights and history (but for
-               `seconds`) end on a CPU as if it had not been. Raises ValueError if it has other settings
+               `seconds`) end on a CPU as if it had not been. Raises ValueError if it has other settings or pictures, or
+               if all its checkpoints are damaged
     encoder:   your own module, `(n, c, h, w) -> (n, p)`; it is trained in place, the config's `encoder` is "custom"
     views:     `(images, generator) -> (view_a, view_b)` in place of the config's `views`; not for scenes
     callbacks: each is called with an `Event` at every logged step, snapshot and evaluation of the monitor
@@ -75,14 +77,19 @@ def train_once(
 ) -> Run:
     """The finished run of exactly these settings in `folder`: read, or trained, or an unfinished one resumed.
 
-    Raises FileExistsError if `folder` holds a run of others.
+    Raises FileExistsError if `folder` holds a run of others, or of other pictures than `data`.
     """
     folder = Path(folder)
     if (folder / SETTINGS).exists():
-        stored, state, _ = read_settings(folder)
-        dataset = stored["dataset"] if config.dataset == "default" else config.dataset
+        stored, state, facts = read_settings(folder)
+        if data is not None:
+            dataset = data.name
+        else:
+            dataset = stored["dataset"] if config.dataset == "default" else full_name(config.dataset)
         try:
             _same_settings(folder, stored, replace(config, dataset=dataset))
+            if data is not None:
+                _same_pictures(folder, facts, data)
         except ValueError as error:
             raise FileExistsError(f"{error}: remove it or choose another folder") from error
         if state == "finished":
@@ -116,8 +123,9 @@ def _train(
     if going_on and not resume:
         raise FileExistsError(f"{folder} already holds a run: resume it, remove it, or choose another folder")
     if going_on:
-        stored, state, _ = read_settings(folder)
+        stored, state, facts = read_settings(folder)
         _same_settings(folder, stored, config)
+        _same_pictures(folder, facts, data)
         if state == "finished":
             return Run.load(folder, encoder)
     wait_for_all()  # before one of them writes what the others look for
@@ -134,7 +142,7 @@ def _fit(trainer: Trainer, held_out: Sequence[Tensor], progress: bool) -> Run:
     try:
         with stop_requests() as stop:
             trainer.fit(held_out, stop, progress and trainer.writes)
-        run.state = "finished"
+        run.state = "finished"  # also where the request to stop came within the last step
     except BaseException as error:
         stopped = isinstance(error, KeyboardInterrupt | SystemExit)
         run.state = "interrupted" if stopped else f"failed: {error}"
@@ -144,6 +152,8 @@ def _fit(trainer: Trainer, held_out: Sequence[Tensor], progress: bool) -> Run:
         trainer.save_run()
     if trainer.writes:
         remove_checkpoints(run.folder / FOLDER)
+    if stop:
+        raise stop.error()
     return run
 
 
@@ -189,8 +199,9 @@ def _new_run(
     precision = resolved_precision(config.precision, device)
     compiled = device.type == "cpu" and precision == "bfloat16" and kernel() is not None
     facts: dict[str, Any] = {
-        "channels": channels, "train_images": sum(map(len, data.trained_on)), "device": str(device),
-        "hardware": hardware(device), "precision": precision, "norm_relu": "compiled" if compiled else "torch",
+        "channels": channels, "train_images": sum(map(len, data.trained_on)), "pictures": data.fingerprint,
+        "device": str(device), "hardware": hardware(device), "precision": precision,
+        "norm_relu": "compiled" if compiled else "torch",
         "processes": process_count(), "threads": torch.get_num_threads(), "torch": torch.__version__,
         "python": platform.python_version(),
     }
@@ -202,6 +213,13 @@ def _same_settings(folder: Path, stored: dict[str, Any], config: TrainConfig) ->
     if stored != wanted:
         different = {name: (stored.get(name), wanted[name]) for name in wanted if stored.get(name) != wanted[name]}
         raise ValueError(f"{folder} holds a run with other settings (there, here): {different}")
+
+
+def _same_pictures(folder: Path, facts: dict[str, Any], data: ImageData) -> None:
+    here = data.fingerprint
+    there = facts.get("pictures", here)  # runs did not always say
+    if there != here:
+        raise ValueError(f"{folder} holds a run on other pictures, {there}; those of {data.name!r} are {here}")
 
 
 @contextmanager

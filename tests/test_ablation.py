@@ -4,7 +4,9 @@ import json
 import subprocess
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -50,6 +52,61 @@ def test_rows_are_those_of_training_and_evaluation_by_hand(tmp_path):
     assert linear["split"] == "digits test" and linear["protocol"].startswith("logistic regression")
     assert (linear["hardware"], linear["precision"]) == (run.facts["hardware"], "float32")
     assert {"threads", "torch", "hsic_lab", "seconds", "rankme"} <= set(frame)
+
+
+def by_class(n, classes=4):
+    """Pictures in the order of their classes, as folders are read."""
+    pixels = np.random.default_rng(0).integers(256, size=(n, 8, 8, 3), dtype=np.uint8)
+    return pixels, np.repeat(np.arange(classes), n // classes)
+
+
+def test_sizes_count_for_your_own_data_and_every_class_stays(tmp_path):
+    data = from_arrays(*by_class(80), *by_class(40), name="mine")
+    one = grid(cross={}, data={"n_train": 20, "n_test": 8}, base=BASE | {"batch_size": 16})
+    frame = run_ablation(one, tmp_path, data=data, progress=False)
+    assert frame[["n_train", "n_test", "state", "dataset"]].values.tolist() == [[20, 8, "finished", "mine"]]
+    cut = ablation._cut(data, {"n_train": 20, "n_test": 8})
+    for part, n in ((cut.train, 20), (cut.test, 8)):
+        assert part.labels.bincount().tolist() == [n // 4] * 4
+    mixed = replace(data, train=data.train.subset([5, 79, 20, 40]))
+    assert ablation._cut(mixed, {"n_train": 2}).train.labels.tolist() == [0, 3], "the first: this order says nothing"
+
+
+def test_a_folder_is_known_by_what_is_in_it(tmp_path, monkeypatch):
+    def add(start, stop):
+        for label in "ab":
+            (tmp_path / "pics" / label).mkdir(parents=True, exist_ok=True)
+            for i in range(start, stop):
+                plt.imsave(tmp_path / "pics" / label / f"{i}.png", np.random.default_rng(i).random((8, 8, 3)))
+
+    monkeypatch.chdir(tmp_path)
+    one = grid(cross={}, data={}, base=BASE | {"batch_size": 16, "dataset": "pics"})
+    add(0, 20)
+    absolute = replace(one, base=one.base | {"dataset": str(tmp_path / "pics")})
+    tables = [run_ablation(plan, "runs", progress=False) for plan in (one, absolute)]
+    add(20, 30)
+    tables.append(run_ablation(one, "runs", progress=False))
+    assert [table["n_train"][0] for table in tables] == [32, 32, 48]
+    assert tables[0]["run"][0] == tables[1]["run"][0] != tables[2]["run"][0]
+    assert tables[0]["dataset"][0] == str(tmp_path / "pics")
+
+
+def test_a_killed_training_of_a_relative_folder_goes_on(tmp_path, monkeypatch):
+    for label in "ab":
+        (tmp_path / "pics" / label).mkdir(parents=True)
+        for i in range(20):
+            plt.imsave(tmp_path / "pics" / label / f"{i}.png", np.random.default_rng(i).random((8, 8, 3)))
+    monkeypatch.chdir(tmp_path)
+    one = grid(cross={}, data={}, base=BASE | {"batch_size": 16, "dataset": "pics", "epochs": 2})
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ablation, "_evaluated", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_ablation(one, "runs", progress=False)
+    assert run_ablation(one, "runs", progress=False)["state"].tolist() == ["finished"]
 
 
 def test_only_what_is_missing_is_done(tmp_path, monkeypatch):

@@ -180,6 +180,8 @@ def test_an_interrupted_fit_keeps_what_was_learnt(calls, x):
     ("settings", "x", "words"),
     [
         ({}, IMAGES * 2.0, "must be in \\[0, 1\\]"),
+        ({}, (IMAGES * 255).astype(np.int64), "pictures as int64: convert them to uint8"),
+        ({"image_shape": (8, 8)}, DIGITS.astype(np.int32), "pictures as int32"),
         ({}, IMAGES[:1], "minimum of 2 is required"),
         ({}, np.zeros((4, 3, 8, 3)), "not on both"),
         ({"image_shape": (9, 8)}, DIGITS, "\\(9, 8\\) does not fit the 64 columns"),

@@ -4,6 +4,7 @@ import os
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -133,6 +134,17 @@ def test_decoded_once_and_again_after_a_change(tmp_path, monkeypatch):
     assert len(kept(tmp_path)) == 2, "another size has its own array"
 
 
+def test_what_a_killed_process_began_is_removed_a_day_later(tmp_path):
+    tree(tmp_path)
+    for name in (".hsic_lab-as_is-0123.npy.1", ".hsic_lab-64px-0123.npy.2", "mine.npy.3"):
+        (tmp_path / name).write_bytes(b"half")
+        if name[-1] != "2":
+            os.utime(tmp_path / name, (1, 1))
+    from_folder(tmp_path)
+    left = sorted(path.name for path in tmp_path.glob("*.npy.*"))
+    assert left == [".hsic_lab-64px-0123.npy.2", "mine.npy.3"], "the first may be being written"
+
+
 def test_nothing_half_written_is_left(tmp_path):
     tree(tmp_path)
     (tmp_path / "train" / "bee" / "2.png").write_bytes(b"not a picture")
@@ -211,6 +223,8 @@ def test_arrays(images, expected):
         assert np.array_equal(part.images, expected)
     assert data.train.labels.tolist() == [1, 0] * 5 and data.class_names == ("first", "second")
     assert data.unlabelled.labels.tolist() == [-1] * 10
+    for strings in (pd.Series(["b", "a"] * 5), np.array(["b", "a"] * 5, dtype=object)):
+        assert from_arrays(images, strings, images, strings).test.labels.tolist() == [1, 0] * 5
     alone = from_arrays(images, [7, 3] * 5)
     assert alone.class_names == ("3", "7") and (len(alone.train), len(alone.test)) == (8, 2)
 

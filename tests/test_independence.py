@@ -3,6 +3,7 @@
 import importlib.util
 import itertools
 import sys
+from functools import partial
 
 import matplotlib
 
@@ -22,7 +23,7 @@ from hsic_lab.independence import (
     permutation_test,
     spectral_test,
 )
-from hsic_lab.kernels import Delta, Gaussian, Linear
+from hsic_lab.kernels import Delta, Gaussian, Linear, Polynomial
 from hsic_lab.null_distributions import permutation_moments, weighted_chi_squares
 from hsic_lab.permutations import draw_permutations, factor_products, gram_products
 
@@ -387,6 +388,23 @@ def test_too_few_rows(test, n):
 def test_bad_samples(test, change, error, words):
     with pytest.raises(error, match=words):
         test(normal(20, 1), change(normal(20, 1, 1)))
+
+
+@pytest.mark.parametrize("test", [*TESTS, partial(permutation_test, tolerance=0.1)])
+@pytest.mark.parametrize("units, kernel", [(6e4, Polynomial(8)), (1e20, Gaussian())], ids=repr)
+def test_a_kernel_that_overflows_has_no_pvalue(test, units, kernel):
+    x, y = (units * (2 + normal(50, 1, seed)).float() for seed in (0, 1))
+    for pair, kernels in (((x, y / units), (kernel, None)), ((y / units, x), (None, kernel))):
+        with pytest.raises(ValueError, match=r"leaves the range of torch\.float32"):
+            test(*pair, *kernels)
+    assert test(x.double(), y.double(), kernel).pvalue > 0.01
+
+
+@pytest.mark.parametrize("test", TESTS)
+def test_a_bandwidth_that_underflows_has_no_pvalue(test):
+    x, y = (normal(50, 1, seed).float() for seed in (0, 1))
+    with pytest.raises(ValueError, match=r"Gaussian\(bandwidth=\S+e-2\d\) leaves the range of torch.float32"):
+        test(x, y, Gaussian(1e-25))
 
 
 @pytest.mark.parametrize("test, options, words", [

@@ -169,12 +169,75 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tmp_path, kind
         assert len(said) == 1 and "step_00000003" in said[0] and "the one before it" in said[0]
 
 
-def test_nothing_whole_is_nothing(tmp_path):
+def test_no_checkpoint_is_none_and_damaged_ones_alone_are_an_error(tmp_path, recwarn):
     assert load_checkpoint(tmp_path / "absent") is None
-    checkpoints(tmp_path, [1])
-    flip(tmp_path / "step_00000001.json", 0.5)
-    with pytest.warns(UserWarning, match="step_00000001"):
-        assert load_checkpoint(tmp_path) is None
+    checkpoints(tmp_path, [1, 2])
+    for step in (1, 2):
+        flip(tmp_path / f"step_0000000{step}.json", 0.5)
+    with pytest.raises(ValueError, match=r"step_00000002.json is damaged.*step_00000001.*remove .* to start over"):
+        load_checkpoint(tmp_path)
+    assert not recwarn, "no checkpoint is said to be used"
+
+
+def test_what_others_keep_in_the_folder_stays(tmp_path):
+    (tmp_path / ".ipynb_checkpoints").mkdir()
+    (tmp_path / "notes.safetensors").write_bytes(b"mine")
+    (tmp_path / ".step_00000001.json.tmp").write_bytes(b"half")
+    checkpoints(tmp_path)
+    assert (tmp_path / ".ipynb_checkpoints").is_dir() and (tmp_path / "notes.safetensors").exists()
+    assert not (tmp_path / ".step_00000001.json.tmp").exists()
+
+
+class Stop:
+    """A callback that asks for an end after a step."""
+
+    def __init__(self, step, number=signal.SIGINT) -> None:
+        self.step, self.number = step, number
+
+    def __call__(self, event) -> None:
+        if event.kind == "step" and event.step == self.step:
+            signal.raise_signal(self.number)
+
+
+def test_random_features_of_a_loss_are_resumed(tmp_path, monkeypatch):
+    monkeypatch.setattr(pairs, "SNAPSHOT_PAIRS", 16)
+    changes = {
+        "width": 1, "epochs": 3, "monitor": "none", "loss": "ssl_hsic", "loss_options": {"random_features": 16},
+    }
+    with pytest.raises(KeyboardInterrupt):
+        train(config(**changes), tmp_path / "run", pictures(), False, callbacks=[Stop(6)])
+    run = train(config(**changes), tmp_path / "run", pictures(), False, resume=True)
+    assert_same(run, train(config(**changes), tmp_path / "whole", pictures(), False))
+
+
+@pytest.mark.parametrize(
+    ("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)], ids=["Ctrl-C", "SIGTERM"]
+)
+def test_a_request_to_stop_within_the_last_step_is_heeded_and_costs_nothing(tmp_path, monkeypatch, number, error):
+    monkeypatch.setattr(pairs, "SNAPSHOT_PAIRS", 16)
+    changes = {"width": 1, "epochs": 1, "monitor": "none"}
+    with pytest.raises(error):
+        train(config(**changes), tmp_path / "run", pictures(), False, callbacks=[Stop(4, number)])
+    finished = train_once(config(**changes), tmp_path / "run", pictures(), False)
+    assert_same(finished, train(config(**changes), tmp_path / "whole", pictures(), False))
+    assert not (tmp_path / "run" / FOLDER).exists()
+
+
+class Tied(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = self.other = torch.nn.Linear(3 * 64, 16)
+
+    def forward(self, images):
+        return self.one(images.flatten(1)) + self.other(images.flatten(1)).relu()
+
+
+def test_an_encoder_may_use_a_weight_twice(tmp_path, monkeypatch):
+    monkeypatch.setattr(pairs, "SNAPSHOT_PAIRS", 16)
+    changes = {"epochs": 1, "monitor": "none"}
+    run = train(config(**changes), tmp_path, pictures(), False, encoder=Tied())
+    again = Run.load(tmp_path, Tied())
+    assert torch.equal(again.encoder.one.weight, run.encoder.one.weight) and again.encoder.one is again.encoder.other
 
 
 def test_damage_between_two_runs_costs_an_epoch_and_no_more(tmp_path, monkeypatch, capsys):
@@ -202,3 +265,7 @@ def test_resume_refuses_other_settings_and_returns_what_is_finished(tmp_path, mo
     assert_same(run, again)
     with pytest.raises(ValueError, match=r"other settings.*'seed': \(0, 5\)"):
         train(config(seed=5, **changes), tmp_path, pictures(), False, resume=True)
+    others = pictures()
+    others.train.images[5] += 1
+    with pytest.raises(ValueError, match=r"on other pictures, 64 x 3 x 8 x 8 \(\w+\); those of 'pictures' are 64 x 3"):
+        train(config(**changes), tmp_path, others, False, resume=True)

@@ -1,14 +1,17 @@
 """Training: what a run holds, that it is a function of its settings, and that no accident costs what was done."""
 
 import json
+from dataclasses import replace
 
+import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 
 from hsic_lab import pairs, trainer
 from hsic_lab.correlation import cross_correlation
-from hsic_lab.datasets import ImageData, load
+from hsic_lab.datasets import ImageData, from_arrays, load
 from hsic_lab.images import Images
 from hsic_lab.pairs import TrainingPairs, held_out_pairs, seeded_generator
 from hsic_lab.runs import FILES, HISTORY, SETTINGS, SNAPSHOTS, WEIGHTS, Run
@@ -193,6 +196,30 @@ def test_train_once_trains_once(tmp_path, scenes, monkeypatch):
     (tmp_path / "run" / SETTINGS).write_text(json.dumps(settings))
     assert train_once(tiny(), tmp_path / "run", scenes, progress=False).state == "finished"
     assert (tmp_path / "run" / WEIGHTS).stat().st_mtime_ns != stamp
+
+
+def test_train_once_tells_data_apart_and_names_alike(tmp_path, monkeypatch):
+    settings = tiny(batch_size=16)
+    pixels = torch.randint(256, (80, 3, 12, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    mine, other, more = (
+        from_arrays(images, torch.arange(len(images)) % 2, name=name)
+        for images, name in ((pixels[:40], "mine"), (pixels[:40], "other"), (pixels, "mine"))
+    )
+    train_once(settings, tmp_path / "run", mine, progress=False)
+    with pytest.raises(FileExistsError, match=r"'dataset': \('mine', 'other'\)"):
+        train_once(settings, tmp_path / "run", other, progress=False)
+    with pytest.raises(FileExistsError, match="on other pictures, 32 x 3"):
+        train_once(settings, tmp_path / "run", more, progress=False)
+    named = replace(settings, dataset="digits")  # overruled by the data, each time
+    for _ in range(2):
+        assert train_once(named, tmp_path / "named", mine, progress=False).config["dataset"] == "mine"
+    for label in "ab":
+        (tmp_path / "pics" / label).mkdir(parents=True)
+        for number in range(20):
+            plt.imsave(tmp_path / "pics" / label / f"{number}.png", np.random.default_rng(number).random((12, 12, 3)))
+    monkeypatch.chdir(tmp_path)
+    for name in ("pics", "./pics", str(tmp_path / "pics")):
+        assert train_once(replace(settings, dataset=name), "folder", progress=False).facts["train_images"] == 32
 
 
 def test_no_run_is_overwritten_and_no_other_folder_is_a_run(tmp_path, scenes):

@@ -74,6 +74,15 @@ class SSLHSICLoss(TwoViewLoss):
             dependence, norm = pairs.mean() - gram.mean(), torch.linalg.norm(center(gram)) / len(z)
         return {"dependence": -dependence, "self_dependence": self.gamma * norm}
 
+    def get_extra_state(self) -> Tensor:
+        """Where the draws of random features stand, a part of `state_dict`: a resumed training goes on from there."""
+        return torch.empty(0) if self.random_features is None else self._generator.get_state()
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Undo `get_extra_state`."""
+        if len(state):
+            self._generator.set_state(state)
+
     def _random_features(self, kernel: Kernel, z: Tensor) -> Tensor:
         """Centred features `(N, D)` whose products have the centred kernel as their mean: Rahimi and Recht 2007."""
         draws = frequencies(kernel, z.shape[1], self.random_features // 2, self._generator)
