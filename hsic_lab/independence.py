@@ -27,10 +27,18 @@ from scipy import stats
 from torch import Tensor
 
 from hsic_lab.hsic import center, hsic, paired
-from hsic_lab.kernels import Gaussian, Kernel, Linear
+from hsic_lab.kernels import Gaussian, Kernel, Linear, require_finite
 from hsic_lab.lowrank import factor
 from hsic_lab.null_distributions import permutation_moments, weighted_chi_squares
-from hsic_lab.permutations import Labels, draw_permutations, factor_products, gram_products, group_codes, unbiased
+from hsic_lab.permutations import (
+    Labels,
+    diagonal_products,
+    draw_permutations,
+    factor_products,
+    gram_products,
+    group_codes,
+    unbiased,
+)
 from hsic_lab.results import TestResult
 
 Samples = Tensor | np.ndarray
@@ -62,23 +70,25 @@ def permutation_test(
     draws = draw_permutations(n, permutations, torch.Generator().manual_seed(seed), groups)
     if tolerance is None:
         centred = _centred_gram(kernel_x, x, groups), _centred_gram(kernel_y, y, groups)
-        diagonals = [gram.diagonal() for gram in centred]
-        observed = (centred[0].double() * centred[1]).sum()
+        diagonals = [gram.diagonal().clone() for gram in centred]
         (unit_x, scale_x), (unit_y, scale_y) = map(_unit, centred)
-        products = gram_products(unit_x[None], unit_y[None], draws).flatten()
+        off_x, off_y = (unit.float().fill_diagonal_(0) for unit in (unit_x, unit_y))
+        products = gram_products(off_x[None], off_y[None], draws).flatten() * (scale_x * scale_y)
+        observed = (centred[0].fill_diagonal_(0) * centred[1]).sum()
         method = "permutation, Gram matrices"
     else:
         centred = (
             _centred_factor(kernel_x, x, tolerance, groups), _centred_factor(kernel_y, y, tolerance, groups)
         )
         diagonals = [features.square().sum(dim=1) for features in centred]
-        observed = (centred[0].double().T @ centred[1].double()).square().sum()
         (unit_x, scale_x), (unit_y, scale_y) = map(_unit, centred)
-        products = factor_products(unit_x, unit_y, draws)
         scale_x, scale_y = scale_x**2, scale_y**2
+        products = factor_products(unit_x, unit_y, draws) * (scale_x * scale_y)
+        products -= diagonal_products(*diagonals, draws)
+        observed = (centred[0].T @ centred[1]).square().sum() - diagonals[0] @ diagonals[1]
         method = f"permutation, factors of rank {unit_x.shape[1]}, {unit_y.shape[1]} within {tolerance:g} of the trace"
     statistic = float(unbiased(observed, *diagonals, torch.arange(n)[None]))
-    null = unbiased(products * (scale_x * scale_y), *diagonals, draws).cpu()
+    null = unbiased(products, *diagonals, draws).cpu()
     rounding = 1e-6 * scale_x * scale_y * _norm(unit_x, tolerance) * _norm(unit_y, tolerance) / (n * (n - 3))
     null = torch.where((null - statistic).abs() <= rounding, statistic, null)
     return _sampled(statistic, null, method + _drawn(permutations, groups))
@@ -151,7 +161,7 @@ def block_test(
     if not values.isfinite().all():
         for kernel, z in ((kernel_x, x), (kernel_y, y)):
             for rows in blocks:
-                _require_finite(kernel(z[rows]), kernel)
+                require_finite(kernel(z[rows]), kernel)
     mean, error = float(values.mean()), float(values.std() / len(values) ** 0.5)
     if error == 0:
         return TestResult(mean, 1.0, method)
@@ -189,7 +199,8 @@ def aggregated_test(
         zip(*(_unit(_centred_gram(kernel, z, groups)) for kernel in kernels), strict=True)
         for z, kernels in ((x, kernels_x), (y, kernels_y))
     )
-    products = gram_products(torch.stack(units_x), torch.stack(units_y), draws).flatten(1)
+    off_x, off_y = (torch.stack([unit.float().fill_diagonal_(0) for unit in units]) for units in (units_x, units_y))
+    products = gram_products(off_x, off_y, draws).flatten(1)
     pairs = list(product(units_x, units_y))
     values = torch.stack([
         unbiased(column, u.diagonal(), v.diagonal(), draws)
@@ -214,6 +225,8 @@ def _fitted(
     x, y = paired(x, y, kernel_x, kernel_y, at_least)
     if x.device != y.device:
         raise ValueError(f"x and y must be on one device, got {x.device} and {y.device}")
+    # What is left of a flat Gram when it is centred would in float32 be rounding, which tells equal pairings apart.
+    x, y = (z.double() if z.is_floating_point() else z for z in (x, y))
     # No test depends on the origin of a linear kernel, the rounding error of its Gram does.
     x, y = (z - z.mean(dim=0) if isinstance(k, Linear) and not _constant(z) else z
             for z, k in ((x, kernel_x), (y, kernel_y)))
@@ -232,11 +245,11 @@ def _constant(z: Tensor, codes: Tensor | None = None) -> bool:
 
 
 def _centred_gram(kernel: Kernel, z: Tensor, groups: Labels | None = None) -> Tensor:
-    gram = kernel(z)
+    gram = kernel(z).double()
     codes = None if groups is None else group_codes(groups, len(z)).to(gram.device)
     if _constant(z, codes):
         return torch.zeros_like(gram)  # without the rounding error of a mean
-    _require_finite(gram, kernel)
+    require_finite(gram, kernel)
     return center(gram) if codes is None else _minus_means(_minus_means(gram, codes).T, codes)
 
 
@@ -246,17 +259,7 @@ def _centred_factor(kernel: Kernel, z: Tensor, tolerance: float, groups: Labels 
     codes = (torch.zeros(len(z), dtype=torch.int64) if groups is None else group_codes(groups, len(z))).to(z.device)
     if _constant(z, codes):
         return kernel(z[:1]).new_zeros(len(z), 1)
-    features = factor(kernel, z, rank=len(z), tolerance=tolerance)
-    _require_finite(features, kernel)
-    return _minus_means(features, codes)
-
-
-def _require_finite(values: Tensor, kernel: Kernel) -> None:
-    """No comparison with NaN is true: a statistic that is none would have the smallest p-value."""
-    if not values.isfinite().all():
-        raise ValueError(
-            f"{kernel!r} leaves the range of {values.dtype} on this sample: standardise it, or pass it in float64"
-        )
+    return _minus_means(factor(kernel, z, rank=len(z), tolerance=tolerance).double(), codes)
 
 
 def _minus_means(rows: Tensor, codes: Tensor) -> Tensor:
@@ -266,9 +269,9 @@ def _minus_means(rows: Tensor, codes: Tensor) -> Tensor:
 
 
 def _unit(matrix: Tensor) -> tuple[Tensor, float]:
-    """The matrix in float32 with its largest entry 1, and that entry: no units of x overflow or vanish."""
+    """The matrix with its largest entry 1, and that entry: no units of x overflow or vanish in float32."""
     scale = float(matrix.abs().max()) or 1.0
-    return (matrix / scale).float(), scale
+    return matrix / scale, scale
 
 
 def _norm(matrix: Tensor, tolerance: float | None = None) -> float:

@@ -225,6 +225,13 @@ def median_distance(x: Tensor, norm: int = 2) -> float:
         median = distances.median() if len(distances) else torch.ones(())
     if not median.isfinite():
         raise ValueError(
-            f"the median distance of this sample leaves the range of {x.dtype}: standardise it, or pass it in float64"
+            f"the median distance of this sample leaves the range of {x.dtype}: standardise the sample"
         )
     return float(median)
+
+
+def require_finite(values: Tensor, kernel: Kernel) -> Tensor:
+    """The kernel's `values`; ValueError if one is not finite: no comparison with NaN is true, so that tests mislead."""
+    if not values.isfinite().all():
+        raise ValueError(f"{kernel!r} leaves the range of {values.dtype} on this sample: standardise the sample")
+    return values

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hsic_lab.checks import full_precision, one_of
-from hsic_lab.kernels import Gaussian, InverseMultiquadric, Kernel, Laplace, Product
+from hsic_lab.kernels import Gaussian, InverseMultiquadric, Kernel, Laplace, Product, require_finite
 
 
 def factor(
@@ -62,6 +62,7 @@ def factor(
 @torch.no_grad()
 def _pivots(kernel: Kernel, x: Tensor, rank: int, tolerance: float) -> Tensor:
     residual = torch.cat([kernel.gram(block, None).diagonal() for block in x.split(256)]).clone()
+    require_finite(residual, kernel)
     # Residuals below the rounding error of K are noise, whatever tolerance was asked for.
     noise = 100 * torch.finfo(residual.dtype).eps * residual.max()
     limit = tolerance * residual.sum()
@@ -69,7 +70,7 @@ def _pivots(kernel: Kernel, x: Tensor, rank: int, tolerance: float) -> Tensor:
     pivots: list[int] = []
     while len(pivots) < len(factors) and residual.sum() > limit and residual.max() > noise:
         pivot, count = int(residual.argmax()), len(pivots)
-        row = kernel.gram(x[pivot : pivot + 1], x)[0] - factors[:count, pivot] @ factors[:count]
+        row = require_finite(kernel.gram(x[pivot : pivot + 1], x)[0], kernel) - factors[:count, pivot] @ factors[:count]
         factors[count] = row / residual[pivot].sqrt()
         residual = (residual - factors[count].square()).clamp_min_(0)  # below 0 is rounding
         residual[pivot] = 0
