@@ -1,10 +1,12 @@
 """Centred kernel alignment: HSIC on the scale of a correlation, of a sample or of a stream of batches."""
 
+import math
+
 import torch
 from torch import Tensor
 
 from hsic_lab.checks import paired_samples
-from hsic_lab.hsic import hsic, paired
+from hsic_lab.hsic import center, hsic, paired
 from hsic_lab.kernels import Kernel, Linear
 
 
@@ -32,14 +34,15 @@ def cka(
     """
     kernel_x, kernel_y = kernel_x or Linear(), kernel_y or Linear()
     x, y = paired(x, y, kernel_x, kernel_y, at_least=2)
+    x, y = (near_one(z) if isinstance(kernel, Linear) else z for z, kernel in ((x, kernel_x), (y, kernel_y)))
     kernel_x, kernel_y = kernel_x.fit(x), kernel_y.fit(y)
-    xx = hsic(x, x, kernel_x, kernel_x, estimator, route)
-    yy = hsic(y, y, kernel_y, kernel_y, estimator, route)
-    for name, sample, self_hsic in (("x", x, xx), ("y", y, yy)):
+    for name, sample in (("x", x), ("y", y)):
         if not varies(sample):
             raise ValueError(f"{name} is constant: all {len(sample)} rows are equal, and CKA is not defined")
-        require_positive(name, float(self_hsic.detach()))
-    return hsic(x, y, kernel_x, kernel_y, estimator, route) / (xx.sqrt() * yy.sqrt())
+    xy, xx, yy = hsic_parts(x, y, kernel_x, kernel_y, estimator, route)
+    require_positive("x", float(xx.detach()))
+    require_positive("y", float(yy.detach()))
+    return xy / (xx.sqrt() * yy.sqrt())
 
 
 class MinibatchCKA:
@@ -97,11 +100,7 @@ class MinibatchCKA:
         if self._kernels is None:
             self._kernels = self.kernel_x.fit(x), self.kernel_y.fit(y)
         k, l = self._kernels
-        parts = hsic(x, y, k, l, "unbiased"), hsic(x, x, k, k, "unbiased"), hsic(y, y, l, l, "unbiased")
-        # What is constant adds exactly 0: rounding would add noise that could pass for a signal.
-        x_varies, y_varies = varies(x), varies(y)
-        weights = len(x) * torch.tensor([x_varies and y_varies, x_varies, y_varies], dtype=torch.float64)
-        return weights * torch.stack(parts).double().cpu()
+        return len(x) * torch.stack([part.double() for part in hsic_parts(x, y, k, l)]).cpu()
 
 
 def u_center(gram: Tensor) -> Tensor:
@@ -114,6 +113,59 @@ def u_center(gram: Tensor) -> Tensor:
     rows = gram.sum(dim=1) / (n - 2)
     centred = gram - rows[:, None] - rows[None, :] + rows.sum() / (n - 1)
     return centred - centred.diagonal().diag_embed()
+
+
+def cka_or_nan(x: Tensor, y: Tensor, kernel_x: Kernel | None = None, kernel_y: Kernel | None = None) -> float:
+    """Unbiased CKA as a number, NaN where it is not defined."""
+    kernel_x, kernel_y = kernel_x or Linear(), kernel_y or Linear()
+    x, y = (near_one(z) if isinstance(kernel, Linear) else z for z, kernel in ((x, kernel_x), (y, kernel_y)))
+    xy, xx, yy = hsic_parts(x, y, kernel_x.fit(x), kernel_y.fit(y))
+    return float(xy / (xx.sqrt() * yy.sqrt())) if xx > 0 and yy > 0 else math.nan
+
+
+def near_one(x: Tensor) -> Tensor:
+    """`x` over the power of two below its largest entry: no unit of x overflows or vanishes in its squares."""
+    largest = float(x.detach().abs().max())
+    return x / 2.0 ** math.floor(math.log2(largest)) if largest else x
+
+
+def hsic_parts(
+    x: Tensor, y: Tensor, kernel_x: Kernel, kernel_y: Kernel, estimator: str = "unbiased", route: str = "auto"
+) -> tuple[Tensor, Tensor, Tensor]:
+    """HSIC(x, y), HSIC(x, x), HSIC(y, y), exactly 0 where they are rounding; the kernels fitted.
+
+    The unbiased HSIC(x, x) is what is left of the biased one without the diagonal of the Gram: nothing, where no two
+    rows are alike. Where little is left, all three are computed in float64.
+    """
+    pairs = ((x, kernel_x), (y, kernel_y))
+    own = [hsic(z, z, kernel, kernel, estimator, route) for z, kernel in pairs]
+    small = [
+        estimator == "unbiased" and bool(value <= _rounding(z, kernel, value.dtype))
+        for (z, kernel), value in zip(pairs, own, strict=True)
+    ]
+    if any(small) and torch.float32 in (x.dtype, y.dtype):
+        x, y = (z.double() if z.is_floating_point() else z for z in (x, y))
+        return tuple(part.to(own[0].dtype) for part in hsic_parts(x, y, kernel_x, kernel_y, estimator, route))
+    own = [value * 0 if few or not varies(z) else value for (z, _), value, few in zip(pairs, own, small, strict=True)]
+    xy = hsic(x, y, kernel_x, kernel_y, estimator, route)
+    return xy * ((own[0] != 0) & (own[1] != 0)), *own
+
+
+def _rounding(x: Tensor, kernel: Kernel, dtype: torch.dtype) -> Tensor:
+    """Below what an unbiased HSIC(x, x) may be rounding: of `eye(n)` up to 8 n units in the last place are left."""
+    if not x.is_floating_point():  # a Gram of zeros and ones has hardly any
+        return 64 * torch.finfo(dtype).eps * hsic(x, x, kernel, kernel, "biased")
+    x = x.detach()
+    x = x - x.mean(dim=0) if isinstance(kernel, Linear) else x
+    squares = torch.cat([kernel.gram(rows, None).diagonal() for rows in x.split(256)]).square()
+    return 16 * len(x) * torch.finfo(dtype).eps * squares.mean()
+
+
+def alike(gram: Tensor) -> bool:
+    """Whether all pairs of different rows are alike in a Gram `(n, n)`, up to its rounding: U-centred it is 0."""
+    exact = gram.double()
+    rounding = 64 * torch.finfo(gram.dtype).eps
+    return bool(u_center(exact).norm() <= rounding * center(exact).norm())
 
 
 def varies(x: Tensor) -> bool:

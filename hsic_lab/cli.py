@@ -21,8 +21,10 @@ def main() -> None:
     """Entry point: what a user can put right ends in one sentence and exit code 2, not in a traceback."""
     try:
         app()
-    except KeyboardInterrupt:
-        sys.exit("hsic-lab: interrupted; what was done so far is kept")
+    except SystemExit as end:
+        if end.code == 130:  # typer's own way to end after Ctrl-C
+            print("hsic-lab: interrupted; what was done so far is kept", file=sys.stderr)
+        raise
     except (ValueError, TypeError, OSError, FloatingPointError, ModuleNotFoundError) as error:
         print(f"hsic-lab: {error}", file=sys.stderr)
         sys.exit(2)

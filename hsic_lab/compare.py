@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hsic_lab.checks import one_of
-from hsic_lab.cka import u_center, varies
+from hsic_lab.cka import alike, u_center, varies
 from hsic_lab.frozen import check_images, evaluating, model_input
 from hsic_lab.hsic import center
 from hsic_lab.kernels import Kernel, Linear
@@ -78,10 +78,12 @@ class _Tap:
     def __init__(
         self, owner: str, model: nn.Module, layers: Sequence[str] | None, kernel: Kernel, unbiased: bool
     ) -> None:
-        self.owner, self.model, self.kernel, self.center = owner, model, kernel, u_center if unbiased else center
+        self.owner, self.model, self.kernel, self.unbiased = owner, model, kernel, unbiased
         modules = dict(model.named_modules())
         if isinstance(layers, str):
             raise TypeError(f"layers must be a list of names, got the string {layers!r}")
+        if layers is not None and not layers:
+            raise ValueError(f"layers must name at least one layer of {owner}, got none; None means all")
         self.required = [] if layers is None else list(layers)
         for name in self.required:
             if name not in modules:
@@ -145,7 +147,9 @@ class _Tap:
             gram = kernel(x - x.mean(dim=0) if isinstance(kernel, Linear) else x)
         except (TypeError, ValueError) as error:
             raise type(error)(f"layer {label!r} of {self.owner}: {error}") from error
-        return self.center(gram.double()).flatten()
+        if self.unbiased and alike(gram):
+            return torch.zeros(n * n, dtype=torch.float64, device=x.device)
+        return (u_center if self.unbiased else center)(gram.double()).flatten()
 
 
 def _batches(images: Tensor | Iterable[Tensor | Sequence[Tensor]], batch_size: int) -> Iterator[Tensor]:

@@ -117,10 +117,8 @@ class TrainConfig:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        for setting in fields(self):  # 1 and 1.0 are one setting, and one run
-            value = getattr(self, setting.name)
-            if setting.type in (float, float | None) and type(value) is int:
-                object.__setattr__(self, setting.name, float(value))
+        for setting in fields(self):
+            self._check_type(setting.name, setting.type, getattr(self, setting.name))
         for name, accepted in _CHOICES.items():
             one_of(getattr(self, name), accepted, name)
         for name, low in _LEAST.items():
@@ -146,6 +144,18 @@ class TrainConfig:
             raise ValueError(f"bias_learning_rate must be positive or None, got {self.bias_learning_rate!r}")
         self.make_loss()
 
+    def _check_type(self, name: str, kind: Any, value: Any) -> None:
+        if kind in (float, float | None) and type(value) is int:  # 1 and 1.0 are one setting, and one run
+            object.__setattr__(self, name, float(value))
+        elif kind in (int, float, int | None, float | None):
+            numbers_of = (int, type(None)) if kind in (int, int | None) else (float, type(None))
+            if isinstance(value, bool) or not isinstance(value, numbers_of) or (value is None and kind in (int, float)):
+                raise ValueError(f"{name} must be a number{'' if kind in (int, float) else ' or None'}, got {value!r}")
+        elif kind == tuple[int, ...] and not (
+            isinstance(value, tuple | list) and all(isinstance(width, int) for width in value)
+        ):
+            raise ValueError(f"{name} must be a list of widths, got {value!r}")
+
     @classmethod
     def from_json(cls, settings: dict[str, Any]) -> "TrainConfig":
         """The config of a `run.json`: lists become tuples, settings younger than the file take their defaults."""
@@ -153,6 +163,11 @@ class TrainConfig:
 
     def make_loss(self) -> nn.Module:
         """The loss that the settings describe. Raises ValueError for options that it does not have."""
+        if self.lambda_param is not None and self.loss == "vicreg":
+            raise ValueError(
+                f"VICReg's lambda_param weighs its invariance, not a redundancy, got lambda_param={self.lambda_param}: "
+                "set loss_options, which take lambda_param, mu_param and nu_param"
+            )
         options = self.loss_options | ({} if self.lambda_param is None else {"lambda_param": self.lambda_param})
         try:
             return LOSSES[self.loss](**options)

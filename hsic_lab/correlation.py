@@ -16,7 +16,8 @@ def standardize(z: Tensor) -> Tensor:
 
     `(z - mean) / std` with the biased `std = sqrt(sum (z - mean)^2 / n)`, so that identical views correlate to
     exactly 1 at every n. A dead column (constant up to rounding) has no correlation with anything: it becomes 0 and
-    receives the gradient 0. Rescaling a column changes nothing. Differentiable once.
+    receives the gradient 0. Rescaling a column changes nothing, as
+    long as its squares stay in the range of the dtype. Differentiable once.
     Raises ValueError or TypeError unless `z` is a floating `(n, d)` with n >= 2.
     """
     check_views(z, z)

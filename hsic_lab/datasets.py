@@ -1,6 +1,7 @@
 """The data sets by name: load, download, and say what is there."""
 
 import os
+from inspect import signature
 from pathlib import Path
 
 from hsic_lab.downloads import SOURCES, fetch
@@ -39,6 +40,8 @@ def load(name: str, folder: str | os.PathLike | None = None, **options: int) -> 
     check_name(name)
     if name not in LOADERS:
         return from_folder(name, **options)
+    if strange := sorted(options.keys() - signature(LOADERS[name]).parameters.keys()):
+        raise TypeError(f"{name} has no option {strange[0]!r}")
     if name not in SOURCES:
         return LOADERS[name](**options)
     path, source = data_folder(folder) / SOURCES[name].folder, SOURCES[name]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hsic_lab.checks import as_samples, full_precision
-from hsic_lab.cka import cka, varies
+from hsic_lab.cka import cka_or_nan
 from hsic_lab.correlation import standardize
 from hsic_lab.factors import factor_dependence
 from hsic_lab.losses.frobenius import split_energy
@@ -30,6 +30,7 @@ __all__ = [
 ]
 
 # From the worst to the best: the overall verdict is the first that occurs.
+_LARGEST = 1e15
 VERDICTS = (
     "complete collapse", "branch anti-alignment", "unrelated views", "dimensional collapse", "redundant", "healthy",
     "not judged",
@@ -86,6 +87,9 @@ def diagnose(
     n, d = z_a.shape
     if n < 4:
         raise ValueError(f"needs at least 4 rows, got shape {(n, d)}")
+    for name, z in (("z_a", z_a), ("z_b", z_b)):
+        if z is not None and (largest := float(z.abs().max())) > _LARGEST:
+            raise ValueError(f"{name} reaches {largest:.3g}, and squares leave float32 above {_LARGEST:g}: rescale it")
     rows = _collapse_rows(z_a, "")
     if z_b is not None:
         rows += _collapse_rows(z_b, "_b")
@@ -94,7 +98,7 @@ def diagnose(
         reference = as_samples(reference, "reference").detach()
         if len(reference) != n:
             raise ValueError(f"z_a and reference must have the same number of rows, got {n} and {len(reference)}")
-        value = cka(z_a, reference) if varies(z_a) and varies(reference) else math.nan
+        value = cka_or_nan(z_a, reference)
         rows.append(_row("cka_reference", value, "unbiased linear CKA with the reference: 1 if equal, 0 if unrelated"))
     if factors is not None:
         rows += [
@@ -109,7 +113,7 @@ def diagnose(
 def _row(
     diagnostic: str, value: float, meaning: str, threshold: str = "none", healthy: bool | None = None, fault: str = ""
 ) -> Row:
-    verdict = "not judged" if healthy is None else "healthy" if healthy else fault
+    verdict = "not judged" if healthy is None or math.isnan(value) else "healthy" if healthy else fault
     return {
         "diagnostic": diagnostic, "value": float(value), "verdict": verdict, "threshold": threshold, "meaning": meaning,
     }
@@ -172,15 +176,17 @@ def _correlation_rows(z_a: Tensor, z_b: Tensor | None) -> list[Row]:
     )
     if z_b is None:
         return [redundancy_row]
-    agreement = (x * y).sum(dim=1, dtype=torch.float64) / d
-    least = 3 * float(agreement.std()) / math.sqrt(n)
+    agreement = float((x * y).sum(dtype=torch.float64)) / (n * d)
+    # What re-pairing the rows makes of it has mean 0 and, for centred columns, variance |X Y'|^2 / (n^2 d^2 (n - 1)).
+    least = 3 * math.sqrt(_pairing_energy(x, y) / (n - 1)) / (n * d)
     value, error = _feature_sums(x, y)
     zero = any(bool((z == 0).all(dim=1).any()) for z in (z_a, z_b))
     return [
         redundancy_row,
         _row(
-            "mean_diagonal", agreement.mean(), "mean correlation of a feature with itself in the other view",
-            f">= 3 standard errors = {least:.3g}", agreement.mean() >= least if alive else None, "unrelated views",
+            "mean_diagonal", agreement, "mean correlation of a feature with itself in the other view",
+            f">= 3 standard deviations of re-paired rows = {least:.3g}", agreement >= least if alive else None,
+            "unrelated views",
         ),
         _row(
             "feature_sum_covariance", value, "1'C1: do the branches agree in the sum of their features?",
@@ -191,9 +197,24 @@ def _correlation_rows(z_a: Tensor, z_b: Tensor | None) -> list[Row]:
             "alignment", math.nan if zero else alignment(z_a, z_b),
             "not defined: rows are 0" if zero else "squared distance of the views of an image on the sphere, 0 to 4",
         ),
-        _row("lidar", lidar((z_a, z_b)), "effective number of directions in which images differ, "
-             "measured by how views of one differ: at most min(n - 1, d); without meaning for unrelated views"),
+        _lidar_row(z_a, z_b),
     ]
+
+
+def _lidar_row(z_a: Tensor, z_b: Tensor) -> Row:
+    try:
+        return _row("lidar", lidar((z_a, z_b)), "effective number of directions in which images differ, "
+                    "measured by how views of one differ: at most min(n - 1, d); without meaning for unrelated views")
+    except ValueError as error:
+        return _row("lidar", math.nan, f"not defined: {error}")
+
+
+def _pairing_energy(x: Tensor, y: Tensor) -> float:
+    """`|X Y'|_F^2` through the smaller of `n x n` and `d x d`."""
+    n, d = x.shape
+    with full_precision(x):
+        energy = (x @ y.T).square() if n < d else (x.T @ x) * (y.T @ y)
+    return float(energy.sum(dtype=torch.float64))
 
 
 def _standardized(z_a: Features, z_b: Features | None) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,5 @@
 """Somebody's embeddings in a file, or a run, as one or two views and labels: nothing is unpickled."""
 
-import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -170,12 +169,14 @@ def _read_parquet(path: Path) -> Embeddings:
 
 
 def _from_table(path: Path, table: pa.Table) -> Embeddings:
+    if near := [name for name in table.column_names if name not in LABELS and name.lower() in LABELS]:
+        raise ValueError(f"column {near[0]!r} is no feature: labels are called {' or '.join(LABELS)}, in lower case")
     names = [name for name in table.column_names if name not in LABELS]
     if "" in names or "__index_level_0__" in names:
         raise ValueError("a column has no name, probably an index: save the table without it (index=False)")
     if indices := [name for name in names if name.lower() in INDICES]:
         raise ValueError(f"column {indices[0]!r} looks like an index, not a feature: save the table without it")
-    if all(re.fullmatch(r"[-+.\deE]+", name) and "." in name for name in names):
+    if all(map(_is_number, names)) and names != [str(i) for i in range(len(names))]:
         raise ValueError(f"the first line holds numbers, {', '.join(names[:3])}, ...: give every column a name there")
     if strange := [name for name in names if not _numeric(table.schema.field(name).type)]:
         raise ValueError(f"column {strange[0]!r} holds {table.schema.field(strange[0]).type}, not numbers; "
@@ -185,10 +186,20 @@ def _from_table(path: Path, table: pa.Table) -> Embeddings:
         views = [names]
     elif rest := sorted(set(names) - set(views[0]) - set(views[1])):
         raise ValueError(f"two views have columns a_... and b_..., column {rest[0]!r} is neither")
+    else:
+        views[1] = _in_the_order_of(views[0], views[1])
     blocks = [_columns(table, part) for part in views]
     values = dict(zip(VIEWS[0], blocks, strict=False))
     values |= {name: np.asarray(table[name].to_pandas()) for name in LABELS if name in table.column_names}
     return _assemble(path, {name: value.shape for name, value in values.items()}, values.__getitem__)
+
+
+def _in_the_order_of(first: list[str], second: list[str]) -> list[str]:
+    """The columns `b_...` as their partners `a_...` come: a feature is known by its name, not by its place."""
+    partners = ["b_" + name[2:] for name in first]
+    if alone := sorted(set(partners) ^ set(second)):
+        raise ValueError(f"every column a_NAME needs a column b_NAME; {alone[0]!r} is missing, or has no partner")
+    return partners
 
 
 def _columns(table: pa.Table, names: list[str]) -> np.ndarray:
@@ -196,6 +207,14 @@ def _columns(table: pa.Table, names: list[str]) -> np.ndarray:
     for column, name in enumerate(names):
         block[:, column] = table[name].to_numpy()  # a missing value becomes NaN
     return block
+
+
+def _is_number(name: str) -> bool:
+    try:
+        float(name)
+    except ValueError:
+        return False
+    return True
 
 
 def _numeric(kind: pa.DataType) -> bool:
@@ -282,6 +301,8 @@ def _read_labels(path: Path, sampled_from: int | None) -> np.ndarray:
 
 def _read_run(folder: Path) -> Embeddings:
     run = Run.load(folder)
+    if run.facts.get("views") == "custom":
+        raise ValueError(f"{folder} was trained with views of your own: give the projections of two such views instead")
     data = load(run.config["dataset"])
     with torch.no_grad():
         pairs = held_out_pairs(data, TrainConfig.from_json(run.config), torch.device("cpu"))

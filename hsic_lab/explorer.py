@@ -78,7 +78,7 @@ class CorrelationExplorer(anywidget.AnyWidget):
     ) -> None:
         if z_b is not None:
             source = (source, z_b)
-        self._images = both_views(images)
+        self._images, self._samples = both_views(images), samples
         self._explored = explored(source, self._images, samples)
         self._features: dict[int, tuple[int, tuple[Tensor, Tensor]]] = {}
         super().__init__(limit=limit)
@@ -102,11 +102,12 @@ class CorrelationExplorer(anywidget.AnyWidget):
         if not any(run is event.run for run in known):
             name = event.run.folder.name
             self._explored[name if name not in self._explored else str(event.run.folder)] = of_run(
-                event.run, self._images
+                event.run, self._images, self._samples
             )
         index = [panel.run for panel in self._explored.values()].index(event.run)
         self.latest = self._matrix(index, event.step)
         self._tell_panels()
+        self._arrange()
         self.step = event.step
 
     def figure(self, step: int | None = None) -> Figure:
@@ -114,7 +115,9 @@ class CorrelationExplorer(anywidget.AnyWidget):
         step = self.step if step is None else step
         return matrix_figure(
             {name: panel.snapshots[self._at(name, step)] for name, panel in self._explored.items()},
-            {name: panel.n for name, panel in self._explored.items()}, self.limit, self.order,
+            {name: panel.n for name, panel in self._explored.items()}, self.limit,
+            {name: feature_order(panel.snapshots[max(panel.snapshots)], self.order)
+             for name, panel in self._explored.items()},
         )
 
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict, dict]:

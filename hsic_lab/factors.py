@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from hsic_lab.checks import as_samples, full_precision
-from hsic_lab.cka import u_center, varies
+from hsic_lab.cka import alike, near_one, u_center, varies
 from hsic_lab.joint import as_column
 from hsic_lab.kernels import Delta, Gaussian, Kernel, Linear
 from hsic_lab.spectra import Features
@@ -21,7 +21,8 @@ def factor_dependence(
 
     Integers, booleans, strings and categories are labels and take the kernel `Delta`; real factors take `Gaussian()`;
     features take `kernel`, linear if it is left out. O(n^2 d) time and O(n^2) memory, so that above `max_rows` rows
-    that many are drawn with `seed`. A constant factor, or constant features, have 0.
+    that many are drawn with `seed`. A factor without two different or without two equal rows, and constant features,
+    have 0.
 
     Returns one row a factor: `factor, kernel, cka, n`. Raises ValueError or TypeError for samples that do not match,
     factors that are not finite, and fewer than 4 rows.
@@ -47,10 +48,13 @@ def factor_dependence(
 
 
 def _unit_gram(kernel: Kernel, x: Tensor) -> Tensor:
-    """U-centred Gram of norm 1, whose products are unbiased CKA; 0 for a constant sample."""
+    """U-centred Gram of norm 1, whose products are unbiased CKA; 0 where all pairs of different rows are alike."""
     if not varies(x):
         return torch.zeros(len(x), len(x), device=x.device)
     with full_precision(x):
-        x = x - x.mean(dim=0) if isinstance(kernel, Linear) else x
-        gram = u_center(kernel.fit(x).gram(x, None).double())
-    return gram / gram.norm()
+        x = near_one(x - x.mean(dim=0)) if isinstance(kernel, Linear) else x
+        gram = kernel.fit(x).gram(x, None)
+    if alike(gram):
+        return torch.zeros_like(gram, dtype=torch.float64)
+    centred = u_center(gram.double())
+    return centred / centred.norm()

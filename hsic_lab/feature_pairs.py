@@ -36,6 +36,8 @@ def feature_pair(z_a: Tensor, z_b: Tensor, i: int, j: int, extremes: int = 4) ->
     d = z_a.shape[1]
     if not (0 <= i < d and 0 <= j < d):
         raise ValueError(f"features are numbered 0 to {d - 1}, got ({i}, {j})")
+    if extremes < 1:
+        raise ValueError(f"extremes must be at least 1, got {extremes}")
     x, y = (to_array(standardize(z[:, [column]])[:, 0]).astype(np.float64) for z, column in ((z_a, i), (z_b, j)))
     ends = []
     for values in (x, y):

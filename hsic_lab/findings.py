@@ -6,7 +6,7 @@ import torch
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
-from hsic_lab.cka import cka, varies
+from hsic_lab.cka import cka_or_nan
 from hsic_lab.embeddings import Embeddings
 from hsic_lab.evaluation import knn_accuracy
 from hsic_lab.independence import gamma_test, permutation_test
@@ -34,7 +34,7 @@ def similarity_table(z_a: Tensor, z_b: Tensor | None, reference: Tensor | None) 
         for kernel, most in ((None, CKA_ROWS), (Gaussian(), GAUSSIAN_ROWS)):
             chosen = sample(len(z_a), most)
             x, y = views[a][chosen], views[b][chosen]
-            value = float(cka(x, y, kernel, kernel)) if varies(x) and varies(y) else np.nan
+            value = cka_or_nan(x, y, kernel, kernel)
             rows.append((f"{a} and {b}", "Gaussian, median bandwidth" if kernel else "linear", value, len(chosen)))
     return pd.DataFrame(rows, columns=["between", "kernel", "CKA", "rows"])
 

@@ -77,6 +77,9 @@ class Grid:
             raise ValueError(f"name must be a word that can name a file, got {self.name!r}")
         if len(self.question.splitlines()) > 1:
             raise ValueError(f"question must be one line, got {self.question!r}")
+        for name in ("base", "cross", "data"):
+            if not isinstance(getattr(self, name), Mapping):
+                raise ValueError(f"{name} must be a table of names and values, got {getattr(self, name)!r}")
         for settings in (self.base, self.cross, *self.listed):
             for name in settings:
                 one_of(name, (*FIELDS, *SHORTHANDS), "a setting of the grid")

@@ -13,7 +13,7 @@ from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
-from hsic_lab.matrix_summary import square_matrix
+from hsic_lab.matrix_summary import off_diagonal, square_matrix
 
 PALETTE = sns.color_palette("colorblind").as_hex()
 DIVERGING = "RdBu_r"
@@ -107,14 +107,13 @@ def plot_cka(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
 
 def _draw_matrix(ax: Axes, matrix: np.ndarray, norm: Normalize, title: str | None) -> AxesImage:
-    d = len(matrix)
     shown, width = _block_means(matrix)
     edge = len(shown) * width - 0.5
     image = ax.imshow(
         shown, cmap=DIVERGING, norm=norm, interpolation="nearest", extent=(-0.5, edge, edge, -0.5)
     )
     diagonal = np.diagonal(matrix)
-    rms = np.sqrt((np.square(matrix).sum() - np.square(diagonal).sum()) / (d * (d - 1)))
+    rms = np.sqrt(np.square(off_diagonal(matrix)).mean(dtype=np.float64))
     summary = f"mean diagonal {diagonal.mean():.2f}\nrms off-diagonal {rms:.3f}"
     quiet = {"ha": "center", "va": "bottom", "color": QUIET, "fontsize": "small"}
     ax.text(0.5, 1.02, summary, transform=ax.transAxes, **quiet)

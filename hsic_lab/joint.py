@@ -1,5 +1,6 @@
 """HSIC of more than one pair: several variables at once, and every feature beside every factor."""
 
+import numbers
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 
@@ -145,10 +146,16 @@ def _column_grams(
 
 
 def as_column(column: Tensor | np.ndarray | pd.Series) -> Tensor:
-    """A column of a table as a tensor `(n,)`; strings and categories become integers, in order of appearance."""
+    """A column of a table as a tensor `(n,)`; dates become seconds, strings and categories integers, in order of
+    appearance.
+    """
     if isinstance(column, Tensor):
         return column
     array = np.array(column)  # a copy: pandas lends arrays that are not writable
+    if array.dtype.kind == "O" and all(isinstance(value, numbers.Real) for value in array):
+        array = np.array(array.tolist())
+    if array.dtype.kind in "mM" and not np.isnat(array).any():
+        array = (array - array.min()) / np.timedelta64(1, "s")
     if array.dtype.kind in "biuf":
         return torch.as_tensor(array)
     return torch.as_tensor(pd.factorize(column, use_na_sentinel=False)[0])

@@ -27,6 +27,9 @@ class Kernel:
         y = None if y is None else self.samples(y, "y")
         if y is not None and x.shape[1] != y.shape[1]:
             raise ValueError(f"x and y must have the same number of columns, got {x.shape[1]} and {y.shape[1]}")
+        if y is not None and x.is_floating_point() and y.is_floating_point():
+            dtype = torch.promote_types(x.dtype, y.dtype)
+            x, y = x.to(dtype), y.to(dtype)
         with full_precision(x):
             return self.fit(x if y is None else torch.cat([x, y])).gram(x, y)
 

@@ -1,6 +1,7 @@
 """One picture of what a cross-correlation matrix holds: heatmap, both histograms, spectrum, and the sums in words."""
 
 from collections.abc import Mapping
+from itertools import cycle
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -18,25 +19,27 @@ WIDTHS = (0.05, 0.1, 0.2, 0.5, 1.0)  # half the off-diagonal histogram's axis
 
 
 def matrix_figure(
-    panels: Mapping[str, ArrayLike], n: int | Mapping[str, int], limit: float = 1.0, order: str = "index"
+    panels: Mapping[str, ArrayLike], n: int | Mapping[str, int], limit: float = 1.0,
+    order: str | Mapping[str, np.ndarray] = "index",
 ) -> Figure:
     """Heatmaps of several matrices C on one colour scale, and beside them their histograms and spectra in one frame.
 
     `panels` maps a title to C (d, d); `n` is the number of pairs behind each, one for all or by title. The grey band in
     the histogram of the off-diagonal entries is chance, within two standard deviations 1/sqrt(n-1) of 0 (the widest,
-    where the n differ); the dashed line is -1/(d-1). `order` arranges each matrix's features, see `feature_order`.
+    where the n differ); the dashed line is -1/(d-1). `order` arranges each matrix's features, see `feature_order`, or
+    gives their positions by title.
     """
     if not panels:
         raise ValueError("panels must hold at least one matrix, got none")
     matrices = {title: square_matrix(c) for title, c in panels.items()}
-    pairs = dict.fromkeys(matrices, n) if isinstance(n, int) else n
+    pairs = n if isinstance(n, Mapping) else dict.fromkeys(matrices, n)
     summaries = {title: summarize(c, pairs[title]) for title, c in matrices.items()}
     figure = plt.figure(figsize=(4.1 * len(matrices) + 4.1, 5.8), layout="constrained")
     grid = figure.add_gridspec(3, len(matrices) + 1, width_ratios=[1] * len(matrices) + [0.85])
     heatmaps = []
     for column, (title, c) in enumerate(matrices.items()):
         ax = figure.add_subplot(grid[:, column])
-        positions = feature_order(c, order)
+        positions = feature_order(c, order) if isinstance(order, str) else order[title]
         plot_cross_correlation(c[np.ix_(positions, positions)], ax, limit, title, colorbar=False)
         ax.set_xlabel(f"feature of view B\n\n{in_words(summaries[title])}")
         heatmaps.append(ax)
@@ -76,7 +79,7 @@ def _histograms(
     lowest = min(np.diagonal(c).min() for c in matrices.values())
     low = 0.0 if lowest >= 0 else -1.0
     rest.axvspan(-band, band, color="0.88", zorder=0)
-    for color, (title, c) in zip(PALETTE, matrices.items(), strict=False):
+    for color, (title, c) in zip(cycle(PALETTE), matrices.items(), strict=False):
         style = {"histtype": "stepfilled", "alpha": 0.45, "color": color, "label": title}
         for ax, values, span in ((diagonal, np.diagonal(c), (low, 1)), (rest, others[title], (-half, half))):
             weights = np.full(len(values), 1 / len(values))

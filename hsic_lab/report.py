@@ -109,7 +109,7 @@ def report_html(found: Embeddings, reference: Tensor | None = None) -> str:
 def _correlation(z_a: Tensor, z_b: Tensor | None) -> Section:
     n, d = z_a.shape
     c = cross_correlation(z_a, z_a if z_b is None else z_b).numpy()
-    off = c[~np.eye(d, dtype=bool)]
+    diagonal, off = (np.clip(part, -1, 1) for part in (c.diagonal(), c[~np.eye(d, dtype=bool)]))  # 1 + rounding
     floor = 1 / np.sqrt(n - 1)
     small = float(np.clip(np.quantile(np.abs(off), 0.99), 0.01, 1))
     figure, axes = plt.subplots(1, 3, figsize=(12.6, 4.2), layout="constrained", width_ratios=(1, 1, 0.8))
@@ -120,7 +120,7 @@ def _correlation(z_a: Tensor, z_b: Tensor | None) -> Section:
     look = {"histtype": "stepfilled", "alpha": 0.6}
     axes[2].hist(off, bins=81, range=(-1, 1), density=True, color=PALETTE[0], **look, label="off the diagonal")
     if z_b is not None:
-        axes[2].hist(c.diagonal(), bins=81, range=(-1, 1), density=True, color=PALETTE[1], **look, label="diagonal")
+        axes[2].hist(diagonal, bins=81, range=(-1, 1), density=True, color=PALETTE[1], **look, label="diagonal")
     axes[2].axvspan(-2 * floor, 2 * floor, color=QUIET, alpha=0.25, label="±2 standard errors of 0")
     axes[2].set(xlabel="correlation", ylabel="density", yscale="log")
     axes[2].legend(frameon=False, fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1.0))

@@ -70,7 +70,12 @@ def lidar(views: Features | Sequence[Features], delta: float = 1e-4) -> float:
     blocks = stacked.split(max(1, _BLOCK_ELEMENTS // (q * d)))
     within = _gram(((contrasts @ block.double()).flatten(0, 1) for block in blocks), d, stacked.device)
     within = within / (n * (q - 1)) + delta * torch.eye(d, dtype=torch.float64, device=stacked.device)
-    lower = torch.linalg.cholesky(within)
+    lower, failed = torch.linalg.cholesky_ex(within)
+    if failed:
+        raise ValueError(
+            f"views of one image differ by up to {float(within.diagonal().max()):.3g} (variance), beside which delta = "
+            f"{delta:g} is rounding, and in fewer directions than there are features: rescale them or raise delta"
+        )
     mean = sum(block.sum(dim=(0, 1), dtype=torch.float64) for block in blocks) / (n * q)
     centred = (block.double().mean(dim=1) - mean for block in blocks)
     if n < d:

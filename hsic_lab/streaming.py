@@ -129,6 +129,8 @@ class StreamingLinearCKA:
     def compute(self, estimator: str = "unbiased") -> Tensor:
         """CKA of all rows so far, a float64 0-d tensor. Raises ValueError as `cka` does, and for too few rows."""
         xy, xx, yy = (part.compute(estimator) for part in (self._xy, self._xx, self._yy))
-        require_positive("x", float(xx))
-        require_positive("y", float(yy))
+        for name, part, value in (("x", self._xx, xx), ("y", self._yy, yy)):
+            # The products of a chunk are those of its dtype; what they leave of equal sums is no signal.
+            rounding = 64 * torch.finfo(torch.float32).eps * float(part.compute("biased"))
+            require_positive(name, float(value) if value > rounding else 0.0)
         return xy / (xx.sqrt() * yy.sqrt())

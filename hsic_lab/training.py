@@ -110,6 +110,8 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {name!r} was asked for, and torch finds no CUDA device")
     return device
@@ -126,11 +128,13 @@ def _train(
         stored, state, facts = read_settings(folder)
         _same_settings(folder, stored, config)
         _same_pictures(folder, facts, data)
+        if (facts.get("views") == "custom") != (views is not None):
+            raise ValueError(f"{folder} holds a run with{'out' * (views is not None)} views of its own: give the same")
         if state == "finished":
             return Run.load(folder, encoder)
     wait_for_all()  # before one of them writes what the others look for
     pairs = TrainingPairs(data, config, device, own_rows(config.batch_size), views)
-    run = _new_run(config, folder, data, device, encoder)
+    run = _new_run(config, folder, data, device, encoder, views is not None)
     trainer = _trainer(run, config, data, pairs, callbacks)
     if going_on:
         _go_on(trainer)
@@ -187,7 +191,8 @@ def _trainer(
 
 
 def _new_run(
-    config: TrainConfig, folder: Path, data: ImageData, device: torch.device, encoder: nn.Module | None
+    config: TrainConfig, folder: Path, data: ImageData, device: torch.device, encoder: nn.Module | None,
+    own_views: bool = False,
 ) -> Run:
     settings, images = plain(config), data.train.images
     channels = images.shape[1]
@@ -201,7 +206,7 @@ def _new_run(
     facts: dict[str, Any] = {
         "channels": channels, "train_images": sum(map(len, data.trained_on)), "pictures": data.fingerprint,
         "device": str(device), "hardware": hardware(device), "precision": precision,
-        "norm_relu": "compiled" if compiled else "torch",
+        "norm_relu": "compiled" if compiled else "torch", "views": "custom" if own_views else "by name",
         "processes": process_count(), "threads": torch.get_num_threads(), "torch": torch.__version__,
         "python": platform.python_version(),
     }

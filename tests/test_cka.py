@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hsic_lab.cka import MinibatchCKA, cka, u_center
+from hsic_lab.compare import compare_models
 from hsic_lab.hsic import hsic
-from hsic_lab.kernels import Delta, Gaussian, Linear
+from hsic_lab.kernels import Delta, Gaussian, Linear, Polynomial
 from hsic_lab.streaming import StreamingLinearCKA, StreamingLinearHSIC
 
 ESTIMATORS = ("biased", "unbiased")
@@ -179,7 +180,41 @@ def test_a_kernel_to_which_all_pairs_look_alike_is_an_error_with_the_value():
     with pytest.raises(ValueError, match=r"HSIC\(y, y\) is 0, not positive"):
         cka(x, y, None, Gaussian(1e-6))
     with pytest.raises(ValueError, match=r"HSIC\(x, x\) is (inf|nan)"):
-        cka(x.float() * 1e15, y.float())
+        cka(x.float() * 1e15, y.float(), Polynomial(3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("n", [5, 50, 64, 100, 333])
+def test_rows_that_are_all_alike_have_no_cka_whatever_the_rounding(n, dtype):
+    one_hot, deviating = torch.eye(n, dtype=dtype), torch.zeros(n, 4, dtype=dtype) + 0.3
+    deviating[3] = torch.arange(4)
+    for x in (one_hot, 3 * one_hot, 0.1 * one_hot[torch.randperm(n)], deviating):
+        other = torch.randn(n, 3, dtype=dtype, generator=torch.Generator().manual_seed(n))
+        for pair in ((x, x), (x, other), (other, x)):
+            with pytest.raises(ValueError, match=r"is -?0, not positive"):
+                cka(*pair)
+            for metric in (MinibatchCKA(), StreamingLinearCKA()):
+                metric.update(*pair)
+                with pytest.raises(ValueError, match=r"is -?0, not positive"):
+                    metric.compute()
+        table = compare_models(torch.nn.Identity(), torch.nn.Identity(), [other]) if n < 50 else None
+        assert table is None or table.iloc[0, 0] == pytest.approx(1)
+        with pytest.raises(ValueError, match="CKA is not defined for layers"):
+            compare_models(torch.nn.Identity(), torch.nn.Identity(), [x[:, :, None, None]])
+
+
+@pytest.mark.parametrize("unit", [1e-15, 1e8, 1e18])
+def test_units_change_nothing(unit):
+    x, y = (z.float() for z in samples())
+    assert cka(unit * x, y).item() == pytest.approx(cka(x, y).item(), rel=1e-5)
+    assert cka(unit * x, unit * x).item() == pytest.approx(1)
+
+
+def test_what_is_left_of_many_features_is_no_rounding():
+    x = torch.randn(20, 50_000, generator=torch.Generator().manual_seed(0))
+    y = x + torch.randn(20, 50_000, generator=torch.Generator().manual_seed(1))
+    assert cka(x, x).item() == pytest.approx(1)
+    assert cka(x, y).item() == pytest.approx(cka(x.double(), y.double()).item(), abs=1e-3)
 
 
 @pytest.mark.parametrize("call", [lambda x: cka(x, x), lambda x: cka(x, x, estimator="nobiased")])
@@ -355,3 +390,13 @@ def test_cuda_agrees_with_the_cpu(make):
         values.append(metric.compute().cpu())
     torch.testing.assert_close(*values)
     torch.testing.assert_close(cka(x.cuda(), y.cuda()).cpu(), cka(x, y))
+
+
+@pytest.mark.parametrize("n", [50, 1000])
+def test_one_pair_of_equal_labels_is_no_rounding(n):
+    labels = torch.arange(n)
+    labels[1] = 0
+    x = torch.randn(n, 3, generator=torch.Generator().manual_seed(0))
+    assert cka(labels, labels, Delta(), Delta()).item() == pytest.approx(1)
+    exact = cka(x.double(), torch.nn.functional.one_hot(labels).double())
+    assert cka(x, labels, None, Delta()).item() == pytest.approx(exact.item(), rel=1e-2)

@@ -1,8 +1,11 @@
 """The command line: it does the work, and its errors are one sentence with exit code 2."""
 
+import json
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from PIL import Image
@@ -102,6 +105,8 @@ def test_data_get_says_what_is_there(tmp_path):
         (("train", "new", "--dataset", "mnist"), "'mnist'"),
         (("data", "mnist"), "'mnist'"),
         (("train", "new", "--device", "foo"), "device must be auto, cpu, cuda or cuda:N, got 'foo'"),
+        (("train", "new", "--device", "mps"), "device must be auto, cpu, cuda or cuda:N, got 'mps'"),
+        (("data", "show", "digits", "--size", "32"), "digits has no option 'size'"),
         (("data", "show", "mnist"), "'mnist'"),
         (("data", "get", "digits"), "'digits' is not downloaded"),
         (("demo",), "no notebook"),
@@ -113,3 +118,16 @@ def test_errors_are_a_sentence_and_exit_code_2(arguments, words, tmp_path):
     assert words in done.stderr
     assert done.stderr.startswith("hsic-lab: ") and "Traceback" not in done.stderr
     assert not (tmp_path / "new").exists()
+
+
+def test_ctrl_c_leaves_the_run_and_says_so(tmp_path):
+    code = "from hsic_lab.cli import main; main()"
+    command = [sys.executable, "-c", code, "train", "run", "--dataset", "digits", "--epochs", "1000", "--width", "1"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run" / "checkpoints").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and said.endswith("hsic-lab: interrupted; what was done so far is kept\n")
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["state"] == "interrupted"

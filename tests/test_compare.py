@@ -149,6 +149,7 @@ def test_layers_default_to_the_order_of_calls_and_a_second_call_is_a_layer():
     (nn.Sequential(nn.Flatten(0)), None, ValueError, r"layer '0' of model_a must return 60 rows.* \(6480,\)"),
     (network(), ["0.0", "0.11"], ValueError, "model_a has no layer '0.11'; close: .*'0.1'"),
     (network(), "0.0", TypeError, "list of names, got the string '0.0'"),
+    (nn.Sequential(nn.ReLU()), [], ValueError, "at least one layer of model_a, got none"),
     (nn.Sequential(nn.Threshold(9, 0.1), nn.Threshold(9, 0.7)), None, ValueError, r"layers \['0', '1'\] of model_a"),
     (nn.Sequential(nn.Threshold(9, 1.3), nn.Threshold(9, 123.4)), None, ValueError, r"layers \['0', '1'\] of model_a"),
     (nn.Sequential(nn.Threshold(9, float("nan"))), None, ValueError, "layer '0' of model_a: x holds"),

@@ -150,10 +150,11 @@ def test_factor_dependence_is_unbiased_cka():
     x = normal(60, 5)
     frame = pd.DataFrame({
         "label": np.arange(60) % 3, "real": x[:, 0].numpy() ** 2, "name": ["a", "b"] * 30,
-        "flag": x[:, 1].numpy() > 0, "constant": 1.0, "category": pd.Categorical(["u", "v", "w"] * 20),
+        "flag": x[:, 1].numpy() > 0, "constant": 1.0, "id": np.arange(60),
+        "category": pd.Categorical(["u", "v", "w"] * 20),
     })
     table = factor_dependence(x, frame).set_index("factor")
-    assert table["kernel"].tolist() == ["Delta", "Gaussian", "Delta", "Delta", "Gaussian", "Delta"]
+    assert table["kernel"].tolist() == ["Delta", "Gaussian", "Delta", "Delta", "Gaussian", "Delta", "Delta"]
     labels = {name: torch.as_tensor(pd.factorize(frame[name])[0]) for name in ("label", "name", "flag", "category")}
     for name, values in labels.items():
         assert table.loc[name, "cka"] == pytest.approx(float(cka(x, values, None, Delta())), rel=1e-6)
@@ -161,7 +162,9 @@ def test_factor_dependence_is_unbiased_cka():
     assert table.loc["real", "cka"] == pytest.approx(float(cka(x, real, Linear(), Gaussian())), rel=1e-9)
     nonlinear = factor_dependence(x, frame[["real"]], kernel=Gaussian())["cka"][0]
     assert nonlinear == pytest.approx(float(cka(x, real, Gaussian(), Gaussian())), rel=1e-9)
-    assert table.loc["constant", "cka"] == 0 and (table["n"] == 60).all()
+    assert table.loc["constant", "cka"] == table.loc["id", "cka"] == 0 and (table["n"] == 60).all()
+    same = pd.DataFrame({"numbers": frame["real"].astype(object), "dates": pd.to_datetime(frame["real"], unit="s")})
+    assert factor_dependence(x, same)["cka"].tolist() == pytest.approx([float(table.loc["real", "cka"])] * 2, rel=1e-6)
 
 
 def test_factors_tell_what_the_features_hold():
@@ -217,6 +220,44 @@ def test_verdicts(views, verdict, rows):
     assert frame["diagnostic"].is_unique and (frame["threshold"] != "none").sum() == (
         frame["threshold"].str.contains("=").sum()
     )
+
+
+def deviating():
+    z = Z[:1].expand(N, D).clone()
+    z[7] = Z[7]
+    return z
+
+
+@pytest.mark.parametrize("z_a, z_b", [
+    (deviating(), deviating()), ((Z[:200] - 2).clamp_min(0), (Z[:200] + 0.2 * normal(200, D, 3) - 2).clamp_min(0)),
+])
+def test_views_whose_variance_lies_in_few_rows_are_not_called_unrelated(z_a, z_b):
+    row = diagnose(z_a, z_b).set_index("diagnostic").loc["mean_diagonal"]
+    assert row["verdict"] == "healthy" and row["value"] > 2 * float(row["threshold"].split("=")[-1])
+
+
+@pytest.mark.parametrize("n, d", [(30, 5), (12, 40)])
+def test_the_rule_for_unrelated_views_is_the_deviation_of_re_pairings(n, d):
+    z_a, z_b = normal(n, d), normal(n, d, 1) + normal(n, d)
+    limit = float(diagnose(z_a, z_b).set_index("diagnostic").loc["mean_diagonal", "threshold"].split("=")[-1])
+    generator = torch.Generator().manual_seed(0)
+    orders = (torch.randperm(n, generator=generator) for _ in range(4000))
+    values = torch.stack([cross_correlation(z_a, z_b[order]).diagonal().mean() for order in orders])
+    assert limit == pytest.approx(3 * float(values.std()), rel=0.05)
+    assert abs(values.mean()) < 4 * values.std() / 4000**0.5
+
+
+def test_units_that_break_a_number_are_said_so():
+    with pytest.raises(ValueError, match=r"z_b reaches 4\.\d+e\+20, and squares leave float32 above 1e\+15"):
+        diagnose(Z.float(), 1e20 * NEAR.float())
+    doubled = 1e7 * torch.cat([Z, Z], dim=1), 1e7 * torch.cat([NEAR, NEAR], dim=1)
+    row = diagnose(*doubled).set_index("diagnostic").loc["lidar"]
+    assert math.isnan(row["value"]) and row["verdict"] == "not judged"
+    assert "delta = 0.0001 is rounding" in row["meaning"]
+    for unit in (1e-12, 1e8):
+        frame = diagnose(unit * Z.float(), unit * NEAR.float(), reference=unit * Z.float())
+        assert frame.attrs["verdict"] == "healthy"
+        assert frame.set_index("diagnostic").loc["cka_reference", "value"] == pytest.approx(1)
 
 
 def test_the_rule_for_unrelated_views_has_its_level():

@@ -11,6 +11,7 @@ from hsic_lab import embeddings as module
 from hsic_lab.embeddings import Embeddings, read_embeddings
 from hsic_lab.encoders import ConvEncoder
 from hsic_lab.training import TrainConfig, train
+from hsic_lab.views import normalize
 
 RNG = np.random.default_rng(0)
 A, B = RNG.normal(size=(2, 12, 3)).astype(np.float32)
@@ -96,11 +97,12 @@ def test_of_a_large_file_rows_are_drawn_the_same_of_both_views(tmp_path, monkeyp
 
 
 def test_a_run_is_its_projections_and_its_encoders_features(tmp_path):
-    run = train(TrainConfig(dataset="digits", epochs=1, width=1, projector=(6,)), tmp_path / "run", progress=False)
+    settings = TrainConfig(dataset="digits", epochs=1, width=1, projector=(6,), precision="float32")
+    run = train(settings, tmp_path / "run", progress=False)
     found = read_embeddings(tmp_path / "run")
     assert found.z_a.shape == found.z_b.shape == (445, 6) and found.features.shape == (445, 16)
     c = np.corrcoef(found.z_a.T, found.z_b.T)[:6, 6:]
-    np.testing.assert_allclose(c, run.snapshots[max(run.snapshots)], atol=0.02, err_msg="of the same held-out pairs")
+    np.testing.assert_allclose(c, run.snapshots[max(run.snapshots)], atol=1e-4, err_msg="of the same held-out pairs")
     assert len(found.labels) == 445
     train(
         TrainConfig(dataset="digits", epochs=1, projector=(6,)), tmp_path / "own", None, False,
@@ -110,10 +112,37 @@ def test_a_run_is_its_projections_and_its_encoders_features(tmp_path):
         read_embeddings(tmp_path / "own")
 
 
+def test_a_run_with_views_of_its_own_is_not_read_with_others(tmp_path):
+    settings = TrainConfig(dataset="digits", epochs=1, width=1, projector=(6,))
+
+    def views(images, generator):
+        return normalize(images), normalize(images)
+
+    train(settings, tmp_path / "run", None, False, views=views)
+    with pytest.raises(ValueError, match="trained with views of your own: give the projections"):
+        read_embeddings(tmp_path / "run")
+    with pytest.raises(ValueError, match="holds a run with views of its own"):
+        train(settings, tmp_path / "run", None, False, resume=True)
+    assert train(settings, tmp_path / "run", None, False, resume=True, views=views).state == "finished"
+    train(settings, tmp_path / "named", None, False)
+    with pytest.raises(ValueError, match="holds a run without views of its own"):
+        train(settings, tmp_path / "named", None, False, resume=True, views=views)
+
+
+def test_columns_of_two_views_are_paired_by_name(tmp_path):
+    frame(A, A)[["a_0", "a_1", "a_2", "b_2", "b_0", "b_1"]].to_csv(tmp_path / "x.csv", index=False)
+    found = read_embeddings(tmp_path / "x.csv")
+    assert torch.equal(found.z_a, found.z_b)
+
+
 @pytest.mark.parametrize(
     ("name", "write", "words"),
     [
         ("no_header.csv", lambda path: pd.DataFrame(A + 0.5).to_csv(path, index=False, header=False), "first line"),
+        ("whole.csv", lambda path: np.savetxt(path, np.arange(12).reshape(4, 3) + 5, fmt="%d", delimiter=","), "first"),
+        ("mixed.csv", lambda path: np.savetxt(path, [[0, 0.25, 1]] * 5, fmt="%g", delimiter=","), "holds numbers"),
+        ("ab.csv", lambda path: frame(A, B).rename(columns={"b_2": "b_7"}).to_csv(path, index=False), "'b_2' is miss"),
+        ("Label.csv", lambda path: frame(A, Label=LABELS).to_csv(path, index=False), "'Label' is no feature"),
         ("id.csv", lambda path: frame(A, id=range(12)).to_csv(path, index=False), "column 'id' looks like an index"),
         ("cut.npy", lambda path: (np.save(path, A), path.write_bytes(path.read_bytes()[:-4])), "cut.npy .*was cut off"),
         ("objects.npy", lambda path: np.save(path, np.array([{}]), allow_pickle=True), "pickled Python objects"),

@@ -129,6 +129,23 @@ def test_callback_shows_snapshots_as_they_come(tmp_path):
     assert explorer.latest["panel"] == 1
 
 
+def test_the_order_and_the_number_of_pairs_hold_for_what_comes_later(tmp_path):
+    first, second = run_of(tmp_path, steps=(0,), name="first"), run_of(tmp_path, steps=(0,), name="second")
+    explorer = CorrelationExplorer(samples=445)
+    explorer.order = "diagonal"
+    explorer.callback(Event("snapshot", 0, {}, first))
+    first.snapshots[7] = cross_correlation(*projections(seed=7))
+    explorer.callback(Event("snapshot", 7, {}, first))
+    explorer.callback(Event("snapshot", 0, {}, second))
+    newest = [run.snapshots[max(run.snapshots)].diagonal().numpy() for run in (first, second)]
+    assert explorer.orders["positions"] == [np.argsort(-d, kind="stable").tolist() for d in newest]
+    assert [panel["n"] for panel in explorer.panels] == [445, 445]
+    figure = explorer.figure(0)
+    shown, order = figure.axes[0].get_images()[0].get_array(), explorer.orders["positions"][0]
+    np.testing.assert_allclose(shown, first.snapshots[0][order][:, order], err_msg="by the newest matrix")
+    matplotlib.pyplot.close(figure)
+
+
 def test_page_without_widgets_shows_the_still(tmp_path):
     data, _ = CorrelationExplorer(run_of(tmp_path))._repr_mimebundle_()
     assert WIDGET in data and Image.open(io.BytesIO(base64.b64decode(data["image/png"]))).width > 600

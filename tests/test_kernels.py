@@ -174,3 +174,10 @@ def test_a_vector_is_one_column_and_autocast_changes_nothing(kernel):
         under = kernel(x)
     assert under.dtype == torch.float32 and torch.equal(under, kernel(x))
     assert kernel(x.half()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("kernel", [Linear(), Gaussian(), Laplace(), Polynomial(), InverseMultiquadric()], ids=repr)
+def test_of_two_dtypes_the_wider_counts(kernel):
+    x, y = torch.randn(5, 3), torch.randn(4, 3, dtype=torch.float64)
+    torch.testing.assert_close(kernel(x, y), kernel(x.double(), y))
+    torch.testing.assert_close(kernel(y, x), kernel(y, x.double()))

@@ -219,6 +219,9 @@ def test_chance_is_the_mean_over_unrelated_views(loss, n, d):
         (BarlowTwinsLoss(0.5, contrast="samples"), 5, 8),
         (HSICSSLLoss(), 12, 4),
         (HSICSSLLoss(), 4, 8),
+        (HSICSSLLoss(), 2, 3),
+        (HSICSSLLoss(0.1, -0.5), 2, 6),
+        (HSICSSLLoss(0.1, 0.3), 2, 3),
         (HSICSSLLoss(0.1, 0.3), 12, 4),
         (VICRegLoss(), 12, 4),
         (VICRegLoss(), 4, 20),
@@ -232,7 +235,7 @@ def test_chance_is_the_mean_over_unrelated_views(loss, n, d):
 )
 def test_floor_is_where_identical_views_end(loss, n, d):
     ends = []
-    for seed in range(3):
+    for seed in range(3 if n > 2 else 12):  # of two rows only the signs of their difference count
         z = data(n, d, seed).requires_grad_()
         ends.append(minimise(lambda z=z: loss(z, z), z, steps=500))
     tolerance = 2e-2 if isinstance(loss, VICRegLoss) else 1e-3

@@ -102,6 +102,13 @@ def test_figure_shows_matrices_in_order_on_one_scale():
     plt.close(figure)
 
 
+def test_more_panels_than_colours_and_numbers_of_any_kind():
+    figure = matrix_figure({f"{i}": some_matrix(4, i) for i in range(12)}, np.int64(50))
+    histogram = next(ax for ax in figure.axes if ax.get_title() == "diagonal")
+    assert len(histogram.patches) == 12
+    plt.close(figure)
+
+
 BAD = {
     "one feature": (np.ones((1, 1)), r"\(1, 1\)"), "not square": (np.ones((3, 4)), r"\(3, 4\)"),
     "NaN": (np.full((3, 3), np.nan), "9 of its 9 entries"), "vector": (np.ones(4), r"\(4,\)"),

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.axes import Axes
 from safetensors.numpy import save_file
 from sklearn.decomposition import PCA
 
@@ -20,7 +21,7 @@ from hsic_lab.embeddings import Embeddings
 from hsic_lab.findings import independence_table, probe_table, similarity_table
 from hsic_lab.page import Section, make_page
 from hsic_lab.plots import plot_embedding
-from hsic_lab.report import VERDICTS, as_embeddings, write_report
+from hsic_lab.report import VERDICTS, _correlation, as_embeddings, write_report
 
 RNG = np.random.default_rng(0)
 N, D = 240, 8
@@ -307,3 +308,22 @@ def test_correlations_on_the_page_are_c(monkeypatch, tmp_path):
     monkeypatch.setattr("hsic_lab.report.plot_cross_correlation", lambda c, ax, *_: drawn.append(c))
     write_report((A, B), tmp_path / "page.html")
     torch.testing.assert_close(torch.from_numpy(drawn[0]), cross_correlation(A, B))
+
+
+def test_every_correlation_is_counted(monkeypatch):
+    counted = []
+    monkeypatch.setattr(Axes, "hist", lambda self, x, **look: counted.append(((x >= -1) & (x <= 1)).sum()))
+    monkeypatch.setattr(Axes, "legend", lambda *_, **__: None)
+    twice = torch.cat([A, A], dim=1)
+    _correlation(twice, twice)
+    assert counted == [2 * D * (2 * D - 1), 2 * D], "1 + rounding too"
+
+
+@pytest.mark.parametrize("unit", [1e-12, 1.0, 1e8])
+def test_sick_embeddings_have_a_page(unit, tmp_path):
+    collapsed = A[:1].expand(N, D).clone()
+    collapsed[7] = A[7]
+    for pair in ((unit * collapsed, unit * collapsed.clone()), (unit * A, unit * B), (torch.eye(N)[:, :50],) * 2):
+        assert write_report(pair, tmp_path / "page.html").exists()
+    table = similarity_table(collapsed, A, None)
+    assert table["CKA"].isna().tolist() == [True, True]

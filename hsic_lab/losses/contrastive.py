@@ -21,7 +21,8 @@ class NTXentLoss(TwoViewLoss):
 
     `class_prior` is the probability that a negative is of the anchor's class; above 0 the negatives are debiased,
     `N_g = max((sum_neg - class_prior N exp(s+/T)) / (1 - class_prior), N exp(-1/T))` with N = 2n - 2:
-    Chuang et al. 2020 (arXiv 2007.00224). Not affected by the length of rows.
+    Chuang et al. 2020 (arXiv 2007.00224). Not affected by the length of rows
+    (between 1e-12 and, in float32, 1e18).
     """
 
     def __init__(

@@ -72,6 +72,9 @@ class HSICSSLLoss(TwoViewLoss):
         t, rank = self.target, min(n - 1, d)
         if self.contrast == "samples":
             return self.weight(d) * d**2 / (n * (n - 1)) if t == 0 and d >= n - 1 else super().floor(n, d)
+        if n == 2:  # rows of signs: 1'C1 is the square of their sum, which is odd where d is
+            total = d**2 if t > 0 else d % 2
+            return self.weight(d) * (d * (d - 1) * (1 + t**2) - 2 * t * (total - d))
         # C has trace d and rank eigenvalues; that of the constant vector, 1'C1/d = s, is paid for by the target.
         others = rank - 1
         s = min(max(d * (1 + t * others) / rank, 0.0), float(d))
