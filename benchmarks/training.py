@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
@@ -112,20 +113,21 @@ def main() -> None:
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--tries", type=int, default=1, help="rows a setting: what neighbours make of a shared machine")
     parser.add_argument("--peak", type=float, default=990.0, help="teraflops of the device")
     parser.add_argument("--output", type=Path, help="a CSV file for the table")
     arguments = parser.parse_args()
     data = images(4 * max(arguments.batches))
     rows = []
-    for encoder in arguments.encoders:
+    for encoder, number in product(arguments.encoders, range(arguments.tries)):
         for batch in arguments.batches:
             config = TrainConfig(
                 dataset=data.name, encoder=encoder, width=arguments.width, batch_size=batch, device=arguments.device,
                 precision=arguments.precision, compile=arguments.compile,
             )
-            last = (encoder, batch) == (arguments.encoders[-1], arguments.batches[-1])
+            last = (encoder, batch, number) == (arguments.encoders[-1], arguments.batches[-1], arguments.tries - 1)
             with freed_memory_kept():  # as `train` does
-                rows.append(measure(config, data, arguments.steps, arguments.peak, last))
+                rows.append({"try": number} | measure(config, data, arguments.steps, arguments.peak, last))
     table = pd.DataFrame(rows)
     cpu = f"{processor()}, {torch.get_num_threads()} threads of {os.cpu_count()} cores"
     hardware = torch.cuda.get_device_name() if arguments.device.startswith("cuda") else cpu
