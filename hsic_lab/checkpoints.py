@@ -98,7 +98,9 @@ def restore_training(
     """Undo `training_tensors`. Raises RuntimeError if names or shapes do not fit the networks."""
     for name, network in networks.items():
         prefix = f"{name}."
-        network.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+        own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        if own or name != "loss":  # checkpoints did not always hold the loss's state
+            network.load_state_dict(own)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for key, value in tensors.items():
         if key.startswith("optimizer."):

@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from hsic_lab.checks import paired_samples
-from hsic_lab.hsic import center, hsic, paired
+from hsic_lab.hsic import hsic, paired
 from hsic_lab.kernels import Kernel, Linear
+
+_DUAL_ROWS = 4096  # Grams of 128 MiB
 
 
 def cka(
@@ -135,37 +137,52 @@ def hsic_parts(
     """HSIC(x, y), HSIC(x, x), HSIC(y, y), exactly 0 where they are rounding; the kernels fitted.
 
     The unbiased HSIC(x, x) is what is left of the biased one without the diagonal of the Gram: nothing, where no two
-    rows are alike. Where little is left, all three are computed in float64.
+    rows are alike. Where little is left, all three are computed in float64, and by a route that takes the diagonal off
+    first.
     """
     pairs = ((x, kernel_x), (y, kernel_y))
     own = [hsic(z, z, kernel, kernel, estimator, route) for z, kernel in pairs]
-    small = [
-        estimator == "unbiased" and bool(value <= _rounding(z, kernel, value.dtype))
-        for (z, kernel), value in zip(pairs, own, strict=True)
-    ]
-    if any(small) and torch.float32 in (x.dtype, y.dtype):
+    xy = None
+    if estimator == "unbiased" and any(_little(*pair, value) for pair, value in zip(pairs, own, strict=True)):
+        dtype = own[0].dtype
         x, y = (z.double() if z.is_floating_point() else z for z in (x, y))
-        return tuple(part.to(own[0].dtype) for part in hsic_parts(x, y, kernel_x, kernel_y, estimator, route))
-    own = [value * 0 if few or not varies(z) else value for (z, _), value, few in zip(pairs, own, small, strict=True)]
-    xy = hsic(x, y, kernel_x, kernel_y, estimator, route)
+        route = "dual" if len(x) <= _DUAL_ROWS else "tiled"
+        pairs = ((x, kernel_x), (y, kernel_y))
+        own = [hsic(z, z, kernel, kernel, estimator, route) for z, kernel in pairs]
+        own = [value * 0 if value <= _rounding(*pair, value) else value for pair, value in zip(pairs, own, strict=True)]
+        own = [value.to(dtype) for value in own]
+        xy = hsic(x, y, kernel_x, kernel_y, estimator, route).to(dtype)
+    own = [value if varies(z) else value * 0 for (z, _), value in zip(pairs, own, strict=True)]
+    xy = hsic(x, y, kernel_x, kernel_y, estimator, route) if xy is None else xy
     return xy * ((own[0] != 0) & (own[1] != 0)), *own
 
 
-def _rounding(x: Tensor, kernel: Kernel, dtype: torch.dtype) -> Tensor:
-    """Below what an unbiased HSIC(x, x) may be rounding: of `eye(n)` up to 8 n units in the last place are left."""
-    if not x.is_floating_point():  # a Gram of zeros and ones has hardly any
-        return 64 * torch.finfo(dtype).eps * hsic(x, x, kernel, kernel, "biased")
+def _little(x: Tensor, kernel: Kernel, self_hsic: Tensor) -> bool:
+    """Whether an unbiased HSIC(x, x) is small beside the diagonal: of `eye(n)` up to 8 n units in the last place."""
+    diagonal = torch.cat([kernel.gram(rows, None).diagonal() for rows in _at_origin(x, kernel).split(256)])
+    return bool(self_hsic <= 16 * len(x) * torch.finfo(self_hsic.dtype).eps * diagonal.square().mean())
+
+
+def _rounding(x: Tensor, kernel: Kernel, self_hsic: Tensor) -> Tensor:
+    """Below what the unbiased HSIC(x, x) is rounding, beside the Gram without its diagonal."""
+    x, squares = _at_origin(x, kernel), 0.0
+    for rows in torch.arange(len(x), device=x.device).split(512):
+        gram = kernel.gram(x[rows], x).double()
+        gram[torch.arange(len(rows)), rows] = 0
+        squares = squares + gram.square().sum()
+    return 64 * torch.finfo(self_hsic.dtype).eps * squares / (len(x) * (len(x) - 3))
+
+
+def _at_origin(x: Tensor, kernel: Kernel) -> Tensor:
     x = x.detach()
-    x = x - x.mean(dim=0) if isinstance(kernel, Linear) else x
-    squares = torch.cat([kernel.gram(rows, None).diagonal() for rows in x.split(256)]).square()
-    return 16 * len(x) * torch.finfo(dtype).eps * squares.mean()
+    return x - x.mean(dim=0) if isinstance(kernel, Linear) else x
 
 
 def alike(gram: Tensor) -> bool:
     """Whether all pairs of different rows are alike in a Gram `(n, n)`, up to its rounding: U-centred it is 0."""
     exact = gram.double()
-    rounding = 64 * torch.finfo(gram.dtype).eps
-    return bool(u_center(exact).norm() <= rounding * center(exact).norm())
+    off = exact - exact.diagonal().diag_embed()
+    return bool(u_center(exact).norm() <= 64 * torch.finfo(gram.dtype).eps * off.norm())
 
 
 def varies(x: Tensor) -> bool:

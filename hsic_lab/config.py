@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from functools import partial
+from numbers import Integral, Real
 from typing import Any
 
 from torch import nn
@@ -145,21 +146,32 @@ class TrainConfig:
         self.make_loss()
 
     def _check_type(self, name: str, kind: Any, value: Any) -> None:
-        if kind in (float, float | None) and type(value) is int:  # 1 and 1.0 are one setting, and one run
-            object.__setattr__(self, name, float(value))
-        elif kind in (int, float, int | None, float | None):
-            numbers_of = (int, type(None)) if kind in (int, int | None) else (float, type(None))
-            if isinstance(value, bool) or not isinstance(value, numbers_of) or (value is None and kind in (int, float)):
-                raise ValueError(f"{name} must be a number{'' if kind in (int, float) else ' or None'}, got {value!r}")
-        elif kind == tuple[int, ...] and not (
-            isinstance(value, tuple | list) and all(isinstance(width, int) for width in value)
-        ):
-            raise ValueError(f"{name} must be a list of widths, got {value!r}")
+        if kind in (int, float, int | None, float | None):
+            optional = kind in (int | None, float | None)
+            if optional and value is None:
+                return
+            whole = isinstance(value, Integral) and not isinstance(value, bool)  # NumPy's too
+            if kind in (float, float | None) and isinstance(value, Real) and not isinstance(value, bool):
+                value = float(value)  # 1 and 1.0 are one setting, and one run
+            elif kind in (int, int | None) and whole:
+                value = int(value)
+            else:
+                raise ValueError(f"{name} must be a{' whole' * (kind in (int, int | None))} number"
+                                 f"{' or None' * optional}, got {value!r}")
+            object.__setattr__(self, name, value)
+        elif kind == tuple[int, ...]:
+            if not isinstance(value, tuple | list) or not all(isinstance(width, Integral) for width in value):
+                raise ValueError(f"{name} must be a list of widths, got {value!r}")
+            object.__setattr__(self, name, type(value)(map(int, value)))
 
     @classmethod
     def from_json(cls, settings: dict[str, Any]) -> "TrainConfig":
         """The config of a `run.json`: lists become tuples, settings younger than the file take their defaults."""
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()})
+        values = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
+        if values.get("loss") == "vicreg" and values.get("lambda_param") is not None:  # as it was written once
+            weight = {"lambda_param": values.pop("lambda_param")}
+            values["loss_options"] = weight | values.get("loss_options", {})
+        return cls(**values)
 
     def make_loss(self) -> nn.Module:
         """The loss that the settings describe. Raises ValueError for options that it does not have."""

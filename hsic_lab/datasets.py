@@ -69,7 +69,7 @@ def check_name(name: str) -> None:
 
 def full_name(name: str) -> str:
     """The name that :func:`load` gives the set called ``name``: a folder's is its absolute path."""
-    return name if name in LOADERS else str(Path(name).expanduser().absolute())
+    return name if name in LOADERS else os.path.abspath(Path(name).expanduser())
 
 
 def get(name: str, folder: str | os.PathLike | None = None, progress: bool = True) -> Path:

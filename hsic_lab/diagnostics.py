@@ -185,8 +185,8 @@ def _correlation_rows(z_a: Tensor, z_b: Tensor | None) -> list[Row]:
         redundancy_row,
         _row(
             "mean_diagonal", agreement, "mean correlation of a feature with itself in the other view",
-            f">= 3 standard deviations of re-paired rows = {least:.3g}", agreement >= least if alive else None,
-            "unrelated views",
+            f">= 3 standard deviations of re-paired rows = {least:.3g}",
+            agreement >= least if alive and least < 1 else None, "unrelated views",
         ),
         _row(
             "feature_sum_covariance", value, "1'C1: do the branches agree in the sum of their features?",

@@ -155,7 +155,12 @@ def _read_safetensors(path: Path) -> Embeddings:
 def _read_csv(path: Path) -> Embeddings:
     if path.stat().st_size > 16 * MOST_VALUES:
         raise ValueError(f"{path} has {path.stat().st_size} bytes of text: save it as .npy, of which rows are drawn")
-    return _from_table(path, _csv_table(path))
+    table = _csv_table(path)
+    names = [name for name in table.column_names if name not in LABELS]
+    counted = ([str(i + first) for i in range(len(names))] for first in (0, 1))
+    if all(map(_is_number, names)) and names not in counted:
+        raise ValueError(f"the first line holds numbers, {', '.join(names[:3])}, ...: give every column a name there")
+    return _from_table(path, table)
 
 
 def _csv_table(path: Path) -> pa.Table:
@@ -176,8 +181,6 @@ def _from_table(path: Path, table: pa.Table) -> Embeddings:
         raise ValueError("a column has no name, probably an index: save the table without it (index=False)")
     if indices := [name for name in names if name.lower() in INDICES]:
         raise ValueError(f"column {indices[0]!r} looks like an index, not a feature: save the table without it")
-    if all(map(_is_number, names)) and names != [str(i) for i in range(len(names))]:
-        raise ValueError(f"the first line holds numbers, {', '.join(names[:3])}, ...: give every column a name there")
     if strange := [name for name in names if not _numeric(table.schema.field(name).type)]:
         raise ValueError(f"column {strange[0]!r} holds {table.schema.field(strange[0]).type}, not numbers; "
                          f"labels belong into a column called {' or '.join(LABELS)}")

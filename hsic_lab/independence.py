@@ -17,6 +17,8 @@ ValueError or TypeError on samples that do not match, NaN, too few rows or a ker
 state.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
 
@@ -62,8 +64,8 @@ def permutation_test(
     factors are functions of one sample each, so that the level stays exact; the statistic, and with it the p-value,
     is an approximation of the one from the Grams. `method` says which was used.
 
-    Values closer to the statistic than rounding can tell (1e-6 of `||K||_F ||L||_F / (n (n-3))`, K and L centred)
-    count as equal to it. Needs n >= 4.
+    Values closer to the statistic than rounding can tell (1e-6 of `||K||_F ||L||_F / (n (n-3))`, K and L centred and
+    without their diagonals) count as equal to it. Needs n >= 4.
     """
     x, y, kernel_x, kernel_y = _fitted(x, y, kernel_x, kernel_y, at_least=4)
     n = len(x)
@@ -89,7 +91,7 @@ def permutation_test(
         method = f"permutation, factors of rank {unit_x.shape[1]}, {unit_y.shape[1]} within {tolerance:g} of the trace"
     statistic = float(unbiased(observed, *diagonals, torch.arange(n)[None]))
     null = unbiased(products, *diagonals, draws).cpu()
-    rounding = 1e-6 * scale_x * scale_y * _norm(unit_x, tolerance) * _norm(unit_y, tolerance) / (n * (n - 3))
+    rounding = scale_x * scale_y * _rounding([unit_x], [unit_y], tolerance)[0] / (n * (n - 3))
     null = torch.where((null - statistic).abs() <= rounding, statistic, null)
     return _sampled(statistic, null, method + _drawn(permutations, groups))
 
@@ -206,8 +208,7 @@ def aggregated_test(
         unbiased(column, u.diagonal(), v.diagonal(), draws)
         for column, (u, v) in zip(products.T, pairs, strict=True)
     ], dim=1).cpu()
-    norms = torch.tensor([_norm(u) * _norm(v) for u, v in pairs], dtype=torch.float64)
-    pvalues = _column_pvalues(values, 1e-6 / (n * (n - 3)) * norms)
+    pvalues = _column_pvalues(values, torch.tensor(_rounding(units_x, units_y), dtype=torch.float64) / (n * (n - 3)))
     smallest = pvalues.amin(dim=1) + pvalues.mean(dim=1) / (2 * len(draws))
     # 12 decimals: a mean must not depend on the order of its terms.
     scores = -torch.log10(smallest).round(decimals=12)
@@ -274,9 +275,22 @@ def _unit(matrix: Tensor) -> tuple[Tensor, float]:
     return matrix / scale, scale
 
 
-def _norm(matrix: Tensor, tolerance: float | None = None) -> float:
-    """`||K||_F` of a Gram, or of the Gram of a factor."""
-    return float(torch.linalg.norm(matrix if tolerance is None else matrix.T @ matrix))
+def _rounding(units_x: Sequence[Tensor], units_y: Sequence[Tensor], tolerance: float | None = None) -> list[float]:
+    """For each pair of Grams, or of factors if there is a `tolerance`, what the sums of their products may be wrong by.
+
+    Those beside the diagonals are float32, all others float64.
+    """
+    if tolerance is not None:
+        return [1e-12 * float((x.T @ x).norm() * (y.T @ y).norm()) for x, y in product(units_x, units_y)]
+
+    def norms(unit: Tensor) -> tuple[float, float]:
+        whole, diagonal = float(unit.norm()), float(unit.diagonal().norm())
+        return whole, math.sqrt(max(0.0, whole**2 - diagonal**2))
+
+    return [
+        1e-6 * off_x * off_y + 1e-13 * whole_x * whole_y
+        for (whole_x, off_x), (whole_y, off_y) in product(map(norms, units_x), map(norms, units_y))
+    ]
 
 
 def _rescaled(kernel: Kernel, scales: tuple[float, ...]) -> list[Kernel]:

@@ -7,8 +7,9 @@ from importlib.util import find_spec
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 from torch.autograd.function import once_differentiable
+from torch.nn.modules.module import _has_any_global_hook
 
 _TILE = 64  # of norm_relu.cpp
 
@@ -40,7 +41,9 @@ def norm_relu(x: Tensor, norm: nn.Module, relu: nn.Module) -> Tensor:
 
 
 def _applies(x: Tensor, norm: nn.Module, relu: nn.Module) -> bool:
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():
+        return False
+    if forward_ad._current_level >= 0 or _has_any_global_hook():
         return False
     if x.device.type != "cpu" or x.dtype != torch.bfloat16 or kernel() is None:
         return False

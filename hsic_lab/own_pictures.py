@@ -29,7 +29,7 @@ def from_folder(
     :func:`hsic_lab.datasets.load` finds it again.
     Raises FileNotFoundError if there is no such folder, ValueError for a layout or picture that cannot be read.
     """
-    path = Path(path).expanduser().absolute()
+    path = Path(os.path.abspath(Path(path).expanduser()))
     if not path.is_dir():
         raise FileNotFoundError(f"no folder {path}: expected one with a sub-folder of pictures a class")
     unlabelled = find_pictures(path / "unlabelled")

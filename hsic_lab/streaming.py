@@ -112,9 +112,11 @@ class StreamingLinearCKA:
 
     def __init__(self) -> None:
         self._xy, self._xx, self._yy = (StreamingLinearHSIC() for _ in range(3))
+        self._eps = 0.0
 
     def reset(self) -> None:
         """Forget all rows."""
+        self._eps = 0.0  # of the widest rounding fed in
         for part in (self._xy, self._xx, self._yy):
             part.reset()
 
@@ -125,12 +127,17 @@ class StreamingLinearCKA:
             x, y = _Centred(x), _Centred(y)
             for part, left, right in ((self._xy, x, y), (self._xx, x, x), (self._yy, y, y)):
                 part._add(left, right)
+        self._eps = max(self._eps, torch.finfo(x.narrow.dtype).eps)
 
     def compute(self, estimator: str = "unbiased") -> Tensor:
         """CKA of all rows so far, a float64 0-d tensor. Raises ValueError as `cka` does, and for too few rows."""
         xy, xx, yy = (part.compute(estimator) for part in (self._xy, self._xx, self._yy))
         for name, part, value in (("x", self._xx, xx), ("y", self._yy, yy)):
-            # The products of a chunk are those of its dtype; what they leave of equal sums is no signal.
-            rounding = 64 * torch.finfo(torch.float32).eps * float(part.compute("biased"))
-            require_positive(name, float(value) if value > rounding else 0.0)
+            # The products of a chunk have the rounding of its dtype.
+            if value and value <= 64 * self._eps * part.compute("biased"):
+                raise ValueError(
+                    f"HSIC({name}, {name}) is {float(value):.3g}, no more than the rounding of the largest rows in their "
+                    "dtype: feed float64, or CKA is not defined (all pairs of rows alike)"
+                )
+            require_positive(name, float(value))
         return xy / (xx.sqrt() * yy.sqrt())

@@ -90,6 +90,8 @@ def train_once(
             _same_settings(folder, stored, replace(config, dataset=dataset))
             if data is not None:
                 _same_pictures(folder, facts, data)
+            if facts.get("views") == "custom":
+                raise ValueError(f"{folder} holds a run with views of its own")
         except ValueError as error:
             raise FileExistsError(f"{error}: remove it or choose another folder") from error
         if state == "finished":
@@ -128,7 +130,7 @@ def _train(
         stored, state, facts = read_settings(folder)
         _same_settings(folder, stored, config)
         _same_pictures(folder, facts, data)
-        if (facts.get("views") == "custom") != (views is not None):
+        if "views" in facts and (facts["views"] == "custom") != (views is not None):
             raise ValueError(f"{folder} holds a run with{'out' * (views is not None)} views of its own: give the same")
         if state == "finished":
             return Run.load(folder, encoder)

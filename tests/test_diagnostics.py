@@ -247,6 +247,12 @@ def test_the_rule_for_unrelated_views_is_the_deviation_of_re_pairings(n, d):
     assert abs(values.mean()) < 4 * values.std() / 4000**0.5
 
 
+@pytest.mark.parametrize("n, d", [(4, 2), (4, 8), (9, 1)])
+def test_a_bound_that_no_views_can_reach_judges_nothing(n, d):
+    z = normal(n, d)
+    assert diagnose(z, z.clone()).set_index("diagnostic").loc["mean_diagonal", "verdict"] == "not judged"
+
+
 def test_units_that_break_a_number_are_said_so():
     with pytest.raises(ValueError, match=r"z_b reaches 4\.\d+e\+20, and squares leave float32 above 1e\+15"):
         diagnose(Z.float(), 1e20 * NEAR.float())

@@ -8,9 +8,10 @@ from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_tensors
 
 from hsic_lab import embeddings as module
+from hsic_lab.datasets import load
 from hsic_lab.embeddings import Embeddings, read_embeddings
 from hsic_lab.encoders import ConvEncoder
-from hsic_lab.training import TrainConfig, train
+from hsic_lab.training import TrainConfig, train, train_once
 from hsic_lab.views import normalize
 
 RNG = np.random.default_rng(0)
@@ -124,9 +125,19 @@ def test_a_run_with_views_of_its_own_is_not_read_with_others(tmp_path):
     with pytest.raises(ValueError, match="holds a run with views of its own"):
         train(settings, tmp_path / "run", None, False, resume=True)
     assert train(settings, tmp_path / "run", None, False, resume=True, views=views).state == "finished"
+    with pytest.raises(FileExistsError, match="holds a run with views of its own: remove it"):
+        train_once(settings, tmp_path / "run", load("digits"), False)
     train(settings, tmp_path / "named", None, False)
     with pytest.raises(ValueError, match="holds a run without views of its own"):
         train(settings, tmp_path / "named", None, False, resume=True, views=views)
+
+
+def test_columns_may_be_numbered(tmp_path):
+    for start in (0, 1):
+        frame(A).set_axis([str(i + start) for i in range(3)], axis=1).to_csv(tmp_path / "x.csv", index=False)
+        assert torch.equal(read_embeddings(tmp_path / "x.csv").z_a, torch.from_numpy(A))
+    frame(A).set_axis(["7", "2", "11"], axis=1).to_parquet(tmp_path / "x.parquet", index=False)
+    assert torch.equal(read_embeddings(tmp_path / "x.parquet").z_a, torch.from_numpy(A))
 
 
 def test_columns_of_two_views_are_paired_by_name(tmp_path):

@@ -5,6 +5,7 @@ import shutil
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 
 from hsic_lab import norm_relu as module
 from hsic_lab.encoders import ConvEncoder
@@ -161,6 +162,20 @@ def test_everything_else_is_left_to_the_layers(case, monkeypatch):
     (x, norm), (_, twin) = (ELSEWHERE[case](pictures(8, 16, 4), layer(16)) for _ in range(2))
     assert torch.equal(norm_relu(x, norm, nn.ReLU()), torch.relu(twin(x)))
     assert all(torch.equal(value, twin.state_dict()[name]) for name, value in norm.state_dict().items())
+
+
+def test_what_listens_or_traces_sees_the_layers(monkeypatch):
+    monkeypatch.setattr(module._NormReLU, "apply", never)
+    x, heard = pictures(8, 16, 4), []
+    handle = torch.nn.modules.module.register_module_forward_hook(lambda layer, *_: heard.append(type(layer)))
+    try:
+        norm_relu(x, layer(16), nn.ReLU())
+    finally:
+        handle.remove()
+    assert heard == [nn.BatchNorm2d, nn.ReLU]
+    torch.jit.trace(lambda y: norm_relu(y, layer(16), nn.ReLU()), x, check_trace=False)
+    with forward_ad.dual_level():
+        norm_relu(forward_ad.make_dual(x, torch.ones_like(x)), layer(16), nn.ReLU())
 
 
 def test_other_activations_and_errors_are_those_of_the_layers(monkeypatch):

@@ -210,6 +210,22 @@ def test_random_features_of_a_loss_are_resumed(tmp_path, monkeypatch):
     assert_same(run, train(config(**changes), tmp_path / "whole", pictures(), False))
 
 
+def test_runs_of_before_are_resumed(tmp_path, monkeypatch):
+    monkeypatch.setattr(pairs, "SNAPSHOT_PAIRS", 16)
+    changes = {"width": 1, "epochs": 3, "monitor": "none", "loss": "ssl_hsic"}
+    with pytest.raises(KeyboardInterrupt):
+        train(config(**changes), tmp_path / "run", pictures(), False, callbacks=[Stop(6)])
+    settings = json.loads((tmp_path / "run" / SETTINGS).read_text())
+    for name in ("views", "pictures", "norm_relu"):
+        del settings["facts"][name]
+    (tmp_path / "run" / SETTINGS).write_text(json.dumps(settings))
+    found = load_checkpoint(tmp_path / "run" / FOLDER)
+    found.tensors = {name: value for name, value in found.tensors.items() if not name.startswith("loss.")}
+    save_checkpoint(tmp_path / "run" / FOLDER, found)
+    run = train(config(**changes), tmp_path / "run", pictures(), False, resume=True)
+    assert_same(run, train(config(**changes), tmp_path / "whole", pictures(), False))
+
+
 @pytest.mark.parametrize(
     ("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)], ids=["Ctrl-C", "SIGTERM"]
 )

@@ -14,7 +14,7 @@ from hsic_lab.correlation import cross_correlation
 from hsic_lab.datasets import ImageData, from_arrays, load
 from hsic_lab.images import Images
 from hsic_lab.pairs import TrainingPairs, held_out_pairs, seeded_generator
-from hsic_lab.runs import FILES, HISTORY, SETTINGS, SNAPSHOTS, WEIGHTS, Run
+from hsic_lab.runs import FILES, HISTORY, SETTINGS, SNAPSHOTS, WEIGHTS, Run, plain
 from hsic_lab.scenes import DigitScenes
 from hsic_lab.training import LOSSES, TrainConfig, train, train_once
 from hsic_lab.views import normalize, preset
@@ -218,7 +218,7 @@ def test_train_once_tells_data_apart_and_names_alike(tmp_path, monkeypatch):
         for number in range(20):
             plt.imsave(tmp_path / "pics" / label / f"{number}.png", np.random.default_rng(number).random((12, 12, 3)))
     monkeypatch.chdir(tmp_path)
-    for name in ("pics", "./pics", str(tmp_path / "pics")):
+    for name in ("pics", "./pics", f"../{tmp_path.name}/pics", str(tmp_path / "pics")):
         assert train_once(replace(settings, dataset=name), "folder", progress=False).facts["train_images"] == 32
 
 
@@ -240,8 +240,8 @@ def test_no_run_is_overwritten_and_no_other_folder_is_a_run(tmp_path, scenes):
         ({"views": "byol"}, "'default', 'report'.*'byol'"),
         ({"loss": "barlow"}, "'barlow_twins', 'hsic_ssl'.*'barlow'"),
         ({"precision": "fp8"}, "'fp8'"),
-        ({"epochs": "8"}, "epochs must be a number, got '8'"),
-        ({"epochs": 8.5}, "epochs must be a number, got 8.5"),
+        ({"epochs": "8"}, "epochs must be a whole number, got '8'"),
+        ({"epochs": 8.5}, "epochs must be a whole number, got 8.5"),
         ({"warmup_epochs": "1"}, "warmup_epochs must be a number or None, got '1'"),
         ({"projector": 128}, "projector must be a list of widths, got 128"),
         ({"loss": "vicreg", "lambda_param": 0.01}, "VICReg's lambda_param weighs its invariance.*lambda_param=0.01"),
@@ -401,3 +401,10 @@ def test_run_files_that_do_not_belong_together_are_named(tmp_path, scenes):
     (tmp_path / "run" / SETTINGS).write_text("{}")
     with pytest.raises(ValueError, match=f"{SETTINGS} is damaged .it lacks"):
         Run.load(tmp_path / "run")
+
+
+def test_settings_of_numpy_and_of_before_are_understood():
+    config = tiny(seed=np.int64(3), learning_rate=np.float32(1), epochs=np.int32(2), projector=(np.int64(8), 4))
+    assert json.loads(json.dumps(plain(config)))["seed"] == 3 and config.projector == (8, 4)
+    before = TrainConfig.from_json({"loss": "vicreg", "lambda_param": 9.0, "loss_options": {"mu_param": 2.0}})
+    assert (before.lambda_param, before.loss_options) == (None, {"lambda_param": 9.0, "mu_param": 2.0})
