@@ -136,8 +136,8 @@ class StreamingLinearCKA:
             # The products of a chunk have the rounding of its dtype.
             if value and value <= 64 * self._eps * part.compute("biased"):
                 raise ValueError(
-                    f"HSIC({name}, {name}) is {float(value):.3g}, no more than the rounding of the largest rows in their "
-                    "dtype: feed float64, or CKA is not defined (all pairs of rows alike)"
+                    f"HSIC({name}, {name}) is {float(value):.3g}, no more than the rounding of the largest rows in "
+                    "their dtype: feed float64, or CKA is not defined (all pairs of rows alike)"
                 )
             require_positive(name, float(value))
         return xy / (xx.sqrt() * yy.sqrt())
