@@ -1,71 +1,26 @@
 """Somebody's embeddings in a file, or a run, as one or two views and labels: nothing is unpickled."""
 
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.parquet
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
-from hsic_lab.checks import as_labels
 from hsic_lab.datasets import load
+from hsic_lab.embedding_arrays import LABELS, MOST_VALUES, Embeddings, assemble, plain_labels, refuse_huge
+from hsic_lab.embedding_tables import csv_table, read_csv, read_parquet
 from hsic_lab.evaluation import extract_features
 from hsic_lab.pairs import held_out_pairs
 from hsic_lab.runs import Run
 from hsic_lab.training import TrainConfig
 
-MOST_VALUES = 1 << 28  # of a view: 1 GiB in float32, twice 50 000 x 2048
-MOST_FEATURES = 1 << 13  # C of more has 256 MiB in float32 and is no picture
-LEAST_ROWS = 4
-VIEWS = (("z_a", "z_b"), ("a", "b"))
-LABELS = ("labels", "label", "y", "targets", "target")
-INDICES = ("id", "ids", "index", "idx")
-
-
-@dataclass(frozen=True, eq=False)
-class Embeddings:
-    """What a report is about.
-
-    z_a, z_b: float32 `(n, d)`, one or two views; rows of one number are one thing
-    labels:   `(n,)` integers or strings, one a row, or None
-    features: `(m, p)` where labels belong to other rows than those of z_a (a run: its encoder's features), else None
-    name:     what the reader is told they are;  rows: how many rows the source has, if these are a sample
-    note:     a sentence about the source that the reader should know
-    """
-
-    z_a: Tensor
-    z_b: Tensor | None = None
-    labels: np.ndarray | None = None
-    features: Tensor | None = None
-    name: str = "embeddings"
-    rows: int | None = None
-    note: str = ""
-
-    def __post_init__(self) -> None:
-        shapes = [tuple(z.shape) for z in (self.z_a, self.z_b) if z is not None]
-        for shape in shapes:
-            if len(shape) != 2 or shape[0] < LEAST_ROWS or not 2 <= shape[1] <= MOST_FEATURES:
-                raise ValueError(
-                    f"{self.name}: a view must have at least {LEAST_ROWS} rows and 2 to {MOST_FEATURES} columns, "
-                    f"got shape {shape}"
-                )
-        if len(set(shapes)) > 1:
-            raise ValueError(f"{self.name}: the views must have the same shape, got {shapes[0]} and {shapes[1]}")
-        for z in (self.z_a, self.z_b):
-            if z is not None and len(bad := (~z.isfinite()).any(dim=1).nonzero()):
-                found = f"{len(bad)} of {len(z)} rows hold NaN or infinity, the first is row {int(bad[0])}"
-                raise ValueError(f"{self.name}: {found}")
-        expected = len(self.z_a if self.features is None else self.features)
-        if self.labels is not None and self.labels.shape != (expected,):
-            raise ValueError(f"{self.name}: {expected} rows need as many labels, got {self.labels.shape}")
+__all__ = ["READERS", "Embeddings", "read_embeddings"]
 
 
 def read_embeddings(
@@ -128,7 +83,7 @@ def _naming(path: Path) -> Iterator[None]:
 def _read_npy(path: Path) -> Embeddings:
     # open_memmap refuses pickled objects, and np.load would take any text for a pickle.
     array = np.lib.format.open_memmap(path, mode="r")
-    return _assemble(path, {"z_a": array.shape}, lambda name: array)
+    return assemble(path, {"z_a": array.shape}, lambda name: array)
 
 
 def _read_npz(path: Path) -> Embeddings:
@@ -141,147 +96,15 @@ def _read_npz(path: Path) -> Embeddings:
                 shapes[name], _, dtype = reader(member)
                 if dtype.hasobject:
                     raise ValueError(f"array {name!r} holds pickled Python objects, which are not read")
-        _refuse_huge(shapes)
-        return _assemble(path, shapes, archive.__getitem__)
+        refuse_huge(shapes)
+        return assemble(path, shapes, archive.__getitem__)
 
 
 def _read_safetensors(path: Path) -> Embeddings:
     with safe_open(path, framework="pt") as archive:
         shapes = {name: tuple(archive.get_slice(name).get_shape()) for name in archive.keys()}  # noqa: SIM118
-        _refuse_huge(shapes)
-        return _assemble(path, shapes, archive.get_tensor)
-
-
-def _read_csv(path: Path) -> Embeddings:
-    if path.stat().st_size > 16 * MOST_VALUES:
-        raise ValueError(f"{path} has {path.stat().st_size} bytes of text: save it as .npy, of which rows are drawn")
-    table = _csv_table(path)
-    names = [name for name in table.column_names if name not in LABELS]
-    counted = ([str(i + first) for i in range(len(names))] for first in (0, 1))
-    if all(map(_is_number, names)) and names not in counted:
-        raise ValueError(f"the first line holds numbers, {', '.join(names[:3])}, ...: give every column a name there")
-    return _from_table(path, table)
-
-
-def _csv_table(path: Path) -> pa.Table:
-    return pa.csv.read_csv(path, convert_options=pa.csv.ConvertOptions(strings_can_be_null=True))
-
-
-def _read_parquet(path: Path) -> Embeddings:
-    facts = pa.parquet.read_metadata(path)
-    _refuse_huge({"the table": (facts.num_rows, facts.num_columns)})
-    return _from_table(path, pa.parquet.read_table(path))
-
-
-def _from_table(path: Path, table: pa.Table) -> Embeddings:
-    if near := [name for name in table.column_names if name not in LABELS and name.lower() in LABELS]:
-        raise ValueError(f"column {near[0]!r} is no feature: labels are called {' or '.join(LABELS)}, in lower case")
-    names = [name for name in table.column_names if name not in LABELS]
-    if "" in names or "__index_level_0__" in names:
-        raise ValueError("a column has no name, probably an index: save the table without it (index=False)")
-    if indices := [name for name in names if name.lower() in INDICES]:
-        raise ValueError(f"column {indices[0]!r} looks like an index, not a feature: save the table without it")
-    if strange := [name for name in names if not _numeric(table.schema.field(name).type)]:
-        raise ValueError(f"column {strange[0]!r} holds {table.schema.field(strange[0]).type}, not numbers; "
-                         f"labels belong into a column called {' or '.join(LABELS)}")
-    views = [[name for name in names if name.startswith(prefix)] for prefix in ("a_", "b_")]
-    if not all(views):
-        views = [names]
-    elif rest := sorted(set(names) - set(views[0]) - set(views[1])):
-        raise ValueError(f"two views have columns a_... and b_..., column {rest[0]!r} is neither")
-    else:
-        views[1] = _in_the_order_of(views[0], views[1])
-    blocks = [_columns(table, part) for part in views]
-    values = dict(zip(VIEWS[0], blocks, strict=False))
-    values |= {name: np.asarray(table[name].to_pandas()) for name in LABELS if name in table.column_names}
-    return _assemble(path, {name: value.shape for name, value in values.items()}, values.__getitem__)
-
-
-def _in_the_order_of(first: list[str], second: list[str]) -> list[str]:
-    """The columns `b_...` as their partners `a_...` come: a feature is known by its name, not by its place."""
-    partners = ["b_" + name[2:] for name in first]
-    if alone := sorted(set(partners) ^ set(second)):
-        raise ValueError(f"every column a_NAME needs a column b_NAME; {alone[0]!r} is missing, or has no partner")
-    return partners
-
-
-def _columns(table: pa.Table, names: list[str]) -> np.ndarray:
-    block = np.empty((table.num_rows, len(names)), np.float32)
-    for column, name in enumerate(names):
-        block[:, column] = table[name].to_numpy()  # a missing value becomes NaN
-    return block
-
-
-def _is_number(name: str) -> bool:
-    try:
-        float(name)
-    except ValueError:
-        return False
-    return True
-
-
-def _numeric(kind: pa.DataType) -> bool:
-    return pa.types.is_integer(kind) or pa.types.is_floating(kind)
-
-
-def _assemble(
-    path: Path, shapes: Mapping[str, tuple[int, ...]], get: Callable[[str], np.ndarray | Tensor]
-) -> Embeddings:
-    """Embeddings from arrays of known shapes, of which `get(name)` gives one."""
-    matrices = [name for name, shape in shapes.items() if len(shape) == 2]
-    views = next((pair for pair in VIEWS if pair[0] in matrices), matrices)
-    views = [name for name in views if name in matrices]
-    if not 1 <= len(views) <= 2:
-        raise ValueError(f"expected one or two matrices (n, d), called z_a and z_b or a and b; found {dict(shapes)}")
-    if len({shapes[name] for name in views}) > 1:
-        raise ValueError(f"the views must have the same shape, got {' and '.join(str(shapes[name]) for name in views)}")
-    n, d = shapes[views[0]]
-    if 0 in (n, d):
-        raise ValueError(f"holds no values, shape {(n, d)}")
-    rows = slice(None)
-    if n * d > MOST_VALUES and d <= MOST_FEATURES:
-        rows = np.sort(np.random.default_rng(0).choice(n, MOST_VALUES // d, replace=False))
-    z = [_floats(get(name)[rows], name) for name in views]
-    known = next((name for name in LABELS if name in shapes), None)
-    labels = None
-    if known is not None:
-        labels = _labels(get(known), path)
-        if len(labels) != n:
-            raise ValueError(f"{n} rows need as many labels, got {len(labels)}")
-        labels = labels[rows]
-    unused = [name for name in shapes if name not in (*views, known)]
-    note = f"Not used: {', '.join(unused)}" if unused else ""
-    rows = n if len(z[0]) < n else None
-    return Embeddings(*z, *[None] * (2 - len(z)), labels, name=path.name, rows=rows, note=note)
-
-
-def _floats(values: object, name: str) -> Tensor:
-    if not isinstance(values, Tensor):
-        if values.dtype.kind not in "iuf":
-            raise ValueError(f"array {name!r} must hold real numbers, got {values.dtype}")
-        with np.errstate(over="ignore"):  # what is too large for float32 is reported as infinite
-            # Copied: a memory map is read-only, and the file may change under it.
-            values = torch.from_numpy(np.array(values, dtype=np.float32, order="C"))
-    if values.is_complex() or values.dtype == torch.bool:
-        raise ValueError(f"array {name!r} must hold real numbers, got {values.dtype}")
-    return values.float()
-
-
-def _refuse_huge(shapes: Mapping[str, tuple[int, ...]]) -> None:
-    for name, shape in shapes.items():
-        if np.prod(shape, dtype=float) > 2 * MOST_VALUES:
-            most = f"more than {2 * MOST_VALUES} values"
-            raise ValueError(f"{name} has shape {shape}, {most}: save it as .npy, of which rows are drawn")
-
-
-def _labels(values: object, source: object) -> np.ndarray:
-    """Labels `(n,)` as integers or strings; a table keeps integers as floats where it has room for missing ones."""
-    labels = np.asarray(values)
-    if missing := int(pd.isna(labels).sum()):
-        raise ValueError(f"{source}: {missing} labels are missing")
-    if labels.dtype.kind == "f" and (labels == np.floor(labels)).all():
-        labels = labels.astype(np.int64)
-    return as_labels(f"the labels of {source}", labels)
+        refuse_huge(shapes)
+        return assemble(path, shapes, archive.get_tensor)
 
 
 def _read_labels(path: Path, sampled_from: int | None) -> np.ndarray:
@@ -291,15 +114,15 @@ def _read_labels(path: Path, sampled_from: int | None) -> np.ndarray:
         raise FileNotFoundError(f"{path} does not exist")
     with _naming(path):
         if path.suffix == ".npy":
-            return _labels(np.lib.format.open_memmap(path, mode="r"), path)
+            return plain_labels(np.lib.format.open_memmap(path, mode="r"), path)
         if path.suffix not in (".csv", ".parquet"):
             raise ValueError(f"{path}: labels are read from .npy, .csv and .parquet")
-        table = _csv_table(path) if path.suffix == ".csv" else pa.parquet.read_table(path)
+        table = csv_table(path) if path.suffix == ".csv" else pyarrow.parquet.read_table(path)
         names = [name for name in table.column_names if name in LABELS or table.num_columns == 1]
         if len(names) != 1:
             raise ValueError(f"{path}: expected one column, or one called {' or '.join(LABELS)}; "
                              f"found {table.column_names}")
-        return _labels(table[names[0]].to_pandas(), path)
+        return plain_labels(table[names[0]].to_pandas(), path)
 
 
 def _read_run(folder: Path) -> Embeddings:
@@ -316,6 +139,6 @@ def _read_run(folder: Path) -> Embeddings:
 
 
 READERS: dict[str, Callable[[Path], Embeddings]] = {
-    ".npy": _read_npy, ".npz": _read_npz, ".csv": _read_csv, ".parquet": _read_parquet,
+    ".npy": _read_npy, ".npz": _read_npz, ".csv": read_csv, ".parquet": read_parquet,
     ".safetensors": _read_safetensors,
 }

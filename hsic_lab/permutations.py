@@ -88,6 +88,17 @@ def diagonal_products(diagonal_x: Tensor, diagonal_y: Tensor, permutations: Tens
     return diagonal_y.double()[permutations.to(diagonal_y.device)] @ diagonal_x.double()
 
 
+def products_rounding(gram_x: Tensor, gram_y: Tensor) -> float:
+    """What `gram_products` in float32 of two Grams without diagonals, and float64 sums of these, may be wrong by."""
+    (whole_x, off_x), (whole_y, off_y) = map(_norms, (gram_x, gram_y))
+    return 1e-6 * off_x * off_y + 1e-13 * whole_x * whole_y
+
+
+def _norms(gram: Tensor) -> tuple[float, float]:
+    """Of a Gram, and of what lies beside its diagonal."""
+    return float(gram.norm()), float((gram - gram.diagonal().diag_embed()).norm())
+
+
 def unbiased(products: Tensor, diagonal_x: Tensor, diagonal_y: Tensor, permutations: Tensor) -> Tensor:
     """Unbiased HSIC (Song et al. 2012, eq. 5) of the permuted pairs from `sum_{i != j} K_ij L[pi_i, pi_j]`, `(B,)`, K
     and L centred, and their diagonals.

@@ -43,3 +43,8 @@ class TestResult:
         ax.set(xlabel="statistic", ylabel="density", title=self.method)
         ax.legend(frameon=False)
         return ax
+
+
+def sampled_result(statistic: float, null: Tensor, method: str) -> TestResult:
+    """The result of a test that draws its `null`: the observed statistic counts as one of the draws."""
+    return TestResult(statistic, (1 + int((null >= statistic).sum())) / (1 + len(null)), method, null)

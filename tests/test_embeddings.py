@@ -7,7 +7,7 @@ import torch
 from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_tensors
 
-from hsic_lab import embeddings as module
+from hsic_lab import embedding_arrays as module
 from hsic_lab.datasets import load
 from hsic_lab.embeddings import Embeddings, read_embeddings
 from hsic_lab.encoders import ConvEncoder
