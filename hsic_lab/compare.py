@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from hsic_lab.checks import one_of
-from hsic_lab.cka import alike, u_center, varies
 from hsic_lab.frozen import check_images, evaluating, model_input
 from hsic_lab.hsic import center
 from hsic_lab.kernels import Kernel, Linear
+from hsic_lab.self_hsic import alike, u_center, varies
 
 
 def compare_models(

@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 from hsic_lab.checks import as_samples, full_precision
-from hsic_lab.cka import alike, near_one, u_center, varies
 from hsic_lab.joint import as_column
 from hsic_lab.kernels import Delta, Gaussian, Kernel, Linear
+from hsic_lab.self_hsic import alike, near_one, u_center, varies
 from hsic_lab.spectra import Features
 from hsic_lab.sphere import drawn_rows
 

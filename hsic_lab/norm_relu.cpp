@@ -1,9 +1,8 @@
 // Batch normalisation and ReLU of bfloat16 values in the layout (rows, channels), forward and backward.
 //
-// Each direction reads its inputs twice, once for the sums over rows and once for the result: what autograd does in five
-// passes over memory for the two layers takes three here, and the arithmetic of a pass is a few vector instructions for
-// 16 values. Sums are float32 over blocks of rows that stay in a core's cache, and double over the blocks, whose cut does
-// not depend on the number of threads: neither does any bit of the result.
+// Each direction passes over its inputs twice, once for the sums over rows and once for the result. Sums are float32
+// over blocks of rows that stay in a core's cache, and double over the blocks, whose cut does not depend on the number of
+// threads: neither does any bit of the result.
 //
 // The channels are repeated until `width`, a multiple of TILE, so that a narrow layer fills the vectors: the matrix is
 // read as (values / width, width). No Python or torch header is needed; OpenMP is the one that torch has loaded.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hsic_lab.checks import full_precision, one_of, paired_samples
-from hsic_lab.cka import require_positive
+from hsic_lab.self_hsic import require_positive
 
 
 class _Centred:

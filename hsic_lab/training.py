@@ -87,11 +87,7 @@ def train_once(
         else:
             dataset = stored["dataset"] if config.dataset == "default" else full_name(config.dataset)
         try:
-            _same_settings(folder, stored, replace(config, dataset=dataset))
-            if data is not None:
-                _same_pictures(folder, facts, data)
-            if facts.get("views") == "custom":
-                raise ValueError(f"{folder} holds a run with views of its own")
+            _same_run(folder, stored, facts, replace(config, dataset=dataset), data)
         except ValueError as error:
             raise FileExistsError(f"{error}: remove it or choose another folder") from error
         if state == "finished":
@@ -128,10 +124,7 @@ def _train(
         raise FileExistsError(f"{folder} already holds a run: resume it, remove it, or choose another folder")
     if going_on:
         stored, state, facts = read_settings(folder)
-        _same_settings(folder, stored, config)
-        _same_pictures(folder, facts, data)
-        if "views" in facts and (facts["views"] == "custom") != (views is not None):
-            raise ValueError(f"{folder} holds a run with{'out' * (views is not None)} views of its own: give the same")
+        _same_run(folder, stored, facts, config, data, views)
         if state == "finished":
             return Run.load(folder, encoder)
     wait_for_all()  # before one of them writes what the others look for
@@ -215,18 +208,19 @@ def _new_run(
     return Run(folder, settings, encoder, projector, facts=facts | ({"features": features} if features else {}))
 
 
-def _same_settings(folder: Path, stored: dict[str, Any], config: TrainConfig) -> None:
+def _same_run(
+    folder: Path, stored: dict[str, Any], facts: dict[str, Any], config: TrainConfig, data: ImageData | None,
+    views: Views | None = None,
+) -> None:
+    """ValueError unless the run in `folder` has these settings, pictures and views (runs did not always say)."""
     wanted = plain(config)
     if stored != wanted:
         different = {name: (stored.get(name), wanted[name]) for name in wanted if stored.get(name) != wanted[name]}
         raise ValueError(f"{folder} holds a run with other settings (there, here): {different}")
-
-
-def _same_pictures(folder: Path, facts: dict[str, Any], data: ImageData) -> None:
-    here = data.fingerprint
-    there = facts.get("pictures", here)  # runs did not always say
-    if there != here:
+    if data is not None and (there := facts.get("pictures", data.fingerprint)) != (here := data.fingerprint):
         raise ValueError(f"{folder} holds a run on other pictures, {there}; those of {data.name!r} are {here}")
+    if "views" in facts and (facts["views"] == "custom") != (views is not None):
+        raise ValueError(f"{folder} holds a run with{'out' * (views is not None)} views of its own: give the same")
 
 
 @contextmanager

@@ -6,10 +6,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hsic_lab.cka import MinibatchCKA, cka, u_center
+from hsic_lab.cka import MinibatchCKA, cka
 from hsic_lab.compare import compare_models
 from hsic_lab.hsic import hsic
 from hsic_lab.kernels import Delta, Gaussian, Linear, Polynomial
+from hsic_lab.self_hsic import u_center
 from hsic_lab.streaming import StreamingLinearCKA, StreamingLinearHSIC
 
 ESTIMATORS = ("biased", "unbiased")

@@ -125,7 +125,7 @@ def test_a_run_with_views_of_its_own_is_not_read_with_others(tmp_path):
     with pytest.raises(ValueError, match="holds a run with views of its own"):
         train(settings, tmp_path / "run", None, False, resume=True)
     assert train(settings, tmp_path / "run", None, False, resume=True, views=views).state == "finished"
-    with pytest.raises(FileExistsError, match="holds a run with views of its own: remove it"):
+    with pytest.raises(FileExistsError, match="holds a run with views of its own: give the same: remove it"):
         train_once(settings, tmp_path / "run", load("digits"), False)
     train(settings, tmp_path / "named", None, False)
     with pytest.raises(ValueError, match="holds a run without views of its own"):
