@@ -7,8 +7,8 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator, PercentFormatter
 
+from hsic_lab.canvas import PALETTE, SEQUENTIAL, axes_or_new, require_columns
 from hsic_lab.comparisons import summarize
-from hsic_lab.heatmaps import PALETTE, SEQUENTIAL, axes_or_new
 
 _MARKERS = "osD^vPX*"
 
@@ -22,7 +22,7 @@ def plot_ablation(
     Positive numbers stand on a log axis with a tick at each, everything else at equal distances in the table's order.
     A level with one seed has no band. Raises ValueError for a column that the frame lacks.
     """
-    _require(frame, [x, value, *([hue] if hue else [])])
+    require_columns(frame, [x, value, *([hue] if hue else [])])
     table = summarize(frame, [x] if hue is None else [hue, x], value=value, evaluation=evaluation)
     if table[x].isna().any():
         raise ValueError(f"the column {x!r} is empty in some rows: give every row a level to stand at")
@@ -57,7 +57,7 @@ def plot_ablation_map(
     evaluation: str = "linear",
 ) -> Axes:
     """Means over seeds for every combination of two factors, as a heatmap with the mean written in each cell."""
-    _require(frame, [row, column, value])
+    require_columns(frame, [row, column, value])
     table = summarize(frame, [row, column], value=value, evaluation=evaluation)
     orders = [table[name].drop_duplicates().tolist() for name in (row, column)]
     means = table.pivot(index=row, columns=column, values="mean").reindex(index=orders[0], columns=orders[1])
@@ -73,8 +73,3 @@ def plot_ablation_map(
 def _label(value: str, evaluation: str) -> str:
     kind = {"linear": "linear probe", "knn": "weighted kNN"}.get(evaluation, evaluation)
     return f"test accuracy ({kind})" if value == "accuracy" else value.replace("_", " ")
-
-
-def _require(frame: pd.DataFrame, columns: list[str]) -> None:
-    if missing := [column for column in columns if column not in frame]:
-        raise ValueError(f"the frame lacks the columns {missing}, it has {list(frame.columns)}")

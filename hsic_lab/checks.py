@@ -46,6 +46,14 @@ def as_labels(name: str, y: ArrayLike | Tensor) -> np.ndarray:
     return y
 
 
+def finite_rows(name: str, x: Tensor) -> Tensor:
+    """`x` `(n, p)`, whose values are all finite; ValueError counts the rows that are not."""
+    bad = (~x.isfinite()).any(dim=1).nonzero()[:, 0]
+    if len(bad):
+        raise ValueError(f"{name} must be finite: {len(bad)} of {len(x)} rows are not, first row {bad[0]}")
+    return x
+
+
 def check_views(z_a: Tensor, z_b: Tensor) -> None:
     """Two `(n, d)` floating tensors whose rows belong together. Values are not read: that would stall a GPU."""
     for name, z in (("z_a", z_a), ("z_b", z_b)):

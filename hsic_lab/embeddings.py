@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from hsic_lab.datasets import load
 from hsic_lab.embedding_arrays import LABELS, MOST_VALUES, Embeddings, assemble, plain_labels, refuse_huge
 from hsic_lab.embedding_tables import csv_table, read_csv, read_parquet
-from hsic_lab.evaluation import extract_features
+from hsic_lab.frozen import extract_features
 from hsic_lab.pairs import held_out_pairs
 from hsic_lab.runs import Run
 from hsic_lab.training import TrainConfig

@@ -18,7 +18,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
 from hsic_lab.datasets import ImageData, from_arrays
-from hsic_lab.evaluation import extract_features
+from hsic_lab.frozen import extract_features
 from hsic_lab.images import Images
 from hsic_lab.rows import CorruptedRows, OnPictures, RowEncoder, as_pictures, views_of_pictures
 from hsic_lab.runs import SETTINGS, Run

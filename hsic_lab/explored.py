@@ -9,8 +9,8 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from hsic_lab.correlation import cross_correlation
-from hsic_lab.evaluation import extract_features
 from hsic_lab.feature_pairs import as_pictures
+from hsic_lab.frozen import extract_features
 from hsic_lab.matrix_summary import square_matrix
 from hsic_lab.pairs import SNAPSHOT_PAIRS
 from hsic_lab.runs import Run

@@ -15,9 +15,9 @@ import traitlets
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from hsic_lab.canvas import DIVERGING
 from hsic_lab.explored import both_views, explored, of_run
 from hsic_lab.feature_pairs import MOST_POINTS, feature_pair, picture_uris
-from hsic_lab.heatmaps import DIVERGING
 from hsic_lab.matrix_figure import matrix_figure
 from hsic_lab.matrix_summary import ORDERS, feature_order, off_diagonal, spectrum, summarize
 from hsic_lab.pairs import SNAPSHOT_PAIRS

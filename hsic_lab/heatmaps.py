@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
@@ -13,12 +12,8 @@ from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
+from hsic_lab.canvas import DIVERGING, QUIET, SEQUENTIAL, axes_or_new
 from hsic_lab.matrix_summary import off_diagonal, square_matrix
-
-PALETTE = sns.color_palette("colorblind").as_hex()
-DIVERGING = "RdBu_r"
-SEQUENTIAL = "viridis"
-QUIET = "0.4"  # the grey of reference lines and second-rank text
 
 
 def plot_cross_correlation(
@@ -151,8 +146,3 @@ def _extend(matrices: Sequence[np.ndarray], limit: float) -> str:
     below = min(matrix.min() for matrix in matrices) < -limit * (1 + 1e-6)
     above = max(matrix.max() for matrix in matrices) > limit * (1 + 1e-6)
     return ("both" if above else "min") if below else ("max" if above else "neither")
-
-
-def axes_or_new(ax: Axes | None, width: float, height: float) -> Axes:
-    """The given axes, or those of a new figure of that size in inches."""
-    return ax if ax is not None else plt.subplots(figsize=(width, height), layout="constrained")[1]

@@ -11,7 +11,8 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from hsic_lab.heatmaps import DIVERGING, QUIET, plot_cross_correlation
+from hsic_lab.canvas import DIVERGING, QUIET
+from hsic_lab.heatmaps import plot_cross_correlation
 from hsic_lab.matrix_summary import MatrixSummary, feature_order, off_diagonal, spectrum, square_matrix, summarize
 from hsic_lab.plots import PALETTE, plot_spectrum
 

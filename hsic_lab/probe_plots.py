@@ -1,4 +1,4 @@
-"""Pictures of what probes and diagnostics found: few-label curves, the confusion matrix, the verdicts."""
+"""Pictures of what probes and diagnostics found: accuracies, few-label curves, the confusion matrix, the verdicts."""
 
 import numpy as np
 import pandas as pd
@@ -6,11 +6,44 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.ticker import NullLocator, PercentFormatter
 
+from hsic_lab.canvas import PALETTE, QUIET, SEQUENTIAL, axes_or_new, require_columns
 from hsic_lab.diagnostics import FAULTS
-from hsic_lab.heatmaps import PALETTE, QUIET, SEQUENTIAL, axes_or_new
 from hsic_lab.probes import few_label_summary
 
 _MARKERS = "osD^vP"
+
+
+def plot_probe(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Probe accuracies: a bar is the mean over splits, a dot one split, the dashed line chance.
+
+    `frame` is what `evaluation.probe_table` returns: one row per (representation, split), with the columns
+    `representation, accuracy, chance`. The representations stand from top to bottom in the frame's order.
+    """
+    require_columns(frame, ["representation", "accuracy", "chance"])
+    if not len(frame):
+        raise ValueError("frame must hold at least one row, got none")
+    groups = list(frame.groupby("representation", sort=False)["accuracy"])
+    ax = axes_or_new(ax, 6.4, 0.9 + 0.5 * len(groups))
+    for position, (_, values) in enumerate(groups):
+        ax.barh(position, values.mean(), height=0.6, color=PALETTE[0], alpha=0.35)
+        ax.plot(values, [position] * len(values), "o", color=PALETTE[0], markeredgecolor="white")
+        spread = f" ± {values.std():.1%}" if len(values) > 1 else ""
+        ax.annotate(
+            f"{values.mean():.1%}{spread}".replace("% ±", " ±"), (values.max(), position), xytext=(8, 0),
+            textcoords="offset points", va="center", fontsize="small",
+        )
+    for chance in frame["chance"].unique():
+        ax.axvline(chance, color=QUIET, linestyle="--", linewidth=1)
+        ax.annotate(
+            "chance", (chance, 1), xycoords=("data", "axes fraction"), xytext=(0, 2),
+            textcoords="offset points", ha="center", va="bottom", color=QUIET, fontsize="small",
+        )
+    ax.set_yticks(range(len(groups)), [str(name) for name, _ in groups])
+    ax.set(xlim=(0, 1.25), ylim=(len(groups) - 0.5, -0.5), xlabel="test accuracy of the linear probe")
+    ax.set_xticks(np.linspace(0, 1, 6))
+    ax.xaxis.set_major_formatter(PercentFormatter(1))
+    ax.spines["bottom"].set_bounds(0, 1)
+    return ax
 
 
 def plot_few_labels(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
@@ -19,9 +52,7 @@ def plot_few_labels(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     `frame` is what `probes.few_label_curve` returns. The axis of labels is logarithmic, the dashed line is chance;
     with one seed there is no band.
     """
-    wanted = ["representation", "per_class", "seed", "accuracy", "chance"]
-    if missing := [column for column in wanted if column not in frame]:
-        raise ValueError(f"the frame lacks the columns {missing}, it has {list(frame.columns)}")
+    require_columns(frame, ["representation", "per_class", "seed", "accuracy", "chance"])
     if not len(frame):
         raise ValueError("frame must hold at least one row, got none")
     ax = axes_or_new(ax, 6.0, 4.0)
@@ -83,8 +114,7 @@ def plot_diagnostics(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     A filled circle is healthy, a cross a fault (`diagnostics.FAULTS`), an empty circle neither.
     """
     wanted = ["diagnostic", "value", "verdict", "threshold"]
-    if missing := [column for column in wanted if column not in frame]:
-        raise ValueError(f"the frame lacks the columns {missing}, it has {list(frame.columns)}")
+    require_columns(frame, wanted)
     ax = axes_or_new(ax, 8.4, 0.6 + 0.26 * len(frame))
     for line, row in enumerate(frame[wanted].itertuples(index=False)):
         fault, healthy = row.verdict in FAULTS, row.verdict == "healthy"

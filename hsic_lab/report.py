@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 import hsic_lab
+from hsic_lab.canvas import PALETTE, QUIET
 from hsic_lab.correlation import cross_correlation
 from hsic_lab.diagnostics import FAULTS, diagnose
 from hsic_lab.embeddings import Embeddings, read_embeddings
 from hsic_lab.files import replace_file
 from hsic_lab.findings import independence_table, probe_table, sample, similarity_table
-from hsic_lab.heatmaps import PALETTE, QUIET, plot_cross_correlation
+from hsic_lab.heatmaps import plot_cross_correlation
 from hsic_lab.page import Section, make_page
 from hsic_lab.plots import plot_embedding, plot_spectrum
 from hsic_lab.runs import Run

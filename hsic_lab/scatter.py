@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from numpy.typing import ArrayLike
 from sklearn.decomposition import PCA
 
-from hsic_lab.heatmaps import QUIET, axes_or_new
+from hsic_lab.canvas import QUIET, axes_or_new
 from hsic_lab.matrix_summary import to_array
 
 COLOURS = 20  # classes that can still be told apart; of more, the largest have a colour

@@ -73,3 +73,10 @@ def compare(
         one, other = loss.terms(predicted[0], targets[1]), loss.terms(predicted[1], targets[0])
         terms = {name: 0.5 * (one[name] + other[name]) for name in one}
     return terms if config.loss_scale == 1 else {name: config.loss_scale * value for name, value in terms.items()}
+
+
+def two_views(parts: Sequence[Tensor]) -> list[Tensor]:
+    """From parts of a batch, each both views of its images one after the other, the two views of the whole batch."""
+    if len(parts) == 1:
+        return list(parts[0].chunk(2))
+    return [torch.cat(halves) for halves in zip(*(part.chunk(2) for part in parts), strict=True)]

@@ -17,13 +17,14 @@ from hsic_lab.checkpoints import FOLDER, Checkpoint, restore_training, save_chec
 from hsic_lab.config import TrainConfig
 from hsic_lab.correlation import cross_correlation, standardize
 from hsic_lab.gradient_cache import backward_in_parts
+from hsic_lab.hardware import resolved_precision
 from hsic_lab.interrupts import StopRequest
 from hsic_lab.optimizers import make_optimizer, set_learning_rate
 from hsic_lab.pairs import TrainingPairs, seed_of
 from hsic_lab.parallel import any_process, data_parallel, rank, wait_for_all
 from hsic_lab.processes import all_rows, process_count
 from hsic_lab.runs import Run
-from hsic_lab.siamese import OnlineNetwork, TargetNetwork, compare
+from hsic_lab.siamese import OnlineNetwork, TargetNetwork, compare, two_views
 
 SNAPSHOT_PART = 512  # images that pass through the network at once for a snapshot
 
@@ -232,13 +233,6 @@ class Trainer:
                 callback(Event(kind, self.step_count, values, self.run))
 
 
-def two_views(parts: Sequence[Tensor]) -> list[Tensor]:
-    """From parts of a batch, each both views of its images one after the other, the two views of the whole batch."""
-    if len(parts) == 1:
-        return list(parts[0].chunk(2))
-    return [torch.cat(halves) for halves in zip(*(part.chunk(2) for part in parts), strict=True)]
-
-
 def diagonal_and_rest(z_a: Tensor, z_b: Tensor) -> tuple[float, float]:
     """Mean diagonal and mean off-diagonal entry of C over all processes in O(n d): neither needs the matrix."""
     x, y = standardize(all_rows(z_a)), standardize(all_rows(z_b))
@@ -246,16 +240,3 @@ def diagonal_and_rest(z_a: Tensor, z_b: Tensor) -> tuple[float, float]:
     trace = (x * y).sum() / n
     total = x.sum(dim=1) @ y.sum(dim=1) / n
     return float(trace / d), float((total - trace) / max(1, d * (d - 1)))
-
-
-def resolved_precision(precision: str, device: torch.device) -> str:
-    """The precision of the networks: "auto" is bfloat16 where the hardware multiplies it, else float32."""
-    if precision != "auto":
-        return precision
-    native = torch.cuda.is_bf16_supported(False) if device.type == "cuda" else _cpu_multiplies_bfloat16()
-    return "bfloat16" if native else "float32"
-
-
-def _cpu_multiplies_bfloat16() -> bool:
-    """Whether this CPU has bfloat16 dot products; where it has not, autocast is slower than float32."""
-    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()

@@ -15,8 +15,8 @@ from hsic_lab.allocation import freed_memory_kept
 from hsic_lab.checkpoints import FOLDER, load_checkpoint, remove_checkpoints
 from hsic_lab.config import LOSSES, TrainConfig
 from hsic_lab.datasets import ImageData, default, full_name, load
-from hsic_lab.evaluation import extract_features
-from hsic_lab.hardware import hardware
+from hsic_lab.frozen import extract_features
+from hsic_lab.hardware import hardware, resolved_precision
 from hsic_lab.interrupts import stop_requests
 from hsic_lab.monitors import make_monitor
 from hsic_lab.norm_relu import kernel
@@ -26,7 +26,7 @@ from hsic_lab.parallel import across_processes, own_rows, processes, wait_for_al
 from hsic_lab.processes import process_count
 from hsic_lab.runs import FILES, MONITOR, SETTINGS, Run, build_networks, plain, read_settings, read_snapshots
 from hsic_lab.siamese import OnlineNetwork, TargetNetwork, make_predictor
-from hsic_lab.trainer import Callback, Event, Trainer, resolved_precision
+from hsic_lab.trainer import Callback, Event, Trainer
 
 __all__ = ["LOSSES", "Event", "TrainConfig", "pick_device", "train", "train_once", "warmup_cosine"]
 

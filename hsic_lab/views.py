@@ -1,8 +1,7 @@
 """Two augmented views of every image, as a handful of batched operations on the images' device.
 
-A random resized crop with a flip is axis-aligned, so it is separable: one view is `W_y X W_x'` with a
-sparse row and a sparse column interpolation matrix per image. Brightness, contrast, saturation, hue and
-greyscale are affine in the pixel, so together they are one 3 x 3 matrix and one offset per image. Nothing
+A random resized crop with a flip is resampling along two axes (`crops`). Brightness, contrast, saturation, hue and
+greyscale are affine in the pixel, so together they are one 3 x 3 matrix and one offset per image (`colour`). Nothing
 loops over images.
 """
 
@@ -10,14 +9,12 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from hsic_lab.colour import blur_radius, colour_maps, gaussian_blur, grey_weights, solarize
+from hsic_lab.crops import CROP_DRAWS, random_crops, resize_rows, resize_taps
 from hsic_lab.presets import recipe
 
-_TRIES = 10  # of a crop before falling back to the central one, as in torchvision
-_CROP_DRAWS = 2 * _TRIES + 2
 _COLOUR_DRAWS = 6
 _FINISH_DRAWS = 3  # whether to blur, how much, whether to solarise
 _CHUNK_BYTES = 1 << 20  # float32 images worked on at a time on a CPU: about one core's second-level cache
@@ -33,79 +30,6 @@ def normalize(images: Tensor) -> Tensor:
     """
     half = _half_range(images)
     return images.to(torch.float32).div(half).sub_(1)
-
-
-def random_crops(
-    uniforms: Tensor, height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float]
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Turn `(m, 22)` uniform numbers into m crops `(top, left, crop_height, crop_width)` of whole pixels.
-
-    The law of torchvision's `RandomResizedCrop`: up to ten times draw area `a ~ U(scale) height width`
-    and `log r ~ U(log ratio)`, round `sqrt(a r)` and `sqrt(a / r)` to a width and a height, and keep the
-    first pair that fits, at a uniform place; if none fits, take the largest central crop whose ratio is
-    allowed. All ten are drawn at once. Returns float32 vectors `(m,)` of integers.
-    """
-    area = uniforms[:, :_TRIES].mul(scale[1] - scale[0]).add_(scale[0]).mul_(height * width).sqrt_()
-    low, high = math.log(ratio[0]), math.log(ratio[1])
-    root = uniforms[:, _TRIES : 2 * _TRIES].mul(high - low).add_(low).mul_(0.5).exp_()
-    widths, heights = (area * root).round_(), (area / root).round_()
-    fits = (widths >= 1) & (widths <= width) & (heights >= 1) & (heights <= height)
-    first = fits.to(torch.uint8).argmax(dim=1, keepdim=True)
-    found = fits.gather(1, first).squeeze(1)
-    # At least one pixel, also where an extreme ratio meets a tiny image (torchvision fails there).
-    fallback_height = float(min(height, max(1, round(width / ratio[0]))))
-    fallback_width = float(min(width, max(1, round(height * ratio[1]))))
-    crop_height = torch.where(found, heights.gather(1, first).squeeze(1), fallback_height)
-    crop_width = torch.where(found, widths.gather(1, first).squeeze(1), fallback_width)
-
-    def place(uniform: Tensor, room: Tensor) -> Tensor:
-        # float32 may round u (room + 1) up to room + 1, hence the minimum
-        return torch.where(found, torch.minimum((uniform * (room + 1)).floor_(), room), (room / 2).floor_())
-
-    top, left = place(uniforms[:, -2], height - crop_height), place(uniforms[:, -1], width - crop_width)
-    return top, left, crop_height, crop_width
-
-
-def resize_taps(
-    start: Tensor, length: Tensor, source: int, size: int, mirror: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Which pixels of an axis, with which weights, resize a crop of it to `size`: two tensors `(m, size, k)`.
-
-    The crop is pixels `start ... start + length - 1`. Bilinear with half-pixel centres, the crop's edge
-    repeated; a crop longer than `size` is low-pass filtered by a triangle as wide as the step (Pillow's
-    `BILINEAR`, `interpolate(..., antialias=True)`). Indices (int64) lie inside the crop, weights sum to
-    1; k is 2 unless `source` exceeds `size`. Where `mirror` (boolean, `(m,)`) is true the result is in
-    reverse order. `start` and `length` are `(m,)` float32 integers.
-    """
-    row = torch.arange(size, dtype=torch.float32, device=start.device).add_(0.5)
-    if mirror is not None:
-        row = torch.where(mirror[:, None], row.flip(0), row)
-    start, length = start[:, None, None], length[:, None, None]
-    step = length / size
-    centre = row[..., None] * step + (start - 0.5)
-    width = step.clamp(min=1)
-    most = math.ceil(2 * max(1.0, source / size))
-    taps = torch.arange(1, 1 + most, dtype=torch.float32, device=start.device)
-    pixel = (centre - width).floor_() + taps  # every pixel nearer to the centre than the width
-    weight = (pixel - centre).abs_().div_(width).neg_().add_(1).clamp_(min=0)
-    inside = torch.minimum(torch.maximum(pixel, start), start + length - 1)
-    weight.mul_(inside == pixel)
-    return inside.to(torch.int64), weight.div_(weight.sum(dim=2, keepdim=True))
-
-
-def resize_rows(images: Tensor, index: Tensor, weight: Tensor) -> Tensor:
-    """Resample the rows of images `(m, c, h, w)` by `resize_taps`: `(m, c, size, w)`.
-
-    Each new row is a weighted sum of a few whole rows, which is what an embedding bag computes. Unlike
-    `grid_sample` it antialiases and leaves an identity crop exact; from 64 pixels on it is about twice as
-    fast on a CPU as products with dense interpolation matrices.
-    """
-    m, channels, height, width = images.shape
-    first = torch.arange(0, m * channels * height, height, device=images.device).view(m, channels, 1, 1)
-    index = (first + index[:, None]).flatten(0, 2)
-    weight = weight[:, None].expand(-1, channels, -1, -1).flatten(0, 2)
-    rows = F.embedding_bag(index, images.reshape(-1, width), mode="sum", per_sample_weights=weight)
-    return rows.view(m, channels, -1, width)
 
 
 class TwoViews:
@@ -183,9 +107,9 @@ class TwoViews:
             raise ValueError(f"generator is on {generator.device}, images on {images.device}: use one device")
         device = images.device
         uniforms = torch.rand(
-            2 * n, _CROP_DRAWS + 1 + _COLOUR_DRAWS, generator=generator, device=device, dtype=torch.float32
+            2 * n, CROP_DRAWS + 1 + _COLOUR_DRAWS, generator=generator, device=device, dtype=torch.float32
         )
-        crop, flip, jitter = uniforms.split([_CROP_DRAWS, 1, _COLOUR_DRAWS], dim=1)
+        crop, flip, jitter = uniforms.split([CROP_DRAWS, 1, _COLOUR_DRAWS], dim=1)
         top, left, crop_height, crop_width = random_crops(crop, height, width, self.scale, self.ratio)
         flip = flip.squeeze(1) < _by_view(self.flip, flip)
         views = torch.empty(2 * n, channels, self.size, self.size, device=device, dtype=torch.float32)

@@ -1,7 +1,17 @@
 """Test processes that run side by side divide the cores: thread pools larger than that wait for one another."""
 
 import os
+import sys
+
+import pytest
 
 # Before torch and NumPy are imported, and inherited by the processes that tests start.
 if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+
+
+@pytest.fixture(autouse=True)
+def _close_figures():
+    yield
+    if pyplot := sys.modules.get("matplotlib.pyplot"):
+        pyplot.close("all")

@@ -11,8 +11,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import hsic_lab.ablation as ablation
-from hsic_lab.ablation import LOCK, RESULT, read_table, run_ablation, write_table
+from hsic_lab import ablation, ablation_runs
+from hsic_lab.ablation import read_table, run_ablation, write_table
+from hsic_lab.ablation_data import cut, with_data
+from hsic_lab.ablation_runs import LOCK, RESULT
 from hsic_lab.cli import app
 from hsic_lab.datasets import from_arrays, load
 from hsic_lab.evaluation import extract_features, linear_probe
@@ -65,11 +67,11 @@ def test_sizes_count_for_your_own_data_and_every_class_stays(tmp_path):
     one = grid(cross={}, data={"n_train": 20, "n_test": 8}, base=BASE | {"batch_size": 16})
     frame = run_ablation(one, tmp_path, data=data, progress=False)
     assert frame[["n_train", "n_test", "state", "dataset"]].values.tolist() == [[20, 8, "finished", "mine"]]
-    cut = ablation._cut(data, {"n_train": 20, "n_test": 8})
-    for part, n in ((cut.train, 20), (cut.test, 8)):
+    smaller = cut(data, {"n_train": 20, "n_test": 8})
+    for part, n in ((smaller.train, 20), (smaller.test, 8)):
         assert part.labels.bincount().tolist() == [n // 4] * 4
     mixed = replace(data, train=data.train.subset([5, 79, 20, 40]))
-    assert ablation._cut(mixed, {"n_train": 2}).train.labels.tolist() == [0, 3], "the first: this order says nothing"
+    assert cut(mixed, {"n_train": 2}).train.labels.tolist() == [0, 3], "the first: this order says nothing"
 
 
 def test_a_folder_is_known_by_what_is_in_it(tmp_path, monkeypatch):
@@ -103,7 +105,7 @@ def test_a_killed_training_of_a_relative_folder_goes_on(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(ablation, "_evaluated", killed)
+        patch.setattr(ablation_runs, "_evaluated", killed)
         with pytest.raises(KeyboardInterrupt):
             run_ablation(one, "runs", progress=False)
     assert run_ablation(one, "runs", progress=False)["state"].tolist() == ["finished"]
@@ -112,10 +114,10 @@ def test_a_killed_training_of_a_relative_folder_goes_on(tmp_path, monkeypatch):
 def test_only_what_is_missing_is_done(tmp_path, monkeypatch):
     first = run_ablation(grid(), tmp_path, progress=False)
     calls = []
-    original = ablation.train_once
-    monkeypatch.setattr(ablation, "train_once", lambda *a, **k: calls.append(a) or original(*a, **k))
+    original = ablation_runs.train_once
+    monkeypatch.setattr(ablation_runs, "train_once", lambda *a, **k: calls.append(a) or original(*a, **k))
     with monkeypatch.context() as patch:
-        patch.setattr(ablation, "_one", None)  # handed to no process: joblib would take it for leaking
+        patch.setattr(ablation, "run_one", None)  # handed to no process: joblib would take it for leaking
         again = run_ablation(grid(), tmp_path, progress=False)
     pd.testing.assert_frame_equal(first, again)
     assert calls == []
@@ -136,12 +138,12 @@ def test_failed_run_is_a_row_and_is_tried_again_when_asked(tmp_path, monkeypatch
             raise FloatingPointError("step 3: the loss is nan")
         return original(config, *rest, **more)
 
-    original = ablation.train_once
-    monkeypatch.setattr(ablation, "train_once", fails_once)
+    original = ablation_runs.train_once
+    monkeypatch.setattr(ablation_runs, "train_once", fails_once)
     frame = run_ablation(grid(), tmp_path, progress=False)
     assert frame["state"].tolist() == ["finished", "failed: FloatingPointError: step 3: the loss is nan"]
     assert np.isnan(frame["accuracy"][1]) and frame["loss"][1] == "hsic_ssl"
-    monkeypatch.setattr(ablation, "train_once", original)
+    monkeypatch.setattr(ablation_runs, "train_once", original)
     assert run_ablation(grid(), tmp_path, progress=False)["state"][1].startswith("failed")
     assert run_ablation(grid(), tmp_path, progress=False, retry_failed=True)["state"].tolist() == ["finished"] * 2
 
@@ -206,7 +208,7 @@ def test_own_data(tmp_path):
     assert frame["split"].tolist() == ["mine test"] and frame["dataset"].tolist() == ["mine"]
     other = from_arrays(255 - pictures, np.arange(120) % 3, name="mine")  # of the same name, and not the same
     plan = grid(cross={}, base=BASE | {"batch_size": 32}, data={}).plan()
-    (first,), (second,) = (ablation._named_data(plan, one) for one in (data, other))
+    (first,), (second,) = (with_data(plan, one) for one in (data, other))
     assert first.key == frame["run"][0] != second.key
 
 

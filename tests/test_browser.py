@@ -19,7 +19,8 @@ from explorer_page import matrices
 from matplotlib.colors import Normalize
 from test_notebooks import build
 
-from hsic_lab.heatmaps import DIVERGING, _block_means
+from hsic_lab.canvas import DIVERGING
+from hsic_lab.heatmaps import _block_means
 from hsic_lab.matrix_summary import feature_order
 
 pytest.importorskip("playwright", reason="needs playwright: pip install -e '.[dev]'")

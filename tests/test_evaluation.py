@@ -16,7 +16,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
-from hsic_lab import evaluation
+from hsic_lab import logistic, neighbours
 from hsic_lab.evaluation import extract_features, knn_accuracy, linear_probe, probe_summary, probe_table
 
 
@@ -171,7 +171,7 @@ def test_tensors_arrays_and_seeds(digits):
 
 
 def test_no_convergence_is_an_error(digits, monkeypatch):
-    monkeypatch.setattr(evaluation, "_MAX_ITERATIONS", 2)
+    monkeypatch.setattr(logistic, "_MAX_ITERATIONS", 2)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # a caller's filter must not hide it
         with pytest.raises(RuntimeError, match="did not converge"):
@@ -291,7 +291,7 @@ def test_knn_weights_decide_against_the_majority():
 
 def test_knn_blocks_change_nothing(digits, monkeypatch):
     whole = knn_accuracy(*digits, k=20)
-    monkeypatch.setattr(evaluation, "_BLOCK_ELEMENTS", 600 * 7)
+    monkeypatch.setattr(neighbours, "_BLOCK_ELEMENTS", 600 * 7)
     assert knn_accuracy(*digits, k=20) == whole > 0.85
 
 

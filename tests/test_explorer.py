@@ -13,9 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
+from hsic_lab.canvas import DIVERGING
 from hsic_lab.correlation import cross_correlation
 from hsic_lab.explorer import CorrelationExplorer
-from hsic_lab.heatmaps import DIVERGING
 from hsic_lab.notebooks import WIDGET, to_html
 from hsic_lab.runs import Run
 from hsic_lab.training import Event, TrainConfig, train

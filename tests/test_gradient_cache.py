@@ -5,8 +5,7 @@ import torch
 
 from hsic_lab.config import LOSSES, TrainConfig
 from hsic_lab.gradient_cache import backward_in_parts
-from hsic_lab.siamese import OnlineNetwork, TargetNetwork, compare, make_predictor
-from hsic_lab.trainer import two_views
+from hsic_lab.siamese import OnlineNetwork, TargetNetwork, compare, make_predictor, two_views
 
 N, SIDE, D = 13, 6, 4
 

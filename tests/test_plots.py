@@ -27,12 +27,6 @@ from hsic_lab.plots import (
 )
 
 
-@pytest.fixture(autouse=True)
-def _close_figures():
-    yield
-    plt.close("all")
-
-
 def matrix(d, seed=0):
     c = np.random.default_rng(seed).uniform(-0.2, 0.2, (d, d))
     np.fill_diagonal(c, 0.9)

@@ -15,12 +15,6 @@ from hsic_lab.plots import PALETTE, plot_confusion, plot_diagnostics, plot_few_l
 from hsic_lab.probes import confusion, few_label_summary
 
 
-@pytest.fixture(autouse=True)
-def _close_figures():
-    yield
-    plt.close("all")
-
-
 def curve():
     rows = [
         {"representation": name, "per_class": m, "seed": seed, "accuracy": base + 0.01 * m + 0.02 * seed, "chance": 0.1}

@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from hsic_lab import probes
+from hsic_lab import probes, softmax
 from hsic_lab.evaluation import linear_probe
 from hsic_lab.probes import confusion, fast_probe, few_label_curve, few_label_summary
 
@@ -83,7 +83,7 @@ def test_labels_may_be_strings(digits):
 
 
 def test_no_convergence_is_an_error(digits, monkeypatch):
-    monkeypatch.setattr(probes, "_MAX_ITERATIONS", 2)
+    monkeypatch.setattr(softmax, "_MAX_ITERATIONS", 2)
     with pytest.raises(RuntimeError, match=r"did not converge: at C = 0[.]5 "):
         fast_probe(*digits, C=0.5)
 

@@ -7,7 +7,9 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hsic_lab.views import TwoViews, colour_maps, normalize, random_crops, resize_rows, resize_taps
+from hsic_lab.colour import colour_maps
+from hsic_lab.crops import random_crops, resize_rows, resize_taps
+from hsic_lab.views import TwoViews, normalize
 
 STILL = dict(scale=(1, 1), ratio=(1, 1), flip=0, jitter=0, grayscale=0)  # every random operation off
 GREY = np.array([0.299, 0.587, 0.114])
