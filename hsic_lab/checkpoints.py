@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from hsic_lab.checks import only_tensors
 from hsic_lab.files import replace_file
 
 FOLDER = "checkpoints"
@@ -82,14 +83,14 @@ def remove_checkpoints(folder: Path) -> None:
 
 def training_tensors(networks: dict[str, nn.Module], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Every tensor that the next update depends on: `name.key` of the networks, `optimizer.number.key`."""
-    tensors = {f"{name}.{key}": value for name, net in networks.items() for key, value in net.state_dict().items()}
+    tensors = {f"{name}.{key}": value for name, net in networks.items() for key, value in _state(net).items()}
     for number, values in optimizer.state_dict()["state"].items():
         for key, value in values.items():
             if not isinstance(value, Tensor):
                 raise TypeError(f"the optimiser keeps {key} = {value!r}, which is no tensor: it cannot be resumed")
             tensors[f"optimizer.{number}.{key}"] = value
     # Clones: networks may share weights, and safetensors refuses tensors that share memory.
-    return {key: value.detach().clone() for key, value in tensors.items()}
+    return {key: value.detach().clone() for key, value in only_tensors(tensors).items()}
 
 
 def restore_training(
@@ -100,6 +101,9 @@ def restore_training(
         prefix = f"{name}."
         own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
         if own or name != "loss":  # checkpoints did not always hold the loss's state
+            with torch.no_grad():
+                for key in _state(network).keys() - network.state_dict().keys() & own.keys():
+                    network.get_buffer(key).copy_(own.pop(key))
             network.load_state_dict(own)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for key, value in tensors.items():
@@ -109,6 +113,11 @@ def restore_training(
             # In the parameter's memory layout, as the optimiser would have made it.
             like = torch.empty_like(parameter if value.shape == parameter.shape else value, device=parameter.device)
             optimizer.state[parameter][name] = like.copy_(value)
+
+
+def _state(network: nn.Module) -> dict[str, Tensor]:
+    """The state, with the buffers that a module keeps out of its own."""
+    return dict(network.named_buffers()) | network.state_dict()
 
 
 def _newest_first(folder: Path) -> list[Path]:

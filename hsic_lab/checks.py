@@ -1,5 +1,7 @@
 """What every function on samples accepts, and the errors that say so."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
@@ -10,8 +12,7 @@ def as_samples(x: Tensor | np.ndarray, name: str) -> Tensor:
     """`x` as an `(n, p)` floating tensor of finite values; a vector `(n,)` is read as one column."""
     if not isinstance(x, Tensor | np.ndarray):
         raise TypeError(f"{name} must be a torch.Tensor or a numpy.ndarray, got {type(x).__name__}")
-    # A memory map is read-only, which torch warns of.
-    x = torch.as_tensor(x if isinstance(x, Tensor) or x.flags.writeable else x.copy())
+    x = as_tensor(x)
     if x.dim() == 1:
         x = x[:, None]
     if x.dim() != 2 or x.shape[1] == 0:
@@ -21,6 +22,16 @@ def as_samples(x: Tensor | np.ndarray, name: str) -> Tensor:
     if not torch.isfinite(x.detach()).all():
         raise ValueError(f"{name} holds {int((~torch.isfinite(x.detach())).sum())} values that are NaN or infinite")
     return at_least_float32(x)
+
+
+def as_tensor(x: ArrayLike | Tensor) -> Tensor:
+    """`x` itself, or an array as a tensor, copied where torch would not read it: mirrored, read-only, foreign bytes."""
+    if isinstance(x, Tensor):
+        return x
+    x = np.asarray(x)
+    native = x.dtype.newbyteorder("=")
+    plain = x.flags.writeable and min(x.strides, default=0) >= 0 and x.dtype == native
+    return torch.as_tensor(x if plain else np.array(x, native, order="C"))
 
 
 def paired_samples(x: Tensor | np.ndarray, y: Tensor | np.ndarray, at_least: int = 2) -> tuple[Tensor, Tensor]:
@@ -52,6 +63,13 @@ def finite_rows(name: str, x: Tensor) -> Tensor:
     if len(bad):
         raise ValueError(f"{name} must be finite: {len(bad)} of {len(x)} rows are not, first row {bad[0]}")
     return x
+
+
+def only_tensors(state: dict[str, Any]) -> dict[str, Tensor]:
+    """A network's state, which a file of tensors can hold; TypeError quotes what is none (`get_extra_state`)."""
+    if strange := {key: value for key, value in state.items() if not isinstance(value, Tensor)}:
+        raise TypeError(f"a network keeps state that is no tensor and cannot be saved: {strange}")
+    return state
 
 
 def check_views(z_a: Tensor, z_b: Tensor) -> None:

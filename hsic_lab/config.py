@@ -1,5 +1,7 @@
 """The settings of a run, and the losses by name."""
 
+import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from functools import partial
@@ -20,6 +22,7 @@ from hsic_lab.losses import (
     VICRegLoss,
 )
 from hsic_lab.presets import PRESETS
+from hsic_lab.scenes import check_shared
 
 # lambda = 1/d, the rule of Tsai et al. 2021, is what makes runs of different widths comparable.
 LOSSES: dict[str, Callable[..., nn.Module]] = {
@@ -58,7 +61,8 @@ class TrainConfig:
     dataset:       a name for `datasets.load`, or "default"
     loss:          a name in `LOSSES`;  lambda_param: weight of its redundancy term, None for the entry's default (1/d
                    for Barlow Twins and HSIC_SSL);  loss_options: further arguments;  loss_scale: a factor on all terms
-    views:         how two views of a picture are made, a name in `presets.PRESETS`; not for digit scenes
+    views:         how two views of a picture are made, a name in `presets.PRESETS`; squares of the
+                   picture's shorter side; not for digit scenes
     shared:        what the two views of a digit scene have in common (other sets: crops of one picture)
     encoder:       "conv" (`ConvEncoder`, `width` channels first), "resnet18", "resnet34", "resnet50" (with `stem`)
     projector:     widths after the encoder, the last is d
@@ -74,7 +78,7 @@ class TrainConfig:
                    `trust_coefficient`, and with `trust_clip` no layer moves at more than the learning rate
     learning_rate: peak of a linear warm-up, then by `schedule` a cosine to `final_learning_rate` (a share) or constant
     bias_learning_rate: the same for biases and batch normalisation, None for `learning_rate`
-    snapshots:     how many matrices C are kept, the first before training and the last after it
+    snapshots:     how many matrices C are kept (at most one a step), the first before training and the last after it
     checkpoint_every, monitor_every: in epochs;  monitor: "knn" or "linear" on training labels; see `monitors`
     device:        "auto" is CUDA if there is one;  precision: "auto" is bfloat16 where the hardware multiplies it
     compile:       run the networks through `torch.compile`
@@ -153,12 +157,26 @@ class TrainConfig:
             whole = isinstance(value, Integral) and not isinstance(value, bool)  # NumPy's too
             if kind in (float, float | None) and isinstance(value, Real) and not isinstance(value, bool):
                 value = float(value)  # 1 and 1.0 are one setting, and one run
+                if not math.isfinite(value):
+                    raise ValueError(f"{name} must be finite, got {value!r}")
             elif kind in (int, int | None) and whole:
                 value = int(value)
             else:
                 raise ValueError(f"{name} must be a{' whole' * (kind in (int, int | None))} number"
                                  f"{' or None' * optional}, got {value!r}")
             object.__setattr__(self, name, value)
+        elif kind in (bool, str):
+            if not isinstance(value, kind):
+                raise ValueError(f"{name} must be {'true or false' if kind is bool else 'a string'}, got {value!r}")
+        elif name == "loss_options":
+            try:
+                json.dumps(dict(value))
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"loss_options must be a dictionary that JSON can hold, got {value!r}") from error
+        elif kind == tuple[str, ...]:
+            if not isinstance(value, tuple | list):
+                raise ValueError(f"{name} must be a list of names, got {value!r}")
+            check_shared(value)
         elif kind == tuple[int, ...]:
             if not isinstance(value, tuple | list) or not all(isinstance(width, Integral) for width in value):
                 raise ValueError(f"{name} must be a list of widths, got {value!r}")

@@ -56,8 +56,7 @@ def load(name: str, folder: str | os.PathLike | None = None, **options: int) -> 
     except (ValueError, FileNotFoundError) as error:
         kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
         raise kind(
-            f"{error}. The file is damaged: delete {source.folder} and unpack {source.urls} again, "
-            f"or let `hsic-lab data get {name}` do it."
+            f"{error}. The set is damaged: delete {path.absolute()}; then `hsic-lab data get {name}` downloads it anew."
         ) from error
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import time
+import uuid
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -60,8 +61,9 @@ def decode(path: Path, size: int | None) -> np.ndarray:
     """
     try:
         with Image.open(path) as opened:
-            if opened.mode not in EIGHT_BIT:
-                raise ValueError(f"its mode is {opened.mode!r}, not 8 bits a channel: convert it first")
+            raw = " ".join(str(tile[3]) for tile in opened.tile)  # how the file has it, where the mode is silent of it
+            if opened.mode not in EIGHT_BIT or ";16" in raw:
+                raise ValueError(f"its mode is {opened.mode!r} ({raw}), not 8 bits a channel: convert it first")
             picture = ImageOps.exif_transpose(opened).convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} is not a picture that can be read: {error}. Replace or remove it") from error
@@ -88,7 +90,7 @@ def decode_all(files: Sequence[Path], size: int | None, keep_in: Path, progress:
         return _map_array(kept)
     first = decode(files[0], size)
     shape = (len(files), *first.shape)
-    temporary = kept.with_name(f"{kept.name}.{os.getpid()}")
+    temporary = kept.with_name(f"{kept.name}.{uuid.uuid4().hex}")
     try:
         array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
     except OSError as error:

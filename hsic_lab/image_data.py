@@ -18,6 +18,8 @@ class ImageData:
 
     unlabelled: pictures to train on without labels, beside ``train``; their labels are -1
     scenes: a renderer of endless training pairs, when the set is synthetic
+
+    Raises ValueError for parts whose pictures have different shapes.
     """
 
     name: str
@@ -26,6 +28,12 @@ class ImageData:
     class_names: tuple[str, ...]
     unlabelled: Images | None = None
     scenes: DigitScenes | None = None
+
+    def __post_init__(self) -> None:
+        parts = {"train": self.train, "test": self.test, "unlabelled": self.unlabelled}
+        shapes = {name: tuple(part.images.shape[1:]) for name, part in parts.items() if part is not None}
+        if len(set(shapes.values())) > 1:
+            raise ValueError(f"the pictures of all parts of {self.name!r} must have one shape (c, h, w), got {shapes}")
 
     @property
     def trained_on(self) -> tuple[Tensor, ...]:

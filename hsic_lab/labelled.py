@@ -8,7 +8,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from hsic_lab.checks import as_labels, finite_rows
+from hsic_lab.checks import as_labels, as_tensor, finite_rows
 
 Data = ArrayLike | Tensor
 
@@ -36,10 +36,7 @@ def checked_splits(train_x, train_y, test_x, test_y) -> tuple[Tensor, Tensor, np
 
 
 def _rows(name: str, x: Data) -> Tensor:
-    if not isinstance(x, Tensor):
-        x = np.asarray(x)
-        x = torch.as_tensor(x if x.flags.writeable else x.copy())  # a frame's or a memory map's array is read-only
-    x = x.detach()
+    x = as_tensor(x).detach()
     if x.ndim != 2 or 0 in x.shape:
         raise ValueError(f"{name} must have shape (n, p) with n and p at least 1, got {tuple(x.shape)}")
     return finite_rows(name, x if x.dtype == torch.float64 else x.float())

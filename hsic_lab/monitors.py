@@ -1,11 +1,13 @@
 """How good are the features by now? Judged on training labels during training; the test split stays unread."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 from sklearn.model_selection import train_test_split
-from torch import nn
+from torch import Tensor, nn
 
 from hsic_lab.checks import one_of
 from hsic_lab.datasets import ImageData
@@ -21,7 +23,8 @@ def make_monitor(kind: str, data: ImageData, seed: int = 0) -> Callable[[nn.Modu
     One stratified split of the training images, a function of `seed`: labels of the `BANK` part are used, `QUERIES`
     are asked. "knn" is the weighted vote of `knn_accuracy`, "linear" the probe of `linear_probe`. The encoder trains
     on all these pictures without labels, so that this follows a training and compares runs; the figure to report is
-    that of `hsic-lab probe`, on the test split. Raises ValueError for a split too small for its classes.
+    that of `hsic-lab probe`, on the test split. Features that cannot be judged (NaN, a zero row for "knn") are warned
+    of and have the accuracy NaN. Raises ValueError for a split too small for its classes.
     """
     if one_of(kind, ("none", "knn", "linear"), "monitor") == "none":
         return None
@@ -32,15 +35,29 @@ def make_monitor(kind: str, data: ImageData, seed: int = 0) -> Callable[[nn.Modu
     bank, asked = train_test_split(
         rows, train_size=min(BANK, n - queries), test_size=queries, stratify=labels, random_state=seed
     )
+    classes, counts = np.unique(labels[bank], return_counts=True)
+    if kind == "linear" and counts.min() < 2:
+        raise ValueError(
+            f'monitor="linear" needs at least 2 of each class among its {len(bank)} labels, got {counts.min()} of '
+            f"class {classes[counts.argmin()].item()}"
+        )
     k = min(NEIGHBOURS, len(bank))
     protocol = f"weighted kNN, k = {k}, temperature {TEMPERATURE}" if kind == "knn" else "linear probe"
 
+    def features(encoder: nn.Module, part: np.ndarray) -> Tensor:
+        blocks = torch.from_numpy(part).split(512)  # a part of large pictures may not fit into memory
+        return torch.cat([extract_features(encoder, data.train.images[block]) for block in blocks])
+
     def monitor(encoder: nn.Module) -> dict[str, Any]:
-        bank_x, asked_x = (extract_features(encoder, data.train.images[part]) for part in (bank, asked))
-        if kind == "knn":
-            accuracy = knn_accuracy(bank_x, labels[bank], asked_x, labels[asked], k=k, temperature=TEMPERATURE)
-        else:
-            accuracy = linear_probe(bank_x, labels[bank], asked_x, labels[asked], seed=seed).accuracy
+        try:
+            bank_x, asked_x = (features(encoder, part) for part in (bank, asked))
+            if kind == "knn":
+                accuracy = knn_accuracy(bank_x, labels[bank], asked_x, labels[asked], k=k, temperature=TEMPERATURE)
+            else:
+                accuracy = linear_probe(bank_x, labels[bank], asked_x, labels[asked], seed=seed).accuracy
+        except ValueError as error:  # features may collapse, and the training go on
+            warnings.warn(f"the monitor has no accuracy to tell: {error}", stacklevel=2)
+            accuracy = float("nan")
         return {
             "accuracy": accuracy, "protocol": protocol, "split": "training images, labels of the bank only",
             "n_bank": len(bank), "n_queries": len(asked), "split_seed": seed,

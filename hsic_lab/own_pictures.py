@@ -1,7 +1,9 @@
 """Data sets of the user's own: folders of pictures, and arrays."""
 
+import math
 import os
 from collections.abc import Sequence
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from hsic_lab.checks import as_labels
+from hsic_lab.checks import as_labels, as_tensor
 from hsic_lab.folders import find_classes, find_pictures, read_classes
 from hsic_lab.image_data import ImageData
 from hsic_lab.images import Images
@@ -24,14 +26,16 @@ def from_folder(
 
     Pictures become RGB. With ``size`` the shorter side is resized to it and the central square cut out, see
     :func:`hsic_lab.folders.decode`; without, all must have one size. ``path/unlabelled`` may hold pictures
-    without classes. Where there is no test split, ``test_fraction`` of each class (rounded down) is held out
-    by a shuffle with ``seed``. The set's name is the folder's absolute path, so that
-    :func:`hsic_lab.datasets.load` finds it again.
+    without classes. Of ``path/CLASS``, ``test_fraction`` of each class (rounded down) is held out by a shuffle with
+    ``seed``, and the two parts are copies in memory; the other layout stays mapped from disk. The set's name is the
+    folder's absolute path, so that :func:`hsic_lab.datasets.load` finds it again.
     Raises FileNotFoundError if there is no such folder, ValueError for a layout or picture that cannot be read.
     """
     path = Path(os.path.abspath(Path(path).expanduser()))
     if not path.is_dir():
         raise FileNotFoundError(f"no folder {path}: expected one with a sub-folder of pictures a class")
+    if size is not None and (isinstance(size, bool) or not isinstance(size, Integral) or size < 1):
+        raise ValueError(f"size must be a whole number of at least 1 pixel, or None, got {size!r}")
     unlabelled = find_pictures(path / "unlabelled")
     if not (path / "train").is_dir():
         classes = find_classes(path)
@@ -83,14 +87,15 @@ def from_arrays(
 
 
 def _as_images(name: str, images: ArrayLike | Tensor) -> Tensor:
-    pixels = torch.as_tensor(np.asarray(images) if not isinstance(images, Tensor) else images)
+    pixels = as_tensor(images)
     if pixels.ndim == 3:
         pixels = pixels[:, None]
     if pixels.ndim != 4 or pixels.numel() == 0:
         raise ValueError(f"{name} must be (n, h, w), (n, h, w, c) or (n, c, h, w), got {tuple(pixels.shape)}")
     first, last = pixels.shape[1] in (1, 3), pixels.shape[3] in (1, 3)
     if first == last:
-        raise ValueError(f"{name} must have 1 or 3 channels on axis 1 or on axis 3, not on both: {tuple(pixels.shape)}")
+        where = "on both" if first else "on neither"
+        raise ValueError(f"{name} must have 1 or 3 channels on axis 1 or on axis 3, got {tuple(pixels.shape)}: {where}")
     if last:
         pixels = pixels.permute(0, 3, 1, 2)
     if pixels.is_floating_point():
@@ -115,7 +120,7 @@ def _hold_out(whole: Images, fraction: float, seed: int) -> tuple[Images, Images
     held_out = torch.zeros(len(whole), dtype=torch.bool)
     for label in whole.labels.unique():
         members = shuffle[whole.labels[shuffle] == label]
-        held_out[members[: int(fraction * len(members))]] = True
+        held_out[members[: math.floor(fraction * len(members) + 1e-9)]] = True
     if not held_out.any():
         raise ValueError(f"test_fraction {fraction} of every class is less than one picture: hold out more")
     return whole.subset(~held_out), whole.subset(held_out)

@@ -55,7 +55,10 @@ class TrainingPairs:
     def _views(self, generator: torch.Generator) -> Iterator[list[Tensor]]:
         order = torch.randperm(self.n, generator=generator, device=self.device)
         for images in self.source.batches(order, self.size):
-            yield [view[self.rows] for view in self.views(images, generator)]
+            views = self.views(images, generator)
+            if wrong := [len(view) for view in views if len(view) != self.size]:
+                raise ValueError(f"views must keep their {self.size} pictures, got {wrong}")
+            yield [view[self.rows] for view in views]
 
 
 def make_views(data: ImageData, config: TrainConfig, views: Views | None = None) -> Views | None:
@@ -70,7 +73,7 @@ def make_views(data: ImageData, config: TrainConfig, views: Views | None = None)
         )
     if views is not None and config.views != "default":
         raise ValueError(f"views of your own were given beside views={config.views!r} in the settings: leave one out")
-    return None if data.scenes else views or preset(config.views, data.train.images.shape[-1])
+    return None if data.scenes else views or preset(config.views, min(data.train.images.shape[-2:]))
 
 
 def held_out_pairs(

@@ -8,7 +8,8 @@ SMALL = 32  # pixels up to which a paper's CIFAR recipe counts as the one for th
 
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
-    # Tsai et al. 2021, github.com/yaohungt/Barlow-Twins-HSIC, utils.py: 64-pixel crops of Tiny ImageNet and STL-10.
+    # Tsai et al. 2021, github.com/yaohungt/Barlow-Twins-HSIC, utils.py: 64-pixel crops of Tiny ImageNet and STL-10
+    # (`train` makes views as large as the pictures: 96 pixels of STL-10).
     "report": {"grayscale": 0.1},
     # Zbontar et al. 2021, appendix A; github.com/facebookresearch/barlowtwins, main.py.
     "barlow_twins": {"scale": (0.08, 1.0), "saturation": 0.2, "blur": (1.0, 0.1), "solarize": (0.0, 0.2)},

@@ -14,15 +14,17 @@ def preset(name: str, **changes: Any) -> TrainConfig:
                 Their code also normalises projections to unit length; the equations do not, and neither does this
     "official"  Zbontar et al. 2021 (arXiv 2103.03230), github.com/facebookresearch/barlowtwins, ImageNet: ResNet-50,
                 8192-8192-8192, lambda 0.0051, LARS with rates 0.2 and 0.0048 per 256 images (scaled to `batch_size`),
-                weight decay 1e-6, 10 epochs of warm-up, a cosine to a thousandth, batch 2048, 1000 epochs
-    "solo"      da Costa et al. 2022, github.com/vturrisi/solo-learn, CIFAR: ResNet-18, 2048-2048-2048, lambda 5e-3,
+                weight decay 1e-6, 10 epochs of warm-up, a cosine to a thousandth, batch 2048, 1000 epochs.
+                Their code also starts the last scale of every residual block at 0; this does not
+    "solo"      da Costa et al. 2022, github.com/vturrisi/solo-learn, CIFAR: ResNet-18, 2048-2048-2048, lambda 0.0051,
                 loss scale 0.1, LARS at 0.3 (trust coefficient 0.02, trust ratio clipped), weight decay 1e-4, batch
-                256, 1000 epochs
+                256, 1000 epochs. Their LARS takes |g| + wd |w| where this one takes |g + wd w|, and their
+                projector has biases
 
     Each has the `views` of its authors, so that none is for digit scenes without `views="default"` among the changes.
     """
     one_of(name, PRESETS, "preset")
-    batch = changes.get("batch_size", 2048)
+    batch = TrainConfig(batch_size=changes.get("batch_size", 2048)).batch_size  # checked before it is multiplied
     settings = {
         "report": {
             "dataset": "cifar10", "views": "report", "encoder": "resnet50", "projector": (512, 128),
@@ -37,7 +39,7 @@ def preset(name: str, **changes: Any) -> TrainConfig:
         },
         "solo": {
             "dataset": "cifar10", "views": "solo", "encoder": "resnet18", "projector": (2048, 2048, 2048),
-            "lambda_param": 5e-3, "loss_scale": 0.1, "optimizer": "lars", "trust_coefficient": 0.02,
+            "lambda_param": 0.0051, "loss_scale": 0.1, "optimizer": "lars", "trust_coefficient": 0.02,
             "trust_clip": True, "learning_rate": 0.3, "weight_decay": 1e-4, "warmup_epochs": 10.0,
             "batch_size": 256, "epochs": 1000,
         },

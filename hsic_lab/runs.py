@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from hsic_lab.checks import only_tensors
 from hsic_lab.config import TrainConfig
 from hsic_lab.encoders import ConvEncoder, MLPProjector
 from hsic_lab.files import replace_file
@@ -52,7 +53,7 @@ class Run:
         tensors = {f"encoder.{k}": v for k, v in self.encoder.state_dict().items()}
         tensors |= {f"projector.{k}": v for k, v in self.projector.state_dict().items()}
         # Clones: a module may use one weight twice, and safetensors refuses tensors that share memory.
-        tensors = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
+        tensors = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in only_tensors(tensors).items()}
         snapshots = {f"{_STEP}{step:06d}": c for step, c in self.snapshots.items()}
         settings = {"config": self.config, "state": self.state, "facts": self.facts}
         replace_file(self.folder / HISTORY, lambda path: self.history.to_csv(path, index=False))

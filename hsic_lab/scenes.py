@@ -8,6 +8,7 @@ independently, and the claim can be tested. The parts ship with scikit-learn: no
 from __future__ import annotations
 
 from collections.abc import Iterable
+from numbers import Integral
 
 import numpy as np
 import pandas as pd
@@ -50,8 +51,8 @@ class DigitScenes:
     """
 
     def __init__(self, split: str = "train", size: int = 32) -> None:
-        if size < 8:
-            raise ValueError(f"size must be at least 8 pixels, got {size}")
+        if isinstance(size, bool) or not isinstance(size, Integral) or size < 8:
+            raise ValueError(f"size must be a whole number of at least 8 pixels, got {size!r}")
         self.split, self.size = split, size
         labels = torch.from_numpy(load_digits().target.astype(np.int64))
         index = digit_index(split)
@@ -83,7 +84,7 @@ class DigitScenes:
         For one seed the first view is the same whatever is shared. Raises ValueError for a name not in
         ``SHAREABLE``, TypeError for a string in place of a collection of names.
         """
-        shared = _check_shared(shared)
+        shared = check_shared(shared)
         generator = _as_generator(generator)
         first = self._draw(n, generator, None)
         second = self._draw(n, generator, first["class"] if "class" in shared else None)
@@ -197,10 +198,15 @@ def _choice(u: Tensor, count: Tensor) -> Tensor:
 
 
 def _as_generator(seed: torch.Generator | int) -> torch.Generator:
-    return seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
+    if isinstance(seed, torch.Generator):
+        return seed
+    if isinstance(seed, bool) or not isinstance(seed, Integral):
+        raise TypeError(f"a seed must be an integer or a torch.Generator, got {seed!r}")
+    return torch.Generator().manual_seed(int(seed))
 
 
-def _check_shared(shared: Iterable[str]) -> tuple[str, ...]:
+def check_shared(shared: Iterable[str]) -> tuple[str, ...]:
+    """The names in `shared` if all are `SHAREABLE`, else ValueError; TypeError for one string."""
     if isinstance(shared, str):
         raise TypeError(f"shared must be a collection of names such as ({shared!r},), got {shared!r}")
     shared = tuple(shared)

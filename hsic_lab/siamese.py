@@ -38,6 +38,7 @@ class TargetNetwork(nn.Module):
         self.encoder, self.projector = copy.deepcopy(online.encoder), copy.deepcopy(online.projector)
         self.requires_grad_(False)
         self.momentum = momentum
+        self.train()  # whatever mode the encoder was given in: its statistics would stand still
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:

@@ -77,7 +77,7 @@ class Trainer:
         """Make the updates that are left. A `stop` is heeded between two of them, after a checkpoint."""
         if self.step_count == 0:
             self.keep_snapshot(held_out)
-        self.online.train()
+            self.keep_checkpoint()  # an encoder of the caller's own is nowhere else as it was
         started = time.perf_counter() - self.seconds
         total, done = self.steps, self.step_count
         with tqdm(total=total, initial=done, desc=self.config.loss, disable=not progress, mininterval=0.5) as bar:
@@ -109,6 +109,7 @@ class Trainer:
 
     def step(self, view_a: Tensor, view_b: Tensor) -> dict[str, float] | None:
         """One update; what to log of it."""
+        self.online.train()  # a callback may have left it in eval mode
         step = self.step_count + 1
         set_learning_rate(self.optimizer, self.config, self.step_count, len(self.pairs))
         learning_rate = self.optimizer.param_groups[0]["lr"]
@@ -154,8 +155,11 @@ class Trainer:
             # One pass for both views, so that batch normalisation sees them as one batch of one law.
             with self.reseeded(i), self.autocast:
                 p, z = self.forward(parts[i])
-                targets = z if self.target is None else self.target(parts[i])
-            return (p, z, targets) if self.target else (p, z)
+                if self.target is None:
+                    return p, z
+                # The second pass over parts, the one with a graph, passes back what the first has compared.
+                again = len(parts) > 1 and torch.is_grad_enabled()
+                return p, z, z.detach() if again else self.target(parts[i])
 
         def loss(outputs: Sequence[tuple[Tensor, ...]]) -> Tensor:
             columns = [two_views(column) for column in zip(*outputs, strict=True)]

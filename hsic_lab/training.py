@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import torch
@@ -29,6 +30,8 @@ from hsic_lab.siamese import OnlineNetwork, TargetNetwork, make_predictor
 from hsic_lab.trainer import Callback, Event, Trainer
 
 __all__ = ["LOSSES", "Event", "TrainConfig", "pick_device", "train", "train_once", "warmup_cosine"]
+
+_ONE_AT_A_TIME = RLock()  # what is random in networks is drawn from the generator of the whole process
 
 
 def train(
@@ -54,10 +57,13 @@ def train(
                it if there is none, return it if it is finished. However it was stopped, weights and history (but for
                `seconds`) end on a CPU as if it had not been. Raises ValueError if it has other settings or pictures, or
                if all its checkpoints are damaged
-    encoder:   your own module, `(n, c, h, w) -> (n, p)`; it is trained in place, the config's `encoder` is "custom"
-    views:     `(images, generator) -> (view_a, view_b)` in place of the config's `views`; not for scenes
+    encoder:   your own module, `(n, c, h, w) -> (n, p)`; it is trained in place, all of it in training mode, and the
+               config's `encoder` is "custom"
+    views:     `(images, generator) -> (view_a, view_b)` in place of the config's `views`, uint8 or floats on the scale
+               of `views.normalize`; not for scenes
     callbacks: each is called with an `Event` at every logged step, snapshot and evaluation of the monitor
 
+    Of several threads of one process, one trains at a time.
     Under `torchrun` every process calls this alike and holds its rows of each batch; loss, statistics and batch
     normalisation are those of one process with all rows. `folder` must be the same for all; one process writes it.
 
@@ -68,7 +74,7 @@ def train(
     config = config if encoder is None else replace(config, encoder="custom")
     data = data or (default() if config.dataset == "default" else load(config.dataset))
     config = replace(config, dataset=data.name)
-    with processes(device), freed_memory_kept():
+    with _ONE_AT_A_TIME, processes(device), freed_memory_kept():
         return _train(config, folder, data, device, progress, resume, encoder, views, callbacks)
 
 
@@ -215,7 +221,8 @@ def _same_run(
     """ValueError unless the run in `folder` has these settings, pictures and views (runs did not always say)."""
     wanted = plain(config)
     if stored != wanted:
-        different = {name: (stored.get(name), wanted[name]) for name in wanted if stored.get(name) != wanted[name]}
+        names = sorted(name for name in stored.keys() | wanted.keys() if stored.get(name) != wanted.get(name))
+        different = {name: (stored.get(name), wanted.get(name)) for name in names}
         raise ValueError(f"{folder} holds a run with other settings (there, here): {different}")
     if data is not None and (there := facts.get("pictures", data.fingerprint)) != (here := data.fingerprint):
         raise ValueError(f"{folder} holds a run on other pictures, {there}; those of {data.name!r} are {here}")

@@ -6,6 +6,7 @@ loops over images.
 """
 
 import math
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -64,11 +65,11 @@ class TwoViews:
         sigma: tuple[float, float] = (0.1, 2.0),
         solarize: Probability = 0.0,
     ):
-        if isinstance(size, bool) or not isinstance(size, int):
+        if isinstance(size, bool) or not isinstance(size, Integral):
             raise TypeError(f"size must be an integer, got {size!r}")
         if size < 1:
             raise ValueError(f"size must be at least 1, got {size}")
-        self.size = size
+        self.size = int(size)
         self.scale = _interval("scale", scale, 1.0)
         self.ratio = _interval("ratio", ratio, math.inf)
         self.flip = _probabilities("flip", flip)
@@ -197,7 +198,7 @@ def _half_range(images: Tensor) -> float:
 
 
 def _number(name: str, value: float, high: float) -> float:
-    if not (0 <= value <= high and math.isfinite(value)):
+    if isinstance(value, bool) or not isinstance(value, Real) or not (0 <= value <= high and math.isfinite(value)):
         bound = f"in [0, {high:g}]" if math.isfinite(high) else "finite and at least 0"
         raise ValueError(f"{name} must be {bound}, got {value!r}")
     return float(value)
@@ -211,7 +212,8 @@ def _probabilities(name: str, value: Probability) -> tuple[float, float]:
 
 
 def _interval(name: str, value: tuple[float, float], high: float) -> tuple[float, float]:
-    if len(value) != 2 or not (0 < value[0] <= value[1] <= high and math.isfinite(value[1])):
+    pair = isinstance(value, tuple | list) and len(value) == 2 and all(isinstance(bound, Real) for bound in value)
+    if not pair or not (0 < value[0] <= value[1] <= high and math.isfinite(value[1])):
         bound = f"0 < low <= high <= {high:g}" if math.isfinite(high) else "0 < low <= high, finite"
         raise ValueError(f"{name} must be a pair with {bound}, got {value!r}")
     return float(value[0]), float(value[1])

@@ -70,7 +70,9 @@ def test_sizes_count_for_your_own_data_and_every_class_stays(tmp_path):
     smaller = cut(data, {"n_train": 20, "n_test": 8})
     for part, n in ((smaller.train, 20), (smaller.test, 8)):
         assert part.labels.bincount().tolist() == [n // 4] * 4
-    mixed = replace(data, train=data.train.subset([5, 79, 20, 40]))
+    shuffled_classes = replace(data, train=data.train.subset([*range(40, 60), *range(20), *range(60, 80)]))
+    assert cut(shuffled_classes, {"n_train": 9}).train.labels.bincount().tolist() == [3, 0, 3, 3]
+    mixed = replace(data, train=data.train.subset([5, 79, 6, 20, 40]))
     assert cut(mixed, {"n_train": 2}).train.labels.tolist() == [0, 3], "the first: this order says nothing"
 
 

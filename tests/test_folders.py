@@ -1,7 +1,10 @@
 """Folders of pictures and arrays of the user's own."""
 
 import os
+import struct
 import warnings
+import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
@@ -10,6 +13,7 @@ import torch
 from PIL import Image
 
 from hsic_lab.datasets import from_arrays, from_folder, load
+from hsic_lab.files import replace_file
 from hsic_lab.folders import decode, decode_all
 
 RNG = np.random.default_rng(1)
@@ -238,8 +242,8 @@ def test_arrays(images, expected):
         (lambda: from_arrays(GREY, LABELS[:9]), r"\(9,\)"),
         (lambda: from_arrays(GREY, np.zeros(10)), "float64"),
         (lambda: from_arrays(GREY[0], LABELS), r"got \(6, 5\)"),
-        (lambda: from_arrays(COLOUR[:, :3], LABELS), r"not on both: \(10, 3, 5, 3\)"),
-        (lambda: from_arrays(COLOUR[..., :2], LABELS), r"not on both: \(10, 6, 5, 2\)"),
+        (lambda: from_arrays(COLOUR[:, :3], LABELS), r"\(10, 3, 5, 3\): on both"),
+        (lambda: from_arrays(COLOUR[..., :2], LABELS), r"\(10, 6, 5, 2\): on neither"),
         (lambda: from_arrays(COLOUR / 1.0, LABELS), "values from 0 to 255"),
         (lambda: from_arrays(GREY, LABELS, test_fraction=1.0), "got 1.0"),
     ],
@@ -247,3 +251,66 @@ def test_arrays(images, expected):
 def test_bad_arrays(call, words):
     with pytest.raises(ValueError, match=words), warnings.catch_warnings():
         call()
+
+
+def test_mirrored_and_foreign_arrays_are_read_as_they_are():
+    bgr = RNG.integers(0, 256, (10, 6, 5, 3), dtype=np.uint8)
+    rgb = bgr[..., ::-1]
+    assert np.array_equal(from_arrays(rgb, LABELS).train.images, from_arrays(rgb.copy(), LABELS).train.images)
+    floats = (bgr / 255).astype(">f4")
+    assert np.array_equal(from_arrays(floats, LABELS).test.images, from_arrays(bgr, LABELS).test.images)
+
+
+def test_the_held_out_share_is_that_of_decimal_numbers():
+    images, labels = np.zeros((200, 6, 5), np.uint8), np.repeat([0, 1], 100)
+    assert from_arrays(images, labels, test_fraction=0.29).test.labels.bincount().tolist() == [29, 29]
+
+
+@pytest.mark.parametrize(
+    "more, words",
+    [
+        ({"test_images": GREY[:, :3], "test_labels": LABELS}, r"'train': \(1, 6, 5\), 'test': \(1, 3, 5\)"),
+        ({"test_images": COLOUR, "test_labels": LABELS}, r"'train': \(1, 6, 5\), 'test': \(3, 6, 5\)"),
+        ({"unlabelled": GREY[:, :, :4]}, r"'unlabelled': \(1, 6, 4\)"),
+    ],
+)
+def test_all_parts_of_a_set_have_one_shape(more, words):
+    with pytest.raises(ValueError, match=words):
+        from_arrays(GREY, LABELS, **more)
+
+
+def test_sixteen_bits_a_channel_are_refused_in_colour_too(tmp_path):
+    def chunk(kind, content):
+        body = kind + content
+        return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
+
+    header = struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)
+    row = b"\0" + struct.pack(">6H", 256, 65535, 0, 1, 2, 3)
+    path = tmp_path / "deep.png"
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(row)) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
+    with pytest.raises(ValueError, match=r"deep\.png .*'RGB' \(RGB;16B\), not 8 bits a channel"):
+        decode(path, None)
+
+
+@pytest.mark.parametrize("size", [0, -3, 16.0, "16", True])
+def test_a_size_is_a_number_of_pixels(tmp_path, size):
+    tree(tmp_path)
+    with pytest.raises(ValueError, match=f"got {size!r}"):
+        from_folder(tmp_path, size=size)
+
+
+def test_threads_may_decode_the_same_folder(tmp_path):
+    tree(tmp_path, n=20)
+    with ThreadPoolExecutor(4) as pool:
+        read = list(pool.map(lambda _: from_folder(tmp_path).train.images.clone(), range(4)))
+    assert all(torch.equal(images, read[0]) for images in read)
+
+
+def test_threads_may_write_the_same_file(tmp_path):
+    def write(number):
+        replace_file(tmp_path / "file", lambda path: path.write_text(str(number) * 1000))
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(200)))
+    assert len(set((tmp_path / "file").read_text())) <= 3 and [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -1,6 +1,7 @@
 """Presets, methods with a predictor, monitors and callbacks, through whole small runs."""
 
 import builtins
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ from test_resume import pictures
 from hsic_lab import pairs
 from hsic_lab.config import TrainConfig
 from hsic_lab.datasets import ImageData
+from hsic_lab.images import Images
 from hsic_lab.monitors import make_monitor
 from hsic_lab.recipes import PRESETS, preset
 from hsic_lab.runs import MONITOR, Run
@@ -132,3 +134,21 @@ def test_settings_with_options(tmp_path):
     with pytest.raises(ValueError, match="'nt_xent' does not take"):
         TrainConfig(loss="nt_xent", lambda_param=0.1)
     assert np.isclose(TrainConfig(lambda_param=0.3).make_loss().lambda_param, 0.3)
+
+
+def test_solo_learns_lambda_is_its_codes_default():
+    assert preset("solo").lambda_param == 0.0051
+    with pytest.raises(ValueError, match="batch_size must be a whole number, got None"):
+        preset("official", batch_size=None)
+
+
+def test_a_monitor_that_cannot_judge_warns_and_one_that_never_could_is_refused():
+    data = labelled()
+    with pytest.warns(UserWarning, match="no accuracy to tell: train_x has .* zero rows"):
+        row = make_monitor("knn", data)(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Threshold(9.0, 0.0)))
+    assert np.isnan(row["accuracy"]) and row["n_bank"] > 0
+    n = len(data.train)
+    labels = torch.zeros(n, dtype=torch.int64)
+    labels[:8] = torch.arange(8) // 2 + 1  # pairs, of which a stratified split puts a row on either side now and then
+    with pytest.raises(ValueError, match=r"at least 2 of each class among its \d+ labels, got 1 of class [1-4]"):
+        make_monitor("linear", replace(data, train=Images(data.train.images, labels)))

@@ -1,0 +1,142 @@
+"""An encoder of the caller's own: neither its mode, nor a callback, nor an interruption changes its training."""
+
+import threading
+
+import pytest
+import torch
+from test_resume import assert_same
+from torch import nn
+
+from hsic_lab import pairs
+from hsic_lab.datasets import ImageData
+from hsic_lab.images import Images
+from hsic_lab.siamese import TargetNetwork
+from hsic_lab.training import TrainConfig, train
+
+SETTINGS = {
+    "batch_size": 12, "epochs": 4, "projector": (8, 4), "log_every": 1, "snapshots": 3, "device": "cpu",
+    "precision": "float32",
+}
+MOMENTUM = SETTINGS | {"target": "momentum", "predictor": (8,)}
+
+
+@pytest.fixture(autouse=True)
+def few_held_out_pairs(monkeypatch):
+    monkeypatch.setattr(pairs, "SNAPSHOT_PAIRS", 16)
+
+
+@pytest.fixture(scope="module")
+def pictures() -> ImageData:
+    images = torch.randint(256, (40, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    split = Images(images, torch.arange(40) % 4)
+    return ImageData("pictures", split, split, ("a", "b", "c", "d"))
+
+
+def network(*more: nn.Module) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        body = [nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten()]
+        return nn.Sequential(*body, *more)
+
+
+def at_step(step: int, act):
+    def callback(event):
+        if event.kind == "step" and event.step == step:
+            act(event)
+
+    return callback
+
+
+def fail(event):
+    raise RuntimeError("a plot failed")
+
+
+def interrupt(event):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("settings", [SETTINGS, MOMENTUM])
+def test_the_mode_that_an_encoder_or_a_callback_leaves_is_not_trained_with(tmp_path, pictures, settings):
+    config = TrainConfig(**settings)
+    run = train(config, tmp_path / "train", pictures, False, encoder=network().train())
+    assert_same(train(config, tmp_path / "eval", pictures, False, encoder=network().eval()), run)
+    evaluates = at_step(2, lambda event: event.run.encoder.eval())
+    assert_same(train(config, tmp_path / "callback", pictures, False, encoder=network(), callbacks=[evaluates]), run)
+
+
+@pytest.mark.parametrize("settings", [SETTINGS, MOMENTUM])
+@pytest.mark.parametrize("accident, step", [(fail, 1), (interrupt, 2), (fail, 5), (interrupt, 10)])
+def test_the_same_encoder_goes_on_after_an_accident(tmp_path, pictures, settings, accident, step):
+    config = TrainConfig(**settings)
+    whole = train(config, tmp_path / "whole", pictures, False, encoder=network())
+    encoder = network()
+    with pytest.raises((RuntimeError, KeyboardInterrupt)):
+        train(config, tmp_path / "run", pictures, False, encoder=encoder, callbacks=[at_step(step, accident)])
+    assert_same(train(config, tmp_path / "run", pictures, False, encoder=encoder, resume=True), whole)
+
+
+class Counting(nn.Module):
+    """Weighs its input by how often it was called: a buffer that it keeps out of its state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()), persistent=False)
+
+    def forward(self, x):
+        if self.training:
+            self.calls += 1
+        return x * (1 + self.calls / 10)
+
+
+def test_buffers_outside_the_state_are_resumed(tmp_path, pictures):
+    config = TrainConfig(**MOMENTUM)
+    whole = train(config, tmp_path / "whole", pictures, False, encoder=network(Counting()))
+    with pytest.raises(RuntimeError):
+        train(config, tmp_path / "run", pictures, False, encoder=network(Counting()), callbacks=[at_step(8, fail)])
+    assert_same(train(config, tmp_path / "run", pictures, False, encoder=network(Counting()), resume=True), whole)
+
+
+class Remembering(nn.Identity):
+    def get_extra_state(self):
+        return {"words": 3}
+
+    def set_extra_state(self, state):
+        pass
+
+
+def test_state_that_cannot_be_kept_is_named_before_the_first_step(tmp_path, pictures):
+    with pytest.raises(TypeError, match=r"encoder\.5\._extra_state.*'words': 3"):
+        train(TrainConfig(**SETTINGS), tmp_path / "run", pictures, False, encoder=network(Remembering()))
+
+
+def test_a_target_runs_once_a_part(tmp_path, pictures, monkeypatch):
+    passes = []
+    original = TargetNetwork.forward
+    monkeypatch.setattr(TargetNetwork, "forward", lambda self, x: passes.append(len(x)) or original(self, x))
+    train(TrainConfig(**MOMENTUM | {"epochs": 1, "micro_batch": 4}), tmp_path / "run", pictures, False)
+    assert passes == [8] * 9, "3 steps of 3 parts of 4 pairs"
+
+
+def test_threads_train_as_one_after_the_other(tmp_path, pictures):
+    config = TrainConfig(**SETTINGS | {"width": 2})
+    alone = train(config, tmp_path / "alone", pictures, False)
+    runs = {}
+    threads = [
+        threading.Thread(target=lambda i=i: runs.update({i: train(config, tmp_path / str(i), pictures, False)}))
+        for i in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for run in runs.values():
+        assert_same(run, alone)
+    assert len(runs) == 3
+
+
+def test_views_of_other_lengths_are_an_error(tmp_path, pictures):
+    def views(images, generator):
+        return images[:5], images[:5]
+
+    with pytest.raises(ValueError, match=r"views must keep their 12 pictures, got \[5, 5\]"):
+        train(TrainConfig(**SETTINGS), tmp_path / "run", pictures, False, views=views)
