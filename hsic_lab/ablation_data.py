@@ -7,8 +7,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from hsic_lab.datasets import LOADERS, ImageData, check_name, data_folder, full_name, load
 from hsic_lab.folders import digest, find_pictures
 from hsic_lab.grids import Planned
@@ -31,11 +29,8 @@ def cut(data: ImageData, sizes: Mapping[str, Any]) -> ImageData:
         n = sizes.get(f"n_{split}", len(images))
         if n > len(images):
             raise ValueError(f"n_{split} must be at most the {len(images)} images of {data.name}, got {n}")
-        # The first ones of a set that lies class by class, in whatever order of classes, would be of a few classes.
-        by_class = int((images.labels.diff() != 0).sum()) < len(images.labels.unique())
-        positions = torch.arange(n) * len(images) // n if by_class else torch.arange(n)
         if n < len(images):
-            data = replace(data, **{split: images.subset(positions)})
+            data = replace(data, **{split: images.sample(n)})
     return data
 
 

@@ -30,14 +30,15 @@ def plot_ablation(
     levels = table[x].drop_duplicates().tolist()
     numeric = pd.api.types.is_numeric_dtype(table[x]) and table[x].min() > 0
     position = {level: level if numeric else i for i, level in enumerate(levels)}
-    lines = [("", table)] if hue is None else list(table.groupby(hue, sort=False))
+    lines = [("", table)] if hue is None else list(table.groupby(hue, sort=False, dropna=False))
     for i, (name, part) in enumerate(lines):
         at = part[x].map(position).to_numpy(dtype=np.float64)
         order = np.argsort(at)
         at, mean, low, high = (v[order] for v in (at, *(part[c].to_numpy() for c in ("mean", "low", "high"))))
         color = PALETTE[i % len(PALETTE)]
         ax.fill_between(at, low, high, color=color, alpha=0.15, linewidth=0)
-        ax.plot(at, mean, color=color, marker=_MARKERS[i % len(_MARKERS)], markersize=5, label=str(name))
+        label = "none" if pd.isna(name) else str(name)
+        ax.plot(at, mean, color=color, marker=_MARKERS[i % len(_MARKERS)], markersize=5, label=label)
     if numeric:
         ax.set_xscale("log", base=2)
         ax.xaxis.set_minor_locator(NullLocator())

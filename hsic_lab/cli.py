@@ -25,7 +25,7 @@ def main() -> None:
         if end.code == 130:  # typer's own way to end after Ctrl-C
             print("hsic-lab: interrupted; what was done so far is kept", file=sys.stderr)
         raise
-    except (ValueError, TypeError, OSError, FloatingPointError, ModuleNotFoundError) as error:
+    except (ValueError, TypeError, OSError, RuntimeError, FloatingPointError, ModuleNotFoundError) as error:
         print(f"hsic-lab: {error}", file=sys.stderr)
         sys.exit(2)
 
@@ -49,7 +49,7 @@ def demo(
 def train(
     context: typer.Context,
     folder: Annotated[Path, typer.Argument(help="A new folder for the run, or with --resume an unfinished one.")],
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder, as it is set.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the folder's run; if none, start it.")] = False,
     preset: Annotated[str | None, typer.Option(help="report, official or solo; options given beside it win.")] = None,
     dataset: Annotated[str, typer.Option(help="A set's name, or a folder of pictures.")] = "default",
     loss: Annotated[str, typer.Option(help="barlow_twins, hsic_ssl, vicreg, nt_xent, spectral, ...")] = "barlow_twins",
@@ -93,6 +93,8 @@ def train(
             raise ValueError(f"--resume takes its settings from {folder}, got {beside} too")
         config = TrainConfig.from_json(read_settings(folder)[0])
     else:
+        if resume:
+            print(f"No run in {folder} yet: starting one")
         config = recipe(preset, **given) if preset else TrainConfig(**given)
     run = work(config, folder, resume=resume, callbacks=[TensorBoardLogger(tensorboard)] if tensorboard else [])
     if os.environ.get("RANK", "0") == "0":

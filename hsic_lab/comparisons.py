@@ -55,7 +55,8 @@ def paired_difference(
 
     Runs of one seed share what their settings have in common, initial weights and pictures above all: pairing takes it
     out. Intervals are not corrected for how many of them are looked at.
-    `frame` is a table of `run_ablation`, cut down by the caller to one run a level of `factor` and seed.
+    `frame` is a table of `run_ablation`, cut down by the caller to one run a level of `factor` and seed; the level None
+    is an empty cell.
     Raises ValueError for a level that is not there, a run that stands twice, and where no seed has both.
     """
     for column in (factor, value):
@@ -64,7 +65,7 @@ def paired_difference(
     frame = _chosen(frame, evaluation)
     sides = []
     for level in (first, second):
-        side = frame[frame[factor] == level]
+        side = frame[frame[factor].isna() if level is None else frame[factor] == level]
         if side.empty:
             raise ValueError(f"no run has {factor} = {level!r}; there are {sorted(frame[factor].unique(), key=str)}")
         if len(twice := side.loc[side["seed"].duplicated(), "seed"]):

@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 # From the worst to the best: the overall verdict is the first that occurs.
-_LARGEST = 1e15
+_LARGEST, _SMALLEST = 1e15, 1e-18  # of a value, and of the largest standard deviation: beyond, squares leave float32
 VERDICTS = (
     "complete collapse", "branch anti-alignment", "unrelated views", "dimensional collapse", "redundant", "healthy",
     "not judged",
@@ -123,10 +123,15 @@ def _collapse_rows(z: Tensor, view: str) -> list[Row]:
     n, d = z.shape
     mean, variance = column_moments(z)
     dead, total = int((variance == 0).sum()), float(variance.sum())
+    if 0 < (largest := float(variance.max().sqrt())) < _SMALLEST:
+        raise ValueError(
+            f"the largest standard deviation of z{view or '_a'} is {largest:.3g}, and squares leave float32 below "
+            f"{_SMALLEST:g}: rescale it"
+        )
     spread = math.sqrt(total / (total + float(mean.square().sum()))) if total else 0.0
     collapse = "dimensional collapse" if total else "complete collapse"
     spectrum = covariance_spectrum(z)
-    rank, bound = entropy_rank(spectrum.sqrt()), 0.25 * min(n - 1, d)
+    rank, bound = entropy_rank(spectrum.sqrt()), max(0.25 * min(n - 1, d), 1.01)  # 1 is one direction, and rounding
     rows = [
         _row(
             f"relative_spread{view}", spread, "rms distance of the rows from their mean, over that from 0; where it is "
@@ -140,7 +145,7 @@ def _collapse_rows(z: Tensor, view: str) -> list[Row]:
         _row(f"feature_variance{view}", total / d, "mean variance of the features"),
         _row(
             f"rankme{view}", rank, "dimensions in use: entropy rank of the singular values, centred",
-            f">= 0.25 min(n - 1, d) = {bound:.4g}", rank >= bound, collapse,
+            f">= max(0.25 min(n - 1, d), 1.01) = {bound:.4g}", rank >= bound, collapse,
         ),
         _row(
             f"effective_rank{view}", entropy_rank(spectrum), "dimensions that carry the variance: entropy rank of the "
@@ -185,8 +190,8 @@ def _correlation_rows(z_a: Tensor, z_b: Tensor | None) -> list[Row]:
         redundancy_row,
         _row(
             "mean_diagonal", agreement, "mean correlation of a feature with itself in the other view",
-            f">= 3 standard deviations of re-paired rows = {least:.3g}",
-            agreement >= least if alive and least < 1 else None, "unrelated views",
+            f"its size >= 3 standard deviations of re-paired rows = {least:.3g}",
+            abs(agreement) >= least if alive and least < 1 else None, "unrelated views",
         ),
         _row(
             "feature_sum_covariance", value, "1'C1: do the branches agree in the sum of their features?",

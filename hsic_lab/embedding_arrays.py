@@ -60,6 +60,9 @@ def assemble(
     path: Path, shapes: Mapping[str, tuple[int, ...]], get: Callable[[str], np.ndarray | Tensor]
 ) -> Embeddings:
     """Embeddings from arrays of known shapes, of which `get(name)` gives one."""
+    known = next((name for name in LABELS if name in shapes), None)
+    if known is not None and len(shapes[known]) != 1:
+        raise ValueError(f"{known} must have shape (n,), got {shapes[known]}")
     matrices = [name for name, shape in shapes.items() if len(shape) == 2]
     views = next((pair for pair in VIEWS if pair[0] in matrices), matrices)
     views = [name for name in views if name in matrices]
@@ -73,8 +76,7 @@ def assemble(
     rows = slice(None)
     if n * d > MOST_VALUES and d <= MOST_FEATURES:
         rows = np.sort(np.random.default_rng(0).choice(n, MOST_VALUES // d, replace=False))
-    z = [_floats(get(name)[rows], name) for name in views]
-    known = next((name for name in LABELS if name in shapes), None)
+    z = [real_floats(get(name)[rows], f"array {name!r}") for name in views]
     labels = None
     if known is not None:
         labels = plain_labels(get(known), path)
@@ -87,16 +89,18 @@ def assemble(
     return Embeddings(*z, *[None] * (2 - len(z)), labels, name=path.name, rows=rows, note=note)
 
 
-def _floats(values: object, name: str) -> Tensor:
-    if not isinstance(values, Tensor):
-        if values.dtype.kind not in "iuf":
-            raise ValueError(f"array {name!r} must hold real numbers, got {values.dtype}")
-        with np.errstate(over="ignore"):  # what is too large for float32 is reported as infinite
-            # Copied: a memory map is read-only, and the file may change under it.
-            values = torch.from_numpy(np.array(values, dtype=np.float32, order="C"))
-    if values.is_complex() or values.dtype == torch.bool:
-        raise ValueError(f"array {name!r} must hold real numbers, got {values.dtype}")
-    return values.float()
+def real_floats(values: np.ndarray | Tensor, name: str) -> Tensor:
+    """A copy of real numbers as float32 on the CPU; ValueError for others, and for a range that float32 lacks."""
+    array = isinstance(values, np.ndarray)
+    if not (values.dtype.kind in "iuf" if array else not values.is_complex() and values.dtype != torch.bool):
+        raise ValueError(f"{name} must hold real numbers, got {values.dtype}")
+    with np.errstate(over="ignore", under="ignore"):  # said below
+        # Copied: a memory map is read-only, and the file may change under it.
+        floats = np.array(values, "f4", order="C") if array else values.detach().to("cpu", torch.float32, copy=True)
+    largest = 0.0 if 0 in values.shape else float(max(values.max(), -values.min()))
+    if np.isfinite(largest) and (largest > torch.finfo(torch.float32).max or (largest > 0 and not floats.any())):
+        raise ValueError(f"{name} reaches {largest:.3g}, outside the range of float32: rescale it")
+    return torch.as_tensor(floats)
 
 
 def refuse_huge(shapes: Mapping[str, tuple[int, ...]]) -> None:

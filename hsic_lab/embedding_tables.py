@@ -10,6 +10,7 @@ import pyarrow.parquet
 from hsic_lab.embedding_arrays import LABELS, MOST_VALUES, VIEWS, Embeddings, assemble, refuse_huge
 
 INDICES = ("id", "ids", "index", "idx")
+NO_FEATURES = (*LABELS, "class", "classes")
 
 
 def read_csv(path: Path) -> Embeddings:
@@ -34,12 +35,16 @@ def read_parquet(path: Path) -> Embeddings:
 
 
 def _from_table(path: Path, table: pa.Table) -> Embeddings:
-    if near := [name for name in table.column_names if name not in LABELS and name.lower() in LABELS]:
-        raise ValueError(f"column {near[0]!r} is no feature: labels are called {' or '.join(LABELS)}, in lower case")
+    if len(twice := [name for name in set(table.column_names) if table.column_names.count(name) > 1]):
+        raise ValueError(f"column {twice[0]!r} stands twice")
+    if not table.num_rows:
+        raise ValueError("there is no row below the names of the columns")
+    if near := [name for name in table.column_names if name not in LABELS and name.lower() in NO_FEATURES]:
+        raise ValueError(f"column {near[0]!r} is no feature: labels are called {' or '.join(LABELS)}")
     names = [name for name in table.column_names if name not in LABELS]
     if "" in names or "__index_level_0__" in names:
         raise ValueError("a column has no name, probably an index: save the table without it (index=False)")
-    if indices := [name for name in names if name.lower() in INDICES]:
+    if indices := [name for name in names if name.lower() in INDICES or name.startswith("Unnamed:")]:
         raise ValueError(f"column {indices[0]!r} looks like an index, not a feature: save the table without it")
     if strange := [name for name in names if not _numeric(table.schema.field(name).type)]:
         raise ValueError(f"column {strange[0]!r} holds {table.schema.field(strange[0]).type}, not numbers; "

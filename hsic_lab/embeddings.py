@@ -46,6 +46,8 @@ def read_embeddings(
             both = path if found.z_b is not None else second
             raise ValueError(f"two files must hold one view each, and {both} holds two")
         given = found.labels if found.labels is not None else other.labels
+        if other.labels is not None and not np.array_equal(given, other.labels):
+            raise ValueError(f"the labels in {path} and {second} differ: their rows are not the same things in order")
         found = replace(found, z_b=other.z_a, labels=given, name=f"{found.name} and {other.name}")
     if labels is not None:
         found = replace(found, labels=_read_labels(Path(labels), found.rows), features=None)
@@ -133,9 +135,9 @@ def _read_run(folder: Path) -> Embeddings:
     with torch.no_grad():
         pairs = held_out_pairs(data, TrainConfig.from_json(run.config), torch.device("cpu"))
         z_a, z_b = (torch.cat([run.projector(run.encoder(x)) for x in view.split(512)]) for view in pairs)
-    features = extract_features(run.encoder, data.test.images[:MOST_VALUES // 4096])
-    labels = data.test.labels[: len(features)].numpy()
-    return Embeddings(z_a.float(), z_b.float(), labels, features, name=f"{folder} on {data.name}")
+    judged = data.test.sample(min(MOST_VALUES // 4096, len(data.test)))
+    features = extract_features(run.encoder, judged.images)
+    return Embeddings(z_a.float(), z_b.float(), judged.labels.numpy(), features, name=f"{folder} on {data.name}")
 
 
 READERS: dict[str, Callable[[Path], Embeddings]] = {

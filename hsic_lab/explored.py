@@ -36,9 +36,9 @@ class Explored:
 
 
 def explored(
-    source: Source | Mapping[str, Source] | None, images: tuple[Tensor, Tensor] | None, samples: int
+    source: Source | Mapping[str, Source] | None, images: tuple[Tensor, Tensor] | None, samples: int | None
 ) -> dict[str, Explored]:
-    """The panels by name; `samples` is the number of pairs behind the snapshots of a run."""
+    """The panels by name; `samples` is the number of pairs behind the snapshots of a run, None for what it says."""
     if source is None:
         return {}
     if not isinstance(source, Mapping):
@@ -47,7 +47,7 @@ def explored(
     return {name: _panel(name, one, images, samples) for name, one in source.items()}
 
 
-def of_run(run: Run, images: tuple[Tensor, Tensor] | None, samples: int = SNAPSHOT_PAIRS) -> Explored:
+def of_run(run: Run, images: tuple[Tensor, Tensor] | None, samples: int | None = None) -> Explored:
     """A run; `images` are pairs for its networks, which show what is behind a cell."""
     for step, c in run.snapshots.items():
         _checked(c, f"the snapshot of step {step}")
@@ -56,7 +56,8 @@ def of_run(run: Run, images: tuple[Tensor, Tensor] | None, samples: int = SNAPSH
         network = torch.nn.Sequential(run.encoder, run.projector)
         return tuple(extract_features(network, view) for view in images)
 
-    return Explored(run.snapshots, samples, None if images is None else features, run)
+    n = run.facts.get("held_out_pairs", SNAPSHOT_PAIRS) if samples is None else samples  # runs did not always say
+    return Explored(run.snapshots, n, None if images is None else features, run)
 
 
 def both_views(images: Tensor | Sequence[Tensor] | None) -> tuple[Tensor, Tensor] | None:
@@ -75,7 +76,7 @@ def both_views(images: Tensor | Sequence[Tensor] | None) -> tuple[Tensor, Tensor
 
 
 def _panel(
-    name: str, source: Source, images: tuple[Tensor, Tensor] | None, samples: int
+    name: str, source: Source, images: tuple[Tensor, Tensor] | None, samples: int | None
 ) -> Explored:
     if isinstance(source, str | os.PathLike):
         source = Run.load(source)

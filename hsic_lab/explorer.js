@@ -103,7 +103,7 @@ class Explorer {
     this.stepWords.textContent = step;
     this.select.value = model.get("order");
     this.limit.value = limit;
-    this.limitWords.textContent = `±${limit.toFixed(2)}`;
+    this.limitWords.textContent = `±${number(limit)}`;
     drawColourBar(this.barCanvas, bytesOf(model.get("colours")));
     this.barWords.replaceChildren(...[limit, 0, -limit].map((value) => element("span", {}, number(value))));
     const shown = panels.map((_, index) => [index, this.at(index, step)]);

@@ -20,7 +20,6 @@ from hsic_lab.explored import both_views, explored, of_run
 from hsic_lab.feature_pairs import MOST_POINTS, feature_pair, picture_uris
 from hsic_lab.matrix_figure import matrix_figure
 from hsic_lab.matrix_summary import ORDERS, feature_order, off_diagonal, spectrum, summarize
-from hsic_lab.pairs import SNAPSHOT_PAIRS
 from hsic_lab.plots import PALETTE
 from hsic_lab.runs import Run
 from hsic_lab.trainer import Event
@@ -43,7 +42,7 @@ class CorrelationExplorer(anywidget.AnyWidget):
     images:   (images_a, images_b), or one tensor for both: what row b of the views shows, uint8 (n, c, h, w) or floats
               in [-1, 1]. A run projects them with its present networks, so that a click shows the scatter of the newest
               step, whatever step the slider is at
-    samples:  pairs behind the snapshots of a run, for the noise floor. `train` draws 2048, or the test set if smaller
+    samples:  pairs behind the snapshots of a run, for the noise floor; left out: as many as the run says
     limit:    where the colour scale ends
 
     The traits `step`, `order` ("index", "diagonal", "cluster"), `limit` and `cell` ([panel, i, j]) follow the controls
@@ -73,7 +72,7 @@ class CorrelationExplorer(anywidget.AnyWidget):
         z_b: Tensor | None = None,
         images: Tensor | tuple[Tensor, Tensor] | None = None,
         *,
-        samples: int = SNAPSHOT_PAIRS,
+        samples: int | None = None,
         limit: float = 1.0,
     ) -> None:
         if z_b is not None:

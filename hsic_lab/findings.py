@@ -79,9 +79,10 @@ def probe_table(embeddings: Embeddings) -> tuple[pd.DataFrame, str]:
     classes, counts = np.unique(y, return_counts=True)
     kept = np.isin(y, classes[counts >= LEAST_OF_CLASS])
     x, y, left_out = x[kept], y[kept], int((counts < LEAST_OF_CLASS).sum())
-    note = f"{len(chosen)} of {len(embeddings.labels)} rows were used"
+    note = f"{len(y)} of {len(embeddings.labels)} rows were used"
     if left_out:
-        note += f"; {left_out} of {len(classes)} classes have fewer than {LEAST_OF_CLASS} of them and are left out"
+        rare = f"{left_out} of {len(classes)} classes have fewer than {LEAST_OF_CLASS} of the {len(chosen)} rows drawn"
+        note += f"; {rare} and are left out"
     if len(classes) - left_out < 2:
         return pd.DataFrame(), f"{note}: there is nothing to tell apart."
     results: dict[str, list[float]] = {"linear probe": [], "nearest neighbours": []}

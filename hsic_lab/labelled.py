@@ -4,11 +4,10 @@ Labels are one-dimensional: integers, booleans or strings. Features are `(n, p)`
 """
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from hsic_lab.checks import as_labels, as_tensor, finite_rows
+from hsic_lab.checks import as_labels, as_tensor, at_least_float32, finite_rows
 
 Data = ArrayLike | Tensor
 
@@ -39,7 +38,8 @@ def _rows(name: str, x: Data) -> Tensor:
     x = as_tensor(x).detach()
     if x.ndim != 2 or 0 in x.shape:
         raise ValueError(f"{name} must have shape (n, p) with n and p at least 1, got {tuple(x.shape)}")
-    return finite_rows(name, x if x.dtype == torch.float64 else x.float())
+    # Whole numbers may be beyond what float32 tells apart.
+    return finite_rows(name, at_least_float32(x) if x.is_floating_point() else x.double())
 
 
 def chance_accuracy(train_y: np.ndarray, test_y: np.ndarray) -> float:

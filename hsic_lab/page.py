@@ -23,10 +23,11 @@ p { margin: .5rem 0; max-width: 48rem; } .facts, footer { color: #5a636e; font-s
 .verdict b { font-size: 1.1rem; } .good { border-color: #029e73; background: #eef8f4; }
 .bad { border-color: #d55e00; background: #fdf3ec; }
 img { max-width: 100%; display: block; margin: .8rem 0; }
-.wide { overflow-x: auto; }
+.wide { overflow-x: auto; } .wide img { max-width: none; width: max(100%, 46rem); }
 table { border-collapse: collapse; font-size: .88rem; margin: .8rem 0; }
 th, td { text-align: left; padding: .28rem .8rem .28rem 0; border-bottom: 1px solid #e4e7eb; vertical-align: top; }
 th { color: #5a636e; font-weight: 600; } td.number { font-variant-numeric: tabular-nums; white-space: nowrap; }
+td:last-child { min-width: 14rem; }
 td.alarm { color: #b34700; font-weight: 600; }
 footer { margin: 3rem 0 1rem; border-top: 1px solid #d9dde2; padding-top: .6rem; }
 @media print { body { margin: 0; max-width: none; font-size: 11pt; } section, figure, tr { break-inside: avoid; } }
@@ -73,7 +74,9 @@ def _section(section: Section) -> str:
     parts = [f"<section><h2>{html.escape(section.title)}</h2>"]
     parts += [f"<p>{html.escape(words)}</p>" for words in section.paragraphs]
     for figure, words in section.pictures:
-        parts.append(f'<img alt="{html.escape(words)}" src="data:image/png;base64,{_png(figure)}">')
+        wide = figure.get_figwidth() > 9  # of several panels: a small screen scrolls it
+        picture = f'<img alt="{html.escape(words)}" src="data:image/png;base64,{_png(figure)}">'
+        parts.append(f'<div class="wide">{picture}</div>' if wide else picture)
     parts += [_table(frame) for frame in section.tables]
     return "\n".join([*parts, "</section>"])
 

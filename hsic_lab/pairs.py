@@ -84,7 +84,7 @@ def held_out_pairs(
     if data.scenes:
         pair = DigitScenes("test", data.scenes.size).pairs(SNAPSHOT_PAIRS, generator, config.shared)
     else:
-        images = data.test.images[:SNAPSHOT_PAIRS].to(device)
+        images = data.test.sample(min(SNAPSHOT_PAIRS, len(data.test))).images.to(device)
         pair = make_views(data, config, views)(images, generator)
     return tuple(prepared(view, device) for view in pair)
 

@@ -34,7 +34,7 @@ def stratified_split(x: np.ndarray, y: np.ndarray, size: int, seed: int) -> list
     """`[x_first, x_rest, y_first, y_rest]`, `size` rows in the first part, with the classes' shares kept."""
     classes, counts = np.unique(y, return_counts=True)
     if counts.min() < 2:
-        rare = classes[counts.argmin()]
+        rare = classes[counts.argmin()].item()
         raise ValueError(f"every class needs at least 2 training rows, class {rare!r} has {counts.min()}")
     if min(size, len(y) - size) < len(classes):
         raise ValueError(

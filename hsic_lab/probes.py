@@ -25,8 +25,9 @@ class FastProbeResult(ProbeOutcome):
     """The outcome of `fast_probe`, with the solution.
 
     `coef` (K, p) and `intercept` (K,) are those of scikit-learn's LogisticRegression on `(x - mean) / scale`, with
-    K = 1 for two classes, in float64. `loss` is the objective there, `iterations` are those of the last fit, `seconds`
-    the time from checked features to predictions, the choice of C included.
+    K = 1 for two classes, in float64; the `scale` of a constant feature is infinite. `loss` is the objective there,
+    `iterations` are those of the last fit, `seconds` the time from checked features to predictions, the choice of C
+    included.
     """
 
     coef: Tensor = field(repr=False)
@@ -61,8 +62,8 @@ def fast_probe(
     scores: dict[float, float] = {}
     if C is None:
         fit_rows = len(train) - round(validation * len(train))
-        fit, held, fit_y, held_y = stratified_split(np.arange(len(train)), targets, fit_rows, seed)
-        scores = _validation_scores(train, fit, held, fit_y, held_y, sorted(strengths))
+        fit, held, *_ = stratified_split(np.arange(len(train)), train_y, fit_rows, seed)
+        scores = _validation_scores(train, fit, held, targets[fit], targets[held], sorted(strengths))
         C = max(scores, key=scores.get)  # the first of equals: the strongest penalty
     mean, scale = _scaler(train)
     with full_precision(train):
@@ -170,9 +171,11 @@ def _validation_scores(train, fit, held, fit_y, held_y, strengths) -> dict[float
 
 
 def _scaler(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of the columns; 1 for a constant column, which then is 0."""
+    """Mean and standard deviation of the columns; infinity for a constant one, of which 0 is left, and no rounding."""
     mean, variance = column_moments(x)
-    return mean, variance.sqrt().masked_fill(variance == 0, 1)
+    if not variance.isfinite().all():
+        raise ValueError(f"features reach {float(x.abs().max()):.3g}, and squares leave {variance.dtype}: rescale them")
+    return mean, variance.sqrt().masked_fill(variance == 0, torch.inf)
 
 
 def _curve_row(name, m, seed, train, train_y, test, test_y) -> dict[str, str | int | float]:

@@ -11,7 +11,8 @@ import hsic_lab
 from hsic_lab.canvas import PALETTE, QUIET
 from hsic_lab.correlation import cross_correlation
 from hsic_lab.diagnostics import FAULTS, diagnose
-from hsic_lab.embeddings import Embeddings, read_embeddings
+from hsic_lab.embedding_arrays import Embeddings, real_floats
+from hsic_lab.embeddings import read_embeddings
 from hsic_lab.files import replace_file
 from hsic_lab.findings import independence_table, probe_table, sample, similarity_table
 from hsic_lab.heatmaps import plot_cross_correlation
@@ -27,8 +28,9 @@ VERDICTS = {
     "labels can still be read off, a large mean hides the differences: subtract it and look again.)",
     "branch anti-alignment": "The two branches oppose one another in the sum of their features. A loss with the "
     "off-diagonal target -1 can be satisfied that way without learning anything.",
-    "unrelated views": "The two views of a row agree no more than by chance: nothing was learned yet, or the rows of "
-    "the two views are not in the same order.",
+    "unrelated views": "Feature i of one view says nothing of feature i of the other: nothing was learned yet, the "
+    "rows are not in the same order, or the features are not (two different networks). Similarity and tests below "
+    "tell which.",
     "dimensional collapse": "The rows differ, but in far fewer directions than there are features: most of the width "
     "is not used.",
     "redundant": "Features are correlated: the off-diagonal of C holds more than chance and more than its diagonal. "
@@ -50,7 +52,10 @@ def write_report(source: Source, path: str | Path, *, reference: Tensor | np.nda
     The page says on how many rows each number rests: correlations and diagnostics on all, what costs much on
     fewer. Raises ValueError as `Embeddings` and `read_embeddings` do, and for a reference that does not match.
     """
-    path, found = Path(path), as_embeddings(source)
+    path = Path(path)
+    if path.suffix not in (".html", ".htm"):
+        raise ValueError(f"the page needs a name ending in .html, got {path}")
+    found = as_embeddings(source)
     if reference is not None:
         reference = as_embeddings(reference).z_a
         if len(reference) != len(found.z_a):
@@ -70,7 +75,7 @@ def as_embeddings(source: Source) -> Embeddings:
     views = source if isinstance(source, tuple) else (source,)
     if not 1 <= len(views) <= 2 or not all(isinstance(z, Tensor | np.ndarray) for z in views):
         raise TypeError(f"source must be one array (n, d) or a pair of them, got {[type(z).__name__ for z in views]}")
-    return Embeddings(*(torch.as_tensor(z).detach().cpu().float() for z in views))
+    return Embeddings(*(real_floats(z, "the source") for z in views))
 
 
 @torch.no_grad()
@@ -136,6 +141,8 @@ def _correlation(z_a: Tensor, z_b: Tensor | None) -> Section:
 
 
 def _spectra(z_a: Tensor, z_b: Tensor | None) -> Section:
+    if not any((z != z[:1]).any() for z in (z_a, z_b) if z is not None):
+        return Section("Spectrum", ["All rows are equal: there is nothing to draw."])
     figure, ax = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
     rows = sample(len(z_a), SPECTRUM_ROWS)
     most = min(len(rows) - 1, z_a.shape[1])

@@ -52,8 +52,9 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         tensors = {f"encoder.{k}": v for k, v in self.encoder.state_dict().items()}
         tensors |= {f"projector.{k}": v for k, v in self.projector.state_dict().items()}
+        tensors = only_tensors(tensors)
         # Clones: a module may use one weight twice, and safetensors refuses tensors that share memory.
-        tensors = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in only_tensors(tensors).items()}
+        tensors = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
         snapshots = {f"{_STEP}{step:06d}": c for step, c in self.snapshots.items()}
         settings = {"config": self.config, "state": self.state, "facts": self.facts}
         replace_file(self.folder / HISTORY, lambda path: self.history.to_csv(path, index=False))

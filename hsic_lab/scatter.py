@@ -25,9 +25,10 @@ def plot_embedding(z: ArrayLike, labels: ArrayLike | None = None, ax: Axes | Non
         raise ValueError(f"z must be finite, of shape (n, d) with n and d at least 2, got shape {z.shape}")
     if not (z != z[:1]).any():
         raise ValueError(f"z must have rows that differ, got {len(z)} equal rows")
-    pca = PCA(2, svd_solver="randomized" if min(z.shape) > 64 else "full", random_state=0).fit(z)
+    unit = np.abs(z).max()  # squares of large or small values leave float32
+    pca = PCA(2, svd_solver="randomized" if min(z.shape) > 64 else "full", random_state=0).fit(z / unit)
     shown = np.linspace(0, len(z) - 1, min(len(z), MOST_POINTS)).astype(int)
-    x, y = pca.transform(z[shown]).T
+    x, y = unit * pca.transform(z[shown] / unit).T
     ax = axes_or_new(ax, 5.6, 4.4)
     look = {"s": 9, "linewidths": 0, "alpha": 0.7, "rasterized": True}
     if labels is None:
@@ -39,7 +40,8 @@ def plot_embedding(z: ArrayLike, labels: ArrayLike | None = None, ax: Axes | Non
         names, counts = np.unique(labels[shown], return_counts=True)
         coloured = sorted(names[np.argsort(-counts, kind="stable")[:COLOURS]])
         rest = ~np.isin(labels[shown], coloured)
-        ax.scatter(x[rest], y[rest], color=QUIET, **look)
+        if rest.any():
+            ax.scatter(x[rest], y[rest], color=QUIET, label=f"others ({len(names) - COLOURS})", **look)
         palette = sns.color_palette("colorblind" if len(coloured) <= 10 else "husl", len(coloured))
         for name, color in zip(coloured, palette, strict=True):
             chosen = labels[shown] == name

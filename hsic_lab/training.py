@@ -139,7 +139,9 @@ def _train(
     trainer = _trainer(run, config, data, pairs, callbacks)
     if going_on:
         _go_on(trainer)
-    return _fit(trainer, held_out_pairs(data, config, device, views), progress)
+    held_out = held_out_pairs(data, config, device, views)
+    run.facts["held_out_pairs"] = len(held_out[0])
+    return _fit(trainer, held_out, progress)
 
 
 def _fit(trainer: Trainer, held_out: Sequence[Tensor], progress: bool) -> Run:

@@ -276,6 +276,10 @@ def test_command_table_and_pictures(tmp_path, monkeypatch, capsys):
     assert ax.get_xlabel() == "batch size" and len(ax.texts) == 4
     with pytest.raises(ValueError, match="lacks the columns"):
         plot_ablation(frame, "width")
+    ax = plot_ablation(frame.assign(kernel=np.where(frame["loss"] == "hsic_ssl", None, "gaussian")), "batch_size",
+                       "kernel", evaluation="knn")  # fmt: skip
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["gaussian", "none"]
+    np.testing.assert_allclose(ax.get_lines()[1].get_ydata(), means)
 
 
 def test_written_table_reads_back_whatever_a_failure_says(tmp_path):

@@ -95,3 +95,9 @@ def test_points_are_of_accuracy_alone():
     frame = table([50.0, 60.0], [55.5, 65.0]).rename(columns={"accuracy": "rankme"})
     found = str(paired_difference(frame, "loss", "a", "b", value="rankme"))
     assert found.startswith("b minus a: +5.25 rankme, ") and found.endswith("b has more")
+
+
+def test_an_empty_cell_is_a_level():
+    frame = table([0.1, 0.2, 0.4], [0.2, 0.2, 0.9]).assign(kernel=lambda f: f["loss"].map({"a": None, "b": "gaussian"}))
+    found = paired_difference(frame, "kernel", None, "gaussian")
+    assert str(found).startswith("gaussian minus None: +20.0 points")

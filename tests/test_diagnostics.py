@@ -327,3 +327,28 @@ def test_zero_rows_have_no_place_on_the_sphere():
 def test_bad_input(call, error, quoted):
     with pytest.raises(error, match=quoted):
         call()
+
+
+@pytest.mark.parametrize("n, d", [(1000, 2), (1000, 4), (5, 64)])
+def test_one_direction_is_a_collapse_however_few_features(n, d):
+    frame = diagnose(normal(n, 1) @ normal(1, d, 1))
+    assert frame.attrs["verdict"] == "dimensional collapse"
+    assert frame.set_index("diagnostic")["value"]["rankme"] == pytest.approx(1, abs=1e-6)
+    assert diagnose(normal(1000, 2)).attrs["verdict"] == "healthy"
+
+
+def test_a_unit_that_float32_cannot_square_is_refused():
+    z = normal(100, 6, dtype=torch.float32)
+    frames = [diagnose(unit * z).set_index("diagnostic") for unit in (1.0, 1e-15, 1e12)]
+    for frame in frames[1:]:
+        assert frame["verdict"].drop("relative_spread").equals(frames[0]["verdict"].drop("relative_spread"))
+        np.testing.assert_allclose(frame["value"]["redundancy"], frames[0]["value"]["redundancy"], rtol=1e-4)
+    with pytest.raises(ValueError, match=r"largest standard deviation of z_b is 1\.\d+e-30.*rescale it"):
+        diagnose(z, 1e-30 * z)
+    assert diagnose(torch.cat([z, 1e-30 * z[:, :1]], 1)).attrs["verdict"] == "healthy", "one such feature is no unit"
+
+
+def test_views_that_oppose_each_other_are_not_unrelated():
+    z = normal(200, 6)
+    rows = diagnose(z, -z).set_index("diagnostic")["verdict"]
+    assert rows["mean_diagonal"] == "healthy" and "unrelated views" not in rows.tolist()

@@ -186,3 +186,12 @@ def test_embeddings_fit_together(values, words):
     tensors = {name: value if name == "labels" else torch.from_numpy(value) for name, value in values.items()}
     with pytest.raises(ValueError, match=words):
         Embeddings(**tensors)
+
+
+def test_labels_that_differ_say_that_the_rows_do(tmp_path):
+    np.savez(tmp_path / "a.npz", z=A, labels=LABELS)
+    np.savez(tmp_path / "b.npz", z=B, labels=LABELS)
+    assert read_embeddings(tmp_path / "a.npz", tmp_path / "b.npz").labels.tolist() == LABELS.tolist()
+    np.savez(tmp_path / "b.npz", z=B[::-1], labels=LABELS[::-1])
+    with pytest.raises(ValueError, match=r"the labels in .*a\.npz and .*b\.npz differ"):
+        read_embeddings(tmp_path / "a.npz", tmp_path / "b.npz")

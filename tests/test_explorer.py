@@ -58,6 +58,8 @@ def test_matrix_travels_exactly_with_the_numbers_beside_it(tmp_path):
     assert (sum(content["diagonal_counts"]), sum(content["off_counts"])) == (6, 30)
     content, _ = answers(explorer, kind="spectrum", panel=1, step=0)
     np.testing.assert_allclose(content["values"], np.linalg.svd(cross_correlation(*projections(d=9)))[1], atol=1e-5)
+    run.facts["held_out_pairs"] = 445
+    assert CorrelationExplorer(run).panels[0]["n"] == 445 and CorrelationExplorer(run, samples=7).panels[0]["n"] == 7
     newest = explorer.latest
     assert newest["step"] == 25 and newest["matrix"] == run.snapshots[25].numpy().tobytes()
 

@@ -166,3 +166,24 @@ X, Y = np.arange(20.0).reshape(10, 2), np.arange(10) % 2
 def test_bad_input(call, quoted):
     with pytest.raises((ValueError, TypeError), match=quoted):
         call()
+
+
+def test_what_is_constant_up_to_rounding_counts_nothing(digits):
+    train_x, train_y, test_x, test_y = digits
+    rounding = np.float32(1e12) * (1 + np.float32(2**-23) * (np.arange(1000) % 3 - 1).astype(np.float32))
+    padded = [np.hstack([x.astype(np.float32), part[:, None]]) for x, part in
+              ((train_x, rounding[:600]), (test_x, rounding[600:]))]  # fmt: skip
+    found = fast_probe(padded[0], train_y, padded[1], test_y)
+    assert found.accuracy == pytest.approx(fast_probe(*digits).accuracy, abs=1 / 400 + 1e-9)
+    assert (found.coef[:, -1] == 0).all() and found.scale[-1] == torch.inf
+
+
+def test_a_range_that_cannot_be_squared_and_a_class_of_one_are_named(digits):
+    train_x, train_y, test_x, test_y = digits
+    with pytest.raises(ValueError, match=r"features reach 1\.6e\+156, and squares leave torch\.float64"):
+        fast_probe(1e155 * train_x, train_y, 1e155 * test_x, test_y)
+    names = np.where(np.arange(600) == 17, "rare", train_y.astype(str))
+    with pytest.raises(ValueError, match="class 'rare' has 1"):
+        fast_probe(train_x, names, test_x, test_y.astype(str))
+    large = [(x * 1e9 + 1e17).astype(np.int64) for x in (train_x, test_x)]
+    assert fast_probe(large[0], train_y, large[1], test_y).accuracy > 0.85

@@ -21,7 +21,7 @@ from hsic_lab.embeddings import Embeddings
 from hsic_lab.findings import independence_table, probe_table, similarity_table
 from hsic_lab.page import Section, make_page
 from hsic_lab.plots import plot_embedding
-from hsic_lab.report import VERDICTS, _correlation, as_embeddings, write_report
+from hsic_lab.report import VERDICTS, _correlation, as_embeddings, report_html, write_report
 
 RNG = np.random.default_rng(0)
 N, D = 240, 8
@@ -138,7 +138,8 @@ def test_probe_leaves_out_rare_classes_and_says_so():
     labels[:5] = "rare"
     table, note = probe_table(Embeddings(A, labels=labels))
     assert table["train rows"].tolist() == [164] * 2 and table["test rows"].tolist() == [71] * 2
-    assert note == "240 of 240 rows were used; 1 of 4 classes have fewer than 10 of them and are left out."
+    left_out = "1 of 4 classes have fewer than 10 of the 240 rows drawn and are left out."
+    assert note == f"235 of 240 rows were used; {left_out}"
     table, note = probe_table(Embeddings(A, labels=np.arange(N)))
     assert table.empty and note.endswith("there is nothing to tell apart.")
     table, _ = probe_table(Embeddings(torch.cat([A[:-1], torch.zeros(1, D)]), labels=LABELS))
@@ -236,14 +237,20 @@ BAD = {
     "wide.npy": (lambda path: np.save(path, np.zeros((4, 8193), np.int8)), r"2 to 8192 columns"),
     "complex.npy": (lambda path: np.save(path, A.numpy() * 1j), "real numbers, got complex64"),
     "nan.npy": (lambda path: np.save(path, with_nan(A)), "1 of 240 rows hold NaN or infinity, the first is row 7"),
-    "overflow.npy": (lambda path: np.save(path, A.double().numpy() * 1e300), "240 of 240 rows hold NaN or infinity"),
+    "overflow.npy": (lambda path: np.save(path, A.double().numpy() * 1e300), r"e\+300, outside the range of float32"),
+    "underflow.npy": (lambda path: np.save(path, A.double().numpy() * 1e-300), "e-300, outside the range of float32"),
     "three.npz": (lambda path: np.savez(path, u=A, v=A, w=A), "expected one or two matrices"),
     "mismatch.npz": (lambda path: np.savez(path, a=A, b=B[1:]), r"\(240, 8\) and \(239, 8\)"),
+    "column.npz": (lambda path: np.savez(path, a=A, labels=LABELS[:, None]), r"shape \(n,\), got \(240, 1\)"),
     "labels.npz": (lambda path: np.savez(path, a=A, labels=LABELS[1:]), "240 rows need as many labels, got 239"),
     "fractions.safetensors": (
         lambda path: save_file({"a": A.numpy(), "y": A.numpy()[:, 0].copy()}, path), "integers, booleans or strings"),
     "words.csv": (lambda path: path.write_text("f0,f1,kind\n" + "1.5,2,cat\n" * 9), "column 'kind' holds string"),
     "index.csv": (lambda path: path.write_text(",f1,f2\n" + "1.5,2,3\n" * 9), "a column has no name"),
+    "unnamed.csv": (lambda path: path.write_text("Unnamed: 0,f1,f2\n" + "1,2,3\n" * 9), "'Unnamed: 0' looks like"),
+    "class.csv": (lambda path: path.write_text("f0,f1,class\n" + "1.5,2,3\n" * 9), "column 'class' is no feature"),
+    "twice.csv": (lambda path: path.write_text("f0,f1,f0\n" + "1.5,2,3\n" * 9), "column 'f0' stands twice"),
+    "header.csv": (lambda path: path.write_text("f0,f1\n"), "no row below the names"),
     "ragged.csv": (lambda path: path.write_text("f0,f1\n1,2\n3\n"), "cannot be read"),
     "gaps.csv": (lambda path: path.write_text("f0,f1\n" + "1,2\n" * 5 + "3,\n"), "1 of 6 rows hold NaN"),
     "prefixes.csv": (lambda path: path.write_text("a_0,b_0,c\n" + "1,2,3\n" * 5), "column 'c' is neither"),
@@ -293,7 +300,8 @@ def test_plot_embedding_is_pca():
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["0", "1", "2"]
     assert f"{oracle.explained_variance_ratio_[0]:.0%}" in ax.get_xlabel()
     many = plot_embedding(A, np.arange(N))
-    assert len(many.get_legend().get_texts()) == 20
+    named = [text.get_text() for text in many.get_legend().get_texts()]
+    assert len(named) == 21 and named[0] == f"others ({N - 20})"
     grey = many.collections[0]
     assert len(grey.get_offsets()) == N - 20
     for z, labels, words in (
@@ -327,3 +335,33 @@ def test_sick_embeddings_have_a_page(unit, tmp_path):
         assert write_report(pair, tmp_path / "page.html").exists()
     table = similarity_table(collapsed, A, None)
     assert table["CKA"].isna().tolist() == [True, True]
+
+
+def test_a_column_that_hardly_moves_is_no_traceback(tmp_path, monkeypatch, capsys):
+    frame = pd.DataFrame(A.numpy()).add_prefix("f").assign(time=1.7e12 + 6e5 * np.linspace(0, 1, len(A)), label=LABELS)
+    frame.to_csv(tmp_path / "stamped.csv", index=False)
+    code, said = inspect(monkeypatch, capsys, tmp_path / "stamped.csv")
+    assert code == 0, said.err
+    assert "linear probe" in (tmp_path / "stamped.csv.html").read_text()
+
+
+@pytest.mark.parametrize("name", ["a.npy", "page", "page.pdf"])
+def test_a_page_overwrites_no_data(tmp_path, name):
+    np.save(tmp_path / "a.npy", A)
+    before = (tmp_path / "a.npy").read_bytes()
+    with pytest.raises(ValueError, match=rf"ending in \.html, got .*{name}"):
+        write_report(tmp_path / "a.npy", tmp_path / name)
+    assert (tmp_path / "a.npy").read_bytes() == before
+    with pytest.raises(ValueError, match="the source must hold real numbers, got complex64"):
+        write_report(A.numpy() * 1j, tmp_path / "page.html")
+
+
+def test_features_of_another_network_are_no_shuffled_rows():
+    other = torch.randn(300, 6, generator=torch.Generator().manual_seed(0))
+    page = report_html(Embeddings(other, other.flip(1)))
+    assert "unrelated views" in page and "the features are not (two different networks)" in page
+
+
+def test_all_zero_rows_are_said_so_in_every_section():
+    page = report_html(Embeddings(torch.zeros(20, 4)))
+    assert page.count("All rows are equal: there is nothing to draw.") == 2

@@ -416,3 +416,20 @@ def test_settings_of_numpy_and_of_before_are_understood():
     assert json.loads(json.dumps(plain(config)))["seed"] == 3 and config.projector == (8, 4)
     before = TrainConfig.from_json({"loss": "vicreg", "lambda_param": 9.0, "loss_options": {"mu_param": 2.0}})
     assert (before.lambda_param, before.loss_options) == (None, {"lambda_param": 9.0, "mu_param": 2.0})
+
+
+def test_held_out_pairs_are_of_every_class(tmp_path, monkeypatch):
+    monkeypatch.setattr(pairs, "SNAPSHOT_PAIRS", 12)
+    labels = torch.arange(48) // 16
+    images = (labels * 100).to(torch.uint8)[:, None, None, None].expand(-1, 1, 8, 8).contiguous()
+
+    def kept(order):
+        split = Images(images[order], labels[order])
+        config = tiny(dataset="ordered")
+        views = held_out_pairs(ImageData("ordered", split, split, ("a", "b", "c")), config, CPU, lambda x, g: (x, x))
+        return views[0][:, 0, 0, 0].unique(return_counts=True)[1].tolist()
+
+    assert kept(torch.arange(48)) == [4, 4, 4]
+    assert kept(torch.arange(48).view(3, 16)[[1, 2, 0]].flatten()) == [4, 4, 4]
+    run = train(tiny(), tmp_path / "run", load("digit_scenes", n_train=48, n_test=32), progress=False)
+    assert run.facts["held_out_pairs"] == 12
