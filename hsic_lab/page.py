@@ -24,10 +24,9 @@ p { margin: .5rem 0; max-width: 48rem; } .facts, footer { color: #5a636e; font-s
 .bad { border-color: #d55e00; background: #fdf3ec; }
 img { max-width: 100%; display: block; margin: .8rem 0; }
 .wide { overflow-x: auto; } .wide img { max-width: none; width: max(100%, 46rem); }
-table { border-collapse: collapse; font-size: .88rem; margin: .8rem 0; }
+table { border-collapse: collapse; font-size: .88rem; margin: .8rem 0; width: max-content; max-width: 58rem; }
 th, td { text-align: left; padding: .28rem .8rem .28rem 0; border-bottom: 1px solid #e4e7eb; vertical-align: top; }
 th { color: #5a636e; font-weight: 600; } td.number { font-variant-numeric: tabular-nums; white-space: nowrap; }
-td:last-child { min-width: 14rem; }
 td.alarm { color: #b34700; font-weight: 600; }
 footer { margin: 3rem 0 1rem; border-top: 1px solid #d9dde2; padding-top: .6rem; }
 @media print { body { margin: 0; max-width: none; font-size: 11pt; } section, figure, tr { break-inside: avoid; } }
