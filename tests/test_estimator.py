@@ -183,7 +183,7 @@ def test_an_interrupted_fit_keeps_what_was_learnt(calls, x):
         ({}, (IMAGES * 255).astype(np.int64), "pictures as int64: convert them to uint8"),
         ({"image_shape": (8, 8)}, DIGITS.astype(np.int32), "pictures as int32"),
         ({}, IMAGES[:1], "minimum of 2 is required"),
-        ({}, np.zeros((4, 3, 8, 3)), "not on both"),
+        ({}, np.zeros((4, 3, 8, 3)), "on both"),
         ({"image_shape": (9, 8)}, DIGITS, "\\(9, 8\\) does not fit the 64 columns"),
         ({"encoder": "resnet18"}, ROWS, "'auto' or a module where X holds rows, got 'resnet18'"),
         ({"encoder": "vgg"}, IMAGES, "'vgg'"),

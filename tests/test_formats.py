@@ -142,7 +142,7 @@ def test_damage_is_named_with_the_remedy(written, file, damage, found):
     (path / file).write_bytes(damage((path / file).read_bytes()))
     with pytest.raises(ValueError) as error:
         load(name, path.parent)
-    for part in (str(path / file), found, f"delete {SOURCES[name].folder}", f"hsic-lab data get {name}"):
+    for part in (str(path / file), found, f"delete {path.absolute()}; then", f"hsic-lab data get {name}"):
         assert part in str(error.value)
 
 
