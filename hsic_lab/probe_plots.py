@@ -121,8 +121,8 @@ def plot_diagnostics(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
         ink = PALETTE[3] if fault else PALETTE[2] if healthy else QUIET
         ax.plot(0, line, "X" if fault else "o", color=ink, markerfacecolor=ink if fault or healthy else "none")
         value = f"{int(row.value)}" if float(row.value).is_integer() else f"{row.value:.3g}"
-        ax.text(0.42, line, value, ha="right", va="center", fontsize="small")
-        ax.text(0.5, line, row.verdict, va="center", color=ink, fontsize="small")
+        ax.text(0.48, line, value, ha="right", va="center", fontsize="small")
+        ax.text(0.55, line, row.verdict, va="center", color=ink, fontsize="small")
         if row.verdict != "not judged":
             ax.text(1.35, line, row.threshold, va="center", color=QUIET, fontsize="small")
     ax.set_yticks(range(len(frame)), frame["diagnostic"].str.replace("_", " "), fontsize="small")
