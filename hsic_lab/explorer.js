@@ -105,9 +105,13 @@ class Explorer {
     this.limit.value = limit;
     this.limitWords.textContent = `±${number(limit)}`;
     drawColourBar(this.barCanvas, bytesOf(model.get("colours")));
-    this.barWords.replaceChildren(...[limit, 0, -limit].map((value) => element("span", {}, number(value))));
     const shown = panels.map((_, index) => [index, this.at(index, step)]);
     const present = shown.map(([index, at]) => store.matrices.get(store.key(index, at)));
+    // Entries beyond the ends share their colours, which the signs say; rounding is not beyond.
+    const above = present.some((matrix) => matrix?.highest > limit + 1e-5) ? "\u2265" : "";
+    const below = present.some((matrix) => matrix?.lowest < -limit - 1e-5) ? "\u2264" : "";
+    const ends = [above + number(limit), number(0), below + number(-limit)];
+    this.barWords.replaceChildren(...ends.map((words) => element("span", {}, words)));
     present.forEach((matrix, index) => matrix && this.heatmaps[index].draw(matrix));
     this.drawCharts(panels, shown, present);
     store.request(shown, [], false);

@@ -163,7 +163,8 @@ class CorrelationExplorer(anywidget.AnyWidget):
             key: np.histogram(np.clip(values, -1, 1), _BINS, (-1, 1))[0].tolist()
             for key, values in (("diagonal_counts", np.diagonal(c)), ("off_counts", off_diagonal(c)))
         }
-        return {"panel": index, "step": step, "summary": summary, **counts, "matrix": c.tobytes()}
+        ends = {"lowest": float(c.min()), "highest": float(c.max())}
+        return {"panel": index, "step": step, "summary": summary, **ends, **counts, "matrix": c.tobytes()}
 
     def _answer(self, request: dict[str, Any]) -> None:
         kind, index, step = request["kind"], request["panel"], request["step"]

@@ -198,7 +198,10 @@ def test_picture_is_the_matrix(lab, page):
     different = np.abs(pixels(large).astype(int) - coloured(means)).max(axis=2)
     assert different.max() <= 4 and (different > 0).mean() < 0.001  # a sum's rounding at the edge of two colours
 
+    assert small.locator(".bar div").inner_text().split() == ["1", "0", "−1"]
     set_range(small, "limit", 0.5)
+    assert c.max() > 0.5 and c.min() > -0.5
+    assert small.locator(".bar div").inner_text().split() == ["≥0.5", "0", "−0.5"], "entries beyond the upper end"
     np.testing.assert_array_equal(pixels(small), coloured(c, 0.5))
     small.locator("[data-control=order]").select_option("cluster")
     page.wait_for_function("e => e.innerText.includes('position 0')", arg=small.element_handle())
