@@ -4,6 +4,7 @@ import hashlib
 import json
 import warnings
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -101,9 +102,12 @@ def restore_training(
         prefix = f"{name}."
         own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
         if own or name != "loss":  # checkpoints did not always hold the loss's state
-            with torch.no_grad():
-                for key in _state(network).keys() - network.state_dict().keys() & own.keys():
-                    network.get_buffer(key).copy_(own.pop(key))
+            for key in own.keys() - network.state_dict().keys():
+                where, _, buffer = key.rpartition(".")
+                if buffer in network.get_submodule(where)._non_persistent_buffers_set:
+                    value = own.pop(key)
+                    like = next(chain(network.parameters(), network.buffers()), value)
+                    setattr(network.get_submodule(where), buffer, value.to(like.device))
             network.load_state_dict(own)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for key, value in tensors.items():

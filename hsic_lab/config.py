@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from functools import partial
@@ -22,7 +23,6 @@ from hsic_lab.losses import (
     VICRegLoss,
 )
 from hsic_lab.presets import PRESETS
-from hsic_lab.scenes import check_shared
 
 # lambda = 1/d, the rule of Tsai et al. 2021, is what makes runs of different widths comparable.
 LOSSES: dict[str, Callable[..., nn.Module]] = {
@@ -165,6 +165,8 @@ class TrainConfig:
                 raise ValueError(f"{name} must be a{' whole' * (kind in (int, int | None))} number"
                                  f"{' or None' * optional}, got {value!r}")
             object.__setattr__(self, name, value)
+        elif kind is str and isinstance(value, os.PathLike):  # of a folder of pictures
+            object.__setattr__(self, name, os.fspath(value))
         elif kind in (bool, str):
             if not isinstance(value, kind):
                 raise ValueError(f"{name} must be {'true or false' if kind is bool else 'a string'}, got {value!r}")
@@ -176,7 +178,6 @@ class TrainConfig:
         elif kind == tuple[str, ...]:
             if not isinstance(value, tuple | list):
                 raise ValueError(f"{name} must be a list of names, got {value!r}")
-            check_shared(value)
         elif kind == tuple[int, ...]:
             if not isinstance(value, tuple | list) or not all(isinstance(width, Integral) for width in value):
                 raise ValueError(f"{name} must be a list of widths, got {value!r}")

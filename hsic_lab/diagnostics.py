@@ -131,7 +131,8 @@ def _collapse_rows(z: Tensor, view: str) -> list[Row]:
     spread = math.sqrt(total / (total + float(mean.square().sum()))) if total else 0.0
     collapse = "dimensional collapse" if total else "complete collapse"
     spectrum = covariance_spectrum(z)
-    rank, bound = entropy_rank(spectrum.sqrt()), max(0.25 * min(n - 1, d), 1.01)  # 1 is one direction, and rounding
+    rank, bound = entropy_rank(spectrum.sqrt()), 0.25 * min(n - 1, d)
+    bound = max(bound, 1.01) if d > 1 else bound  # 1 is one direction, and rounding
     rows = [
         _row(
             f"relative_spread{view}", spread, "rms distance of the rows from their mean, over that from 0; where it is "
@@ -190,8 +191,8 @@ def _correlation_rows(z_a: Tensor, z_b: Tensor | None) -> list[Row]:
         redundancy_row,
         _row(
             "mean_diagonal", agreement, "mean correlation of a feature with itself in the other view",
-            f"its size >= 3 standard deviations of re-paired rows = {least:.3g}",
-            abs(agreement) >= least if alive and least < 1 else None, "unrelated views",
+            f">= 3 standard deviations of re-paired rows = {least:.3g}",
+            agreement >= least if alive and least < 1 else None, "unrelated views",
         ),
         _row(
             "feature_sum_covariance", value, "1'C1: do the branches agree in the sum of their features?",

@@ -90,14 +90,15 @@ def assemble(
 
 
 def real_floats(values: np.ndarray | Tensor, name: str) -> Tensor:
-    """A copy of real numbers as float32 on the CPU; ValueError for others, and for a range that float32 lacks."""
+    """Real numbers as float32 on the CPU; ValueError for others, and for a range that float32 lacks."""
     array = isinstance(values, np.ndarray)
     if not (values.dtype.kind in "iuf" if array else not values.is_complex() and values.dtype != torch.bool):
         raise ValueError(f"{name} must hold real numbers, got {values.dtype}")
     with np.errstate(over="ignore", under="ignore"):  # said below
         # Copied: a memory map is read-only, and the file may change under it.
-        floats = np.array(values, "f4", order="C") if array else values.detach().to("cpu", torch.float32, copy=True)
-    largest = 0.0 if 0 in values.shape else float(max(values.max(), -values.min()))
+        floats = np.array(values, "f4", order="C") if array else values.detach().to("cpu", torch.float32)
+    wide = str(values.dtype).endswith("float64") and 0 not in values.shape
+    largest = float(max(values.max(), -values.min())) if wide else 0.0
     if np.isfinite(largest) and (largest > torch.finfo(torch.float32).max or (largest > 0 and not floats.any())):
         raise ValueError(f"{name} reaches {largest:.3g}, outside the range of float32: rescale it")
     return torch.as_tensor(floats)

@@ -39,7 +39,8 @@ def _from_table(path: Path, table: pa.Table) -> Embeddings:
         raise ValueError(f"column {twice[0]!r} stands twice")
     if not table.num_rows:
         raise ValueError("there is no row below the names of the columns")
-    if near := [name for name in table.column_names if name not in LABELS and name.lower() in NO_FEATURES]:
+    taken = LABELS if set(LABELS) & set(table.column_names) else NO_FEATURES
+    if near := [name for name in table.column_names if name not in LABELS and name.lower() in taken]:
         raise ValueError(f"column {near[0]!r} is no feature: labels are called {' or '.join(LABELS)}")
     names = [name for name in table.column_names if name not in LABELS]
     if "" in names or "__index_level_0__" in names:

@@ -46,7 +46,8 @@ def read_embeddings(
             both = path if found.z_b is not None else second
             raise ValueError(f"two files must hold one view each, and {both} holds two")
         given = found.labels if found.labels is not None else other.labels
-        if other.labels is not None and not np.array_equal(given, other.labels):
+        both = labels is None and other.labels is not None
+        if both and not np.array_equal(given.astype(str), other.labels.astype(str)):
             raise ValueError(f"the labels in {path} and {second} differ: their rows are not the same things in order")
         found = replace(found, z_b=other.z_a, labels=given, name=f"{found.name} and {other.name}")
     if labels is not None:

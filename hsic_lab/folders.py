@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import time
 import uuid
 import warnings
@@ -62,7 +63,7 @@ def decode(path: Path, size: int | None) -> np.ndarray:
     try:
         with Image.open(path) as opened:
             raw = " ".join(str(tile[3]) for tile in opened.tile)  # how the file has it, where the mode is silent of it
-            if opened.mode not in EIGHT_BIT or ";16" in raw:
+            if opened.mode not in EIGHT_BIT or re.search(";16[BLN]", raw):
                 raise ValueError(f"its mode is {opened.mode!r} ({raw}), not 8 bits a channel: convert it first")
             picture = ImageOps.exif_transpose(opened).convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:

@@ -38,8 +38,9 @@ def _rows(name: str, x: Data) -> Tensor:
     x = as_tensor(x).detach()
     if x.ndim != 2 or 0 in x.shape:
         raise ValueError(f"{name} must have shape (n, p) with n and p at least 1, got {tuple(x.shape)}")
-    # Whole numbers may be beyond what float32 tells apart.
-    return finite_rows(name, at_least_float32(x) if x.is_floating_point() else x.double())
+    if not x.is_floating_point():
+        x = x.float() if x.itemsize < 4 else x.double()  # of which float32 does not tell all apart
+    return finite_rows(name, at_least_float32(x))
 
 
 def chance_accuracy(train_y: np.ndarray, test_y: np.ndarray) -> float:

@@ -2,6 +2,7 @@
 
 import math
 import os
+import warnings
 from collections.abc import Sequence
 from numbers import Integral
 from pathlib import Path
@@ -87,7 +88,12 @@ def from_arrays(
 
 
 def _as_images(name: str, images: ArrayLike | Tensor) -> Tensor:
-    pixels = as_tensor(images)
+    if isinstance(images, np.memmap):
+        with warnings.catch_warnings():  # a map may be read-only: nothing here writes to it, and it stays on disk
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+            pixels = torch.as_tensor(images)
+    else:
+        pixels = as_tensor(images)
     if pixels.ndim == 3:
         pixels = pixels[:, None]
     if pixels.ndim != 4 or pixels.numel() == 0:

@@ -55,7 +55,7 @@ class TrainingPairs:
     def _views(self, generator: torch.Generator) -> Iterator[list[Tensor]]:
         order = torch.randperm(self.n, generator=generator, device=self.device)
         for images in self.source.batches(order, self.size):
-            views = self.views(images, generator)
+            views = list(self.views(images, generator))
             if wrong := [len(view) for view in views if len(view) != self.size]:
                 raise ValueError(f"views must keep their {self.size} pictures, got {wrong}")
             yield [view[self.rows] for view in views]

@@ -28,7 +28,7 @@ VERDICTS = {
     "labels can still be read off, a large mean hides the differences: subtract it and look again.)",
     "branch anti-alignment": "The two branches oppose one another in the sum of their features. A loss with the "
     "off-diagonal target -1 can be satisfied that way without learning anything.",
-    "unrelated views": "Feature i of one view says nothing of feature i of the other: nothing was learned yet, the "
+    "unrelated views": "Feature i of one view does not agree with feature i of the other: nothing was learned yet, the "
     "rows are not in the same order, or the features are not (two different networks). Similarity and tests below "
     "tell which.",
     "dimensional collapse": "The rows differ, but in far fewer directions than there are features: most of the width "
@@ -53,7 +53,7 @@ def write_report(source: Source, path: str | Path, *, reference: Tensor | np.nda
     fewer. Raises ValueError as `Embeddings` and `read_embeddings` do, and for a reference that does not match.
     """
     path = Path(path)
-    if path.suffix not in (".html", ".htm"):
+    if path.suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"the page needs a name ending in .html, got {path}")
     found = as_embeddings(source)
     if reference is not None:

@@ -32,6 +32,8 @@ from hsic_lab.trainer import Callback, Event, Trainer
 __all__ = ["LOSSES", "Event", "TrainConfig", "pick_device", "train", "train_once", "warmup_cosine"]
 
 _ONE_AT_A_TIME = RLock()  # what is random in networks is drawn from the generator of the whole process
+if hasattr(os, "register_at_fork"):  # a child may be forked while a thread of its parent trains
+    os.register_at_fork(after_in_child=lambda: globals().update(_ONE_AT_A_TIME=RLock()))
 
 
 def train(
@@ -63,7 +65,7 @@ def train(
                of `views.normalize`; not for scenes
     callbacks: each is called with an `Event` at every logged step, snapshot and evaluation of the monitor
 
-    Of several threads of one process, one trains at a time.
+    Of several threads of one process, one trains at a time: a callback must not wait for another.
     Under `torchrun` every process calls this alike and holds its rows of each batch; loss, statistics and batch
     normalisation are those of one process with all rows. `folder` must be the same for all; one process writes it.
 

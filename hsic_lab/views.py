@@ -6,7 +6,7 @@ loops over images.
 """
 
 import math
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -198,7 +198,7 @@ def _half_range(images: Tensor) -> float:
 
 
 def _number(name: str, value: float, high: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real) or not (0 <= value <= high and math.isfinite(value)):
+    if isinstance(value, bool | str) or value is None or not (0 <= value <= high and math.isfinite(value)):
         bound = f"in [0, {high:g}]" if math.isfinite(high) else "finite and at least 0"
         raise ValueError(f"{name} must be {bound}, got {value!r}")
     return float(value)
@@ -212,7 +212,7 @@ def _probabilities(name: str, value: Probability) -> tuple[float, float]:
 
 
 def _interval(name: str, value: tuple[float, float], high: float) -> tuple[float, float]:
-    pair = isinstance(value, tuple | list) and len(value) == 2 and all(isinstance(bound, Real) for bound in value)
+    pair = hasattr(value, "__len__") and not isinstance(value, str) and len(value) == 2
     if not pair or not (0 < value[0] <= value[1] <= high and math.isfinite(value[1])):
         bound = f"0 < low <= high <= {high:g}" if math.isfinite(high) else "0 < low <= high, finite"
         raise ValueError(f"{name} must be a pair with {bound}, got {value!r}")

@@ -348,7 +348,5 @@ def test_a_unit_that_float32_cannot_square_is_refused():
     assert diagnose(torch.cat([z, 1e-30 * z[:, :1]], 1)).attrs["verdict"] == "healthy", "one such feature is no unit"
 
 
-def test_views_that_oppose_each_other_are_not_unrelated():
-    z = normal(200, 6)
-    rows = diagnose(z, -z).set_index("diagnostic")["verdict"]
-    assert rows["mean_diagonal"] == "healthy" and "unrelated views" not in rows.tolist()
+def test_one_feature_may_be_healthy():
+    assert diagnose(normal(200, 1)).attrs["verdict"] == "healthy"

@@ -88,12 +88,25 @@ class Counting(nn.Module):
         return x * (1 + self.calls / 10)
 
 
-def test_buffers_outside_the_state_are_resumed(tmp_path, pictures):
+class Caching(Counting):
+    """Keeps what it has computed in a buffer that is not there before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("cache", None, persistent=False)
+
+    def forward(self, x):
+        self.cache = x.detach()
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("module", [Counting, Caching])
+def test_buffers_outside_the_state_are_resumed(tmp_path, pictures, module):
     config = TrainConfig(**MOMENTUM)
-    whole = train(config, tmp_path / "whole", pictures, False, encoder=network(Counting()))
+    whole = train(config, tmp_path / "whole", pictures, False, encoder=network(module()))
     with pytest.raises(RuntimeError):
-        train(config, tmp_path / "run", pictures, False, encoder=network(Counting()), callbacks=[at_step(8, fail)])
-    assert_same(train(config, tmp_path / "run", pictures, False, encoder=network(Counting()), resume=True), whole)
+        train(config, tmp_path / "run", pictures, False, encoder=network(module()), callbacks=[at_step(8, fail)])
+    assert_same(train(config, tmp_path / "run", pictures, False, encoder=network(module()), resume=True), whole)
 
 
 class Remembering(nn.Identity):
@@ -140,3 +153,6 @@ def test_views_of_other_lengths_are_an_error(tmp_path, pictures):
 
     with pytest.raises(ValueError, match=r"views must keep their 12 pictures, got \[5, 5\]"):
         train(TrainConfig(**SETTINGS), tmp_path / "run", pictures, False, views=views)
+    settings = TrainConfig(**SETTINGS | {"epochs": 1})
+    run = train(settings, tmp_path / "iterator", pictures, False, views=lambda x, _: iter((x, x)))
+    assert run.state == "finished"

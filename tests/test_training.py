@@ -257,7 +257,6 @@ def test_no_run_is_overwritten_and_no_other_folder_is_a_run(tmp_path, scenes):
         ({"compile": 0}, "compile must be true or false, got 0"),
         ({"dataset": 3}, "dataset must be a string, got 3"),
         ({"shared": "digit"}, "shared must be a list of names, got 'digit'"),
-        ({"shared": ("digits",)}, r"unknown factor to share: \['digits'\]"),
         ({"loss_options": None}, "loss_options must be a dictionary that JSON can hold, got None"),
         ({"loss_options": {"lambda_param": np.float32(0.1)}}, "JSON can hold, got {'lambda_param': np.float32"),
     ],
