@@ -84,7 +84,10 @@ def remove_checkpoints(folder: Path) -> None:
 
 def training_tensors(networks: dict[str, nn.Module], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Every tensor that the next update depends on: `name.key` of the networks, `optimizer.number.key`."""
-    tensors = {f"{name}.{key}": value for name, net in networks.items() for key, value in _state(net).items()}
+    tensors = {}
+    for name, net in networks.items():
+        state = dict(net.named_buffers()) | net.state_dict()  # buffers too that a module keeps out of its state
+        tensors |= {f"{name}.{key}": value for key, value in state.items()}
     for number, values in optimizer.state_dict()["state"].items():
         for key, value in values.items():
             if not isinstance(value, Tensor):
@@ -117,11 +120,6 @@ def restore_training(
             # In the parameter's memory layout, as the optimiser would have made it.
             like = torch.empty_like(parameter if value.shape == parameter.shape else value, device=parameter.device)
             optimizer.state[parameter][name] = like.copy_(value)
-
-
-def _state(network: nn.Module) -> dict[str, Tensor]:
-    """The state, with the buffers that a module keeps out of its own."""
-    return dict(network.named_buffers()) | network.state_dict()
 
 
 def _newest_first(folder: Path) -> list[Path]:

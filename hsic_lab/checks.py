@@ -1,5 +1,7 @@
 """What every function on samples accepts, and the errors that say so."""
 
+import warnings
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -24,14 +26,25 @@ def as_samples(x: Tensor | np.ndarray, name: str) -> Tensor:
     return at_least_float32(x)
 
 
-def as_tensor(x: ArrayLike | Tensor) -> Tensor:
-    """`x` itself, or an array as a tensor, copied where torch would not read it: mirrored, read-only, foreign bytes."""
+def as_tensor(x: ArrayLike | Tensor, *, shared: bool = False) -> Tensor:
+    """`x` itself, or an array as a tensor, copied where torch would not read it: mirrored, foreign bytes, read-only.
+
+    With `shared` a read-only array (a memory map) is not copied: the caller never writes to the result.
+    """
     if isinstance(x, Tensor):
         return x
     x = np.asarray(x)
     native = x.dtype.newbyteorder("=")
-    plain = x.flags.writeable and min(x.strides, default=0) >= 0 and x.dtype == native
-    return torch.as_tensor(x if plain else np.array(x, native, order="C"))
+    if min(x.strides, default=0) < 0 or x.dtype != native or not (shared or x.flags.writeable):
+        x = np.array(x, native, order="C")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return torch.as_tensor(x)
+
+
+def is_whole(value: object) -> bool:
+    """Whether this is an integer, NumPy's too, and no truth value."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def paired_samples(x: Tensor | np.ndarray, y: Tensor | np.ndarray, at_least: int = 2) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from hsic_lab.checks import one_of
+from hsic_lab.checks import is_whole, one_of
 from hsic_lab.losses import (
     BarlowTwinsLoss,
     HSICSSLLoss,
@@ -154,12 +154,11 @@ class TrainConfig:
             optional = kind in (int | None, float | None)
             if optional and value is None:
                 return
-            whole = isinstance(value, Integral) and not isinstance(value, bool)  # NumPy's too
             if kind in (float, float | None) and isinstance(value, Real) and not isinstance(value, bool):
                 value = float(value)  # 1 and 1.0 are one setting, and one run
                 if not math.isfinite(value):
                     raise ValueError(f"{name} must be finite, got {value!r}")
-            elif kind in (int, int | None) and whole:
+            elif kind in (int, int | None) and is_whole(value):
                 value = int(value)
             else:
                 raise ValueError(f"{name} must be a{' whole' * (kind in (int, int | None))} number"

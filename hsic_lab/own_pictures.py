@@ -2,9 +2,7 @@
 
 import math
 import os
-import warnings
 from collections.abc import Sequence
-from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +10,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from hsic_lab.checks import as_labels, as_tensor
+from hsic_lab.checks import as_labels, as_tensor, is_whole
 from hsic_lab.folders import find_classes, find_pictures, read_classes
 from hsic_lab.image_data import ImageData
 from hsic_lab.images import Images
@@ -35,7 +33,7 @@ def from_folder(
     path = Path(os.path.abspath(Path(path).expanduser()))
     if not path.is_dir():
         raise FileNotFoundError(f"no folder {path}: expected one with a sub-folder of pictures a class")
-    if size is not None and (isinstance(size, bool) or not isinstance(size, Integral) or size < 1):
+    if size is not None and not (is_whole(size) and size >= 1):
         raise ValueError(f"size must be a whole number of at least 1 pixel, or None, got {size!r}")
     unlabelled = find_pictures(path / "unlabelled")
     if not (path / "train").is_dir():
@@ -88,12 +86,7 @@ def from_arrays(
 
 
 def _as_images(name: str, images: ArrayLike | Tensor) -> Tensor:
-    if isinstance(images, np.memmap):
-        with warnings.catch_warnings():  # a map may be read-only: nothing here writes to it, and it stays on disk
-            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-            pixels = torch.as_tensor(images)
-    else:
-        pixels = as_tensor(images)
+    pixels = as_tensor(images, shared=True)
     if pixels.ndim == 3:
         pixels = pixels[:, None]
     if pixels.ndim != 4 or pixels.numel() == 0:

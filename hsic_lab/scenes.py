@@ -8,7 +8,6 @@ independently, and the claim can be tested. The parts ship with scikit-learn: no
 from __future__ import annotations
 
 from collections.abc import Iterable
-from numbers import Integral
 
 import numpy as np
 import pandas as pd
@@ -17,6 +16,7 @@ from sklearn.datasets import load_digits, load_sample_images
 from torch import Tensor
 from torch.nn import functional as F
 
+from hsic_lab.checks import is_whole
 from hsic_lab.digits import N_CLASSES, digit_index
 from hsic_lab.images import Images
 
@@ -51,7 +51,7 @@ class DigitScenes:
     """
 
     def __init__(self, split: str = "train", size: int = 32) -> None:
-        if isinstance(size, bool) or not isinstance(size, Integral) or size < 8:
+        if not (is_whole(size) and size >= 8):
             raise ValueError(f"size must be a whole number of at least 8 pixels, got {size!r}")
         self.split, self.size = split, size
         labels = torch.from_numpy(load_digits().target.astype(np.int64))
@@ -84,7 +84,7 @@ class DigitScenes:
         For one seed the first view is the same whatever is shared. Raises ValueError for a name not in
         ``SHAREABLE``, TypeError for a string in place of a collection of names.
         """
-        shared = check_shared(shared)
+        shared = _check_shared(shared)
         generator = _as_generator(generator)
         first = self._draw(n, generator, None)
         second = self._draw(n, generator, first["class"] if "class" in shared else None)
@@ -200,13 +200,12 @@ def _choice(u: Tensor, count: Tensor) -> Tensor:
 def _as_generator(seed: torch.Generator | int) -> torch.Generator:
     if isinstance(seed, torch.Generator):
         return seed
-    if isinstance(seed, bool) or not isinstance(seed, Integral):
+    if not is_whole(seed):
         raise TypeError(f"a seed must be an integer or a torch.Generator, got {seed!r}")
     return torch.Generator().manual_seed(int(seed))
 
 
-def check_shared(shared: Iterable[str]) -> tuple[str, ...]:
-    """The names in `shared` if all are `SHAREABLE`, else ValueError; TypeError for one string."""
+def _check_shared(shared: Iterable[str]) -> tuple[str, ...]:
     if isinstance(shared, str):
         raise TypeError(f"shared must be a collection of names such as ({shared!r},), got {shared!r}")
     shared = tuple(shared)

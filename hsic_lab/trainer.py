@@ -194,7 +194,6 @@ class Trainer:
         self.online.eval()
         with self.autocast:
             z_a, z_b = (torch.cat([self.online(x)[1] for x in view.split(SNAPSHOT_PART)]) for view in held_out)
-        self.online.train()
         self.run.snapshots[self.step_count] = cross_correlation(z_a.float(), z_b.float()).cpu()
         self.save_run()
         self.tell("snapshot", {})

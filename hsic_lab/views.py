@@ -6,12 +6,12 @@ loops over images.
 """
 
 import math
-from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hsic_lab.checks import is_whole
 from hsic_lab.colour import blur_radius, colour_maps, gaussian_blur, grey_weights, solarize
 from hsic_lab.crops import CROP_DRAWS, random_crops, resize_rows, resize_taps
 from hsic_lab.presets import recipe
@@ -65,7 +65,7 @@ class TwoViews:
         sigma: tuple[float, float] = (0.1, 2.0),
         solarize: Probability = 0.0,
     ):
-        if isinstance(size, bool) or not isinstance(size, Integral):
+        if not is_whole(size):
             raise TypeError(f"size must be an integer, got {size!r}")
         if size < 1:
             raise ValueError(f"size must be at least 1, got {size}")

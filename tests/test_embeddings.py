@@ -192,6 +192,30 @@ def test_labels_that_differ_say_that_the_rows_do(tmp_path):
     np.savez(tmp_path / "a.npz", z=A, labels=LABELS)
     np.savez(tmp_path / "b.npz", z=B, labels=LABELS)
     assert read_embeddings(tmp_path / "a.npz", tmp_path / "b.npz").labels.tolist() == LABELS.tolist()
+    np.savez(tmp_path / "b.npz", z=B, labels=LABELS.astype(str))
+    assert read_embeddings(tmp_path / "a.npz", tmp_path / "b.npz").labels.tolist() == LABELS.tolist()
     np.savez(tmp_path / "b.npz", z=B[::-1], labels=LABELS[::-1])
+    np.save(tmp_path / "l.npy", LABELS[::-1])
+    overridden = read_embeddings(tmp_path / "a.npz", tmp_path / "b.npz", tmp_path / "l.npy")
+    assert overridden.labels.tolist() == LABELS[::-1].tolist()
     with pytest.raises(ValueError, match=r"the labels in .*a\.npz and .*b\.npz differ"):
         read_embeddings(tmp_path / "a.npz", tmp_path / "b.npz")
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.uint16, np.uint64, np.float16])
+def test_quantised_embeddings_are_read_without_a_word(tmp_path, dtype):
+    values = np.array([[0, 1], [2, 3], [127, 5], [6, -128 if dtype == np.int8 else 100]], dtype)
+    np.save(tmp_path / "x.npy", values)
+    assert read_embeddings(tmp_path / "x.npy").z_a.tolist() == values.tolist()
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.uint16])
+def test_tensors_of_rare_types_are_read(tmp_path, dtype):
+    save_tensors({"a": torch.arange(12.0).view(4, 3).to(dtype)}, tmp_path / "x.safetensors")
+    assert read_embeddings(tmp_path / "x.safetensors").z_a.tolist() == torch.arange(12.0).view(4, 3).tolist()
+
+
+def test_a_feature_may_be_called_class_where_the_labels_are_known(tmp_path):
+    frame(y=LABELS).rename(columns={"f0": "class"}).to_csv(tmp_path / "x.csv", index=False)
+    assert read_embeddings(tmp_path / "x.csv").z_a.shape == (12, 3)

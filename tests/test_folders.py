@@ -314,3 +314,24 @@ def test_threads_may_write_the_same_file(tmp_path):
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(write, range(200)))
     assert len(set((tmp_path / "file").read_text())) <= 3 and [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_five_bits_a_channel_are_fewer_than_eight(tmp_path):
+    pixels = struct.pack("<2H", 0b11111_000000_00000, 0b00000_111111_00000)  # red and green
+    header = struct.pack("<IiiHHIIiiII", 40, 2, 1, 1, 16, 3, len(pixels), 0, 0, 0, 0)
+    header += struct.pack("<3I", 0xF800, 0x07E0, 0x001F)
+    path = tmp_path / "565.bmp"
+    start = 14 + len(header)
+    path.write_bytes(b"BM" + struct.pack("<IHHI", start + len(pixels), 0, 0, start) + header + pixels)
+    assert decode(path, None)[:, 0].T.tolist() == [[255, 0, 0], [0, 255, 0]]
+
+
+def test_a_memory_map_of_pictures_stays_on_disk(tmp_path):
+    pictures = RNG.integers(0, 256, (10, 3, 6, 5), dtype=np.uint8)
+    np.save(tmp_path / "x.npy", pictures)
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        data = from_arrays(mapped, LABELS, mapped, LABELS)
+    assert data.train.images.data_ptr() == mapped.ctypes.data
+    assert np.array_equal(from_arrays(mapped[..., ::-1], LABELS, mapped, LABELS).train.images, pictures[..., ::-1])

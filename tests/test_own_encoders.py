@@ -1,5 +1,6 @@
 """An encoder of the caller's own: neither its mode, nor a callback, nor an interruption changes its training."""
 
+import os
 import threading
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from test_resume import assert_same
 from torch import nn
 
-from hsic_lab import pairs
+from hsic_lab import pairs, training
 from hsic_lab.datasets import ImageData
 from hsic_lab.images import Images
 from hsic_lab.siamese import TargetNetwork
@@ -156,3 +157,27 @@ def test_views_of_other_lengths_are_an_error(tmp_path, pictures):
     settings = TrainConfig(**SETTINGS | {"epochs": 1})
     run = train(settings, tmp_path / "iterator", pictures, False, views=lambda x, _: iter((x, x)))
     assert run.state == "finished"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_child_forked_while_a_thread_trains_has_a_lock_of_its_own(tmp_path, pictures):
+    holds, done = threading.Event(), threading.Event()
+
+    def hold(event):
+        holds.set()
+        done.wait(60)
+
+    other = threading.Thread(
+        target=train, args=(TrainConfig(**SETTINGS | {"epochs": 1}), tmp_path / "run", pictures, False),
+        kwargs={"callbacks": [at_step(1, hold)]},
+    )
+    other.start()
+    assert holds.wait(60)
+    child = os.fork()
+    if child == 0:  # nothing of torch here: a forked thread pool may hang by itself
+        os._exit(0 if training._ONE_AT_A_TIME.acquire(timeout=5) else 1)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert not training._ONE_AT_A_TIME.acquire(blocking=False), "the parent's own is held"
+    done.set()
+    other.join()
+    assert code == 0

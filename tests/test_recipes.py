@@ -150,5 +150,8 @@ def test_a_monitor_that_cannot_judge_warns_and_one_that_never_could_is_refused()
     n = len(data.train)
     labels = torch.zeros(n, dtype=torch.int64)
     labels[:8] = torch.arange(8) // 2 + 1  # pairs, of which a stratified split puts a row on either side now and then
+    few = torch.arange(64) % 12
+    with pytest.raises(ValueError, match="each part needs a row for each of the 12 classes"):
+        make_monitor("linear", replace(data, train=Images(data.train.images, few)))
     with pytest.raises(ValueError, match=r"at least 2 training rows, class [1-4] has 1"):
         make_monitor("linear", replace(data, train=Images(data.train.images, labels)))

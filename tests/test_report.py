@@ -352,6 +352,7 @@ def test_a_page_overwrites_no_data(tmp_path, name):
     with pytest.raises(ValueError, match=rf"ending in \.html, got .*{name}"):
         write_report(tmp_path / "a.npy", tmp_path / name)
     assert (tmp_path / "a.npy").read_bytes() == before
+    assert write_report(tmp_path / "a.npy", tmp_path / "page.HTML").is_file()
     with pytest.raises(ValueError, match="the source must hold real numbers, got complex64"):
         write_report(A.numpy() * 1j, tmp_path / "page.html")
 

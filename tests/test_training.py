@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -413,6 +414,8 @@ def test_run_files_that_do_not_belong_together_are_named(tmp_path, scenes):
 def test_settings_of_numpy_and_of_before_are_understood():
     config = tiny(seed=np.int64(3), learning_rate=np.float32(1), epochs=np.int32(2), projector=(np.int64(8), 4))
     assert json.loads(json.dumps(plain(config)))["seed"] == 3 and config.projector == (8, 4)
+    assert tiny(dataset=Path("pictures")).dataset == "pictures"
+    assert TrainConfig.from_json({"shared": ["crop"]}).shared == ("crop",), "where pictures are not scenes, unread"
     before = TrainConfig.from_json({"loss": "vicreg", "lambda_param": 9.0, "loss_options": {"mu_param": 2.0}})
     assert (before.lambda_param, before.loss_options) == (None, {"lambda_param": 9.0, "mu_param": 2.0})
 

@@ -341,3 +341,19 @@ def test_colour_needs_one_or_three_channels():
 def test_bad_settings(options, error, words):
     with pytest.raises(error, match=words):
         TwoViews(**{"size": 8, **options})
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"scale": 0.2}, "scale must be a pair with 0 < low <= high <= 1, got 0.2"),
+        ({"ratio": "12"}, "ratio must be a pair with 0 < low <= high, finite, got '12'"),
+        ({"flip": "yes"}, r"flip must be in \[0, 1\], got 'yes'"),
+        ({"jitter": None}, r"jitter must be in \[0, 1\], got None"),
+        ({"hue": True}, r"hue must be in \[0, 0.5\], got True"),
+    ],
+)
+def test_settings_of_other_types_are_quoted(options, words):
+    with pytest.raises(ValueError, match=words):
+        TwoViews(32, **options)
+    assert TwoViews(np.int64(32), scale=np.array([0.2, 1.0]), flip=torch.tensor(0.5)).scale == (0.2, 1.0)
