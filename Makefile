@@ -27,7 +27,7 @@ bench: $(VENV)/installed-dev
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 
-$(VENV)/installed: pyproject.toml constraints.txt hsic_lab/norm_relu.cpp
+$(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	touch $@
@@ -37,4 +37,4 @@ $(VENV)/installed-dev: $(VENV)/installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs site build *.egg-info hsic_lab/*.so
+	rm -rf $(VENV) runs site build *.egg-info

@@ -1,6 +1,6 @@
 """Exact linear HSIC and CKA of a million rows that never lie in memory together: time and peak memory growth.
 
-    python benchmarks/cka.py [rows] [width]
+python benchmarks/cka.py [rows] [width]
 """
 
 import resource
@@ -9,7 +9,7 @@ import time
 
 import torch
 
-from hsic_lab.streaming import StreamingLinearCKA
+from hsic_lab.cka import StreamingLinearCKA
 
 CHUNK = 8192
 

@@ -4,8 +4,8 @@
     python benchmarks/cpu_cifar10.py runs/try --validate       the training images after those, to choose settings on
 
 The encoder trains without labels on the first `--images` of the training split. The probe has the labels of the same
-pictures, its penalty chosen on a fifth of them, and answers once: on the official test split, or with `--validate` on
-the next 10 000 training images. The row "untrained" is the same encoder as it was initialised. Accuracies go to
+images, its penalty chosen on a fifth of them, and answers once: on the official test split, or with `--validate` on
+the next 10 000 training images. The row "untrained" is the same encoder as it was initialized. Accuracies go to
 `data/results/cpu_cifar10.csv` with split, protocol, seed, settings, hardware and command.
 """
 
@@ -16,13 +16,12 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from hsic_lab.config import TrainConfig
+from hsic_lab._io import replace_file
 from hsic_lab.datasets import ImageData, load
 from hsic_lab.encoders import ConvEncoder
 from hsic_lab.evaluation import extract_features, knn_accuracy, linear_probe
-from hsic_lab.files import replace_file
-from hsic_lab.hardware import processor
-from hsic_lab.training import train_once
+from hsic_lab.training import TrainConfig, train_or_load
+from hsic_lab.training._config import processor
 
 VALIDATION = 10_000
 PROTOCOL = "logistic regression on frozen features, penalty chosen on a fifth of the labelled training images"
@@ -62,21 +61,37 @@ def main() -> None:
     rows = []
     for seed in range(arguments.seeds):
         config = TrainConfig(
-            dataset=data.name, loss=arguments.loss, lambda_param=arguments.lambda_param, seed=seed,
-            width=arguments.width, projector=tuple(arguments.projector), batch_size=arguments.batch_size,
-            epochs=arguments.epochs, learning_rate=arguments.learning_rate, device="cpu", snapshots=2,
+            dataset=data.name,
+            loss=arguments.loss,
+            lambda_param=arguments.lambda_param,
+            seed=seed,
+            width=arguments.width,
+            projector=tuple(arguments.projector),
+            batch_size=arguments.batch_size,
+            epochs=arguments.epochs,
+            learning_rate=arguments.learning_rate,
+            device="cpu",
+            snapshots=2,
         )
-        run = train_once(config, arguments.folder / f"{arguments.loss}_seed{seed}", data)
+        run = train_or_load(config, arguments.folder / f"{arguments.loss}_seed{seed}", data)
         torch.manual_seed(seed)
         for name, encoder in {"untrained": ConvEncoder(arguments.width), arguments.loss: run.encoder}.items():
-            rows.append({
-                "encoder": name, "seed": seed, **accuracies(encoder, data), "split": split,
-                "linear_protocol": f"{PROTOCOL}; {arguments.images} labels",
-                "knn_protocol": "weighted, k = 200, temperature 0.1", "epochs": arguments.epochs,
-                "train_images": arguments.images, "seconds": run.history["seconds"].iloc[-1],
-                "hardware": f"{processor()}, {run.facts['threads']} threads", "torch": run.facts["torch"],
-                "command": " ".join(["python", *sys.argv]),
-            })
+            rows.append(
+                {
+                    "encoder": name,
+                    "seed": seed,
+                    **accuracies(encoder, data),
+                    "split": split,
+                    "linear_protocol": f"{PROTOCOL}; {arguments.images} labels",
+                    "knn_protocol": "weighted, k = 200, temperature 0.1",
+                    "epochs": arguments.epochs,
+                    "train_images": arguments.images,
+                    "seconds": run.history["seconds"].iloc[-1],
+                    "hardware": f"{processor()}, {run.metadata['threads']} threads",
+                    "torch": run.metadata["torch"],
+                    "command": " ".join(["python", *sys.argv]),
+                }
+            )
             print({key: rows[-1][key] for key in ("encoder", "seed", "linear", "knn")}, flush=True)
     table = pd.DataFrame(rows)
     output = arguments.output or (None if arguments.validate else Path("data/results/cpu_cifar10.csv"))

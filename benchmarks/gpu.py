@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from hsic_lab.files import replace_file
+from hsic_lab._io import replace_file
 
 HERE = Path(os.path.relpath(Path(__file__).parent))  # tables quote the command, which names no place of this machine
 LEAST = 60  # seconds that a part is started with
@@ -27,7 +27,7 @@ LEAST = 60  # seconds that a part is started with
 def parts(folder: Path, smoke: bool) -> dict[str, list[str]]:
     """The arguments of every part by its name."""
     tests = ["-m", "pytest", "-q", str(HERE.parent / "tests")]
-    found = {"tests": [*tests, "-k", "where_the_pictures_lie"] if smoke else [*tests, "-m", "cuda"]}
+    found = {"tests": [*tests, "-k", "where_the_images_lie"] if smoke else [*tests, "-m", "cuda"]}
     for encoder in ("conv",) if smoke else ("resnet18", "resnet50"):
         for batch in (16, 32) if smoke else (128, 256, 1024):
             options = ["--device", "cuda", "--compile"]
@@ -35,8 +35,14 @@ def parts(folder: Path, smoke: bool) -> dict[str, list[str]]:
                 options = ["--device", "cpu", "--steps", "1", "--width", "2"]
             name = f"speed_{encoder}_{batch}"
             found[name] = [
-                str(HERE / "training.py"), "--encoders", encoder, "--batches", str(batch), *options,
-                "--output", str(folder / f"{name}.csv"),
+                str(HERE / "training.py"),
+                "--encoders",
+                encoder,
+                "--batches",
+                str(batch),
+                *options,
+                "--output",
+                str(folder / f"{name}.csv"),
             ]
     found["cifar10"] = [str(HERE / "gpu_cifar10.py"), str(folder / "cifar10"), *(["--smoke"] if smoke else [])]
     return found

@@ -6,7 +6,7 @@
 Every call trains until its minutes are over and goes on at the next one, from the checkpoint of the last two epochs.
 The clock is the run's own `seconds`, monitors included. The target, 84.2 % by weighted kNN, is lightly's published
 figure for Barlow Twins, ResNet-18, 200 epochs at batch 128 (k = 200, temperature 0.1, test split, best epoch); here
-the monitor on held-out training labels (10 000 pictures vote on 2 000 others, temperature 0.5) says after how many
+the monitor on held-out training labels (10 000 images vote on 2 000 others, temperature 0.5) says after how many
 seconds the target was reached, and the test split is read once, after the last step.
 Results go to `data/results/gpu_cifar10.csv` with hardware, command, seed, split and protocol.
 """
@@ -19,34 +19,50 @@ from pathlib import Path
 
 import pandas as pd
 
-from hsic_lab.config import TrainConfig
+from hsic_lab._io import replace_file
 from hsic_lab.datasets import ImageData, load
 from hsic_lab.evaluation import extract_features, knn_accuracy, linear_probe
-from hsic_lab.files import replace_file
-from hsic_lab.recipes import preset
-from hsic_lab.runs import SETTINGS, Run, read_settings
-from hsic_lab.training import pick_device, train
+from hsic_lab.training import Run, TrainConfig, pick_device, recipe, train
+from hsic_lab.training._run import SETTINGS, read_settings
 
 TARGET = 0.842
 
 
 def plans(epochs: int, seeds: int) -> dict[str, TrainConfig]:
     """The runs by name: both losses, lambda = 1/d, at every seed."""
-    base = preset(
-        "solo", loss_scale=1.0, lambda_param=None, batch_size=256, projector=(2048, 2048), epochs=epochs,
-        warmup_epochs=min(5.0, epochs / 4), monitor="knn", device="cuda", compile=True, snapshots=2, checkpoint_every=2,
+    base = recipe(
+        "solo",
+        loss_scale=1.0,
+        lambda_param=None,
+        batch_size=256,
+        projector=(2048, 2048),
+        epochs=epochs,
+        warmup_epochs=min(5.0, epochs / 4),
+        monitor="knn",
+        device="cuda",
+        compile=True,
+        snapshots=2,
+        checkpoint_every=2,
         monitor_every=2,
     )
     return {
         f"{loss}_{epochs}_seed{seed}": replace(base, loss=loss, seed=seed)
-        for seed in range(seeds) for loss in ("barlow_twins", "hsic_ssl")
+        for seed in range(seeds)
+        for loss in ("barlow_twins", "hsic_ssl")
     }
 
 
 def smoke_plans() -> dict[str, TrainConfig]:
     config = TrainConfig(
-        dataset="digits", width=2, projector=(16, 8), epochs=2, device="cpu", precision="float32", monitor="knn",
-        monitor_every=1, snapshots=2,
+        dataset="digits",
+        width=2,
+        projector=(16, 8),
+        epochs=2,
+        device="cpu",
+        precision="float32",
+        monitor="knn",
+        monitor_every=1,
+        snapshots=2,
     )
     return {f"{loss}_smoke": replace(config, loss=loss) for loss in ("barlow_twins", "hsic_ssl")}
 
@@ -66,14 +82,19 @@ def row_of(name: str, run: Run, data: ImageData) -> dict[str, object]:
     labels = data.train.labels, data.test.labels
     k = min(200, len(train_x))
     return {
-        "run": name, "loss": run.config["loss"], "seed": run.config["seed"], "epochs": run.config["epochs"],
+        "run": name,
+        "loss": run.config["loss"],
+        "seed": run.config["seed"],
+        "epochs": run.config["epochs"],
         "split": f"{data.name} test, {len(test_x)} images, read once after training",
         "knn": knn_accuracy(train_x, labels[0], test_x, labels[1], k=k, temperature=0.1),
         "knn_protocol": f"weighted, k = {k}, temperature 0.1",
         "linear": linear_probe(train_x, labels[0], test_x, labels[1]).accuracy,
         "linear_protocol": "logistic regression on frozen features, penalty chosen on a part of the training split",
         f"seconds to {TARGET}, monitor": seconds_to(TARGET, run),
-        "seconds": run.history["seconds"].iloc[-1], "hardware": run.facts["hardware"], "torch": run.facts["torch"],
+        "seconds": run.history["seconds"].iloc[-1],
+        "hardware": run.metadata["hardware"],
+        "torch": run.metadata["torch"],
         "command": " ".join(["python", *sys.argv]),
     }
 

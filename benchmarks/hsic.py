@@ -21,11 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hsic_lab.hsic import hsic
-from hsic_lab.kernels import Gaussian
-from hsic_lab.lowrank import factor
-from hsic_lab.streaming import StreamingLinearHSIC
-from hsic_lab.tiled import TILE_ROWS
+from hsic_lab.hsic import StreamingLinearHSIC, hsic
+from hsic_lab.hsic._estimators import TILE_ROWS
+from hsic_lab.kernels import Gaussian, factor
 
 HYPPO = """
 import json, resource, sys, time
@@ -123,7 +121,7 @@ def peers(python: str | None, n: int = 4000) -> None:
     row(f"Gaussian tiled float64, n={n}, p=q=5", taken, bound, peak_mib() - before, value.item())
 
     def plain() -> Tensor:
-        k, l = (torch.exp(-torch.cdist(z, z) ** 2 / (2 * s**2)) for z, s in zip(doubles, widths, strict=True))
+        k, l = (torch.exp(-(torch.cdist(z, z) ** 2) / (2 * s**2)) for z, s in zip(doubles, widths, strict=True))
         h = torch.eye(n, dtype=torch.float64) - 1 / n
         return torch.trace(k @ h @ l @ h) / n**2
 
@@ -142,7 +140,7 @@ def peers(python: str | None, n: int = 4000) -> None:
         print(f"  hyppo: skipped, {python} fails: {result.stderr.strip().splitlines()[-1]}")
         return
     taken, value, memory = json.loads(result.stdout.splitlines()[-1])
-    row("  hyppo Hsic().statistic (normalised)", taken, bound, memory, value)
+    row("  hyppo Hsic().statistic (normalized)", taken, bound, memory, value)
 
 
 def main() -> None:

@@ -27,9 +27,9 @@ import pandas as pd
 import torch
 from scipy import stats
 
-from hsic_lab.hardware import processor
 from hsic_lab.independence import aggregated_test, block_test, gamma_test, permutation_test, spectral_test
 from hsic_lab.kernels import median_distance
+from hsic_lab.training._config import processor
 
 RESULTS = Path(__file__).parent.parent / "data" / "results"
 
@@ -90,7 +90,8 @@ def calibration(draws: int) -> None:
         "permutation": lambda x, y, i: permutation_test(x, y, permutations=99, seed=i),
         "permutation, factors": lambda x, y, i: permutation_test(x, y, permutations=99, tolerance=0.05, seed=i),
         "permutation, groups": lambda x, y, i: permutation_test(
-            x, y, permutations=99, groups=np.arange(len(x)) % 4, seed=i),
+            x, y, permutations=99, groups=np.arange(len(x)) % 4, seed=i
+        ),
         "aggregated": lambda x, y, i: aggregated_test(x, y, permutations=199, scales=(0.5, 1.0, 2.0), seed=i),
         "gamma": lambda x, y, i: gamma_test(x, y),
         "spectral": lambda x, y, i: spectral_test(x, y, draws=299, seed=i),
@@ -101,44 +102,72 @@ def calibration(draws: int) -> None:
         for family in ("normal", "heavy-tailed", "discrete", "unequal-scale"):
             data = [samples(family, n, np.random.default_rng([1, n, i])) for i in range(draws)]
             for name, test in tests.items():
-                found = np.array([test(torch.from_numpy(x), torch.from_numpy(y), i).pvalue
-                                  for i, (x, y) in enumerate(data)])
+                found = np.array(
+                    [test(torch.from_numpy(x), torch.from_numpy(y), i).pvalue for i, (x, y) in enumerate(data)]
+                )
                 for level in (0.05, 0.01):
                     low, high = stats.binom.interval(0.99, draws, level)
                     rate = int((found <= level + 1e-12).sum()) / draws
                     low, high = low / draws, high / draws
-                    rows.append({"test": name, "n": n, "family": family, "draws": draws, "level": level, "rate": rate,
-                                 "low": low, "high": high, "inside": low <= rate <= high})
+                    rows.append(
+                        {
+                            "test": name,
+                            "n": n,
+                            "family": family,
+                            "draws": draws,
+                            "level": level,
+                            "rate": rate,
+                            "low": low,
+                            "high": high,
+                            "inside": low <= rate <= high,
+                        }
+                    )
                 print(n, family, name, *(row["rate"] for row in rows[-2:]), flush=True)
     write(pd.DataFrame(rows), "calibration", "data default_rng([1, n, i]), test seed i, i < draws")
 
 
 def power(hyppo: str | None, draws: int) -> None:
     n, permutations, rows = 80, 199, []
-    noises = {"sine": (0.5, 1.0, 1.5, 2.0), "circle": (0.1, 0.3, 0.4, 0.5), "parabola": (0.2, 0.4, 0.6, 0.8),
-              "rotated ICA": (0.0, 0.3, 0.5, 0.7)}
+    noises = {
+        "sine": (0.5, 1.0, 1.5, 2.0),
+        "circle": (0.1, 0.3, 0.4, 0.5),
+        "parabola": (0.2, 0.4, 0.6, 0.8),
+        "rotated ICA": (0.0, 0.3, 0.5, 0.7),
+    }
     for f, (family, levels) in enumerate(noises.items()):
         for noise in levels:
-            data = [dependent(family, n, noise, np.random.default_rng([2, f, int(100 * noise), i]))
-                    for i in range(draws)]
+            data = [
+                dependent(family, n, noise, np.random.default_rng([2, f, int(100 * noise), i])) for i in range(draws)
+            ]
             # hyppo applies the bandwidth of x to y: with both medians 1 its kernels are ours.
             data = [tuple(z / median_distance(torch.from_numpy(z)) for z in pair) for pair in data]
             pairs = [tuple(map(torch.from_numpy, pair)) for pair in data]
             found = {
-                "permutation": [permutation_test(*p, permutations=permutations, seed=i).pvalue
-                                for i, p in enumerate(pairs)],
+                "permutation": [
+                    permutation_test(*p, permutations=permutations, seed=i).pvalue for i, p in enumerate(pairs)
+                ],
                 "gamma": [gamma_test(*p).pvalue for p in pairs],
-                "aggregated": [aggregated_test(*p, permutations=permutations, seed=i).pvalue
-                               for i, p in enumerate(pairs)],
+                "aggregated": [
+                    aggregated_test(*p, permutations=permutations, seed=i).pvalue for i, p in enumerate(pairs)
+                ],
             }
             if hyppo:
                 theirs = run_hyppo(hyppo, *map(np.stack, zip(*data, strict=True)), permutations)
                 found |= {"hyppo permutation": theirs["permutation"], "hyppo chi2": theirs["chi2"]}
             for name, pvalues in found.items():
                 rate = float((np.array(pvalues) <= 0.05 + 1e-12).mean())
-                rows.append({"family": family, "noise": noise, "n": n, "test": name, "draws": draws, "power": rate,
-                             "standard_error": (rate * (1 - rate) / draws) ** 0.5})
-            print(family, noise, {row["test"]: row["power"] for row in rows[-len(found):]}, flush=True)
+                rows.append(
+                    {
+                        "family": family,
+                        "noise": noise,
+                        "n": n,
+                        "test": name,
+                        "draws": draws,
+                        "power": rate,
+                        "standard_error": (rate * (1 - rate) / draws) ** 0.5,
+                    }
+                )
+            print(family, noise, {row["test"]: row["power"] for row in rows[-len(found) :]}, flush=True)
     frame = pd.DataFrame(rows)
     write(frame, "power", f"data default_rng([2, family, 100 noise, i]), test seed i, {permutations} permutations")
     figure, axes = plt.subplots(1, len(noises), figsize=(13, 3.2), sharey=True, layout="constrained")
@@ -164,19 +193,26 @@ def speed(hyppo: str | None) -> None:
         rows.append({"what": "hyppo, one statistic and its chi-square", "seconds": float(many["single"])})
         rows.append({"what": "hyppo: a permutation", "seconds": float(many["seconds"] - few["seconds"]) / 10})
     for name, bound, tolerance, count in (("Gram matrices", 50, None, 30), ("factors, 1 %", 200, 0.01, 300)):
-        first, last = (best(lambda b=b, t=tolerance: permutation_test(*pair, permutations=b, tolerance=t))
-                       for b in (1, 1 + count))
+        first, last = (
+            best(lambda b=b, t=tolerance: permutation_test(*pair, permutations=b, tolerance=t)) for b in (1, 1 + count)
+        )
         rows.append({"what": f"permutation_test, {name}: before the permutations", "seconds": first})
-        rows.append({"what": f"permutation_test, {name}: a permutation", "seconds": (last - first) / count,
-                     "bound": bound})
+        rows.append(
+            {"what": f"permutation_test, {name}: a permutation", "seconds": (last - first) / count, "bound": bound}
+        )
         if hyppo:
             rows[-1]["times_hyppo_rate"] = rows[1]["seconds"] / rows[-1]["seconds"]
     rows.append({"what": "gamma_test", "seconds": best(lambda: gamma_test(*pair))})
     rows.append({"what": "block_test", "seconds": best(lambda: block_test(*pair))})
     for tolerance, permutations, seed in ((None, 499, 1), (0.01, 4999, 2)):
         result = permutation_test(*pair, permutations=permutations, tolerance=tolerance, seed=seed)
-        rows.append({"what": f"p-value, {result.method}", "pvalue": result.pvalue,
-                     "standard_error": (result.pvalue * (1 - result.pvalue) / permutations) ** 0.5})
+        rows.append(
+            {
+                "what": f"p-value, {result.method}",
+                "pvalue": result.pvalue,
+                "standard_error": (result.pvalue * (1 - result.pvalue) / permutations) ** 0.5,
+            }
+        )
     frame = pd.DataFrame(rows)
     print(frame.to_string())
     write(frame, "speed", f"n = {n}, p = q = {width}, float64, data default_rng(3); CPU seconds of one thread each")
@@ -203,8 +239,11 @@ def run_hyppo(python: str, x: np.ndarray, y: np.ndarray, reps: int) -> dict[str,
 def write(frame: pd.DataFrame, name: str, seeds: str) -> None:
     """The table, with the command, the seeds and the machine as comment lines above it."""
     path = RESULTS / f"independence_{name}.csv"
-    header = [f"python benchmarks/independence.py {name}" + (" --hyppo PYTHON" if name != "calibration" else ""), seeds,
-              f"{processor()}, {torch.get_num_threads()} thread of {os.cpu_count()} cores, torch {torch.__version__}"]
+    header = [
+        f"python benchmarks/independence.py {name}" + (" --hyppo PYTHON" if name != "calibration" else ""),
+        seeds,
+        f"{processor()}, {torch.get_num_threads()} thread of {os.cpu_count()} cores, torch {torch.__version__}",
+    ]
     part = path.with_suffix(".part")
     part.write_text("".join(f"# {line}\n" for line in header) + frame.to_csv(index=False, float_format="%.6g"))
     part.replace(path)

@@ -24,8 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hsic_lab.hardware import processor
 from hsic_lab.losses import BarlowTwinsLoss
+from hsic_lab.training._config import processor
 
 RESULTS = Path(__file__).parent.parent / "data" / "results"
 ROWS = (64, 256, 1024, 4096)
@@ -147,8 +147,17 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     labels = labels.where(ratio.notna(), "not run")
     figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
     sns.heatmap(
-        ratio.fillna(1.0).map(math.log10), annot=labels, fmt="", cmap="RdBu", center=0, vmin=-1.8, vmax=1.8, ax=axes,
-        linewidths=1, cbar=False, annot_kws={"size": 12},
+        ratio.fillna(1.0).map(math.log10),
+        annot=labels,
+        fmt="",
+        cmap="RdBu",
+        center=0,
+        vmin=-1.8,
+        vmax=1.8,
+        ax=axes,
+        linewidths=1,
+        cbar=False,
+        annot_kws={"size": 12},
     )
     axes.set(xlabel="projector width d", ylabel="batch n", title="Barlow Twins, times faster than lightly 1.6")
     axes.tick_params(rotation=0)
@@ -174,7 +183,8 @@ def main() -> None:
             # The peers' cost grows as d^2 where it is more than the cost of calls; the skipped stays skipped.
             expected = {
                 row["loss"]: row["milliseconds"] / 1e3 * (wider / d) ** 2 if "milliseconds" in row else math.inf
-                for row in rows[-3:] if d >= 1024
+                for row in rows[-3:]
+                if d >= 1024
             }
             print(n, d, {row["loss"]: row.get("milliseconds", row["skipped"]) for row in rows[-3:]}, flush=True)
     table = pd.DataFrame(rows)

@@ -1,7 +1,7 @@
 """The torch probe beside scikit-learn on one objective: seconds, the objective reached, and test accuracy.
 
 Features are Gaussian class means plus noise with a spectrum that falls like 1/k, ten or a hundred classes, float32.
-Both solve multinomial logistic regression at C = 0.1 on standardised features, in float64 from 0, to a gradient
+Both solve multinomial logistic regression at C = 0.1 on standardized features, in float64 from 0, to a gradient
 tolerance: 1e-4, the default of both, where the two stop at different points near the optimum, and 1e-6, at the optimum.
 Writes data/results/probes_<device>.csv.
 
@@ -26,8 +26,8 @@ from sklearn.metrics import log_loss
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
-from hsic_lab.hardware import hardware
-from hsic_lab.probes import fast_probe
+from hsic_lab.evaluation._probes import fast_probe
+from hsic_lab.training._config import hardware
 
 RESULTS = Path(__file__).parent.parent / "data" / "results"
 SIZES = ((2_000, 256, 10), (10_000, 512, 10), (20_000, 512, 100), (20_000, 2048, 10))
@@ -62,13 +62,23 @@ def measure(n: int, d: int, classes: int, tolerance: float, device: str, threads
     objective = C * losses + np.square(model.coef_).sum() / 2
     size = {"n_train": n, "features": d, "classes": classes, "n_test": TEST, "C": C, "tolerance": tolerance}
     return [
-        size | {
-            "probe": "fast_probe", "device": device, "seconds": round(fast.seconds, 3), "iterations": fast.iterations,
-            "objective": fast.loss, "accuracy": fast.accuracy,
+        size
+        | {
+            "probe": "fast_probe",
+            "device": device,
+            "seconds": round(fast.seconds, 3),
+            "iterations": fast.iterations,
+            "objective": fast.loss,
+            "accuracy": fast.accuracy,
         },
-        size | {
-            "probe": "scikit-learn", "device": "cpu", "seconds": round(seconds, 3), "iterations": int(model.n_iter_[0]),
-            "objective": float(objective), "accuracy": accuracy,
+        size
+        | {
+            "probe": "scikit-learn",
+            "device": "cpu",
+            "seconds": round(seconds, 3),
+            "iterations": int(model.n_iter_[0]),
+            "objective": float(objective),
+            "accuracy": accuracy,
         },
     ]
 

@@ -46,8 +46,10 @@ def main() -> None:
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     peak = used.ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)  # macOS counts in bytes, Linux in KiB
     cpu = used.ru_utime + used.ru_stime
-    print(f"{views} views of {rows} x {width}: {seconds:.0f} s ({cpu:.0f} s of CPU), peak {peak:.2f} GiB, "
-          f"page of {size / 1e6:.1f} MB")
+    print(
+        f"{views} views of {rows} x {width}: {seconds:.0f} s ({cpu:.0f} s of CPU), peak {peak:.2f} GiB, "
+        f"page of {size / 1e6:.1f} MB"
+    )
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
 
 CIFAR-10 if it is there, else noise of its shape, which costs the same. On a CPU "cpu" is the pairs per second of an
 otherwise idle machine of as many cores as there are threads, from the processor time spent: on a shared machine the
-wall clock also measures the neighbours. "kernel gain" is by how much the compiled kernel of `norm_relu` speeds up an
+wall clock also measures the neighbors. "kernel gain" is by how much the compiled kernel of `norm_relu` speeds up an
 update with its views. Model-flop utilisation counts the multiplications and additions of the forward and backward pass
 of both views against `--peak` teraflops (990 for bfloat16 on an H100 or H200).
 """
@@ -24,17 +24,15 @@ import pandas as pd
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from hsic_lab import norm_relu
-from hsic_lab.allocation import freed_memory_kept
-from hsic_lab.config import TrainConfig
-from hsic_lab.datasets import ImageData, load
-from hsic_lab.files import replace_file
-from hsic_lab.hardware import processor
-from hsic_lab.images import Images
-from hsic_lab.pairs import TrainingPairs
-from hsic_lab.siamese import OnlineNetwork
-from hsic_lab.trainer import Trainer
-from hsic_lab.training import _new_run, pick_device
+from hsic_lab import _norm_relu as norm_relu
+from hsic_lab._io import replace_file
+from hsic_lab.datasets import ImageData, Images, load
+from hsic_lab.training import TrainConfig, pick_device
+from hsic_lab.training._config import processor
+from hsic_lab.training._data import TrainingPairs
+from hsic_lab.training._networks import OnlineNetwork
+from hsic_lab.training._train import _new_run, freed_memory_kept
+from hsic_lab.training._trainer import Trainer
 
 
 def images(n: int) -> ImageData:
@@ -102,8 +100,8 @@ def measure(config: TrainConfig, data: ImageData, repetitions: int, peak: float,
         row |= {f"{name} cpu": config.batch_size / cpu for name, (_, cpu) in times.items()}
     if "torch's layers" in times:
         row["kernel gain"] = times["torch's layers"][0] / times["both"][0] - 1
-    row["views share"] = times["views"][1] / times["both"][1] if device.type == "cpu" else (
-        times["views"][0] / times["both"][0]
+    row["views share"] = (
+        times["views"][1] / times["both"][1] if device.type == "cpu" else (times["views"][0] / times["both"][0])
     )
     row["Tflop/s"] = counter.get_total_flops() / times["both"][0] / 1e12
     if device.type == "cuda":
@@ -121,7 +119,7 @@ def main() -> None:
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--tries", type=int, default=1, help="rows a setting: what neighbours make of a shared machine")
+    parser.add_argument("--tries", type=int, default=1, help="rows a setting: what neighbors make of a shared machine")
     parser.add_argument("--peak", type=float, default=990.0, help="teraflops of the device")
     parser.add_argument("--output", type=Path, help="a CSV file for the table")
     arguments = parser.parse_args()
@@ -130,8 +128,13 @@ def main() -> None:
     for encoder, number in product(arguments.encoders, range(arguments.tries)):
         for batch in arguments.batches:
             config = TrainConfig(
-                dataset=data.name, encoder=encoder, width=arguments.width, batch_size=batch, device=arguments.device,
-                precision=arguments.precision, compile=arguments.compile,
+                dataset=data.name,
+                encoder=encoder,
+                width=arguments.width,
+                batch_size=batch,
+                device=arguments.device,
+                precision=arguments.precision,
+                compile=arguments.compile,
             )
             last = (encoder, batch, number) == (arguments.encoders[-1], arguments.batches[-1], arguments.tries - 1)
             with freed_memory_kept():  # as `train` does
@@ -143,8 +146,13 @@ def main() -> None:
     print(table.to_string(index=False, float_format=lambda value: f"{value:.3g}" if value < 100 else f"{value:.0f}"))
     if arguments.output:
         table = table.assign(
-            data=data.name, seed=0, precision=arguments.precision, compiled=arguments.compile, hardware=hardware,
-            torch=torch.__version__, command=" ".join(["python", *sys.argv]),
+            data=data.name,
+            seed=0,
+            precision=arguments.precision,
+            compiled=arguments.compile,
+            hardware=hardware,
+            torch=torch.__version__,
+            command=" ".join(["python", *sys.argv]),
         )
         replace_file(arguments.output, lambda path: table.to_csv(path, index=False, float_format="%.5g"))
 

@@ -24,18 +24,17 @@ import torch
 from PIL import Image, ImageEnhance
 from torch.utils.data import DataLoader
 
-from hsic_lab.allocation import freed_memory_kept
-from hsic_lab.files import replace_file
-from hsic_lab.hardware import processor
-from hsic_lab.presets import PRESETS
-from hsic_lab.views import TwoViews, preset
+from hsic_lab._io import replace_file
+from hsic_lab.training._config import processor
+from hsic_lab.training._train import freed_memory_kept
+from hsic_lab.views import AUGMENTATIONS, TwoViews, augmentation
 
 OURS, THEIRS = 512, 128  # images a call
 Pairs = Callable[[np.ndarray], object]
 
 
 def pillow_view(
-    image: Image.Image, size: int, scale: tuple[float, float], grey: float, rng: random.Random
+    image: Image.Image, size: int, scale: tuple[float, float], gray: float, rng: random.Random
 ) -> np.ndarray:
     """One view of the report's recipe with Pillow's operations, in torchvision's order."""
     width, height = image.size
@@ -61,16 +60,16 @@ def pillow_view(
             else:
                 enhance = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)[operation]
                 image = enhance(image).enhance(rng.uniform(0.6, 1.4))
-    if rng.random() < grey:
+    if rng.random() < gray:
         image = image.convert("L").convert("RGB")
     return np.asarray(image)
 
 
 def pillow_pairs(
-    images: np.ndarray, size: int, scale: tuple[float, float], grey: float, rng: random.Random
+    images: np.ndarray, size: int, scale: tuple[float, float], gray: float, rng: random.Random
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Two views of uint8 images `(n, h, w, 3)`."""
-    pairs = [[pillow_view(picture, size, scale, grey, rng) for _ in "ab"] for picture in map(Image.fromarray, images)]
+    pairs = [[pillow_view(image, size, scale, gray, rng) for _ in "ab"] for image in map(Image.fromarray, images)]
     views = torch.from_numpy(np.array(pairs)).permute(1, 0, 4, 2, 3).to(torch.float32).div_(127.5).sub_(1)
     return views[0].contiguous(), views[1].contiguous()
 
@@ -79,14 +78,16 @@ def torchvision_pairs(views: TwoViews) -> Pairs:
     """The report's utils.py: two draws of one transform of a PIL image, batched by a DataLoader."""
     from torchvision import transforms
 
-    transform = transforms.Compose([
-        transforms.RandomResizedCrop(views.size, scale=views.scale),
-        transforms.RandomHorizontalFlip(),
-        transforms.RandomApply([transforms.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
-        transforms.RandomGrayscale(views.grayscale[0]),
-        transforms.ToTensor(),
-        transforms.Normalize([0.5] * 3, [0.5] * 3),
-    ])
+    transform = transforms.Compose(
+        [
+            transforms.RandomResizedCrop(views.size, scale=views.scale),
+            transforms.RandomHorizontalFlip(),
+            transforms.RandomApply([transforms.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
+            transforms.RandomGrayscale(views.grayscale[0]),
+            transforms.ToTensor(),
+            transforms.Normalize([0.5] * 3, [0.5] * 3),
+        ]
+    )
 
     class PairDataset(torch.utils.data.Dataset):
         def __init__(self, images: np.ndarray) -> None:
@@ -118,7 +119,7 @@ def pillow(views: TwoViews) -> Pairs:
     return lambda images: pillow_pairs(images, views.size, views.scale, views.grayscale[0], random.Random(0))
 
 
-PEERS = {"report": {"Pillow": pillow, "torchvision": torchvision_pairs}, "barlow_twins": {"lightly": lightly_pairs}}
+PEERS = {"tsai2021": {"Pillow": pillow, "torchvision": torchvision_pairs}, "barlow_twins": {"lightly": lightly_pairs}}
 
 
 def seconds(call: Callable[[], object], repetitions: int) -> float:
@@ -142,8 +143,8 @@ def measure(size: int) -> list[dict[str, object]]:
     images = torch.randint(0, 256, (OURS, 3, size, size), dtype=torch.uint8, generator=generator)
     pixels = images[:THEIRS].permute(0, 2, 3, 1).contiguous().numpy()
     rows = []
-    for name in PRESETS:
-        views = preset(name, size)
+    for name in AUGMENTATIONS:
+        views = augmentation(name, size)
         rate = OURS / seconds(lambda call=views: call(images, generator), 10)
         rows.append({"pixels": size, "recipe": name, "who": "hsic_lab", "pairs/s": rate})
         for peer, build in PEERS.get(name, {}).items():
@@ -153,9 +154,9 @@ def measure(size: int) -> list[dict[str, object]]:
                 print(f"{peer} is left out: {str(error).splitlines()[0]}")
                 continue
             theirs = THEIRS / seconds(lambda call=pairs: call(pixels), 3)
-            rows.append({
-                "pixels": size, "recipe": name, "who": version(peer), "pairs/s": theirs, "times": rate / theirs,
-            })
+            rows.append(
+                {"pixels": size, "recipe": name, "who": version(peer), "pairs/s": theirs, "times": rate / theirs}
+            )
     return rows
 
 
@@ -168,7 +169,9 @@ def main() -> None:
         table = pd.DataFrame([row for size in (32, 64, 96) for row in measure(size)])
     table = table.assign(
         protocol=f"processor time of one thread, best of 10 calls ({OURS} images) or 3 ({THEIRS}), noise, seed 0",
-        hardware=processor(), torch=torch.__version__, command=" ".join(["python", *sys.argv]),
+        hardware=processor(),
+        torch=torch.__version__,
+        command=" ".join(["python", *sys.argv]),
     )
     print(f"torch {torch.__version__}, {processor()}, one thread, pairs of views per second of processor time")
     print(table[["pixels", "recipe", "who", "pairs/s", "times"]].round(1).to_string(index=False))

@@ -11,7 +11,9 @@ import typer
 from typer.core import TyperGroup
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
     help="Barlow Twins and HSIC: train, probe and look.",
 )
 Folder = Annotated[Path, typer.Argument(help="A run's folder, as `hsic-lab train` leaves it.")]
@@ -50,11 +52,11 @@ def train(
     context: typer.Context,
     folder: Annotated[Path, typer.Argument(help="A new folder for the run, or with --resume an unfinished one.")],
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the folder's run; if none, start it.")] = False,
-    preset: Annotated[str | None, typer.Option(help="report, official or solo; options given beside it win.")] = None,
-    dataset: Annotated[str, typer.Option(help="A set's name, or a folder of pictures.")] = "default",
+    recipe: Annotated[str | None, typer.Option(help="tsai2021, official or solo; options given beside it win.")] = None,
+    dataset: Annotated[str, typer.Option(help="A set's name, or a folder of images.")] = "default",
     loss: Annotated[str, typer.Option(help="barlow_twins, hsic_ssl, vicreg, nt_xent, spectral, ...")] = "barlow_twins",
     lambda_param: Annotated[float | None, typer.Option("--lambda", help="Redundancy weight; left out: 1/d.")] = None,
-    views: Annotated[str, typer.Option(help="default, report, barlow_twins, solo or simclr.")] = "default",
+    views: Annotated[str, typer.Option(help="default, tsai2021, barlow_twins, solo or simclr.")] = "default",
     encoder: Annotated[str, typer.Option(help="conv, resnet18, resnet34 or resnet50.")] = "conv",
     stem: Annotated[str, typer.Option(help="Of a ResNet: cifar or imagenet.")] = "cifar",
     width: Annotated[int, typer.Option(help="Channels of the first convolution (conv).")] = 16,
@@ -74,11 +76,10 @@ def train(
     tensorboard: Annotated[Path | None, typer.Option(help="A folder for TensorBoard's logs.")] = None,
 ) -> None:
     """Train an encoder and keep the run; in K processes: torchrun --nproc-per-node K --no-python hsic-lab train ..."""
-    from hsic_lab.config import TrainConfig
-    from hsic_lab.recipes import preset as recipe
-    from hsic_lab.runs import SETTINGS, read_settings
-    from hsic_lab.tensorboard import TensorBoardLogger
+    from hsic_lab.training import TensorBoardLogger, TrainConfig
+    from hsic_lab.training import recipe as make_recipe
     from hsic_lab.training import train as work
+    from hsic_lab.training._run import SETTINGS, read_settings
 
     try:
         widths = tuple(int(part) for part in projector.split("-"))
@@ -88,14 +89,14 @@ def train(
     names = {field.name for field in fields(TrainConfig)} & values.keys()
     given = {name: values[name] for name in names if context.get_parameter_source(name).name == "COMMANDLINE"}
     if resume and (folder / SETTINGS).exists():
-        if given or preset:
-            beside = ', '.join(sorted(given)) or 'preset'
+        if given or recipe:
+            beside = ", ".join(sorted(given)) or "recipe"
             raise ValueError(f"--resume takes its settings from {folder}, got {beside} too")
         config = TrainConfig.from_json(read_settings(folder)[0])
     else:
         if resume:
             print(f"No run in {folder} yet: starting one")
-        config = recipe(preset, **given) if preset else TrainConfig(**given)
+        config = make_recipe(recipe, **given) if recipe else TrainConfig(**given)
     run = work(config, folder, resume=resume, callbacks=[TensorBoardLogger(tensorboard)] if tensorboard else [])
     if os.environ.get("RANK", "0") == "0":
         print(run.history.tail(1).to_string(index=False))
@@ -104,10 +105,10 @@ def train(
 
 @app.command()
 def probe(folder: Folder, splits: Annotated[int, typer.Option(help="Random training subsets.")] = 3) -> None:
-    """Judge a run's frozen features: linear probe and weighted nearest neighbours on its data set's test split."""
+    """Judge a run's frozen features: linear probe and weighted nearest neighbors on its data set's test split."""
     from hsic_lab.datasets import load
     from hsic_lab.evaluation import extract_features, knn_accuracy, probe_summary, probe_table
-    from hsic_lab.runs import Run
+    from hsic_lab.training import Run
 
     run = Run.load(folder)
     data = load(run.config["dataset"])
@@ -121,12 +122,12 @@ def probe(folder: Folder, splits: Annotated[int, typer.Option(help="Random train
 
 @app.command()
 def plot(
-    folder: Folder,
-    output: Annotated[Path | None, typer.Option(help="Where to; left out: the run's folder.")] = None,
+    folder: Folder, output: Annotated[Path | None, typer.Option(help="Where to; left out: the run's folder.")] = None
 ) -> None:
     """Draw a run: C before and after training, and the training curves."""
+    from hsic_lab._io import replace_file
     from hsic_lab.plots import compare_cross_correlations, history_figure, set_theme
-    from hsic_lab.runs import Run, replace_file
+    from hsic_lab.training import Run
 
     run = Run.load(folder)
     output = output or folder
@@ -159,8 +160,7 @@ def ablate(
     are the fields of TrainConfig, and the shorthands learning_rate_rule, lambda_times_d, kernel, off_diagonal_target,
     unit_rows and bessel. Ends with code 1 if a run failed.
     """
-    from hsic_lab.ablation import run_ablation, write_table
-    from hsic_lab.grids import read_grid
+    from hsic_lab.ablation import read_grid, run_ablation, write_table
 
     settings = read_grid(grid)
     frame = run_ablation(settings, folder, seeds=seeds, n_jobs=jobs, retry_failed=retry_failed)
@@ -191,8 +191,7 @@ def inspect(
     a .csv or .parquet file: all are features, or a_... and b_... are two views. Labels are called labels, label, y,
     targets or target.
     """
-    from hsic_lab.embeddings import read_embeddings
-    from hsic_lab.report import write_report
+    from hsic_lab.report import read_embeddings, write_report
 
     found = read_embeddings(file, second, labels)
     other = None if reference is None else read_embeddings(reference).z_a
@@ -224,13 +223,13 @@ def data_list() -> None:
 
     print(f"data folder: {datasets.data_folder().absolute()} (HSIC_LAB_DATA changes it)")
     for known in datasets.LOADERS:
-        print(f"  {known}: {datasets.state(known)}")
+        print(f"  {known}: {datasets.status(known)}")
 
 
 @data.command("show")
 def data_show(
-    name: Annotated[str, typer.Argument(help="A set's name, or a folder of pictures, one folder a class.")],
-    size: Annotated[int | None, typer.Option(help="Of a folder: resize and crop all pictures to this square.")] = None,
+    name: Annotated[str, typer.Argument(help="A set's name, or a folder of images, one folder a class.")],
+    size: Annotated[int | None, typer.Option(help="Of a folder: resize and crop all images to this square.")] = None,
 ) -> None:
     """Load a set and describe it."""
     from hsic_lab import datasets
@@ -249,4 +248,4 @@ def data_get(
     """Download a published set, check its sum, unpack it. Run it again to continue after an interruption."""
     from hsic_lab import datasets
 
-    print(f"{name} is in {datasets.get(name, folder)}")
+    print(f"{name} is in {datasets.download(name, folder)}")

@@ -9,11 +9,11 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from hsic_lab.checks import one_of
-from hsic_lab.frozen import check_images, evaluating, model_input
-from hsic_lab.hsic import center
+from hsic_lab._checks import check_choice
+from hsic_lab.cka import alike, u_center, varies
+from hsic_lab.evaluation._features import check_images, evaluating, model_input
+from hsic_lab.hsic._estimators import center
 from hsic_lab.kernels import Kernel, Linear
-from hsic_lab.self_hsic import alike, u_center, varies
 
 
 def compare_models(
@@ -29,7 +29,7 @@ def compare_models(
     """CKA of every layer of `model_a` (rows) with every layer of `model_b` (columns), a labelled frame.
 
     `images` is a tensor, cut into batches of `batch_size`, or an iterable of batches, which may be shuffled and may
-    hold labels after the images, as a DataLoader's do; uint8 is normalised to [-1, 1]. Each batch goes through both
+    hold labels after the images, as a DataLoader's do; uint8 is normalized to [-1, 1]. Each batch goes through both
     models, so rows always belong together. Activations `(n, ...)` are flattened to `(n, p)` and turned into Gram
     matrices the moment the layer returns them: a later in-place operation does not reach them, and memory holds one
     `(n, n)` Gram per layer. Batches are put together as in `MinibatchCKA`: HSIC averaged with rows as weights, then
@@ -45,7 +45,7 @@ def compare_models(
     called, do not return one row an image, or are constant (CKA is not defined), for fewer than 4 images; TypeError
     for layers that return something other than a floating tensor.
     """
-    unbiased = one_of(estimator, ("biased", "unbiased"), "estimator") == "unbiased"
+    unbiased = check_choice(estimator, ("biased", "unbiased"), "estimator") == "unbiased"
     tap_a = _Tap("model_a", model_a, layers, kernel or Linear(), unbiased)
     tap_b = _Tap("model_b", model_b, layers if layers_b is None else layers_b, kernel or Linear(), unbiased)
     ab = aa = bb = 0.0
@@ -54,7 +54,7 @@ def compare_models(
             n = len(batch)
             a, b = tap_a(batch), tap_b(batch)
             b = b.to(a.device)
-            # Inner products of centred Grams are HSIC times n(n - 3) or n^2; another n is the batch's weight.
+            # Inner products of centered Grams are HSIC times n(n - 3) or n^2; another n is the batch's weight.
             weight = 1 / (n - 3) if unbiased else 1 / n
             ab = ab + weight * (a @ b.T)
             aa = aa + weight * a.square().sum(dim=1)
@@ -73,7 +73,7 @@ def compare_models(
 
 
 class _Tap:
-    """Called on a batch, gives the centred Grams of a model's layers, `(layers, n * n)` in float64."""
+    """Called on a batch, gives the centered Grams of a model's layers, `(layers, n * n)` in float64."""
 
     def __init__(
         self, owner: str, model: nn.Module, layers: Sequence[str] | None, kernel: Kernel, unbiased: bool
@@ -114,7 +114,7 @@ class _Tap:
 
     @contextmanager
     def _listening(self, n: int) -> Iterator[dict[str, Tensor]]:
-        """Forward hooks that fill a dict of centred Grams, gone at the end."""
+        """Forward hooks that fill a dict of centered Grams, gone at the end."""
         grams: dict[str, Tensor] = {}
         calls: Counter[str] = Counter()
 
@@ -122,7 +122,7 @@ class _Tap:
             def listen(module: nn.Module, inputs: tuple, output: object) -> None:
                 calls[name] += 1
                 label = name if calls[name] == 1 else f"{name}#{calls[name]}"
-                grams[label] = self._centred_gram(label, output, n)
+                grams[label] = self._centered_gram(label, output, n)
 
             return listen
 
@@ -131,7 +131,7 @@ class _Tap:
                 hooks.callback(module.register_forward_hook(hook(name)).remove)
             yield grams
 
-    def _centred_gram(self, label: str, output: object, n: int) -> Tensor:
+    def _centered_gram(self, label: str, output: object, n: int) -> Tensor:
         if not isinstance(output, Tensor):
             raise TypeError(f"layer {label!r} of {self.owner} must return a tensor, got {type(output).__name__}")
         if output.ndim == 0 or len(output) != n:

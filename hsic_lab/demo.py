@@ -8,13 +8,14 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
+from hsic_lab._io import replace_file
+from hsic_lab._notebooks import execute, to_html
 from hsic_lab.datasets import ImageData, load
 from hsic_lab.evaluation import extract_features, probe_summary, probe_table
-from hsic_lab.files import replace_file
-from hsic_lab.notebooks import execute, to_html
 from hsic_lab.plots import compare_cross_correlations, history_figure, plot_probe, set_theme
-from hsic_lab.runs import WEIGHTS, Run, build_networks
-from hsic_lab.training import TrainConfig, train_once
+from hsic_lab.training import Run, TrainConfig, train_or_load
+from hsic_lab.training._networks import build_networks
+from hsic_lab.training._run import WEIGHTS
 
 TITLES = {"barlow_twins": "Barlow Twins", "hsic_ssl": "HSIC_SSL"}
 EPOCHS = 14
@@ -28,7 +29,7 @@ def demo_config(loss: str, epochs: int = EPOCHS) -> TrainConfig:
 
 def demo_runs(folder: Path, data: ImageData, epochs: int = EPOCHS) -> dict[str, Run]:
     """The runs of both losses by title, trained unless `folder` holds them finished."""
-    return {title: train_once(demo_config(loss, epochs), folder / loss, data) for loss, title in TITLES.items()}
+    return {title: train_or_load(demo_config(loss, epochs), folder / loss, data) for loss, title in TITLES.items()}
 
 
 def demo_probe(
@@ -60,7 +61,7 @@ def demo_probe(
 
 
 def demo_figures(runs: Mapping[str, Run], table: pd.DataFrame) -> dict[str, Figure]:
-    """The pictures by file name: C before and after, the training curves, the probes."""
+    """The images by file name: C before and after, the training curves, the probes."""
     panels = {
         title: {"before training": run.snapshots[0], "after training": run.snapshots[max(run.snapshots)]}
         for title, run in runs.items()
@@ -95,8 +96,6 @@ def run_demo(folder: Path = Path("runs/demo"), notebook: Path = NOTEBOOK, epochs
         written.append(folder / name)
     print("\nExecuting the quickstart notebook ...", flush=True)
     executed = folder / notebook.name
-    document = execute(
-        notebook, executed, cwd=notebook.parent, environment={"HSIC_LAB_RUNS": str(folder.absolute())}
-    )
+    document = execute(notebook, executed, cwd=notebook.parent, environment={"HSIC_LAB_RUNS": str(folder.absolute())})
     to_html(document, executed.with_suffix(".html"))
     return [*written, executed, executed.with_suffix(".html"), *(run.folder for run in runs.values())]

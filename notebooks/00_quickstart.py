@@ -13,7 +13,7 @@
 # %% [markdown]
 # # Quickstart: two losses, one matrix
 #
-# **What you will see.** Two encoders learn to recognise handwritten digits without ever being told a label. One is trained with
+# **What you will see.** Two encoders learn to recognize handwritten digits without ever being told a label. One is trained with
 # *Barlow Twins*, the other with the loss that Tsai et al. (2021) derived by reading Barlow Twins as a statement about the
 # *Hilbert-Schmidt Independence Criterion* (HSIC). Both losses look at one matrix, the cross-correlation $C$ of two views of a
 # batch. We draw it before and after training, check on our own features that its size *is* HSIC, and ask a linear classifier
@@ -35,13 +35,12 @@ EPOCHS, SIZES = (9, {"n_train": 2000, "n_test": 500}) if FAST else (14, {})
 import torch
 
 from hsic_lab.correlation import cross_correlation, standardize
-from hsic_lab.datasets import load
+from hsic_lab.datasets import DigitScenes, load
 from hsic_lab.demo import demo_config, demo_probe
 from hsic_lab.evaluation import probe_summary
 from hsic_lab.hsic import hsic
 from hsic_lab.plots import compare_cross_correlations, history_figure, plot_pairs, plot_probe, set_theme
-from hsic_lab.scenes import DigitScenes
-from hsic_lab.training import train_once
+from hsic_lab.training import train_or_load
 from hsic_lab.views import normalize
 
 set_theme()
@@ -49,9 +48,9 @@ set_theme()
 # %% [markdown]
 # ## Pairs of views
 #
-# Self-supervised learning starts from pairs of pictures that have something in common. Here we choose what that is: a scene
-# shows a real handwritten digit, recoloured, scaled and placed somewhere on a piece of a photograph, and **the two views of a
-# pair share the digit and nothing else**. Colour, place, size and background are drawn anew. An encoder that finds what the
+# Self-supervised learning starts from pairs of images that have something in common. Here we choose what that is: a scene
+# shows a real handwritten digit, recolored, scaled and placed somewhere on a piece of a photograph, and **the two views of a
+# pair share the digit and nothing else**. Color, place, size and background are drawn anew. An encoder that finds what the
 # views share has to find the digit. Train and test scenes are made from different digits.
 
 # %%
@@ -63,7 +62,7 @@ data.train.factors.head(4)
 # %% [markdown]
 # ## Two encoders, two losses
 #
-# An encoder turns a picture into 256 features, a projector turns those into $d = 128$ numbers. For a batch of $n$ pairs this
+# An encoder turns a image into 256 features, a projector turns those into $d = 128$ numbers. For a batch of $n$ pairs this
 # gives two $n \times d$ matrices; shift and scale every column to mean 0 and variance 1 and call them $X$ and $Y$. Then
 #
 # $$C = \frac{1}{n} X^\top Y, \qquad
@@ -77,16 +76,16 @@ data.train.factors.head(4)
 # %%
 titles = {"barlow_twins": "Barlow Twins", "hsic_ssl": "HSIC_SSL"}
 runs = {
-    title: train_once(demo_config(loss, EPOCHS), RUNS / loss, data, progress=False) for loss, title in titles.items()
+    title: train_or_load(demo_config(loss, EPOCHS), RUNS / loss, data, progress=False) for loss, title in titles.items()
 }
 for title, run in runs.items():
-    print(f"{title}: {run.state}, {run.history['step'].iloc[-1]:.0f} steps on {run.facts['device']}")
+    print(f"{title}: {run.status}, {run.history['step'].iloc[-1]:.0f} steps on {run.metadata['device']}")
 
 # %% [markdown]
 # ## The matrix before and after
 #
 # All four panels come from the same 2048 pairs of *test* scenes, before the first training step and after the last one, on one
-# colour scale. Before, nothing that an untrained network computes agrees across views that share only a digit: $C$ is nearly 0.
+# color scale. Before, nothing that an untrained network computes agrees across views that share only a digit: $C$ is nearly 0.
 # After, the diagonal stands out. The entries off it are no longer small, though: 128 features that all speak of one digit cannot be
 # 128 different things, and with $\lambda = 1/d$ both losses accept that. (Longer training or a larger $\lambda$ pushes them down.)
 
@@ -112,7 +111,7 @@ for title, run in runs.items():
 # %% [markdown]
 # ## While training
 #
-# The target $-1$ off the diagonal cannot be met: $d$ standardised features that agree across the views cannot all be opposed to
+# The target $-1$ off the diagonal cannot be met: $d$ standardized features that agree across the views cannot all be opposed to
 # one another, their mean correlation is at least $-1/(d-1)$, here $-0.008$. So the two losses ask for nearly the same matrix,
 # and the curves show it. (The HSIC loss is larger by about $\lambda d (d-1) = d - 1$, the price of the target that cannot be met.)
 
@@ -123,7 +122,7 @@ history_figure({title: run.history for title, run in runs.items()}, d);
 # ## The size of C is HSIC
 #
 # HSIC measures how far a joint distribution is from the product of its marginals: it is 0 for independent variables. With the
-# simplest kernel, $k(x, x') = \langle x, x' \rangle$, on standardised features, the estimator of Gretton et al. (2005) is
+# simplest kernel, $k(x, x') = \langle x, x' \rangle$, on standardized features, the estimator of Gretton et al. (2005) is
 # $\operatorname{tr}(KHLH)/n^2$ with two $n \times n$ Gram matrices $K = XX^\top$, $L = YY^\top$, and this is
 # $\lVert C \rVert_F^2 = \sum_{ij} C_{ij}^2$. We compute both on the trained features of 1024 test pairs.
 
@@ -140,7 +139,7 @@ print(f"tr(KHLH)/n^2 = {through_the_grams:.12f}\n||C||_F^2    = {through_c:.12f}
 assert abs(through_the_grams - through_c) < 1e-10 * through_c
 
 # %% [markdown]
-# Nobody drew negative pairs to get this number: centring (the matrix $H$) puts all re-pairings of the batch in their place. That
+# Nobody drew negative pairs to get this number: centring (the matrix $H$) puts all permutations of the batch in their place. That
 # is the report's reading of Barlow Twins as *contrastive learning without negative samples*; notebook 01 takes it apart.
 #
 # ## What the encoders know

@@ -1,15 +1,15 @@
 # %% [markdown]
 # # Barlow Twins is a statement about HSIC
 #
-# Barlow Twins trains a network on pairs of distorted pictures. It correlates every feature of one view with every
+# Barlow Twins trains a network on pairs of distorted images. It correlates every feature of one view with every
 # feature of the other and pushes that matrix towards the identity. HSIC, the Hilbert-Schmidt Independence Criterion,
 # is a number from statistics that says how strongly two samples depend on each other. This notebook shows, step by
 # step, that the first is built from the second, and what follows.
 #
 # **What you will see**
 #
-# 1. HSIC as the average of a picture, and the same number as the squared entries of the cross-correlation matrix $C$.
-# 2. Why HSIC compares real pairs with *all* re-pairings, so that negative examples come for free.
+# 1. HSIC as the average of a image, and the same number as the squared entries of the cross-correlation matrix $C$.
+# 2. Why HSIC compares real pairs with *all* permutations, so that negative examples come for free.
 # 3. Barlow Twins taken apart into HSIC pieces, and which of them it pushes up and which down.
 # 4. HSIC_SSL, the variant with the target $-1$: what is different, why $-1$ is out of reach, what is reached instead.
 # 5. A practical gain: the exact Barlow Twins loss without ever forming the $d \times d$ matrix, timed.
@@ -33,18 +33,12 @@ import pandas as pd
 import torch
 
 from hsic_lab.correlation import cross_correlation, standardize
+from hsic_lab.datasets import DigitScenes
 from hsic_lab.hsic import hsic
 from hsic_lab.kernels import Gaussian
 from hsic_lab.losses import BarlowTwinsLoss, HSICSSLLoss
-from hsic_lab.plots import (
-    DIVERGING,
-    PALETTE,
-    compare_cross_correlations,
-    plot_cross_correlation,
-    plot_pairs,
-    set_theme,
-)
-from hsic_lab.scenes import DigitScenes
+from hsic_lab.plots import compare_cross_correlations, plot_cross_correlation, plot_pairs, set_theme
+from hsic_lab.plots._canvas import DIVERGING, PALETTE
 from hsic_lab.views import normalize
 
 set_theme()
@@ -52,7 +46,7 @@ close = partial(torch.allclose, rtol=1e-10, atol=1e-10)  # "equal", on this page
 
 
 def show_matrices(panels, xlabel, ylabel, size=3.5):
-    """Matrices side by side, each on its own colour scale centred at 0: red is positive, blue is negative."""
+    """Matrices side by side, each on its own color scale centered at 0: red is positive, blue is negative."""
     figure, axes = plt.subplots(1, len(panels), figsize=(size * len(panels) + 0.6, size), layout="constrained")
     for ax, (title, matrix) in zip(axes, panels.items(), strict=True):
         limit = matrix.abs().quantile(0.99).item()
@@ -68,21 +62,21 @@ def show_matrices(panels, xlabel, ylabel, size=3.5):
 # ## 1. Two views, and the matrix between them
 #
 # Each column below is a pair: two views of one scene. A pair shares its handwritten digit and its background;
-# position, size and colour of the digit are drawn anew. What a good representation should keep is what the two share.
+# position, size and color of the digit are drawn anew. What a good representation should keep is what the two share.
 
 # %%
 n, d = 256, 16
-picture_a, picture_b = DigitScenes("train").pairs(n, 0, shared=("digit", "background"))
-plot_pairs(picture_a, picture_b, n=9);
+image_a, image_b = DigitScenes("train").pairs(n, 0, shared=("digit", "background"))
+plot_pairs(image_a, image_b, n=9);
 
 # %% [markdown]
-# A network turns a picture into $d$ numbers, its **features**. Here an untrained one will do: one random layer on a
-# shrunken picture, the
-# same for both views. The result is two tables, $Z_a$ for view A and $Z_b$ for view B, with $n$ rows (one a picture)
+# A network turns a image into $d$ numbers, its **features**. Here an untrained one will do: one random layer on a
+# shrunken image, the
+# same for both views. The result is two tables, $Z_a$ for view A and $Z_b$ for view B, with $n$ rows (one a image)
 # and $d$ columns (one a feature). Row $b$ of both tables belongs to the same pair.
 #
-# **Standardising** a column over the batch means subtracting its mean and dividing by its standard deviation (with
-# $1/n$). Call the standardised tables $X$ and $Y$. The **cross-correlation matrix** is then a single product,
+# **Standardizing** a column over the batch means subtracting its mean and dividing by its standard deviation (with
+# $1/n$). Call the standardized tables $X$ and $Y$. The **cross-correlation matrix** is then a single product,
 #
 # $$C = \tfrac1n X^\top Y, \qquad C_{ij} = \text{correlation of feature } i \text{ of view A with feature } j
 # \text{ of view B}.$$
@@ -92,12 +86,12 @@ generator = torch.Generator().manual_seed(1)
 layer = torch.randn(3 * 8 * 8, d, generator=generator, dtype=torch.float64) / 192**0.5
 
 
-def untrained_features(pictures):
-    shrunk = torch.nn.functional.avg_pool2d(normalize(pictures), 4)
+def untrained_features(images):
+    shrunk = torch.nn.functional.avg_pool2d(normalize(images), 4)
     return torch.tanh(shrunk.flatten(1).double() @ layer)
 
 
-z_a, z_b = untrained_features(picture_a), untrained_features(picture_b)
+z_a, z_b = untrained_features(image_a), untrained_features(image_b)
 
 x, y = standardize(z_a), standardize(z_b)
 c = cross_correlation(z_a, z_b)
@@ -109,40 +103,40 @@ left.set(title=f"one entry: $C_{{00}}$ = {c[0, 0]:.2f}", xlabel="feature 0 of vi
 plot_cross_correlation(c, right, title="all of C");
 
 # %% [markdown]
-# The left picture is one pixel of the right one. The diagonal asks whether the views *agree*, feature by feature. The
+# The left image is one pixel of the right one. The diagonal asks whether the views *agree*, feature by feature. The
 # rest asks whether different features tell *the same* story; in an untrained network many do. Barlow Twins wants the
 # diagonal at 1 and the rest at 0.
 #
-# ## 2. HSIC: are similar pictures similar in the other view, too?
+# ## 2. HSIC: are similar images similar in the other view, too?
 #
-# Forget features for a moment. A **kernel** $k$ is a rule that says how similar two pictures are. Compare all $n$
-# pictures of view A with one another and you get an $n \times n$ table of similarities, the **Gram matrix** $K$, with
-# $K_{bc} = k(x_b, x_c)$. View B gives a second one, $L$. If the views depend on each other, then pictures that are
+# Forget features for a moment. A **kernel** $k$ is a rule that says how similar two images are. Compare all $n$
+# images of view A with one another and you get an $n \times n$ table of similarities, the **Gram matrix** $K$, with
+# $K_{bc} = k(x_b, x_c)$. View B gives a second one, $L$. If the views depend on each other, then images that are
 # alike in A tend to be alike in B: the two tables have the same pattern.
 #
 # To compare patterns and not overall levels, make every row and column of both tables sum to zero. In matrices that is
 # $HKH$ with $H = I - \frac1n \mathbf 1 \mathbf 1^\top$, where $\mathbf 1$ is the column of $n$ ones: multiplying by $H$
-# subtracts a mean. Then multiply the two pictures pixel by pixel and take the average:
+# subtracts a mean. Then multiply the two images pixel by pixel and take the average:
 #
 # $$\mathrm{HSIC} = \frac1{n^2}\sum_{b,c} (HKH)_{bc}\,(HLH)_{bc} = \frac1{n^2}\,\mathrm{tr}(K H L H).$$
 
 # %%
 h = torch.eye(n, dtype=torch.float64) - 1 / n
-order = torch.linalg.svd(x, full_matrices=False).U[:, 0].argsort()  # similar pictures next to each other: for the eye
+order = torch.linalg.svd(x, full_matrices=False).U[:, 0].argsort()  # similar images next to each other: for the eye
 gram_a, gram_b = h @ (x @ x.T) @ h, h @ (y @ y.T) @ h
 agreement = gram_a * gram_b
 
 axes = show_matrices(
     {"view A:  $HKH$": gram_a[order][:, order], "view B:  $HLH$": gram_b[order][:, order],
      "product, pixel by pixel": agreement[order][:, order]},
-    "picture", "picture",
+    "image", "image",
 )
-print(f"average of the third picture: {agreement.mean():.10f}\nhsic(x, y) of the library:    {hsic(x, y):.10f}")
+print(f"average of the third image: {agreement.mean():.10f}\nhsic(x, y) of the library:    {hsic(x, y):.10f}")
 assert close(agreement.mean(), hsic(x, y))
 assert close(agreement.mean(), torch.trace(x @ x.T @ h @ y @ y.T @ h) / n**2)
 
 # %% [markdown]
-# Red in the third picture: two scenes whose likeness (or unlikeness) in view A is confirmed by view B. It is mostly
+# Red in the third image: two scenes whose likeness (or unlikeness) in view A is confirmed by view B. It is mostly
 # red, so HSIC is positive. Shuffle the rows of one view, so that nothing belongs together any more, and the agreement
 # is gone:
 
@@ -154,21 +148,21 @@ assert hsic(x, shuffled) < 0.1 * hsic(x, y)
 # %% [markdown]
 # ### The linear kernel turns HSIC into $C$
 #
-# The simplest similarity is the dot product, $k(x, x') = x^\top x'$, as in the pictures above. Then $K = XX^\top$ and
+# The simplest similarity is the dot product, $k(x, x') = x^\top x'$, as in the images above. Then $K = XX^\top$ and
 # $L = YY^\top$; and since the columns of $X$ and $Y$ have mean zero already, $H$ changes nothing. A trace
 # does not care where a product begins, so
 #
 # $$\frac1{n^2}\mathrm{tr}(XX^\top\, YY^\top) = \frac1{n^2}\mathrm{tr}(Y^\top X\, X^\top Y)
 # = \mathrm{tr}(C^\top C) = \sum_{i,j} C_{ij}^2 = \lVert C \rVert_F^2 .$$
 #
-# The **average** over the $n \times n$ agreements between *pictures* is the **sum** over the $d \times d$ squared
+# The **average** over the $n \times n$ agreements between *images* is the **sum** over the $d \times d$ squared
 # correlations between *features*. It is one number, looked at from two sides.
 
 # %%
 axes = show_matrices(
-    {"pictures:  $HKH \\circ HLH$": agreement[order][:, order], "features:  $C \\circ C$": c.square()}, "", "", size=3.8
+    {"images:  $HKH \\circ HLH$": agreement[order][:, order], "features:  $C \\circ C$": c.square()}, "", "", size=3.8
 )
-axes[0].set(xlabel="picture", ylabel="picture")
+axes[0].set(xlabel="image", ylabel="image")
 axes[1].set(xlabel="feature of view B", ylabel="feature of view A")
 print(f"average, left: {agreement.mean():.10f}\nsum, right:    {c.square().sum():.10f}")
 
@@ -184,7 +178,7 @@ assert close(hsic(x, y, route="dual"), hsic(x, y, route="primal"))  # the librar
 #
 # Contrastive methods show a network *positive* pairs (two views of one scene) and *negative* pairs (views of different
 # scenes). Barlow Twins never forms a negative pair. HSIC explains why it may still be called contrastive.
-# Left, the $n$ real pairs. Right, all $n^2$ **re-pairings**: every picture of view A with every picture of view B,
+# Left, the $n$ real pairs. Right, all $n^2$ **permutations**: every image of view A with every image of view B,
 # which is what the pairs would look like if the views were independent.
 
 # %%
@@ -193,7 +187,7 @@ m = 64
 axes[0].plot(x[:m, 0], y[:m, 0], ".", color=PALETTE[0])
 axes[0].set(title=f"{m} real pairs $(x_b, y_b)$", xlabel="feature 0 of view A", ylabel="feature 0 of view B")
 axes[1].plot(x[:m, 0].repeat_interleave(m), y[:m, 0].repeat(m), ".", color=PALETTE[3], alpha=0.35, markersize=3)
-axes[1].set(title=f"all {m * m} re-pairings $(x_b, y_c)$", xlabel="feature 0 of view A");
+axes[1].set(title=f"all {m * m} permutations $(x_b, y_c)$", xlabel="feature 0 of view A");
 
 # %% [markdown]
 # How far apart are the two clouds? The **maximum mean discrepancy** (MMD) answers with a kernel: map every point into
@@ -202,10 +196,10 @@ axes[1].set(title=f"all {m * m} re-pairings $(x_b, y_c)$", xlabel="feature 0 of 
 # all members of each cloud (the *V-statistic*),
 #
 # $$\mathrm{MMD}^2 = \underbrace{\operatorname{mean}\,(\text{real, real})}_{\text{pairs among themselves}}
-# - 2\,\underbrace{\operatorname{mean}\,(\text{real, re-paired})}_{\text{pairs against negatives}}
-# + \underbrace{\operatorname{mean}\,(\text{re-paired, re-paired})}_{\text{negatives among themselves}} .$$
+# - 2\,\underbrace{\operatorname{mean}\,(\text{real, permuted})}_{\text{pairs against negatives}}
+# + \underbrace{\operatorname{mean}\,(\text{permuted, permuted})}_{\text{negatives among themselves}} .$$
 #
-# The next cell computes this by brute force, with all $n^2$ re-pairings listed one by one, for two kernels. It is
+# The next cell computes this by brute force, with all $n^2$ permutations listed one by one, for two kernels. It is
 # HSIC, exactly, whatever the kernel.
 
 # %%
@@ -224,12 +218,12 @@ for name, kernel in {"linear": lambda z: z @ z.T, "Gaussian": Gaussian(bandwidth
     mmd2 = between(real, real).mean() - 2 * between(real, repaired).mean() + between(repaired, repaired).mean()
     chosen = None if name == "linear" else kernel
     direct = hsic(x[:m], y[:m], chosen, chosen)
-    print(f"{name:>8}:  MMD² over {m} pairs and {m * m} re-pairings {mmd2:.12f}   HSIC {direct:.12f}")
+    print(f"{name:>8}:  MMD² over {m} pairs and {m * m} permutations {mmd2:.12f}   HSIC {direct:.12f}")
     assert close(mmd2, direct)
 
 # %% [markdown]
-# HSIC needs none of the $n^2$ re-pairings, because their average factorises: the mean of $x_b y_c^\top$ over *all* $b$
-# and $c$ is the mean of $x$ times the mean of $y$. Standardising subtracts the means (the rest is a change of units),
+# HSIC needs none of the $n^2$ permutations, because their average factorises: the mean of $x_b y_c^\top$ over *all* $b$
+# and $c$ is the mean of $x$ times the mean of $y$. Standardizing subtracts the means (the rest is a change of units),
 # and with them it subtracts every negative at once.
 # **Centring supplies the negatives.**
 
@@ -244,7 +238,7 @@ assert close(contrast / torch.outer(z_a.std(dim=0, correction=0), z_b.std(dim=0,
 
 show_matrices(
     {"pairs": pairs_on_average,
-     "negatives (all re-pairings)": torch.outer(z_a.mean(dim=0), z_b.mean(dim=0)),
+     "negatives (all permutations)": torch.outer(z_a.mean(dim=0), z_b.mean(dim=0)),
      "pairs − negatives": contrast},
     "feature of view B", "feature of view A",
 );
@@ -287,12 +281,12 @@ assert close(library, rebuilt) and close(gradient, rebuilt_gradient)
 # %% [markdown]
 # ### What goes up, what goes down
 #
-# It is tempting to say that Barlow Twins maximises HSIC between the views. It does not, and at $\lambda = 1$ one line
+# It is tempting to say that Barlow Twins maximizes HSIC between the views. It does not, and at $\lambda = 1$ one line
 # shows it. Expanding the square and using $\frac1n\lVert X - Y\rVert_F^2 = 2d - 2\,\mathrm{tr}\,C$,
 #
 # $$L_{BT}\big|_{\lambda = 1} = \mathrm{HSIC}(X, Y) + \tfrac1n \lVert X - Y \rVert_F^2 - d .$$
 #
-# HSIC stands there with a plus: it is **penalised**. What is maximised is the alignment $\mathrm{tr}\,C$, the sum of
+# HSIC stands there with a plus: it is **penalized**. What is maximized is the alignment $\mathrm{tr}\,C$, the sum of
 # the diagonal. The two interact: agreement forces some dependence, because
 # $\mathrm{HSIC} = \lVert C \rVert_F^2 \ge \sum_i C_{ii}^2 \ge (\mathrm{tr}\,C)^2 / d$, with equality only where $C$
 # is a multiple of the identity. Barlow Twins asks for full alignment, and for no more dependence than that takes.
@@ -340,7 +334,7 @@ ax.legend(loc="upper left", bbox_to_anchor=(1, 1));
 # So in which sense is dependence *raised*? Between the features and the **identity** of the scene. Put both views
 # into one table of $2n$ rows, and beside it a table that says which scene each row shows (a one in column $b$ for
 # scene $b$). With linear kernels the HSIC of these two tables is $\frac{d + \mathrm{tr}\,C}{2n}$: it grows with the
-# alignment and with nothing else. This is the dependence that SSL-HSIC (Li et al. 2021, arXiv 2106.08320) maximises.
+# alignment and with nothing else. This is the dependence that SSL-HSIC (Li et al. 2021, arXiv 2106.08320) maximizes.
 # Barlow Twins makes the features depend on *which* scene they show, while the features repeat each other as little as
 # possible.
 
@@ -365,7 +359,7 @@ assert close(about_identity, (d + c.trace()) / (2 * n))
 # $$L_{HSIC} - L_{BT} = \lambda\bigl[\, d(d-1) + 2\,(\mathbf 1^\top C\, \mathbf 1 - \mathrm{tr}\,C)\,\bigr].$$
 #
 # A constant, and one linear function of $C$. Here $\mathbf 1^\top C \mathbf 1 = \frac1n \sum_b s_b s'_b$, where $s_b$
-# is the *sum of all features* of picture $b$ in view A and $s'_b$ the same in view B: of all $d^2$ entries,
+# is the *sum of all features* of image $b$ in view A and $s'_b$ the same in view B: of all $d^2$ entries,
 # only the covariance of these two numbers matters (the matrix $\mathbf 1\mathbf 1^\top$ it is read with has rank one).
 
 # %%
@@ -418,15 +412,15 @@ for ax, count, title in zip(axes, (2, 3, 4), ("2: cosine −1", "3: cosine −1/
     ax.axis("off")
 
 # %% [markdown]
-# The rule behind the pictures: suppose both views give the same features ($X = Y$). The sum of all features of a
-# picture has a variance, variances are not negative, and that variance is $\mathbf 1^\top C\mathbf 1$. With ones on
+# The rule behind the images: suppose both views give the same features ($X = Y$). The sum of all features of a
+# image has a variance, variances are not negative, and that variance is $\mathbf 1^\top C\mathbf 1$. With ones on
 # the diagonal,
 #
 # $$0 \le \mathbf 1^\top C\,\mathbf 1 = d + \sum_{i\neq j} C_{ij} \quad\Longrightarrow\quad
 # \text{mean off-diagonal} \ge -\frac1{d-1} .$$
 #
 # The loss is convex in $C$ and treats all features alike, so it is least when all off-diagonal entries are equal, at
-# this bound. The arrows of the picture then form a **regular simplex**, and the loss has the floor
+# this bound. The arrows of the image then form a **regular simplex**, and the loss has the floor
 #
 # $$\lambda\, d\, (d-1)\Bigl(1 - \frac1{d-1}\Bigr)^2 = \lambda\, \frac{d\,(d-2)^2}{d-1} .$$
 #
@@ -452,7 +446,7 @@ for width in (3, 8, 32):
 
 
 # %%
-def minimise(loss, *views, steps=400):
+def minimize(loss, *views, steps=400):
     """L-BFGS on the features themselves. Give one view to share it, two to let them differ."""
     views = [view.clone().requires_grad_() for view in views]
     optimizer = torch.optim.LBFGS(
@@ -476,7 +470,7 @@ def noise(d):
 
 rows = []
 for width in (4, 8, 16) if FAST else (4, 8, 16, 32):
-    found, value = minimise(HSICSSLLoss(), noise(width))
+    found, value = minimize(HSICSSLLoss(), noise(width))
     off = (found.sum() - found.trace()).item() / (width * (width - 1))
     rows.append((width, value, floor(width), off, -1 / (width - 1), width - 1))
     assert abs(value - floor(width)) < 1e-4 and abs(off + 1 / (width - 1)) < 1e-4
@@ -513,9 +507,9 @@ right.legend(loc="lower right");
 
 # %%
 width = 8
-shared, shared_loss = minimise(HSICSSLLoss(), noise(width))
-free, free_loss = minimise(HSICSSLLoss(), noise(width), noise(width), steps=2000)
-plain, plain_loss = minimise(BarlowTwinsLoss(1 / width), noise(width), noise(width), steps=2000)
+shared, shared_loss = minimize(HSICSSLLoss(), noise(width))
+free, free_loss = minimize(HSICSSLLoss(), noise(width), noise(width), steps=2000)
+plain, plain_loss = minimize(BarlowTwinsLoss(1 / width), noise(width), noise(width), steps=2000)
 
 r = (width**2 - 8 * width + 4) / (5 * width**2 - 8 * width + 4)  # correlation of two features within one view
 on, off = (width - 2 - 2 * (width - 1) * r) / width, -(2 + (width - 2) * r) / width
@@ -540,7 +534,7 @@ compare_cross_correlations({"HSIC_SSL, shared": shared, "HSIC_SSL, free": free, 
 # | route | forms | multiplications | numbers in the matrices |
 # |---|---|---|---|
 # | primal (features) | $C$, once | $n\,d^2$ | $d^2$ |
-# | dual (pictures) | $XX^\top$ and $YY^\top$ | $2\,n^2 d$ | $2\,n^2$ |
+# | dual (images) | $XX^\top$ and $YY^\top$ | $2\,n^2 d$ | $2\,n^2$ |
 #
 # With a batch smaller than the width the dual side is the cheaper one, for the same loss to the last digit that
 # rounding leaves. `route="auto"`, the library's default, takes whichever needs fewer multiplications.
@@ -615,10 +609,10 @@ timings.map(lambda t: f"{1e3 * t:.2f} ms")
 #
 # ## What to take along
 #
-# * With standardised features and linear kernels, $\mathrm{HSIC} = \lVert C\rVert_F^2$: an average over pairs of
-#   pictures is a sum over pairs of features.
-# * HSIC compares real pairs with all re-pairings. Centring the batch takes the place of negative examples.
-# * Barlow Twins maximises alignment $\mathrm{tr}\,C$ and *penalises* HSIC between the views at given alignment.
+# * With standardized features and linear kernels, $\mathrm{HSIC} = \lVert C\rVert_F^2$: an average over pairs of
+#   images is a sum over pairs of features.
+# * HSIC compares real pairs with all permutations. Centring the batch takes the place of negative examples.
+# * Barlow Twins maximizes alignment $\mathrm{tr}\,C$ and *penalizes* HSIC between the views at given alignment.
 # * HSIC_SSL adds one linear term. Its target $-1$ is out of reach; its optimum is a simplex, within $O(1/d)$ of $C =
 #   I$.
 # * The exact loss costs $n \cdot d \cdot \min(n, d)$, up to a small factor.
@@ -632,10 +626,10 @@ timings.map(lambda t: f"{1e3 * t:.2f} ms")
 #    0$; its mean is $d^2/(n-1)$. Check it for $n = 128$, $d = 32$ over 200 draws. Then use `estimator="unbiased"`:
 #    where is its mean?
 # 3. **A third target.** `HSICSSLLoss(target=t)` takes any off-diagonal target. For $X = Y$, which $t$ can be met
-#    exactly? Predict the floor for $t = +0.5$ and for $t = -0.5$ with $d = 8$, then run `minimise`.
+#    exactly? Predict the floor for $t = +0.5$ and for $t = -0.5$ with $d = 8$, then run `minimize`.
 # 4. **The hole at large d.** Repeat the search with free branches for $d = 16$ and $32$. Towards which values do the
 #    diagonal and the off-diagonal of $C$ go? The closed form of section 6 tells the limits.
 # 5. **Your own crossover.** On your machine, at which $d$ do the two routes cost the same for $n = 1024$? Compare
-#    with the rule in `hsic_lab.losses.frobenius.pick_route`.
+#    with the rule in `hsic_lab.losses._off_diagonal.pick_route`.
 #
 # **Next:** `02_hsic_from_scratch`: what HSIC sees that correlation misses, and when it is significant.

@@ -54,17 +54,16 @@ from IPython.display import display
 
 from hsic_lab.cka import MinibatchCKA, cka
 from hsic_lab.compare import compare_models
-from hsic_lab.datasets import ImageData
+from hsic_lab.datasets import DigitScenes, ImageData
 from hsic_lab.evaluation import extract_features
-from hsic_lab.hsic import center, hsic
+from hsic_lab.hsic import hsic, hsic_matrix
+from hsic_lab.hsic._estimators import center
 from hsic_lab.independence import aggregated_test, block_test, gamma_test, permutation_test, spectral_test
-from hsic_lab.joint import hsic_matrix
-from hsic_lab.kernels import Gaussian, InverseMultiquadric, Laplace, Linear, median_distance
-from hsic_lab.lowrank import factor
-from hsic_lab.plots import DIVERGING, PALETTE, SEQUENTIAL, plot_cka, plot_pairs, set_theme
-from hsic_lab.runs import build_networks
-from hsic_lab.scenes import DigitScenes
-from hsic_lab.training import TrainConfig, train_once
+from hsic_lab.kernels import Gaussian, InverseMultiquadric, Laplace, Linear, factor, median_distance
+from hsic_lab.plots import plot_cka, plot_pairs, set_theme
+from hsic_lab.plots._canvas import DIVERGING, PALETTE, SEQUENTIAL
+from hsic_lab.training import TrainConfig, train_or_load
+from hsic_lab.training._networks import build_networks
 
 set_theme()
 torch.set_num_threads(1)  # thousands of tiny problems follow: threads would spend their time waiting for one another
@@ -82,7 +81,7 @@ def seeded(seed):
 # Four ways to draw a point $(x, y)$: on a wave, on a circle, on a parabola, and in a square that stands on its corner
 # (two independent sources, rotated by 45 degrees: the mixture that *independent component analysis* takes apart). Every
 # coordinate has variance 1, then a little round noise is added. In all four the correlation of $x$ and $y$ is exactly 0,
-# because mirroring $x \to -x$ leaves the picture as it is. A fifth family is independent, for comparison.
+# because mirroring $x \to -x$ leaves the image as it is. A fifth family is independent, for comparison.
 
 # %%
 def sample(family, n, seed, noise=0.1, frequency=2):
@@ -104,13 +103,13 @@ def correlation(x, y):
 
 
 DEPENDENT = ("wave", "circle", "parabola", "rotated")
-COLOURS = dict(zip((*DEPENDENT, "independent"), PALETTE, strict=False))
+COLORS = dict(zip((*DEPENDENT, "independent"), PALETTE, strict=False))
 
 figure, axes = plt.subplots(1, 5, figsize=(13.5, 3.1), sharex=True, sharey=True, layout="constrained")
-for ax, family in zip(axes, COLOURS, strict=True):
+for ax, family in zip(axes, COLORS, strict=True):
     x, y = sample(family, 400, seed=0)
     found = permutation_test(x, y)  # its kernel, if none is given, is Gaussian
-    ax.plot(x, y, ".", color=COLOURS[family], alpha=0.6)
+    ax.plot(x, y, ".", color=COLORS[family], alpha=0.6)
     ax.set(title=f"{family}\ncorrelation {correlation(x, y):+.2f}\np-value of HSIC {found.pvalue:.3f}", xlabel="$x$")
     assert (found.pvalue < 0.01) == (family != "independent")
 axes[0].set_ylabel("$y$");
@@ -138,7 +137,7 @@ for family in DEPENDENT:
 # **Centring.** Overall levels say nothing about dependence. $HKH$ with $H = I - \frac1n \mathbf 1 \mathbf 1^\top$
 # ($I$ the identity, $\mathbf 1$ the column of $n$ ones) is the table with row and column means subtracted.
 #
-# **HSIC is the inner product of the two centred tables**: multiply cell by cell and take the mean over all $n^2$ cells,
+# **HSIC is the inner product of the two centered tables**: multiply cell by cell and take the mean over all $n^2$ cells,
 #
 # $$\mathrm{HSIC} = \frac1{n^2}\sum_{i,j} (HKH)_{ij}\,(HLH)_{ij} = \frac1{n^2}\,\mathrm{tr}(KHLH).$$
 
@@ -151,16 +150,16 @@ def hsic_from_scratch(x, y, sigma_x, sigma_y):
     return torch.trace(k @ h @ l @ h) / n**2
 
 
-for family in COLOURS:
+for family in COLORS:
     x, y = sample(family, 400, seed=0)
     by_hand, by_library = hsic_from_scratch(x, y, 0.5, 0.8), hsic(x, y, Gaussian(0.5), Gaussian(0.8))
     print(f"{family:12} by hand {by_hand:.12f}   library {by_library:.12f}")
     assert close(by_hand, by_library)
 
 # %% [markdown]
-# Here are the tables for the parabola, points sorted by $x$. Neighbours in $x$ lie along the diagonal. In $y$ a point is alike
-# with its neighbours *and* with those at $-x$: an X. Red in the last two pictures is a pair of points whose likeness, or
-# unlikeness, in $x$ is confirmed in $y$; the mean of the picture is HSIC. With $y$ shuffled, the pattern dissolves.
+# Here are the tables for the parabola, points sorted by $x$. Neighbors in $x$ lie along the diagonal. In $y$ a point is alike
+# with its neighbors *and* with those at $-x$: an X. Red in the last two images is a pair of points whose likeness, or
+# unlikeness, in $x$ is confirmed in $y$; the mean of the image is HSIC. With $y$ shuffled, the pattern dissolves.
 
 # %%
 x, y = sample("parabola", 200, seed=0)
@@ -186,14 +185,14 @@ assert hsic(x, shuffled, kernel, kernel) < 0.1 * hsic(x, y, kernel, kernel)
 # %% [markdown]
 # ### Where the evidence lies
 #
-# There is a second picture of the same number, in the plane of the data. Put a bump $k(x, \cdot)\, l(y, \cdot)$ on every
-# observed pair, and take away the mean of the bumps on *all re-pairings* $(x_i, y_j)$, which is what independence would
+# There is a second image of the same number, in the plane of the data. Put a bump $k(x, \cdot)\, l(y, \cdot)$ on every
+# observed pair, and take away the mean of the bumps on *all permutations* $(x_i, y_j)$, which is what independence would
 # look like. What is left is the **witness function**
 #
 # $$w(s, t) = \frac1n \sum_i k(x_i, s)\, l(y_i, t) - \frac1n \sum_i k(x_i, s) \cdot \frac1n \sum_j l(y_j, t),$$
 #
 # red where there are more pairs than independence would put there, blue where there are fewer. Its mean over the observed pairs
-# minus its mean over all re-pairings is again HSIC: nobody had to draw negative examples, the re-pairings are in the formula.
+# minus its mean over all permutations is again HSIC: nobody had to draw negative examples, the permutations are in the formula.
 
 # %%
 def witness(x, y, kernel_x, kernel_y, s, t):
@@ -212,7 +211,7 @@ def draw_witness(ax, x, y, kernel_x, kernel_y, title):
 
 
 figure, axes = plt.subplots(1, 5, figsize=(13.5, 3), layout="constrained")
-for ax, family in zip(axes, COLOURS, strict=True):
+for ax, family in zip(axes, COLORS, strict=True):
     x, y = sample(family, 400, seed=0)
     draw_witness(ax, x, y, kernel, kernel, family)
     w = witness(x, y, kernel, kernel, x, y)  # (n, n): its diagonal holds the observed pairs
@@ -236,7 +235,7 @@ kernels = {
 }
 pvalues = pd.DataFrame(
     {
-        name: {family: permutation_test(*sample(family, 300, seed=4), k, k).pvalue for family in COLOURS}
+        name: {family: permutation_test(*sample(family, 300, seed=4), k, k).pvalue for family in COLORS}
         for name, k in kernels.items()
     }
 )
@@ -283,11 +282,11 @@ def z_score(x, y, scale, kernel=Gaussian):
 scales = np.logspace(-2, 2, 33)
 figure, ax = plt.subplots(figsize=(7.6, 3.8), layout="constrained")
 best = {}
-for family in COLOURS:
+for family in COLORS:
     x, y = sample(family, 400, seed=0)
     z = np.array([z_score(x, y, scale) for scale in scales])
     best[family] = scales[z.argmax()]
-    ax.plot(scales, z, color=COLOURS[family], label=family)
+    ax.plot(scales, z, color=COLORS[family], label=family)
     assert z[-1] < 4  # blind, whatever the shape
     if family != "independent":
         assert z.max() > 6 and z[0] < z.max() / 2  # a bandwidth in between is best
@@ -326,7 +325,7 @@ def explore(family, kernel, scale):
 
 display(
     widgets.interactive(
-        explore, family=list(COLOURS), kernel=list(KERNELS),
+        explore, family=list(COLORS), kernel=list(KERNELS),
         scale=widgets.FloatLogSlider(1, base=10, min=-2, max=2, continuous_update=False, readout_format=".2f"),
     )
 )
@@ -523,7 +522,7 @@ aggregated = aggregated_test(x, y, scales=searched)
 grid = aggregated.components["pvalue"].to_numpy().reshape(6, 6)
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(9.4, 3.8), layout="constrained")
-left.plot(x, y, ".", color=COLOURS["wave"])
+left.plot(x, y, ".", color=COLORS["wave"])
 left.set(title=f"median rule: p = {median_rule.pvalue:.3f}\naggregated: p = {aggregated.pvalue:.3f}", xlabel="$x$", ylabel="$y$")
 image = right.imshow(-np.log10(grid), cmap=SEQUENTIAL, vmin=0, vmax=3)
 right.set(
@@ -552,7 +551,7 @@ assert np.mean(honest <= 0.05) <= 0.05 + 4 * (0.05 * 0.95 / len(honest)) ** 0.5 
 #
 # Two variables can depend on each other only because both depend on a third. Say $x$ is a dose, $y$ a recovery time, and the
 # **group** a hospital. With `groups=`, rows are shuffled within their group only: the test asks whether $x$ and $y$ depend *given* the group.
-# (The tables are centred within groups, too: otherwise the dependence between hospitals would drown the one within.) The left data are independent within every group. On the right is **Simpson's paradox**: more is worse overall, and better in every single hospital.
+# (The tables are centered within groups, too: otherwise the dependence between hospitals would drown the one within.) The left data are independent within every group. On the right is **Simpson's paradox**: more is worse overall, and better in every single hospital.
 
 # %%
 def hospitals(n, seed, slope):
@@ -631,10 +630,10 @@ assert abs(slope + 0.5) < 0.15 and errors["incomplete Cholesky"][-1] < 1e-6
 # %% [markdown]
 # ## 10. What do features know? HSIC as a table
 #
-# Now the scenes of the quickstart, drawn small: a digit, coloured, scaled and placed on a photograph. We know the causes of every picture, so we
+# Now the scenes of the quickstart, drawn small: a digit, colored, scaled and placed on a photograph. We know the causes of every image, so we
 # can ask for every feature of a network how strongly it depends on every cause. `hsic_matrix` computes the whole table, features by
 # causes, scaled to lie between 0 and 1. We train two small encoders, with the two losses of notebook 01 and different
-# random seeds, on pairs of views that share **the colour of the digit and nothing else**.
+# random seeds, on pairs of views that share **the color of the digit and nothing else**.
 
 # %%
 scenes, held_out = DigitScenes("train", size=16), DigitScenes("test", size=16)
@@ -648,14 +647,14 @@ config = partial(
     epochs=EPOCHS, snapshots=2,
 )
 runs = {
-    title: train_once(config(loss=loss, seed=seed), RUNS / loss, data, progress=False)
+    title: train_or_load(config(loss=loss, seed=seed), RUNS / loss, data, progress=False)
     for seed, (loss, title) in enumerate([("barlow_twins", "Barlow Twins"), ("hsic_ssl", "HSIC_SSL")])
 }
 torch.manual_seed(0)
 untrained, _ = build_networks(runs["Barlow Twins"].config, channels=3)
 for title, run in runs.items():
     c = run.snapshots[max(run.snapshots)]
-    print(f"{title}: {run.state}, views agree on a feature with correlation {c.diagonal().mean():.2f}")
+    print(f"{title}: {run.status}, views agree on a feature with correlation {c.diagonal().mean():.2f}")
     assert c.diagonal().mean() > run.snapshots[0].diagonal().mean() + 0.3
 
 # %%
@@ -672,33 +671,33 @@ for ax, (title, table) in zip(axes, tables.items(), strict=True):
     ax.set(title=title, yticks=range(len(causes.columns)), yticklabels=causes.columns)
     ax.grid(False)
 axes[-1].set_xlabel("feature, by its strongest cause")
-figure.colorbar(image, ax=axes, label="HSIC, normalised", extend="max", shrink=0.6)
+figure.colorbar(image, ax=axes, label="HSIC, normalized", extend="max", shrink=0.6)
 knows = pd.DataFrame({title: table.mean(dim=0) for title, table in tables.items()}, index=causes.columns)
 knows.style.format("{:.3f}").set_caption("mean over the features")
 
 # %% [markdown]
-# An untrained network passes on what is large in the picture: the photograph. The losses are never told what colour is. Still the rows
-# of the colour are lit after training, and the photograph, which the views do not share, is gone: maximising the dependence between the views
+# An untrained network passes on what is large in the image: the photograph. The losses are never told what color is. Still the rows
+# of the color are lit after training, and the photograph, which the views do not share, is gone: maximizing the dependence between the views
 # has kept what they have in common and dropped what they have not.
 
 # %%
-colour, background = ["red", "green", "blue"], ["photograph", "crop_x", "crop_y", "crop_scale"]
+color, background = ["red", "green", "blue"], ["photograph", "crop_x", "crop_y", "crop_scale"]
 for title in encoders:
-    print(f"{title:13} colour {knows.loc[colour, title].mean():.3f}   background {knows.loc[background, title].mean():.3f}")
+    print(f"{title:13} color {knows.loc[color, title].mean():.3f}   background {knows.loc[background, title].mean():.3f}")
 for title in runs:
-    assert knows.loc[colour, title].mean() > 5 * knows.loc[colour, "untrained"].mean()
+    assert knows.loc[color, title].mean() > 5 * knows.loc[color, "untrained"].mean()
     assert knows.loc["photograph", title] < 0.5 * knows.loc["photograph", "untrained"]
 
 # %% [markdown]
 # ## 11. Are two networks alike? CKA
 #
 # Feature 7 of one network has nothing to do with feature 7 of another, and the widths may differ. But the tables of similarities over
-# *the same pictures* can be compared. **Centred kernel alignment** (Kornblith et al. 2019) is HSIC put on the scale of a correlation,
+# *the same images* can be compared. **Centered kernel alignment** (Kornblith et al. 2019) is HSIC put on the scale of a correlation,
 #
 # $$\mathrm{CKA}(x, y) = \frac{\mathrm{HSIC}(x, y)}{\sqrt{\mathrm{HSIC}(x, x)\,\mathrm{HSIC}(y, y)}},$$
 #
 # where $x$ and $y$ are now the activations of two layers. With linear kernels it does not change if the features are rotated, shifted or scaled
-# together: 1 means the same arrangement of the pictures, up to that.
+# together: 1 means the same arrangement of the images, up to that.
 
 # %%
 features = {title: extract_features(encoder, data.test.images).double() for title, encoder in encoders.items()}
@@ -730,12 +729,12 @@ assert across[-1] > before[-1] + 0.3
 
 # %% [markdown]
 # The first layer hardly moves. The deep ones end far from where they started (CKA near 0) and much closer to the other encoder's: with another
-# loss, random start and pairs, training has found much of the same arrangement of the pictures, though not all of it.
+# loss, random start and pairs, training has found much of the same arrangement of the images, though not all of it.
 #
-# ### Few pictures: use the unbiased estimator
+# ### Few images: use the unbiased estimator
 #
-# The bias of section 4 is worst here: with more features than pictures, *any* two layers look alike. Biased CKA of pure noise tends to 1 when
-# the number of pictures is small beside the number of features; the unbiased one (Nguyen et al. 2021) stays near 0.
+# The bias of section 4 is worst here: with more features than images, *any* two layers look alike. Biased CKA of pure noise tends to 1 when
+# the number of images is small beside the number of features; the unbiased one (Nguyen et al. 2021) stays near 0.
 # For the two encoders it, too, is low by up to a tenth at the smallest $n$: a ratio of unbiased estimates is only nearly unbiased.
 
 # %%
@@ -767,7 +766,7 @@ assert np.ptp(drift["the two encoders", "unbiased"].loc[16:]) < 0.1
 over_batches = MinibatchCKA()
 for rows_x, rows_y in zip(x.split(64), y.split(64), strict=True):
     over_batches.update(rows_x, rows_y)
-print(f"all {len(x)} pictures at once {cka(x, y):.3f}, in batches of 64 {over_batches.compute():.3f}")
+print(f"all {len(x)} images at once {cka(x, y):.3f}, in batches of 64 {over_batches.compute():.3f}")
 assert abs(over_batches.compute() - cka(x, y)) < 0.05
 
 # %% [markdown]
@@ -776,8 +775,8 @@ assert abs(over_batches.compute() - cka(x, y)) < 0.05
 # 1. `sample("wave", ..., frequency=8)`: how many points does the median rule need to see it, how many the aggregated test? Which bandwidths win?
 # 2. Write the unbiased estimator from its formula in the docstring of `hsic`, in five lines, and compare. Which of its terms removes the diagonal?
 # 3. Make three variables that are pairwise independent but not jointly (two coins and whether they agree). What do `hsic` and
-#    `hsic_lab.joint.dhsic` say?
+#    `hsic_lab.hsic._joint.dhsic` say?
 # 4. In section 8 give `groups=` labels that have nothing to do with the data. Does the level stay? What happens to the power, and why?
-# 5. In section 10 let the views share the digit instead of its colour: `config(loss="barlow_twins", shared=("digit",))`, in a new folder. What lights up after 8 epochs, what after 50?
+# 5. In section 10 let the views share the digit instead of its color: `config(loss="barlow_twins", shared=("digit",))`, in a new folder. What lights up after 8 epochs, what after 50?
 #
 # **Next:** `03_between_two_families`: where Barlow Twins stands among the losses with and without negatives.

@@ -1,17 +1,17 @@
 # %% [markdown]
 # # Between two families
 #
-# Self-supervised methods learn from pairs of views of one picture, and come in two families. **Contrastive** methods
-# (SimCLR, the spectral loss) push different pictures apart: they use *negative pairs*. **Non-contrastive** methods
-# (BYOL, SimSiam) only pull the two views of a picture together, and keep from collapsing by making the two branches
+# Self-supervised methods learn from pairs of views of one image, and come in two families. **Contrastive** methods
+# (SimCLR, the spectral loss) push different images apart: they use *negative pairs*. **Non-contrastive** methods
+# (BYOL, SimSiam) only pull the two views of a image together, and keep from collapsing by making the two branches
 # unequal. Tsai, Bai, Morency and Salakhutdinov (2021, arXiv 2104.13712) argue that Barlow Twins stands between the
 # two: a contrastive method without negative samples. This notebook checks the argument, one matrix and one small
 # experiment at a time.
 #
 # **What you will see**
 #
-# 1. One batch, two pictures: similarities between *samples* and between *features*. They have the same size.
-# 2. Every objective of the library, and three more, rebuilt from these pictures in a few lines each.
+# 1. One batch, two images: similarities between *samples* and between *features*. They have the same size.
+# 2. Every objective of the library, and three more, rebuilt from these images in a few lines each.
 # 3. The duality theorem: contrasting samples and contrasting features differ by the lengths of rows and columns.
 # 4. Negatives made visible: for each loss, which pairs of samples repel one another.
 # 5. What a small batch does to the gradient of each loss.
@@ -39,12 +39,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hsic_lab.ablation import read_table
-from hsic_lab.comparisons import paired_difference
+from hsic_lab.ablation import paired_difference, read_table
 from hsic_lab.correlation import cross_correlation, standardize
+from hsic_lab.datasets import DigitScenes
 from hsic_lab.encoders import ConvEncoder, MLPProjector
 from hsic_lab.evaluation import linear_probe
-from hsic_lab.hsic import center
+from hsic_lab.hsic._estimators import center
 from hsic_lab.kernels import Linear
 from hsic_lab.losses import (
     BarlowTwinsLoss,
@@ -55,8 +55,8 @@ from hsic_lab.losses import (
     SSLHSICLoss,
     VICRegLoss,
 )
-from hsic_lab.plots import DIVERGING, PALETTE, plot_ablation, plot_pairs, set_theme
-from hsic_lab.scenes import DigitScenes
+from hsic_lab.plots import plot_ablation, plot_pairs, set_theme
+from hsic_lab.plots._canvas import DIVERGING, PALETTE
 from hsic_lab.views import normalize
 
 set_theme()
@@ -64,7 +64,7 @@ close = partial(torch.allclose, rtol=1e-10, atol=1e-10)  # "equal", on this page
 
 
 def show_matrices(panels, rows=1, size=3.4, **labels):
-    """Matrices side by side, each on its own colour scale centred at 0: red is positive, blue is negative.
+    """Matrices side by side, each on its own color scale centered at 0: red is positive, blue is negative.
 
     The scale ends where 3 % of the entries are larger, so that a few large ones do not bleach the rest.
     """
@@ -81,19 +81,19 @@ def show_matrices(panels, rows=1, size=3.4, **labels):
 
 
 # %% [markdown]
-# ## 1. One batch, two pictures
+# ## 1. One batch, two images
 #
 # The pairs of this notebook share their background: a crop of one of two photographs. The digit in front, its place,
-# size and colour are drawn anew in each view, so what the views share is *where the scene is*.
+# size and color are drawn anew in each view, so what the views share is *where the scene is*.
 
 # %%
 n, d = 24, 12
 scenes = DigitScenes("train", size=16)
-picture_a, picture_b = scenes.pairs(n, 3, shared=("background",))
-plot_pairs(picture_a, picture_b, n=9);
+image_a, image_b = scenes.pairs(n, 3, shared=("background",))
+plot_pairs(image_a, image_b, n=9);
 
 # %% [markdown]
-# A stand-in for a network, one random layer on shrunken pictures, gives $Z_a$ and $Z_b$: tables with $n$ rows (one a
+# A stand-in for a network, one random layer on shrunken images, gives $Z_a$ and $Z_b$: tables with $n$ rows (one a
 # **sample**) and $d$ columns (one a **feature**). Take $Z_a$, with its column means subtracted. It has two products
 # with itself,
 #
@@ -109,16 +109,16 @@ generator = torch.Generator().manual_seed(1)
 layer = torch.randn(3 * 8 * 8, d, generator=generator, dtype=torch.float64) / 192**0.5
 
 
-def shrunk(pictures):
-    return F.avg_pool2d(normalize(pictures), 2).flatten(1)
+def shrunk(images):
+    return F.avg_pool2d(normalize(images), 2).flatten(1)
 
 
-z_a, z_b = (torch.tanh(shrunk(p).double() @ layer) for p in (picture_a, picture_b))
+z_a, z_b = (torch.tanh(shrunk(p).double() @ layer) for p in (image_a, image_b))
 order = center(z_a @ z_a.T).svd().U[:, 0].argsort()  # similar samples next to each other: for the eye
 z_a, z_b = z_a[order], z_b[order]
 
-centred = z_a - z_a.mean(dim=0)
-gram, covariance = centred @ centred.T / n, centred.T @ centred / n
+centered = z_a - z_a.mean(dim=0)
+gram, covariance = centered @ centered.T / n, centered.T @ centered / n
 assert close(gram.square().sum(), covariance.square().sum())
 assert close(torch.linalg.eigvalsh(gram)[-d:], torch.linalg.eigvalsh(covariance))
 axes = show_matrices({f"Gram, ‖·‖² = {gram.square().sum():.4f}": gram,
@@ -127,19 +127,19 @@ axes[0].set(xlabel="sample", ylabel="sample")
 axes[1].set(xlabel="feature", ylabel="feature");
 
 # %% [markdown]
-# To make the off-diagonal of the left picture small is to push *samples* apart; of the right picture, to decorrelate
+# To make the off-diagonal of the left image small is to push *samples* apart; of the right image, to decorrelate
 # *features*. The two families' losses work on one or the other. How different can they be, when the totals agree?
 #
 # ## 2. Every objective is a line about one of the two
 #
 # Five ingredients, all of them Grams or covariances of the batch:
 #
-# * $X, Y$: the views with **columns** standardised, and $C = X^\top Y / n$, their cross-correlation ($d \times d$);
+# * $X, Y$: the views with **columns** standardized, and $C = X^\top Y / n$, their cross-correlation ($d \times d$);
 # * $\Sigma_a, \Sigma_b$: the covariances of the two views, here with $1/(n-1)$, as VICReg has it;
 # * $U, V$: the views with **rows** of length 1, and $S = UV^\top$ ($n \times n$): $S_{bc}$ is the cosine between
 #   sample $b$ of view A and sample $c$ of view B;
 # * $W$: the cosines of all $2n$ samples of both views with each other ($2n \times 2n$);
-# * $G$: the dot products of all $2n$ samples, centred ($2n \times 2n$).
+# * $G$: the dot products of all $2n$ samples, centered ($2n \times 2n$).
 
 # %%
 x, y = standardize(z_a), standardize(z_b)
@@ -187,12 +187,12 @@ pd.DataFrame({"from the matrices": rebuilt, "class of the library": library}).as
 # the rest down. NT-Xent replaces the squares by a log-sum of exponentials. The negative cosine is the spectral loss
 # without its second half, and nothing in it holds samples *or* features apart.
 #
-# Three more objectives fit the same two pictures, without a class of their own in the library:
+# Three more objectives fit the same two images, without a class of their own in the library:
 #
-# * **TiCo** (Zhu et al. 2022), without its memory of past batches, penalises
+# * **TiCo** (Zhu et al. 2022), without its memory of past batches, penalizes
 #   $\frac1n \sum_b u_b^\top A u_b$ with $A = \frac1n U^\top U$. That is $\lVert A \rVert_F^2$, and so the mean of all
 #   squared cosines between samples: the spectral loss's second half (within a view), diagonal included.
-# * **FroSSL** (Skean et al. 2023) penalises $\log \lVert \rho \rVert_F^2$ where $\rho$ is the covariance divided by
+# * **FroSSL** (Skean et al. 2023) penalizes $\log \lVert \rho \rVert_F^2$ where $\rho$ is the covariance divided by
 #   its trace. Gram or covariance is the same; $1 / \lVert \rho \rVert_F^2$ counts the eigenvalues that matter.
 # * **CorInfoMax** (Ozsoy et al. 2022) rewards $\log\det R$ of a covariance $R$. Near the identity, for $R = I + tE$
 #   with a zero diagonal in $E$, $-\log\det R = \frac{t^2}{2}\lVert E \rVert_F^2 + O(t^3)$: to second order it *is* the
@@ -256,7 +256,7 @@ for N, M in ((24, 12), (12, 40), (7, 7)):
 # $$L_{nc} - N + \tfrac{N^2}{M} \;\le\; L_{c} \;\le\; L_{nc} - N + N^2 .$$
 #
 # If, on top, all features are equally long, the two losses differ by a **constant** and have the same gradient along
-# such tables. Rows and columns can both be normalised by doing one after the other until nothing changes (the method
+# such tables. Rows and columns can both be normalized by doing one after the other until nothing changes (the method
 # of Sinkhorn). Rows of squared length 1 leave $N/M$ for each column, and the constant is $N - N^2/M$. (Where both
 # lengths are taken as 1, it reads $N - M$; a table can have both only if $N = M$, and then either form is 0.)
 
@@ -319,7 +319,7 @@ def blocks(grams):
     return grams[..., :n, :n], grams[..., :n, n:], grams[..., n:, n:]
 
 
-def centre(grams):
+def center(grams):
     """Rows and columns that sum to zero, in every matrix of a stack."""
     return H @ grams @ H
 
@@ -335,7 +335,7 @@ def cosines(grams):
 
 
 def barlow_twins(grams, weight=1 / d):
-    a, across, b = (centre(part) for part in blocks(grams))
+    a, across, b = (center(part) for part in blocks(grams))
     var_a, var_b = trace(a) / n, trace(b) / n
     diagonal = trace(across) / n / (var_a * var_b).sqrt()
     energy = ((a / var_a[:, None, None]).sum(0) * (b / var_b[:, None, None]).sum(0)).mean()  # HSIC
@@ -345,7 +345,7 @@ def barlow_twins(grams, weight=1 / d):
 def vicreg(grams):
     a, across, b = blocks(grams)
     loss = 25 * (trace(a) + trace(b) - 2 * trace(across)).sum() / (n * d)
-    for part in (centre(a), centre(b)):
+    for part in (center(a), center(b)):
         var = trace(part) / (n - 1)
         energy = part.sum(dim=0).square().sum() / (n - 1) ** 2
         loss = loss + 12.5 * F.relu(1 - (var + 1e-4).sqrt()).mean() + (energy - var.square().sum()) / d
@@ -402,16 +402,16 @@ for ax in axes.flat:
     ax.axvline(n - 0.5, color="0.6", linewidth=0.8)
 
 # %% [markdown]
-# The blue lines are the **partners**: two views of one picture, which every loss pulls together. (Their colour is
-# cut off; they are stronger than the scale shows.) All the rest are pairs of different pictures:
+# The blue lines are the **partners**: two views of one image, which every loss pulls together. (Their color is
+# cut off; they are stronger than the scale shows.) All the rest are pairs of different images:
 #
-# * **Negative cosine**: white. No pair of different pictures is seen at all.
+# * **Negative cosine**: white. No pair of different images is seen at all.
 # * **NT-Xent**: red. Every pair, within and across views, repels, and the more alike, the more strongly.
 # * **Spectral**: only pairs across views. Squares want *orthogonal* samples, so a pair repels if its cosine is
 #   positive and attracts if it is negative.
 # * **SSL-HSIC** (linear): red and blue in balance. What is alike repels, what is unlike attracts, as seen from the mean
 #   of the batch: each row sums to zero, because centring subtracts all pairs in equal parts.
-# * **Barlow Twins**: across the views an even red. These are the re-pairings, *all* of them, each pushed with
+# * **Barlow Twins**: across the views an even red. These are the permutations, *all* of them, each pushed with
 #   exactly the same weight: no pair was chosen. Within a view, HSIC: samples that are alike *in the other view* repel.
 #   The blue there also has the division by the standard deviation in it: to spread out wins nothing.
 # * **VICReg**: pairs within a view. Its variance term pushes every sample away from the mean, an even red which
@@ -441,7 +441,7 @@ for name, gram in {"Barlow Twins": y @ y.T, "VICReg": center(z_a @ z_a.T)}.items
 assert (forces["VICReg"][other & across] == 0).all() and (forces["VICReg"][other & ~across] > 0).all()
 
 # %% [markdown]
-# ### Where the re-pairings are in Barlow Twins
+# ### Where the permutations are in Barlow Twins
 #
 # Its alignment term is the clearest. For features of variance 1,
 # $\mathrm{tr}\,C = \frac1n \mathrm{tr}(H \tilde S H)$ with $\tilde S = \tilde Z_a \tilde Z_b^\top$ the cross-view Gram
@@ -451,7 +451,7 @@ assert (forces["VICReg"][other & across] == 0).all() and (forces["VICReg"][other
 # $$\frac{\partial\, \mathrm{tr}\, C}{\partial \tilde S} = \frac1n H
 # = \frac1n I - \frac1{n^2}\mathbf 1 \mathbf 1^\top :$$
 #
-# the $n$ real pairs are pulled together, and **all $n^2$ re-pairings** pushed apart, each with the same small weight.
+# the $n$ real pairs are pulled together, and **all $n^2$ permutations** pushed apart, each with the same small weight.
 
 # %%
 raw = ((z_a / z_a.std(dim=0, correction=0)) @ (z_b / z_b.std(dim=0, correction=0)).T).requires_grad_()
@@ -500,7 +500,7 @@ assert negatives["negatives"].to_dict() == {
 negatives.round(3)
 
 # %% [markdown]
-# The last column is computed: *none* if no pair of different pictures is seen; *all at once* if pairs are seen and the
+# The last column is computed: *none* if no pair of different images is seen; *all at once* if pairs are seen and the
 # loss survives the blending; *pair by pair* if it does not. This is the report's claim in one column. Barlow Twins
 # repels (it is contrastive), and yet it has no negative samples: it would not notice if the samples it is contrasted
 # with were blended into one another. The same goes for VICReg, and for SSL-HSIC *with a linear kernel*. A kernel that
@@ -518,15 +518,15 @@ assert change > 1e-3
 # Contrastive methods are said to need large batches (more negatives), Barlow Twins and the non-contrastive ones are
 # said not to. A loss that is a mean over pairs has the same expected gradient at any batch size. A loss that compares
 # within the batch has not: its gradient in small batches is *biased*. We measure that directly. A linear layer maps
-# shrunken pictures to $d$ features; 30 steps of training with all $N$ pictures in one batch bring it under way. Then
+# shrunken images to $d$ features; 30 steps of training with all $N$ images in one batch bring it under way. Then
 #
-# * **one batch**: the cosine between the gradient of a batch of $n$ pictures and the gradient of all $N$ at once;
-# * **a full pass**: the same for the *average* gradient over all $N / n$ batches. The same pictures were seen, so
+# * **one batch**: the cosine between the gradient of a batch of $n$ images and the gradient of all $N$ at once;
+# * **a full pass**: the same for the *average* gradient over all $N / n$ batches. The same images were seen, so
 #   what is missing from 1 is mostly the price of looking at them in small batches.
 
 # %%
 N, d = (512, 16) if FAST else (1024, 16)
-many_a, many_b = (shrunk(pictures) for pictures in scenes.pairs(N, 0, shared=("background",)))
+many_a, many_b = (shrunk(images) for images in scenes.pairs(N, 0, shared=("background",)))
 losses = {
     "Barlow Twins": BarlowTwinsLoss(None),
     "VICReg": VICRegLoss(),
@@ -582,8 +582,8 @@ full_pass.round(2)
 # says: here Barlow Twins and VICReg need a *larger* batch for a faithful gradient than NT-Xent and the spectral
 # loss. The reason is the square of an estimate. An entry of $C$ computed from $n$ pairs has a variance of about
 # $\frac{1}{n-1}$ even if the features have nothing to do with each other, and squares do not average out: unrelated
-# views have, on average over all re-pairings, $\mathbb E\, C_{ij}^2 = \frac1{n-1}$, so the off-diagonal sum
-# $\sum_{i \ne j} C_{ij}^2$ has the **chance level** $\frac{d(d-1)}{n-1}$. `loss.chance(n, d)` knows it, with the
+# views have, on average over all permutations, $\mathbb E\, C_{ij}^2 = \frac1{n-1}$, so the off-diagonal sum
+# $\sum_{i \ne j} C_{ij}^2$ has the **chance level** $\frac{d(d-1)}{n-1}$. `loss.expected_if_independent(n, d)` knows it, with the
 # diagonal's part included.
 
 # %%
@@ -600,7 +600,7 @@ def by_chance(size, repeats):
 
 
 chance = pd.DataFrame(
-    [(size, losses["Barlow Twins"].chance(size, d), values.mean().item(), values.std().item() / len(values) ** 0.5,
+    [(size, losses["Barlow Twins"].expected_if_independent(size, d), values.mean().item(), values.std().item() / len(values) ** 0.5,
       (d - 1) / (size - 1))
      for size in batch_sizes for values in [by_chance(size, 100 if FAST else 400)]],
     columns=["n", "chance(n, d)", "measured", "standard error", "of it off-diagonal: λ d(d−1)/(n−1)"],
@@ -619,7 +619,7 @@ chance.round(3)
 # (*on*) and without it (*off*), and look at
 #
 # * **spread**: the standard deviation of the projections, scaled to length 1, times $\sqrt d$. About 1 if they point in
-#   all directions, 0 if all pictures are mapped to one point: **collapse**.
+#   all directions, 0 if all images are mapped to one point: **collapse**.
 # * **rank**: RankMe (Garrido et al. 2023), $\exp$ of the entropy of the singular values of the projections. Between 1
 #   and $d$.
 # * **probe**: a linear probe on the encoder's features (before the projector) that reads which of 8 places a scene
@@ -627,7 +627,7 @@ chance.round(3)
 
 # %%
 pool, width, d = 2048, 8, 32
-view_a, view_b = (normalize(pictures) for pictures in scenes.pairs(pool, 0, shared=("background",)))
+view_a, view_b = (normalize(images) for images in scenes.pairs(pool, 0, shared=("background",)))
 
 
 def labelled(split, count, seed):
@@ -645,13 +645,13 @@ def spread(z):
     return F.normalize(z, dim=1).std(dim=0).mean().item() * d**0.5
 
 
-def rankme(z, centred=False):
+def rankme(z, centered=False):
     z = F.normalize(z, dim=1).double()
-    shares = F.normalize(torch.linalg.svdvals(z - z.mean(dim=0) if centred else z), p=1, dim=0)
+    shares = F.normalize(torch.linalg.svdvals(z - z.mean(dim=0) if centered else z), p=1, dim=0)
     return shares.clamp_min(1e-12).log().mul(-shares).sum().exp().item()
 
 
-def train(loss, predictor=False, stop=False, batch=64, pictures=12_800, lr=5e-3, seed=0):
+def train(loss, predictor=False, stop=False, batch=64, images=12_800, lr=5e-3, seed=0):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         encoder = ConvEncoder(width)
@@ -659,7 +659,7 @@ def train(loss, predictor=False, stop=False, batch=64, pictures=12_800, lr=5e-3,
         head = MLPProjector([d, 64, d]) if predictor else nn.Identity()
     optimizer = torch.optim.AdamW([*network.parameters(), *head.parameters()], lr=lr, weight_decay=1e-4)
     draws, path = torch.Generator().manual_seed(seed), []
-    for step in range(pictures // batch):
+    for step in range(images // batch):
         rows = torch.randint(pool, (batch,), generator=draws)
         z = network(torch.cat([view_a[rows], view_b[rows]]))
         (z_a, z_b), (q_a, q_b) = z.chunk(2), head(z).chunk(2)
@@ -675,7 +675,7 @@ def train(loss, predictor=False, stop=False, batch=64, pictures=12_800, lr=5e-3,
         features, test_features = encoder(train_x), encoder(test_x)
         z = network(train_x)
     accuracy = linear_probe(features.clone(), train_y, test_features.clone(), test_y).accuracy
-    return {"spread": spread(z), "rank": rankme(z), "rank, centred": rankme(z, centred=True),
+    return {"spread": spread(z), "rank": rankme(z), "rank, centered": rankme(z, centered=True),
             "probe": accuracy, "path": torch.tensor(path)}
 
 
@@ -690,7 +690,7 @@ runs = {(name, way): train(loss, **budget, **(on if way == "on" else {}))
         for name, loss in learners.items() for way in ("off", "on")}
 runs["negative cosine", "predictor only"] = train(learners["negative cosine"], **budget, predictor=True)
 runs["negative cosine", "stop-gradient only"] = train(learners["negative cosine"], **budget, stop=True)
-untrained = train(learners["Barlow Twins"], pictures=0)
+untrained = train(learners["Barlow Twins"], images=0)
 
 figure, axes = plt.subplots(1, 2, figsize=(9.8, 3.9), sharey=True, layout="constrained")
 for name in learners:
@@ -723,8 +723,8 @@ outcome.astype({"collapsed": bool}).round(3)
 # direction (its curve lies on that of "neither"). The other three hold themselves up; with the asymmetry they lose
 # rank and gain nothing here. This is the symmetry argument of the report.
 #
-# Two words of care. RankMe is near 1 after collapse only because projections are not centred for it: what little is
-# left around the one point still fills most directions ("rank, centred"). And the probe hardly tells: the
+# Two words of care. RankMe is near 1 after collapse only because projections are not centered for it: what little is
+# left around the one point still fills most directions ("rank, centered"). And the probe hardly tells: the
 # collapsed encoder's features, before the projector, still know the place, and are better than those of the
 # untrained network. Collapse happens where the loss looks. Watch the projections.
 
@@ -736,7 +736,7 @@ assert torch.allclose(torch.autograd.grad(stopped, q)[0], whole / 2)
 
 collapsed, saved = outcome.loc[("negative cosine", "off")], outcome.loc[("negative cosine", "on")]
 assert collapsed["rank"] < 3 < saved["rank"] and collapsed["probe"] > untrained["probe"]
-assert collapsed["rank, centred"] > d / 2
+assert collapsed["rank, centered"] > d / 2
 early = {way: runs["negative cosine", way]["path"][:8, 1] for way in ("off", "predictor only", "stop-gradient only")}
 assert (early["predictor only"][1:] > early["off"][1:]).all()
 assert torch.allclose(early["stop-gradient only"], early["off"], atol=0.01)
@@ -785,7 +785,7 @@ assert all(abs(one.mean) < 0.006 for key, one in gains.items() if key[:2] == ("c
 # ## 7. The table
 #
 # One more experiment, for the column about batches: the same training with batches of 16 in place of 64. As many
-# pictures are seen, the step length shrinks with $\sqrt n$ (the usual rule for Adam), and the negative cosine has its
+# images are seen, the step length shrinks with $\sqrt n$ (the usual rule for Adam), and the negative cosine has its
 # asymmetry. The criteria of the table, all computed:
 #
 # * **negatives**: *pair by pair*, *all at once* or *none*, from section 4;
@@ -858,7 +858,7 @@ assert disagreements == [("NT-Xent", "large batch")]
 # 4. **Fidelity at the start.** In section 5, replace the 30 steps by 0. Which order of the losses do you get,
 #    and what changed?
 # 5. **An honest test of batches.** Repeat the last experiment of section 7 with `shared=("digit",)`, the class as
-#    label, five seeds and ten times the pictures. Does any row of the table change?
+#    label, five seeds and ten times the images. Does any row of the table change?
 #
 # **Where next:** swap the loss in `00_quickstart` for any of these, or read `hsic_lab/losses`, one family a file.
 #

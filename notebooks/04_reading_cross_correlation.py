@@ -16,12 +16,12 @@
 # **What you will see.** One matrix, $C$, says whether self-supervised training went well, if one can read it. We make five
 # matrices from data whose properties we chose (healthy, two kinds of collapse, redundant, and one that *games* a loss) and learn
 # the signature of each; measure how much of a matrix is chance; walk through the training of two real encoders with the
-# `CorrelationExplorer`; and let the views share a digit, a background, a place or a colour to see that what they share is
+# `CorrelationExplorer`; and let the views share a digit, a background, a place or a color to see that what they share is
 # what the features keep.
 #
 # **What you need.** Notebook 00, or at least its matrix; about two minutes. The two encoders are read from `runs/demo/` if
 # `make demo` has trained them, else they are trained here. The explorer is alive in JupyterLab; on a rendered page its still
-# picture stands in its place.
+# image stands in its place.
 
 # %% tags=["parameters"]
 import os
@@ -41,31 +41,30 @@ import seaborn as sns
 import torch
 from IPython.display import display
 
-from hsic_lab.correlation import cross_correlation
-from hsic_lab.datasets import load
+from hsic_lab.correlation import correlation_summary, cross_correlation, feature_order, noise_floor, spectrum
+from hsic_lab.datasets import DigitScenes, load
 from hsic_lab.demo import TITLES, demo_config
 from hsic_lab.diagnostics import factor_dependence
 from hsic_lab.evaluation import extract_features
 from hsic_lab.explorer import CorrelationExplorer
 from hsic_lab.losses import BarlowTwinsLoss, HSICSSLLoss
-from hsic_lab.matrix_summary import feature_order, noise_floor, spectrum, summarize
-from hsic_lab.plots import SEQUENTIAL, compare_cross_correlations, set_theme
-from hsic_lab.scenes import DigitScenes
-from hsic_lab.training import train, train_once
+from hsic_lab.plots import compare_cross_correlations, set_theme
+from hsic_lab.plots._canvas import SEQUENTIAL
+from hsic_lab.training import train, train_or_load
 
 set_theme()
 
 # %% [markdown]
 # ## Five matrices with known properties
 #
-# Two views of $n$ pictures give two tables of $n$ rows and $d$ columns, one column a **feature**. With every column shifted and
+# Two views of $n$ images give two tables of $n$ rows and $d$ columns, one column a **feature**. With every column shifted and
 # scaled to mean 0 and variance 1 they are called $X$ and $Y$, and $C = X^\top Y / n$: $C_{ij}$ is the correlation of feature $i$
 # of view A with feature $j$ of view B. Here no network is involved: we draw $X$ and $Y$ ourselves, from a shared part $s$ and a
 # part of their own.
 #
 # * **healthy**: $d$ unrelated features; each is $s_i$ plus noise of its own in each view, so that the views agree to 0.8;
 # * **dimensional collapse**: 8 such features, mixed into 64: each looks fine, but there are only 8 different ones;
-# * **complete collapse**: every picture is mapped to nearly the same point; what is left is rounding, unrelated in the views;
+# * **complete collapse**: every image is mapped to nearly the same point; what is left is rounding, unrelated in the views;
 # * **redundant**: 16 features, each copied four times, in random places;
 # * **gamed**: the two branches can be told apart and the loss is cheated; more below.
 
@@ -107,7 +106,7 @@ compare_cross_correlations(matrices);
 # entries:
 
 # %%
-table = pd.DataFrame({name: asdict(summarize(c, n)) for name, c in matrices.items()}).T
+table = pd.DataFrame({name: asdict(correlation_summary(c, n)) for name, c in matrices.items()}).T
 table["rank"] = [int((spectrum(c) > 1e-4 * spectrum(c)[0]).sum()) for c in matrices.values()]
 table.round(3)
 
@@ -129,9 +128,9 @@ assert table.loc["redundant", "rank"] == d // 4
 assert table.loc["gamed", "total"] < 0 < table.loc[["healthy", "dimensional collapse", "redundant"], "total"].min()
 
 # %% [markdown]
-# Three lessons. **Dimensional collapse and redundancy hide from the diagonal**: both have the healthy 0.8. **Standardising hides
+# Three lessons. **Dimensional collapse and redundancy hide from the diagonal**: both have the healthy 0.8. **Standardizing hides
 # complete collapse**: the features vary by a millionth, yet $C$ looks like that of any two unrelated views, so look at the
-# variance before the standardisation too. And **a matrix says nothing about order**: the copies of the redundant features stand
+# variance before the standardization too. And **a matrix says nothing about order**: the copies of the redundant features stand
 # in random places, where nobody sees them. Arranged by clustering they form blocks of four:
 
 # %%
@@ -178,7 +177,7 @@ counts = [16, 32, 64, 128, 256, 512]
 measured = []
 for count in counts:
     parts = [cross_correlation(a, b) for a, b in zip(*(z.split(count) for z in views["healthy"]), strict=True)]
-    redundancy = [summarize(c, count).redundancy for c in parts]
+    redundancy = [correlation_summary(c, count).redundancy for c in parts]
     measured.append({"n": count, "measured": sum(redundancy) / len(parts), "d(d-1)/(n-1)": noise_floor(count, d)})
 chance = pd.DataFrame(measured).set_index("n")
 assert ((chance["measured"] / chance["d(d-1)/(n-1)"] - 1).abs() < 0.1).all()
@@ -192,14 +191,14 @@ chance.round(1)
 #
 # The runs of notebook 00: pairs of scenes that share a digit and nothing else, one encoder trained with Barlow Twins, one with
 # HSIC_SSL. Each kept its $C$ on the same 2048 pairs of test scenes at several steps. In JupyterLab, **move the slider** from step 0
-# on; **order the features by clustering**; **lower the colour limit**; drag a box to **zoom**. **Click a cell** $(i, j)$: the
+# on; **order the features by clustering**; **lower the color limit**; drag a box to **zoom**. **Click a cell** $(i, j)$: the
 # scatter shows feature $i$ of view A against feature $j$ of view B, one dot a pair of scenes, with the scenes at both ends. What
 # do the digits at the two ends have in common?
 
 # %%
 data = load("digit_scenes", **SIZES) if FAST else load("digit_scenes")
 runs = {
-    title: train_once(replace(demo_config(loss, DEMO_EPOCHS), **DEMO_CHANGES), RUNS / loss, data, progress=False)
+    title: train_or_load(replace(demo_config(loss, DEMO_EPOCHS), **DEMO_CHANGES), RUNS / loss, data, progress=False)
     for loss, title in TITLES.items()
 }
 pairs = DigitScenes("test").pairs(1024, 3, shared=("digit",))
@@ -208,7 +207,7 @@ display(explorer)
 
 # %%
 last = {title: run.snapshots[max(run.snapshots)] for title, run in runs.items()}
-found = pd.DataFrame({title: asdict(summarize(c, 2048)) for title, c in last.items()}).T
+found = pd.DataFrame({title: asdict(correlation_summary(c, 2048)) for title, c in last.items()}).T
 assert (found["redundancy"] > (1 if FAST else 100) * found["noise_floor"]).all()
 found.round(3)
 
@@ -222,12 +221,12 @@ if not FAST:
     for title, c in last.items():
         values = spectrum(c)
         print(f"{title}: singular value 10 is {values[9] / values[0]:.3f} of the largest, number 20 {values[19] / values[0]:.4f}")
-        assert values[19] < 0.05 * values[0] and summarize(c, 2048).total > 0
+        assert values[19] < 0.05 * values[0] and correlation_summary(c, 2048).total > 0
 
 # %% [markdown]
 # ## What the views share is what is kept
 #
-# Scenes have known causes: the digit's class, its place $x, y$ and size, its colour, and which piece of which photograph is behind
+# Scenes have known causes: the digit's class, its place $x, y$ and size, its color, and which piece of which photograph is behind
 # it. We train four small encoders with Barlow Twins on pairs that share *one* of these, watching them live: the explorer below
 # takes each snapshot of $C$ as it is made.
 
@@ -278,7 +277,7 @@ by_cause.round(3)
 
 # %% [markdown]
 # Read the table by columns: every cause is known best to the encoder whose views shared it, although nobody named the digit, the
-# place or the colour to any of the encoders. What the views have in common is what is kept, so that choosing the augmentations of
+# place or the color to any of the encoders. What the views have in common is what is kept, so that choosing the augmentations of
 # a self-supervised method *is* choosing its features. (One seed and short training: read the pattern, not the digits. Causes
 # that were not shared, such as the place where digits were, can leave traces until training is long.)
 #

@@ -13,7 +13,7 @@
 # %% [markdown]
 # # Who needs large batches?
 #
-# Contrastive methods such as SimCLR compare every picture with all others of its batch, and are said to need large batches.
+# Contrastive methods such as SimCLR compare every image with all others of its batch, and are said to need large batches.
 # Barlow Twins compares *features*, and is said not to. Tsai et al. (2021) show one curve for it, without error bars and for
 # their two losses alone. Here are five losses, several seeds, and intervals.
 #
@@ -40,10 +40,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from hsic_lab.ablation import read_table, run_ablation
-from hsic_lab.comparisons import paired_difference, summarize
+from hsic_lab.ablation import Grid, paired_difference, read_table, run_ablation, summarize
 from hsic_lab.correlation import cross_correlation
-from hsic_lab.grids import Grid
 from hsic_lab.plots import compare_cross_correlations, plot_ablation, set_theme
 
 set_theme()
@@ -56,9 +54,9 @@ NAMES = {
 # ## 1. What chance puts into C
 #
 # Take perfect features: $d = 64$ independent ones, and two views that agree completely. In an endless batch the
-# cross-correlation matrix $C$ would be the identity. In a batch of $n$ pictures it is not: every pair of features is a little
+# cross-correlation matrix $C$ would be the identity. In a batch of $n$ images it is not: every pair of features is a little
 # correlated by accident. Barlow Twins' second term, $\sum_{i \ne j} C_{ij}^2$, then punishes features that are not redundant at
-# all. Look at three batch sizes on one colour scale.
+# all. Look at three batch sizes on one color scale.
 
 # %%
 d = 64
@@ -107,7 +105,7 @@ assert (table["state"] == "finished").all()
 
 figure, axes = plt.subplots(1, 3, figsize=(14, 4), layout="constrained")
 plot_ablation(table, "batch_size", "method", axes[0]).set_title("linear probe")
-plot_ablation(table, "batch_size", "method", axes[1], evaluation="knn").set_title("weighted nearest neighbours")
+plot_ablation(table, "batch_size", "method", axes[1], evaluation="knn").set_title("weighted nearest neighbors")
 figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(NAMES))  # inside it hides the curves
 for ax in axes[:2]:
     ax.get_legend().remove()
@@ -168,7 +166,7 @@ two, three = [NAMES["barlow_twins"], NAMES["hsic_ssl"]], [NAMES[loss] for loss i
 assert np.ptp(at[32]) < 0.04 and (at.loc[three, 128:].min() > at.loc[two, 128:].max()).all()
 
 # %% [markdown]
-# With the updates fixed the picture turns round: **all five gain all the way, and the other three more than the two
+# With the updates fixed the image turns round: **all five gain all the way, and the other three more than the two
 # cross-correlation losses.** At 32 they are all alike, where little has been learned yet; from 128 on they part. How much of it is the
 # batch, and how much the pairs that come with it, this grid cannot tell (exercise 1). The report's claim
 # survives in a weak form: nobody *needed* large batches here, and Barlow Twins and HSIC_SSL profit less from them than the others. In
@@ -176,7 +174,7 @@ assert np.ptp(at[32]) < 0.04 and (at.loc[three, 128:].min() > at.loc[two, 128:].
 #
 # ## 3. Is one of the report's two losses better?
 #
-# Two runs with the same seed start from the same weights and see the same pictures in the same order. Their difference
+# Two runs with the same seed start from the same weights and see the same images in the same order. Their difference
 # says more than two averages do: what the seed did to both cancels. A difference counts as shown when the 95 % interval of the
 # paired differences leaves out 0.
 
@@ -191,7 +189,7 @@ assert -0.02 < everywhere.low < 0 < everywhere.high < 0.02
 # %% [markdown]
 # Over all batch sizes the interval ends within two points of 0, far less than the batch size or the choice of another loss makes (single
 # batch sizes have wider ones, and with many intervals one in twenty misses). On photographs the question is settled more sharply: CIFAR-10, the
-# first 10 240 training pictures, official test split (`data/grids/cifar10_batch_size.toml`).
+# first 10 240 training images, official test split (`data/grids/cifar10_batch_size.toml`).
 
 # %%
 photographs = read_table(RESULTS / "ablation_cifar10_batch_size.csv")
@@ -213,7 +211,7 @@ assert (at.idxmax(axis=1) <= 256).all() and (at.max(axis=1) - at[1024]).between(
 
 # %% [markdown]
 # Barlow Twins and HSIC_SSL are within half a point of each other at every batch size, and again nobody needs a large one: with the
-# pictures fixed each loss is best at 64 or 256 and loses one to three points at 1024. The other three losses are ahead, by one to three
+# images fixed each loss is best at 64 or 256 and loses one to three points at 1024. The other three losses are ahead, by one to three
 # points here, not by twenty: how far apart methods stand depends on what the views share, who is behind whom did not change. As
 # `07_lambda_and_the_minus_one_target` derives, the optimum of one of the two losses is $O(1/d)$ away from that of the other.
 
@@ -245,7 +243,7 @@ live[["method", "batch_size", "seed", "accuracy", "steps", "energy", "seconds"]]
 # %% [markdown]
 # ## Exercises
 #
-# 1. Scenes are drawn anew for every epoch. On a set whose pictures repeat (`dataset = "digits"`), run the same number of updates at batch 64
+# 1. Scenes are drawn anew for every epoch. On a set whose images repeat (`dataset = "digits"`), run the same number of updates at batch 64
 #    and 512. How much of the gain is left?
 # 2. Set `learning_rate_rule` to "linear" and to "fixed". Which conclusion of section 2 survives?
 # 3. Add `"loss": ["spectral"]`. Where does a contrastive loss without a temperature stand?

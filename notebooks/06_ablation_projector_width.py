@@ -14,12 +14,12 @@
 # # How wide should C be?
 #
 # The Barlow Twins paper found that its loss profits from very wide projectors, $d = 8192$ and more. Tsai et al. (2021) saw no gain
-# from width on small pictures and blame the scale of the data and the rule $\lambda = 1/d$. Width is also what makes the loss
+# from width on small images and blame the scale of the data and the rule $\lambda = 1/d$. Width is also what makes the loss
 # expensive: $C$ has $d^2$ entries. Here the first is measured, and the second goes away.
 #
 # **What you will see**
 #
-# 1. The same loss through two matrices: $d \times d$ features or $n \times n$ pictures. Time over $d$.
+# 1. The same loss through two matrices: $d \times d$ features or $n \times n$ images. Time over $d$.
 # 2. Measured accuracy against width and against depth of the projector, on scenes and on photographs, five seeds each.
 # 3. $\lambda$ crossed with width: what the rule $1/d$ does that a fixed $0.005$ does not.
 # 4. The encoder's features are what is used later. Does width change *them*?
@@ -44,10 +44,10 @@ import pandas as pd
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from hsic_lab.ablation import read_table
-from hsic_lab.comparisons import paired_difference, summarize
+from hsic_lab.ablation import paired_difference, read_table, summarize
 from hsic_lab.losses import BarlowTwinsLoss
-from hsic_lab.plots import PALETTE, plot_ablation, plot_ablation_map, set_theme
+from hsic_lab.plots import plot_ablation, plot_ablation_map, set_theme
+from hsic_lab.plots._canvas import PALETTE
 
 set_theme()
 NAMES = {"barlow_twins": "Barlow Twins", "hsic_ssl": "HSIC_SSL"}
@@ -55,7 +55,7 @@ NAMES = {"barlow_twins": "Barlow Twins", "hsic_ssl": "HSIC_SSL"}
 # %% [markdown]
 # ## 1. Width is cheap
 #
-# With standardised views $X, Y$ ($n \times d$) the redundancy term needs $\lVert C \rVert_F^2$ with $C = X^\top Y / n$, and that is
+# With standardized views $X, Y$ ($n \times d$) the redundancy term needs $\lVert C \rVert_F^2$ with $C = X^\top Y / n$, and that is
 # linear HSIC: $\lVert C \rVert_F^2 = \langle XX^\top, YY^\top \rangle / n^2$. The left side multiplies to a $d \times d$ matrix, the
 # right side to two $n \times n$ ones. At a batch of 256 the second is smaller as soon as $d > 256$. Value and gradient are the same.
 
@@ -116,7 +116,7 @@ work.round(2)
 #
 # The grids are `width.toml` and `depth.toml` in `data/grids`: two losses, $\lambda = 1/d$, batch 256, pairs of scenes that share a digit; the
 # judge is a linear probe on the *encoder's* features (never the projector's), on digits that were never trained on. And the same two on
-# photographs (`cifar10_width.toml`, `cifar10_depth.toml`): two crops of one in new colours, the first 10 240 training pictures, the official
+# photographs (`cifar10_width.toml`, `cifar10_depth.toml`): two crops of one in new colors, the first 10 240 training images, the official
 # test split.
 
 # %%
@@ -161,10 +161,10 @@ assert [key for key, one in apart.items() if not one.low < 0 < one.high] == [("c
 
 # %% [markdown]
 # **Width.** On the scenes nothing is gained from 512 on, and the four to five points between 64 and 8192 are not outside their interval. On CIFAR-10
-# no width is a point ahead of another, and these intervals are narrow: on pictures this small and trainings this short, the report's
+# no width is a point ahead of another, and these intervals are narrow: on images this small and trainings this short, the report's
 # observation holds. **Depth.** More layers do not help either: on the scenes each costs a few points on average (one of the intervals leaves out 0),
 # on CIFAR-10 the three are within a point. **The two losses** are within a point of each other in all fourteen settings. One of the fourteen
-# intervals, at $d = 512$ on CIFAR-10, leaves out 0, by 0.3 points in favour of Barlow Twins: of so many intervals of 95 % one may well do
+# intervals, at $d = 512$ on CIFAR-10, leaves out 0, by 0.3 points in favor of Barlow Twins: of so many intervals of 95 % one may well do
 # so by chance.
 #
 # ## 3. Lambda and width
@@ -208,7 +208,7 @@ assert [key for key, one in intervals.items() if not one.low < 0 < one.high] == 
 # later, and with five of them all other intervals hold 0; only at $d = 64$ is $10/d$ shown to be worse. (Whoever
 # sees no gain from width with a fixed $\lambda$ may be seeing $\lambda$.)
 #
-# And on photographs? The same rules at $d = 128$ on CIFAR-10 (`data/grids/cifar10_lambda.toml`, the first 10 240 training pictures):
+# And on photographs? The same rules at $d = 128$ on CIFAR-10 (`data/grids/cifar10_lambda.toml`, the first 10 240 training images):
 
 # %%
 photographs = read_table(RESULTS / "ablation_cifar10_lambda.csv")

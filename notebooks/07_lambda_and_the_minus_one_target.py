@@ -14,7 +14,7 @@
 # 5. A small training sweep over $\lambda$.
 # 6. The large sweeps over $\lambda$ and over the target, with several seeds.
 #
-# **What you need**: notebook 01 up to HSIC_SSL (features, standardising, the matrix $C$). Nothing is downloaded; about a minute.
+# **What you need**: notebook 01 up to HSIC_SSL (features, standardizing, the matrix $C$). Nothing is downloaded; about a minute.
 
 # %% tags=["parameters"]
 import os
@@ -32,15 +32,13 @@ import numpy as np
 import pandas as pd
 import torch
 
-from hsic_lab.ablation import read_table
-from hsic_lab.comparisons import paired_difference, summarize
+from hsic_lab.ablation import paired_difference, read_table, summarize
 from hsic_lab.correlation import cross_correlation
-from hsic_lab.datasets import ImageData
+from hsic_lab.datasets import DigitScenes, ImageData, Images
 from hsic_lab.evaluation import extract_features, linear_probe
-from hsic_lab.images import Images
 from hsic_lab.losses import BarlowTwinsLoss, HSICSSLLoss
-from hsic_lab.plots import PALETTE, plot_ablation, plot_cross_correlation, plot_pairs, set_theme
-from hsic_lab.scenes import DigitScenes
+from hsic_lab.plots import plot_ablation, plot_cross_correlation, plot_pairs, set_theme
+from hsic_lab.plots._canvas import PALETTE
 from hsic_lab.training import TrainConfig, train
 
 set_theme()
@@ -63,11 +61,11 @@ def mean_off(c):
 #
 # $$L_t = \sum_i (1 - C_{ii})^2 + \lambda \sum_{i \ne j} (C_{ij} - t)^2 .$$
 #
-# The picture first. We give both views the same features ($X = Y$), let a search (L-BFGS) move the $8 d$ rows freely, and look at
+# The image first. We give both views the same features ($X = Y$), let a search (L-BFGS) move the $8 d$ rows freely, and look at
 # the $C$ that it ends with, for three targets and $d = 8$.
 
 # %%
-def minimise(loss, *parameters, features=None, steps=600):
+def minimize(loss, *parameters, features=None, steps=600):
     """The C, and the loss, where L-BFGS ends. `features` makes the views from the parameters; left out, they are the views."""
     parameters = [p.clone().requires_grad_() for p in parameters]
     features = features or (lambda *views: (views[0], views[-1]))
@@ -90,11 +88,11 @@ def minimise(loss, *parameters, features=None, steps=600):
 d = 8
 figure, axes = plt.subplots(1, 3, figsize=(11.4, 3.5), layout="constrained")
 for ax, t in zip(axes, (0.0, -0.1, -1.0), strict=True):
-    c, _ = minimise(HSICSSLLoss(target=t), noise(8 * d, d))
+    c, _ = minimize(HSICSSLLoss(target=t), noise(8 * d, d))
     plot_cross_correlation(c, ax, title=f"target {t:g}: off-diagonal {mean_off(c):.3f}")
 
 # %% [markdown]
-# Asking for $-0.1$ gives $-0.1$. Asking for $-1$ gives $-1/7$. The sum of all features of a picture has a variance, which is
+# Asking for $-0.1$ gives $-0.1$. Asking for $-1$ gives $-1/7$. The sum of all features of a image has a variance, which is
 # $\mathbf 1^\top C \mathbf 1$ (the sum of all entries of $C$) and cannot be negative; with ones on the diagonal that leaves a mean
 # off-diagonal of at least $-\frac1{d-1}$. The loss is convex in $C$ and treats features alike, so the best $C$ has equal entries
 # off the diagonal,
@@ -104,17 +102,17 @@ for ax, t in zip(axes, (0.0, -0.1, -1.0), strict=True):
 # %%
 targets = np.linspace(-1, 0, 7 if FAST else 9)
 swept = pd.DataFrame(
-    [(t, mean_off(c), value) for t in targets for c, value in [minimise(HSICSSLLoss(target=t), noise(8 * d, d))]],
+    [(t, mean_off(c), value) for t in targets for c, value in [minimize(HSICSSLLoss(target=t), noise(8 * d, d))]],
     columns=["target", "off-diagonal found", "loss found"],
 )
 swept["predicted"] = np.maximum(targets, -1 / (d - 1))
-swept["floor(n, d)"] = [HSICSSLLoss(target=t).floor(8 * d, d) for t in targets]
+swept["floor(n, d)"] = [HSICSSLLoss(target=t).lower_bound(8 * d, d) for t in targets]
 assert np.allclose(swept["off-diagonal found"], swept["predicted"], atol=1e-4)
 assert np.allclose(swept["loss found"], swept["floor(n, d)"], atol=1e-5)
 
 rows = []
 for width in (4, 8, 16) if FAST else (4, 8, 16, 32):
-    c, value = minimise(HSICSSLLoss(), noise(8 * width, width))
+    c, value = minimize(HSICSSLLoss(), noise(8 * width, width))
     rows.append((width, value, (width - 2) ** 2 / (width - 1), mean_off(c), -1 / (width - 1), width - 1))
 table = pd.DataFrame(rows, columns=["d", "loss found", "floor", "off-diagonal found", "-1/(d-1)", "loss at C = I"])
 assert np.allclose(table["loss found"], table["floor"], atol=1e-4)
@@ -154,7 +152,7 @@ free = pd.DataFrame(
     [
         (t, value, c.diagonal().mean().item(), mean_off(c), c.sum().item())
         for t in targets
-        for c, value in [minimise(HSICSSLLoss(target=t), noise(8 * d, d), noise(8 * d, d))]
+        for c, value in [minimize(HSICSSLLoss(target=t), noise(8 * d, d), noise(8 * d, d))]
     ],
     columns=["target", "loss", "diagonal", "off-diagonal", "1'C1"],
 )
@@ -200,7 +198,7 @@ beyond = free["target"] < -1 / (d - 1) - 1e-9
 assert (free["loss"][beyond] < 0.95 * swept["loss found"][beyond]).all() and (free["1'C1"][beyond] < 0).all()
 assert (free["loss"][~beyond] < 1e-6).all() and (free["1'C1"][~beyond] > -1e-3).all()
 
-c, value = minimise(BarlowTwinsLoss(None), noise(8 * d, d), noise(8 * d, d))
+c, value = minimize(BarlowTwinsLoss(None), noise(8 * d, d), noise(8 * d, d))
 assert value < 1e-8 and torch.allclose(c, torch.eye(d, dtype=torch.float64), atol=1e-3)
 free.set_index("target").round(3)
 
@@ -224,7 +222,7 @@ free.set_index("target").round(3)
 # %%
 k, d = 4, 32
 columns = noise(8 * d, k + 2 * d)
-columns = torch.linalg.qr(columns - columns.mean(dim=0)).Q  # signals and noise: centred, orthogonal
+columns = torch.linalg.qr(columns - columns.mean(dim=0)).Q  # signals and noise: centered, orthogonal
 signals, noise_a, noise_b = columns.split([k, d, d], dim=1)
 
 
@@ -235,7 +233,7 @@ def from_signals(weights):
 lambdas = np.geomspace(0.1 / d, 100 / d, 7)
 found = []
 for weight in lambdas:
-    c, _ = minimise(BarlowTwinsLoss(weight), noise(k + d, d), features=from_signals)
+    c, _ = minimize(BarlowTwinsLoss(weight), noise(k + d, d), features=from_signals)
     found.append(c.diagonal().mean().item())
 predicted = 1 / (1 + np.minimum(lambdas, 1) * (d / k - 1))
 assert np.allclose(found, predicted, atol=1e-3)
@@ -296,7 +294,7 @@ ax.legend(fontsize="small");
 #
 # Now training. The views of a pair share the background, a crop of one of two photographs; the digit in front is drawn anew. The
 # probe is a linear classifier on the encoder's frozen features, which has to say which of 8 places a *test* scene shows (which
-# photograph, left or right, top or bottom; chance is near one in eight). A tiny network, 16-pixel pictures, and a few
+# photograph, left or right, top or bottom; chance is near one in eight). A tiny network, 16-pixel images, and a few
 # dozen steps: this is a look at the mechanism, not a ranking.
 
 # %%
@@ -397,7 +395,7 @@ assert all(abs(difference.mean) < 0.005 for (name, _), difference in targets.ite
 # Nothing to choose between the targets: all intervals hold 0, and on CIFAR-10 (`data/grids/cifar10_target.toml`) every mean is within half a point.
 #
 # One more switch belongs here. The report's *code* takes two steps that are in none of its equations: it scales every projection to length 1
-# before it standardises the features, and it divides by the standard deviation with $n - 1$ (Bessel) but by $n$ in $C$. The grid
+# before it standardizes the features, and it divides by the standard deviation with $n - 1$ (Bessel) but by $n$ in $C$. The grid
 # `data/grids/reference_code.toml` turns each on and off, at both targets; `data/grids/cifar10_reference_code.toml` does it on CIFAR-10.
 
 # %%

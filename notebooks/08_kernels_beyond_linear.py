@@ -35,19 +35,16 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
-from hsic_lab.ablation import read_table
-from hsic_lab.comparisons import paired_difference
+from hsic_lab.ablation import paired_difference, read_table
 from hsic_lab.correlation import cross_correlation, standardize
-from hsic_lab.datasets import ImageData
+from hsic_lab.datasets import DigitScenes, ImageData, Images
 from hsic_lab.evaluation import extract_features, linear_probe
 from hsic_lab.hsic import hsic
-from hsic_lab.images import Images
 from hsic_lab.independence import permutation_test
-from hsic_lab.kernels import Gaussian, InverseMultiquadric, Linear
+from hsic_lab.kernels import Gaussian, InverseMultiquadric, Linear, factor
 from hsic_lab.losses import BarlowTwinsLoss, NTXentLoss, SSLHSICLoss
-from hsic_lab.lowrank import factor
-from hsic_lab.plots import PALETTE, SEQUENTIAL, plot_ablation, plot_pairs, set_theme
-from hsic_lab.scenes import DigitScenes
+from hsic_lab.plots import plot_ablation, plot_pairs, set_theme
+from hsic_lab.plots._canvas import PALETTE, SEQUENTIAL
 from hsic_lab.training import TrainConfig, train
 from hsic_lab.views import normalize
 
@@ -73,7 +70,7 @@ def close(a, b, tolerance=1e-10):
 # \text{inverse multiquadric (IMQ) } \frac{c}{\sqrt{c^2 + r^2}} .$$
 #
 # $\sigma$ and $c$ are **bandwidths**: the distance at which points stop being alike. Left out, the library takes the median distance.
-# Four samples, and for each the $p$-value of a permutation test: the share of random re-pairings (here 199) that have an HSIC at
+# Four samples, and for each the $p$-value of a permutation test: the share of random permutations (here 199) that have an HSIC at
 # least as large.
 
 # %%
@@ -159,7 +156,7 @@ assert np.allclose(np.log2(errors[:-1] / errors[1:]), 2, atol=0.1)  # doubling s
 # $$L = -\mathrm{HSIC}(Z, Y) + \gamma \sqrt{\mathrm{HSIC}(Z, Z)} .$$
 #
 # The first term, up to a factor, is the mean of $k$ over the two views of an image minus its mean over all pairs. With the
-# linear kernel and standardised features (columns of mean 0 and variance 1 in each view) both terms are old friends:
+# linear kernel and standardized features (columns of mean 0 and variance 1 in each view) both terms are old friends:
 #
 # $$\mathrm{HSIC}(Z, Y) \propto \mathrm{tr}\, C, \qquad \mathrm{HSIC}(Z, Z) = \lVert R \rVert_F^2,$$
 #
@@ -193,7 +190,7 @@ assert close(hsic_barlow(z_a, z_a), BarlowTwinsLoss(1.0)(z_a, z_a))
 print("tr C =", round(c.trace().item(), 4), "  -dependence =", round(-terms["dependence"].item(), 4))
 
 # %% [markdown]
-# A warning: with a linear kernel and *without* standardising (or unit-length rows, as the authors have them), both
+# A warning: with a linear kernel and *without* standardizing (or unit-length rows, as the authors have them), both
 # terms grow with the square of the embedding's scale. Their sum has a sign, and training then either
 # blows the embedding up without end or shrinks it to a point.
 
@@ -214,10 +211,10 @@ for gamma in (0.3, 3.0):
 #
 # The first two parts, $-\,k(\text{pair}) + \text{mean}\,k$, are $-\mathrm{HSIC}(Z, Y)$. So InfoNCE is the same dependence with
 # another guard against redundancy, the variance of $k$. A high temperature makes $k$ small: then each order should vanish at its own
-# rate, which a picture on log axes shows as a slope.
+# rate, which a image on log axes shows as a slope.
 
 # %%
-u, v = F.normalize(z_a + 2, dim=1), F.normalize(z_b + 2, dim=1)  # off centre, so that k has a third order worth seeing
+u, v = F.normalize(z_a + 2, dim=1), F.normalize(z_b + 2, dim=1)  # off center, so that k has a third order worth seeing
 w = torch.cat([u, v])
 off = ~torch.eye(2 * n, dtype=torch.bool)
 temperatures = 2.0 ** np.arange(1, 9)
@@ -358,7 +355,7 @@ print(f"pairs with p <= 0.05: linear {significant['linear']:.0%}, Gaussian {sign
 #
 # ## 7. Training with each kernel
 #
-# All losses standardise the features; the kernels with a bandwidth take the median rule. $\gamma = 3$ is the authors' choice. We train also with
+# All losses standardize the features; the kernels with a bandwidth take the median rule. $\gamma = 3$ is the authors' choice. We train also with
 # 0.3, because the right price for redundancy need not be the same for kernels of different scales. The probe has to say which of
 # the 8 places a *test* scene shows. A tiny network and a few dozen steps: the table says that every kernel learns, and no more.
 
@@ -388,8 +385,8 @@ means.round(3).to_frame()
 # %% [markdown]
 # ### The large sweeps
 #
-# `data/grids/kernel.toml`, run by the command printed below: pairs of scenes that share a digit, $\gamma = 1$, standardised features,
-# a linear probe on digits that were never trained on. And `data/grids/cifar10_kernel.toml`: photographs, two crops of one in new colours, the
+# `data/grids/kernel.toml`, run by the command printed below: pairs of scenes that share a digit, $\gamma = 1$, standardized features,
+# a linear probe on digits that were never trained on. And `data/grids/cifar10_kernel.toml`: photographs, two crops of one in new colors, the
 # same network.
 
 # %%

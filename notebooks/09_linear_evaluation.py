@@ -13,9 +13,9 @@
 # %% [markdown]
 # # What do frozen features know?
 #
-# **What you will see.** Four ways to turn a picture into numbers (its raw pixels, an untrained encoder, an encoder trained with
+# **What you will see.** Four ways to turn a image into numbers (its raw pixels, an untrained encoder, an encoder trained with
 # Barlow Twins, one trained with HSIC_SSL) are put before the same judges: a *linear probe* with 10, 50 or more labels per class, a
-# vote of *nearest neighbours*, a confusion matrix, and a table of *diagnostics* that need no label at all. Then the four traps
+# vote of *nearest neighbors*, a confusion matrix, and a table of *diagnostics* that need no label at all. Then the four traps
 # into which evaluations of frozen features fall most often, each sprung on purpose and measured.
 #
 # **What you need.** Notebook 00, and a few minutes on two CPU cores: the encoders are read from `runs/demo/` if `make demo` has trained
@@ -41,16 +41,22 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
-from hsic_lab.datasets import load
+from hsic_lab.datasets import DigitScenes, load
 from hsic_lab.demo import demo_config
 from hsic_lab.diagnostics import diagnose, factor_dependence, rankme
-from hsic_lab.evaluation import STRENGTHS, extract_features, knn_accuracy, linear_probe
-from hsic_lab.frozen import evaluating
+from hsic_lab.evaluation import (
+    confusion,
+    extract_features,
+    few_label_curve,
+    few_label_summary,
+    knn_accuracy,
+    linear_probe,
+)
+from hsic_lab.evaluation._features import evaluating
+from hsic_lab.evaluation._probes import STRENGTHS, fast_probe
 from hsic_lab.plots import plot_confusion, plot_diagnostics, plot_few_labels, set_theme
-from hsic_lab.probes import confusion, fast_probe, few_label_curve, few_label_summary
-from hsic_lab.runs import build_networks
-from hsic_lab.scenes import DigitScenes
-from hsic_lab.training import train_once
+from hsic_lab.training import train_or_load
+from hsic_lab.training._networks import build_networks
 from hsic_lab.views import normalize
 
 set_theme()
@@ -58,7 +64,7 @@ set_theme()
 # %% [markdown]
 # ## Four representations of one data set
 #
-# `digit_scenes` shows a handwritten digit on a piece of a photograph; colour, place, size and background are chance. Both encoders were
+# `digit_scenes` shows a handwritten digit on a piece of a photograph; color, place, size and background are chance. Both encoders were
 # trained on pairs of scenes that share the digit and nothing else, and have never seen a label. *Frozen* means: from here on, no
 # weight of an encoder changes. `extract_features` also switches to eval mode and back, so that not even the running averages of
 # BatchNorm move.
@@ -67,7 +73,7 @@ set_theme()
 data = load("digit_scenes", **SIZES)
 titles = {"barlow_twins": "Barlow Twins", "hsic_ssl": "HSIC_SSL"}
 runs = {
-    title: train_once(demo_config(loss, EPOCHS), RUNS / loss, data, progress=False) for loss, title in titles.items()
+    title: train_or_load(demo_config(loss, EPOCHS), RUNS / loss, data, progress=False) for loss, title in titles.items()
 }
 with torch.random.fork_rng(devices=[]):
     torch.manual_seed(0)
@@ -89,8 +95,8 @@ pd.DataFrame({name: {"train": tuple(a.shape), "test": tuple(b.shape)} for name, 
 # $$\min_{W, b}\; C \sum_{i} -\log p(y_i \mid x_i) + \tfrac12 \lVert W \rVert^2, \qquad p(k \mid x) \propto \exp(w_k^\top x + b_k),$$
 #
 # with every feature shifted and scaled to mean 0 and variance 1 over the training rows. $C$ is chosen on a part of the *training* rows.
-# With few labels a representation cannot hide: a classifier on 10 pictures per class can only use what is already laid out plainly.
-# Each point is the mean over several random choices of the labelled pictures, the band its 95 % confidence interval
+# With few labels a representation cannot hide: a classifier on 10 images per class can only use what is already laid out plainly.
+# Each point is the mean over several random choices of the labelled images, the band its 95 % confidence interval
 # (Student's t over the choices).
 
 # %%
@@ -113,22 +119,22 @@ summary.style.format("{:.3f}", na_rep="")
 # The bands of the trained encoders and of the others do not touch. The digit is in the pixels, but not
 # along straight lines. (For the 3 072 pixels we stop at fewer labels: those fits take most of the time.)
 #
-# The interval speaks of the choice of labelled pictures *only*. One encoder per loss was trained, so it says nothing about the difference
+# The interval speaks of the choice of labelled images *only*. One encoder per loss was trained, so it says nothing about the difference
 # between the losses: for that, train several seeds and put *their* spread on the plot.
 #
-# ## Nearest neighbours, and who is taken for whom
+# ## Nearest neighbors, and who is taken for whom
 #
-# A second judge has nothing to fit: a test picture asks its $k$ most similar training pictures (cosine similarity $s$), each
+# A second judge has nothing to fit: a test image asks its $k$ most similar training images (cosine similarity $s$), each
 # votes for its class with weight $\exp(s / \tau)$, here $\tau = 0.5$ (Wu et al. 2018).
 
 # %%
 k = 50 if FAST else 200
-neighbours = pd.Series(
+neighbors = pd.Series(
     {name: knn_accuracy(a, train_y, b, test_y, k=k) for name, (a, b) in features.items()}, name=f"kNN, k = {k}"
 )
 if not FAST:
-    assert neighbours[["Barlow Twins", "HSIC_SSL"]].min() > neighbours[["raw pixels", "untrained encoder"]].max()
-neighbours.to_frame().style.format("{:.3f}")
+    assert neighbors[["Barlow Twins", "HSIC_SSL"]].min() > neighbors[["raw pixels", "untrained encoder"]].max()
+neighbors.to_frame().style.format("{:.3f}")
 
 # %% [markdown]
 # One number hides which classes are told apart. The confusion matrix has a row for each true digit and a column for each answer; its
@@ -146,7 +152,7 @@ print("most frequent mistakes (true, answered):", ", ".join(f"{a}→{b}: {n:.0f}
 # %% [markdown]
 # ## Another solver, the same answer
 #
-# `linear_probe` is scikit-learn. `fast_probe` minimises the same objective with torch's L-BFGS, on the device that holds the
+# `linear_probe` is scikit-learn. `fast_probe` minimizes the same objective with torch's L-BFGS, on the device that holds the
 # features, which need not leave a GPU. The objective is strictly convex in $W$, so there is one answer, and both must find it. We
 # check the objective and the accuracy. (On one busy CPU core, as here, there is no time to gain: the seconds stand beside it.)
 
@@ -162,13 +168,13 @@ print(f"objective   scikit-learn {objective:.4f}   fast_probe {fast.loss:.4f}")
 print(f"accuracy    scikit-learn {probe.accuracy:.4f}   fast_probe {fast.accuracy:.4f}")
 print(f"seconds     scikit-learn {seconds:.2f}   fast_probe {fast.seconds:.2f}   ({len(z)} rows, {z.shape[1]} features)")
 assert abs(fast.loss / objective - 1) < 1e-4
-assert abs(fast.accuracy - probe.accuracy) <= 1.01 * max(0.001, 1 / len(test_y))  # a tenth of a point, or one picture
+assert abs(fast.accuracy - probe.accuracy) <= 1.01 * max(0.001, 1 / len(test_y))  # a tenth of a point, or one image
 
 # %% [markdown]
 # ## Trap 1: an encoder that is not frozen
 #
-# BatchNorm in *train mode* normalises with the statistics of the batch at hand, and changes its running averages as it goes. Leave the
-# encoder in train mode, and a picture's features depend on which other pictures came with it, and asking the encoder twice changes
+# BatchNorm in *train mode* normalizes with the statistics of the batch at hand, and changes its running averages as it goes. Leave the
+# encoder in train mode, and a image's features depend on which other images came with it, and asking the encoder twice changes
 # the encoder.
 
 # %%
@@ -180,10 +186,10 @@ with torch.no_grad():
     alone, among_others = encoder(normalize(images[:8])), encoder(normalize(images))[:8]
 moved = sum(not torch.equal(value, saved[name]) for name, value in encoder.state_dict().items())
 encoder.load_state_dict(saved)
-print(f"train mode: features of one picture change by {(alone - among_others).norm() / among_others.norm():.0%}, {moved} buffers moved")
+print(f"train mode: features of one image change by {(alone - among_others).norm() / among_others.norm():.0%}, {moved} buffers moved")
 
 frozen = extract_features(encoder, images[:8]), extract_features(encoder, images)[:8]
-print(f"eval mode:  features of one picture change by {(frozen[0] - frozen[1]).norm() / frozen[1].norm():.4%}")
+print(f"eval mode:  features of one image change by {(frozen[0] - frozen[1]).norm() / frozen[1].norm():.4%}")
 assert moved > 0 and (alone - among_others).norm() > 0.05 * among_others.norm()
 torch.testing.assert_close(*frozen, rtol=1e-4, atol=1e-4)
 assert all(torch.equal(value, saved[name]) for name, value in encoder.state_dict().items())
@@ -213,7 +219,7 @@ assert np.mean(chosen) > np.mean(honest)
 #
 # A penalty on $W$ treats all features alike, so a feature of small numbers is punished more: it needs a large weight. Take one encoder's
 # features and multiply every other one by a thousand. The information is the same, and so is the answer of a probe
-# that standardises; without, the optimum moves and the solver often stops before it arrives. scikit-learn says so with a
+# that standardizes; without, the optimum moves and the solver often stops before it arrives. scikit-learn says so with a
 # `ConvergenceWarning`, which is an error in `linear_probe`, since a probe that has not converged measures the solver.
 
 # %%
@@ -224,7 +230,7 @@ with warnings.catch_warnings(record=True) as caught:
 unconverged = [w for w in caught if issubclass(w.category, ConvergenceWarning)]
 raw = plain.score(test_x * units, test_y)
 rescaled = fast_probe(train_x * units, train_y, test_x * units, test_y, C=probe.C, tolerance=1e-5).accuracy
-print(f"as they come, 20 iterations: {raw:.3f}, ConvergenceWarning: {bool(unconverged)};  standardised: {rescaled:.3f}")
+print(f"as they come, 20 iterations: {raw:.3f}, ConvergenceWarning: {bool(unconverged)};  standardized: {rescaled:.3f}")
 assert unconverged and abs(rescaled - fast.accuracy) <= 1.01 / len(test_y)
 
 # %% [markdown]
@@ -240,13 +246,13 @@ with torch.random.fork_rng(devices=[]):
     torch.manual_seed(0)
     head.reset_parameters()
     optimizer = torch.optim.SGD(head.parameters(), lr=0.05, momentum=0.9)
-    for rows in torch.randperm(len(train_x)).split(256):  # one pass, as an online head sees each picture once an epoch
+    for rows in torch.randperm(len(train_x)).split(256):  # one pass, as an online head sees each image once an epoch
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(head(train_x[rows]), train_y[rows]).backward()
         optimizer.step()
 with torch.no_grad():
     online = float((head(test_x).argmax(dim=1) == test_y).double().mean())
-print(f"one pass of SGD, an online head: {online:.3f}   solved to the optimum: {probe.accuracy:.3f}   kNN: {neighbours['Barlow Twins']:.3f}")
+print(f"one pass of SGD, an online head: {online:.3f}   solved to the optimum: {probe.accuracy:.3f}   kNN: {neighbors['Barlow Twins']:.3f}")
 assert FAST or online < probe.accuracy
 
 # %% [markdown]
@@ -257,7 +263,7 @@ assert FAST or online < probe.accuracy
 # What can be said when there are no labels? `diagnose` computes the field's measures on the projections of both views and
 # gives a verdict where a rule exists. The ones to know:
 #
-# * **RankMe**, $\exp(-\sum_k p_k \log p_k)$ with $p_k = \sigma_k / \sum_j \sigma_j$ over the singular values $\sigma_k$ of the centred features:
+# * **RankMe**, $\exp(-\sum_k p_k \log p_k)$ with $p_k = \sigma_k / \sum_j \sigma_j$ over the singular values $\sigma_k$ of the centered features:
 #   how many dimensions are in use. $r$ equal singular values read $r$. A fraction of the width is *dimensional collapse*.
 # * **Redundancy**, $\sum_{i \ne j} C_{ij}^2 - d(d-1)/(n-1)$: how far different features say the same, less what chance alone gives for
 #   $n$ pairs of views and $d$ features.
@@ -292,7 +298,7 @@ assert twice.loc["redundancy", "verdict"] == "redundant"
 # A verdict is a rule of thumb with its threshold beside it, not a grade. These projections of width 128 speak about ten digits and little else, so
 # a rank far below 128 and features that repeat each other are what one should expect, and the probe is content with them.
 #
-# One more question can be asked because we made the scenes ourselves: *which* cause of a picture do the features hold? CKA is HSIC on the scale of a
+# One more question can be asked because we made the scenes ourselves: *which* cause of a image do the features hold? CKA is HSIC on the scale of a
 # correlation, near 0 for what the features do not know.
 
 # %%
@@ -317,4 +323,4 @@ known.style.format("{:.3f}").background_gradient("viridis", vmin=0, vmax=1)
 # 3. How far do the bands of the few-label curve shrink with 20 seeds? By what factor should they?
 # 4. Make your own failure: scale the features of one branch, add a constant of 50, or negate one view, and predict the verdict before you call `diagnose`.
 #
-# **Next:** `10_your_own_data`: your own pictures, embeddings, networks and training loops. (`05_ablation_batch_size` puts many runs side by side.)
+# **Next:** `10_your_own_data`: your own images, embeddings, networks and training loops. (`05_ablation_batch_size` puts many runs side by side.)

@@ -11,19 +11,19 @@
 # ---
 
 # %% [markdown]
-# # Bring your own: pictures, embeddings, networks, training loops
+# # Bring your own: images, embeddings, networks, training loops
 #
 # **What you will see.** Four doors into the library, one for each thing you may already have:
 #
-# 1. *your own pictures*, in a folder or an array: features from them with a scikit-learn estimator, in a pipeline;
-# 2. *somebody's embeddings*, in a file: one page of pictures and a verdict in plain words, from one command;
+# 1. *your own images*, in a folder or an array: features from them with a scikit-learn estimator, in a pipeline;
+# 2. *somebody's embeddings*, in a file: one page of images and a verdict in plain words, from one command;
 # 3. *your own network and your own views*: the library's training around them;
 # 4. *your own training loop*: the loss alone, in five lines of PyTorch.
 #
 # **What you need.** A first course in machine learning and scikit-learn's `fit` and `transform`. Here all data ships with
 # scikit-learn, so that nothing is downloaded; wherever you see it, put yours. `00_quickstart` says what the matrix $C$ is
-# that everything here looks at; in short, $C_{ij}$ is the correlation between feature $i$ of one view of the pictures and
-# feature $j$ of another view of the same pictures.
+# that everything here looks at; in short, $C_{ij}$ is the correlation between feature $i$ of one view of the images and
+# feature $j$ of another view of the same images.
 
 # %% tags=["parameters"]
 import os
@@ -49,9 +49,8 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from hsic_lab.correlation import cross_correlation
-from hsic_lab.datasets import from_arrays, from_folder
+from hsic_lab.datasets import DigitScenes, from_arrays, from_folder
 from hsic_lab.diagnostics import diagnose
-from hsic_lab.embeddings import read_embeddings
 from hsic_lab.encoders import ConvEncoder, MLPProjector
 from hsic_lab.estimator import SelfSupervisedEncoder
 from hsic_lab.evaluation import extract_features, linear_probe
@@ -64,30 +63,29 @@ from hsic_lab.plots import (
     plot_pairs,
     set_theme,
 )
-from hsic_lab.report import write_report
-from hsic_lab.scenes import DigitScenes
+from hsic_lab.report import read_embeddings, write_report
 from hsic_lab.training import TrainConfig, train
 from hsic_lab.views import TwoViews, normalize
 
 set_theme()
 
 # %% [markdown]
-# ## 1. Your own pictures
+# ## 1. Your own images
 #
 # ### In an array
 #
-# Say you have 1797 handwritten digits as an array `(n, h, w)`, and labels for few of them. First pictures without labels:
-# the *estimator* makes two *views* of each picture (random crops and shifts of it), and trains an encoder so that features
+# Say you have 1797 handwritten digits as an array `(n, h, w)`, and labels for few of them. First images without labels:
+# the *estimator* makes two *views* of each image (random crops and shifts of it), and trains an encoder so that features
 # of the two views agree while different features stay uncorrelated. Then a classifier on the features, with the labels.
 # In scikit-learn that is one pipeline.
 #
-# Digits have a handedness: a mirrored 2 is no 2. The default views mirror pictures half of the time, and crop down to a
+# Digits have a handedness: a mirrored 2 is no 2. The default views mirror images half of the time, and crop down to a
 # fifth of them. Views say what should *not* matter, so for digits we say it ourselves: no mirror, and only gentle crops.
 
 # %%
-pictures, labels = load_digits(return_X_y=True)
-pictures = (pictures.reshape(-1, 8, 8) / 16).astype(np.float32)  # floats in [0, 1]; uint8 will do as well
-train_x, test_x, train_y, test_y = train_test_split(pictures, labels, test_size=0.3, stratify=labels, random_state=0)
+images, labels = load_digits(return_X_y=True)
+images = (images.reshape(-1, 8, 8) / 16).astype(np.float32)  # floats in [0, 1]; uint8 will do as well
+train_x, test_x, train_y, test_y = train_test_split(images, labels, test_size=0.3, stratify=labels, random_state=0)
 
 gentle = TwoViews(8, scale=(0.6, 1.0), flip=0.0, brightness=0.2, contrast=0.2)
 view_a, view_b = gentle(torch.from_numpy(train_x[:10, None]), torch.Generator().manual_seed(0))
@@ -107,7 +105,7 @@ history_figure({"digits": encoder.history_}, len(encoder.correlation_));
 
 # %%
 def few_label_accuracies(train_features, test_features):
-    """Test accuracies of logistic regression on standardised features, each fitted with 5 labels a class."""
+    """Test accuracies of logistic regression on standardized features, each fitted with 5 labels a class."""
     accuracies = []
     for seed in range(5):
         order = np.random.default_rng(seed).permutation(len(train_y))
@@ -143,11 +141,11 @@ assert score > 0.7
 
 # %% [markdown]
 # (Without `image_shape` flat rows are taken for plain tables, and the views replace entries by those of other rows. That is how to use
-# the estimator on data that are no pictures.)
+# the estimator on data that are no images.)
 #
 # ### In a folder
 #
-# One sub-folder a class, pictures of any size and format in it. We write such a folder, from two photographs that ship with
+# One sub-folder a class, images of any size and format in it. We write such a folder, from two photographs that ship with
 # scikit-learn, and read it back. `from_folder` decodes, resizes, splits; `train` and everything else takes what it returns.
 
 # %%
@@ -162,11 +160,11 @@ for name in ("china.jpg", "flower.jpg"):
         Image.fromarray(crop).save(FOLDER / "photographs" / name[:-4] / f"{number:03d}.png")
 
 data = from_folder(FOLDER / "photographs", size=32)
-print(f"{len(data.train)} training pictures, {len(data.test)} test pictures, classes {data.class_names}")
+print(f"{len(data.train)} training images, {len(data.test)} test images, classes {data.class_names}")
 figure, axes = plt.subplots(2, 10, figsize=(10, 2.3), layout="constrained")
 for row, label in zip(axes, (0, 1), strict=True):
-    for ax, picture in zip(row, data.train.images[data.train.labels == label], strict=False):
-        ax.imshow(picture.permute(1, 2, 0))
+    for ax, image in zip(row, data.train.images[data.train.labels == label], strict=False):
+        ax.imshow(image.permute(1, 2, 0))
         ax.set_axis_off()
     row[0].set_title(data.class_names[label], loc="left", fontsize="medium")
 assert data.train.images.shape[1:] == (3, 32, 32)
@@ -196,7 +194,7 @@ for ax, (name, z) in zip(axes, candidates.items(), strict=True):
         ax.get_legend().remove()
 
 # %% [markdown]
-# Each cloud is drawn on its two directions of largest variance (their shares in brackets), one colour a digit. The eye is easily deceived: the axes
+# Each cloud is drawn on its two directions of largest variance (their shares in brackets), one color a digit. The eye is easily deceived: the axes
 # stretch to fill the frame, so the collapsed clouds look as lively as the healthy one. `diagnose` is not deceived.
 
 # %%
@@ -212,7 +210,7 @@ plot_diagnostics(diagnose(candidates["ours"]));
 # mildest fault: features correlate more than chance would make them. Networks that were not told to decorrelate *these*
 # features mostly get it (our loss decorrelated the 64 numbers that the projector makes of them).
 #
-# With two views of the same pictures the diagnostics see more. Pictures in, two views, features out:
+# With two views of the same images the diagnostics see more. Images in, two views, features out:
 
 # %%
 pair = gentle(torch.from_numpy(test_x[:, None]), generator)
@@ -246,9 +244,9 @@ assert "http" not in re.sub(r"base64,[^\"]*", "", text), "nothing is fetched"
 #
 # ## 3. Your own network, your own views
 #
-# `train` takes any `nn.Module` from pictures `(n, c, h, w)` to features `(n, p)`, and any function that makes two views of a
-# batch of uint8 pictures with a `torch.Generator`. Two demands only: draw random numbers from that generator (then a run can be
-# repeated, and resumed), and make the views of each picture independently.
+# `train` takes any `nn.Module` from images `(n, c, h, w)` to features `(n, p)`, and any function that makes two views of a
+# batch of uint8 images with a `torch.Generator`. Two demands only: draw random numbers from that generator (then a run can be
+# repeated, and resumed), and make the views of each image independently.
 #
 # As an example, views that are *shifts* by up to one pixel with a little noise, and a plain network without convolutions.
 
@@ -281,7 +279,7 @@ before, after = (run.snapshots[step].diagonal().mean() for step in (0, max(run.s
 probe = linear_probe(
     extract_features(run.encoder, data.train.images), train_y, extract_features(run.encoder, data.test.images), test_y
 )
-print(f"mean diagonal {before:.2f} -> {after:.2f}; linear probe {probe.accuracy:.3f} on {probe.n_test} test pictures")
+print(f"mean diagonal {before:.2f} -> {after:.2f}; linear probe {probe.accuracy:.3f} on {probe.n_test} test images")
 assert run.encoder is mine and after > before and probe.accuracy > 0.8
 
 # %% [markdown]
@@ -293,7 +291,7 @@ assert run.encoder is mine and after > before and probe.accuracy > 0.8
 #
 # If you have a training loop, you need one line of this library. The losses are modules that take two tensors $(n, d)$, the
 # *projections* of the two views. Names and arguments are those of the package lightly. Here is a whole training, on *scenes*:
-# pairs of pictures whose only common thing is the handwritten digit in front.
+# pairs of images whose only common thing is the handwritten digit in front.
 
 # %%
 torch.manual_seed(0)
@@ -306,7 +304,7 @@ scenes, draws = DigitScenes("train"), torch.Generator().manual_seed(0)
 losses = []
 for _ in range(STEPS):
     view_a, view_b = (normalize(view) for view in scenes.pairs(128, draws, shared=("digit",)))
-    z_a, z_b = network(torch.cat([view_a, view_b])).chunk(2)  # one pass: batch normalisation sees both views
+    z_a, z_b = network(torch.cat([view_a, view_b])).chunk(2)  # one pass: batch normalization sees both views
     loss = criterion(z_a, z_b)
     optimizer.zero_grad()
     loss.backward()
@@ -315,12 +313,12 @@ for _ in range(STEPS):
 
 figure, ax = plt.subplots(figsize=(5.2, 3.2), layout="constrained")
 ax.plot(losses, linewidth=1)
-ax.axhline(criterion.chance(128, 64), color="0.4", linestyle="--", linewidth=1, label="independent views, on average")
+ax.axhline(criterion.expected_if_independent(128, 64), color="0.4", linestyle="--", linewidth=1, label="independent views, on average")
 ax.set(xlabel="training step", ylabel="Barlow Twins loss")
 ax.legend(frameon=False);
 
 # %% [markdown]
-# Is a loss of 20 good? Every loss knows what it is for views that have nothing in common: `criterion.chance(n, d)`, the
+# Is a loss of 20 good? Every loss knows what it is for views that have nothing in common: `criterion.expected_if_independent(n, d)`, the
 # dashed line. And `terms` says what it is made of.
 
 # %%
@@ -329,7 +327,7 @@ with torch.no_grad():
     c = cross_correlation(z_a, z_b)
     by_hand = (1 - c.diagonal()).square().sum() + (c.square().sum() - c.diagonal().square().sum()) / 64
 assert abs(by_hand.item() - losses[-1]) < 1e-3 * losses[-1], "nothing else is in the loss"
-assert np.mean(losses[-10:]) < criterion.chance(128, 64)
+assert np.mean(losses[-10:]) < criterion.expected_if_independent(128, 64)
 
 # %% [markdown]
 # ## Exercises
@@ -339,4 +337,4 @@ assert np.mean(losses[-10:]) < criterion.chance(128, 64)
 # 3. In section 3, make the two views unlike: shift only one of them. Does $C$ care?
 # 4. In section 4, swap the loss for `NTXentLoss(temperature=0.5)`. What else has to change?
 #
-# **Next:** this is the last notebook. Go back to `00_quickstart` with your own pictures in place of the scenes.
+# **Next:** this is the last notebook. Go back to `00_quickstart` with your own images in place of the scenes.

@@ -17,7 +17,7 @@ import jupytext
 import nbformat
 from nbformat import NotebookNode
 
-from hsic_lab.notebooks import keep_stills, run, write_atomically
+from hsic_lab._notebooks import keep_stills, run, write_atomically
 
 FOLDER = Path(__file__).resolve().parent
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}

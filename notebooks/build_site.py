@@ -2,7 +2,7 @@
 
     python notebooks/build_site.py [folder]
 
-Every page stands alone: pictures are embedded, formulas are MathML, there is no script and nothing is fetched, so
+Every page stands alone: images are embedded, formulas are MathML, there is no script and nothing is fetched, so
 that it opens from a disk without a network. Nothing is executed: pages show the outputs that were committed.
 """
 
@@ -20,12 +20,12 @@ from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbformat import NotebookNode
 from PIL import Image
 
-from hsic_lab.notebooks import write_atomically
+from hsic_lab._notebooks import write_atomically
 
 FOLDER = Path(__file__).resolve().parent
 THUMBNAIL_WIDTH = 480
 
-# What a notebook answers, and which of its pictures, counted from 0, stands for it on the index.
+# What a notebook answers, and which of its images, counted from 0, stands for it on the index.
 QUESTIONS = {
     "00_quickstart": ("What does it look like, end to end?", 1),
     "01_barlow_twins_is_hsic": ("Why is the loss a statement about HSIC, and where are the negatives?", 1),
@@ -37,7 +37,7 @@ QUESTIONS = {
     "07_lambda_and_the_minus_one_target": ("Which lambda, and what becomes of the target -1?", 1),
     "08_kernels_beyond_linear": ("What do kernels other than the linear one see, and does it matter?", 0),
     "09_linear_evaluation": ("How do I ask frozen features what they know, without fooling myself?", 0),
-    "10_your_own_data": ("How do I use this on my own pictures, embeddings, network or loop?", 0),
+    "10_your_own_data": ("How do I use this on my own images, embeddings, network or loop?", 0),
 }
 
 STYLE = """
@@ -114,13 +114,13 @@ def headings(notebook: NotebookNode) -> tuple[str, list[str]]:
     return _inline(titles[0]), [_inline(words) for level, words in lines if level == "##"]
 
 
-def thumbnail(notebook: NotebookNode, picture: int) -> str:
-    """A small copy of the output picture with this number, as a data URL; ValueError if there is none."""
+def thumbnail(notebook: NotebookNode, image: int) -> str:
+    """A small copy of the output image with this number, as a data URL; ValueError if there is none."""
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
-    pictures = [output.data["image/png"] for output in outputs if "image/png" in output.get("data", {})]
-    if picture >= len(pictures):
-        raise ValueError(f"picture {picture} was asked for, and the notebook shows {len(pictures)}")
-    image = Image.open(io.BytesIO(base64.b64decode(pictures[picture]))).convert("RGB")
+    images = [output.data["image/png"] for output in outputs if "image/png" in output.get("data", {})]
+    if image >= len(images):
+        raise ValueError(f"image {image} was asked for, and the notebook shows {len(images)}")
+    image = Image.open(io.BytesIO(base64.b64decode(images[image]))).convert("RGB")
     image.thumbnail((THUMBNAIL_WIDTH, THUMBNAIL_WIDTH), Image.Resampling.LANCZOS)
     image.save(small := io.BytesIO(), "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(small.getvalue()).decode()
@@ -143,11 +143,11 @@ def _page(title: str, above: str, body: str, below: str) -> str:
 
 
 def _card(name: str, notebook: NotebookNode) -> str:
-    question, picture = QUESTIONS[name]
+    question, image = QUESTIONS[name]
     title, sections = headings(notebook)
     inside = "".join(f"<li>{section}</li>" for section in sections)
     return (
-        f'<li><a href="{name}.html"><img src="{thumbnail(notebook, picture)}" alt="a picture of {name}"></a>'
+        f'<li><a href="{name}.html"><img src="{thumbnail(notebook, image)}" alt="a image of {name}"></a>'
         f'<div><h2><a href="{name}.html">{html.escape(question)}</a></h2><p>{name[:2]} · {title}</p>'
         f"<details><summary>What is inside</summary><ul>{inside}</ul></details></div></li>"
     )
@@ -156,17 +156,17 @@ def _card(name: str, notebook: NotebookNode) -> str:
 def build_site(folder: Path, sources: list[Path]) -> list[Path]:
     """Write the pages of these notebooks and their index; returns the files, the index first.
 
-    Raises ValueError for a notebook without a question in `QUESTIONS`, without a title, or without its picture.
+    Raises ValueError for a notebook without a question in `QUESTIONS`, without a title, or without its image.
     """
     notebooks = {path.stem: nbformat.read(path, as_version=4) for path in sources}
     unknown = [name for name in notebooks if name not in QUESTIONS]
     if unknown:
-        raise ValueError(f"QUESTIONS says nothing of {unknown}: what does each answer, and which picture stands for it?")
+        raise ValueError(f"QUESTIONS says nothing of {unknown}: what does each answer, and which image stands for it?")
     names = list(notebooks)
     cards = "\n".join(_card(name, notebook) for name, notebook in notebooks.items())
     intro = (
         "<h1>Barlow Twins is a statement about HSIC</h1>\n<p>A course in notebooks. Look for your question; they also "
-        "read well in order. Every claim in the text is asserted in a cell, and the pictures are the cells' own.</p>"
+        "read well in order. Every claim in the text is asserted in a cell, and the images are the cells' own.</p>"
     )
     index = _page("hsic_lab: the notebooks", "<span>hsic_lab</span>", f'{intro}\n<ol class="cards">\n{cards}\n</ol>', "")
     written = [write_atomically(folder / "index.html", index)]

@@ -125,14 +125,22 @@ LOSSES = {
     "barlow samples": (BarlowTwinsLoss(0.5, contrast="samples"), barlow_samples_oracle, {"affine", "features"}),
     "hsic_ssl": (HSICSSLLoss(), cross_correlation_oracle(None, -1), STANDARDIZED),
     "hsic_ssl 0.3": (HSICSSLLoss(0.1, 0.3), cross_correlation_oracle(0.1, 0.3), STANDARDIZED),
-    "reference code": (ReferenceCodeLoss(unit_rows=False), reference_code_oracle(0, False, True),
-                       {"affine", "offset", "features", "autograd"}),
-    "reference code, target -1": (ReferenceCodeLoss(target=-1.0, bessel=False), reference_code_oracle(-1, True, False),
-                                  {"features", "autograd"}),
+    "reference code": (
+        ReferenceCodeLoss(unit_rows=False),
+        reference_code_oracle(0, False, True),
+        {"affine", "offset", "features", "autograd"},
+    ),
+    "reference code, target -1": (
+        ReferenceCodeLoss(target=-1.0, bessel=False),
+        reference_code_oracle(-1, True, False),
+        {"features", "autograd"},
+    ),
     "vicreg": (VICRegLoss(), vicreg_oracle(), {"offset", "features"}),
     "vicreg samples": (VICRegLoss(contrast="samples"), vicreg_oracle(samples=True), {"offset", "features"}),
     "ssl_hsic linear": (
-        SSLHSICLoss(Linear()), ssl_hsic_oracle(np.dot), {"offset", "features", "duplicate", "autograd"}
+        SSLHSICLoss(Linear()),
+        ssl_hsic_oracle(np.dot),
+        {"offset", "features", "duplicate", "autograd"},
     ),
     "ssl_hsic linear standardized": (
         SSLHSICLoss("linear", standardized=True),

@@ -11,28 +11,38 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hsic_lab import ablation, ablation_runs
-from hsic_lab.ablation import read_table, run_ablation, write_table
-from hsic_lab.ablation_data import cut, with_data
-from hsic_lab.ablation_runs import LOCK, RESULT
+from hsic_lab import ablation
+from hsic_lab.ablation import Grid, read_grid, read_table, run_ablation, write_table
+from hsic_lab.ablation import _run as ablation_runs
+from hsic_lab.ablation._run import LOCK, RESULT, cut, with_data
 from hsic_lab.cli import app
 from hsic_lab.datasets import from_arrays, load
 from hsic_lab.evaluation import extract_features, linear_probe
-from hsic_lab.grids import Grid, read_grid
 from hsic_lab.plots import plot_ablation, plot_ablation_map
 from hsic_lab.training import train
 
 BASE = {
-    "dataset": "digits", "width": 1, "projector": [8, 4], "epochs": 1, "batch_size": 64, "snapshots": 2,
+    "dataset": "digits",
+    "width": 1,
+    "projector": [8, 4],
+    "epochs": 1,
+    "batch_size": 64,
+    "snapshots": 2,
     "precision": "float32",
 }
 
 
 def grid(**changes):
-    return Grid(**{
-        "name": "tiny", "base": BASE, "cross": {"loss": ["barlow_twins", "hsic_ssl"]}, "data": {"n_train": 256},
-        "evaluate": ["knn"],
-    } | changes)
+    return Grid(
+        **{
+            "name": "tiny",
+            "base": BASE,
+            "cross": {"loss": ["barlow_twins", "hsic_ssl"]},
+            "data": {"n_train": 256},
+            "evaluate": ["knn"],
+        }
+        | changes
+    )
 
 
 def test_rows_are_those_of_training_and_evaluation_by_hand(tmp_path):
@@ -47,17 +57,18 @@ def test_rows_are_those_of_training_and_evaluation_by_hand(tmp_path):
     c = run.snapshots[max(run.snapshots)].double().numpy()
     off = c[~np.eye(4, dtype=bool)]
     np.testing.assert_allclose(
-        [linear["diagonal"], linear["off_diagonal"], linear["energy"]], [np.diag(c).mean(), off.mean(), (off**2).sum()]
+        [linear["diagonal"], linear["off_diagonal"], linear["energy"]],
+        [np.diag(c).mean(), off.mean(), (off**2).sum()],
     )
     assert frame["evaluation"].tolist() == ["linear", "knn"] and set(frame["state"]) == {"finished"}
     assert (linear["seed"], linear["d"], linear["n_train"], linear["n_test"], linear["steps"]) == (4, 4, 256, 445, 4)
     assert linear["split"] == "digits test" and linear["protocol"].startswith("logistic regression")
-    assert (linear["hardware"], linear["precision"]) == (run.facts["hardware"], "float32")
+    assert (linear["hardware"], linear["precision"]) == (run.metadata["hardware"], "float32")
     assert {"threads", "torch", "hsic_lab", "seconds", "rankme"} <= set(frame)
 
 
 def by_class(n, classes=4):
-    """Pictures in the order of their classes, as folders are read."""
+    """Images in the order of their classes, as folders are read."""
     pixels = np.random.default_rng(0).integers(256, size=(n, 8, 8, 3), dtype=np.uint8)
     return pixels, np.repeat(np.arange(classes), n // classes)
 
@@ -116,8 +127,8 @@ def test_a_killed_training_of_a_relative_folder_goes_on(tmp_path, monkeypatch):
 def test_only_what_is_missing_is_done(tmp_path, monkeypatch):
     first = run_ablation(grid(), tmp_path, progress=False)
     calls = []
-    original = ablation_runs.train_once
-    monkeypatch.setattr(ablation_runs, "train_once", lambda *a, **k: calls.append(a) or original(*a, **k))
+    original = ablation_runs.train_or_load
+    monkeypatch.setattr(ablation_runs, "train_or_load", lambda *a, **k: calls.append(a) or original(*a, **k))
     with monkeypatch.context() as patch:
         patch.setattr(ablation, "run_one", None)  # handed to no process: joblib would take it for leaking
         again = run_ablation(grid(), tmp_path, progress=False)
@@ -140,12 +151,12 @@ def test_failed_run_is_a_row_and_is_tried_again_when_asked(tmp_path, monkeypatch
             raise FloatingPointError("step 3: the loss is nan")
         return original(config, *rest, **more)
 
-    original = ablation_runs.train_once
-    monkeypatch.setattr(ablation_runs, "train_once", fails_once)
+    original = ablation_runs.train_or_load
+    monkeypatch.setattr(ablation_runs, "train_or_load", fails_once)
     frame = run_ablation(grid(), tmp_path, progress=False)
     assert frame["state"].tolist() == ["finished", "failed: FloatingPointError: step 3: the loss is nan"]
     assert np.isnan(frame["accuracy"][1]) and frame["loss"][1] == "hsic_ssl"
-    monkeypatch.setattr(ablation_runs, "train_once", original)
+    monkeypatch.setattr(ablation_runs, "train_or_load", original)
     assert run_ablation(grid(), tmp_path, progress=False)["state"][1].startswith("failed")
     assert run_ablation(grid(), tmp_path, progress=False, retry_failed=True)["state"].tolist() == ["finished"] * 2
 
@@ -201,14 +212,16 @@ def test_lock_of_a_dead_process_is_no_obstacle(tmp_path):
 
 
 def test_own_data(tmp_path):
-    pictures = np.random.default_rng(0).integers(0, 256, (120, 16, 16), dtype=np.uint8)
-    data = from_arrays(pictures, np.arange(120) % 3, name="mine")
+    images = np.random.default_rng(0).integers(0, 256, (120, 16, 16), dtype=np.uint8)
+    data = from_arrays(images, np.arange(120) % 3, name="mine")
     frame = run_ablation(
-        grid(cross={}, base=BASE | {"batch_size": 32, "dataset": "default"}, data={}), tmp_path, data=data,
+        grid(cross={}, base=BASE | {"batch_size": 32, "dataset": "default"}, data={}),
+        tmp_path,
+        data=data,
         progress=False,
     )
     assert frame["split"].tolist() == ["mine test"] and frame["dataset"].tolist() == ["mine"]
-    other = from_arrays(255 - pictures, np.arange(120) % 3, name="mine")  # of the same name, and not the same
+    other = from_arrays(255 - images, np.arange(120) % 3, name="mine")  # of the same name, and not the same
     plan = grid(cross={}, base=BASE | {"batch_size": 32}, data={}).plan()
     (first,), (second,) = (with_data(plan, one) for one in (data, other))
     assert first.key == frame["run"][0] != second.key
@@ -248,12 +261,22 @@ def test_command_ends_with_1_and_the_reasons_if_a_run_failed(tmp_path, capsys):
     assert "1 of 1 runs failed:\n  failed: ValueError: n_train must be at most" in capsys.readouterr().err
 
 
-def test_command_table_and_pictures(tmp_path, monkeypatch, capsys):
+def test_command_table_and_images(tmp_path, monkeypatch, capsys):
     lines = [
-        'question = "why?"', "seeds = 2", 'evaluate = ["knn"]', "[data]", "n_train = 256", "[base]",
+        'question = "why?"',
+        "seeds = 2",
+        'evaluate = ["knn"]',
+        "[data]",
+        "n_train = 256",
+        "[base]",
         *(f"{name} = {json.dumps(value)}" for name, value in BASE.items() if name != "batch_size"),
-        "[cross]", "batch_size = [32, 64]", "[[listed]]", 'loss = "barlow_twins"',
-        "[[listed]]", 'loss = "hsic_ssl"', "loss_options = { target = -0.5 }",
+        "[cross]",
+        "batch_size = [32, 64]",
+        "[[listed]]",
+        'loss = "barlow_twins"',
+        "[[listed]]",
+        'loss = "hsic_ssl"',
+        "loss_options = { target = -0.5 }",
     ]
     (tmp_path / "size.toml").write_text("\n".join(lines))
     app(["ablate", str(tmp_path / "size.toml"), "--folder", str(tmp_path / "runs")], standalone_mode=False)

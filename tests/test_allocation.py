@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hsic_lab.allocation import freed_memory_kept
+from hsic_lab.training._train import freed_memory_kept
 
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc only")
 BYTES = 1 << 28

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from hsic_lab.batches import AHEAD, ImageSource
+from hsic_lab.training._data import AHEAD, ImageSource
 
 A = torch.randint(0, 256, (7, 3, 4, 5), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 B = torch.randint(0, 256, (9, 3, 5, 4), dtype=torch.uint8).transpose(2, 3)  # a strided view, as STL-10's

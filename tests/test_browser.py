@@ -1,4 +1,4 @@
-"""The notebooks in a real browser: JupyterLab from a clean kernel, the explorer's controls, what the picture does."""
+"""The notebooks in a real browser: JupyterLab from a clean kernel, the explorer's controls, what the image does."""
 
 import json
 import os
@@ -19,9 +19,9 @@ from explorer_page import matrices
 from matplotlib.colors import Normalize
 from test_notebooks import build
 
-from hsic_lab.canvas import DIVERGING
-from hsic_lab.heatmaps import _block_means
-from hsic_lab.matrix_summary import feature_order
+from hsic_lab.correlation import feature_order
+from hsic_lab.plots._canvas import DIVERGING
+from hsic_lab.plots._heatmaps import _block_means
 
 pytest.importorskip("playwright", reason="needs playwright: pip install -e '.[dev]'")
 from playwright.sync_api import sync_playwright
@@ -31,8 +31,14 @@ CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs the browser: apt-get install chromium")
 
 FLAGS = [
-    "--no-sandbox", "--headless", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--no-sandbox",
+    "--headless",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
 ]
 NOTEBOOK = "window.jupyterapp.shell.currentWidget"
 DONE = f"{NOTEBOOK}.context.model.toJSON().cells.filter(c => c.cell_type == 'code' && c.source.length)"
@@ -69,9 +75,18 @@ def lab(tmp_path_factory):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [
-        sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}", "--ip=127.0.0.1",
-        "--ServerApp.port_retries=0", f"--ServerApp.root_dir={folder}", "--IdentityProvider.token=lab",
-        "--LabApp.expose_app_in_browser=True", f"--LabApp.user_settings_dir={folder}/.lab",
+        sys.executable,
+        "-m",
+        "jupyterlab",
+        "--no-browser",
+        "--allow-root",
+        f"--port={port}",
+        "--ip=127.0.0.1",
+        "--ServerApp.port_retries=0",
+        f"--ServerApp.root_dir={folder}",
+        "--IdentityProvider.token=lab",
+        "--LabApp.expose_app_in_browser=True",
+        f"--LabApp.user_settings_dir={folder}/.lab",
         f"--LabApp.workspaces_dir={folder}/.workspaces",
     ]
     with (folder / "server.log").open("w") as log:
@@ -142,7 +157,7 @@ def pixels(found, panel=0):
     return np.array(flat, dtype=np.uint8).reshape(side, side, 4)[..., :3]
 
 
-def coloured(matrix, limit=1.0):
+def colored(matrix, limit=1.0):
     return matplotlib.colormaps[DIVERGING](Normalize(-limit, limit)(matrix), bytes=True)[..., :3]
 
 
@@ -175,9 +190,9 @@ def test_explorer_notebook_in_jupyterlab(lab, page, tmp_path):
     assert shown.locator("svg[data-chart=scatter] circle").count() == 1024
     assert "feature 3 of view A" in shown.locator(".behind").inner_text()
     assert "feature 5 of view B" in shown.locator(".behind").inner_text()
-    pictures = shown.locator(".strip img")
-    assert pictures.count() == 16
-    assert all(picture.evaluate("i => i.complete && i.naturalWidth == 32") for picture in pictures.all())
+    images = shown.locator(".strip img")
+    assert images.count() == 16
+    assert all(image.evaluate("i => i.complete && i.naturalWidth == 32") for image in images.all())
     shown.screenshot(path=tmp_path / "explorer.png")
 
     live = explorer(page, 2)
@@ -185,28 +200,28 @@ def test_explorer_notebook_in_jupyterlab(lab, page, tmp_path):
     assert page.errors == []
 
 
-def test_picture_is_the_matrix(lab, page):
-    """Colours, block means, order, zoom, keys and hover, against the same matrices computed here."""
+def test_image_is_the_matrix(lab, page):
+    """Colors, block means, order, zoom, keys and hover, against the same matrices computed here."""
     source = lab.folder / "drawn.py"
     shutil.copy(ROOT / "tests" / "explorer_page.py", source)
     nbformat.write(build.convert(source), source.with_suffix(".ipynb"))
     run_all(page, lab, "drawn")
     small, large = explorer(page, 0), explorer(page, 1)
     c, big = (matrix.double().numpy() for matrix in matrices())
-    assert np.abs(pixels(small).astype(int) - coloured(c)).max() == 0
+    assert np.abs(pixels(small).astype(int) - colored(c)).max() == 0
     means, _ = _block_means(big)
-    different = np.abs(pixels(large).astype(int) - coloured(means)).max(axis=2)
-    assert different.max() <= 4 and (different > 0).mean() < 0.001  # a sum's rounding at the edge of two colours
+    different = np.abs(pixels(large).astype(int) - colored(means)).max(axis=2)
+    assert different.max() <= 4 and (different > 0).mean() < 0.001  # a sum's rounding at the edge of two colors
 
     assert small.locator(".bar div").inner_text().split() == ["1", "0", "−1"]
     set_range(small, "limit", 0.5)
     assert c.max() > 0.5 and c.min() > -0.5
     assert small.locator(".bar div").inner_text().split() == ["≥0.5", "0", "−0.5"], "entries beyond the upper end"
-    np.testing.assert_array_equal(pixels(small), coloured(c, 0.5))
+    np.testing.assert_array_equal(pixels(small), colored(c, 0.5))
     small.locator("[data-control=order]").select_option("cluster")
     page.wait_for_function("e => e.innerText.includes('position 0')", arg=small.element_handle())
     order = feature_order(c, "cluster")
-    np.testing.assert_array_equal(pixels(small), coloured(c[order][:, order], 0.5))
+    np.testing.assert_array_equal(pixels(small), colored(c[order][:, order], 0.5))
 
     canvas = small.locator("canvas[data-step]").first
     canvas.focus()
@@ -216,7 +231,7 @@ def test_picture_is_the_matrix(lab, page):
     assert small.locator(".readout").inner_text() == f"A {i}, B {j}: C = {c[i, j]:.4f}".replace("-", "−")
     page.keyboard.press("+")
     inside = np.ix_(order[1:7], order[1:7])  # half of 12, around the cursor
-    np.testing.assert_array_equal(pixels(small), coloured(c[inside], 0.5))
+    np.testing.assert_array_equal(pixels(small), colored(c[inside], 0.5))
     small.locator("[data-control=reset]").click()
     assert len(pixels(small)) == 12
     box = canvas.bounding_box()

@@ -6,12 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hsic_lab.cka import MinibatchCKA, cka
+from hsic_lab.cka import MinibatchCKA, StreamingLinearCKA, cka, u_center
 from hsic_lab.compare import compare_models
-from hsic_lab.hsic import hsic
+from hsic_lab.hsic import StreamingLinearHSIC, hsic
 from hsic_lab.kernels import Delta, Gaussian, Linear, Polynomial
-from hsic_lab.self_hsic import u_center
-from hsic_lab.streaming import StreamingLinearCKA, StreamingLinearHSIC
 
 ESTIMATORS = ("biased", "unbiased")
 KERNELS = {"linear": Linear(), "gaussian": Gaussian(3.0), "median": Gaussian()}
@@ -93,7 +91,7 @@ def test_feature_space_equals_gram_form(estimator, shape):
     torch.testing.assert_close(cka(x, y, None, None, estimator, "primal"), cka(x, y, None, None, estimator, "dual"))
 
 
-def test_unbiased_is_the_cosine_of_u_centred_grams():
+def test_unbiased_is_the_cosine_of_u_centered_grams():
     x, y = samples()
     a, b = u_center(x @ x.T), u_center(y @ y.T)
     torch.testing.assert_close((a * b).sum() / (30 * 27), hsic(x, y, estimator="unbiased"))
@@ -266,15 +264,19 @@ def test_order_of_batches_does_not_matter():
     torch.testing.assert_close(values[0], values[2], rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize("sizes, joined", [
-    ([10, 10, 3], [10, 13]), ([10, 10, 1], [10, 11]), ([2, 10, 11], [12, 11]), ([10, 2, 11], [12, 11]),
-    ([1, 1, 1, 1, 9, 10], [4, 9, 10]),
-])
-def test_a_batch_too_small_joins_its_neighbour(sizes, joined):
+@pytest.mark.parametrize(
+    "sizes, joined",
+    [
+        ([10, 10, 3], [10, 13]),
+        ([10, 10, 1], [10, 11]),
+        ([2, 10, 11], [12, 11]),
+        ([10, 2, 11], [12, 11]),
+        ([1, 1, 1, 1, 9, 10], [4, 9, 10]),
+    ],
+)
+def test_a_batch_too_small_joins_its_neighbor(sizes, joined):
     x, y = samples(sum(sizes))
-    torch.testing.assert_close(
-        minibatch(x, y, sizes).compute(), minibatch(x, y, joined).compute(), rtol=1e-12, atol=0
-    )
+    torch.testing.assert_close(minibatch(x, y, sizes).compute(), minibatch(x, y, joined).compute(), rtol=1e-12, atol=0)
 
 
 def test_batch_size_drifts_only_the_biased_one():

@@ -10,7 +10,7 @@ import time
 import pytest
 from PIL import Image
 
-from hsic_lab.downloads import SOURCES
+from hsic_lab.datasets._published import SOURCES
 
 
 def hsic_lab(*arguments: str, cwd=None) -> subprocess.CompletedProcess:
@@ -58,11 +58,11 @@ def test_plot(run, tmp_path):
         assert (tmp_path / "pictures" / name).read_bytes().startswith(b"\x89PNG")
 
 
-def test_plot_replaces_a_picture_and_never_writes_into_it(run, tmp_path):
-    (tmp_path / "correlation.png").write_text("the previous picture")
+def test_plot_replaces_a_image_and_never_writes_into_it(run, tmp_path):
+    (tmp_path / "correlation.png").write_text("the previous image")
     (tmp_path / "reader.png").hardlink_to(tmp_path / "correlation.png")  # as somebody who has it open
     assert hsic_lab("plot", run[0], "--output", tmp_path).returncode == 0
-    assert (tmp_path / "reader.png").read_text() == "the previous picture"
+    assert (tmp_path / "reader.png").read_text() == "the previous image"
     assert (tmp_path / "correlation.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -75,7 +75,7 @@ def test_data(tmp_path):
         assert "1352 training, 445 test" in hsic_lab("data", *arguments).stdout
 
 
-def test_data_shows_a_folder_of_pictures(tmp_path):
+def test_data_shows_a_folder_of_images(tmp_path):
     for name, shape in (("cats", (20, 30)), ("dogs", (40, 25))):
         (tmp_path / name).mkdir()
         for number in range(5):
@@ -100,7 +100,7 @@ def test_data_get_says_what_is_there(tmp_path):
         (("plot", "nowhere"), "nowhere is not a run"),
         (("train", "new", "--loss", "barlow"), "'barlow'"),
         (("train", "new", "--projector", "wide"), "'wide'"),
-        (("train", "new", "--preset", "note"), "'note'"),
+        (("train", "new", "--recipe", "note"), "'note'"),
         (("train", "new", "--dataset", "cifar10"), "cifar-10-binary.tar.gz"),
         (("train", "new", "--dataset", "mnist"), "'mnist'"),
         (("data", "mnist"), "'mnist'"),

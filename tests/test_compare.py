@@ -1,4 +1,4 @@
-"""Layer-by-layer CKA of two models: the numbers, the hooks, the flags and the picture."""
+"""Layer-by-layer CKA of two models: the numbers, the hooks, the flags and the image."""
 
 import matplotlib
 
@@ -144,34 +144,55 @@ def test_layers_default_to_the_order_of_calls_and_a_second_call_is_a_layer():
         compare_models(model, model, x, ["fc1"], ["idle"])
 
 
-@pytest.mark.parametrize("module, layers, error, message", [
-    (nn.Sequential(nn.Flatten(), nn.LSTM(108, 4)), None, TypeError, "layer '1' of model_a must return a tensor, got t"),
-    (nn.Sequential(nn.Flatten(0)), None, ValueError, r"layer '0' of model_a must return 60 rows.* \(6480,\)"),
-    (network(), ["0.0", "0.11"], ValueError, "model_a has no layer '0.11'; close: .*'0.1'"),
-    (network(), "0.0", TypeError, "list of names, got the string '0.0'"),
-    (nn.Sequential(nn.ReLU()), [], ValueError, "at least one layer of model_a, got none"),
-    (nn.Sequential(nn.Threshold(9, 0.1), nn.Threshold(9, 0.7)), None, ValueError, r"layers \['0', '1'\] of model_a"),
-    (nn.Sequential(nn.Threshold(9, 1.3), nn.Threshold(9, 123.4)), None, ValueError, r"layers \['0', '1'\] of model_a"),
-    (nn.Sequential(nn.Threshold(9, float("nan"))), None, ValueError, "layer '0' of model_a: x holds"),
-])
+@pytest.mark.parametrize(
+    "module, layers, error, message",
+    [
+        (
+            nn.Sequential(nn.Flatten(), nn.LSTM(108, 4)),
+            None,
+            TypeError,
+            "layer '1' of model_a must return a tensor, got t",
+        ),
+        (nn.Sequential(nn.Flatten(0)), None, ValueError, r"layer '0' of model_a must return 60 rows.* \(6480,\)"),
+        (network(), ["0.0", "0.11"], ValueError, "model_a has no layer '0.11'; close: .*'0.1'"),
+        (network(), "0.0", TypeError, "list of names, got the string '0.0'"),
+        (nn.Sequential(nn.ReLU()), [], ValueError, "at least one layer of model_a, got none"),
+        (
+            nn.Sequential(nn.Threshold(9, 0.1), nn.Threshold(9, 0.7)),
+            None,
+            ValueError,
+            r"layers \['0', '1'\] of model_a",
+        ),
+        (
+            nn.Sequential(nn.Threshold(9, 1.3), nn.Threshold(9, 123.4)),
+            None,
+            ValueError,
+            r"layers \['0', '1'\] of model_a",
+        ),
+        (nn.Sequential(nn.Threshold(9, float("nan"))), None, ValueError, "layer '0' of model_a: x holds"),
+    ],
+)
 def test_errors_name_the_layer(module, layers, error, message):
     with pytest.raises(error, match=message):
         compare_models(module, network(), images(), layers, None if layers == "0.0" else ["3"])
 
 
-@pytest.mark.parametrize("data, error, message", [
-    (images(3), ValueError, "at least 4 images, got 3"),
-    ([], ValueError, "at least 4 images, got 0"),
-    (images(8)[:0], ValueError, "at least one image"),
-    (images(8).int(), ValueError, "uint8 or floating point, got torch.int32"),
-    ([{"image": images(8)}], TypeError, "a batch of images must be a tensor, got dict"),
-])
+@pytest.mark.parametrize(
+    "data, error, message",
+    [
+        (images(3), ValueError, "at least 4 images, got 3"),
+        ([], ValueError, "at least 4 images, got 0"),
+        (images(8)[:0], ValueError, "at least one image"),
+        (images(8).int(), ValueError, "uint8 or floating point, got torch.int32"),
+        ([{"image": images(8)}], TypeError, "a batch of images must be a tensor, got dict"),
+    ],
+)
 def test_errors_about_images(data, error, message):
     with pytest.raises(error, match=message):
         compare_models(network(), network(), data)
 
 
-# --- the picture
+# --- the image
 
 
 def table(rows, columns):

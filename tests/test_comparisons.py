@@ -5,13 +5,15 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from hsic_lab.comparisons import mean_interval, paired_difference, summarize
+from hsic_lab._statistics import mean_interval
+from hsic_lab.ablation import paired_difference, summarize
 
 
 def table(first, second, **columns):
     rows = [
         {"loss": loss, "seed": seed, "evaluation": "linear", "accuracy": value}
-        for loss, values in (("a", first), ("b", second)) for seed, value in enumerate(values)
+        for loss, values in (("a", first), ("b", second))
+        for seed, value in enumerate(values)
     ]
     return pd.DataFrame(rows).assign(**columns)
 

@@ -41,7 +41,7 @@ def test_common_cause_alone_is_no_dependence_given_it(test):
 
 @pytest.mark.parametrize("tolerance", [None, 1e-10], ids=["grams", "factors"])
 @pytest.mark.parametrize("kernel", [Linear(), Gaussian(1.3)], ids=repr)
-def test_statistic_is_the_unbiased_one_of_grams_centred_within_groups(kernel, tolerance):
+def test_statistic_is_the_unbiased_check_choice_grams_centered_within_groups(kernel, tolerance):
     x, y, group = grouped(40, 3, slope=-0.3)
     h = np.eye(40)
     for g in np.unique(group):

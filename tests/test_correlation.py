@@ -1,4 +1,4 @@
-"""Standardisation and cross-correlation: a NumPy oracle and the laws that published implementations break."""
+"""Standardization and cross-correlation: a NumPy oracle and the laws that published implementations break."""
 
 import numpy as np
 import pytest

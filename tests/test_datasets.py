@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
 from hsic_lab.datasets import ImageData, Images, data_folder, default, load
-from hsic_lab.digits import digit_index
+from hsic_lab.datasets.digit_scenes import digit_index
 
 FILES = [*(f"data_batch_{number}.bin" for number in range(1, 6)), "test_batch.bin"]
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -82,8 +82,7 @@ def test_cifar10_damaged_file(tmp_path, name, content, found):
 
 
 @pytest.mark.parametrize(
-    "argument, variable, expected",
-    [("a", "b", "a"), (None, "b", "b"), (None, "", "data"), (None, None, "data")],
+    "argument, variable, expected", [("a", "b", "a"), (None, "b", "b"), (None, "", "data"), (None, None, "data")]
 )
 def test_data_folder(monkeypatch, argument, variable, expected):
     if variable is not None:

@@ -10,9 +10,9 @@ import pytest
 import torch
 from scipy.special import ive
 
-from hsic_lab import sphere
 from hsic_lab.cka import cka
 from hsic_lab.correlation import cross_correlation
+from hsic_lab.diagnostics import _measures as sphere
 from hsic_lab.diagnostics import (
     alignment,
     diagnose,
@@ -110,7 +110,7 @@ def test_redundancy_and_feature_sums_are_read_off_c(shape):
 
 
 def test_the_noise_floor_is_gone_whatever_the_number_of_rows():
-    # peers: the raw energy is d (d - 1) / (n - 1), 9.9 at n = 100 and 1.0 at n = 1000.
+    # peers: the raw squared_norm is d (d - 1) / (n - 1), 9.9 at n = 100 and 1.0 at n = 1000.
     for n in (100, 1000):
         values = [redundancy(normal(n, 32, 2 * s), normal(n, 32, 2 * s + 1)) for s in range(20)]
         error = np.std(values, ddof=1) / math.sqrt(20)
@@ -148,11 +148,17 @@ def test_simplex_and_gamed_optimum(d):
 
 def test_factor_dependence_is_unbiased_cka():
     x = normal(60, 5)
-    frame = pd.DataFrame({
-        "label": np.arange(60) % 3, "real": x[:, 0].numpy() ** 2, "name": ["a", "b"] * 30,
-        "flag": x[:, 1].numpy() > 0, "constant": 1.0, "id": np.arange(60),
-        "category": pd.Categorical(["u", "v", "w"] * 20),
-    })
+    frame = pd.DataFrame(
+        {
+            "label": np.arange(60) % 3,
+            "real": x[:, 0].numpy() ** 2,
+            "name": ["a", "b"] * 30,
+            "flag": x[:, 1].numpy() > 0,
+            "constant": 1.0,
+            "id": np.arange(60),
+            "category": pd.Categorical(["u", "v", "w"] * 20),
+        }
+    )
     table = factor_dependence(x, frame).set_index("factor")
     assert table["kernel"].tolist() == ["Delta", "Gaussian", "Delta", "Delta", "Gaussian", "Delta", "Delta"]
     labels = {name: torch.as_tensor(pd.factorize(frame[name])[0]) for name in ("label", "name", "flag", "category")}
@@ -194,16 +200,14 @@ CASES = {
     "one dead feature": ((torch.cat([Z, Z[:, :1] * 0 + 0.1], 1), None), "healthy", set()),
     "half dead": ((torch.cat([Z, Z * 0 + 0.1], 1), None), "dimensional collapse", {"dead_features"}),
     "duplicated": ((Z.repeat(1, 3), NEAR.repeat(1, 3)), "redundant", {"redundancy"}),
-    "rank 3": (
-        (Z[:, :3] @ normal(3, 64), None), "dimensional collapse", {"rankme", "redundancy"},
-    ),
-    "one branch of rank 2": (
-        (Z, Z[:, [0, 1] * 8]), "dimensional collapse", {"rankme_b", "redundancy"},
-    ),
+    "rank 3": ((Z[:, :3] @ normal(3, 64), None), "dimensional collapse", {"rankme", "redundancy"}),
+    "one branch of rank 2": ((Z, Z[:, [0, 1] * 8]), "dimensional collapse", {"rankme_b", "redundancy"}),
     "simplex": ((simplex(N, D), simplex(N, D)), "healthy", set()),
     "gamed": (gamed(N, 32), "branch anti-alignment", {"feature_sum_covariance", "redundancy"}),
     "constant": (
-        (torch.full((N, D), 0.1), NEAR.float()), "complete collapse", {"relative_spread", "dead_features", "rankme"},
+        (torch.full((N, D), 0.1), NEAR.float()),
+        "complete collapse",
+        {"relative_spread", "dead_features", "rankme"},
     ),
     "zero": ((torch.zeros(N, D), None), "complete collapse", {"relative_spread", "dead_features", "rankme"}),
     "nearly constant": ((1e-5 * Z + 1, None), "complete collapse", {"relative_spread"}),
@@ -228,9 +232,10 @@ def deviating():
     return z
 
 
-@pytest.mark.parametrize("z_a, z_b", [
-    (deviating(), deviating()), ((Z[:200] - 2).clamp_min(0), (Z[:200] + 0.2 * normal(200, D, 3) - 2).clamp_min(0)),
-])
+@pytest.mark.parametrize(
+    "z_a, z_b",
+    [(deviating(), deviating()), ((Z[:200] - 2).clamp_min(0), (Z[:200] + 0.2 * normal(200, D, 3) - 2).clamp_min(0))],
+)
 def test_views_whose_variance_lies_in_few_rows_are_not_called_unrelated(z_a, z_b):
     row = diagnose(z_a, z_b).set_index("diagnostic").loc["mean_diagonal"]
     assert row["verdict"] == "healthy" and row["value"] > 2 * float(row["threshold"].split("=")[-1])
@@ -283,10 +288,17 @@ def test_the_frame_holds_the_diagnostics():
         read_only.setflags(write=False)  # as a memory map is
         frame = diagnose(read_only, NEAR, reference=Z[:, :4], factors=factors).set_index("diagnostic")["value"]
     expected = {
-        "rankme": rankme(Z), "rankme_b": rankme(NEAR), "uniformity": uniformity(Z), "alignment": alignment(Z, NEAR),
-        "lidar": lidar((Z, NEAR)), "redundancy": redundancy(Z, NEAR), "dead_features": 0,
-        "feature_sum_covariance": feature_sum_covariance(Z, NEAR), "cka_reference": float(cka(Z, Z[:, :4])),
-        "feature_variance": float(feature_variance(Z).mean()), "cka_group": factor_dependence(Z, factors)["cka"][0],
+        "rankme": rankme(Z),
+        "rankme_b": rankme(NEAR),
+        "uniformity": uniformity(Z),
+        "alignment": alignment(Z, NEAR),
+        "lidar": lidar((Z, NEAR)),
+        "redundancy": redundancy(Z, NEAR),
+        "dead_features": 0,
+        "feature_sum_covariance": feature_sum_covariance(Z, NEAR),
+        "cka_reference": float(cka(Z, Z[:, :4])),
+        "feature_variance": float(feature_variance(Z).mean()),
+        "cka_group": factor_dependence(Z, factors)["cka"][0],
         "mean_diagonal": float(cross_correlation(Z, NEAR).diagonal().mean()),
     }
     for name, value in expected.items():

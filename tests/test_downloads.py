@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from hsic_lab.downloads import SOURCES, Source, fetch, resume, unpack
+from hsic_lab.datasets._published import SOURCES, Source, fetch, resume, unpack
 
 CONTENT = {"tiny-set/a.bin": os.urandom(3 << 20), "tiny-set/deep/b.txt": b"names"}
 

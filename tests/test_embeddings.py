@@ -7,11 +7,11 @@ import torch
 from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_tensors
 
-from hsic_lab import embedding_arrays as module
 from hsic_lab.datasets import load
-from hsic_lab.embeddings import Embeddings, read_embeddings
 from hsic_lab.encoders import ConvEncoder
-from hsic_lab.training import TrainConfig, train, train_once
+from hsic_lab.report import Embeddings, read_embeddings
+from hsic_lab.report import _embeddings as module
+from hsic_lab.training import TrainConfig, train, train_or_load
 from hsic_lab.views import normalize
 
 RNG = np.random.default_rng(0)
@@ -124,9 +124,9 @@ def test_a_run_with_views_of_its_own_is_not_read_with_others(tmp_path):
         read_embeddings(tmp_path / "run")
     with pytest.raises(ValueError, match="holds a run with views of its own"):
         train(settings, tmp_path / "run", None, False, resume=True)
-    assert train(settings, tmp_path / "run", None, False, resume=True, views=views).state == "finished"
+    assert train(settings, tmp_path / "run", None, False, resume=True, views=views).status == "finished"
     with pytest.raises(FileExistsError, match="holds a run with views of its own: give the same: remove it"):
-        train_once(settings, tmp_path / "run", load("digits"), False)
+        train_or_load(settings, tmp_path / "run", load("digits"), False)
     train(settings, tmp_path / "named", None, False)
     with pytest.raises(ValueError, match="holds a run without views of its own"):
         train(settings, tmp_path / "named", None, False, resume=True, views=views)

@@ -5,8 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from hsic_lab.encoders import ConvEncoder, FourCells, MLPProjector
-from hsic_lab.resnet import ResNetEncoder, without_classifier
+from hsic_lab.encoders import ConvEncoder, MLPProjector, ResNetEncoder, without_classifier
 
 
 @pytest.mark.parametrize(("width", "channels", "side"), [(2, 3, 32), (3, 1, 8), (1, 3, 33), (2, 3, 96)])
@@ -17,34 +16,13 @@ def test_encoder_features(width, channels, side):
     assert (features >= 0).all(), "an average of ReLUs"
 
 
-def test_encoder_looks_at_every_quarter_of_the_picture():
+def test_encoder_looks_at_every_quarter_of_the_image():
     encoder = ConvEncoder(4).eval()
     images = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     for rows, columns in [(slice(0, 4), slice(0, 4)), (slice(28, 32), slice(28, 32))]:
         changed = images.clone()
         changed[..., rows, columns] = 1
         assert not torch.equal(encoder(images), encoder(changed))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("sides", [(8, 8), (4, 6), (2, 2), (5, 8), (1, 2)])
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_four_cells_are_torchs_adaptive_pool_to_the_bit(sides, dtype, layout):
-    x = torch.randn(3, 5, *sides, generator=torch.Generator().manual_seed(0)).to(dtype).to(memory_format=layout)
-    weight = torch.randn(3, 5, 2, 2, generator=torch.Generator().manual_seed(1)).to(dtype)
-    found = []
-    for pool in (FourCells(), torch.nn.AdaptiveAvgPool2d(2)):
-        leaf = x.clone().requires_grad_()
-        output = pool(leaf)
-        (output * weight).sum().backward()
-        found.append((output, leaf.grad))
-    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
-
-
-def test_four_cells_can_be_differentiated_twice_and_mapped():
-    x = torch.randn(2, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    assert torch.autograd.gradgradcheck(lambda y: FourCells()(y).square(), x)
-    torch.testing.assert_close(torch.func.vmap(lambda y: FourCells()(y[None])[0])(x), FourCells()(x))
 
 
 @pytest.mark.parametrize("sizes", [[8, 4], [8, 16, 4], (8, 16, 16, 4)])
@@ -89,8 +67,14 @@ def test_resnet_has_torchvisions_parameters(depth, entries, parameters, features
     assert sum(p.numel() for p in encoder.parameters()) == parameters
     assert encoder.out_features == features
     last = {18: "layer4.1.conv2", 34: "layer4.2.conv2", 50: "layer4.2.conv3"}[depth]
-    for name in ("conv1.weight", "bn1.running_mean", "layer2.0.downsample.0.weight", "layer2.0.downsample.1.bias",
-                 "layer3.1.bn2.num_batches_tracked", f"{last}.weight"):
+    for name in (
+        "conv1.weight",
+        "bn1.running_mean",
+        "layer2.0.downsample.0.weight",
+        "layer2.0.downsample.1.bias",
+        "layer3.1.bn2.num_batches_tracked",
+        f"{last}.weight",
+    ):
         assert name in state
     classified = state | {"fc.weight": torch.zeros(1000, features), "fc.bias": torch.zeros(1000)}
     with pytest.raises(RuntimeError, match=r"fc\.weight"):

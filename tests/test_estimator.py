@@ -17,9 +17,8 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from torch import nn
 
 from hsic_lab.datasets import from_arrays
-from hsic_lab.estimator import SelfSupervisedEncoder
+from hsic_lab.estimator import CorruptedRows, RowEncoder, SelfSupervisedEncoder, as_images, views_of_images
 from hsic_lab.evaluation import extract_features
-from hsic_lab.rows import CorruptedRows, RowEncoder, as_pictures, views_of_pictures
 from hsic_lab.training import TrainConfig, train
 
 SMALL = {"epochs": 2, "width": 2, "projector": (16, 8), "batch_size": 64, "random_state": 0}
@@ -28,10 +27,12 @@ IMAGES = (DIGITS[:200].reshape(-1, 8, 8) * 15).astype(np.uint8)
 ROWS = np.random.default_rng(0).normal(size=(150, 5)) @ np.random.default_rng(1).normal(size=(5, 12))
 
 
-@parametrize_with_checks([
-    SelfSupervisedEncoder(epochs=2, width=1, projector=(8,)),
-    SelfSupervisedEncoder("hsic_ssl", epochs=1, width=1, projector=(4,), n_jobs=1, random_state=3),
-])
+@parametrize_with_checks(
+    [
+        SelfSupervisedEncoder(epochs=2, width=1, projector=(8,)),
+        SelfSupervisedEncoder("hsic_ssl", epochs=1, width=1, projector=(4,), n_jobs=1, random_state=3),
+    ]
+)
 def test_scikit_learns_contract(estimator, check):
     check(estimator)
 
@@ -48,28 +49,28 @@ LAYOUTS = {
 
 
 @pytest.fixture(scope="module")
-def on_pictures():
+def on_images():
     return SelfSupervisedEncoder(**SMALL).fit(IMAGES)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
-def test_pictures_in_any_layout(layout, on_pictures):
+def test_images_in_any_layout(layout, on_images):
     x, shape = layout(IMAGES)
     model = SelfSupervisedEncoder(**SMALL, image_shape=shape)
     features = model.fit_transform(x)
     assert features.dtype == np.float32 and features.shape == (200, 32) and model.n_features_in_ == 64
-    np.testing.assert_array_equal(features, on_pictures.transform(IMAGES))
+    np.testing.assert_array_equal(features, on_images.transform(IMAGES))
     np.testing.assert_array_equal(features[:9], model.transform(IMAGES[:9].reshape(9, 64)), "flat rows will do")
 
 
-def test_it_is_train(on_pictures, tmp_path):
+def test_it_is_train(on_images, tmp_path):
     seed = int(np.random.RandomState(0).randint(np.iinfo(np.int32).max))
     config = TrainConfig(epochs=2, width=2, projector=(16, 8), batch_size=64, seed=seed, snapshots=2)
     run = train(config, tmp_path / "run", from_arrays(IMAGES, LABELS[:200], IMAGES, LABELS[:200]), False)
-    pictures = torch.from_numpy(IMAGES)[:, None]
-    assert torch.equal(extract_features(run.encoder, pictures), torch.from_numpy(on_pictures.transform(IMAGES)))
-    np.testing.assert_array_equal(on_pictures.correlation_, run.snapshots[6])
-    pd.testing.assert_frame_equal(on_pictures.history_.drop(columns="seconds"), run.history.drop(columns="seconds"))
+    images = torch.from_numpy(IMAGES)[:, None]
+    assert torch.equal(extract_features(run.encoder, images), torch.from_numpy(on_images.transform(IMAGES)))
+    np.testing.assert_array_equal(on_images.correlation_, run.snapshots[6])
+    pd.testing.assert_frame_equal(on_images.history_.drop(columns="seconds"), run.history.drop(columns="seconds"))
 
 
 def test_what_rows_say_together_is_found():
@@ -180,8 +181,8 @@ def test_an_interrupted_fit_keeps_what_was_learnt(calls, x):
     ("settings", "x", "words"),
     [
         ({}, IMAGES * 2.0, "must be in \\[0, 1\\]"),
-        ({}, (IMAGES * 255).astype(np.int64), "pictures as int64: convert them to uint8"),
-        ({"image_shape": (8, 8)}, DIGITS.astype(np.int32), "pictures as int32"),
+        ({}, (IMAGES * 255).astype(np.int64), "images as int64: convert them to uint8"),
+        ({"image_shape": (8, 8)}, DIGITS.astype(np.int32), "images as int32"),
         ({}, IMAGES[:1], "minimum of 2 is required"),
         ({}, np.zeros((4, 3, 8, 3)), "on both"),
         ({"image_shape": (9, 8)}, DIGITS, "\\(9, 8\\) does not fit the 64 columns"),
@@ -197,16 +198,16 @@ def test_bad_input_is_quoted(settings, x, words):
         SelfSupervisedEncoder(**SMALL | settings).fit(x)
 
 
-def test_transform_refuses_other_pictures(on_pictures):
+def test_transform_refuses_other_images(on_images):
     with pytest.raises(ValueError, match=r"shape \(4, 16\), fit saw \(8, 8\)"):
-        on_pictures.transform(IMAGES.reshape(-1, 4, 16))
+        on_images.transform(IMAGES.reshape(-1, 4, 16))
     with pytest.raises(ValueError, match=r"shape \(3, 4\), fit saw rows of numbers"):
         SelfSupervisedEncoder(**SMALL).fit(ROWS).transform(ROWS.reshape(-1, 3, 4))
 
 
 def test_rows_travel_unrounded():
     rows = torch.randn(6, 3).mul(torch.tensor([1e-30, 1, 1e30]))
-    pair = views_of_pictures(lambda x, generator: (x, -x))(as_pictures(rows).images, None)
+    pair = views_of_images(lambda x, generator: (x, -x))(as_images(rows).images, None)
     assert torch.equal(pair[0][:, :, 0, 0], rows) and torch.equal(pair[1][:, :, 0, 0], -rows)
 
 

@@ -1,4 +1,5 @@
-"""Frozen features, the linear probe and weighted nearest neighbours, against brute force and scikit-learn."""
+"""Frozen features, the linear probe and weighted nearest neighbors, against brute force and scikit-learn."""
+
 import warnings
 from dataclasses import FrozenInstanceError
 from functools import partial
@@ -16,7 +17,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
-from hsic_lab import logistic, neighbours
+from hsic_lab.evaluation import _features as neighbors
+from hsic_lab.evaluation import _probes as logistic
 from hsic_lab.evaluation import extract_features, knn_accuracy, linear_probe, probe_summary, probe_table
 
 
@@ -245,18 +247,14 @@ def test_table_holds_paired_splits(digits):
 
 @pytest.mark.parametrize(
     ("features", "options", "quoted"),
-    [
-        ({}, {}, "none"),
-        ({"a": (X, X)}, {"splits": 0}, "got 0"),
-        ({"a": (X, X)}, {"n_train": 10}, "1 and 9, got 10"),
-    ],
+    [({}, {}, "none"), ({"a": (X, X)}, {"splits": 0}, "got 0"), ({"a": (X, X)}, {"n_train": 10}, "1 and 9, got 10")],
 )
 def test_bad_tables(features, options, quoted):
     with pytest.raises(ValueError, match=quoted):
         probe_table(features, Y, Y, **options)
 
 
-# --- nearest neighbours
+# --- nearest neighbors
 
 
 def brute_force_knn(train_x, train_y, test_x, test_y, k, temperature):
@@ -282,7 +280,7 @@ def test_knn_is_the_brute_force_vote(seed, k, temperature, scale):
 
 
 def test_knn_weights_decide_against_the_majority():
-    # One near neighbour of class 1 against two of class 0 at right angles: exp(1/T) against 2.
+    # One near neighbor of class 1 against two of class 0 at right angles: exp(1/T) against 2.
     x, y = np.array([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]), np.array([1, 0, 0])
     query = (np.array([[1.0, 0.0]]), np.array([1]))
     assert knn_accuracy(x, y, *query, k=3, temperature=0.5) == 1.0
@@ -291,7 +289,7 @@ def test_knn_weights_decide_against_the_majority():
 
 def test_knn_blocks_change_nothing(digits, monkeypatch):
     whole = knn_accuracy(*digits, k=20)
-    monkeypatch.setattr(neighbours, "_BLOCK_ELEMENTS", 600 * 7)
+    monkeypatch.setattr(neighbors, "_BLOCK_ELEMENTS", 600 * 7)
     assert knn_accuracy(*digits, k=20) == whole > 0.85
 
 
@@ -320,6 +318,6 @@ def test_knn_takes_string_labels():
         ((X, Y, X * (X > 3), Y), {"k": 1}, "test_x has 2 zero rows"),
     ],
 )
-def test_bad_neighbours(data, options, quoted):
+def test_bad_neighbors(data, options, quoted):
     with pytest.raises(ValueError, match=quoted):
         knn_accuracy(*data, **options)

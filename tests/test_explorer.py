@@ -13,12 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
-from hsic_lab.canvas import DIVERGING
+from hsic_lab._notebooks import WIDGET, to_html
 from hsic_lab.correlation import cross_correlation
 from hsic_lab.explorer import CorrelationExplorer
-from hsic_lab.notebooks import WIDGET, to_html
-from hsic_lab.runs import Run
-from hsic_lab.training import Event, TrainConfig, train
+from hsic_lab.plots._canvas import DIVERGING
+from hsic_lab.training import Event, Run, TrainConfig, train
 
 
 def projections(n=30, d=6, seed=0):
@@ -49,7 +48,8 @@ def test_matrix_travels_exactly_with_the_numbers_beside_it(tmp_path):
     run = run_of(tmp_path)
     explorer = CorrelationExplorer({"one": run, "two": projections(d=9)})
     assert [(p["name"], p["steps"], p["d"], p["n"]) for p in explorer.panels] == [
-        ("one", [0, 10, 25], 6, 2048), ("two", [0], 9, 30),
+        ("one", [0, 10, 25], 6, 2048),
+        ("two", [0], 9, 30),
     ]
     content, (matrix,) = answers(explorer, kind="matrix", panel=0, step=10)
     c = run.snapshots[10].numpy()
@@ -58,20 +58,20 @@ def test_matrix_travels_exactly_with_the_numbers_beside_it(tmp_path):
     assert (sum(content["diagonal_counts"]), sum(content["off_counts"])) == (6, 30)
     content, _ = answers(explorer, kind="spectrum", panel=1, step=0)
     np.testing.assert_allclose(content["values"], np.linalg.svd(cross_correlation(*projections(d=9)))[1], atol=1e-5)
-    run.facts["held_out_pairs"] = 445
+    run.metadata["held_out_pairs"] = 445
     assert CorrelationExplorer(run).panels[0]["n"] == 445 and CorrelationExplorer(run, samples=7).panels[0]["n"] == 7
     newest = explorer.latest
     assert newest["step"] == 25 and newest["matrix"] == run.snapshots[25].numpy().tobytes()
 
 
-def test_colours_are_the_projects_map():
+def test_colors_are_the_projects_map():
     explorer = CorrelationExplorer(*projections())
     for k in (0, 60, 128, 255):
         wanted = matplotlib.colormaps[DIVERGING](k, bytes=True)[:3]
-        assert tuple(explorer.colours[3 * k : 3 * k + 3]) == wanted
+        assert tuple(explorer.colors[3 * k : 3 * k + 3]) == wanted
 
 
-def test_cell_brings_samples_and_pictures():
+def test_cell_brings_samples_and_images():
     z_a, z_b = projections()
     images = pixels(), pixels(seed=1)
     explorer = CorrelationExplorer(z_a, z_b, images)
@@ -81,7 +81,7 @@ def test_cell_brings_samples_and_pictures():
     assert len(behind["x"]) == len(behind["y"]) == 30
     for key, view, column in (("a", images[0], z_a[:, 2]), ("b", images[1], z_b[:, 4])):
         assert behind[f"extremes_{key}"][-1] == column.argmax()
-        address = behind[f"pictures_{key}"][-1].removeprefix("data:image/png;base64,")
+        address = behind[f"images_{key}"][-1].removeprefix("data:image/png;base64,")
         shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(address))))
         np.testing.assert_array_equal(shown, view[column.argmax()].permute(1, 2, 0))
     explorer.cell = []
@@ -178,15 +178,21 @@ BAD = {
     "views of two shapes": (lambda _: CorrelationExplorer(Z[0], Z[1][:9]), ValueError, r"\(30, 6\) and \(9, 6\)"),
     "one view": (lambda _: CorrelationExplorer(Z[0]), TypeError, r"pair of projections \(z_a, z_b\), got Tensor"),
     "images of other rows": (
-        lambda _: CorrelationExplorer(*Z, images=pixels(20)), ValueError, "20 images and 30 rows of 'C'",
+        lambda _: CorrelationExplorer(*Z, images=pixels(20)),
+        ValueError,
+        "20 images and 30 rows of 'C'",
     ),
     "views of two lengths": (
-        lambda _: CorrelationExplorer(*Z, images=(pixels(), pixels(9))), ValueError, "got 30 and 9",
+        lambda _: CorrelationExplorer(*Z, images=(pixels(), pixels(9))),
+        ValueError,
+        "got 30 and 9",
     ),
     "three views": (lambda _: CorrelationExplorer(*Z, images=(pixels(),) * 3), ValueError, "one a view, got 3"),
     "images that are none": (lambda _: CorrelationExplorer(*Z, images=Z[0]), ValueError, r"\(n, c, h, w\)"),
     "run without a snapshot": (
-        lambda path: CorrelationExplorer(run_of(path, steps=())), ValueError, "'a_run' has no snapshot",
+        lambda path: CorrelationExplorer(run_of(path, steps=())),
+        ValueError,
+        "'a_run' has no snapshot",
     ),
     "limit": (lambda _: CorrelationExplorer(*Z, limit=0.0), ValueError, "limit must be positive and finite, got 0.0"),
 }

@@ -1,4 +1,4 @@
-"""Folders of pictures and arrays of the user's own."""
+"""Folders of images and arrays of the user's own."""
 
 import os
 import struct
@@ -12,20 +12,20 @@ import pytest
 import torch
 from PIL import Image
 
+from hsic_lab._io import replace_file
 from hsic_lab.datasets import from_arrays, from_folder, load
-from hsic_lab.files import replace_file
-from hsic_lab.folders import decode, decode_all
+from hsic_lab.datasets._folders import decode, decode_all
 
 RNG = np.random.default_rng(1)
 
 
 def save(path, width=8, height=8, mode="RGB", seed=None, **options):
-    """A random picture; returns its pixels as the library must see them."""
+    """A random image; returns its pixels as the library must see them."""
     path.parent.mkdir(parents=True, exist_ok=True)
     shape = (height, width) if mode == "L" else (height, width, len(mode))
-    picture = Image.fromarray(RNG.integers(0, 256, shape, dtype=np.uint8), mode)
-    picture.save(path, **options)
-    return np.asarray(picture.convert("RGB")).transpose(2, 0, 1)
+    image = Image.fromarray(RNG.integers(0, 256, shape, dtype=np.uint8), mode)
+    image.save(path, **options)
+    return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
 
 
 def tree(root, splits=("train", "test"), n=3):
@@ -71,7 +71,7 @@ def test_tiny_imagenet_in_both_layouts(tmp_path, official):
         truth["train", wnid] = [save(root / "train" / wnid / f"{inner}{wnid}_{i}.png", 64, 64, mode) for i in range(3)]
         place = root / "val" / ("images" if official else wnid)
         truth["val", wnid] = [save(place / f"val_{2 * i + number}.png", 64, 64, mode) for i in range(2)]
-        (root / "train" / wnid / f"{wnid}_boxes.txt").write_text("not a picture")
+        (root / "train" / wnid / f"{wnid}_boxes.txt").write_text("not a image")
     (root / "words.txt").write_text("n00\tnothing\nn01\tgoldfish, Carassius auratus\nn02\tbullfrog\n")
     if official:
         lines = [f"val_{2 * i + number}.png\t{wnid}\t0\t0\t62\t62" for i in range(2) for number, wnid in enumerate(ids)]
@@ -93,14 +93,14 @@ def test_tiny_imagenet_in_both_layouts(tmp_path, official):
 @pytest.mark.parametrize("mode, extension", [("L", "png"), ("RGBA", "png"), ("RGB", "bmp"), ("CMYK", "jpg")])
 def test_every_mode_becomes_rgb(tmp_path, mode, extension):
     save(tmp_path / f"x.{extension}", 5, 7, mode)
-    with Image.open(tmp_path / f"x.{extension}") as picture:
-        expected = np.asarray(picture.convert("RGB")).transpose(2, 0, 1)
+    with Image.open(tmp_path / f"x.{extension}") as image:
+        expected = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
     assert np.array_equal(decode(tmp_path / f"x.{extension}", None), expected) and expected.shape == (3, 7, 5)
 
 
 @pytest.mark.parametrize("width, height", [(40, 20), (20, 40), (21, 33), (8, 8), (5, 9)])
-def test_resize_the_shorter_side_and_crop_the_centre(tmp_path, width, height):
-    """A ramp across the longer side stays centred: left and right (top and bottom) lose the same."""
+def test_resize_the_shorter_side_and_crop_the_center(tmp_path, width, height):
+    """A ramp across the longer side stays centered: left and right (top and bottom) lose the same."""
     ramp = np.linspace(0, 255, max(width, height)).astype(np.uint8)
     pixels = np.broadcast_to(ramp if width >= height else ramp[:, None], (height, width))
     Image.fromarray(pixels.copy()).save(tmp_path / "x.png")
@@ -128,11 +128,11 @@ def test_decoded_once_and_again_after_a_change(tmp_path, monkeypatch):
     first = from_folder(tmp_path)
     (name,) = kept(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr("hsic_lab.folders.decode", None)  # nothing is decoded now
+        patch.setattr("hsic_lab.datasets._folders.decode", None)  # nothing is decoded now
         assert torch.equal(from_folder(tmp_path).train.images, first.train.images)
-    picture = save(tmp_path / "train" / "ant" / "0.png")
+    image = save(tmp_path / "train" / "ant" / "0.png")
     os.utime(tmp_path / "train" / "ant" / "0.png", ns=(1, 1))
-    assert np.array_equal(from_folder(tmp_path).train.images[0], picture)
+    assert np.array_equal(from_folder(tmp_path).train.images[0], image)
     assert len(kept(tmp_path)) == 1 and kept(tmp_path) != [name], "the former array is removed"
     from_folder(tmp_path, size=4)
     assert len(kept(tmp_path)) == 2, "another size has its own array"
@@ -151,8 +151,8 @@ def test_what_a_killed_process_began_is_removed_a_day_later(tmp_path):
 
 def test_nothing_half_written_is_left(tmp_path):
     tree(tmp_path)
-    (tmp_path / "train" / "bee" / "2.png").write_bytes(b"not a picture")
-    with pytest.raises(ValueError, match=r"bee/2\.png is not a picture that can be read.*Replace or remove it"):
+    (tmp_path / "train" / "bee" / "2.png").write_bytes(b"not a image")
+    with pytest.raises(ValueError, match=r"bee/2\.png is not a image that can be read.*Replace or remove it"):
         from_folder(tmp_path)
     assert sorted(os.listdir(tmp_path)) == ["test", "train"]
 
@@ -165,8 +165,8 @@ def test_a_folder_that_cannot_be_written_is_read_with_a_warning(tmp_path, monkey
 
     monkeypatch.setattr(np.lib.format, "open_memmap", refuse)
     with pytest.warns(UserWarning, match="not kept.*read-only"):
-        pictures = decode_all([tmp_path / "x.png"], None, tmp_path, progress=False)
-    assert np.array_equal(pictures[0], truth) and not kept(tmp_path)
+        images = decode_all([tmp_path / "x.png"], None, tmp_path, progress=False)
+    assert np.array_equal(images[0], truth) and not kept(tmp_path)
 
 
 def broken(path, content=b""):
@@ -184,13 +184,13 @@ def truncated(path):
     [
         (lambda p: p.rmdir(), FileNotFoundError, "no folder"),
         (lambda p: save(p / "x.png"), ValueError, "no sub-folder"),
-        (lambda p: broken(p / "a" / "x.txt"), ValueError, r"a holds no picture; accepted.*\.jpeg"),
-        (lambda p: truncated(p / "a" / "x.jpg"), ValueError, r"x\.jpg is not a picture.*(?i:truncated)"),
+        (lambda p: broken(p / "a" / "x.txt"), ValueError, r"a holds no image; accepted.*\.jpeg"),
+        (lambda p: truncated(p / "a" / "x.jpg"), ValueError, r"x\.jpg is not a image.*(?i:truncated)"),
         (lambda p: Image.fromarray(np.zeros((4, 4), np.uint16)).save(_made(p / "a") / "x.png"), ValueError, "'I;16'"),
         (lambda p: (save(p / "a" / "0.png"), save(p / "a" / "1.png", 9)), ValueError, r"1\.png has 9 x 8.*0\.png 8 x"),
         (lambda p: save(p / "train" / "a" / "x.png"), ValueError, "neither test nor val"),
         (lambda p: (save(p / "train" / "a" / "x.png"), save(p / "test" / "b" / "x.png")), ValueError, "class 'b'"),
-        (lambda p: save(p / "a" / "x.png"), ValueError, "less than one picture"),
+        (lambda p: save(p / "a" / "x.png"), ValueError, "less than one image"),
     ],
 )
 def test_bad_folders(tmp_path, make, error, words):
@@ -206,19 +206,19 @@ def _made(path):
     return path
 
 
-GREY = RNG.integers(0, 256, (10, 6, 5), dtype=np.uint8)
-COLOUR = RNG.integers(0, 256, (10, 6, 5, 3), dtype=np.uint8)
+GRAY = RNG.integers(0, 256, (10, 6, 5), dtype=np.uint8)
+COLOR = RNG.integers(0, 256, (10, 6, 5, 3), dtype=np.uint8)
 LABELS = np.array(["b", "a"] * 5)
 
 
 @pytest.mark.parametrize(
     "images, expected",
     [
-        (GREY, GREY[:, None]),
-        (GREY[..., None], GREY[:, None]),
-        (COLOUR, COLOUR.transpose(0, 3, 1, 2)),
-        (torch.from_numpy(COLOUR).permute(0, 3, 1, 2), COLOUR.transpose(0, 3, 1, 2)),
-        (COLOUR / 255, COLOUR.transpose(0, 3, 1, 2)),
+        (GRAY, GRAY[:, None]),
+        (GRAY[..., None], GRAY[:, None]),
+        (COLOR, COLOR.transpose(0, 3, 1, 2)),
+        (torch.from_numpy(COLOR).permute(0, 3, 1, 2), COLOR.transpose(0, 3, 1, 2)),
+        (COLOR / 255, COLOR.transpose(0, 3, 1, 2)),
     ],
 )
 def test_arrays(images, expected):
@@ -236,16 +236,16 @@ def test_arrays(images, expected):
 @pytest.mark.parametrize(
     "call, words",
     [
-        (lambda: from_arrays(GREY, LABELS, GREY), "test_images and test_labels"),
-        (lambda: from_arrays(GREY, LABELS, class_names=["a"]), "2 classes of labels, got 1"),
-        (lambda: from_arrays(GREY, LABELS, GREY, ["c"] * 10), "test_labels holds 'c'"),
-        (lambda: from_arrays(GREY, LABELS[:9]), r"\(9,\)"),
-        (lambda: from_arrays(GREY, np.zeros(10)), "float64"),
-        (lambda: from_arrays(GREY[0], LABELS), r"got \(6, 5\)"),
-        (lambda: from_arrays(COLOUR[:, :3], LABELS), r"\(10, 3, 5, 3\): on both"),
-        (lambda: from_arrays(COLOUR[..., :2], LABELS), r"\(10, 6, 5, 2\): on neither"),
-        (lambda: from_arrays(COLOUR / 1.0, LABELS), "values from 0 to 255"),
-        (lambda: from_arrays(GREY, LABELS, test_fraction=1.0), "got 1.0"),
+        (lambda: from_arrays(GRAY, LABELS, GRAY), "test_images and test_labels"),
+        (lambda: from_arrays(GRAY, LABELS, class_names=["a"]), "2 classes of labels, got 1"),
+        (lambda: from_arrays(GRAY, LABELS, GRAY, ["c"] * 10), "test_labels holds 'c'"),
+        (lambda: from_arrays(GRAY, LABELS[:9]), r"\(9,\)"),
+        (lambda: from_arrays(GRAY, np.zeros(10)), "float64"),
+        (lambda: from_arrays(GRAY[0], LABELS), r"got \(6, 5\)"),
+        (lambda: from_arrays(COLOR[:, :3], LABELS), r"\(10, 3, 5, 3\): on both"),
+        (lambda: from_arrays(COLOR[..., :2], LABELS), r"\(10, 6, 5, 2\): on neither"),
+        (lambda: from_arrays(COLOR / 1.0, LABELS), "values from 0 to 255"),
+        (lambda: from_arrays(GRAY, LABELS, test_fraction=1.0), "got 1.0"),
     ],
 )
 def test_bad_arrays(call, words):
@@ -269,17 +269,17 @@ def test_the_held_out_share_is_that_of_decimal_numbers():
 @pytest.mark.parametrize(
     "more, words",
     [
-        ({"test_images": GREY[:, :3], "test_labels": LABELS}, r"'train': \(1, 6, 5\), 'test': \(1, 3, 5\)"),
-        ({"test_images": COLOUR, "test_labels": LABELS}, r"'train': \(1, 6, 5\), 'test': \(3, 6, 5\)"),
-        ({"unlabelled": GREY[:, :, :4]}, r"'unlabelled': \(1, 6, 4\)"),
+        ({"test_images": GRAY[:, :3], "test_labels": LABELS}, r"'train': \(1, 6, 5\), 'test': \(1, 3, 5\)"),
+        ({"test_images": COLOR, "test_labels": LABELS}, r"'train': \(1, 6, 5\), 'test': \(3, 6, 5\)"),
+        ({"unlabelled": GRAY[:, :, :4]}, r"'unlabelled': \(1, 6, 4\)"),
     ],
 )
 def test_all_parts_of_a_set_have_one_shape(more, words):
     with pytest.raises(ValueError, match=words):
-        from_arrays(GREY, LABELS, **more)
+        from_arrays(GRAY, LABELS, **more)
 
 
-def test_sixteen_bits_a_channel_are_refused_in_colour_too(tmp_path):
+def test_sixteen_bits_a_channel_are_refused_in_color_too(tmp_path):
     def chunk(kind, content):
         body = kind + content
         return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
@@ -326,12 +326,12 @@ def test_five_bits_a_channel_are_fewer_than_eight(tmp_path):
     assert decode(path, None)[:, 0].T.tolist() == [[255, 0, 0], [0, 255, 0]]
 
 
-def test_a_memory_map_of_pictures_stays_on_disk(tmp_path):
-    pictures = RNG.integers(0, 256, (10, 3, 6, 5), dtype=np.uint8)
-    np.save(tmp_path / "x.npy", pictures)
+def test_a_memory_map_of_images_stays_on_disk(tmp_path):
+    images = RNG.integers(0, 256, (10, 3, 6, 5), dtype=np.uint8)
+    np.save(tmp_path / "x.npy", images)
     mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         data = from_arrays(mapped, LABELS, mapped, LABELS)
     assert data.train.images.data_ptr() == mapped.ctypes.data
-    assert np.array_equal(from_arrays(mapped[..., ::-1], LABELS, mapped, LABELS).train.images, pictures[..., ::-1])
+    assert np.array_equal(from_arrays(mapped[..., ::-1], LABELS, mapped, LABELS).train.images, images[..., ::-1])

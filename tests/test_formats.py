@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from hsic_lab.datasets import load
-from hsic_lab.downloads import SOURCES
+from hsic_lab.datasets._published import SOURCES
 
 RNG = np.random.default_rng(0)
 FINE = [f"fine_{i}" for i in range(100)]
 STL_NAMES = ["airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck"]
 
 
-def pictures(n, *shape):
+def images(n, *shape):
     return RNG.integers(0, 256, (n, *shape), dtype=np.uint8)
 
 
@@ -24,7 +24,7 @@ def write_cifar100(path):
     truth = {}
     for split, n in (("train", 5), ("test", 3)):
         coarse, fine = RNG.integers(0, 20, n, dtype=np.uint8), RNG.integers(0, 100, n, dtype=np.uint8)
-        truth[split] = pictures(n, 3, 32, 32), fine
+        truth[split] = images(n, 3, 32, 32), fine
         rows = zip(coarse, fine, truth[split][0], strict=True)
         (path / f"{split}.bin").write_bytes(b"".join(bytes([c, f]) + x.tobytes() for c, f, x in rows))
     (path / "fine_label_names.txt").write_text("\n".join(FINE) + "\n\n")
@@ -38,7 +38,7 @@ def idx(array):
 def write_fashion_mnist(path):
     truth = {}
     for split, prefix, n in (("train", "train", 6), ("test", "t10k", 4)):
-        truth[split] = pictures(n, 1, 28, 28), RNG.integers(0, 10, n, dtype=np.uint8)
+        truth[split] = images(n, 1, 28, 28), RNG.integers(0, 10, n, dtype=np.uint8)
         (path / f"{prefix}-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(truth[split][0][:, 0])))
         (path / f"{prefix}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(truth[split][1])))
     return truth
@@ -47,7 +47,7 @@ def write_fashion_mnist(path):
 def write_stl10(path):
     truth = {}
     for split, n in (("train", 4), ("test", 3), ("unlabeled", 5)):
-        truth[split] = pictures(n, 3, 96, 96), RNG.integers(0, 10, n, dtype=np.uint8)
+        truth[split] = images(n, 3, 96, 96), RNG.integers(0, 10, n, dtype=np.uint8)
         columns = np.ascontiguousarray(truth[split][0].transpose(0, 1, 3, 2))  # column after column
         (path / f"{split}_X.bin").write_bytes(columns.tobytes())
         if split != "unlabeled":

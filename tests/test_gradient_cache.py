@@ -1,11 +1,11 @@
-"""The gradient through parts of a batch is that of the batch, for every loss; batch normalisation as documented."""
+"""The gradient through parts of a batch is that of the batch, for every loss; batch normalization as documented."""
 
 import pytest
 import torch
 
-from hsic_lab.config import LOSSES, TrainConfig
-from hsic_lab.gradient_cache import backward_in_parts
-from hsic_lab.siamese import OnlineNetwork, TargetNetwork, compare, make_predictor, two_views
+from hsic_lab.training import LOSSES, TrainConfig
+from hsic_lab.training._networks import OnlineNetwork, TargetNetwork, compare, make_predictor, two_views
+from hsic_lab.training._trainer import backward_in_parts
 
 N, SIDE, D = 13, 6, 4
 
@@ -17,8 +17,11 @@ def images(seed):
 def network(config, norm=False, seed=0):
     torch.manual_seed(seed)
     encoder = torch.nn.Sequential(
-        torch.nn.Conv2d(3, 5, 3), torch.nn.BatchNorm2d(5) if norm else torch.nn.Identity(), torch.nn.Tanh(),
-        torch.nn.Flatten(), torch.nn.Linear(5 * 16, 7),
+        torch.nn.Conv2d(3, 5, 3),
+        torch.nn.BatchNorm2d(5) if norm else torch.nn.Identity(),
+        torch.nn.Tanh(),
+        torch.nn.Flatten(),
+        torch.nn.Linear(5 * 16, 7),
     )
     predictor = torch.nn.Sequential(torch.nn.Linear(D, 6), torch.nn.Tanh(), torch.nn.Linear(6, D))
     return OnlineNetwork(encoder, torch.nn.Linear(7, D), predictor if config.predictor else None).double()
@@ -61,7 +64,7 @@ def test_parts_have_the_loss_and_the_gradient_of_the_whole(loss, predictor, targ
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
 
-def test_batch_normalisation_tracks_each_part_once():
+def test_batch_normalization_tracks_each_part_once():
     config = TrainConfig()
     _, _, buffers = gradient(config, 5, norm=True)
     reference = network(config, norm=True)

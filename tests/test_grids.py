@@ -5,16 +5,20 @@ from pathlib import Path
 
 import pytest
 
-from hsic_lab.config import TrainConfig
-from hsic_lab.grids import Grid, Planned, make_config, read_grid
+from hsic_lab.ablation import Grid, make_config, read_grid
+from hsic_lab.ablation._grids import Planned
+from hsic_lab.training import TrainConfig
 
 ROOT = Path(__file__).parents[1]
 
 
 def test_crossed_listed_and_repeated():
     grid = Grid(
-        "g", base={"dataset": "digits", "width": 2}, cross={"batch_size": [32, 64], "projector": [[8], [16, 4]]},
-        listed=[{"loss": "vicreg"}, {"loss": "hsic_ssl", "lambda_param": 0.1}], seeds=[3, 5],
+        "g",
+        base={"dataset": "digits", "width": 2},
+        cross={"batch_size": [32, 64], "projector": [[8], [16, 4]]},
+        listed=[{"loss": "vicreg"}, {"loss": "hsic_ssl", "lambda_param": 0.1}],
+        seeds=[3, 5],
     )
     plan = grid.plan()
     assert len(plan) == 2 * 2 * 2 * 2 and grid.factors == ("batch_size", "projector", "loss", "lambda_param")
@@ -32,15 +36,21 @@ def test_crossed_listed_and_repeated():
         ({"batch_size": 64, "learning_rate_rule": "sqrt"}, {"batch_size": 64, "learning_rate": 1e-3}),
         ({"batch_size": 64, "learning_rate_rule": "linear"}, {"batch_size": 64, "learning_rate": 5e-4}),
         ({"batch_size": 64, "learning_rate_rule": "fixed"}, {"batch_size": 64}),
-        ({"batch_size": 1024, "learning_rate": 0.1, "learning_rate_rule": "sqrt"},
-         {"batch_size": 1024, "learning_rate": 0.2}),
+        (
+            {"batch_size": 1024, "learning_rate": 0.1, "learning_rate_rule": "sqrt"},
+            {"batch_size": 1024, "learning_rate": 0.2},
+        ),
         ({"lambda_times_d": 10}, {"lambda_param": 10 / 128}),
         ({"lambda_times_d": 2, "projector": [16, 8]}, {"lambda_param": 0.25, "projector": (16, 8)}),
-        ({"loss": "ssl_hsic", "kernel": "gaussian", "loss_options": {"gamma": 1.0}},
-         {"loss": "ssl_hsic", "loss_options": {"gamma": 1.0, "kernel": "gaussian"}}),
+        (
+            {"loss": "ssl_hsic", "kernel": "gaussian", "loss_options": {"gamma": 1.0}},
+            {"loss": "ssl_hsic", "loss_options": {"gamma": 1.0, "kernel": "gaussian"}},
+        ),
         ({"loss": "hsic_ssl", "off_diagonal_target": -0.5}, {"loss": "hsic_ssl", "loss_options": {"target": -0.5}}),
-        ({"loss": "reference_code", "unit_rows": False, "bessel": True},
-         {"loss": "reference_code", "loss_options": {"unit_rows": False, "bessel": True}}),
+        (
+            {"loss": "reference_code", "unit_rows": False, "bessel": True},
+            {"loss": "reference_code", "loss_options": {"unit_rows": False, "bessel": True}},
+        ),
     ],
 )
 def test_shorthands(settings, expected):

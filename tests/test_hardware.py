@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hsic_lab.hardware import hardware, processor
+from hsic_lab.training._config import hardware, processor
 
 CPUINFO = Path("/proc/cpuinfo")
 

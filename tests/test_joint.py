@@ -5,9 +5,8 @@ import pandas as pd
 import pytest
 import torch
 
-from hsic_lab import joint
-from hsic_lab.hsic import hsic
-from hsic_lab.joint import dhsic, hsic_matrix
+from hsic_lab.hsic import _joint as joint
+from hsic_lab.hsic import dhsic, hsic, hsic_matrix
 from hsic_lab.kernels import Delta, Gaussian, Laplace, Linear, Polynomial
 
 

@@ -72,7 +72,7 @@ def test_duplicated_batch_has_the_same_loss(name):
 @pytest.mark.parametrize("scale", [1e-6, 1e-4, 1e-3, 1e3, 1e6])
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.float64, 1e-9)])
 def test_each_view_may_be_rescaled_and_shifted_by_itself(name, scale, dtype, tolerance):
-    # An absolute epsilon, rows of unit length and joint standardisation of both views each break this.
+    # An absolute epsilon, rows of unit length and joint standardization of both views each break this.
     loss, (z_a, z_b) = LOSSES[name][0], views(64, 16, dtype=dtype)
     shift = scale * data(1, 16, 9, dtype)
     scales = scale * data(1, 16, 8, dtype).exp()

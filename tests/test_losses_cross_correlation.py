@@ -8,7 +8,7 @@ from hsic_lab.correlation import cross_correlation, standardize
 from hsic_lab.hsic import hsic
 from hsic_lab.kernels import Linear
 from hsic_lab.losses import BarlowTwinsLoss, HSICSSLLoss, SpectralContrastiveLoss, SSLHSICLoss, VICRegLoss, standardized
-from hsic_lab.losses.frobenius import split_energy
+from hsic_lab.losses._off_diagonal import split_squared_norm
 
 
 def gradient(loss, z_a, z_b):
@@ -83,7 +83,7 @@ def test_the_two_losses_differ_by_a_rank_one_form(lambda_param):
 
 
 def test_gradients_differ_by_two_lambda_on_every_off_diagonal_entry():
-    # Read off C itself: with orthonormal standardised x, y = n^(-1/2)-scaled coordinates, dL/dC is x' (dL/dy).
+    # Read off C itself: with orthonormal standardized x, y = n^(-1/2)-scaled coordinates, dL/dC is x' (dL/dy).
     n, d, weight = 40, 5, 0.3
     x = torch.linalg.qr(data(n, d) - data(n, d).mean(dim=0)).Q * n**0.5
     y = standardize(x @ data(d, d, 3)).requires_grad_()
@@ -92,7 +92,7 @@ def test_gradients_differ_by_two_lambda_on_every_off_diagonal_entry():
         c = x.T @ y / n
         (out,) = torch.autograd.grad(
             (1 - c.diagonal()).square().sum()
-            + weight * split_energy(x, y)[1]
+            + weight * split_squared_norm(x, y)[1]
             - 2 * target * weight * (c.sum() - c.trace()),
             y,
         )
@@ -109,7 +109,7 @@ def test_barlow_twins_at_lambda_one_is_linear_hsic_plus_squared_error():
     torch.testing.assert_close(BarlowTwinsLoss(1.0)(z_a, z_b), expected, rtol=1e-12, atol=0)
 
 
-def minimise(loss, *parameters, steps=300):
+def minimize(loss, *parameters, steps=300):
     optimizer = torch.optim.LBFGS(parameters, max_iter=steps, line_search_fn="strong_wolfe", tolerance_grad=1e-10)
 
     def closure():
@@ -125,7 +125,7 @@ def minimise(loss, *parameters, steps=300):
 def test_target_minus_one_ends_at_the_simplex():
     d, loss = 8, HSICSSLLoss()
     z = data(64, d).requires_grad_()
-    value = minimise(lambda: loss(z, z), z)
+    value = minimize(lambda: loss(z, z), z)
     c = cross_correlation(z, z).detach()
     assert value == pytest.approx((d - 2) ** 2 / (d - 1), abs=1e-4)
     off = c[~torch.eye(d, dtype=bool)]
@@ -135,7 +135,7 @@ def test_target_minus_one_ends_at_the_simplex():
 def test_target_minus_one_is_gamed_by_views_that_are_told_apart():
     d, loss = 8, HSICSSLLoss()
     z_a, z_b = data(64, d, 1).requires_grad_(), data(64, d, 2).requires_grad_()
-    value = minimise(lambda: loss(z_a, z_b), z_a, z_b, steps=1000)
+    value = minimize(lambda: loss(z_a, z_b), z_a, z_b, steps=1000)
     r = (d**2 - 8 * d + 4) / (5 * d**2 - 8 * d + 4)
     diagonal, off = (d - 2 - 2 * (d - 1) * r) / d, -(2 + (d - 2) * r) / d
     assert value == pytest.approx(d * (1 - diagonal) ** 2 + (d - 1) * (1 + off) ** 2, abs=1e-3)

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 from losses_table import data, off, standardized, unit, views
-from test_losses_cross_correlation import minimise
+from test_losses_cross_correlation import minimize
 
-from hsic_lab.config import TrainConfig
 from hsic_lab.hsic import hsic
 from hsic_lab.kernels import NAMED, Gaussian, InverseMultiquadric, Kernel, Linear, named
 from hsic_lab.losses import (
@@ -21,7 +20,8 @@ from hsic_lab.losses import (
     SupConLoss,
     VICRegLoss,
 )
-from hsic_lab.losses.frobenius import split_energy
+from hsic_lab.losses._off_diagonal import split_squared_norm
+from hsic_lab.training import TrainConfig
 
 
 def close(actual, expected, tolerance=1e-11):
@@ -32,22 +32,22 @@ def close(actual, expected, tolerance=1e-11):
 @pytest.mark.parametrize("n, d", [(9, 4), (4, 9)])
 @pytest.mark.parametrize("contrast", ["dimensions", "samples"])
 @pytest.mark.parametrize("one", [True, False])
-def test_both_readings_of_the_energy_by_both_routes(route, n, d, contrast, one):
+def test_both_readings_of_the_squared_norm_by_both_routes(route, n, d, contrast, one):
     x = data(n, d, 1)
     y = x if one else data(n, d, 2)
     a, b = (x.T.numpy(), y.T.numpy()) if contrast == "samples" else (x.numpy(), y.numpy())
     expected = (off(a.T @ a) * off(b.T @ b)).sum() if contrast == "samples" else (off(a.T @ b) ** 2).sum()
-    diagonal, energy = split_energy(x, None if one else y, route, contrast)
-    close(energy, expected / n**2)
+    diagonal, squared_norm = split_squared_norm(x, None if one else y, route, contrast)
+    close(squared_norm, expected / n**2)
     close(diagonal, (x * y).mean(dim=0))
     inputs = [z.clone().requires_grad_() for z in ((x,) if one else (x, y))]
-    assert torch.autograd.gradcheck(lambda *z: split_energy(*z, route=route, contrast=contrast), inputs)
+    assert torch.autograd.gradcheck(lambda *z: split_squared_norm(*z, route=route, contrast=contrast), inputs)
 
 
-def test_energies_of_features_and_of_images_differ_by_their_diagonals():
+def test_squared_norms_of_features_and_of_images_differ_by_their_diagonals():
     # Garrido et al. 2023, theorem 3.3, for two views.
     x, y = data(9, 4, 1), data(9, 4, 2)
-    (diagonal, features), (_, images) = (split_energy(x, y, contrast=c) for c in ("dimensions", "samples"))
+    (diagonal, features), (_, images) = (split_squared_norm(x, y, contrast=c) for c in ("dimensions", "samples"))
     rows = (x.square().sum(dim=1) * y.square().sum(dim=1)).sum() / 81
     close(features + diagonal.square().sum(), images + rows)
 
@@ -56,7 +56,7 @@ def test_unit_embeddings_bound_one_family_by_the_other():
     # Garrido et al. 2023, corollary 3.4.1, with N embeddings in M dimensions.
     n, m = 12, 5
     z = torch.nn.functional.normalize(data(n, m), dim=1)
-    features, images = (float(n**2 * split_energy(z, contrast=c)[1]) for c in ("dimensions", "samples"))
+    features, images = (float(n**2 * split_squared_norm(z, contrast=c)[1]) for c in ("dimensions", "samples"))
     assert features - n + n**2 / m <= images + 1e-12
     assert images <= features - n + n**2 + 1e-12
 
@@ -208,7 +208,9 @@ def test_chance_is_the_mean_over_unrelated_views(loss, n, d):
     draws = torch.stack([loss(data(n, d, 2 * seed), data(n, d, 2 * seed + 1)) for seed in range(300)])
     error = draws.std() / math.sqrt(len(draws))
     # 4 standard errors, and the eps that the chance of VICReg leaves out.
-    assert abs(float(draws.mean()) - loss.chance(n, d)) < 4 * error + (1e-2 if isinstance(loss, VICRegLoss) else 0)
+    assert abs(float(draws.mean()) - loss.expected_if_independent(n, d)) < 4 * error + (
+        1e-2 if isinstance(loss, VICRegLoss) else 0
+    )
 
 
 @pytest.mark.parametrize(
@@ -237,18 +239,18 @@ def test_floor_is_where_identical_views_end(loss, n, d):
     ends = []
     for seed in range(3 if n > 2 else 12):  # of two rows only the signs of their difference count
         z = data(n, d, seed).requires_grad_()
-        ends.append(minimise(lambda z=z: loss(z, z), z, steps=500))
+        ends.append(minimize(lambda z=z: loss(z, z), z, steps=500))
     tolerance = 2e-2 if isinstance(loss, VICRegLoss) else 1e-3
-    assert min(ends) == pytest.approx(loss.floor(n, d), abs=tolerance)
+    assert min(ends) == pytest.approx(loss.lower_bound(n, d), abs=tolerance)
 
 
 def test_unknown_levels_say_so():
     with pytest.raises(NotImplementedError, match="chance level of NTXentLoss depends on the distribution"):
-        NTXentLoss().chance(8, 4)
+        NTXentLoss().expected_if_independent(8, 4)
     with pytest.raises(NotImplementedError, match="least SSLHSICLoss is known"):
-        SSLHSICLoss().floor(8, 4)
+        SSLHSICLoss().lower_bound(8, 4)
     with pytest.raises(NotImplementedError):
-        NTXentLoss().floor(8, 4)
+        NTXentLoss().lower_bound(8, 4)
 
 
 @pytest.mark.parametrize(

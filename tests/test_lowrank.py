@@ -2,8 +2,7 @@ import pytest
 import torch
 
 from hsic_lab.hsic import hsic
-from hsic_lab.kernels import Delta, Gaussian, InverseMultiquadric, Laplace, Linear, Polynomial
-from hsic_lab.lowrank import factor
+from hsic_lab.kernels import Delta, Gaussian, InverseMultiquadric, Laplace, Linear, Polynomial, factor
 
 SPECTRAL = [Gaussian(1.3), Gaussian(), Laplace(3.0), InverseMultiquadric(1.1), Gaussian(2.0) * Laplace(4.0)]
 

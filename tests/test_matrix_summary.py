@@ -9,10 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from hsic_lab.correlation import cross_correlation
-from hsic_lab.feature_pairs import as_pictures, feature_pair
-from hsic_lab.matrix_figure import matrix_figure
-from hsic_lab.matrix_summary import ORDERS, feature_order, noise_floor, off_diagonal, spectrum, summarize
+from hsic_lab.correlation import (
+    ORDERS,
+    cross_correlation,
+    feature_order,
+    noise_floor,
+    off_diagonal,
+    spectrum,
+    summarize,
+)
+from hsic_lab.explorer import as_images, feature_pair
+from hsic_lab.plots import matrix_figure
 
 
 def some_matrix(d, seed=0):
@@ -78,15 +85,17 @@ def test_cell_taken_apart():
         feature_pair(z_a, z_b, 7, 0)
 
 
-def test_pictures_from_bytes_and_floats_agree():
+def test_images_from_bytes_and_floats_agree():
     pixels = torch.randint(0, 256, (4, 3, 5, 5), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    np.testing.assert_array_equal(as_pictures(pixels.float() / 127.5 - 1), as_pictures(pixels))
+    np.testing.assert_array_equal(as_images(pixels.float() / 127.5 - 1), as_images(pixels))
     for bad, words in [
-        (pixels[0], "shape"), (pixels[:, :2], "c = 1 or 3"), (pixels.float(), "uint8 or floats"),
+        (pixels[0], "shape"),
+        (pixels[:, :2], "c = 1 or 3"),
+        (pixels.float(), "uint8 or floats"),
         (pixels.int(), "int32"),
     ]:
         with pytest.raises(ValueError, match=words):
-            as_pictures(bad)
+            as_images(bad)
 
 
 def test_figure_shows_matrices_in_order_on_one_scale():
@@ -102,7 +111,7 @@ def test_figure_shows_matrices_in_order_on_one_scale():
     plt.close(figure)
 
 
-def test_more_panels_than_colours_and_numbers_of_any_kind():
+def test_more_panels_than_colors_and_numbers_of_any_kind():
     figure = matrix_figure({f"{i}": some_matrix(4, i) for i in range(12)}, np.int64(50))
     histogram = next(ax for ax in figure.axes if ax.get_title() == "diagonal")
     assert len(histogram.patches) == 12
@@ -110,8 +119,10 @@ def test_more_panels_than_colours_and_numbers_of_any_kind():
 
 
 BAD = {
-    "one feature": (np.ones((1, 1)), r"\(1, 1\)"), "not square": (np.ones((3, 4)), r"\(3, 4\)"),
-    "NaN": (np.full((3, 3), np.nan), "9 of its 9 entries"), "vector": (np.ones(4), r"\(4,\)"),
+    "one feature": (np.ones((1, 1)), r"\(1, 1\)"),
+    "not square": (np.ones((3, 4)), r"\(3, 4\)"),
+    "NaN": (np.full((3, 3), np.nan), "9 of its 9 entries"),
+    "vector": (np.ones(4), r"\(4,\)"),
 }
 
 

@@ -20,7 +20,7 @@ import zmq.asyncio
 from jupyter_client.session import Session
 from nbclient.exceptions import CellExecutionError, CellTimeoutError
 
-from hsic_lab.notebooks import WIDGET, _Client, execute, to_html, write_atomically
+from hsic_lab._notebooks import WIDGET, _Client, execute, to_html, write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
 _spec = importlib.util.spec_from_file_location("notebooks_build", ROOT / "notebooks" / "build.py")
@@ -123,14 +123,17 @@ def test_kernel_is_this_interpreter_whatever_is_installed(tmp_path):
     fake = tmp_path / "data" / "kernels" / "python3"
     fake.mkdir(parents=True)
     (fake / "kernel.json").write_text(json.dumps({"argv": ["false"], "display_name": "x", "language": "python"}))
-    path = written(tmp_path, "import sys, os; print(sys.executable); print(os.getcwd()); print(os.environ['COLOUR'])")
+    path = written(tmp_path, "import sys, os; print(sys.executable); print(os.getcwd()); print(os.environ['COLOR'])")
     program = (
         "import sys; from hsic_lab.notebooks import execute\n"
-        "print(execute(sys.argv[1], cwd=sys.argv[2], environment={'COLOUR': 'teal'}).cells[0].outputs[0].text)"
+        "print(execute(sys.argv[1], cwd=sys.argv[2], environment={'COLOR': 'teal'}).cells[0].outputs[0].text)"
     )
     (tmp_path / "elsewhere").mkdir()
     done = subprocess.run(
-        [sys.executable, "-c", program, path, tmp_path / "elsewhere"], check=True, capture_output=True, text=True,
+        [sys.executable, "-c", program, path, tmp_path / "elsewhere"],
+        check=True,
+        capture_output=True,
+        text=True,
         env=os.environ | {"JUPYTER_PATH": str(tmp_path / "data"), "PYTHONPATH": str(ROOT)},
     )
     assert done.stdout.split() == [sys.executable, str(tmp_path / "elsewhere"), "teal"]

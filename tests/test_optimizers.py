@@ -1,12 +1,12 @@
-"""LARS beside NumPy, the parameter groups of every optimiser, and the learning rate as a function of the step."""
+"""LARS beside NumPy, the parameter groups of every optimizer, and the learning rate as a function of the step."""
 
 import numpy as np
 import pytest
 import torch
 
-from hsic_lab.config import TrainConfig
 from hsic_lab.encoders import MLPProjector
-from hsic_lab.optimizers import LARS, make_optimizer, parameter_groups, set_learning_rate, warmup_cosine
+from hsic_lab.training import TrainConfig
+from hsic_lab.training._networks import LARS, make_optimizer, parameter_groups, set_learning_rate, warmup_cosine
 
 
 def lars_oracle(w, gradients, lr, momentum, decay, trust, adapt, clip):
@@ -22,9 +22,7 @@ def lars_oracle(w, gradients, lr, momentum, decay, trust, adapt, clip):
     return w
 
 
-@pytest.mark.parametrize(("adapt", "trust", "clip"), [
-    (True, 0.02, False), (False, 0.02, False), (True, 0.3, True),
-])
+@pytest.mark.parametrize(("adapt", "trust", "clip"), [(True, 0.02, False), (False, 0.02, False), (True, 0.3, True)])
 @pytest.mark.parametrize("start", [1.0, 0.0], ids=["weights", "zero weights"])
 def test_lars_is_its_formula(adapt, trust, clip, start):
     rng = np.random.default_rng(0)
@@ -94,8 +92,13 @@ def test_every_parameter_is_in_one_group():
 @pytest.mark.parametrize(("schedule", "final", "last"), [("cosine", 0, 0), ("cosine", 0.1, 0.1), ("constant", 0, 1)])
 def test_the_rate_of_every_group_follows_the_schedule(schedule, final, last):
     config = TrainConfig(
-        optimizer="lars", learning_rate=2.0, bias_learning_rate=0.5, schedule=schedule, final_learning_rate=final,
-        epochs=10, warmup_epochs=1,
+        optimizer="lars",
+        learning_rate=2.0,
+        bias_learning_rate=0.5,
+        schedule=schedule,
+        final_learning_rate=final,
+        epochs=10,
+        warmup_epochs=1,
     )
     optimizer = make_optimizer(config, NETWORK)
     rates = []

@@ -8,14 +8,19 @@ import torch
 from test_resume import assert_same
 from torch import nn
 
-from hsic_lab import pairs, training
-from hsic_lab.datasets import ImageData
-from hsic_lab.images import Images
-from hsic_lab.siamese import TargetNetwork
+from hsic_lab.datasets import ImageData, Images
 from hsic_lab.training import TrainConfig, train
+from hsic_lab.training import _data as pairs
+from hsic_lab.training import _train as training
+from hsic_lab.training._networks import TargetNetwork
 
 SETTINGS = {
-    "batch_size": 12, "epochs": 4, "projector": (8, 4), "log_every": 1, "snapshots": 3, "device": "cpu",
+    "batch_size": 12,
+    "epochs": 4,
+    "projector": (8, 4),
+    "log_every": 1,
+    "snapshots": 3,
+    "device": "cpu",
     "precision": "float32",
 }
 MOMENTUM = SETTINGS | {"target": "momentum", "predictor": (8,)}
@@ -27,7 +32,7 @@ def few_held_out_pairs(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def pictures() -> ImageData:
+def images() -> ImageData:
     images = torch.randint(256, (40, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     split = Images(images, torch.arange(40) % 4)
     return ImageData("pictures", split, split, ("a", "b", "c", "d"))
@@ -57,23 +62,23 @@ def interrupt(event):
 
 
 @pytest.mark.parametrize("settings", [SETTINGS, MOMENTUM])
-def test_the_mode_that_an_encoder_or_a_callback_leaves_is_not_trained_with(tmp_path, pictures, settings):
+def test_the_mode_that_an_encoder_or_a_callback_leaves_is_not_trained_with(tmp_path, images, settings):
     config = TrainConfig(**settings)
-    run = train(config, tmp_path / "train", pictures, False, encoder=network().train())
-    assert_same(train(config, tmp_path / "eval", pictures, False, encoder=network().eval()), run)
+    run = train(config, tmp_path / "train", images, False, encoder=network().train())
+    assert_same(train(config, tmp_path / "eval", images, False, encoder=network().eval()), run)
     evaluates = at_step(2, lambda event: event.run.encoder.eval())
-    assert_same(train(config, tmp_path / "callback", pictures, False, encoder=network(), callbacks=[evaluates]), run)
+    assert_same(train(config, tmp_path / "callback", images, False, encoder=network(), callbacks=[evaluates]), run)
 
 
 @pytest.mark.parametrize("settings", [SETTINGS, MOMENTUM])
 @pytest.mark.parametrize("accident, step", [(fail, 1), (interrupt, 2), (fail, 5), (interrupt, 10)])
-def test_the_same_encoder_goes_on_after_an_accident(tmp_path, pictures, settings, accident, step):
+def test_the_same_encoder_goes_on_after_an_accident(tmp_path, images, settings, accident, step):
     config = TrainConfig(**settings)
-    whole = train(config, tmp_path / "whole", pictures, False, encoder=network())
+    whole = train(config, tmp_path / "whole", images, False, encoder=network())
     encoder = network()
     with pytest.raises((RuntimeError, KeyboardInterrupt)):
-        train(config, tmp_path / "run", pictures, False, encoder=encoder, callbacks=[at_step(step, accident)])
-    assert_same(train(config, tmp_path / "run", pictures, False, encoder=encoder, resume=True), whole)
+        train(config, tmp_path / "run", images, False, encoder=encoder, callbacks=[at_step(step, accident)])
+    assert_same(train(config, tmp_path / "run", images, False, encoder=encoder, resume=True), whole)
 
 
 class Counting(nn.Module):
@@ -102,12 +107,12 @@ class Caching(Counting):
 
 
 @pytest.mark.parametrize("module", [Counting, Caching])
-def test_buffers_outside_the_state_are_resumed(tmp_path, pictures, module):
+def test_buffers_outside_the_state_are_resumed(tmp_path, images, module):
     config = TrainConfig(**MOMENTUM)
-    whole = train(config, tmp_path / "whole", pictures, False, encoder=network(module()))
+    whole = train(config, tmp_path / "whole", images, False, encoder=network(module()))
     with pytest.raises(RuntimeError):
-        train(config, tmp_path / "run", pictures, False, encoder=network(module()), callbacks=[at_step(8, fail)])
-    assert_same(train(config, tmp_path / "run", pictures, False, encoder=network(module()), resume=True), whole)
+        train(config, tmp_path / "run", images, False, encoder=network(module()), callbacks=[at_step(8, fail)])
+    assert_same(train(config, tmp_path / "run", images, False, encoder=network(module()), resume=True), whole)
 
 
 class Remembering(nn.Identity):
@@ -118,25 +123,25 @@ class Remembering(nn.Identity):
         pass
 
 
-def test_state_that_cannot_be_kept_is_named_before_the_first_step(tmp_path, pictures):
+def test_state_that_cannot_be_kept_is_named_before_the_first_step(tmp_path, images):
     with pytest.raises(TypeError, match=r"encoder\.5\._extra_state.*'words': 3"):
-        train(TrainConfig(**SETTINGS), tmp_path / "run", pictures, False, encoder=network(Remembering()))
+        train(TrainConfig(**SETTINGS), tmp_path / "run", images, False, encoder=network(Remembering()))
 
 
-def test_a_target_runs_once_a_part(tmp_path, pictures, monkeypatch):
+def test_a_target_runs_once_a_part(tmp_path, images, monkeypatch):
     passes = []
     original = TargetNetwork.forward
     monkeypatch.setattr(TargetNetwork, "forward", lambda self, x: passes.append(len(x)) or original(self, x))
-    train(TrainConfig(**MOMENTUM | {"epochs": 1, "micro_batch": 4}), tmp_path / "run", pictures, False)
+    train(TrainConfig(**MOMENTUM | {"epochs": 1, "micro_batch": 4}), tmp_path / "run", images, False)
     assert passes == [8] * 9, "3 steps of 3 parts of 4 pairs"
 
 
-def test_threads_train_as_one_after_the_other(tmp_path, pictures):
+def test_threads_train_as_one_after_the_other(tmp_path, images):
     config = TrainConfig(**SETTINGS | {"width": 2})
-    alone = train(config, tmp_path / "alone", pictures, False)
+    alone = train(config, tmp_path / "alone", images, False)
     runs = {}
     threads = [
-        threading.Thread(target=lambda i=i: runs.update({i: train(config, tmp_path / str(i), pictures, False)}))
+        threading.Thread(target=lambda i=i: runs.update({i: train(config, tmp_path / str(i), images, False)}))
         for i in range(3)
     ]
     for thread in threads:
@@ -148,19 +153,19 @@ def test_threads_train_as_one_after_the_other(tmp_path, pictures):
     assert len(runs) == 3
 
 
-def test_views_of_other_lengths_are_an_error(tmp_path, pictures):
+def test_views_of_other_lengths_are_an_error(tmp_path, images):
     def views(images, generator):
         return images[:5], images[:5]
 
-    with pytest.raises(ValueError, match=r"views must keep their 12 pictures, got \[5, 5\]"):
-        train(TrainConfig(**SETTINGS), tmp_path / "run", pictures, False, views=views)
+    with pytest.raises(ValueError, match=r"views must keep their 12 images, got \[5, 5\]"):
+        train(TrainConfig(**SETTINGS), tmp_path / "run", images, False, views=views)
     settings = TrainConfig(**SETTINGS | {"epochs": 1})
-    run = train(settings, tmp_path / "iterator", pictures, False, views=lambda x, _: iter((x, x)))
-    assert run.state == "finished"
+    run = train(settings, tmp_path / "iterator", images, False, views=lambda x, _: iter((x, x)))
+    assert run.status == "finished"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_child_forked_while_a_thread_trains_has_a_lock_of_its_own(tmp_path, pictures):
+def test_a_child_forked_while_a_thread_trains_has_a_lock_of_its_own(tmp_path, images):
     holds, done = threading.Event(), threading.Event()
 
     def hold(event):
@@ -168,7 +173,8 @@ def test_a_child_forked_while_a_thread_trains_has_a_lock_of_its_own(tmp_path, pi
         done.wait(60)
 
     other = threading.Thread(
-        target=train, args=(TrainConfig(**SETTINGS | {"epochs": 1}), tmp_path / "run", pictures, False),
+        target=train,
+        args=(TrainConfig(**SETTINGS | {"epochs": 1}), tmp_path / "run", images, False),
         kwargs={"callbacks": [at_step(1, hold)]},
     )
     other.start()

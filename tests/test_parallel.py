@@ -1,4 +1,4 @@
-"""Training in 2 and 3 processes is training in one: loss curve, weights, statistics of batch normalisation, files."""
+"""Training in 2 and 3 processes is training in one: loss curve, weights, statistics of batch normalization, files."""
 
 import multiprocessing
 import os
@@ -9,33 +9,45 @@ from contextlib import nullcontext
 import pandas as pd
 import pytest
 import torch
-from test_resume import pictures
+from test_resume import images
 
-from hsic_lab import pairs
-from hsic_lab.config import TrainConfig
-from hsic_lab.parallel import any_process, own_rows, processes
-from hsic_lab.runs import Run
-from hsic_lab.training import train
+from hsic_lab._distributed import any_process, own_rows, processes
+from hsic_lab.training import Run, TrainConfig, train
+from hsic_lab.training import _data as pairs
 
 server = multiprocessing.get_context("forkserver")
 server.set_forkserver_preload(["hsic_lab.training", "torch._dynamo"])
 
 SETTINGS = {
-    "width": 1, "projector": (8, 4), "batch_size": 16, "epochs": 3, "snapshots": 3, "log_every": 1, "device": "cpu",
-    "precision": "float32", "learning_rate": 1e-3, "warmup_epochs": 1, "monitor": "knn", "monitor_every": 2,
+    "width": 1,
+    "projector": (8, 4),
+    "batch_size": 16,
+    "epochs": 3,
+    "snapshots": 3,
+    "log_every": 1,
+    "device": "cpu",
+    "precision": "float32",
+    "learning_rate": 1e-3,
+    "warmup_epochs": 1,
+    "monitor": "knn",
+    "monitor_every": 2,
 }
 CASES = {
     "barlow twins": {},
     "hsic_ssl, parts of the batch": {"loss": "hsic_ssl", "micro_batch": 3, "projector": (4,)},
     "vicreg, 13 rows": {"loss": "vicreg", "batch_size": 13},
     "byol, lars": {
-        "loss": "negative_cosine", "predictor": (6,), "target": "momentum", "optimizer": "lars", "learning_rate": 0.1,
+        "loss": "negative_cosine",
+        "predictor": (6,),
+        "target": "momentum",
+        "optimizer": "lars",
+        "learning_rate": 0.1,
     },
 }
 
 
 class WithoutNorm(torch.nn.Module):
-    """An encoder without batch normalisation: parts of a batch are exact."""
+    """An encoder without batch normalization: parts of a batch are exact."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,7 +71,7 @@ def work(rank, count, port, folder):
         for case in CASES:
             time.sleep(0.5 if rank == 0 else 0)
             config = TrainConfig(**SETTINGS | CASES[case])
-            run = train(config, f"{folder}/{case}", pictures(), False, encoder=encoder(case))
+            run = train(config, f"{folder}/{case}", images(), False, encoder=encoder(case))
             torch.save(run.encoder.state_dict(), f"{folder}/{case}.{rank}.pt")
 
 
@@ -86,7 +98,7 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize("count", [2, 3])
 def test_several_processes_have_the_run_of_one(folder, case, count):
     runs = [Run.load(folder / str(k) / case, encoder(case)) for k in (1, count)]
-    assert runs[1].facts["processes"] == count
+    assert runs[1].metadata["processes"] == count
     one, several = (run.history.drop(columns="seconds") for run in runs)
     assert one["loss"].nunique() == len(one)
     pd.testing.assert_frame_equal(several, one, check_exact=False, rtol=1e-3, atol=1e-4)
@@ -106,6 +118,6 @@ def test_all_processes_end_with_the_same_weights(folder, case):
             torch.testing.assert_close(other[name], value, rtol=1e-5, atol=1e-6)
 
 
-def test_one_process_holds_all_rows():
+def test_one_process_holds_all_gather_rows():
     assert own_rows(7) == slice(0, 7)
     assert any_process(True, torch.device("cpu")) and not any_process(False, torch.device("cpu"))

@@ -1,4 +1,5 @@
-"""What the pictures show: the arrays, scales, lines and labels drawn, not the pixels."""
+"""What the images show: the arrays, scales, lines and labels drawn, not the pixels."""
+
 import os
 import subprocess
 import sys
@@ -13,9 +14,8 @@ import pandas as pd
 import pytest
 import torch
 
-from hsic_lab import plots
+from hsic_lab.plots import _samples as plots
 from hsic_lab.plots import (
-    DIVERGING,
     compare_cross_correlations,
     history_figure,
     plot_cross_correlation,
@@ -25,6 +25,7 @@ from hsic_lab.plots import (
     plot_spectrum,
     plot_views,
 )
+from hsic_lab.plots._canvas import DIVERGING
 
 
 def matrix(d, seed=0):
@@ -83,16 +84,14 @@ WITH_GRADIENT = lambda c: torch.tensor(c, requires_grad=True)  # noqa: E731
 
 
 @pytest.mark.parametrize("as_type", [np.asarray, torch.as_tensor, WITH_GRADIENT])
-def test_heatmap_shows_the_matrix_on_a_centred_scale(as_type):
+def test_heatmap_shows_the_matrix_on_a_centered_scale(as_type):
     c = matrix(16)
     ax = plot_cross_correlation(as_type(c), limit=0.25, title="after")
     (image,) = ax.get_images()
     np.testing.assert_array_equal(image.get_array(), c)
     assert image.get_clim() == (-0.25, 0.25) and image.get_cmap().name == DIVERGING
     assert image.get_interpolation() == "nearest"
-    assert (ax.get_xlabel(), ax.get_ylabel(), ax.get_title()) == (
-        "feature of view B", "feature of view A", "after",
-    )
+    assert (ax.get_xlabel(), ax.get_ylabel(), ax.get_title()) == ("feature of view B", "feature of view A", "after")
     rms = np.sqrt(np.mean(c[~np.eye(16, dtype=bool)] ** 2))
     assert [text.get_text() for text in ax.texts] == [f"mean diagonal 0.90\nrms off-diagonal {rms:.3f}"]
     assert len(ax.figure.axes) == 2
@@ -102,7 +101,7 @@ def test_heatmap_shows_the_matrix_on_a_centred_scale(as_type):
 @pytest.mark.parametrize(
     ("scale", "limit", "extend"), [(1, 1.0, "neither"), (1, 0.5, "max"), (-1, 0.5, "min"), (1, 0.1, "both")]
 )
-def test_colour_bar_says_where_entries_pass_the_limit(scale, limit, extend):
+def test_color_bar_says_where_entries_pass_the_limit(scale, limit, extend):
     image = plot_cross_correlation(scale * matrix(16), limit=limit).get_images()[0]
     assert image.colorbar.extend == extend
 
@@ -121,7 +120,7 @@ def test_large_matrices_show_block_means_with_an_undiluted_diagonal(d):
     assert image.get_extent() == [-0.5, len(shown) * width - 0.5, len(shown) * width - 0.5, -0.5]
 
 
-def test_panels_share_one_scale_and_one_colour_bar():
+def test_panels_share_one_scale_and_one_color_bar():
     row = {"before": matrix(8, 1), "after": matrix(8, 2)}
     grid = {"BT": row, "H": {when: -c for when, c in row.items()}}
     figure = compare_cross_correlations(grid, limit=0.3)
@@ -176,7 +175,9 @@ def test_history_figure_has_the_references():
     loss, diagonal, off = figure.axes
     np.testing.assert_allclose(loss.get_lines()[0].get_ydata(), history()["loss"] / 64)
     assert (loss.get_title(), diagonal.get_title(), off.get_title()) == (
-        "loss per feature", "mean diagonal of C", "mean off-diagonal of C",
+        "loss per feature",
+        "mean diagonal of C",
+        "mean off-diagonal of C",
     )
     np.testing.assert_array_equal(off.get_lines()[1].get_ydata(), history()["off_diagonal"])
     assert [line.get_ydata()[0] for line in off.get_lines()[2:]] == [0, -1 / 63]
@@ -269,7 +270,7 @@ def test_bad_input(draw, quoted):
     assert plt.get_fignums() == []
 
 
-def test_the_palette_is_the_colour_blind_safe_one():
+def test_the_palette_is_the_color_blind_safe_one():
     assert plots.PALETTE[:3] == ["#0173b2", "#de8f05", "#029e73"]
 
 

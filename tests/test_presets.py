@@ -5,9 +5,8 @@ import pytest
 import torch
 from PIL import Image, ImageFilter, ImageOps
 
-from hsic_lab.colour import blur_radius, gaussian_blur, solarize
-from hsic_lab.presets import PRESETS
-from hsic_lab.views import TwoViews, normalize, preset
+from hsic_lab.views import AUGMENTATIONS, TwoViews, augmentation, normalize
+from hsic_lab.views._operations import blur_radius, gaussian_blur, solarize
 
 STILL = dict(scale=(1, 1), ratio=(1, 1), flip=0, jitter=0, grayscale=0)
 
@@ -49,7 +48,7 @@ def test_blur_is_torchvisions_with_a_sigma_an_image(radius, height, width):
 
 @pytest.mark.parametrize("sigma", [1.0, 2.0])
 def test_blur_is_pillows_away_from_the_border(sigma):
-    """Pillow repeats the edge and approximates by boxes: equal within a few grey levels inside."""
+    """Pillow repeats the edge and approximates by boxes: equal within a few gray levels inside."""
     image = photos(1, 1, 64)[0, 0]
     expected = np.asarray(Image.fromarray(image.numpy()).filter(ImageFilter.GaussianBlur(sigma)), float)
     found = gaussian_blur(image[None, None].double(), torch.tensor([sigma]).double(), 10)[0, 0].numpy()
@@ -80,7 +79,7 @@ def test_each_view_has_its_own_probability(option, pair):
 
 
 def test_blur_and_solarisation_of_a_view_are_the_operations_on_what_comes_before():
-    """More images than a chunk holds; what is drawn for crop and colour does not depend on the rest."""
+    """More images than a chunk holds; what is drawn for crop and color does not depend on the rest."""
     images = photos(100)
     plain = TwoViews(32)(images, seeded(4))
     views = TwoViews(32, blur=(1.0, 0.0), solarize=(0.0, 1.0))(images, seeded(4))
@@ -109,8 +108,8 @@ SEED_7 = [
 
 
 TABLE = {  # (preset, size): scale, (brightness, contrast, saturation, hue), grayscale, blur, solarize
-    ("report", 32): ((0.08, 1.0), (0.4, 0.4, 0.4, 0.1), 0.2, (0, 0), (0, 0)),
-    ("report", 64): ((0.2, 1.0), (0.4, 0.4, 0.4, 0.1), 0.1, (0, 0), (0, 0)),
+    ("tsai2021", 32): ((0.08, 1.0), (0.4, 0.4, 0.4, 0.1), 0.2, (0, 0), (0, 0)),
+    ("tsai2021", 64): ((0.2, 1.0), (0.4, 0.4, 0.4, 0.1), 0.1, (0, 0), (0, 0)),
     ("barlow_twins", 32): ((0.08, 1.0), (0.4, 0.4, 0.2, 0.1), 0.2, (1.0, 0.1), (0, 0.2)),
     ("barlow_twins", 224): ((0.08, 1.0), (0.4, 0.4, 0.2, 0.1), 0.2, (1.0, 0.1), (0, 0.2)),
     ("solo", 32): ((0.08, 1.0), (0.4, 0.4, 0.2, 0.1), 0.2, (0, 0), (0, 0.2)),
@@ -123,28 +122,28 @@ TABLE = {  # (preset, size): scale, (brightness, contrast, saturation, hue), gra
 
 @pytest.mark.parametrize("key", TABLE)
 def test_presets_are_the_papers(key):
-    views = preset(*key)
+    views = augmentation(*key)
     strengths = (views.brightness, views.contrast, views.saturation, views.hue)
-    scale, colour, grey, blur, solarized = TABLE[key]
-    assert (views.scale, strengths, views.grayscale) == (scale, colour, (grey, grey))
+    scale, color, gray, blur, solarized = TABLE[key]
+    assert (views.scale, strengths, views.grayscale) == (scale, color, (gray, gray))
     assert (views.blur, views.solarize) == (blur, solarized)
     assert (views.flip, views.jitter, views.sigma) == ((0.5, 0.5), (0.8, 0.8), (0.1, 2.0))
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", AUGMENTATIONS)
 @pytest.mark.parametrize("channels, size", [(3, 32), (1, 28), (3, 64)])
 def test_every_preset_makes_views(name, channels, size):
-    pair = preset(name, size)(photos(6, channels, size), seeded())
+    pair = augmentation(name, size)(photos(6, channels, size), seeded())
     for view in pair:
         assert view.shape == (6, channels, size, size) and view.abs().max() <= 1 and view.std() > 0.1
-    assert preset(name, 32, blur=0.3).blur == (0.3, 0.3), "a setting can be changed"
+    assert augmentation(name, 32, blur=0.3).blur == (0.3, 0.3), "a setting can be changed"
 
 
 @pytest.mark.parametrize(
     "call, words",
     [
-        (lambda: preset("byol", 32), "'byol'"),
-        (lambda: preset("barlow_twins", 16), "below 20 pixels.*size=16"),
+        (lambda: augmentation("byol", 32), "'byol'"),
+        (lambda: augmentation("barlow_twins", 16), "below 20 pixels.*size=16"),
         (lambda: TwoViews(32, blur=(0.5, 0.5, 0.5)), r"blur.*got \(0.5, 0.5, 0.5\)"),
         (lambda: TwoViews(32, solarize=(0.5, 1.5)), "solarize.*got 1.5"),
         (lambda: TwoViews(32, sigma=(0.0, 1.0)), r"sigma.*got \(0.0, 1.0\)"),

@@ -1,4 +1,4 @@
-"""What the pictures of probes and verdicts show: lines, bands, cells and words."""
+"""What the images of probes and verdicts show: lines, bands, cells and words."""
 
 import matplotlib
 
@@ -10,15 +10,19 @@ import pandas as pd
 import pytest
 import torch
 
-from hsic_lab.diagnostics import FAULTS, diagnose
-from hsic_lab.plots import PALETTE, plot_confusion, plot_diagnostics, plot_few_labels
-from hsic_lab.probes import confusion, few_label_summary
+from hsic_lab.diagnostics import diagnose
+from hsic_lab.diagnostics._diagnose import FAULTS
+from hsic_lab.evaluation import confusion, few_label_summary
+from hsic_lab.plots import plot_confusion, plot_diagnostics, plot_few_labels
+from hsic_lab.plots._canvas import PALETTE
 
 
 def curve():
     rows = [
         {"representation": name, "per_class": m, "seed": seed, "accuracy": base + 0.01 * m + 0.02 * seed, "chance": 0.1}
-        for name, base in (("pixels", 0.2), ("barlow", 0.5)) for m in (10, 2) for seed in range(3)
+        for name, base in (("pixels", 0.2), ("barlow", 0.5))
+        for m in (10, 2)
+        for seed in range(3)
     ]
     return pd.DataFrame(rows)
 
@@ -58,7 +62,7 @@ def test_few_label_lines_are_means_with_intervals_on_a_log_axis():
     assert ax.get_lines()[2].get_ydata()[0] == 0.1
 
 
-def test_confusion_colours_are_shares_and_words_are_counts():
+def test_confusion_colors_are_shares_and_words_are_counts():
     ax = plot_confusion(COUNTS)
     np.testing.assert_allclose(ax.images[0].get_array(), [[2 / 3, 1 / 3, 0], [0, 1, 0], [0, 0, 0]])
     assert [text.get_text() for text in ax.texts] == ["2", "1", "", "", "2", "", "", "", ""]

@@ -11,9 +11,10 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from hsic_lab import probes, softmax
-from hsic_lab.evaluation import linear_probe
-from hsic_lab.probes import confusion, fast_probe, few_label_curve, few_label_summary
+from hsic_lab import _softmax as softmax
+from hsic_lab.evaluation import _probes as probes
+from hsic_lab.evaluation import confusion, few_label_curve, few_label_summary, linear_probe
+from hsic_lab.evaluation._probes import fast_probe
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from losses_table import LOSSES, data
 
+from hsic_lab._distributed import all_gather_rows
 from hsic_lab.losses import SupConLoss
-from hsic_lab.processes import all_rows
 
 
 def supervised(z_a, z_b):
@@ -39,7 +39,7 @@ def step(network, loss, a, b):
     return value.detach(), [parameter.grad.clone() for parameter in network.parameters()]
 
 
-def one_of_several(rank, folder):
+def check_choice_several(rank, folder):
     torch.set_num_threads(1)
     for world_size, rows in ROWS.items():
         if rank >= world_size:
@@ -49,7 +49,7 @@ def one_of_several(rank, folder):
         a, b = (x[start : start + rows[rank]] for x in batch(sum(rows)))
         network = torch.nn.parallel.DistributedDataParallel(model())
         found = {name: step(network, loss, a, b) for name, loss in CALLS.items()}
-        torch.save({"losses": found, "rows": all_rows(a)}, f"{folder}/{world_size}_{rank}.pt")
+        torch.save({"losses": found, "rows": all_gather_rows(a)}, f"{folder}/{world_size}_{rank}.pt")
         del network
         dist.barrier()
         dist.destroy_process_group()
@@ -58,7 +58,7 @@ def one_of_several(rank, folder):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
-    mp.spawn(one_of_several, args=(str(folder),), nprocs=max(ROWS))
+    mp.spawn(check_choice_several, args=(str(folder),), nprocs=max(ROWS))
     return folder
 
 
@@ -74,4 +74,4 @@ def test_processes_have_the_loss_and_the_gradient_of_one(folder, world_size, ran
 
 def test_one_process_returns_its_own_rows():
     z = data(3, 2)
-    assert all_rows(z) is z
+    assert all_gather_rows(z) is z

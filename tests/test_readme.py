@@ -6,8 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from hsic_lab.ablation import read_table
-from hsic_lab.comparisons import paired_difference, summarize
+from hsic_lab.ablation import paired_difference, read_table, summarize
 from hsic_lab.evaluation import probe_summary
 
 ROOT = Path(__file__).parents[1]
@@ -47,20 +46,55 @@ DIFFERENCES = [
     ("the same, batch 1024", "batch_size", "batch_size == 1024", *LOSSES),
     ("the same, batch 1024, 128 updates", "batch_size_updates", "batch_size == 1024", *LOSSES),
     ("HSIC_SSL: target -1 minus target 0", "target", None, "off_diagonal_target", 0.0, -1.0),
-    ("Barlow Twins: predictor minus neither", "symmetry", "loss == 'barlow_twins' and target == 'same'",
-     "predictor", "none", "64"),
-    ("Barlow Twins: predictor and stopped gradient minus neither", "symmetry",
-     f"loss == 'barlow_twins' and {BOTH_OR_NEITHER}", "predictor", "none", "64"),
-    ("negative cosine: both (SimSiam) minus neither", "symmetry", f"loss == 'negative_cosine' and {BOTH_OR_NEITHER}",
-     "predictor", "none", "64"),
-    ("SimSiam minus Barlow Twins with neither", "symmetry",
-     f"{BOTH_OR_NEITHER} and (predictor == '64') == (loss == 'negative_cosine')",
-     "loss", "barlow_twins", "negative_cosine"),
-    ("the report's code (target -1, no Bessel): rows scaled to length 1 first minus rows as they are", "reference_code",
-     "off_diagonal_target == -1 and not bessel", "unit_rows", False, True),
+    (
+        "Barlow Twins: predictor minus neither",
+        "symmetry",
+        "loss == 'barlow_twins' and target == 'same'",
+        "predictor",
+        "none",
+        "64",
+    ),
+    (
+        "Barlow Twins: predictor and stopped gradient minus neither",
+        "symmetry",
+        f"loss == 'barlow_twins' and {BOTH_OR_NEITHER}",
+        "predictor",
+        "none",
+        "64",
+    ),
+    (
+        "negative cosine: both (SimSiam) minus neither",
+        "symmetry",
+        f"loss == 'negative_cosine' and {BOTH_OR_NEITHER}",
+        "predictor",
+        "none",
+        "64",
+    ),
+    (
+        "SimSiam minus Barlow Twins with neither",
+        "symmetry",
+        f"{BOTH_OR_NEITHER} and (predictor == '64') == (loss == 'negative_cosine')",
+        "loss",
+        "barlow_twins",
+        "negative_cosine",
+    ),
+    (
+        "the report's code (target -1, no Bessel): rows scaled to length 1 first minus rows as they are",
+        "reference_code",
+        "off_diagonal_target == -1 and not bessel",
+        "unit_rows",
+        False,
+        True,
+    ),
     ("Barlow Twins, lambda = 1/d: d = 8192 minus d = 64", "width", "loss == 'barlow_twins'", "d", 64, 8192),
-    ("Barlow Twins: projector of three layers minus one", "depth", "loss == 'barlow_twins'",
-     "projector", "128", "256-256-128"),
+    (
+        "Barlow Twins: projector of three layers minus one",
+        "depth",
+        "loss == 'barlow_twins'",
+        "projector",
+        "128",
+        "256-256-128",
+    ),
     ("Barlow Twins, d = 128: lambda = 10/d minus 1/d", "lambda", "d == 128", "lambda_times_d", 1.0, 10.0),
     ("SSL-HSIC: Gaussian kernel minus linear", "kernel", None, "kernel", "linear", "gaussian"),
     ("SSL-HSIC: inverse multiquadric minus linear", "kernel", None, "kernel", "linear", "imq"),
@@ -144,8 +178,12 @@ def test_what_the_claims_say_of_batches_and_lambda():
     fixed = of("batch_size", "evaluation == 'linear'").groupby(["loss", "batch_size"])["accuracy"].mean().unstack()
     assert (fixed.idxmax(axis=1) <= 128).all() and "needs none, but nor does SimCLR** (`nt_xent`)" in TEXT
 
-    ahead = [paired_difference(part, "loss", one, other)
-             for _, part in of("cifar10_batch_size").groupby("batch_size") for one in two for other in three]
+    ahead = [
+        paired_difference(part, "loss", one, other)
+        for _, part in of("cifar10_batch_size").groupby("batch_size")
+        for one in two
+        for other in three
+    ]
     assert {round(100 * one.mean) for one in ahead} == {1, 2, 3} and all(one.low > 0 for one in ahead)
     assert "On CIFAR-10, passes fixed, these three are ahead of the two by one to three points" in TEXT
 

@@ -13,15 +13,24 @@ from matplotlib.axes import Axes
 from safetensors.numpy import save_file
 from sklearn.decomposition import PCA
 
-from hsic_lab import cli, diagnostics
+from hsic_lab import cli
 from hsic_lab.cka import cka
 from hsic_lab.correlation import cross_correlation
+from hsic_lab.diagnostics import _diagnose as diagnostics
 from hsic_lab.diagnostics import diagnose
-from hsic_lab.embeddings import Embeddings
-from hsic_lab.findings import independence_table, probe_table, similarity_table
-from hsic_lab.page import Section, make_page
 from hsic_lab.plots import plot_embedding
-from hsic_lab.report import VERDICTS, _correlation, as_embeddings, report_html, write_report
+from hsic_lab.report import Embeddings, write_report
+from hsic_lab.report._page import (
+    VERDICTS,
+    Section,
+    _correlation,
+    as_embeddings,
+    independence_table,
+    make_page,
+    probe_table,
+    report_html,
+    similarity_table,
+)
 
 RNG = np.random.default_rng(0)
 N, D = 240, 8
@@ -77,7 +86,7 @@ def test_page_of_two_views(tmp_path):
         [r.diagnostic.replace("_", " "), f"{r.value + 0.0:.4g}", r.verdict, r.threshold, r.meaning]
         for r in frame.itertuples()
     ]
-    assert [row[0] for row in probe[1:]] == ["linear probe", "nearest neighbours"] and float(probe[1][1]) > 0.8
+    assert [row[0] for row in probe[1:]] == ["linear probe", "nearest neighbors"] and float(probe[1][1]) > 0.8
     assert float(similarity[1][2]) == pytest.approx(float(cka(A, B)), rel=1e-3)
     assert [row[0] for row in similarity[1::2]] == [
         "view A and view B", "view A and the reference", "view B and the reference"
@@ -143,13 +152,13 @@ def test_probe_leaves_out_rare_classes_and_says_so():
     table, note = probe_table(Embeddings(A, labels=np.arange(N)))
     assert table.empty and note.endswith("there is nothing to tell apart.")
     table, _ = probe_table(Embeddings(torch.cat([A[:-1], torch.zeros(1, D)]), labels=LABELS))
-    assert table["evaluation"].tolist() == ["linear probe"], "a zero row has no neighbours"
+    assert table["evaluation"].tolist() == ["linear probe"], "a zero row has no neighbors"
 
 
 def test_a_killed_write_leaves_the_previous_page(tmp_path, monkeypatch):
     path = write_report(A, tmp_path / "page.html")
     before = path.read_bytes()
-    monkeypatch.setattr("hsic_lab.report.report_html", lambda *_: "\ud800")
+    monkeypatch.setattr("hsic_lab.report._page.report_html", lambda *_: "\ud800")
     with pytest.raises(UnicodeEncodeError):
         write_report(B, path)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
@@ -302,8 +311,8 @@ def test_plot_embedding_is_pca():
     many = plot_embedding(A, np.arange(N))
     named = [text.get_text() for text in many.get_legend().get_texts()]
     assert len(named) == 21 and named[0] == f"others ({N - 20})"
-    grey = many.collections[0]
-    assert len(grey.get_offsets()) == N - 20
+    gray = many.collections[0]
+    assert len(gray.get_offsets()) == N - 20
     for z, labels, words in (
         (A[:1], None, r"\(1, 8\)"), (torch.ones(5, 3), None, "5 equal rows"), (A, LABELS[1:], r"\(240,\), one a row"),
     ):  # fmt: skip
@@ -313,7 +322,7 @@ def test_plot_embedding_is_pca():
 
 def test_correlations_on_the_page_are_c(monkeypatch, tmp_path):
     drawn = []
-    monkeypatch.setattr("hsic_lab.report.plot_cross_correlation", lambda c, ax, *_: drawn.append(c))
+    monkeypatch.setattr("hsic_lab.plots._heatmaps.plot_cross_correlation", lambda c, ax, *_: drawn.append(c))
     write_report((A, B), tmp_path / "page.html")
     torch.testing.assert_close(torch.from_numpy(drawn[0]), cross_correlation(A, B))
 

@@ -11,21 +11,18 @@ import pandas as pd
 import pytest
 import torch
 
-from hsic_lab import pairs
-from hsic_lab.checkpoints import FOLDER, KEPT, Checkpoint, load_checkpoint, save_checkpoint
-from hsic_lab.config import TrainConfig
-from hsic_lab.datasets import ImageData
-from hsic_lab.images import Images
-from hsic_lab.runs import SETTINGS, Run
-from hsic_lab.training import train, train_once
+from hsic_lab.datasets import ImageData, Images
+from hsic_lab.training import Run, TrainConfig, train, train_or_load
+from hsic_lab.training import _data as pairs
+from hsic_lab.training._run import FOLDER, KEPT, SETTINGS, Checkpoint, load_checkpoint, save_checkpoint
 
 # A fresh interpreter for every kill would spend a minute on imports: children are forked from one that has them.
 server = multiprocessing.get_context("forkserver")
-server.set_forkserver_preload(["hsic_lab.training", "torch._dynamo"])  # the latter: at an optimiser's first step
+server.set_forkserver_preload(["hsic_lab.training", "torch._dynamo"])  # the latter: at an optimizer's first step
 
 
 class Noisy(torch.nn.Module):
-    """An encoder with batch normalisation and dropout, whose randomness must be resumed too."""
+    """An encoder with batch normalization and dropout, whose randomness must be resumed too."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,7 +35,7 @@ class Noisy(torch.nn.Module):
         return self.body(images)
 
 
-def pictures() -> ImageData:
+def images() -> ImageData:
     images = torch.randint(256, (64, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     split = Images(images, torch.arange(64) % 4)
     return ImageData("pictures", split, split, ("a", "b", "c", "d"))
@@ -46,8 +43,15 @@ def pictures() -> ImageData:
 
 def config(**changes) -> TrainConfig:
     settings = {
-        "projector": (8, 4), "batch_size": 16, "epochs": 12, "snapshots": 5, "log_every": 1, "device": "cpu",
-        "precision": "float32", "monitor": "knn", "monitor_every": 3,
+        "projector": (8, 4),
+        "batch_size": 16,
+        "epochs": 12,
+        "snapshots": 5,
+        "log_every": 1,
+        "device": "cpu",
+        "precision": "float32",
+        "monitor": "knn",
+        "monitor_every": 3,
     }
     return TrainConfig(**settings | changes)
 
@@ -61,7 +65,7 @@ def work(folder: str, changes: dict, reached) -> None:
         reached.value = event.step
         time.sleep(0.002)
 
-    train(config(**changes), folder, pictures(), False, resume=True, encoder=Noisy(), callbacks=[tell])
+    train(config(**changes), folder, images(), False, resume=True, encoder=Noisy(), callbacks=[tell])
 
 
 def start(folder: Path, changes: dict, step: int = 0):
@@ -96,8 +100,13 @@ def assert_same(run: Run, other: Run) -> None:
 METHODS = {
     "adamw": {},
     "lars, BYOL, parts of the batch": {
-        "optimizer": "lars", "learning_rate": 0.2, "bias_learning_rate": 0.01, "loss": "negative_cosine",
-        "predictor": (8,), "target": "momentum", "micro_batch": 6,
+        "optimizer": "lars",
+        "learning_rate": 0.2,
+        "bias_learning_rate": 0.01,
+        "loss": "negative_cosine",
+        "predictor": (8,),
+        "target": "momentum",
+        "micro_batch": 6,
     },
     "sgd, checkpoints every third epoch": {"optimizer": "sgd", "learning_rate": 0.05, "checkpoint_every": 3},
 }
@@ -116,7 +125,7 @@ def test_a_run_killed_at_any_moment_ends_as_if_it_had_not_been(tmp_path, method)
         process.join()
         assert process.exitcode == -signal.SIGKILL, "the training was over before it could be killed"
     run = finish(tmp_path / "killed", changes)
-    assert run.state == "finished"
+    assert run.status == "finished"
     assert_same(run, whole)
     assert not (tmp_path / "killed" / FOLDER).exists()
     assert not list((tmp_path / "killed").glob(".*")), "a temporary file was left behind"
@@ -150,8 +159,12 @@ def flip(path: Path, where: float) -> None:
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda path: flip(path, 0.1), lambda path: flip(path, 0.6), lambda path: flip(path, 1.0), Path.unlink,
-        lambda path: path.write_bytes(b""), lambda path: path.write_bytes(path.read_bytes()[:-3]),
+        lambda path: flip(path, 0.1),
+        lambda path: flip(path, 0.6),
+        lambda path: flip(path, 1.0),
+        Path.unlink,
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(path.read_bytes()[:-3]),
     ],
     ids=["flip 0.1", "flip 0.6", "flip last", "gone", "empty", "cut"],
 )
@@ -201,20 +214,18 @@ class Stop:
 
 def test_random_features_of_a_loss_are_resumed(tmp_path, monkeypatch):
     monkeypatch.setattr(pairs, "SNAPSHOT_PAIRS", 16)
-    changes = {
-        "width": 1, "epochs": 3, "monitor": "none", "loss": "ssl_hsic", "loss_options": {"random_features": 16},
-    }
+    changes = {"width": 1, "epochs": 3, "monitor": "none", "loss": "ssl_hsic", "loss_options": {"random_features": 16}}
     with pytest.raises(KeyboardInterrupt):
-        train(config(**changes), tmp_path / "run", pictures(), False, callbacks=[Stop(6)])
-    run = train(config(**changes), tmp_path / "run", pictures(), False, resume=True)
-    assert_same(run, train(config(**changes), tmp_path / "whole", pictures(), False))
+        train(config(**changes), tmp_path / "run", images(), False, callbacks=[Stop(6)])
+    run = train(config(**changes), tmp_path / "run", images(), False, resume=True)
+    assert_same(run, train(config(**changes), tmp_path / "whole", images(), False))
 
 
 def test_runs_of_before_are_resumed(tmp_path, monkeypatch):
     monkeypatch.setattr(pairs, "SNAPSHOT_PAIRS", 16)
     changes = {"width": 1, "epochs": 3, "monitor": "none", "loss": "ssl_hsic"}
     with pytest.raises(KeyboardInterrupt):
-        train(config(**changes), tmp_path / "run", pictures(), False, callbacks=[Stop(6)])
+        train(config(**changes), tmp_path / "run", images(), False, callbacks=[Stop(6)])
     settings = json.loads((tmp_path / "run" / SETTINGS).read_text())
     for name in ("views", "pictures", "norm_relu"):
         del settings["facts"][name]
@@ -222,8 +233,8 @@ def test_runs_of_before_are_resumed(tmp_path, monkeypatch):
     found = load_checkpoint(tmp_path / "run" / FOLDER)
     found.tensors = {name: value for name, value in found.tensors.items() if not name.startswith("loss.")}
     save_checkpoint(tmp_path / "run" / FOLDER, found)
-    run = train(config(**changes), tmp_path / "run", pictures(), False, resume=True)
-    assert_same(run, train(config(**changes), tmp_path / "whole", pictures(), False))
+    run = train(config(**changes), tmp_path / "run", images(), False, resume=True)
+    assert_same(run, train(config(**changes), tmp_path / "whole", images(), False))
 
 
 @pytest.mark.parametrize(
@@ -233,9 +244,9 @@ def test_a_request_to_stop_within_the_last_step_is_heeded_and_costs_nothing(tmp_
     monkeypatch.setattr(pairs, "SNAPSHOT_PAIRS", 16)
     changes = {"width": 1, "epochs": 1, "monitor": "none"}
     with pytest.raises(error):
-        train(config(**changes), tmp_path / "run", pictures(), False, callbacks=[Stop(4, number)])
-    finished = train_once(config(**changes), tmp_path / "run", pictures(), False)
-    assert_same(finished, train(config(**changes), tmp_path / "whole", pictures(), False))
+        train(config(**changes), tmp_path / "run", images(), False, callbacks=[Stop(4, number)])
+    finished = train_or_load(config(**changes), tmp_path / "run", images(), False)
+    assert_same(finished, train(config(**changes), tmp_path / "whole", images(), False))
     assert not (tmp_path / "run" / FOLDER).exists()
 
 
@@ -251,7 +262,7 @@ class Tied(torch.nn.Module):
 def test_an_encoder_may_use_a_weight_twice(tmp_path, monkeypatch):
     monkeypatch.setattr(pairs, "SNAPSHOT_PAIRS", 16)
     changes = {"epochs": 1, "monitor": "none"}
-    run = train(config(**changes), tmp_path, pictures(), False, encoder=Tied())
+    run = train(config(**changes), tmp_path, images(), False, encoder=Tied())
     again = Run.load(tmp_path, Tied())
     assert torch.equal(again.encoder.one.weight, run.encoder.one.weight) and again.encoder.one is again.encoder.other
 
@@ -265,23 +276,23 @@ def test_damage_between_two_runs_costs_an_epoch_and_no_more(tmp_path, monkeypatc
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(config(**changes), tmp_path / "run", pictures(), False, callbacks=[stop])
+        train(config(**changes), tmp_path / "run", images(), False, callbacks=[stop])
     flip(tmp_path / "run" / FOLDER / "step_00000012.safetensors", 0.9)
     with pytest.warns(UserWarning, match="step_00000012.json is damaged"):
-        run = train_once(config(**changes), tmp_path / "run", pictures(), False)
+        run = train_or_load(config(**changes), tmp_path / "run", images(), False)
     assert "after step 8 of 16" in capsys.readouterr().out
-    assert_same(run, train(config(**changes), tmp_path / "whole", pictures(), False))
+    assert_same(run, train(config(**changes), tmp_path / "whole", images(), False))
 
 
 def test_resume_refuses_other_settings_and_returns_what_is_finished(tmp_path, monkeypatch):
     monkeypatch.setattr(pairs, "SNAPSHOT_PAIRS", 16)
     changes = {"width": 1, "epochs": 2, "monitor": "none"}
-    run = train(config(**changes), tmp_path, pictures(), False, resume=True)
-    again = train(config(**changes), tmp_path, pictures(), False, resume=True)
+    run = train(config(**changes), tmp_path, images(), False, resume=True)
+    again = train(config(**changes), tmp_path, images(), False, resume=True)
     assert_same(run, again)
     with pytest.raises(ValueError, match=r"other settings.*'seed': \(0, 5\)"):
-        train(config(seed=5, **changes), tmp_path, pictures(), False, resume=True)
-    others = pictures()
+        train(config(seed=5, **changes), tmp_path, images(), False, resume=True)
+    others = images()
     others.train.images[5] += 1
-    with pytest.raises(ValueError, match=r"on other pictures, 64 x 3 x 8 x 8 \(\w+\); those of 'pictures' are 64 x 3"):
+    with pytest.raises(ValueError, match=r"on other images, 64 x 3 x 8 x 8 \(\w+\); those of 'pictures' are 64 x 3"):
         train(config(**changes), tmp_path, others, False, resume=True)

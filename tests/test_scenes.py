@@ -3,12 +3,12 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from hsic_lab.digits import digit_index
-from hsic_lab.scenes import CENTRE, COLUMNS, CROP_SCALE, SCALE, SHAREABLE, DigitScenes
+from hsic_lab.datasets import DigitScenes
+from hsic_lab.datasets.digit_scenes import CENTER, COLUMNS, CROP_SCALE, SCALE, SHAREABLE, digit_index
 
 N = 4000
 RANGES = {
-    "class": (0, 9), "digit": (0, 1796), "photograph": (0, 1), "x": CENTRE, "y": CENTRE, "scale": SCALE,
+    "class": (0, 9), "digit": (0, 1796), "photograph": (0, 1), "x": CENTER, "y": CENTER, "scale": SCALE,
     "red": (0, 1), "green": (0, 1), "blue": (0, 1),
     "crop_x": (0, 1), "crop_y": (0, 1), "crop_scale": CROP_SCALE,
 }  # fmt: skip
@@ -97,20 +97,20 @@ def test_first_view_does_not_depend_on_what_is_shared(scenes):
 
 
 def test_pairs_are_the_rendered_draws(scenes):
-    pictures = scenes.pairs(20, seeded(8), ("position",))
-    for picture, factors in zip(pictures, scenes.draw_pairs(20, seeded(8), ("position",)), strict=True):
-        assert torch.equal(picture, scenes.render(factors))
+    images = scenes.pairs(20, seeded(8), ("position",))
+    for image, factors in zip(images, scenes.draw_pairs(20, seeded(8), ("position",)), strict=True):
+        assert torch.equal(image, scenes.render(factors))
 
 
 def test_render_is_a_function_of_each_row_alone(scenes):
     factors = scenes.draw(1500, 9)  # more than one block
-    pictures = scenes.render(factors)
-    assert pictures.dtype == torch.uint8 and pictures.shape == (1500, 3, 32, 32)
+    images = scenes.render(factors)
+    assert images.dtype == torch.uint8 and images.shape == (1500, 3, 32, 32)
     order = torch.randperm(1500, generator=seeded(0))
-    assert torch.equal(scenes.render({c: v[order] for c, v in factors.items()}), pictures[order])
+    assert torch.equal(scenes.render({c: v[order] for c, v in factors.items()}), images[order])
     alone = [scenes.render({c: v[i : i + 1] for c, v in factors.items()}) for i in (0, 1023, 1024, 1499)]
-    assert torch.equal(torch.cat(alone), pictures[[0, 1023, 1024, 1499]])
-    assert torch.equal(DigitScenes("test").render(factors), pictures)  # the split decides what is drawn
+    assert torch.equal(torch.cat(alone), images[[0, 1023, 1024, 1499]])
+    assert torch.equal(DigitScenes("test").render(factors), images)  # the split decides what is drawn
 
 
 @pytest.mark.parametrize("column", COLUMNS)
@@ -122,30 +122,30 @@ def test_every_column_but_the_class_is_visible(scenes, column):
     assert torch.equal(differs, torch.zeros_like(moved) if column == "class" else moved)
 
 
-def test_ink_has_the_colour_and_lies_where_the_factors_say(scenes):
+def test_ink_has_the_color_and_lies_where_the_factors_say(scenes):
     factors = scenes.draw(400, 12)
     other = factors | {"red": 1 - factors["red"], "green": 1 - factors["green"], "blue": 1 - factors["blue"]}
-    pictures, recoloured = scenes.render(factors).double(), scenes.render(other).double()
-    changed = (pictures - recoloured).abs().sum(dim=1)  # zero outside ink and outline
+    images, recolored = scenes.render(factors).double(), scenes.render(other).double()
+    changed = (images - recolored).abs().sum(dim=1)  # zero outside ink and outline
     middle = (torch.arange(32) + 0.5) / 32
     for axis, column in ((1, "x"), (2, "y")):
         weight = changed.sum(dim=axis)
-        centre = (weight * middle).sum(1) / weight.sum(1)
+        center = (weight * middle).sum(1) / weight.sum(1)
         distance = (middle - factors[column][:, None]).abs()
         assert ((distance <= factors["scale"][:, None] * 0.75) | (weight == 0)).all()
-        assert (centre - factors[column]).abs().max() < 0.17
-        assert np.corrcoef(centre, factors[column])[0, 1] > 0.9
-    # Somewhere a stroke is opaque: the scene holds the digit's own colour.
-    colour = torch.stack([factors[c] for c in ("red", "green", "blue")], dim=1).double() * 255
-    distance = (pictures - colour[:, :, None, None]).abs().amax(dim=1).flatten(1).amin(dim=1)
+        assert (center - factors[column]).abs().max() < 0.17
+        assert np.corrcoef(center, factors[column])[0, 1] > 0.9
+    # Somewhere a stroke is opaque: the scene holds the digit's own color.
+    color = torch.stack([factors[c] for c in ("red", "green", "blue")], dim=1).double() * 255
+    distance = (images - color[:, :, None, None]).abs().amax(dim=1).flatten(1).amin(dim=1)
     assert (distance <= 1).double().mean() > 0.97
 
 
 def test_strokes_contrast_with_their_surroundings(scenes):
     factors = scenes.draw(1000, 13)
-    pictures = scenes.render(factors).double() / 255
-    colour = torch.stack([factors[c] for c in ("red", "green", "blue")], dim=1).double()
-    gap = (pictures - colour[:, :, None, None]).abs().mean(dim=1)
+    images = scenes.render(factors).double() / 255
+    color = torch.stack([factors[c] for c in ("red", "green", "blue")], dim=1).double()
+    gap = (images - color[:, :, None, None]).abs().mean(dim=1)
     ink = (gap < 0.01).double()[:, None]
     ring = torch.nn.functional.max_pool2d(ink, 5, 1, 2)[:, 0] - ink[:, 0]  # within two pixels of the ink
     visible = ink.flatten(1).sum(1) > 20
@@ -155,7 +155,7 @@ def test_strokes_contrast_with_their_surroundings(scenes):
 
 
 def test_digit_survives_rendering_at_a_known_place(scenes):
-    """Oracle: white digits in the centre, averaged back to 8x8, are scikit-learn's digits."""
+    """Oracle: white digits in the center, averaged back to 8x8, are scikit-learn's digits."""
     n = 300
     digit = digit_index("train")[:n]
     fixed = {c: torch.full((n,), v) for c, v in {
@@ -198,9 +198,9 @@ def test_global_random_state_is_untouched(scenes):
 def test_other_sizes_show_the_same_scene(size):
     factors = DigitScenes().draw(50, 17)
     small = DigitScenes(size=16).render(factors).double()
-    picture = DigitScenes(size=size).render(factors).double()
-    assert picture.shape == (50, 3, size, size)
-    shrunk = torch.nn.functional.adaptive_avg_pool2d(picture, 16)
+    image = DigitScenes(size=size).render(factors).double()
+    assert image.shape == (50, 3, size, size)
+    shrunk = torch.nn.functional.adaptive_avg_pool2d(image, 16)
     assert np.corrcoef(shrunk.flatten(), small.flatten())[0, 1] > 0.9
 
 

@@ -15,13 +15,19 @@ _spec.loader.exec_module(build)
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 ARGUMENTS = [
-    "--no-sandbox", "--headless", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--no-sandbox",
+    "--headless",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
 ]
 # What a page holds once it is drawn: a formula that was not converted shows as text between dollars.
 FACTS = """() => ({
     links: [...document.querySelectorAll('a[href]')].map(a => a.href),
-    pictures: [...document.images].map(i => i.complete && i.naturalWidth > 50 && i.getBoundingClientRect().width > 50),
+    images: [...document.images].map(i => i.complete && i.naturalWidth > 50 && i.getBoundingClientRect().width > 50),
     formulas: [...document.querySelectorAll('math')].map(m => m.getBoundingClientRect()).map(r => r.width * r.height),
     scripts: document.scripts.length,
     wide: document.documentElement.scrollWidth - window.innerWidth,
@@ -57,22 +63,22 @@ def test_pages_open_whole_from_the_disk(site, browser):
         page.on("pageerror", lambda error, seen=complaints: seen.append(str(error)))
         for path in site:
             page.goto(path.as_uri())
-            facts = page.evaluate(FACTS)
-            assert facts["pictures"] and all(facts["pictures"]), path.name
-            assert path.stem == "index" or (facts["formulas"] and min(facts["formulas"]) > 0), path.name
-            assert "$" not in facts["text"] and "\\frac" not in facts["text"], path.name
-            assert facts["scripts"] == 0 and facts["wide"] <= 0, (path.name, width, facts["wide"])
-            for link in facts["links"]:
+            metadata = page.evaluate(FACTS)
+            assert metadata["pictures"] and all(metadata["pictures"]), path.name
+            assert path.stem == "index" or (metadata["formulas"] and min(metadata["formulas"]) > 0), path.name
+            assert "$" not in metadata["text"] and "\\frac" not in metadata["text"], path.name
+            assert metadata["scripts"] == 0 and metadata["wide"] <= 0, (path.name, width, metadata["wide"])
+            for link in metadata["links"]:
                 target, _, anchor = link.partition("#")
                 if target == path.as_uri():
-                    assert not anchor or anchor in facts["anchors"], (path.name, link)
+                    assert not anchor or anchor in metadata["anchors"], (path.name, link)
                 elif target.startswith("file:"):
                     assert Path(target.removeprefix("file://")) in site, (path.name, link)
         assert complaints == []
         assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
 
 
-def test_every_page_is_one_click_from_the_index_and_its_neighbours(site):
+def test_every_page_is_one_click_from_the_index_and_its_neighbors(site):
     index, *pages = (path.read_text() for path in site)
     for path, text in zip(site[1:], pages, strict=True):
         question, _ = build.QUESTIONS[path.stem]
@@ -91,7 +97,7 @@ def test_what_a_notebook_lacks_is_named(tmp_path):
     title = nbformat.v4.new_markdown_cell("# Title")
     with pytest.raises(ValueError, match=r"QUESTIONS says nothing of \['99_lesson'\]"):
         build.build_site(tmp_path / "site", written(tmp_path, "99_lesson", title))
-    with pytest.raises(ValueError, match="picture 1 was asked for, and the notebook shows 0"):
+    with pytest.raises(ValueError, match="image 1 was asked for, and the notebook shows 0"):
         build.build_site(tmp_path / "site", written(tmp_path, "00_quickstart", title))
     with pytest.raises(ValueError, match="no title"):
         build.build_site(tmp_path / "site", written(tmp_path, "00_quickstart"))

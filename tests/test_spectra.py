@@ -7,8 +7,7 @@ import pytest
 import torch
 from scipy.linalg import eigh
 
-from hsic_lab.diagnostics import alpha_req, effective_rank, lidar, rankme
-from hsic_lab.spectra import covariance_spectrum
+from hsic_lab.diagnostics import alpha_req, covariance_spectrum, effective_rank, lidar, rankme
 
 
 def normal(n, d, seed=0, dtype=torch.float64):
@@ -16,7 +15,7 @@ def normal(n, d, seed=0, dtype=torch.float64):
 
 
 def equal_singular_values(n, d, rank, seed=0):
-    """Centred rows with `rank` equal singular values."""
+    """Centered rows with `rank` equal singular values."""
     left = normal(n, rank, seed)
     left = torch.linalg.qr(left - left.mean(dim=0))[0]
     return left @ torch.linalg.qr(normal(d, rank, seed + 1))[0].T
@@ -52,7 +51,7 @@ def test_spectrum_is_numpys_svd(shape, center):
 def test_blocks_change_nothing(monkeypatch, elements):
     tables = normal(50, 20, dtype=torch.float32), normal(20, 50, dtype=torch.float32)
     whole = [(covariance_spectrum(z), lidar((z, z + 0.1 * z.flip(0)))) for z in tables]
-    monkeypatch.setattr("hsic_lab.spectra._BLOCK_ELEMENTS", elements)
+    monkeypatch.setattr("hsic_lab.correlation._BLOCK_ELEMENTS", elements)
     for z, (spectrum, rank) in zip(tables, whole, strict=True):
         torch.testing.assert_close(covariance_spectrum(z), spectrum, rtol=1e-9, atol=1e-12)
         assert lidar((z, z + 0.1 * z.flip(0))) == pytest.approx(rank, rel=1e-9)

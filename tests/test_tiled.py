@@ -2,9 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from hsic_lab.hsic import hsic
+from hsic_lab.hsic import StreamingLinearHSIC, hsic
 from hsic_lab.kernels import Delta, Gaussian, InverseMultiquadric, Laplace, Linear, Polynomial
-from hsic_lab.streaming import StreamingLinearHSIC
 
 KERNELS = [Linear(), Gaussian(1.3), Gaussian(), Laplace(), InverseMultiquadric(0.7) * Gaussian(2.0), Polynomial(3)]
 ESTIMATORS = ["biased", "unbiased"]
@@ -86,7 +85,7 @@ def test_block_is_the_mean_over_blocks_that_use_every_row(n, block_size):
     assert got.item() == pytest.approx(expected, rel=1e-12)
 
 
-def test_block_gradient_and_median_of_all_rows():
+def test_block_gradient_and_median_of_all_gather_rows():
     x, y = (z.requires_grad_() for z in map(torch.Tensor.detach, dependent(9)))
     kernel = Gaussian(1.0)
     assert torch.autograd.gradcheck(lambda x, y: hsic(x, y, kernel, kernel, "block", block_size=4), (x, y))
@@ -106,7 +105,7 @@ def test_bad_block_sizes_are_refused(estimator, block_size, quoted):
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 @pytest.mark.parametrize("sizes", [[50], [1, 20, 29], [25, 25]])
-def test_stream_equals_all_rows(sizes, estimator):
+def test_stream_equals_all_gather_rows(sizes, estimator):
     x, y = dependent(50, 5, 4)
     x, y = x + 1000, y - 500
     stream = StreamingLinearHSIC()

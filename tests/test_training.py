@@ -10,20 +10,28 @@ import pandas as pd
 import pytest
 import torch
 
-from hsic_lab import pairs, trainer
 from hsic_lab.correlation import cross_correlation
-from hsic_lab.datasets import ImageData, from_arrays, load
-from hsic_lab.images import Images
-from hsic_lab.pairs import TrainingPairs, held_out_pairs, seeded_generator
-from hsic_lab.runs import FILES, HISTORY, SETTINGS, SNAPSHOTS, WEIGHTS, Run, plain
-from hsic_lab.scenes import DigitScenes
-from hsic_lab.training import LOSSES, TrainConfig, train, train_once
-from hsic_lab.views import normalize, preset
+from hsic_lab.datasets import DigitScenes, ImageData, Images, from_arrays, load
+from hsic_lab.training import LOSSES, Run, TrainConfig, train, train_or_load
+from hsic_lab.training import _data as pairs
+from hsic_lab.training import _trainer as trainer
+from hsic_lab.training._data import TrainingPairs, held_out_pairs, seeded_generator
+from hsic_lab.training._run import FILES, HISTORY, SETTINGS, SNAPSHOTS, WEIGHTS, plain
+from hsic_lab.views import augmentation, normalize
 
 CPU = torch.device("cpu")
 ALL = slice(None)
-TINY = {"width": 2, "projector": (8, 4), "batch_size": 16, "epochs": 2, "warmup_epochs": 0.5, "snapshots": 3,
-        "log_every": 1, "device": "cpu", "precision": "float32"}
+TINY = {
+    "width": 2,
+    "projector": (8, 4),
+    "batch_size": 16,
+    "epochs": 2,
+    "warmup_epochs": 0.5,
+    "snapshots": 3,
+    "log_every": 1,
+    "device": "cpu",
+    "precision": "float32",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +45,7 @@ def scenes() -> ImageData:
 
 
 @pytest.fixture(scope="module")
-def pictures() -> ImageData:
+def images() -> ImageData:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (48, 3, 16, 16), generator=generator, dtype=torch.uint8)
     split = Images(images, torch.arange(48) % 3)
@@ -52,13 +60,15 @@ def tiny(**changes) -> TrainConfig:
 def test_a_run_holds_what_its_docstring_says(tmp_path, scenes, loss):
     run = train(tiny(loss=loss), tmp_path / "run", scenes, progress=False)
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted(FILES)
-    assert run.state == "finished"
+    assert run.status == "finished"
     assert list(run.history["step"]) == [1, 2, 3, 4, 5, 6]
     assert run.history["epoch"].iloc[-1] == 2
     terms = run.history.columns[2 + 1 : list(run.history.columns).index("diagonal")]
     torch.testing.assert_close(
-        torch.tensor(run.history[list(terms)].sum(axis=1).to_numpy()), torch.tensor(run.history["loss"].to_numpy()),
-        rtol=1e-5, atol=1e-5,
+        torch.tensor(run.history[list(terms)].sum(axis=1).to_numpy()),
+        torch.tensor(run.history["loss"].to_numpy()),
+        rtol=1e-5,
+        atol=1e-5,
     )
     assert list(run.snapshots) == [0, 3, 6]
     assert all(c.shape == (4, 4) for c in run.snapshots.values())
@@ -67,7 +77,7 @@ def test_a_run_holds_what_its_docstring_says(tmp_path, scenes, loss):
 def test_loading_gives_back_what_training_returned(tmp_path, scenes):
     run = train(tiny(), tmp_path / "run", scenes, progress=False)
     loaded = Run.load(tmp_path / "run")
-    assert loaded.state == "finished"
+    assert loaded.status == "finished"
     assert loaded.config == json.loads(json.dumps(run.config))
     pd.testing.assert_frame_equal(loaded.history, run.history, check_exact=False, rtol=1e-12)
     for name in ("encoder", "projector"):
@@ -98,8 +108,8 @@ def test_a_run_is_a_function_of_its_settings(tmp_path, kind, request):
         assert torch.equal(value, runs[1].encoder.state_dict()[key])
 
 
-def test_every_epoch_has_its_own_pairs_and_every_image_once(pictures):
-    pairs = TrainingPairs(pictures, tiny(), CPU, ALL)
+def test_every_epoch_has_its_own_pairs_and_every_image_once(images):
+    pairs = TrainingPairs(images, tiny(), CPU, ALL)
     batches = [batch for epoch in range(2) for batch in pairs.epoch(epoch)]
     assert all(view.shape == (16, 3, 16, 16) for batch in batches for view in batch)
     assert not torch.equal(batches[0][0], batches[3][0])
@@ -128,7 +138,7 @@ def test_a_batch_with_nan_stops_and_keeps_the_run(tmp_path, scenes, monkeypatch)
     with pytest.raises(FloatingPointError, match=r"step 4 of 6: the loss is nan"):
         train(tiny(), tmp_path / "run", scenes, progress=False)
     run = Run.load(tmp_path / "run")
-    assert run.state.startswith("failed: step 4")
+    assert run.status.startswith("failed: step 4")
     assert list(run.history["step"]) == [1, 2, 3]
     assert list(run.snapshots) == [0, 3]
     for network in (run.encoder, run.projector):
@@ -143,7 +153,7 @@ def test_a_run_that_stopped_at_once_can_be_read(tmp_path, scenes, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         train(tiny(), tmp_path / "run", scenes, progress=False)
     run = Run.load(tmp_path / "run")
-    assert (run.state, len(run.history), list(run.snapshots)) == ("interrupted", 0, [0])
+    assert (run.status, len(run.history), list(run.snapshots)) == ("interrupted", 0, [0])
 
 
 def test_ctrl_c_leaves_a_usable_run(tmp_path, scenes, monkeypatch):
@@ -158,7 +168,7 @@ def test_ctrl_c_leaves_a_usable_run(tmp_path, scenes, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         train(tiny(), tmp_path / "run", scenes, progress=False)
     run = Run.load(tmp_path / "run")
-    assert run.state == "interrupted"
+    assert run.status == "interrupted"
     assert list(run.history["step"]) == [1, 2, 3, 4]
 
 
@@ -170,7 +180,7 @@ def test_a_kill_while_writing_leaves_the_previous_file_whole(tmp_path, scenes, m
         path.write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr("hsic_lab.runs.save_file", half_written)
+    monkeypatch.setattr("hsic_lab.training._run.save_file", half_written)
     with pytest.raises(OSError, match="disk full"):
         run.save()
     assert (tmp_path / "run" / WEIGHTS).read_bytes() == weights
@@ -185,42 +195,42 @@ def test_a_damaged_file_is_named(tmp_path, scenes, name):
         Run.load(tmp_path / "run")
 
 
-def test_train_once_trains_once(tmp_path, scenes, monkeypatch):
-    first = train_once(tiny(), tmp_path / "run", scenes, progress=False)
+def test_train_or_load_trains_once(tmp_path, scenes, monkeypatch):
+    first = train_or_load(tiny(), tmp_path / "run", scenes, progress=False)
     stamp = (tmp_path / "run" / WEIGHTS).stat().st_mtime_ns
-    second = train_once(tiny(), tmp_path / "run", scenes, progress=False)
+    second = train_or_load(tiny(), tmp_path / "run", scenes, progress=False)
     assert (tmp_path / "run" / WEIGHTS).stat().st_mtime_ns == stamp
     assert second.config == json.loads(json.dumps(first.config))
     with pytest.raises(FileExistsError, match="other settings"):
-        train_once(tiny(seed=3), tmp_path / "run", scenes, progress=False)
+        train_or_load(tiny(seed=3), tmp_path / "run", scenes, progress=False)
     settings = json.loads((tmp_path / "run" / SETTINGS).read_text()) | {"state": "interrupted"}
     (tmp_path / "run" / SETTINGS).write_text(json.dumps(settings))
-    assert train_once(tiny(), tmp_path / "run", scenes, progress=False).state == "finished"
+    assert train_or_load(tiny(), tmp_path / "run", scenes, progress=False).status == "finished"
     assert (tmp_path / "run" / WEIGHTS).stat().st_mtime_ns != stamp
 
 
-def test_train_once_tells_data_apart_and_names_alike(tmp_path, monkeypatch):
+def test_train_or_load_tells_data_apart_and_names_alike(tmp_path, monkeypatch):
     settings = tiny(batch_size=16)
     pixels = torch.randint(256, (80, 3, 12, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     mine, other, more = (
         from_arrays(images, torch.arange(len(images)) % 2, name=name)
         for images, name in ((pixels[:40], "mine"), (pixels[:40], "other"), (pixels, "mine"))
     )
-    train_once(settings, tmp_path / "run", mine, progress=False)
+    train_or_load(settings, tmp_path / "run", mine, progress=False)
     with pytest.raises(FileExistsError, match=r"'dataset': \('mine', 'other'\)"):
-        train_once(settings, tmp_path / "run", other, progress=False)
-    with pytest.raises(FileExistsError, match="on other pictures, 32 x 3"):
-        train_once(settings, tmp_path / "run", more, progress=False)
+        train_or_load(settings, tmp_path / "run", other, progress=False)
+    with pytest.raises(FileExistsError, match="on other images, 32 x 3"):
+        train_or_load(settings, tmp_path / "run", more, progress=False)
     named = replace(settings, dataset="digits")  # overruled by the data, each time
     for _ in range(2):
-        assert train_once(named, tmp_path / "named", mine, progress=False).config["dataset"] == "mine"
+        assert train_or_load(named, tmp_path / "named", mine, progress=False).config["dataset"] == "mine"
     for label in "ab":
         (tmp_path / "pics" / label).mkdir(parents=True)
         for number in range(20):
             plt.imsave(tmp_path / "pics" / label / f"{number}.png", np.random.default_rng(number).random((12, 12, 3)))
     monkeypatch.chdir(tmp_path)
     for name in ("pics", "./pics", f"../{tmp_path.name}/pics", str(tmp_path / "pics")):
-        assert train_once(replace(settings, dataset=name), "folder", progress=False).facts["train_images"] == 32
+        assert train_or_load(replace(settings, dataset=name), "folder", progress=False).metadata["train_images"] == 32
 
 
 def test_no_run_is_overwritten_and_no_other_folder_is_a_run(tmp_path, scenes):
@@ -277,8 +287,8 @@ def test_a_batch_larger_than_the_data_is_an_error(tmp_path, scenes):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_training_on_cuda(tmp_path, scenes):
     run = train(tiny(device="auto", precision="auto"), tmp_path / "run", scenes, progress=False)
-    assert run.facts["device"] == "cuda"
-    assert Run.load(tmp_path / "run").state == "finished"
+    assert run.metadata["device"] == "cuda"
+    assert Run.load(tmp_path / "run").status == "finished"
 
 
 def test_scene_pairs_share_what_is_asked_for(scenes):
@@ -290,20 +300,20 @@ def test_scene_pairs_share_what_is_asked_for(scenes):
 
 
 @pytest.fixture(scope="module")
-def partly_labelled(pictures) -> ImageData:
-    """48 labelled pictures and 40 without labels, each picture of one grey level of its own."""
+def partly_labelled(images) -> ImageData:
+    """48 labelled images and 40 without labels, each image of one gray level of its own."""
     levels = torch.arange(88, dtype=torch.uint8)[:, None, None, None].expand(88, 1, 4, 4)
     train, rest = Images(levels[:48], torch.arange(48) % 3), Images(levels[48:], torch.full((40,), -1))
     return ImageData("partly", train, Images(levels[:20], torch.arange(20) % 3), ("a", "b", "c"), rest)
 
 
 def as_it_is(images, generator):
-    """Views that only draw, so that a picture can be recognised and a skipped batch would be missed."""
+    """Views that only draw, so that a image can be recognized and a skipped batch would be missed."""
     torch.rand(len(images), generator=generator)
     return images, images.clone()
 
 
-def test_an_epoch_shows_every_picture_labelled_or_not_once(partly_labelled):
+def test_an_epoch_shows_every_image_labelled_or_not_once(partly_labelled):
     pairs = TrainingPairs(partly_labelled, tiny(batch_size=11), CPU, ALL, as_it_is)
     for epoch in range(2):
         seen = torch.cat([a[:, 0, 0, 0] for a, _ in pairs.epoch(epoch)])
@@ -313,7 +323,7 @@ def test_an_epoch_shows_every_picture_labelled_or_not_once(partly_labelled):
 
 
 @pytest.mark.parametrize("views", [None, as_it_is])
-def test_where_the_pictures_lie_does_not_change_the_batches(partly_labelled, views):
+def test_where_the_images_lie_does_not_change_the_batches(partly_labelled, views):
     config = tiny(batch_size=10)
     here, elsewhere = (TrainingPairs(partly_labelled, config, CPU, ALL, views, resident) for resident in (True, False))
     expected = list(here.epoch(1))
@@ -325,12 +335,12 @@ def test_where_the_pictures_lie_does_not_change_the_batches(partly_labelled, vie
             assert all(torch.equal(view, one[rows]) for view, one in zip(batch, other, strict=True))
 
 
-def test_unlabelled_pictures_count_in_the_run(tmp_path, partly_labelled):
+def test_unlabelled_images_count_in_the_run(tmp_path, partly_labelled):
     run = train(tiny(), tmp_path / "run", partly_labelled, progress=False)
-    assert run.facts["train_images"] == 88 and run.history["step"].iloc[-1] == 2 * (88 // 16)
+    assert run.metadata["train_images"] == 88 and run.history["step"].iloc[-1] == 2 * (88 // 16)
 
 
-def test_the_pictures_of_a_file_stay_there(tmp_path):
+def test_the_images_of_a_file_stay_there(tmp_path):
     """Neither the batches nor the held-out pairs take more than what they show."""
     (tmp_path / "x").write_bytes(torch.arange(64 * 48).to(torch.uint8).numpy().tobytes())
     mapped = torch.from_file(str(tmp_path / "x"), size=64 * 48, dtype=torch.uint8).view(64, 3, 4, 4)
@@ -348,26 +358,26 @@ def test_the_pictures_of_a_file_stay_there(tmp_path):
     assert sizes == [16, 16, 16, 16, 64]
 
 
-@pytest.mark.parametrize("name", ["report", "simclr", "solo"])
-def test_views_are_a_setting(pictures, name):
-    views = preset(name, 16, blur=0.0) if name != "simclr" else preset(name, 16)
-    batch = next(TrainingPairs(pictures, tiny(views=name), CPU, ALL).epoch(0))
-    expected = next(TrainingPairs(pictures, tiny(), CPU, ALL, views).epoch(0))
-    other = next(TrainingPairs(pictures, tiny(), CPU, ALL).epoch(0))
+@pytest.mark.parametrize("name", ["tsai2021", "simclr", "solo"])
+def test_views_are_a_setting(images, name):
+    views = augmentation(name, 16, blur=0.0) if name != "simclr" else augmentation(name, 16)
+    batch = next(TrainingPairs(images, tiny(views=name), CPU, ALL).epoch(0))
+    expected = next(TrainingPairs(images, tiny(), CPU, ALL, views).epoch(0))
+    other = next(TrainingPairs(images, tiny(), CPU, ALL).epoch(0))
     assert all(torch.equal(view, same) for view, same in zip(batch, expected, strict=True))
     assert not torch.equal(batch[0], other[0])
-    held_out = held_out_pairs(pictures, tiny(views=name), CPU)
-    assert torch.equal(held_out[0], held_out_pairs(pictures, tiny(), CPU, views)[0])
+    held_out = held_out_pairs(images, tiny(views=name), CPU)
+    assert torch.equal(held_out[0], held_out_pairs(images, tiny(), CPU, views)[0])
 
 
-def test_views_that_cannot_be_are_an_error(tmp_path, scenes, pictures):
+def test_views_that_cannot_be_are_an_error(tmp_path, scenes, images):
     for changes, views in (({"views": "solo"}, None), ({}, as_it_is)):
         with pytest.raises(ValueError, match="digit_scenes takes views='default'"):
             train(tiny(**changes), tmp_path / "run", scenes, progress=False, views=views)
     with pytest.raises(ValueError, match="beside views='solo'"):
-        train(tiny(views="solo"), tmp_path / "run", pictures, progress=False, views=as_it_is)
+        train(tiny(views="solo"), tmp_path / "run", images, progress=False, views=as_it_is)
     with pytest.raises(ValueError, match="below 20 pixels"):
-        train(tiny(views="barlow_twins"), tmp_path / "run", pictures, progress=False)
+        train(tiny(views="barlow_twins"), tmp_path / "run", images, progress=False)
     assert not (tmp_path / "run").exists()
 
 
@@ -378,9 +388,9 @@ def test_a_run_older_than_a_setting_has_its_default(tmp_path, scenes):
         del settings["config"][name]
     (tmp_path / "run" / SETTINGS).write_text(json.dumps(settings))
     assert Run.load(tmp_path / "run").config["views"] == "default"
-    assert train_once(tiny(), tmp_path / "run", scenes, progress=False).state == "finished"
+    assert train_or_load(tiny(), tmp_path / "run", scenes, progress=False).status == "finished"
     with pytest.raises(FileExistsError, match="'views'"):
-        train_once(tiny(views="report"), tmp_path / "run", scenes, progress=False)
+        train_or_load(tiny(views="tsai2021"), tmp_path / "run", scenes, progress=False)
 
 
 @pytest.mark.parametrize("kind", ["scenes", "pictures"])
@@ -415,7 +425,7 @@ def test_settings_of_numpy_and_of_before_are_understood():
     config = tiny(seed=np.int64(3), learning_rate=np.float32(1), epochs=np.int32(2), projector=(np.int64(8), 4))
     assert json.loads(json.dumps(plain(config)))["seed"] == 3 and config.projector == (8, 4)
     assert tiny(dataset=Path("pictures")).dataset == "pictures"
-    assert TrainConfig.from_json({"shared": ["crop"]}).shared == ("crop",), "where pictures are not scenes, unread"
+    assert TrainConfig.from_json({"shared": ["crop"]}).shared == ("crop",), "where images are not scenes, unread"
     before = TrainConfig.from_json({"loss": "vicreg", "lambda_param": 9.0, "loss_options": {"mu_param": 2.0}})
     assert (before.lambda_param, before.loss_options) == (None, {"lambda_param": 9.0, "mu_param": 2.0})
 
@@ -434,4 +444,4 @@ def test_held_out_pairs_are_of_every_class(tmp_path, monkeypatch):
     assert kept(torch.arange(48)) == [4, 4, 4]
     assert kept(torch.arange(48).view(3, 16)[[1, 2, 0]].flatten()) == [4, 4, 4]
     run = train(tiny(), tmp_path / "run", load("digit_scenes", n_train=48, n_test=32), progress=False)
-    assert run.facts["held_out_pairs"] == 12
+    assert run.metadata["held_out_pairs"] == 12

@@ -7,12 +7,11 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hsic_lab.colour import colour_maps
-from hsic_lab.crops import random_crops, resize_rows, resize_taps
 from hsic_lab.views import TwoViews, normalize
+from hsic_lab.views._operations import color_maps, random_crops, resize_rows, resize_taps
 
 STILL = dict(scale=(1, 1), ratio=(1, 1), flip=0, jitter=0, grayscale=0)  # every random operation off
-GREY = np.array([0.299, 0.587, 0.114])
+GRAY = np.array([0.299, 0.587, 0.114])
 
 
 def seeded(seed=0):
@@ -128,67 +127,67 @@ def test_fallback_is_the_central_crop(height, width, expected):
     assert tuple(int(x) for x in crop) == expected
 
 
-# Colour
+# Color
 
 
-def colour(images, brightness=1.0, contrast=1.0, saturation=1.0, hue=0.0):
-    """Apply `colour_maps` to float64 images `(n, 3, h, w)` by its formula."""
+def color(images, brightness=1.0, contrast=1.0, saturation=1.0, hue=0.0):
+    """Apply `color_maps` to float64 images `(n, 3, h, w)` by its formula."""
     n = len(images)
     factors = (torch.full((n,), v, dtype=torch.float64) for v in (brightness, contrast, saturation, hue))
-    matrix, offset = (x.numpy() for x in colour_maps(*factors))
-    grey = np.einsum("c,nchw->n", GREY, images) / images[0, 0].size
-    return np.einsum("nkc,nchw->nkhw", matrix, images) + (offset * grey)[:, None, None, None]
+    matrix, offset = (x.numpy() for x in color_maps(*factors))
+    gray = np.einsum("c,nchw->n", GRAY, images) / images[0, 0].size
+    return np.einsum("nkc,nchw->nkhw", matrix, images) + (offset * gray)[:, None, None, None]
 
 
 def blend(image, other, factor):
     return factor * image + (1 - factor) * other
 
 
-def pixel_grey(image):
-    return np.tensordot(GREY, image, 1)[None]
+def pixel_gray(image):
+    return np.tensordot(GRAY, image, 1)[None]
 
 
 ORACLES = {  # one image (3, h, w), as Pillow's ImageEnhance defines them
     "brightness": lambda image, v: v * image,
-    "contrast": lambda image, v: blend(image, pixel_grey(image).mean(), v),
-    "saturation": lambda image, v: blend(image, pixel_grey(image), v),
+    "contrast": lambda image, v: blend(image, pixel_gray(image).mean(), v),
+    "saturation": lambda image, v: blend(image, pixel_gray(image), v),
 }
 
 
 @pytest.mark.parametrize("name", ORACLES)
 @pytest.mark.parametrize("factor", [0.0, 0.6, 1.0, 1.4])
-def test_colour_factor_follows_its_formula(name, factor):
+def test_color_factor_follows_its_formula(name, factor):
     images = np.random.default_rng(0).uniform(size=(4, 3, 5, 7))
     expected = np.stack([ORACLES[name](image, factor) for image in images])
-    np.testing.assert_allclose(colour(images, **{name: factor}), expected, atol=1e-12)
+    np.testing.assert_allclose(color(images, **{name: factor}), expected, atol=1e-12)
 
 
 def test_hue_is_a_turn_that_keeps_luma():
     images = np.random.default_rng(0).uniform(size=(2, 3, 5, 7))
-    np.testing.assert_allclose(colour(images, hue=1.0), images, atol=1e-12)
-    np.testing.assert_allclose(colour(colour(images, hue=0.3), hue=-0.3), images, atol=1e-12)
-    turned = colour(images, hue=0.2)
+    np.testing.assert_allclose(color(images, hue=1.0), images, atol=1e-12)
+    np.testing.assert_allclose(color(color(images, hue=0.3), hue=-0.3), images, atol=1e-12)
+    turned = color(images, hue=0.2)
     assert abs(turned - images).max() > 0.1
     for before, after in zip(images, turned, strict=True):
-        np.testing.assert_allclose(pixel_grey(after), pixel_grey(before), atol=1e-12)
+        np.testing.assert_allclose(pixel_gray(after), pixel_gray(before), atol=1e-12)
     red = np.zeros((1, 3, 1, 1))
     red[0, 0] = 1
-    assert colour(red, hue=1 / 3)[0, :, 0, 0].argmax() == 1  # red -> green -> blue, as in HSV
-    assert colour(red, hue=2 / 3)[0, :, 0, 0].argmax() == 2
+    assert color(red, hue=1 / 3)[0, :, 0, 0].argmax() == 1  # red -> green -> blue, as in HSV
+    assert color(red, hue=2 / 3)[0, :, 0, 0].argmax() == 2
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_colour_order_does_not_matter(seed):
+def test_color_order_does_not_matter(seed):
     rng = np.random.default_rng(seed)
     images = rng.uniform(size=(2, 3, 4, 4))
     steps = [("brightness", 0.7), ("contrast", 1.3), ("saturation", 0.5), ("hue", 0.08)]
     stepwise = images
     for position in rng.permutation(4):
-        stepwise = colour(stepwise, **dict([steps[position]]))
-    np.testing.assert_allclose(stepwise, colour(images, **dict(steps)), atol=1e-12)
+        stepwise = color(stepwise, **dict([steps[position]]))
+    np.testing.assert_allclose(stepwise, color(images, **dict(steps)), atol=1e-12)
 
 
-def test_views_apply_colour_then_clamp():
+def test_views_apply_color_then_clamp():
     """The whole jitter path against the same uniform numbers pushed through the NumPy formula."""
     images, n = photos(), 6
     views = torch.cat(TwoViews(16, **{**STILL, "jitter": 1})(images, seeded(5)))
@@ -196,16 +195,16 @@ def test_views_apply_colour_then_clamp():
     clamped = 0
     for row in range(2 * n):
         b, k, s, hue = draws[row] * [0.8, 0.8, 0.8, 0.2] + [0.6, 0.6, 0.6, -0.1]
-        exact = 2 * colour(images[row % n].double().numpy()[None] / 255, b, k, s, hue)[0] - 1
+        exact = 2 * color(images[row % n].double().numpy()[None] / 255, b, k, s, hue)[0] - 1
         clamped += (abs(exact) > 1).sum()
         np.testing.assert_allclose(views[row].numpy(), exact.clip(-1, 1), atol=1e-5)
     assert clamped > 0
 
 
-def test_greyscale_is_luma_in_every_channel():
+def test_grayscale_is_luma_in_every_channel():
     images = photos()
     for view in TwoViews(16, **{**STILL, "grayscale": 1})(images, seeded()):
-        expected = np.einsum("c,nchw->nhw", GREY, images.numpy() / 127.5) - 1
+        expected = np.einsum("c,nchw->nhw", GRAY, images.numpy() / 127.5) - 1
         for channel in range(3):
             np.testing.assert_allclose(view[:, channel].numpy(), expected, atol=1e-5)
 
@@ -260,9 +259,7 @@ def test_frequencies(option, p):
 # Types, shapes, errors
 
 
-@pytest.mark.parametrize(
-    "shape", [(1, 3, 32, 32), (3, 3, 20, 40), (2, 1, 28, 28), (5, 3, 7, 3), (2, 3, 96, 64)]
-)
+@pytest.mark.parametrize("shape", [(1, 3, 32, 32), (3, 3, 20, 40), (2, 1, 28, 28), (5, 3, 7, 3), (2, 3, 96, 64)])
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64])
 def test_shape_dtype_and_range(shape, dtype):
     images = photos(*shape)
@@ -312,7 +309,7 @@ def test_bad_images(images, error, words):
             call(images)
 
 
-def test_colour_needs_one_or_three_channels():
+def test_color_needs_one_or_three_channels():
     with pytest.raises(ValueError, match="got 4"):
         TwoViews(4)(photos(c=4))
 

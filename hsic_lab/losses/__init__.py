@@ -1,11 +1,10 @@
-"""Losses of two views, one family a file."""
+"""losses."""
 
-from hsic_lab.losses.contrastive import NTXentLoss, SpectralContrastiveLoss, SupConLoss
-from hsic_lab.losses.covariance import VICRegLoss
-from hsic_lab.losses.cross_correlation import BarlowTwinsLoss, HSICSSLLoss
-from hsic_lab.losses.distillation import NegativeCosineSimilarity
-from hsic_lab.losses.kernel import SSLHSICLoss
-from hsic_lab.losses.reference_code import ReferenceCodeLoss
+from hsic_lab.losses._base import TwoViewLoss
+from hsic_lab.losses.barlow_twins import BarlowTwinsLoss, HSICSSLLoss, ReferenceCodeLoss
+from hsic_lab.losses.contrastive import NegativeCosineSimilarity, NTXentLoss, SpectralContrastiveLoss, SupConLoss
+from hsic_lab.losses.ssl_hsic import SSLHSICLoss
+from hsic_lab.losses.vicreg import VICRegLoss
 
 __all__ = [
     "BarlowTwinsLoss",
@@ -16,5 +15,6 @@ __all__ = [
     "SSLHSICLoss",
     "SpectralContrastiveLoss",
     "SupConLoss",
+    "TwoViewLoss",
     "VICRegLoss",
 ]

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hsic_lab.checks import check_views, full_precision, one_of
-from hsic_lab.losses.base import TwoViewLoss
-from hsic_lab.losses.frobenius import ROUTES, split_energy
-from hsic_lab.processes import all_rows
+from hsic_lab._checks import check_choice, check_views, no_autocast
+from hsic_lab._distributed import all_gather_rows
+from hsic_lab.losses._base import TwoViewLoss
+from hsic_lab.losses._off_diagonal import ROUTES, split_squared_norm
 
 
 class NTXentLoss(TwoViewLoss):
@@ -25,9 +25,7 @@ class NTXentLoss(TwoViewLoss):
     (between 1e-12 and, in float32, 1e18).
     """
 
-    def __init__(
-        self, temperature: float = 0.5, gather_distributed: bool = True, class_prior: float = 0.0
-    ) -> None:
+    def __init__(self, temperature: float = 0.5, gather_distributed: bool = True, class_prior: float = 0.0) -> None:
         super().__init__(gather_distributed)
         if not temperature > 0:
             raise ValueError(f"temperature must be positive, got {temperature!r}")
@@ -56,10 +54,10 @@ class NTXentLoss(TwoViewLoss):
         least = count * (-1 / self.temperature - unit).exp()
         return unit + (positive_sum + torch.maximum(corrected, least)).log()
 
-    def floor(self, n: int, d: int) -> float:
+    def lower_bound(self, n: int, d: int) -> float:
         """At the regular simplex of n images, which needs d >= n - 1; below that no closed form is known."""
         if d < n - 1 or self.class_prior:
-            return super().floor(n, d)
+            return super().lower_bound(n, d)
         t = self.temperature
         return -1 / t + math.log(math.exp(1 / t) + (2 * n - 2) * math.exp(-1 / (t * (n - 1))))
 
@@ -77,9 +75,7 @@ class SupConLoss(TwoViewLoss):
 
     many_views = True
 
-    def __init__(
-        self, temperature: float = 0.5, gather_distributed: bool = True, rescale: bool = True
-    ) -> None:
+    def __init__(self, temperature: float = 0.5, gather_distributed: bool = True, rescale: bool = True) -> None:
         super().__init__(gather_distributed)
         if not temperature > 0:
             raise ValueError(f"temperature must be positive, got {temperature!r}")
@@ -93,7 +89,7 @@ class SupConLoss(TwoViewLoss):
     def terms(self, z_a: Tensor, z_b: Tensor, *more: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
         """The named parts of the loss, 0-d tensors that sum to it."""
         check_views(z_a, z_b)
-        with full_precision(z_a):
+        with no_autocast(z_a):
             if labels is None:
                 views = self.prepare(z_a, z_b, *more)
                 return self._terms(*views, labels=torch.arange(len(views[0]), device=z_a.device))
@@ -103,7 +99,7 @@ class SupConLoss(TwoViewLoss):
                 raise ValueError(
                     f"labels must be integers of shape {tuple(z_a.shape[:1])}, got {labels.dtype} {tuple(labels.shape)}"
                 )
-            labels = all_rows(labels) if self.gathers() else labels
+            labels = all_gather_rows(labels) if self.gathers() else labels
             return self._terms(*self.prepare(z_a, z_b, *more), labels=labels)
 
     def _terms(self, *views: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -123,10 +119,10 @@ class SpectralContrastiveLoss(TwoViewLoss):
     """`[-2 mean_b x_b'y_b + mean_{b != c} (x_b'y_c)^2] / mu`: HaoChen et al. 2021 (arXiv 2106.04156).
 
     x and y are the rows of the views, those longer than `sqrt(mu)` cut back to that length. That ball and the division
-    by mu are of the authors' code; the paper's loss has neither. The second term is the off-diagonal energy of `XY'/d`
+    by mu are of the authors' code; the paper's loss has neither. The second term is the off-diagonal squared_norm of `XY'/d`
     as that of Barlow Twins is of `X'Y/n`: the same function, called with transposed matrices, so that it needs the
     smaller of `n x n` and `d x d`. With the pairs b = c kept and no cut it would be Barlow Twins at lambda = 1 less d,
-    at identical standardised views. `route` is that of `split_energy`.
+    at identical standardized views. `route` is that of `split_squared_norm`.
     """
 
     def __init__(self, mu: float = 1.0, gather_distributed: bool = True, route: str = "auto") -> None:
@@ -134,32 +130,30 @@ class SpectralContrastiveLoss(TwoViewLoss):
         if not mu > 0:
             raise ValueError(f"mu must be positive, got {mu!r}")
         self.mu = mu
-        self.route = one_of(route, ROUTES, "route")
+        self.route = check_choice(route, ROUTES, "route")
 
     def _terms(self, z_a: Tensor, z_b: Tensor) -> dict[str, Tensor]:
         n, d = z_a.shape
-        diagonal, energy = split_energy(self._cut(z_a).T, self._cut(z_b).T, ROUTE_OF_TRANSPOSE[self.route])
+        diagonal, squared_norm = split_squared_norm(self._cut(z_a).T, self._cut(z_b).T, ROUTE_OF_TRANSPOSE[self.route])
         return {
             "alignment": -2 * d / self.mu * diagonal.mean(),
-            "contrast": d**2 / (n * (n - 1) * self.mu) * energy,
+            "contrast": d**2 / (n * (n - 1) * self.mu) * squared_norm,
         }
 
     def _cut(self, z: Tensor) -> Tensor:
         radius = math.sqrt(self.mu)
         return z * (radius / z.norm(dim=1, keepdim=True).clamp_min(radius))
 
-    def chance(self, n: int, d: int) -> float:
+    def expected_if_independent(self, n: int, d: int) -> float:
         """For unrelated views whose rows point in all directions alike and reach the radius."""
         return self.mu / d
 
-    def floor(self, n: int, d: int) -> float:
+    def lower_bound(self, n: int, d: int) -> float:
         """At the best number m of rows of full length, orthogonal (m <= d) or a tight frame (m > d: Welch).
 
         The loss is linear in the squared length of each row, so that every row has full length or none.
         """
-        return min(
-            -2 * m / n + self.mu * max(0.0, m * (m / d - 1)) / (n * (n - 1)) for m in range(n + 1)
-        )
+        return min(-2 * m / n + self.mu * max(0.0, m * (m / d - 1)) / (n * (n - 1)) for m in range(n + 1))
 
     def extra_repr(self) -> str:
         return f"mu={self.mu}, route={self.route!r}"
@@ -167,3 +161,23 @@ class SpectralContrastiveLoss(TwoViewLoss):
 
 # The route is named by the matrix of the batch that it forms, and the batch arrives transposed.
 ROUTE_OF_TRANSPOSE = {"auto": "auto", "primal": "dual", "dual": "primal"}
+
+
+class NegativeCosineSimilarity(TwoViewLoss):
+    """`-mean_b cos(p_b, z_b)`: Chen and He 2021 (SimSiam, arXiv 2011.10566), eq. 1; BYOL's loss is `2 + 2` times it.
+
+    Nothing in it keeps the embeddings apart: with a constant embedding it is at its floor of -1. SimSiam prevents
+    that outside of the loss, by a predictor and a stop-gradient that are the caller's:
+    `(loss(p_a, z_b.detach()) + loss(p_b, z_a.detach())) / 2`. A row of zeros counts as uncorrelated.
+    """
+
+    def _terms(self, z_a: Tensor, z_b: Tensor) -> dict[str, Tensor]:
+        return {"alignment": -(F.normalize(z_a, dim=1) * F.normalize(z_b, dim=1)).sum(dim=1).mean()}
+
+    def expected_if_independent(self, n: int, d: int) -> float:
+        """0 for unrelated views that point in all directions alike; a common direction c of both gives -|c|^2."""
+        return 0.0
+
+    def lower_bound(self, n: int, d: int) -> float:
+        """-1, at identical views."""
+        return -1.0

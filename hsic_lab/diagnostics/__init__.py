@@ -1,0 +1,28 @@
+"""diagnostics."""
+
+from hsic_lab.diagnostics._diagnose import diagnose, feature_sum_covariance, feature_variance, redundancy
+from hsic_lab.diagnostics._measures import (
+    alignment,
+    alpha_req,
+    covariance_spectrum,
+    effective_rank,
+    factor_dependence,
+    lidar,
+    rankme,
+    uniformity,
+)
+
+__all__ = [
+    "alignment",
+    "alpha_req",
+    "covariance_spectrum",
+    "diagnose",
+    "effective_rank",
+    "factor_dependence",
+    "feature_sum_covariance",
+    "feature_variance",
+    "lidar",
+    "rankme",
+    "redundancy",
+    "uniformity",
+]

@@ -1,0 +1,172 @@
+// One heatmap: drawing, zoom, the entry under the pointer, the keys.
+
+const HELP =
+  "Hover for one entry, click for its samples. Drag a box to zoom; the wheel zooms once a heatmap has the focus. " +
+  "Keys on a heatmap: arrows move, Enter shows the samples, + and − zoom, 0 resets.";
+
+function element(name, attributes = {}, ...children) {
+  const node = document.createElement(name);
+  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+  node.append(...children);
+  return node;
+}
+
+class Heatmap {
+  constructor(view, index, panel) {
+    this.view = view;
+    this.index = index;
+    this.d = panel.d;
+    this.window = { row: 0, column: 0, size: panel.d };
+    this.cursor = [0, 0];
+    this.canvas = element("canvas", { tabindex: 0, role: "img" });
+    this.overlay = shape("svg", { preserveAspectRatio: "none", "aria-hidden": "true" });
+    this.rows = element("div", { class: "rows" });
+    this.columns = element("div", { class: "columns" });
+    this.sums = element("div", { class: "sums" });
+    this.readout = element("div", { class: "readout", "aria-live": "polite" });
+    const swatch = element("span", { class: "swatch", style: `background:${panel.color}` });
+    const map = element("div", { class: "map" }, this.canvas, this.overlay, this.rows);
+    const title = element("div", { class: "title" }, swatch, panel.name);
+    this.node = element("div", { class: "panel" }, title, this.sums, map, this.columns, this.readout);
+    this.listen();
+  }
+
+  get order() {
+    const { by, positions } = this.view.model.get("orders");
+    if (!by || by === "index" || by !== this.view.model.get("order")) return null;
+    const given = positions[this.index];
+    if (given !== this.given) [this.given, this.positions] = [given, given && Int32Array.from(given)];
+    return this.positions ?? null;
+  }
+
+  feature(position) {
+    return this.order ? this.order[position] : position;
+  }
+
+  draw(matrix) {
+    this.matrix = matrix;
+    const { model } = this.view;
+    const blocks = blockMeans(matrix.values, this.d, this.order, this.window);
+    drawMatrix(this.canvas, blocks, bytesOf(model.get("colors")), model.get("limit"));
+    const { row, column, size } = this.window;
+    const named = (at) => (this.order ? `position ${at}` : `${at}`);
+    const ends = (at, words) => [named(at), words, named(at + size - 1)].map((text) => element("span", {}, text));
+    this.columns.replaceChildren(...ends(column, "feature of view B"));
+    this.rows.replaceChildren(...ends(row, "feature of view A"));
+    const s = matrix.summary;
+    this.sums.replaceChildren(
+      `step ${matrix.step}: mean diagonal ${signed(s.diagonal, 3)}, off-diagonal mean ${signed(s.off_diagonal, 4)}, ` +
+        `rms ${signed(s.off_rms, 3)} (chance ${signed(s.chance_rms, 3)})`,
+      element("br"), `1ᵀC1 = ${signed(s.total, 1)}`,
+      element("br"), `Σ off-diagonal² = ${signed(s.redundancy, 1)}, chance ${signed(s.noise_floor, 1)}`,
+    );
+    this.canvas.setAttribute("aria-label", `Cross-correlation matrix at step ${matrix.step}. ${HELP}`);
+    this.canvas.dataset.step = matrix.step;
+    this.mark();
+  }
+
+  // The cell whose samples are shown, and the box being dragged.
+  mark(box) {
+    const { row, column, size } = this.window;
+    this.overlay.setAttribute("viewBox", `0 0 ${size} ${size}`);
+    const boxes = [];
+    const [panel, i, j] = this.view.model.get("cell");
+    if (panel === this.index) {
+      const at = (feature) => (this.order ? this.order.indexOf(feature) : feature);
+      const least = Math.max(1, size / 60); // visible however small the cell
+      boxes.push([at(j) - column + 0.5 - least / 2, at(i) - row + 0.5 - least / 2, least, least]);
+    }
+    if (box) boxes.push(box);
+    this.overlay.replaceChildren(...boxes.flatMap(([x, y, width, height]) =>
+      ["halo", "line"].map((name) => shape("rect", { x, y, width, height, class: name }))));
+  }
+
+  // [row, column] of an event as positions in the whole matrix.
+  at(event) {
+    const box = this.canvas.getBoundingClientRect();
+    const part = (value, from, length) => Math.min(0.999999, Math.max(0, (value - from) / length));
+    const { row, column, size } = this.window;
+    return [
+      row + Math.floor(part(event.clientY, box.top, box.height) * size),
+      column + Math.floor(part(event.clientX, box.left, box.width) * size),
+    ];
+  }
+
+  read([p, q]) {
+    this.cursor = [p, q];
+    if (!this.matrix) return;
+    const [i, j] = [this.feature(p), this.feature(q)];
+    const words = `A ${i}, B ${j}: C = ${signed(this.matrix.values[i * this.d + j], 4)}`;
+    const width = Math.ceil(this.window.size / MOST_BLOCKS);
+    this.readout.textContent = width > 1 ? `${words} (a pixel is the mean of ${width} × ${width})` : words;
+  }
+
+  pick([p, q]) {
+    this.view.model.set("cell", [this.index, this.feature(p), this.feature(q)]);
+    this.view.model.save_changes();
+  }
+
+  zoom(row, column, size) {
+    this.view.zoom(this.d, fitted(row, column, size, this.d));
+  }
+
+  zoomAround([p, q], factor) {
+    const { row, column, size } = this.window;
+    this.zoom(p - (p - row) * factor, q - (q - column) * factor, size * factor);
+  }
+
+  listen() {
+    let start = null;
+    const canvas = this.canvas;
+    const dragged = (event) => {
+      const [from, to] = [start.cell, this.at(event)];
+      const row = Math.min(from[0], to[0]), column = Math.min(from[1], to[1]);
+      return { row, column, height: Math.abs(to[0] - from[0]) + 1, width: Math.abs(to[1] - from[1]) + 1 };
+    };
+    const moved = (event) => Math.hypot(event.clientX - start.x, event.clientY - start.y) > 5;
+    canvas.addEventListener("pointerdown", (event) => {
+      if (event.button !== 0) return;
+      start = { x: event.clientX, y: event.clientY, cell: this.at(event) };
+      canvas.setPointerCapture(event.pointerId);
+    });
+    canvas.addEventListener("pointermove", (event) => {
+      this.read(this.at(event));
+      if (!start || !moved(event)) return;
+      const { row, column, width, height } = dragged(event);
+      this.mark([column - this.window.column, row - this.window.row, width, height]);
+    });
+    canvas.addEventListener("pointerup", (event) => {
+      if (!start) return;
+      const { row, column, width, height } = dragged(event);
+      if (moved(event)) this.zoom(row, column, Math.max(width, height));
+      else this.pick(this.at(event));
+      start = null;
+    });
+    canvas.addEventListener("pointercancel", () => (start = null));
+    canvas.addEventListener("wheel", (event) => {
+      if (document.activeElement !== canvas && canvas.getRootNode().activeElement !== canvas) return;
+      event.preventDefault(); // without the focus the page scrolls, as anywhere
+      this.zoomAround(this.at(event), event.deltaY < 0 ? 0.8 : 1.25);
+    }, { passive: false });
+    canvas.addEventListener("keydown", (event) => this.press(event));
+  }
+
+  press(event) {
+    const steps = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
+    const { row, column, size } = this.window;
+    if (steps[event.key]) {
+      const inside = (value) => Math.min(this.d - 1, Math.max(0, value));
+      const [p, q] = this.cursor.map((value, axis) => inside(value + steps[event.key][axis]));
+      const follow = (at, from) => Math.min(at, Math.max(from, at - size + 1));
+      this.read([p, q]);
+      if (follow(p, row) !== row || follow(q, column) !== column) this.zoom(follow(p, row), follow(q, column), size);
+      else this.mark([q - column, p - row, 1, 1]);
+    } else if (event.key === "Enter") this.pick(this.cursor);
+    else if (event.key === "+" || event.key === "=") this.zoomAround(this.cursor, 0.5);
+    else if (event.key === "-") this.zoomAround(this.cursor, 2);
+    else if (event.key === "0" || event.key === "Escape") this.zoom(0, 0, this.d);
+    else return;
+    event.preventDefault();
+    event.stopPropagation(); // the notebook has its own meaning for these keys
+  }
+}

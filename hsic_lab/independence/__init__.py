@@ -1,0 +1,6 @@
+"""independence."""
+
+from hsic_lab.independence._approximate import block_test, gamma_test, spectral_test
+from hsic_lab.independence._permutation import TestResult, aggregated_test, permutation_test
+
+__all__ = ["TestResult", "aggregated_test", "block_test", "gamma_test", "permutation_test", "spectral_test"]

@@ -1,0 +1,6 @@
+"""report."""
+
+from hsic_lab.report._embeddings import Embeddings, read_embeddings
+from hsic_lab.report._page import write_report
+
+__all__ = ["Embeddings", "read_embeddings", "write_report"]

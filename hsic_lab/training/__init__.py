@@ -1,0 +1,19 @@
+"""training."""
+
+from hsic_lab.training._callbacks import Callback, Event, TensorBoardLogger
+from hsic_lab.training._config import LOSSES, TrainConfig, pick_device, recipe
+from hsic_lab.training._run import Run
+from hsic_lab.training._train import train, train_or_load
+
+__all__ = [
+    "LOSSES",
+    "Callback",
+    "Event",
+    "Run",
+    "TensorBoardLogger",
+    "TrainConfig",
+    "pick_device",
+    "recipe",
+    "train",
+    "train_or_load",
+]

@@ -1,0 +1,5 @@
+"""views."""
+
+from hsic_lab.views._two_views import AUGMENTATIONS, TwoViews, augmentation, normalize
+
+__all__ = ["AUGMENTATIONS", "TwoViews", "augmentation", "normalize"]
