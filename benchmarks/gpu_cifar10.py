@@ -77,15 +77,15 @@ def seconds_to(target: float, run: Run) -> float:
 
 def row_of(name: str, run: Run, data: ImageData) -> dict[str, object]:
     """The one look at the test split, and everything that names the figures."""
-    run.encoder.to(pick_device(run.config["device"]))
+    run.encoder.to(pick_device(run.config.device))
     train_x, test_x = (extract_features(run.encoder, split.images) for split in (data.train, data.test))
     labels = data.train.labels, data.test.labels
     k = min(200, len(train_x))
     return {
         "run": name,
-        "loss": run.config["loss"],
-        "seed": run.config["seed"],
-        "epochs": run.config["epochs"],
+        "loss": run.config.loss,
+        "seed": run.config.seed,
+        "epochs": run.config.epochs,
         "split": f"{data.name} test, {len(test_x)} images, read once after training",
         "knn": knn_accuracy(train_x, labels[0], test_x, labels[1], k=k, temperature=0.1),
         "knn_protocol": f"weighted, k = {k}, temperature 0.1",

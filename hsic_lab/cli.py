@@ -92,7 +92,7 @@ def train(
         if given or recipe:
             beside = ", ".join(sorted(given)) or "recipe"
             raise ValueError(f"--resume takes its settings from {folder}, got {beside} too")
-        config = TrainConfig.from_json(read_settings(folder)[0])
+        config = read_settings(folder)[0]
     else:
         if resume:
             print(f"No run in {folder} yet: starting one")
@@ -111,9 +111,9 @@ def probe(folder: Folder, splits: Annotated[int, typer.Option(help="Random train
     from hsic_lab.training import Run
 
     run = Run.load(folder)
-    data = load(run.config["dataset"])
+    data = load(run.config.dataset)
     features = tuple(extract_features(run.encoder, split.images) for split in (data.train, data.test))
-    table = probe_table({run.config["loss"]: features}, data.train.labels, data.test.labels, splits)
+    table = probe_table({run.config.loss: features}, data.train.labels, data.test.labels, splits)
     print(probe_summary(table).to_string())
     k = min(200, len(data.train))
     accuracy = knn_accuracy(features[0], data.train.labels, features[1], data.test.labels, k=k)
@@ -138,7 +138,7 @@ def plot(
     panels = {"before training": run.snapshots[0], f"step {max(run.snapshots)}": run.snapshots[max(run.snapshots)]}
     figures = {"correlation.png": compare_cross_correlations(panels)}
     if len(run.history):
-        figures["training.png"] = history_figure({run.config["loss"]: run.history}, run.config["projector"][-1])
+        figures["training.png"] = history_figure({run.config.loss: run.history}, run.config.projector[-1])
     for name, figure in figures.items():
         replace_file(output / name, lambda path, figure=figure: figure.savefig(path, dpi=150, format="png"))
         print(output / name)

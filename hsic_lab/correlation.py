@@ -91,52 +91,63 @@ ORDERS = ("index", "diagonal", "cluster")
 
 @dataclass(frozen=True)
 class CorrelationSummary:
-    """The numbers beside a heatmap of C, made from n pairs.
+    """Summary of a cross-correlation matrix C of n pairs, with the values that unrelated features give.
 
-    diagonal:      mean of C_ii
-    off_diagonal:  mean of the other entries; positive semidefinite C with a diagonal of 1 cannot go below `least`
-    off_rms:       root mean square of the other entries; `chance_rms` is that of unrelated features, 1/sqrt(n-1)
-    redundancy:    sum of the other entries' squares; `noise_floor` is that of unrelated features, d(d-1)/(n-1)
-    least:         -1/(d-1)
-    total:         1'C1, the sum of all entries: the covariance of the two views' feature sums; below 0 the branches
-                   are anti-aligned
+    Attributes
+    ----------
+    mean_diagonal, rms_diagonal : float
+        Mean and root mean square of the diagonal.
+    mean_off_diagonal, rms_off_diagonal : float
+        Mean and root mean square of the other entries.
+    off_diagonal_squared_norm : float
+        Sum of the squares of the off-diagonal entries, the redundancy of the features.
+    total : float
+        Sum of all entries, ``1'C1``: the covariance of the feature sums of the two views.
+    expected_rms : float
+        ``1 / sqrt(n - 1)``, the root mean square of an entry of unrelated features.
+    expected_squared_norm : float
+        ``d (d - 1) / (n - 1)``, the value of `off_diagonal_squared_norm` for unrelated features.
+    lower_bound : float
+        ``-1 / (d - 1)``, the smallest `mean_off_diagonal` of a positive semi-definite C with unit diagonal.
     """
 
-    diagonal: float
-    off_diagonal: float
-    off_rms: float
-    redundancy: float
+    mean_diagonal: float
+    rms_diagonal: float
+    mean_off_diagonal: float
+    rms_off_diagonal: float
+    off_diagonal_squared_norm: float
     total: float
-    noise_floor: float
-    chance_rms: float
-    least: float
+    expected_rms: float
+    expected_squared_norm: float
+    lower_bound: float
+
+    @classmethod
+    def from_matrix(cls, c: ArrayLike, n: int) -> "CorrelationSummary":
+        """Summarize a matrix `c` of shape (d, d) that was computed from `n` pairs, with n at least 2."""
+        c = square_matrix(c)
+        expected = expected_squared_norm(n, d := len(c))
+        diagonal, entries = np.diagonal(c), d * (d - 1)
+        squares = np.square(off_diagonal(c)).sum()
+        return cls(
+            mean_diagonal=float(diagonal.mean()),
+            rms_diagonal=float(np.sqrt(np.square(diagonal).mean())),
+            mean_off_diagonal=float((c.sum() - diagonal.sum()) / entries),
+            rms_off_diagonal=float(np.sqrt(squares / entries)),
+            off_diagonal_squared_norm=float(squares),
+            total=float(c.sum()),
+            expected_rms=(n - 1) ** -0.5,
+            expected_squared_norm=expected,
+            lower_bound=-1 / (d - 1),
+        )
 
 
-def correlation_summary(c: ArrayLike, n: int) -> CorrelationSummary:
-    """The numbers of a matrix C of `n` pairs, n at least 2."""
-    c = square_matrix(c)
-    floor = noise_floor(n, d := len(c))
-    trace, total = np.trace(c), c.sum()
-    redundancy = np.square(off_diagonal(c)).sum()
-    return CorrelationSummary(
-        diagonal=trace / d,
-        off_diagonal=(total - trace) / (d * (d - 1)),
-        off_rms=np.sqrt(redundancy / (d * (d - 1))),
-        redundancy=redundancy,
-        total=total,
-        noise_floor=floor,
-        chance_rms=(n - 1) ** -0.5,
-        least=-1 / (d - 1),
-    )
+def expected_squared_norm(n: int, d: int) -> float:
+    """Expected sum of squared off-diagonal entries of C for unrelated features, ``d (d - 1) / (n - 1)``.
 
-
-def noise_floor(n: int, d: int) -> float:
-    """What the squares of C's d(d-1) off-diagonal entries sum to on average when no two features are related.
-
-    The correlation of two independent columns, one of them normal, has mean 0 and variance 1/(n-1) at every n.
+    The correlation of two independent columns, one of them normal, has mean 0 and variance ``1 / (n - 1)``.
     """
     if n < 2 or d < 2:
-        raise ValueError(f"chance needs at least 2 pairs and 2 features, got n = {n} and d = {d}")
+        raise ValueError(f"needs at least 2 pairs and 2 features, got n = {n} and d = {d}")
     return d * (d - 1) / (n - 1)
 
 

@@ -44,7 +44,7 @@ def demo_probe(
         return pd.read_csv(path)
     config = next(iter(runs.values())).config
     with torch.random.fork_rng(devices=[]):
-        torch.random.default_generator.manual_seed(config["seed"])
+        torch.random.default_generator.manual_seed(config.seed)
         untrained, _ = build_networks(config, data.train.images.shape[1])
     encoders = {"untrained encoder": untrained} | {title: run.encoder for title, run in runs.items()}
     splits = (data.train.images, data.test.images)
@@ -66,7 +66,7 @@ def demo_figures(runs: Mapping[str, Run], table: pd.DataFrame) -> dict[str, Figu
         title: {"before training": run.snapshots[0], "after training": run.snapshots[max(run.snapshots)]}
         for title, run in runs.items()
     }
-    dimension = next(iter(runs.values())).config["projector"][-1]
+    dimension = next(iter(runs.values())).config.projector[-1]
     return {
         "correlation.png": compare_cross_correlations(panels),
         "training.png": history_figure({title: run.history for title, run in runs.items()}, dimension),

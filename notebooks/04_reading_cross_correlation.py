@@ -41,7 +41,7 @@ import seaborn as sns
 import torch
 from IPython.display import display
 
-from hsic_lab.correlation import correlation_summary, cross_correlation, feature_order, noise_floor, spectrum
+from hsic_lab.correlation import CorrelationSummary, cross_correlation, expected_squared_norm, feature_order, spectrum
 from hsic_lab.datasets import DigitScenes, load
 from hsic_lab.demo import TITLES, demo_config
 from hsic_lab.diagnostics import factor_dependence
@@ -106,24 +106,24 @@ compare_cross_correlations(matrices);
 # entries:
 
 # %%
-table = pd.DataFrame({name: asdict(correlation_summary(c, n)) for name, c in matrices.items()}).T
+table = pd.DataFrame({name: asdict(CorrelationSummary.from_matrix(c, n)) for name, c in matrices.items()}).T
 table["rank"] = [int((spectrum(c) > 1e-4 * spectrum(c)[0]).sum()) for c in matrices.values()]
 table.round(3)
 
 # %% [markdown]
-# * `diagonal`: do the views agree? About 0.8 by construction, except where everything collapsed.
-# * `redundancy`, the sum of the squares off the diagonal: do features repeat one another? Compare it with `noise_floor`.
+# * `mean_diagonal`: do the views agree? About 0.8 by construction, except where everything collapsed.
+# * `off_diagonal_squared_norm`, the sum of the squares off the diagonal: do features repeat one another? Compare it with `expected_squared_norm`.
 # * `rank`: how many directions are there? A singular value of $C$ counts if it is above $10^{-4}$ of the largest.
 # * `total` $= \mathbf 1^\top C\, \mathbf 1$, the sum of all entries: do the two branches agree on the sum of the features?
 #   Below 0 they are opposed.
 
 # %%
-floor = noise_floor(n, d)
-assert (table.loc[["healthy", "dimensional collapse", "redundant"], "diagonal"] - agreement).abs().max() < 0.02
-assert abs(table.loc["healthy", "redundancy"] / floor - 1) < 0.1 and table.loc["healthy", "rank"] == d
-assert table.loc["dimensional collapse", "rank"] == 8 and table.loc["dimensional collapse", "redundancy"] > 50 * floor
-assert abs(table.loc["complete collapse", "diagonal"]) < 0.02
-assert abs(table.loc["complete collapse", "redundancy"] / floor - 1) < 0.1
+floor = expected_squared_norm(n, d)
+assert (table.loc[["healthy", "dimensional collapse", "redundant"], "mean_diagonal"] - agreement).abs().max() < 0.02
+assert abs(table.loc["healthy", "off_diagonal_squared_norm"] / floor - 1) < 0.1 and table.loc["healthy", "rank"] == d
+assert table.loc["dimensional collapse", "rank"] == 8 and table.loc["dimensional collapse", "off_diagonal_squared_norm"] > 50 * floor
+assert abs(table.loc["complete collapse", "mean_diagonal"]) < 0.02
+assert abs(table.loc["complete collapse", "off_diagonal_squared_norm"] / floor - 1) < 0.1
 assert table.loc["redundant", "rank"] == d // 4
 assert table.loc["gamed", "total"] < 0 < table.loc[["healthy", "dimensional collapse", "redundant"], "total"].min()
 
@@ -162,7 +162,7 @@ least = -1 / (d - 1)
 diagonal, off = (d - 2 - 2 * (d - 1) * r) / d, -(2 + (d - 2) * r) / d  # in closed form
 print(f"diagonal {table.loc['gamed', 'diagonal']:.3f} (theory {diagonal:.3f}), "
       f"off-diagonal {table.loc['gamed', 'off_diagonal']:.3f} (theory {off:.3f}; equal branches: at least {least:.3f})")
-assert abs(table.loc["gamed", "diagonal"] - diagonal) < 0.02 and abs(table.loc["gamed", "off_diagonal"] - off) < 0.02
+assert abs(table.loc["gamed", "mean_diagonal"] - diagonal) < 0.02 and abs(table.loc["gamed", "off_diagonal"] - off) < 0.02
 assert table.loc["gamed", "off_diagonal"] < least
 
 # %% [markdown]
@@ -177,8 +177,8 @@ counts = [16, 32, 64, 128, 256, 512]
 measured = []
 for count in counts:
     parts = [cross_correlation(a, b) for a, b in zip(*(z.split(count) for z in views["healthy"]), strict=True)]
-    redundancy = [correlation_summary(c, count).redundancy for c in parts]
-    measured.append({"n": count, "measured": sum(redundancy) / len(parts), "d(d-1)/(n-1)": noise_floor(count, d)})
+    redundancy = [CorrelationSummary.from_matrix(c, count).off_diagonal_squared_norm for c in parts]
+    measured.append({"n": count, "measured": sum(redundancy) / len(parts), "d(d-1)/(n-1)": expected_squared_norm(count, d)})
 chance = pd.DataFrame(measured).set_index("n")
 assert ((chance["measured"] / chance["d(d-1)/(n-1)"] - 1).abs() < 0.1).all()
 compare_cross_correlations({f"healthy, n = {m}": cross_correlation(*(z[:m] for z in views["healthy"])) for m in (32, 256, n)})
@@ -207,8 +207,8 @@ display(explorer)
 
 # %%
 last = {title: run.snapshots[max(run.snapshots)] for title, run in runs.items()}
-found = pd.DataFrame({title: asdict(correlation_summary(c, 2048)) for title, c in last.items()}).T
-assert (found["redundancy"] > (1 if FAST else 100) * found["noise_floor"]).all()
+found = pd.DataFrame({title: asdict(CorrelationSummary.from_matrix(c, 2048)) for title, c in last.items()}).T
+assert (found["off_diagonal_squared_norm"] > (1 if FAST else 100) * found["expected_squared_norm"]).all()
 found.round(3)
 
 # %% [markdown]
@@ -221,7 +221,7 @@ if not FAST:
     for title, c in last.items():
         values = spectrum(c)
         print(f"{title}: singular value 10 is {values[9] / values[0]:.3f} of the largest, number 20 {values[19] / values[0]:.4f}")
-        assert values[19] < 0.05 * values[0] and correlation_summary(c, 2048).total > 0
+        assert values[19] < 0.05 * values[0] and CorrelationSummary.from_matrix(c, 2048).total > 0
 
 # %% [markdown]
 # ## What the views share is what is kept

@@ -21,13 +21,13 @@ from torch import Tensor
 
 from hsic_lab.correlation import (
     ORDERS,
+    CorrelationSummary,
     cross_correlation,
     feature_order,
     off_diagonal,
     spectrum,
     square_matrix,
     standardize,
-    summarize,
     to_array,
 )
 from hsic_lab.evaluation import extract_features
@@ -319,7 +319,7 @@ class CorrelationExplorer(anywidget.AnyWidget):
         name, panel = self._panel(index)
         step = self._at(name, step)
         c = panel.snapshots[step].float().cpu().numpy()
-        summary = {key: float(value) for key, value in asdict(summarize(c, panel.n)).items()}
+        summary = asdict(CorrelationSummary.from_matrix(c, panel.n))
         counts = {
             key: np.histogram(np.clip(values, -1, 1), _BINS, (-1, 1))[0].tolist()
             for key, values in (("diagonal_counts", np.diagonal(c)), ("off_counts", off_diagonal(c)))

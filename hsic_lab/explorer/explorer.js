@@ -129,7 +129,7 @@ class Explorer {
       low: negative ? -1 : 0, high: 1, bins: 40, xlabel: "C of a feature with itself",
       description: "Histogram of the diagonal",
     });
-    const band = 2 * Math.max(...given.map((one) => one.summary.chance_rms));
+    const band = 2 * Math.max(...given.map((one) => one.summary.expected_rms));
     const within = (one, half) => {
       const total = one.off_counts.reduce((a, b) => a + b, 0), n = one.off_counts.length;
       const inside = one.off_counts.filter((_, k) => Math.abs(-1 + (2 * (k + 0.5)) / n) <= half);
@@ -137,7 +137,7 @@ class Explorer {
     };
     const half = HALVES.find((h) => h >= 1.2 * band && given.every((one) => within(one, h) >= 0.999)) ?? 1;
     histogram(this.charts[1], counts("off_counts"), {
-      low: -half, high: half, bins: 40, band, lines: given.map((one) => one.summary.least),
+      low: -half, high: half, bins: 40, band, lines: given.map((one) => one.summary.lower_bound),
       xlabel: "C of two features", description: "Histogram of the off-diagonal entries",
     });
     const values = shown.map(([index, step]) => ({

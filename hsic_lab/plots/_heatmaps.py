@@ -14,14 +14,7 @@ from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
-from hsic_lab.correlation import (
-    CorrelationSummary,
-    correlation_summary,
-    feature_order,
-    off_diagonal,
-    spectrum,
-    square_matrix,
-)
+from hsic_lab.correlation import CorrelationSummary, feature_order, off_diagonal, spectrum, square_matrix
 from hsic_lab.plots._canvas import DIVERGING, PALETTE, QUIET, SEQUENTIAL, axes_or_new
 from hsic_lab.plots._samples import plot_spectrum
 
@@ -183,7 +176,7 @@ def matrix_figure(
         raise ValueError("panels must hold at least one matrix, got none")
     matrices = {title: square_matrix(c) for title, c in panels.items()}
     pairs = n if isinstance(n, Mapping) else dict.fromkeys(matrices, n)
-    summaries = {title: correlation_summary(c, pairs[title]) for title, c in matrices.items()}
+    summaries = {title: CorrelationSummary.from_matrix(c, pairs[title]) for title, c in matrices.items()}
     figure = plt.figure(figsize=(4.1 * len(matrices) + 4.1, 5.8), layout="constrained")
     grid = figure.add_gridspec(3, len(matrices) + 1, width_ratios=[1] * len(matrices) + [0.85])
     heatmaps = []
@@ -219,7 +212,9 @@ def matrix_figure(
 def in_words(summary: CorrelationSummary) -> str:
     """Two lines: 1'C1, and the redundancy beside what chance makes."""
     return (
-        (f"1ᵀC1 = {summary.total:.1f}\nΣ off-diagonal² = {summary.redundancy:.1f}, chance {summary.noise_floor:.1f}")
+        (
+            f"1ᵀC1 = {summary.total:.1f}\nΣ off-diagonal² = {summary.off_diagonal_squared_norm:.1f}, chance {summary.expected_squared_norm:.1f}"
+        )
         .replace("-", "−")
         .replace("off−", "off-")
     )
@@ -230,7 +225,7 @@ def _histograms(
 ) -> None:
     others = {title: off_diagonal(c) for title, c in matrices.items()}
     widest = max(np.quantile(np.abs(values), 0.999) for values in others.values())
-    band = 2 * max(summary.chance_rms for summary in summaries.values())
+    band = 2 * max(summary.expected_rms for summary in summaries.values())
     half = next((width for width in WIDTHS if width >= max(widest, 1.2 * band)), 1.0)
     lowest = min(np.diagonal(c).min() for c in matrices.values())
     low = 0.0 if lowest >= 0 else -1.0
@@ -240,7 +235,7 @@ def _histograms(
         for ax, values, span in ((diagonal, np.diagonal(c), (low, 1)), (rest, others[title], (-half, half))):
             weights = np.full(len(values), 1 / len(values))
             ax.hist(np.clip(values, *span), bins=40, range=span, weights=weights, **style)
-    for least in {summary.least for summary in summaries.values()}:
+    for least in {summary.lower_bound for summary in summaries.values()}:
         rest.axvline(least, color=QUIET, linestyle="--", linewidth=1)
     diagonal.set(title="diagonal", xlabel="C of a feature with itself", ylabel="share")
     rest.set(title="off-diagonal", xlabel="C of two features\n(gray: chance, dashed: −1/(d−1))", ylabel="share")

@@ -18,7 +18,7 @@ from torch import Tensor
 from hsic_lab._checks import as_labels
 from hsic_lab.datasets import load
 from hsic_lab.evaluation import extract_features
-from hsic_lab.training import Run, TrainConfig
+from hsic_lab.training import Run
 from hsic_lab.training._data import held_out_pairs
 
 MOST_VALUES = 1 << 28  # of a view: 1 GiB in float32, twice 50 000 x 2048
@@ -323,9 +323,9 @@ def _read_run(folder: Path) -> Embeddings:
     run = Run.load(folder)
     if run.metadata.get("views") == "custom":
         raise ValueError(f"{folder} was trained with views of your own: give the projections of two such views instead")
-    data = load(run.config["dataset"])
+    data = load(run.config.dataset)
     with torch.no_grad():
-        pairs = held_out_pairs(data, TrainConfig.from_json(run.config), torch.device("cpu"))
+        pairs = held_out_pairs(data, run.config, torch.device("cpu"))
         z_a, z_b = (torch.cat([run.projector(run.encoder(x)) for x in view.split(512)]) for view in pairs)
     judged = data.test.sample(min(MOST_VALUES // 4096, len(data.test)))
     features = extract_features(run.encoder, judged.images)

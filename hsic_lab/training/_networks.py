@@ -214,22 +214,22 @@ def two_views(parts: Sequence[Tensor]) -> list[Tensor]:
 
 
 def build_networks(
-    config: dict[str, Any], channels: int, encoder: nn.Module | None = None, features: int | None = None
+    config: TrainConfig, channels: int, encoder: nn.Module | None = None, features: int | None = None
 ) -> tuple[nn.Module, nn.Module]:
     """The encoder and the projector that the settings describe, freshly initialized.
 
     When the settings say "custom", `encoder` is the user's own module, kept as it is, from images `(n, c, h, w)` to
     `(n, features)`. Raises ValueError if it is missing, or given although the settings name another.
     """
-    kind = config.get("encoder", "conv")
+    kind = config.encoder
     if (kind == "custom") != (encoder is not None):
         raise ValueError(f"encoder={kind!r} in the settings, and {'no' if encoder is None else 'a'} module was given")
     if encoder is None and kind == "conv":
-        encoder = ConvEncoder(config["width"], channels)
+        encoder = ConvEncoder(config.width, channels)
     elif encoder is None:
-        encoder = ResNetEncoder(int(kind.removeprefix("resnet")), config["stem"], channels)
+        encoder = ResNetEncoder(int(kind.removeprefix("resnet")), config.stem, channels)
     features = encoder.out_features if features is None else features
-    return encoder, MLPProjector([features, *config["projector"]])
+    return encoder, MLPProjector([features, *config.projector])
 
 
 Views = Callable[[Tensor, torch.Generator], tuple[Tensor, Tensor]]

@@ -30,7 +30,7 @@ MONITOR = "monitor.csv"  # only in runs with a monitor
 class Run:
     """What one training left behind.
 
-    config:    the settings, as a plain dictionary
+    config:    the settings
     status:    "running", "finished", "interrupted" or "failed: why"
     history:   one row a logged step: step, epoch, loss, the loss's terms, diagonal, off_diagonal, ...
     snapshots: step -> C `(d, d)` of the same held-out pairs, in evaluation mode; step 0 is before training
@@ -40,7 +40,7 @@ class Run:
     """
 
     folder: Path
-    config: dict[str, Any]
+    config: TrainConfig
     encoder: nn.Module
     projector: nn.Module
     status: str = "running"
@@ -58,7 +58,7 @@ class Run:
         # Clones: a module may use one weight twice, and safetensors refuses tensors that share memory.
         tensors = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
         snapshots = {f"{_STEP}{step:06d}": c for step, c in self.snapshots.items()}
-        settings = {"config": self.config, "state": self.status, "facts": self.metadata}
+        settings = {"config": plain(self.config), "state": self.status, "facts": self.metadata}
         replace_file(self.folder / HISTORY, lambda path: self.history.to_csv(path, index=False))
         if len(self.monitor):
             replace_file(self.folder / MONITOR, lambda path: self.monitor.to_csv(path, index=False))
@@ -89,7 +89,7 @@ class Run:
         return cls(folder, config, encoder.eval(), projector.eval(), state, metadata, history, snapshots, monitor)
 
 
-def read_settings(folder: Path) -> tuple[dict[str, Any], str, dict[str, Any]]:
+def read_settings(folder: Path) -> tuple[TrainConfig, str, dict[str, Any]]:
     """The config, the state and the metadata in a run folder; settings younger than the run have their defaults."""
     if not (folder / SETTINGS).is_file():
         raise FileNotFoundError(f"{folder} is not a run: it has no {SETTINGS}. `hsic-lab train` makes one.")
@@ -106,12 +106,12 @@ def plain(config: TrainConfig) -> dict[str, Any]:
     return json.loads(json.dumps(asdict(config)))
 
 
-def _read_settings(path: Path) -> tuple[dict[str, Any], str, dict[str, Any]]:
+def _read_settings(path: Path) -> tuple[TrainConfig, str, dict[str, Any]]:
     settings = json.loads(path.read_text())
     missing = {"config", "state", "facts"} - settings.keys()
     if missing:
         raise ValueError(f"it lacks {sorted(missing)}")
-    return plain(TrainConfig()) | settings["config"], settings["state"], settings["facts"]
+    return TrainConfig.from_json(settings["config"]), settings["state"], settings["facts"]
 
 
 def _read_history(path: Path) -> pd.DataFrame:

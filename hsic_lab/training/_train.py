@@ -121,7 +121,7 @@ def train_or_load(config: TrainConfig, folder: str | Path, data: ImageData | Non
         if data is not None:
             dataset = data.name
         else:
-            dataset = stored["dataset"] if config.dataset == "default" else full_name(config.dataset)
+            dataset = stored.dataset if config.dataset == "default" else full_name(config.dataset)
         try:
             _same_run(folder, stored, metadata, replace(config, dataset=dataset), data)
         except ValueError as error:
@@ -218,13 +218,13 @@ def _new_run(
     encoder: nn.Module | None,
     own_views: bool = False,
 ) -> Run:
-    settings, images = plain(config), data.train.images
+    images = data.train.images
     channels = images.shape[1]
     features = None
     if encoder is not None:
         features = extract_features(encoder, images[:2]).shape[1]
     with _seeded(config.seed):
-        encoder, projector = build_networks(settings, channels, encoder, features)
+        encoder, projector = build_networks(config, channels, encoder, features)
     precision = resolved_precision(config.precision, device)
     metadata: dict[str, Any] = {
         "channels": channels,
@@ -239,22 +239,22 @@ def _new_run(
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
-    return Run(folder, settings, encoder, projector, metadata=metadata | ({"features": features} if features else {}))
+    return Run(folder, config, encoder, projector, metadata=metadata | ({"features": features} if features else {}))
 
 
 def _same_run(
     folder: Path,
-    stored: dict[str, Any],
+    stored: TrainConfig,
     metadata: dict[str, Any],
     config: TrainConfig,
     data: ImageData | None,
     views: Views | None = None,
 ) -> None:
     """ValueError unless the run in `folder` has these settings, images and views (runs did not always say)."""
-    wanted = plain(config)
-    if stored != wanted:
-        names = sorted(name for name in stored.keys() | wanted.keys() if stored.get(name) != wanted.get(name))
-        different = {name: (stored.get(name), wanted.get(name)) for name in names}
+    there, wanted = plain(stored), plain(config)
+    if there != wanted:
+        names = sorted(name for name in wanted if there[name] != wanted[name])
+        different = {name: (there[name], wanted[name]) for name in names}
         raise ValueError(f"{folder} holds a run with other settings (there, here): {different}")
     if data is not None and (there := metadata.get("pictures", data.fingerprint)) != (here := data.fingerprint):
         raise ValueError(f"{folder} holds a run on other images, {there}; those of {data.name!r} are {here}")

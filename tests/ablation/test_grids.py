@@ -9,7 +9,7 @@ from hsic_lab.ablation import Grid, make_config, read_grid
 from hsic_lab.ablation._grids import Planned
 from hsic_lab.training import TrainConfig
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def test_crossed_listed_and_repeated():

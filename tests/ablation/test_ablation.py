@@ -57,8 +57,7 @@ def test_rows_are_those_of_training_and_evaluation_by_hand(tmp_path):
     c = run.snapshots[max(run.snapshots)].double().numpy()
     off = c[~np.eye(4, dtype=bool)]
     np.testing.assert_allclose(
-        [linear["diagonal"], linear["off_diagonal"], linear["energy"]],
-        [np.diag(c).mean(), off.mean(), (off**2).sum()],
+        [linear["diagonal"], linear["off_diagonal"], linear["energy"]], [np.diag(c).mean(), off.mean(), (off**2).sum()]
     )
     assert frame["evaluation"].tolist() == ["linear", "knn"] and set(frame["state"]) == {"finished"}
     assert (linear["seed"], linear["d"], linear["n_train"], linear["n_test"], linear["steps"]) == (4, 4, 256, 445, 4)

@@ -26,7 +26,7 @@ from hsic_lab.plots._heatmaps import _block_means
 pytest.importorskip("playwright", reason="needs playwright: pip install -e '.[dev]'")
 from playwright.sync_api import sync_playwright
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs the browser: apt-get install chromium")
 

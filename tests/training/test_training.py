@@ -223,7 +223,7 @@ def test_train_or_load_tells_data_apart_and_names_alike(tmp_path, monkeypatch):
         train_or_load(settings, tmp_path / "run", more, progress=False)
     named = replace(settings, dataset="digits")  # overruled by the data, each time
     for _ in range(2):
-        assert train_or_load(named, tmp_path / "named", mine, progress=False).config["dataset"] == "mine"
+        assert train_or_load(named, tmp_path / "named", mine, progress=False).config.dataset == "mine"
     for label in "ab":
         (tmp_path / "pics" / label).mkdir(parents=True)
         for number in range(20):
@@ -387,7 +387,7 @@ def test_a_run_older_than_a_setting_has_its_default(tmp_path, scenes):
     for name in ("views", "trust_clip"):
         del settings["config"][name]
     (tmp_path / "run" / SETTINGS).write_text(json.dumps(settings))
-    assert Run.load(tmp_path / "run").config["views"] == "default"
+    assert Run.load(tmp_path / "run").config.views == "default"
     assert train_or_load(tiny(), tmp_path / "run", scenes, progress=False).status == "finished"
     with pytest.raises(FileExistsError, match="'views'"):
         train_or_load(tiny(views="tsai2021"), tmp_path / "run", scenes, progress=False)

@@ -115,7 +115,7 @@ def test_views_and_encoder_of_ones_own(tmp_path):
     encoder = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 5))
     run = train(TrainConfig(**TINY), tmp_path / "run", images(), False, encoder=encoder, views=views)
     assert calls.count(16) >= 8
-    assert run.config["encoder"] == "custom" and run.encoder is encoder
+    assert run.config.encoder == "custom" and run.encoder is encoder
     other = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 5))
     assert torch.equal(Run.load(tmp_path / "run", other).encoder[1].weight, encoder[1].weight)
     with pytest.raises(ValueError, match="'custom'"):

@@ -11,12 +11,12 @@ import torch
 
 from hsic_lab.correlation import (
     ORDERS,
+    CorrelationSummary,
     cross_correlation,
+    expected_squared_norm,
     feature_order,
-    noise_floor,
     off_diagonal,
     spectrum,
-    summarize,
 )
 from hsic_lab.explorer import as_images, feature_pair
 from hsic_lab.plots import matrix_figure
@@ -31,14 +31,14 @@ def test_summary_against_loops(d):
     c, n = some_matrix(d), 40
     others = [c[i, j] for i in range(d) for j in range(d) if i != j]
     np.testing.assert_array_equal(off_diagonal(c), others)
-    got = summarize(torch.tensor(c), n)
-    assert got.diagonal == pytest.approx(sum(c[i, i] for i in range(d)) / d)
-    assert got.off_diagonal == pytest.approx(sum(others) / len(others))
-    assert got.redundancy == pytest.approx(sum(value**2 for value in others))
-    assert got.off_rms == pytest.approx((sum(value**2 for value in others) / len(others)) ** 0.5)
+    got = CorrelationSummary.from_matrix(torch.tensor(c), n)
+    assert got.mean_diagonal == pytest.approx(sum(c[i, i] for i in range(d)) / d)
+    assert got.mean_off_diagonal == pytest.approx(sum(others) / len(others))
+    assert got.off_diagonal_squared_norm == pytest.approx(sum(value**2 for value in others))
+    assert got.rms_off_diagonal == pytest.approx((sum(value**2 for value in others) / len(others)) ** 0.5)
     ones = np.ones(d)
     assert got.total == pytest.approx(ones @ c @ ones)
-    assert (got.noise_floor, got.least) == (pytest.approx(d * (d - 1) / (n - 1)), -1 / (d - 1))
+    assert (got.expected_squared_norm, got.lower_bound) == (pytest.approx(d * (d - 1) / (n - 1)), -1 / (d - 1))
     np.testing.assert_allclose(spectrum(c) ** 2, np.linalg.eigvalsh(c.T @ c)[::-1], atol=1e-5)
 
 
@@ -48,8 +48,8 @@ def test_noise_floor_is_what_unrelated_features_show(n):
     found = []
     for _ in range(30):
         shared = torch.randn(n, 40, generator=generator, dtype=torch.float64)
-        found.append(summarize(cross_correlation(shared, shared + 0), n).redundancy)
-    assert np.mean(found) == pytest.approx(noise_floor(n, 40), rel=0.03)
+        found.append(CorrelationSummary.from_matrix(cross_correlation(shared, shared + 0), n).redundancy)
+    assert np.mean(found) == pytest.approx(expected_squared_norm(n, 40), rel=0.03)
 
 
 def test_orders_are_permutations_that_do_what_they_say():
@@ -128,7 +128,12 @@ BAD = {
 
 @pytest.mark.parametrize(("c", "words"), BAD.values(), ids=BAD)
 def test_bad_matrices_are_refused(c, words):
-    for act in (lambda m: summarize(m, 10), feature_order, spectrum, lambda m: matrix_figure({"": m}, 9)):
+    for act in (
+        lambda m: CorrelationSummary.from_matrix(m, 10),
+        feature_order,
+        spectrum,
+        lambda m: matrix_figure({"": m}, 9),
+    ):
         with pytest.raises(ValueError, match=words):
             act(c)
 
@@ -138,6 +143,6 @@ def test_bad_choices_are_refused():
         feature_order(np.eye(3), "size")
     for n, d in ((1, 5), (5, 1)):
         with pytest.raises(ValueError, match=f"n = {n} and d = {d}"):
-            noise_floor(n, d)
+            expected_squared_norm(n, d)
     with pytest.raises(ValueError, match="at least one"):
         matrix_figure({}, 10)
