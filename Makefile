@@ -3,38 +3,42 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test lab notebooks site bench lint clean
+.PHONY: demo test lab notebooks docs bench lint clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
 	$(BIN)/hsic-lab demo
 
-test: $(VENV)/installed-dev
+test: $(VENV)/installed-all
 	$(BIN)/python -m pytest -n auto --maxprocesses 4
 
 lab: $(VENV)/installed
 	$(BIN)/jupyter lab notebooks
 
-notebooks: $(VENV)/installed-dev
-	$(BIN)/python notebooks/build.py
+notebooks: $(VENV)/installed-all
+	$(BIN)/python notebooks/execute.py
 
-site: $(VENV)/installed-dev
-	$(BIN)/python notebooks/build_site.py
+docs: $(VENV)/installed-all
+	$(BIN)/python -m sphinx -b html -W --keep-going -q docs docs/_build/html
+	@echo "Open docs/_build/html/index.html"
 
-bench: $(VENV)/installed-dev
+bench: $(VENV)/installed-all
 	for script in $(filter-out %_cifar10.py %/gpu.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
 
-lint: $(VENV)/installed-dev
+lint: $(VENV)/installed-all
+	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[lab]"
 	touch $@
 
-$(VENV)/installed-dev: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+$(VENV)/installed-all: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[all]"
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs site build *.egg-info
+	rm -rf $(VENV) runs docs/_build docs/course build dist *.egg-info

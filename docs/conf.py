@@ -1,0 +1,96 @@
+"""Configuration of the Sphinx documentation. Build it with `make docs`; no network is needed."""
+
+import json
+import shutil
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+project = "hsic_lab"
+author = "the hsic_lab developers"
+release = metadata.version("hsic-lab")
+extensions = [
+    "myst_nb",
+    "numpydoc",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+    "sphinx-mathjax-offline",
+]
+exclude_patterns = ["_build", "course/files"]
+nitpicky = False
+
+# Notebooks are shown with their committed outputs.
+nb_execution_mode = "off"
+nb_merge_streams = True
+myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "deflist"]
+myst_heading_anchors = 3
+suppress_warnings = ["mystnb.unknown_mime_type", "myst.header"]
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"  # types are in the numpydoc sections
+numpydoc_show_class_members = False
+copybutton_exclude = ".linenos, .gp, .go"
+
+html_theme = "pydata_sphinx_theme"
+html_title = f"hsic_lab {release}"
+html_static_path = ["_static"]
+html_css_files = ["custom.css"]
+html_theme_options = {
+    "navbar_align": "left",
+    "show_toc_level": 2,
+    "navigation_with_keys": False,
+    "secondary_sidebar_items": ["page-toc"],
+    "footer_start": ["copyright"],
+    "footer_end": [],
+    "pygments_light_style": "a11y-high-contrast-light",
+    "pygments_dark_style": "a11y-high-contrast-dark",
+}
+html_show_sourcelink = False
+copyright = "the hsic_lab developers"
+
+
+def cloud_links(name: str) -> str:
+    """Links that open a notebook in Colab or Binder, if `[project.urls]` names a repository on GitHub."""
+    repository = next((url for url in PROJECT.get("urls", {}).values() if "github.com/" in url), None)
+    if repository is None:
+        return ""
+    where = repository.rstrip("/").removesuffix(".git").partition("github.com/")[2]
+    colab = f"https://colab.research.google.com/github/{where}/blob/main/notebooks/{name}"
+    binder = f"https://mybinder.org/v2/gh/{where}/main?labpath=notebooks/{name}"
+    return f" · [Open in Colab]({colab}) · [Open in Binder]({binder})"
+
+
+def copy_notebooks() -> None:
+    """Copy the notebooks into `course/`, each with a download link below its title and alt text for its images."""
+    course = ROOT / "docs" / "course"
+    shutil.rmtree(course, ignore_errors=True)
+    (course / "files").mkdir(parents=True)
+    for path in sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")):
+        shutil.copy(path, course / "files")
+        notebook = json.loads(path.read_text())
+        links = f"{{download}}`Download this notebook <files/{path.name}>`{cloud_links(path.name)}"
+        for cell in notebook["cells"]:
+            alt = cell["metadata"].get("alt")
+            if alt:
+                text = alt if isinstance(alt, str) else " ".join(alt)
+                cell["metadata"]["mystnb"] = {"image": {"alt": text}}
+        first = notebook["cells"][0]
+        title, _, rest = "".join(first["source"]).partition("\n")
+        first["source"] = f"{title}\n\n{links}\n{rest}"
+        (course / path.name).write_text(json.dumps(notebook))
+
+
+def copy_images() -> None:
+    """Copy the measured figures into `images/`, so that pages can show them."""
+    images = ROOT / "docs" / "images"
+    shutil.rmtree(images, ignore_errors=True)
+    shutil.copytree(ROOT / "data" / "results", images, ignore=lambda _, names: [n for n in names if n.endswith(".csv")])
+
+
+copy_notebooks()
+copy_images()

@@ -1,0 +1,173 @@
+"""The documentation builds without warnings, needs no network, and its code, links and images are right."""
+
+import functools
+import http.server
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+GUIDES = sorted(path for path in (DOCS / "guides").glob("*.md") if path.stem != "index")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The documentation, built from a copy of what it needs."""
+    copy = tmp_path_factory.mktemp("docs")
+    for name in ("docs", "notebooks", "data/results"):
+        ignore = shutil.ignore_patterns("_build", "course", "images")
+        shutil.copytree(ROOT / name, copy / name, ignore=ignore if name == "docs" else None)
+    for name in ("pyproject.toml", "CHANGELOG.md", "README.md"):
+        shutil.copy(ROOT / name, copy)
+    command = [sys.executable, "-m", "sphinx", "-b", "html", "-W", "--keep-going", "-q", "docs", "html"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return copy / "html"
+
+
+class Page(HTMLParser):
+    """The images, links and loaded resources of a page."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.images, self.links, self.loaded = [], [], []
+        self.feed(path.read_text())
+
+    def handle_starttag(self, tag, attributes):
+        values = dict(attributes)
+        if tag == "img":
+            self.images.append(values)
+            self.loaded.append(values.get("src", ""))
+        elif tag == "a":
+            self.links.append(values.get("href") or "")
+        elif tag == "script":
+            self.loaded.append(values.get("src") or "")
+        elif tag == "link" and values.get("rel") in ("stylesheet", "icon", "preload"):
+            self.loaded.append(values.get("href") or "")
+
+
+def pages(site):
+    return {path.relative_to(site): Page(path) for path in site.rglob("*.html") if "_static" not in path.parts}
+
+
+def test_every_part_has_a_page(site):
+    found = {str(path) for path in pages(site)}
+    assert {"index.html", "course.html", "results.html", "glossary.html", "references.html", "changelog.html"} <= found
+    assert {f"guides/{path.stem}.html" for path in GUIDES} <= found
+    assert {f"course/{path.stem}.html" for path in (ROOT / "notebooks").glob("[0-9]*.ipynb")} <= found
+
+
+def test_every_image_has_alt_text(site):
+    images = [(path, image) for path, page in pages(site).items() for image in page.images]
+    assert len(images) > 60
+    without = [(path, image.get("src")) for path, image in images if len(image.get("alt") or "") < 20]
+    assert [entry for entry in without if "logo" not in str(entry[1])] == []
+
+
+def test_nothing_is_loaded_from_the_network(site):
+    loaded = {source for page in pages(site).values() for source in page.loaded}
+    assert [source for source in loaded if source.startswith(("http:", "https:", "//"))] == []
+    assert (site / "_static/mathjax/tex-chtml.js").exists()
+
+
+def test_every_inner_link_leads_somewhere(site):
+    broken = []
+    for path, page in pages(site).items():
+        for link in page.links:
+            target = link.partition("#")[0].partition("?")[0]
+            if target and not link.startswith(("http:", "https:", "mailto:")):
+                place = (site / path).parent / target
+                broken += [(str(path), link)] if not place.exists() else []
+    assert broken == []
+
+
+def test_every_course_page_has_its_download(site):
+    for path in (ROOT / "notebooks").glob("[0-9]*.ipynb"):
+        page = Page(site / "course" / f"{path.stem}.html")
+        assert any(link.startswith("../_downloads/") and link.endswith(path.name) for link in page.links), path.name
+
+
+def test_api_pages_show_every_public_name(site):
+    import hsic_lab
+
+    for module in (
+        "hsic",
+        "independence",
+        "losses",
+        "views",
+        "datasets",
+        "training",
+        "evaluation",
+        "ablation",
+        "plots",
+    ):
+        text = (site / "api" / f"{module}.html").read_text()
+        names = getattr(hsic_lab, module).__all__
+        missing = [name for name in names if not name.isupper() and f".{name}" not in text and f"{name}</" not in text]
+        assert missing == [], module
+
+
+@pytest.mark.parametrize("path", GUIDES, ids=lambda path: path.stem)
+def test_the_code_of_a_guide_runs(path, tmp_path):
+    blocks = re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL)
+    code = "import matplotlib; matplotlib.use('agg')\n" + "\n".join(blocks)
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.fixture(scope="module")
+def browser(site):
+    sync_api = pytest.importorskip("playwright.sync_api")
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("needs chromium")
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=site)
+    handler.log_message = lambda *_: None
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    with sync_api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=chromium, args=arguments)
+        yield opened, f"http://127.0.0.1:{server.server_port}"
+        opened.close()
+    server.shutdown()
+
+
+def test_search_finds_a_loss_and_a_click_opens_it(browser):
+    opened, address = browser
+    page = opened.new_page()
+    page.goto(f"{address}/search.html?q=BarlowTwinsLoss")
+    result = page.locator("#search-results a").first
+    result.wait_for(timeout=60_000)
+    result.click()
+    page.wait_for_load_state()
+    assert "BarlowTwinsLoss" in page.inner_text("main")
+    page.close()
+
+
+def test_formulas_are_typeset(browser):
+    opened, address = browser
+    page = opened.new_page()
+    page.goto(f"{address}/index.html")
+    page.wait_for_selector("mjx-container", timeout=60_000)
+    page.close()
+
+
+@pytest.mark.parametrize("name", ["index", "results", "api/losses", "course/01_barlow_twins_is_hsic", "guides/losses"])
+def test_a_phone_shows_a_page_without_sideways_scrolling(browser, name):
+    opened, address = browser
+    page = opened.new_page(viewport={"width": 390, "height": 844})
+    page.goto(f"{address}/{name}.html")
+    page.wait_for_timeout(1500)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
+    page.close()

@@ -1,0 +1,133 @@
+"""The tables of the results page are those of the files in data/results."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from hsic_lab.ablation import paired_difference, read_table, summarize
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "docs" / "results.md").read_text()
+
+
+def of(name, cut=None):
+    table = read_table(ROOT / f"data/results/ablation_{name}.csv")
+    return table if cut is None else table.query(cut)
+
+
+LOSSES = ("loss", "barlow_twins", "hsic_ssl")
+BOTH_OR_NEITHER = "(predictor == '64') == (target == 'stop_gradient')"
+
+# what is compared, the ablation on the scenes (cifar10_NAME: on CIFAR-10), a cut, the factor, second minus first
+DIFFERENCES = [
+    ("HSIC_SSL minus Barlow Twins, batch 32 (CIFAR-10: 64)", "batch_size", "batch_size == batch_size.min()", *LOSSES),
+    ("the same, batch 256", "batch_size", "batch_size == 256", *LOSSES),
+    ("the same, batch 1024", "batch_size", "batch_size == 1024", *LOSSES),
+    ("the same, batch 1024, 128 updates", "batch_size_updates", "batch_size == 1024", *LOSSES),
+    ("HSIC_SSL: target -1 minus target 0", "target", None, "off_diagonal_target", 0.0, -1.0),
+    (
+        "Barlow Twins: predictor minus neither",
+        "symmetry",
+        "loss == 'barlow_twins' and target == 'same'",
+        "predictor",
+        "none",
+        "64",
+    ),
+    (
+        "Barlow Twins: predictor and stopped gradient minus neither",
+        "symmetry",
+        f"loss == 'barlow_twins' and {BOTH_OR_NEITHER}",
+        "predictor",
+        "none",
+        "64",
+    ),
+    (
+        "negative cosine: both (SimSiam) minus neither",
+        "symmetry",
+        f"loss == 'negative_cosine' and {BOTH_OR_NEITHER}",
+        "predictor",
+        "none",
+        "64",
+    ),
+    (
+        "SimSiam minus Barlow Twins with neither",
+        "symmetry",
+        f"{BOTH_OR_NEITHER} and (predictor == '64') == (loss == 'negative_cosine')",
+        "loss",
+        "barlow_twins",
+        "negative_cosine",
+    ),
+    (
+        "authors' code (target -1, no Bessel): rows scaled to length 1 first minus unscaled rows",
+        "reference_code",
+        "off_diagonal_target == -1 and not bessel",
+        "unit_rows",
+        False,
+        True,
+    ),
+    ("Barlow Twins, lambda = 1/d: d = 8192 minus d = 64", "width", "loss == 'barlow_twins'", "d", 64, 8192),
+    (
+        "Barlow Twins: projector of three layers minus one",
+        "depth",
+        "loss == 'barlow_twins'",
+        "projector",
+        "128",
+        "256-256-128",
+    ),
+    ("Barlow Twins, d = 128: lambda = 10/d minus 1/d", "lambda", "d == 128", "lambda_times_d", 1.0, 10.0),
+    ("SSL-HSIC: Gaussian kernel minus linear", "kernel", None, "kernel", "linear", "gaussian"),
+    ("SSL-HSIC: inverse multiquadric minus linear", "kernel", None, "kernel", "linear", "imq"),
+]
+
+
+def cell(name, cut, *comparison):
+    """Points gained with their 95 % interval, in bold where it leaves 0 out."""
+    if not (ROOT / f"data/results/ablation_{name}.csv").exists():
+        return "–"
+    difference = paired_difference(of(name, cut), *comparison)
+    assert len(difference.differences) == 5
+    text = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * v for v in (difference.mean, difference.low, difference.high)))
+    return text if difference.low < 0 < difference.high else f"**{text}**"
+
+
+@pytest.mark.parametrize("row", DIFFERENCES, ids=lambda row: row[0])
+def test_every_difference_is_that_of_its_table(row):
+    label, name, *comparison = row
+    assert f"| {label} | {cell(name, *comparison)} | {cell(f'cifar10_{name}', *comparison)} |" in TEXT
+
+
+def test_the_table_of_batch_sizes_is_the_committed_one():
+    for name in ("batch_size", "batch_size_updates", "cifar10_batch_size"):
+        means = summarize(of(name), ["loss", "batch_size"])
+        for loss, part in means.groupby("loss"):
+            assert f"| {loss} | {' | '.join(f'{100 * m:.1f}' for m in part['mean'])} |" in TEXT
+
+
+def test_what_an_untrained_encoder_answers_is_that_of_its_table():
+    means = pd.read_csv(ROOT / "data/results/cpu_cifar10_short.csv").groupby("encoder")["linear"].mean()
+    untrained, trained = (f"{100 * means[name]:.1f} %" for name in ("untrained", "barlow_twins"))
+    text = " ".join(TEXT.split())
+    assert f"answers {untrained} on CIFAR-10; 8 epochs of Barlow Twins make it {trained}" in text
+
+
+def test_longer_training_is_that_of_its_table():
+    table = pd.read_csv(ROOT / "data/results/cpu_cifar10.csv").pivot(index="seed", columns="encoder", values="linear")
+    words = [" and ".join(f"{100 * value:.1f} %" for value in table[name]) for name in ("barlow_twins", "untrained")]
+    assert words[0] in TEXT and words[1] in " ".join(TEXT.split())
+
+
+def test_speed_of_the_losses_is_that_of_its_table():
+    table = pd.read_csv(ROOT / "data/results/losses_cpu.csv")
+    times = table.pivot_table(index=["n", "d"], columns="loss", values="milliseconds", dropna=False)
+    ratio = (times["lightly"] / times["hsic_lab"]).unstack("d")
+    for n, row in ratio.iterrows():
+        cells = ["–" if pd.isna(v) else f"{v:.2f}" if v < 10 else f"{v:.0f}" for v in row]
+        assert f"| {n} | {' | '.join(cells)} |" in TEXT
+
+
+def test_speed_of_training_is_that_of_its_tables():
+    for name, words in (("epyc", "AMD EPYC"), ("xeon", "Intel Xeon with AMX")):
+        table = pd.read_csv(ROOT / f"data/results/training_cpu_{name}.csv")
+        with_kernel, without = (table[column].median() for column in ("both pairs/s", "torch's layers pairs/s"))
+        assert f"| {words} | {len(table)} | {with_kernel:.0f} | {without:.0f} |" in TEXT
