@@ -90,7 +90,9 @@ def test_dir_shows_public_names_only():
 def test_the_core_loads_no_figures_and_no_notebooks(module):
     extra = "('matplotlib', 'seaborn', 'IPython', 'ipywidgets', 'anywidget', 'typer', 'pooch', 'jinja2', 'PIL')"
     python(
-        f"import sys, hsic_lab.{module}\nloaded = [name for name in {extra} if name in sys.modules]\nassert not loaded, loaded"
+        f"import sys, hsic_lab.{module}\n"
+        f"loaded = [name for name in {extra} if name in sys.modules]\n"
+        "assert not loaded, loaded"
     )
 
 
@@ -102,7 +104,7 @@ def test_the_package_is_small():
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    """The folder of programs of an environment into which the wheel was installed, built from the source distribution."""
+    """The interpreter of an environment with the wheel, which is built from the source distribution."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
