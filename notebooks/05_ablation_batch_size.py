@@ -18,11 +18,11 @@
 # one curve of accuracy against batch size for Barlow Twins and HSIC_SSL, without error bars. In this notebook you look
 # at five losses, several seeds and confidence intervals.
 #
-# > **These comparisons use one learning rate for all losses. It was not tuned.** It is 0.002 at a batch of 256; section 2
-# > says how it changes with the batch size. The rate matters a lot. In a separate trial on the scenes (batch 32, one seed),
-# > raising it from 0.0007 to 0.005 raised the accuracy of Barlow Twins from 43.3 % to 67.5 % and that of SimCLR from
-# > 68.7 % to 81.2 %. So every result below holds *at this learning rate*. It does not say which loss is best, or which
-# > batch size a loss needs, when each has a rate of its own.
+# > **These comparisons use one learning rate for all losses. It was not tuned.** It is 0.002 at a batch of 256; section
+# > 2 says how it changes with the batch size. The rate matters a lot. In a separate trial on the scenes (batch 32, one
+# > seed), raising it from 0.0007 to 0.005 raised the accuracy of Barlow Twins from 43.3 % to 67.5 % and that of SimCLR
+# > from 68.7 % to 81.2 %. So every result below holds *at this learning rate*. It does not say which loss is best, or
+# > which batch size a loss needs, when each has a rate of its own.
 #
 # **What you will see**
 #
@@ -63,9 +63,9 @@ NAMES = {
 # %% [markdown]
 # ## 1. What chance adds to C
 #
-# A network turns a batch of $n$ images into $n$ rows of $d$ features, once for each of the two views. The entry $C_{ij}$
-# of the cross-correlation matrix $C$ ($d \times d$) is the correlation over the batch between feature $i$ of view A and
-# feature $j$ of view B. The Barlow Twins loss is
+# A network turns a batch of $n$ images into $n$ rows of $d$ features, once for each of the two views. The entry
+# $C_{ij}$ of the cross-correlation matrix $C$ ($d \times d$) is the correlation over the batch between feature $i$ of
+# view A and feature $j$ of view B. The Barlow Twins loss is
 #
 # $$\sum_i (1 - C_{ii})^2 + \lambda \sum_{i \ne j} C_{ij}^2 ,$$
 #
@@ -73,8 +73,8 @@ NAMES = {
 #
 # Take perfect features: $d = 64$ independent ones, and two views that agree completely. Over infinitely many images $C$
 # is the identity matrix. In a batch of $n$ images it is not, because two independent features are always a little
-# correlated by chance. The redundancy term then penalizes features that are not redundant. Compare three
-# batch sizes on one color scale.
+# correlated by chance. The redundancy term then penalizes features that are not redundant. Compare three batch sizes on
+# one color scale.
 
 # %% alt="Three heatmaps of C for perfect features, for batches of 32, 128 and 1024. The diagonal is 1 in all three, and the random entries off the diagonal fade as the batch grows."
 d = 64
@@ -93,8 +93,9 @@ figure = compare_cross_correlations({f"batch of {n}": perfect_batch(n) for n in 
 #
 # $$\operatorname{E} \sum_{i \ne j} C_{ij}^2 = \frac{d(d-1)}{n-1} .$$
 #
-# With the rule $\lambda = 1/d$ the redundancy term therefore contains about $(d-1)/(n-1)$ by chance. With a fixed $\lambda$
-# this part grows with $d^2$. The next cell averages over 100 batches and compares the result with the formula.
+# With the rule $\lambda = 1/d$ the redundancy term therefore contains about $(d-1)/(n-1)$ by chance. With a fixed
+# $\lambda$ this part grows with $d^2$. The next cell averages over 100 batches and compares the result with the
+# formula.
 
 # %%
 for n in (32, 128, 1024):
@@ -105,8 +106,8 @@ for n in (32, 128, 1024):
     assert abs(squares.mean() - expected) < 4 * error
 
 # %% [markdown]
-# A constant in the loss has no gradient. The *variation* of this part from batch to batch does: a small batch gives a noisy
-# gradient. Whether that changes the accuracy is a question for measurements.
+# A constant in the loss has no gradient. The *variation* of this part from batch to batch does: a small batch gives a
+# noisy gradient. Whether that changes the accuracy is a question for measurements.
 #
 # ## 2. Accuracy against batch size
 #
@@ -118,8 +119,8 @@ for n in (32, 128, 1024):
 # * Accuracy is that of a linear probe on the encoder's features, on scenes whose digits were not used in training.
 # * Bands are 95 % confidence intervals over the seeds, from Student's t distribution.
 #
-# The panel on the right shows the formula of section 1: the sum of the squared off-diagonal entries of $C$ that chance alone
-# gives. The dotted line is $d$, the largest value that the sum of the squared diagonal entries can reach.
+# The panel on the right shows the formula of section 1: the sum of the squared off-diagonal entries of $C$ that chance
+# alone gives. The dotted line is $d$, the largest value that the sum of the squared diagonal entries can reach.
 
 # %% alt="Test accuracy against batch size for five losses, by linear probe and by nearest neighbors: all lines are lowest at 1024. On the right, the sum of squared off-diagonal entries expected by chance falls from 524 at batch 32 to 16 at batch 1024."
 table = read_table(RESULTS / "ablation_batch_size.csv")
@@ -171,10 +172,10 @@ assert (means.max(axis=1) - means[largest] > 0.09).all()
 # With the number of pairs fixed and at this learning rate, **none of the five losses needs a large batch, not even
 # SimCLR**. Each loss is best at one of the two smallest sizes, and loses more than nine points at the largest.
 #
-# Two things change along this axis, however. A batch of 1024 makes 32 updates here, and a batch of 32 makes 1024. To separate the
-# two, fix the number of updates instead. The grid `data/grids/batch_size_updates.toml` makes 128 updates at every batch
-# size, with one learning rate and the same share of the updates for the warm-up. One thing still changes with the batch
-# size: a run with batch 1024 sees 32 times as many pairs as a run with batch 32.
+# Two things change along this axis, however. A batch of 1024 makes 32 updates here, and a batch of 32 makes 1024. To
+# separate the two, fix the number of updates instead. The grid `data/grids/batch_size_updates.toml` makes 128 updates
+# at every batch size, with one learning rate and the same share of the updates for the warm-up. One thing still changes
+# with the batch size: a run with batch 1024 sees 32 times as many pairs as a run with batch 32.
 
 # %% alt="Test accuracy against batch size with 128 updates everywhere. All five lines rise; from batch 128 on Barlow Twins and HSIC_SSL lie together below VICReg, SimCLR and SSL-HSIC."
 updates = read_table(RESULTS / "ablation_batch_size_updates.csv")
@@ -209,20 +210,20 @@ two, three = [NAMES["barlow_twins"], NAMES["hsic_ssl"]], [NAMES[loss] for loss i
 assert np.ptp(at[32]) < 0.04 and (at.loc[three, 128:].min() > at.loc[two, 128:].max()).all()
 
 # %% [markdown]
-# With the number of updates fixed the result is reversed: **all five losses gain at every step to a larger batch. VICReg,
-# SimCLR and SSL-HSIC gain more than Barlow Twins and HSIC_SSL.** At batch 32 all five are within four points: none
-# has learned much. From batch 128 on the two groups differ. This grid cannot say how much of the gain comes from the batch
-# and how much from the additional pairs (exercise 1).
+# With the number of updates fixed the result is reversed: **all five losses gain at every step to a larger batch.
+# VICReg, SimCLR and SSL-HSIC gain more than Barlow Twins and HSIC_SSL.** At batch 32 all five are within four points:
+# none has learned much. From batch 128 on the two groups differ. This grid cannot say how much of the gain comes from
+# the batch and how much from the additional pairs (exercise 1).
 #
-# The claim that Barlow Twins needs no large batches holds here in a weak form. At this learning rate no loss
-# *needed* a large batch, and Barlow Twins and HSIC_SSL profit less from one than the other three. In these short trainings,
-# with $\lambda = 1/d$, they are also behind the other three from batch 128 on.
+# The claim that Barlow Twins needs no large batches holds here in a weak form. At this learning rate no loss *needed* a
+# large batch, and Barlow Twins and HSIC_SSL profit less from one than the other three. In these short trainings, with
+# $\lambda = 1/d$, they are also behind the other three from batch 128 on.
 #
 # ## 3. Barlow Twins or HSIC_SSL?
 #
 # Two runs with the same seed start from the same weights and see the same images in the same order. The difference
-# between them is more informative than a comparison of two averages, because what the seed does to both runs cancels. We say that a
-# difference is shown when the 95 % interval of the paired differences does not contain 0.
+# between them is more informative than a comparison of two averages, because what the seed does to both runs cancels.
+# We say that a difference is shown when the 95 % interval of the paired differences does not contain 0.
 
 # %%
 for n, part in table.groupby("batch_size"):
@@ -236,11 +237,11 @@ assert -0.02 < everywhere.low < 0 < everywhere.high < 0.02
 
 # %% [markdown]
 # Averaged over all batch sizes the interval lies within two points of 0. That is much less than the effect of the batch
-# size, or of the choice between the two groups of losses. The intervals for single batch sizes are wider. When you read many
-# intervals, remember that about one in twenty does not contain the true difference.
+# size, or of the choice between the two groups of losses. The intervals for single batch sizes are wider. When you read
+# many intervals, remember that about one in twenty does not contain the true difference.
 #
-# Photographs give a narrower answer. The grid `data/grids/cifar10_batch_size.toml` uses the first 10 240 training images of
-# CIFAR-10 and the official test split, again with a rate proportional to the square root of the batch size.
+# Photographs give a narrower answer. The grid `data/grids/cifar10_batch_size.toml` uses the first 10 240 training
+# images of CIFAR-10 and the official test split, again with a rate proportional to the square root of the batch size.
 
 # %% alt="CIFAR-10 test accuracy against batch size 64, 256 and 1024. All five lines lie between 41 and 47 percent and are lowest at 1024; Barlow Twins and HSIC_SSL coincide below the other three."
 photographs = read_table(RESULTS / "ablation_cifar10_batch_size.csv")
@@ -265,19 +266,19 @@ assert (at.idxmax(axis=1) <= 256).all() and (at.max(axis=1) - at[1024]).between(
 # Barlow Twins and HSIC_SSL differ by less than half a point at every batch size. This agrees with the theory:
 # `07_lambda_and_the_minus_one_target` derives that the optima of the two losses are $O(1/d)$ apart.
 #
-# Again no loss needs a large batch at this learning rate. With the number of images fixed, each loss is best at 64 or 256 and
-# is one to three points lower at 1024.
+# Again no loss needs a large batch at this learning rate. With the number of images fixed, each loss is best at 64 or
+# 256 and is one to three points lower at 1024.
 #
-# The other three losses are one to four points ahead of Barlow Twins. On the scenes the distance was much larger. The order of the two
-# groups is the same on both sets, but it was measured at this one learning rate.
+# The other three losses are one to four points ahead of Barlow Twins. On the scenes the distance was much larger. The
+# order of the two groups is the same on both sets, but it was measured at this one learning rate.
 
 # %% [markdown]
 # ## 4. Your own table
 #
-# A `Grid` lists the settings to be crossed and the seeds. `run_ablation` trains every run and stores it under the hash of its settings. If
-# you call it again with more seeds or more batch sizes, it trains only what is missing. If you stop it, it continues
-# at the last checkpoint. Two grids or two processes may share one folder. From a file and a command line the same is
-# `hsic-lab ablate grid.toml --jobs -1`.
+# A `Grid` lists the settings to be crossed and the seeds. `run_ablation` trains every run and stores it under the hash
+# of its settings. If you call it again with more seeds or more batch sizes, it trains only what is missing. If you stop
+# it, it continues at the last checkpoint. Two grids or two processes may share one folder. From a file and a command
+# line the same is `hsic-lab ablate grid.toml --jobs -1`.
 
 # %% alt="Test accuracy on handwritten digits of 8 by 8 pixels at batch 64 and 256. The lines of Barlow Twins and HSIC_SSL coincide, and the 95 percent bands of three seeds are very wide."
 grid = Grid(
@@ -300,8 +301,8 @@ live["method"] = live["loss"].map(NAMES)
 _ = plot_ablation(live, "batch_size", "method").set_title("handwritten digits of 8 x 8 pixels")
 
 # %% [markdown]
-# The second call below reads all results and trains nothing. In the table, `energy` is the sum of the squared off-diagonal entries of
-# $C$ on held-out pairs, `steps` the number of updates and `seconds` the training time.
+# The second call below reads all results and trains nothing. In the table, `energy` is the sum of the squared
+# off-diagonal entries of $C$ on held-out pairs, `steps` the number of updates and `seconds` the training time.
 
 # %%
 again = run_ablation(grid, RUNS, progress=False)  # nothing is missing, so nothing is trained
@@ -311,10 +312,10 @@ live[["method", "batch_size", "seed", "accuracy", "steps", "energy", "seconds"]]
 # %% [markdown]
 # ## Exercises
 #
-# 1. Scenes are drawn anew in every epoch. On a set whose images repeat (`dataset = "digits"`), make the same number of updates
-#    at batch 64 and 512. How much of the gain is left?
-# 2. Set `learning_rate_rule` to "linear" and to "fixed", then set `learning_rate` to 0.005. Which conclusions of section 2
-#    still hold?
+# 1. Scenes are drawn anew in every epoch. On a set whose images repeat (`dataset = "digits"`), make the same number of
+#    updates at batch 64 and 512. How much of the gain is left?
+# 2. Set `learning_rate_rule` to "linear" and to "fixed", then set `learning_rate` to 0.005. Which conclusions of
+#    section 2 still hold?
 # 3. Add `"loss": ["spectral"]`. How does a contrastive loss without a temperature compare?
 # 4. The unbiased HSIC estimator removes the chance part from the loss (`02_hsic_from_scratch`). Would you expect it to
 #    change the curves?

@@ -13,26 +13,26 @@
 # %% [markdown]
 # # How many features should C compare?
 #
-# The *projector* is the network between the encoder and the loss. Its width $d$ is the number of features that the loss compares, so
-# the cross-correlation matrix $C$ has $d^2$ entries. Zbontar et al. (2021) found that Barlow Twins profits from
-# very wide projectors, $d = 8192$ and more. Tsai et al. (2021) saw no gain from width on small images. They name two
-# possible reasons: the small data sets, and their rule $\lambda = 1/d$ for the weight of the redundancy term.
+# The *projector* is the network between the encoder and the loss. Its width $d$ is the number of features that the loss
+# compares, so the cross-correlation matrix $C$ has $d^2$ entries. Zbontar et al. (2021) found that Barlow Twins profits
+# from very wide projectors, $d = 8192$ and more. Tsai et al. (2021) saw no gain from width on small images. They name
+# two possible reasons: the small data sets, and their rule $\lambda = 1/d$ for the weight of the redundancy term.
 #
 # > **These comparisons use one learning rate for all widths, depths, losses and values of λ. It was not tuned.** It is
-# > 0.002, at a batch of 256. `05_ablation_batch_size` shows at its top how much the rate matters: 24 points of accuracy in one
-# > trial. So every comparison of accuracies below holds *at this learning rate*. The timings and the equality of the two routes in
-# > section 1 do not depend on it.
+# > 0.002, at a batch of 256. `05_ablation_batch_size` shows at its top how much the rate matters: 24 points of accuracy
+# > in one trial. So every comparison of accuracies below holds *at this learning rate*. The timings and the equality of
+# > the two routes in section 1 do not depend on it.
 #
 # **What you will see**
 #
-# 1. The same loss computed through a $d \times d$ matrix of features or through $n \times n$ matrices of images, and the time
-#    that each takes.
+# 1. The same loss computed through a $d \times d$ matrix of features or through $n \times n$ matrices of images, and
+#    the time that each takes.
 # 2. Accuracy against width and against depth of the projector, on scenes and on photographs, with five seeds each.
 # 3. $\lambda$ crossed with width: the rule $1/d$ compared with a fixed $0.005$.
 # 4. Whether width changes the encoder's features, which are what you use after training.
 #
-# **What you need**: `01_barlow_twins_is_hsic` for HSIC and its dual form, `05_ablation_batch_size` for how the tables are made and
-# how differences are paired by seed.
+# **What you need**: `01_barlow_twins_is_hsic` for HSIC and its dual form, `05_ablation_batch_size` for how the tables
+# are made and how differences are paired by seed.
 
 # %% tags=["parameters"]
 import os
@@ -62,14 +62,16 @@ NAMES = {"barlow_twins": "Barlow Twins", "hsic_ssl": "HSIC_SSL"}
 # %% [markdown]
 # ## 1. The cost of width
 #
-# Let $X, Y$ ($n \times d$) be the projections of the two views of $n$ images, with every column standardized. The redundancy term
-# needs $\lVert C \rVert_F^2$, the sum of all squared entries of $C = X^\top Y / n$. That is HSIC with linear kernels:
+# Let $X, Y$ ($n \times d$) be the projections of the two views of $n$ images, with every column standardized. The
+# redundancy term needs $\lVert C \rVert_F^2$, the sum of all squared entries of $C = X^\top Y / n$. That is HSIC with
+# linear kernels:
 #
 # $$\lVert C \rVert_F^2 = \frac{1}{n^2} \langle XX^\top, YY^\top \rangle ,$$
 #
-# where $\langle A, B \rangle$ is the sum of all products $A_{ij} B_{ij}$. The left side (the *primal* route) forms one $d \times d$ matrix, the
-# right side (the *dual* route) two $n \times n$ matrices. At a batch of 256 the matrices of the dual route are smaller as soon as $d > 256$.
-# The next cell checks that value and gradient are equal, and times both routes.
+# where $\langle A, B \rangle$ is the sum of all products $A_{ij} B_{ij}$. The left side (the *primal* route) forms one
+# $d \times d$ matrix, the right side (the *dual* route) two $n \times n$ matrices. At a batch of 256 the matrices of
+# the dual route are smaller as soon as $d > 256$. The next cell checks that value and gradient are equal, and times
+# both routes.
 
 # %% alt="Time of one forward and backward pass against projector width on log axes, batch 256. The route through the d by d matrix grows faster: it is slightly cheaper at width 256 and about 20 times slower at 8192."
 n = 256
@@ -123,17 +125,18 @@ assert (work["primal"] / work["dual"]).iloc[-1] > 0.5 * widest / n
 work.round(2)
 
 # %% [markdown]
-# The table shows the arithmetic in Gflop (billions of operations). The default, `route="auto"`, takes the cheaper route. With it, most of the
-# remaining cost of a wide projector is its last linear layer.
+# The table shows the arithmetic in Gflop (billions of operations). The default, `route="auto"`, takes the cheaper
+# route. With it, most of the remaining cost of a wide projector is its last linear layer.
 #
 # ## 2. Does width help?
 #
 # Four grids in `data/grids` vary the projector: `width.toml` and `depth.toml` on the scenes, `cifar10_width.toml` and
 # `cifar10_depth.toml` on photographs. All of them train two losses with $\lambda = 1/d$ and batch 256.
 #
-# * On the scenes the two views of a pair share the digit, and the linear probe is tested on digits that were not used in training.
-# * On CIFAR-10 the views are two crops of one image with changed colors. The grids use the first 10 240 training images and the official
-#   test split.
+# * On the scenes the two views of a pair share the digit, and the linear probe is tested on digits that were not used
+#   in training.
+# * On CIFAR-10 the views are two crops of one image with changed colors. The grids use the first 10 240 training images
+#   and the official test split.
 #
 # The probe reads the features of the *encoder*, never those of the projector.
 
@@ -155,8 +158,8 @@ for ax in axes.flat[1:]:
     ax.get_legend().remove()
 
 # %% [markdown]
-# Two kinds of paired differences follow. `gained` compares each width or depth with the first one of its grid, for each loss. `apart` compares the two
-# losses at each width or depth.
+# Two kinds of paired differences follow. `gained` compares each width or depth with the first one of its grid, for each
+# loss. `apart` compares the two losses at each width or depth.
 
 # %%
 gained, apart = {}, {}
@@ -184,22 +187,24 @@ assert [key for key, one in apart.items() if not one.low < 0 < one.high] == [("c
 assert round(100 * apart["cifar10_width", 512].mean, 1) == -0.3
 
 # %% [markdown]
-# **Width.** On the scenes the mean accuracy changes by less than 1.5 points from $d = 512$ on. From 64 to 8192 it rises by
-# four to five points, but the 95 % interval of this difference contains 0. On CIFAR-10 no width is a point away from $d = 64$, and no interval leaves
-# out 0. At this learning rate, for images this small and trainings this short, the observation of Tsai et al. (2021) holds.
+# **Width.** On the scenes the mean accuracy changes by less than 1.5 points from $d = 512$ on. From 64 to 8192 it rises
+# by four to five points, but the 95 % interval of this difference contains 0. On CIFAR-10 no width is a point away from
+# $d = 64$, and no interval leaves out 0. At this learning rate, for images this small and trainings this short, the
+# observation of Tsai et al. (2021) holds.
 #
-# **Depth.** More layers do not help either at this learning rate. On the scenes a deeper projector loses at least three points on average, and one
-# of the four intervals leaves out 0. On CIFAR-10 the three depths are within a point.
+# **Depth.** More layers do not help either at this learning rate. On the scenes a deeper projector loses at least three
+# points on average, and one of the four intervals leaves out 0. On CIFAR-10 the three depths are within a point.
 #
-# **The two losses** are within a point of each other in all fourteen settings. One of the fourteen intervals leaves out 0: at
-# $d = 512$ on CIFAR-10 Barlow Twins is 0.3 points ahead. Among fourteen 95 % intervals, one such case may well be chance.
+# **The two losses** are within a point of each other in all fourteen settings. One of the fourteen intervals leaves out
+# 0: at $d = 512$ on CIFAR-10 Barlow Twins is 0.3 points ahead. Among fourteen 95 % intervals, one such case may well be
+# chance.
 #
 # ## 3. Lambda and width
 #
-# If the views are independent, the redundancy sum $\sum_{i \ne j} C_{ij}^2$ grows like $d^2$, while the invariance sum $\sum_i (1 - C_{ii})^2$
-# grows like $d$. The same holds for the part that chance adds in a small batch. A fixed $\lambda = 0.005$ is therefore a different
-# balance at every width: it equals $1/d$ at $d = 200$, is a third of $1/d$ at $d = 64$, and ten times $1/d$ at $d = 2048$.
-# The grid `data/grids/lambda.toml` crosses $\lambda$ with width.
+# If the views are independent, the redundancy sum $\sum_{i \ne j} C_{ij}^2$ grows like $d^2$, while the invariance sum
+# $\sum_i (1 - C_{ii})^2$ grows like $d$. The same holds for the part that chance adds in a small batch. A fixed
+# $\lambda = 0.005$ is therefore a different balance at every width: it equals $1/d$ at $d = 200$, is a third of $1/d$
+# at $d = 64$, and ten times $1/d$ at $d = 2048$. The grid `data/grids/lambda.toml` crosses $\lambda$ with width.
 
 # %% alt="Two heatmaps over four rules for lambda and widths 64, 128 and 2048: accuracy and mean diagonal of C. Along a row of a multiple of 1/d the mean diagonal changes little; for the fixed 0.005 it falls from 0.56 to 0.18."
 table = read_table(RESULTS / "ablation_lambda.csv")
@@ -236,17 +241,19 @@ assert [key for key, one in intervals.items() if not one.low < 0 < one.high] == 
 assert intervals[64, "10/d"].high < 0
 
 # %% [markdown]
-# The right map gives the clear result: **a multiple of $1/d$ gives nearly the same mean diagonal of $C$ at every width.** With
-# $10/d$ it is less than 60 % of that with $1/d$. The fixed $0.005$ gives more than $1/d$ at the two narrow widths. At $d = 2048$ it
-# gives what $10/d$ gives. So the rule of Tsai et al. (2021) makes widths comparable.
+# The right map gives the clear result: **a multiple of $1/d$ gives nearly the same mean diagonal of $C$ at every
+# width.** With $10/d$ it is less than 60 % of that with $1/d$. The fixed $0.005$ gives more than $1/d$ at the two
+# narrow widths. At $d = 2048$ it gives what $10/d$ gives. So the rule of Tsai et al. (2021) makes widths comparable.
 #
-# The left map shows the mean accuracy, at this learning rate. It follows the diagonal: $10/d$ loses five to eight points against $1/d$ at
-# every width, $0.1/d$ gains one to three and a half, and $0.005$ is ahead of $1/d$ at the narrow widths and behind it at 2048. With five
-# seeds most of these differences are not shown: only the interval for $10/d$ at $d = 64$ leaves out 0.
+# The left map shows the mean accuracy, at this learning rate. It follows the diagonal: $10/d$ loses five to eight
+# points against $1/d$ at every width, $0.1/d$ gains one to three and a half, and $0.005$ is ahead of $1/d$ at the
+# narrow widths and behind it at 2048. With five seeds most of these differences are not shown: only the interval for
+# $10/d$ at $d = 64$ leaves out 0.
 #
 # A comparison of widths with a fixed $\lambda$ therefore also compares different balances of the two sums.
 #
-# On CIFAR-10 the same rules were compared at $d = 128$ (`data/grids/cifar10_lambda.toml`, the first 10 240 training images):
+# On CIFAR-10 the same rules were compared at $d = 128$ (`data/grids/cifar10_lambda.toml`, the first 10 240 training
+# images):
 
 # %%
 photographs = read_table(RESULTS / "ablation_cifar10_lambda.csv")
@@ -260,14 +267,14 @@ assert moved["0.1/d"].high < 0 < moved["10/d"].low
 summarize(photographs, ["rule"]).round(3)
 
 # %% [markdown]
-# **On CIFAR-10 the order is the opposite.** $10/d$ is ahead of $1/d$ and $0.1/d$ is behind it, and both intervals leave out 0.
-# So $1/d$ is a good unit for $\lambda$ at any width, but the best multiple of it depends on the data. You have to try it, together with the
-# learning rate.
+# **On CIFAR-10 the order is the opposite.** $10/d$ is ahead of $1/d$ and $0.1/d$ is behind it, and both intervals leave
+# out 0. So $1/d$ is a good unit for $\lambda$ at any width, but the best multiple of it depends on the data. You have
+# to try it, together with the learning rate.
 #
 # ## 4. What width does to the encoder's features
 #
-# RankMe estimates how many directions a set of features uses (`09_linear_evaluation` defines it). The encoder has 128 features here,
-# at every width of the projector, so RankMe lies between 1 and 128.
+# RankMe estimates how many directions a set of features uses (`09_linear_evaluation` defines it). The encoder has 128
+# features here, at every width of the projector, so RankMe lies between 1 and 128.
 
 # %% alt="RankMe of the encoder's features against projector width for both losses. Both lines fall slightly, from 59 at width 64 to 53 at width 8192, inside wide 95 percent bands."
 ranks = summarize(tables["width"], ["method", "d"], value="rankme")
@@ -280,11 +287,11 @@ ranks.round(1)
 # ## Exercises
 #
 # 1. Time the routes at $n = 2048$. Where do the curves cross now?
-# 2. Add `[256, 4096]` to the grid's `projector` list and call `hsic-lab ablate data/grids/width.toml` twice. What is trained the second
-#    time?
-# 3. These trainings are short and the encoder is small. If you have a GPU, run `data/grids/gpu_cifar10_width.toml`. Does width help
-#    a ResNet?
-# 4. The column `energy` of the table holds the sum of the squared off-diagonal entries of $C$. Compare it with $d(d-1)/(n-1)$ for $n = 2048$
-#    held-out pairs. At which width is most of it chance?
+# 2. Add `[256, 4096]` to the grid's `projector` list and call `hsic-lab ablate data/grids/width.toml` twice. What is
+#    trained the second time?
+# 3. These trainings are short and the encoder is small. If you have a GPU, run `data/grids/gpu_cifar10_width.toml`.
+#    Does width help a ResNet?
+# 4. The column `energy` of the table holds the sum of the squared off-diagonal entries of $C$. Compare it with
+#    $d(d-1)/(n-1)$ for $n = 2048$ held-out pairs. At which width is most of it chance?
 #
 # **Next:** `07_lambda_and_the_minus_one_target`.

@@ -1,27 +1,31 @@
 # %% [markdown]
 # # Lambda, and the target $-1$
 #
-# The losses Barlow Twins and HSIC_SSL have two free numbers: the weight $\lambda$ of the off-diagonal entries of $C$, and the target
-# $t$ for these entries. Zbontar et al. (2021) use $t = 0$ and tuned $\lambda = 0.005$ at $d = 8192$ features. Tsai et al.
-# (2021, arXiv 2104.13712) use $t = -1$ and $\lambda = 1/d$. This notebook derives what these choices do, and then looks at trainings.
+# The losses Barlow Twins and HSIC_SSL have two free numbers: the weight $\lambda$ of the off-diagonal entries of $C$,
+# and the target $t$ for these entries. Zbontar et al. (2021) use $t = 0$ and tuned $\lambda = 0.005$ at $d = 8192$
+# features. Tsai et al. (2021, arXiv 2104.13712) use $t = -1$ and $\lambda = 1/d$. This notebook derives what these
+# choices do, and then looks at trainings.
 #
-# > **The trainings in sections 5 and 6 use one learning rate for all values of λ, all targets and all variants of the code. It
-# > was not tuned.** It is 0.004 (batch 64) in section 5 and 0.002 (batch 256) in section 6. `05_ablation_batch_size` shows at its
-# > top how much the rate matters: 24 points of accuracy in one trial. So every comparison of accuracies in these two
-# > sections holds *at this learning rate*. Sections 1 to 4 are mathematics and do not depend on it.
+# > **The trainings in sections 5 and 6 use one learning rate for all values of λ, all targets and all variants of the
+# > code. It was not tuned.** It is 0.004 (batch 64) in section 5 and 0.002 (batch 256) in section 6.
+# > `05_ablation_batch_size` shows at its top how much the rate matters: 24 points of accuracy in one trial. So every
+# > comparison of accuracies in these two sections holds *at this learning rate*. Sections 1 to 4 are mathematics and do
+# > not depend on it.
 #
 # **What you will see**
 #
-# 1. The optimum as the target goes from 0 to $-1$. The off-diagonal entries follow the target down to $-1/(d-1)$ and stay there.
-# 2. What happens beyond that point if the two branches may differ: the loss can be lowered by giving up alignment. One number
-#    shows it.
-# 3. What $\lambda$ decides when there are more features than signals that the views share. A formula, checked by a search.
+# 1. The optimum as the target goes from 0 to $-1$. The off-diagonal entries follow the target down to $-1/(d-1)$ and
+#    stay there.
+# 2. What happens beyond that point if the two branches may differ: the loss can be lowered by giving up alignment. One
+#    number shows it.
+# 3. What $\lambda$ decides when there are more features than signals that the views share. A formula, checked by a
+#    search.
 # 4. Why a fixed $\lambda$ means something different at every width: the part that chance adds grows with $d^2$.
 # 5. A small training sweep over $\lambda$.
 # 6. Large sweeps over $\lambda$, over the target and over two details of the published code, with five seeds.
 #
-# **What you need**: `01_barlow_twins_is_hsic` up to HSIC_SSL (features, standardizing, the matrix $C$). Nothing is downloaded. The
-# notebook runs in about a minute.
+# **What you need**: `01_barlow_twins_is_hsic` up to HSIC_SSL (features, standardizing, the matrix $C$). Nothing is
+# downloaded. The notebook runs in about a minute.
 
 # %% tags=["parameters"]
 import os
@@ -63,14 +67,14 @@ def mean_off(c):
 # %% [markdown]
 # ## 1. From 0 to $-1$
 #
-# $C$ is the $d \times d$ matrix of correlations between the features of view A and the features of view B over $n$ images. The loss with
-# target $t$ is
+# $C$ is the $d \times d$ matrix of correlations between the features of view A and the features of view B over $n$
+# images. The loss with target $t$ is
 #
 # $$L_t = \sum_i (1 - C_{ii})^2 + \lambda \sum_{i \ne j} (C_{ij} - t)^2 .$$
 #
-# Barlow Twins is $t = 0$, HSIC_SSL is $t = -1$. Start with an experiment. Both views get the same features, and a search (the optimizer
-# L-BFGS) moves all $n = 8d$ rows freely until the loss is as small as possible. The heatmaps show the $C$ that it finds for three targets, with $d = 8$
-# and $\lambda = 1/d$.
+# Barlow Twins is $t = 0$, HSIC_SSL is $t = -1$. Start with an experiment. Both views get the same features, and a
+# search (the optimizer L-BFGS) moves all $n = 8d$ rows freely until the loss is as small as possible. The heatmaps show
+# the $C$ that it finds for three targets, with $d = 8$ and $\lambda = 1/d$.
 
 
 # %% alt="Three heatmaps of the 8 by 8 matrix C at the optimum for the targets 0, -0.1 and -1. The diagonal is 1 in all three; the entries off the diagonal are equal in each: 0, -0.1 and -0.143."
@@ -104,17 +108,18 @@ for ax, t in zip(axes, (0.0, -0.1, -1.0), strict=True):
     plot_cross_correlation(c, ax, title=f"target {t:g}: off-diagonal {mean_off(c):.3f}")
 
 # %% [markdown]
-# With the target $-0.1$ the entries become $-0.1$. With the target $-1$ they become $-1/7$. The reason is a variance. Add up all
-# standardized features of an image. The variance of this sum over the images is $\mathbf 1^\top C \mathbf 1$, the sum of all entries of $C$ ($\mathbf 1$
-# is the vector of ones), and a variance is not negative. With ones on the diagonal, the mean off-diagonal entry is therefore at
-# least $-\frac1{d-1}$.
+# With the target $-0.1$ the entries become $-0.1$. With the target $-1$ they become $-1/7$. The reason is a variance.
+# Add up all standardized features of an image. The variance of this sum over the images is
+# $\mathbf 1^\top C \mathbf 1$, the sum of all entries of $C$ ($\mathbf 1$ is the vector of ones), and a variance is not
+# negative. With ones on the diagonal, the mean off-diagonal entry is therefore at least $-\frac1{d-1}$.
 #
-# The loss is convex in $C$ and treats all features alike. So there is an optimal $C$ with equal entries off the diagonal:
+# The loss is convex in $C$ and treats all features alike. So there is an optimal $C$ with equal entries off the
+# diagonal:
 #
 # $$C_{ij} = \max\Bigl(t, -\frac1{d-1}\Bigr), \qquad\text{and at } t = -1 \text{ the smallest loss is}\quad L = \lambda\,\frac{d\,(d-2)^2}{d-1} .$$
 #
-# The next cell checks the formula for several targets, and for several widths at $t = -1$. The method `lower_bound(n, d)` of the loss knows the
-# smallest value too.
+# The next cell checks the formula for several targets, and for several widths at $t = -1$. The method
+# `lower_bound(n, d)` of the loss knows the smallest value too.
 
 # %%
 targets = np.linspace(-1, 0, 7 if FAST else 9)
@@ -141,14 +146,14 @@ assert np.allclose(table["off-diagonal found"], table["-1/(d-1)"], atol=1e-4)
 table.set_index("d").round(5)
 
 # %% [markdown]
-# The table is for $t = -1$ and $\lambda = 1/d$. The smallest loss is close to the loss at $C = I$, the optimum of Barlow Twins, and
-# the two come closer as $d$ grows. The optimal matrices do too: they differ by $1/(d-1)$ in each off-diagonal entry. This explains why
-# Tsai et al. (2021) find little difference between the two losses.
+# The table is for $t = -1$ and $\lambda = 1/d$. The smallest loss is close to the loss at $C = I$, the optimum of
+# Barlow Twins, and the two come closer as $d$ grows. The optimal matrices do too: they differ by $1/(d-1)$ in each
+# off-diagonal entry. This explains why Tsai et al. (2021) find little difference between the two losses.
 #
-# The gradients say the same. Since $(C_{ij} - t)^2 = C_{ij}^2 - 2 t\, C_{ij} + t^2$, the target adds two things to the Barlow Twins
-# loss: a constant, and the term $-2 t \lambda\,(\mathbf 1^\top C \mathbf 1 - \mathrm{tr}\, C)$. The gradient of this term is the same for
-# every off-diagonal entry: it has size $2 \lambda |t|$, whatever the entry is. It can move the mean of the entries, and it cannot
-# distinguish one entry from another.
+# The gradients say the same. Since $(C_{ij} - t)^2 = C_{ij}^2 - 2 t\, C_{ij} + t^2$, the target adds two things to the
+# Barlow Twins loss: a constant, and the term $-2 t \lambda\,(\mathbf 1^\top C \mathbf 1 - \mathrm{tr}\, C)$. The
+# gradient of this term is the same for every off-diagonal entry: it has size $2 \lambda |t|$, whatever the entry is. It
+# can move the mean of the entries, and it cannot distinguish one entry from another.
 
 # %%
 z_a, z_b = noise(64, d), noise(64, d)
@@ -166,11 +171,13 @@ for t in (-1.0, -0.3):
 # %% [markdown]
 # ## 2. Two branches that differ
 #
-# The variance argument assumes that both views have the same features, or that on average they do: one network and one distribution
-# of augmentations for both views. If something distinguishes the branches (two networks, or an augmentation used in one view only),
-# $\mathbf 1^\top C \mathbf 1$ is a *co*variance between two different sums of features. A covariance may be negative.
+# The variance argument assumes that both views have the same features, or that on average they do: one network and one
+# distribution of augmentations for both views. If something distinguishes the branches (two networks, or an
+# augmentation used in one view only), $\mathbf 1^\top C \mathbf 1$ is a *co*variance between two different sums of
+# features. A covariance may be negative.
 #
-# Repeat the search, and let it move the two views separately. We call these *free* branches, and those of section 1 *shared*.
+# Repeat the search, and let it move the two views separately. We call these *free* branches, and those of section 1
+# *shared*.
 
 # %% alt="Left: mean off-diagonal entry against the target for d = 8. Shared branches stop at -1/7, free branches go below it. Right: for free branches, as the target goes below -1/7, the mean diagonal falls under 1 and the sum of all entries of C becomes negative."
 free = pd.DataFrame(
@@ -199,9 +206,10 @@ right.set(xlabel="target t", title="free branches lose alignment")
 _ = right.legend(fontsize="small", loc="lower right")
 
 # %% [markdown]
-# To the left of the dotted line at $t = -\frac1{d-1}$, free branches reach a *smaller* loss than shared ones. They align the differences between
-# features and let the two feature sums disagree, and the diagonal decreases. At $\lambda = 1/d$ and $t = -1$ the optimum has a closed form, with
-# $r = \frac{d^2 - 8 d + 4}{5 d^2 - 8 d + 4}$ the correlation of two features within a view:
+# To the left of the dotted line at $t = -\frac1{d-1}$, free branches reach a *smaller* loss than shared ones. They
+# align the differences between features and let the two feature sums disagree, and the diagonal decreases. At
+# $\lambda = 1/d$ and $t = -1$ the optimum has a closed form, with $r = \frac{d^2 - 8 d + 4}{5 d^2 - 8 d + 4}$ the
+# correlation of two features within a view:
 #
 # $$C_{ii} = \frac{d - 2 - 2 (d - 1)\, r}{d}, \qquad C_{ij} = -\frac{2 + (d - 2)\, r}{d} .$$
 #
@@ -230,23 +238,26 @@ assert value < 1e-8 and torch.allclose(c, torch.eye(d, dtype=torch.float64), ato
 free.set_index("target").round(3)
 
 # %% [markdown]
-# So a negative $\mathbf 1^\top C \mathbf 1$ is a warning. It needs no labels, and you can compute it from $C$ alone. Barlow
-# Twins, the row at $t = 0$, does not have this problem: its smallest loss, 0, is at $C = I$ with shared and with free branches.
+# So a negative $\mathbf 1^\top C \mathbf 1$ is a warning. It needs no labels, and you can compute it from $C$ alone.
+# Barlow Twins, the row at $t = 0$, does not have this problem: its smallest loss, 0, is at $C = I$ with shared and with
+# free branches.
 #
 # ## 3. What lambda decides
 #
-# Let the two views share $k$ independent signals, and let everything else in them be noise that differs between the views.
+# Let the two views share $k$ independent signals, and let everything else in them be noise that differs between the
+# views.
 #
-# With $d \le k$ features $C = I$ is possible, and $\lambda$ does not matter. With $d > k$ it is not possible: there are more
-# features than signals, so features must repeat signals, and $C$ has rank at most $k$.
+# With $d \le k$ features $C = I$ is possible, and $\lambda$ does not matter. With $d > k$ it is not possible: there are
+# more features than signals, so features must repeat signals, and $C$ has rank at most $k$.
 #
-# Suppose that all features are treated alike, with one diagonal value $c$. A matrix of rank $k$ has squared entries that sum to at least
-# $(\mathrm{tr}\,C)^2 / k = c^2 d^2 / k$. The loss is then $d\,(1 - c)^2 + \lambda\, d\, c^2 \bigl(\frac dk - 1\bigr)$, which is smallest at
+# Suppose that all features are treated alike, with one diagonal value $c$. A matrix of rank $k$ has squared entries
+# that sum to at least $(\mathrm{tr}\,C)^2 / k = c^2 d^2 / k$. The loss is then
+# $d\,(1 - c)^2 + \lambda\, d\, c^2 \bigl(\frac dk - 1\bigr)$, which is smallest at
 #
 # $$c = \frac{1}{1 + \lambda \bigl(\frac dk - 1\bigr)} .$$
 #
-# A large $\lambda$ fills the features with noise, so that they repeat one another less. A small $\lambda$ keeps the signals, each in
-# several features.
+# A large $\lambda$ fills the features with noise, so that they repeat one another less. A small $\lambda$ keeps the
+# signals, each in several features.
 #
 # From $\lambda = 1$ on another solution is better: one feature for each signal, and noise in all the others. The mean
 # diagonal is then $\frac kd$.
@@ -286,14 +297,15 @@ ax.set(xscale="log", xlabel="λ", ylabel="mean diagonal of C at the optimum", yl
 _ = ax.legend(fontsize="small", loc="lower left")
 
 # %% [markdown]
-# At $\lambda = 1/d$ and $d$ much larger than $k$ the formula is $c \approx \frac{k}{k + 1}$ at every width. The mean diagonal then tells you
-# how many signals the views share. With $\lambda$ fixed, $c$ decreases as $d$ grows.
+# At $\lambda = 1/d$ and $d$ much larger than $k$ the formula is $c \approx \frac{k}{k + 1}$ at every width. The mean
+# diagonal then tells you how many signals the views share. With $\lambda$ fixed, $c$ decreases as $d$ grows.
 #
 # ## 4. A fixed lambda at every width
 #
-# There is a second reason why $\lambda$ should decrease with $d$. Features that are perfectly aligned and truly uncorrelated still show
-# correlations in a batch of $n$ images: each $C_{ij}$ with $i \ne j$ has mean square $\frac1{n-1}$ (`05_ablation_batch_size`, section 1). The expected
-# redundancy term by chance alone, the **noise floor**, is
+# There is a second reason why $\lambda$ should decrease with $d$. Features that are perfectly aligned and truly
+# uncorrelated still show correlations in a batch of $n$ images: each $C_{ij}$ with $i \ne j$ has mean square
+# $\frac1{n-1}$ (`05_ablation_batch_size`, section 1). The expected redundancy term by chance alone, the **noise
+# floor**, is
 #
 # $$\lambda\, \frac{d\,(d-1)}{n-1} \;=\; \frac{d-1}{n-1} \;\text{ for } \lambda = \tfrac1d,
 # \qquad \approx 0.005\,\frac{d^2}{n} \;\text{ for } \lambda = 0.005 .$$
@@ -326,19 +338,19 @@ ax.minorticks_off()
 _ = ax.legend(fontsize="small")
 
 # %% [markdown]
-# The two rules agree at $d = 200$ (dotted). A sweep over widths with $\lambda$ fixed changes two things at once, the width and this noise
-# floor.
+# The two rules agree at $d = 200$ (dotted). A sweep over widths with $\lambda$ fixed changes two things at once, the
+# width and this noise floor.
 #
 # ## 5. A small sweep
 #
-# Now train small networks. The two views of a pair share the background, a crop of one of two photographs. The digit in front is drawn
-# anew for each view.
+# Now train small networks. The two views of a pair share the background, a crop of one of two photographs. The digit in
+# front is drawn anew for each view.
 #
-# The probe is a linear classifier on the encoder's frozen features. It has to say which of 8 places a *test* scene shows: which
-# photograph, left or right half, top or bottom half. Chance is near one in eight.
+# The probe is a linear classifier on the encoder's frozen features. It has to say which of 8 places a *test* scene
+# shows: which photograph, left or right half, top or bottom half. Chance is near one in eight.
 #
-# The network is tiny, the images have 16 x 16 pixels, and a run makes a few dozen updates. The sweep shows the mechanism. It does not rank values of
-# $\lambda$.
+# The network is tiny, the images have 16 x 16 pixels, and a run makes a few dozen updates. The sweep shows the
+# mechanism. It does not rank values of $\lambda$.
 
 
 # %% alt="Nine pairs of digit scenes. In each pair both views show the same piece of a photograph, and the digits in front differ in class, color, size and place."
@@ -409,15 +421,17 @@ print(f"seeds: {SEEDS}")
 by_rule.round(3)
 
 # %% [markdown]
-# $\lambda$ does what section 3 says: as it grows, the features repeat one another less. One or two seeds at one learning rate cannot say what
-# this means for the probe. In all runs $\mathbf 1^\top C \mathbf 1$ is positive, as it must be for one network and one distribution of views.
+# $\lambda$ does what section 3 says: as it grows, the features repeat one another less. One or two seeds at one
+# learning rate cannot say what this means for the probe. In all runs $\mathbf 1^\top C \mathbf 1$ is positive, as it
+# must be for one network and one distribution of views.
 #
 # ## 6. The large sweeps
 #
-# The grids `data/grids/lambda.toml` and `data/grids/target.toml` were run by the commands that the cells print. The pairs are scenes that share
-# a digit, and the linear probe is tested on digits that were not used in training. Differences are paired by seed, with 95 % intervals
-# (`05_ablation_batch_size`, section 3). `06_ablation_projector_width`, section 3, reads the table for $\lambda$ by width. Here you see the accuracy
-# against $\lambda$ itself.
+# The grids `data/grids/lambda.toml` and `data/grids/target.toml` were run by the commands that the cells print. The
+# pairs are scenes that share a digit, and the linear probe is tested on digits that were not used in training.
+# Differences are paired by seed, with 95 % intervals (`05_ablation_batch_size`, section 3).
+# `06_ablation_projector_width`, section 3, reads the table for $\lambda$ by width. Here you see the accuracy against
+# $\lambda$ itself.
 
 # %% alt="Test accuracy against lambda for widths 64, 128 and 2048. The three lines fall from about 40 percent at small lambda to about 30 percent at large lambda, inside wide 95 percent bands."
 table = read_table(RESULTS / "ablation_lambda.csv")
@@ -433,7 +447,8 @@ for d, part in table.groupby("d"):
             print(f"d = {d}: {paired_difference(part, 'rule', '1/d', rule)}")
 
 # %% [markdown]
-# The next cell compares the target 0 with four others, on the scenes and on CIFAR-10 (`data/grids/cifar10_target.toml`).
+# The next cell compares the target 0 with four others, on the scenes and on CIFAR-10
+# (`data/grids/cifar10_target.toml`).
 
 # %% alt="Test accuracy against the off-diagonal target on scenes (left) and CIFAR-10 (right). Both lines are flat compared with their 95 percent bands."
 figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
@@ -454,13 +469,13 @@ assert all(difference.low < 0 < difference.high for difference in targets.values
 assert all(abs(difference.mean) < 0.005 for (name, _), difference in targets.items() if name == "cifar10_target")
 
 # %% [markdown]
-# No difference between the targets is shown at this learning rate. All intervals contain 0, and on CIFAR-10 every mean difference is below half a
-# point.
+# No difference between the targets is shown at this learning rate. All intervals contain 0, and on CIFAR-10 every mean
+# difference is below half a point.
 #
-# One more question belongs here. The *code* of Tsai et al. (2021) takes two steps that are not in their equations. It scales each
-# projection (a row) to length 1 before it standardizes the features. And it divides by the standard deviation with $n - 1$ (Bessel's
-# correction) while it divides $C$ by $n$. The grids `data/grids/reference_code.toml` (scenes) and `data/grids/cifar10_reference_code.toml` turn
-# each step on and off, for the targets 0 and $-1$.
+# One more question belongs here. The *code* of Tsai et al. (2021) takes two steps that are not in their equations. It
+# scales each projection (a row) to length 1 before it standardizes the features. And it divides by the standard
+# deviation with $n - 1$ (Bessel's correction) while it divides $C$ by $n$. The grids `data/grids/reference_code.toml`
+# (scenes) and `data/grids/cifar10_reference_code.toml` turn each step on and off, for the targets 0 and $-1$.
 
 # %%
 steps = {"unit_rows": ("rows as they are", "unit rows"), "bessel": ("n", "n − 1")}
@@ -480,23 +495,27 @@ assert all(abs(one.mean) < 0.003 for key, one in effects.items() if key[0] == "c
 pd.concat(means, ignore_index=True).round(3)
 
 # %% [markdown]
-# No effect of either step is shown at this learning rate. On the scenes the intervals are wide. On CIFAR-10 every mean difference is below 0.3
-# points. As far as these trainings show, results of that code can be compared with the equations.
+# No effect of either step is shown at this learning rate. On the scenes the intervals are wide. On CIFAR-10 every mean
+# difference is below 0.3 points. As far as these trainings show, results of that code can be compared with the
+# equations.
 #
 # ## Summary
 #
-# * The target $-1$ is not reached. The optimum stops at $-\frac1{d-1}$, close to the optimum of Barlow Twins when $d$ is large.
-# * Watch $\mathbf 1^\top C \mathbf 1$ if your branches differ. If it is negative, the branches lower the loss by opposing each other.
-# * $\lambda$ decides how often features may repeat the shared signals. With $\lambda = 1/d$ this balance is nearly the same at every
-#   width, and the noise floor is about $d/n$. With $\lambda$ fixed both depend on the width.
+# * The target $-1$ is not reached. The optimum stops at $-\frac1{d-1}$, close to the optimum of Barlow Twins when $d$
+#   is large.
+# * Watch $\mathbf 1^\top C \mathbf 1$ if your branches differ. If it is negative, the branches lower the loss by
+#   opposing each other.
+# * $\lambda$ decides how often features may repeat the shared signals. With $\lambda = 1/d$ this balance is nearly the
+#   same at every width, and the noise floor is about $d/n$. With $\lambda$ fixed both depend on the width.
 # * The sweeps over $\lambda$ and the target were made at one untuned learning rate. They show no more than that.
 #
 # ## Exercises
 #
-# 1. Where does the search end for the target $+0.3$? Does the formula of section 1 still hold? Does `lower_bound(n, d)`?
+# 1. Where does the search end for the target $+0.3$? Does the formula of section 1 still hold? Does
+#    `lower_bound(n, d)`?
 # 2. In section 3, set $k = d$. What does $\lambda$ do now, and why?
-# 3. Repeat section 4 with more features than rows, $d > n - 1$, and identical views moved by the search. The redundancy term cannot fall below
-#    $\lambda\,(\frac{d^2}{n-1} - d)$. Where does this bound come from?
+# 3. Repeat section 4 with more features than rows, $d > n - 1$, and identical views moved by the search. The redundancy
+#    term cannot fall below $\lambda\,(\frac{d^2}{n-1} - d)$. Where does this bound come from?
 # 4. Train with two encoders, one for each view, and `HSICSSLLoss`. Does $\mathbf 1^\top C \mathbf 1$ become negative?
 #
 # **Next:** `08_kernels_beyond_linear`: what a loss sees when its kernel is not linear.

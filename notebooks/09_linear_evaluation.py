@@ -13,18 +13,19 @@
 # %% [markdown]
 # # Evaluating frozen features
 #
-# **What you will see.** You compare four ways to turn an image into numbers: its raw pixels, an untrained encoder, an encoder
-# trained with Barlow Twins and one trained with HSIC_SSL. Each is measured in four ways:
+# **What you will see.** You compare four ways to turn an image into numbers: its raw pixels, an untrained encoder, an
+# encoder trained with Barlow Twins and one trained with HSIC_SSL. Each is measured in four ways:
 #
 # * a *linear probe* with few and with many labels per class,
 # * a vote of *nearest neighbors*,
 # * a confusion matrix,
 # * *diagnostics* that need no labels.
 #
-# Then you see four common mistakes in the evaluation of frozen features. Each is made here on purpose, and its effect is measured.
+# Then you see four common mistakes in the evaluation of frozen features. Each is made here on purpose, and its effect
+# is measured.
 #
-# **What you need.** `00_quickstart`, and a few minutes on two CPU cores. If `make demo` has trained the encoders, they are read from
-# `runs/demo/`. Otherwise they are trained here, which takes about two minutes more.
+# **What you need.** `00_quickstart`, and a few minutes on two CPU cores. If `make demo` has trained the encoders, they
+# are read from `runs/demo/`. Otherwise they are trained here, which takes about two minutes more.
 
 # %% tags=["parameters"]
 import os
@@ -69,11 +70,11 @@ set_theme()
 # %% [markdown]
 # ## Four representations of one data set
 #
-# An image of `digit_scenes` shows a handwritten digit on a piece of a photograph. Color, place, size and background are random. Both encoders were
-# trained without labels, on pairs of scenes that share the digit and nothing else.
+# An image of `digit_scenes` shows a handwritten digit on a piece of a photograph. Color, place, size and background are
+# random. Both encoders were trained without labels, on pairs of scenes that share the digit and nothing else.
 #
-# *Frozen* means that no weight of an encoder changes from here on. `extract_features` also switches the encoder to evaluation mode and back, so
-# that the running averages of batch normalization do not change either.
+# *Frozen* means that no weight of an encoder changes from here on. `extract_features` also switches the encoder to
+# evaluation mode and back, so that the running averages of batch normalization do not change either.
 #
 # The table shows the shapes of the features: number of images, number of features.
 
@@ -98,17 +99,18 @@ pd.DataFrame({name: {"train": tuple(a.shape), "test": tuple(b.shape)} for name, 
 # %% [markdown]
 # ## Few labels
 #
-# The *linear probe* is multinomial logistic regression on the frozen features. Image $i$ has the feature vector $x_i$ and the class
-# $y_i$. Each class $k$ has a weight vector $w_k$ (a row of $W$) and an offset $b_k$. The probe solves
+# The *linear probe* is multinomial logistic regression on the frozen features. Image $i$ has the feature vector $x_i$
+# and the class $y_i$. Each class $k$ has a weight vector $w_k$ (a row of $W$) and an offset $b_k$. The probe solves
 #
 # $$\min_{W, b}\; C \sum_{i} -\log p(y_i \mid x_i) + \tfrac12 \lVert W \rVert^2, \qquad p(k \mid x) \propto \exp(w_k^\top x + b_k) .$$
 #
-# Before, every feature is shifted and scaled to mean 0 and variance 1 over the training rows. The number $C$ (not the matrix $C$ of the other
-# notebooks) weighs the data against the penalty on $W$. It is chosen on a part of the *training* rows.
+# Before, every feature is shifted and scaled to mean 0 and variance 1 over the training rows. The number $C$ (not the
+# matrix $C$ of the other notebooks) weighs the data against the penalty on $W$. It is chosen on a part of the
+# *training* rows.
 #
-# With few labels the probe can only use what is easy to separate in the features: this is where representations differ most.
-# Each point of the plot is the mean over several random choices of the labelled images. The band is its 95 % confidence
-# interval over these choices (Student's t).
+# With few labels the probe can only use what is easy to separate in the features: this is where representations differ
+# most. Each point of the plot is the mean over several random choices of the labelled images. The band is its 95 %
+# confidence interval over these choices (Student's t).
 
 # %% alt="Test accuracy of the linear probe against labelled images per class. Barlow Twins and HSIC_SSL rise together from about 50 to 74 percent; raw pixels and the untrained encoder stay near the chance level of 10 percent."
 start = time.perf_counter()
@@ -129,17 +131,19 @@ for trained in () if FAST else ("Barlow Twins", "HSIC_SSL"):
 summary.style.format("{:.3f}", na_rep="")
 
 # %% [markdown]
-# The bands of the trained encoders do not overlap with those of the other two. The pixels contain the digit, but a linear classifier does
-# not find it there. (For the 3 072 pixels the curve stops at fewer labels, because these fits take most of the time.)
+# The bands of the trained encoders do not overlap with those of the other two. The pixels contain the digit, but a
+# linear classifier does not find it there. (For the 3 072 pixels the curve stops at fewer labels, because these fits
+# take most of the time.)
 #
-# The interval describes the choice of labelled images *only*. There is one trained encoder for each loss. So the plot says nothing about the
-# difference between the losses. To compare them, train several seeds of each and show the spread over *these*. Choose the learning rate
-# of each loss too: `05_ablation_batch_size` says at its top why.
+# The interval describes the choice of labelled images *only*. There is one trained encoder for each loss. So the plot
+# says nothing about the difference between the losses. To compare them, train several seeds of each and show the spread
+# over *these*. Choose the learning rate of each loss too: `05_ablation_batch_size` says at its top why.
 #
 # ## Nearest neighbors and the confusion matrix
 #
-# The second measure has nothing to fit. Each test image looks for its $k$ most similar training images by cosine similarity $s$. Each of
-# these votes for its class with weight $\exp(s / \tau)$, where $\tau = 0.5$ is a temperature (Wu et al. 2018).
+# The second measure has nothing to fit. Each test image looks for its $k$ most similar training images by cosine
+# similarity $s$. Each of these votes for its class with weight $\exp(s / \tau)$, where $\tau = 0.5$ is a temperature
+# (Wu et al. 2018).
 
 # %%
 k = 50 if FAST else 200
@@ -151,8 +155,8 @@ if not FAST:
 neighbors.to_frame().style.format("{:.3f}")
 
 # %% [markdown]
-# A single accuracy does not show which classes are confused. The confusion matrix does. It has a row for each true digit and a column for each
-# predicted digit. The diagonal counts the correct predictions.
+# A single accuracy does not show which classes are confused. The confusion matrix does. It has a row for each true
+# digit and a column for each predicted digit. The diagonal counts the correct predictions.
 
 # %% alt="Confusion matrix of the ten digits for the Barlow Twins encoder. Most counts lie on the diagonal; the largest errors are between 3, 5, 8 and 9."
 train_x, test_x = features["Barlow Twins"]
@@ -166,12 +170,14 @@ print("most frequent errors (true→predicted):", ", ".join(f"{a}→{b}: {n:.0f}
 # %% [markdown]
 # ## What the linear probe computes
 #
-# `linear_probe` is scikit-learn's `LogisticRegression` behind a `StandardScaler`. With the same $C$ you get the same classifier in one line.
+# `linear_probe` is scikit-learn's `LogisticRegression` behind a `StandardScaler`. With the same $C$ you get the same
+# classifier in one line.
 #
-# The objective above is strictly convex in $W$, so there is one optimal $W$. At the optimum the gradient is zero. You can check this by hand. With
-# $P$ the predicted probabilities ($n \times 10$), $Y$ the true classes as zeros and ones, and $Z$ the standardized features, the gradient is
-# $C\,(P - Y)^\top Z + W$ for $W$, and the column sums of $C\,(P - Y)$ for $b$. scikit-learn stops when no entry of the gradient, divided by $C n$, exceeds
-# its tolerance of $10^{-4}$.
+# The objective above is strictly convex in $W$, so there is one optimal $W$. At the optimum the gradient is zero. You
+# can check this by hand. With $P$ the predicted probabilities ($n \times 10$), $Y$ the true classes as zeros and ones,
+# and $Z$ the standardized features, the gradient is $C\,(P - Y)^\top Z + W$ for $W$, and the column sums of
+# $C\,(P - Y)$ for $b$. scikit-learn stops when no entry of the gradient, divided by $C n$, exceeds its tolerance of
+# $10^{-4}$.
 
 # %%
 x, x_test = train_x.double().numpy(), test_x.double().numpy()
@@ -188,9 +194,9 @@ assert np.abs(slopes).max() < 2e-4
 # %% [markdown]
 # ## Mistake 1: an encoder that is not frozen
 #
-# In *training mode*, batch normalization uses the mean and variance of the present batch, and it updates its running averages. If you leave the
-# encoder in training mode, the features of an image depend on the other images of the batch. Computing features also changes
-# the encoder.
+# In *training mode*, batch normalization uses the mean and variance of the present batch, and it updates its running
+# averages. If you leave the encoder in training mode, the features of an image depend on the other images of the batch.
+# Computing features also changes the encoder.
 
 # %%
 encoder = runs["Barlow Twins"].encoder
@@ -213,9 +219,9 @@ assert all(torch.equal(value, saved[name]) for name, value in encoder.state_dict
 # %% [markdown]
 # ## Mistake 2: choosing on the test split
 #
-# Suppose you try several values of $C$ (or epochs, layers, augmentations) and report the best test accuracy. Then you report the maximum of several
-# noisy numbers, which is too high. The next cell measures this for labels drawn at random. There is nothing to learn, so a correct
-# accuracy is 10 % on average.
+# Suppose you try several values of $C$ (or epochs, layers, augmentations) and report the best test accuracy. Then you
+# report the maximum of several noisy numbers, which is too high. The next cell measures this for labels drawn at
+# random. There is nothing to learn, so a correct accuracy is 10 % on average.
 
 # %%
 generator = np.random.default_rng(0)
@@ -233,15 +239,18 @@ print(
 assert np.mean(chosen) > np.mean(honest)
 
 # %% [markdown]
-# Five values of one setting are enough to raise the number. `linear_probe` uses the test rows once, after $C$ is chosen.
+# Five values of one setting are enough to raise the number. `linear_probe` uses the test rows once, after $C$ is
+# chosen.
 #
 # ## Mistake 3: features on different scales
 #
-# The penalty treats all entries of $W$ alike. A feature with small numbers needs a large weight, so it is penalized more. The next cell multiplies
-# every other feature of the encoder by a thousand. This does not change the information in the features. A probe that standardizes gives the
-# same answer as before. Without standardizing, the optimum changes, and the solver often stops before it reaches it.
+# The penalty treats all entries of $W$ alike. A feature with small numbers needs a large weight, so it is penalized
+# more. The next cell multiplies every other feature of the encoder by a thousand. This does not change the information
+# in the features. A probe that standardizes gives the same answer as before. Without standardizing, the optimum
+# changes, and the solver often stops before it reaches it.
 #
-# scikit-learn then gives a `ConvergenceWarning`. `linear_probe` raises an error instead, because the result of an unfinished fit depends on the solver.
+# scikit-learn then gives a `ConvergenceWarning`. `linear_probe` raises an error instead, because the result of an
+# unfinished fit depends on the solver.
 
 # %%
 units = torch.where(torch.arange(train_x.shape[1]) % 2 == 0, 1.0, 1e3)
@@ -258,12 +267,12 @@ assert unconverged and abs(rescaled - probe.accuracy) <= 1.01 / len(test_y)
 # %% [markdown]
 # ## Mistake 4: comparing online and offline numbers
 #
-# Many papers give the accuracy of a probe trained *online*: beside the encoder, on augmented views, while the encoder still changes. This
-# costs nothing and is useful for watching a run. It is not the accuracy of the *offline* probe, which has fixed features, no augmentation, and is solved
-# to the optimum.
+# Many papers give the accuracy of a probe trained *online*: beside the encoder, on augmented views, while the encoder
+# still changes. This costs nothing and is useful for watching a run. It is not the accuracy of the *offline* probe,
+# which has fixed features, no augmentation, and is solved to the optimum.
 #
-# The next cell evaluates one frozen encoder both ways: one pass of stochastic gradient descent (SGD), as an online head sees each image once an epoch, and
-# the optimum.
+# The next cell evaluates one frozen encoder both ways: one pass of stochastic gradient descent (SGD), as an online head
+# sees each image once an epoch, and the optimum.
 
 # %%
 head = torch.nn.Linear(train_x.shape[1], 10)
@@ -281,21 +290,21 @@ print(f"one pass of SGD: {online:.3f}; optimum: {probe.accuracy:.3f}; kNN: {neig
 assert FAST or online < probe.accuracy
 
 # %% [markdown]
-# These are three correct numbers for one encoder. So always say how an accuracy was measured, and compare only numbers that were measured in the
-# same way.
+# These are three correct numbers for one encoder. So always say how an accuracy was measured, and compare only numbers
+# that were measured in the same way.
 #
 # ## Evaluating without labels
 #
-# `diagnose` computes measures that need no labels, from the projections of both views. It gives a verdict where a rule exists. Three of
-# the measures are:
+# `diagnose` computes measures that need no labels, from the projections of both views. It gives a verdict where a rule
+# exists. Three of the measures are:
 #
-# * **RankMe**, $\exp(-\sum_k p_k \log p_k)$ with $p_k = \sigma_k / \sum_j \sigma_j$, where $\sigma_k$ are the singular values of the centered
-#   features: how many dimensions are used. If $r$ singular values are equal and the others are 0, it is $r$. A small fraction of the width is called
-#   *dimensional collapse*.
-# * **Redundancy**, $\sum_{i \ne j} C_{ij}^2 - d(d-1)/(n-1)$, where $C$ is now the cross-correlation matrix: how much different features
-#   repeat each other, minus what chance alone gives for $n$ pairs of views and $d$ features.
-# * **Feature sum covariance**, $\mathbf 1^\top C \mathbf 1$, the sum of all entries of $C$: negative only if the two branches oppose each other
-#   (`07_lambda_and_the_minus_one_target`, section 2).
+# * **RankMe**, $\exp(-\sum_k p_k \log p_k)$ with $p_k = \sigma_k / \sum_j \sigma_j$, where $\sigma_k$ are the singular
+#   values of the centered features: how many dimensions are used. If $r$ singular values are equal and the others are
+#   0, it is $r$. A small fraction of the width is called *dimensional collapse*.
+# * **Redundancy**, $\sum_{i \ne j} C_{ij}^2 - d(d-1)/(n-1)$, where $C$ is now the cross-correlation matrix: how much
+#   different features repeat each other, minus what chance alone gives for $n$ pairs of views and $d$ features.
+# * **Feature sum covariance**, $\mathbf 1^\top C \mathbf 1$, the sum of all entries of $C$: negative only if the two
+#   branches oppose each other (`07_lambda_and_the_minus_one_target`, section 2).
 #
 # For comparison, the last column diagnoses projections that are constant.
 
@@ -325,11 +334,12 @@ twice = diagnose(torch.cat([z_a, z_a], dim=1), torch.cat([z_b, z_b], dim=1)).set
 assert twice.loc["redundancy", "verdict"] == "redundant"
 
 # %% [markdown]
-# A verdict comes from a rule of thumb, and the board shows the rule. It is not a grade. These projections have 128 features and describe ten digits and
-# little else. So you should expect a RankMe far below 128 and features that repeat each other. The probe works well with them.
+# A verdict comes from a rule of thumb, and the board shows the rule. It is not a grade. These projections have 128
+# features and describe ten digits and little else. So you should expect a RankMe far below 128 and features that repeat
+# each other. The probe works well with them.
 #
-# The scenes are drawn by a program, so you can ask one more question: *which* factor of variation do the features contain? CKA is HSIC on the scale of a
-# correlation. It is near 0 for a factor that the features do not contain.
+# The scenes are drawn by a program, so you can ask one more question: *which* factor of variation do the features
+# contain? CKA is HSIC on the scale of a correlation. It is near 0 for a factor that the features do not contain.
 
 # %%
 factors = data.test.factors[["class", "x", "y", "scale", "red", "photograph", "crop_scale"]]
@@ -343,19 +353,22 @@ for trained in () if FAST else ("Barlow Twins", "HSIC_SSL"):
 known.style.format("{:.3f}").background_gradient("viridis", vmin=0, vmax=1)
 
 # %% [markdown]
-# The trained encoders contain the digit (`class`), which the views shared: their CKA with it is more than three times that of the pixels and of the
-# untrained encoder. The photograph differed between the views. The pixels contain it, and the trained encoders hardly do.
+# The trained encoders contain the digit (`class`), which the views shared: their CKA with it is more than three times
+# that of the pixels and of the untrained encoder. The photograph differed between the views. The pixels contain it, and
+# the trained encoders hardly do.
 #
-# The place of the digit was not shared either, and the encoder's features still contain part of it. The loss acts on the projections. It reaches
-# the features before the projector only in part. No single accuracy shows this.
+# The place of the digit was not shared either, and the encoder's features still contain part of it. The loss acts on
+# the projections. It reaches the features before the projector only in part. No single accuracy shows this.
 #
 # ## Exercises
 #
-# 1. Give the linear probe the projections instead of the encoder's features. Which contain more about the digit? Why is the projector removed after
-#    training?
-# 2. Probe for `photograph` instead of the digit (`data.train.factors["photograph"]`). Which representation is the best now?
+# 1. Give the linear probe the projections instead of the encoder's features. Which contain more about the digit? Why is
+#    the projector removed after training?
+# 2. Probe for `photograph` instead of the digit (`data.train.factors["photograph"]`). Which representation is the best
+#    now?
 # 3. How much do the bands of the few-label curve shrink with 20 seeds? By what factor should they?
-# 4. Damage the projections yourself: scale the features of one branch, add a constant of 50, or negate one view. Predict the verdict before you call
-#    `diagnose`.
+# 4. Damage the projections yourself: scale the features of one branch, add a constant of 50, or negate one view.
+#    Predict the verdict before you call `diagnose`.
 #
-# **Next:** `10_your_own_data`: your own images, embeddings, networks and training loops. (`05_ablation_batch_size` compares many runs.)
+# **Next:** `10_your_own_data`: your own images, embeddings, networks and training loops. (`05_ablation_batch_size`
+# compares many runs.)

@@ -20,11 +20,12 @@
 # 3. *your own network and your own views*, with the library's training;
 # 4. *your own training loop*, with only a loss from the library.
 #
-# **What you need.** A first course in machine learning, and scikit-learn's `fit` and `transform`. All data here come with
-# scikit-learn, so nothing is downloaded. Put your own data in their place.
+# **What you need.** A first course in machine learning, and scikit-learn's `fit` and `transform`. All data here come
+# with scikit-learn, so nothing is downloaded. Put your own data in their place.
 #
-# Everything here looks at one matrix, $C$. Take two altered versions (*views*) of each image, and a network that turns each view into $d$ numbers, its
-# *features*. $C_{ij}$ is the correlation, over the images, between feature $i$ of one view and feature $j$ of the other. `00_quickstart` introduces it.
+# Everything here looks at one matrix, $C$. Take two altered versions (*views*) of each image, and a network that turns
+# each view into $d$ numbers, its *features*. $C_{ij}$ is the correlation, over the images, between feature $i$ of one
+# view and feature $j$ of the other. `00_quickstart` introduces it.
 
 # %% tags=["parameters"]
 import os
@@ -75,12 +76,13 @@ set_theme()
 #
 # ### In an array
 #
-# Suppose you have handwritten digits as an array `(n, h, w)` (number of images, height, width), and labels for few of them. First use the images
-# without labels. The *estimator* makes two views of each image by random crops and shifts. It trains an encoder so that features of the
-# two views agree while different features stay uncorrelated. Then fit a classifier on the features, with the labels.
+# Suppose you have handwritten digits as an array `(n, h, w)` (number of images, height, width), and labels for few of
+# them. First use the images without labels. The *estimator* makes two views of each image by random crops and shifts.
+# It trains an encoder so that features of the two views agree while different features stay uncorrelated. Then fit a
+# classifier on the features, with the labels.
 #
-# Views say what should *not* matter. The default views mirror half of the images and crop down to a fifth of an image. A mirrored 2 is not a 2, so
-# for digits use other views: no mirror, and only gentle crops.
+# Views say what should *not* matter. The default views mirror half of the images and crop down to a fifth of an image.
+# A mirrored 2 is not a 2, so for digits use other views: no mirror, and only gentle crops.
 
 # %% alt="Ten handwritten digits in two rows, view A and view B: each pair shows the same digit, cropped and shifted differently."
 images, labels = load_digits(return_X_y=True)
@@ -98,11 +100,12 @@ encoder.fit(train_x)  # no labels
 figure = history_figure({"digits": encoder.history_}, len(encoder.correlation_))
 
 # %% [markdown]
-# The left plot shows the loss. The right plots show the mean of the diagonal of $C$ (1 when every feature agrees with itself across the
-# views) and the mean of the other entries. The estimator keeps all of this: `encoder_` is the network, `history_` the curves,
-# `correlation_` the last $C$.
+# The left plot shows the loss. The right plots show the mean of the diagonal of $C$ (1 when every feature agrees with
+# itself across the views) and the mean of the other entries. The estimator keeps all of this: `encoder_` is the
+# network, `history_` the curves, `correlation_` the last $C$.
 #
-# Now fit a classifier with 5 labels for each digit, on the raw pixels and on the encoder's features. Repeat it five times with other labels.
+# Now fit a classifier with 5 labels for each digit, on the raw pixels and on the encoder's features. Repeat it five
+# times with other labels.
 
 
 # %%
@@ -125,10 +128,12 @@ if not FAST:
     assert on_features.mean() > on_pixels.mean(), "features learned without labels give a higher accuracy than pixels"
 
 # %% [markdown]
-# This is one split and one training. It shows that the estimator works, and is not a measurement. `09_linear_evaluation` explains how to measure.
+# This is one split and one training. It shows that the estimator works, and is not a measurement.
+# `09_linear_evaluation` explains how to measure.
 #
-# The estimator follows scikit-learn's rules. A pipeline fits it together with the classifier, `GridSearchCV` searches its settings, and
-# `joblib.dump` stores it. Pipelines often pass flat rows. `image_shape` gives the height and width of the images in these rows:
+# The estimator follows scikit-learn's rules. A pipeline fits it together with the classifier, `GridSearchCV` searches
+# its settings, and `joblib.dump` stores it. Pipelines often pass flat rows. `image_shape` gives the height and width of
+# the images in these rows:
 
 # %%
 model = make_pipeline(
@@ -142,14 +147,14 @@ print(f"pipeline with all {len(train_y)} labels: {score:.3f}")
 assert score > 0.7
 
 # %% [markdown]
-# Without `image_shape` the estimator treats flat rows as a table. Its views then replace some entries of a row by entries of other rows. Use it
-# like this for data that are not images.
+# Without `image_shape` the estimator treats flat rows as a table. Its views then replace some entries of a row by
+# entries of other rows. Use it like this for data that are not images.
 #
 # ### In a folder
 #
-# The folder has one sub-folder for each class, with images of any size and format. The next cell writes such a folder from two photographs
-# that come with scikit-learn, and reads it back. `from_folder` decodes, resizes and splits the images. `train` and the other functions accept
-# what it returns.
+# The folder has one sub-folder for each class, with images of any size and format. The next cell writes such a folder
+# from two photographs that come with scikit-learn, and reads it back. `from_folder` decodes, resizes and splits the
+# images. `train` and the other functions accept what it returns.
 
 # %% alt="Two rows of small square crops read back from the folder: buildings and sky of the photograph china, petals and dark leaves of the photograph flower."
 rng = np.random.default_rng(0)
@@ -175,8 +180,8 @@ assert data.train.images.shape[1:] == (3, 32, 32)
 # %% [markdown]
 # ## 2. Embeddings in a file
 #
-# Suppose a colleague sends you features of the test digits. Are they good? Here are four candidates. The first comes from the encoder
-# above. The other three each have a fault that occurs in practice.
+# Suppose a colleague sends you features of the test digits. Are they good? Here are four candidates. The first comes
+# from the encoder above. The other three each have a fault that occurs in practice.
 
 # %% alt="Scatter plots of four sets of features on their first two principal axes, one color for each digit. The digits form groups for ours and partly for copies; one direction and one point look spread out only because the axes are stretched."
 features = torch.from_numpy(encoder.transform(test_x))
@@ -200,8 +205,9 @@ for ax, (name, z) in zip(axes, candidates.items(), strict=True):
         ax.get_legend().remove()
 
 # %% [markdown]
-# Each plot shows the two directions of largest variance, with their shares in brackets and one color for each digit. Such plots can mislead.
-# The axes are stretched to fill the frame, so collapsed features look as spread out as good ones. `diagnose` measures instead.
+# Each plot shows the two directions of largest variance, with their shares in brackets and one color for each digit.
+# Such plots can mislead. The axes are stretched to fill the frame, so collapsed features look as spread out as good
+# ones. `diagnose` measures instead.
 
 # %% alt="Board of the diagnostics of our features: a line each with its value, verdict and rule. Relative spread, dead features and RankMe are healthy, the features are judged redundant."
 verdicts = {name: diagnose(z).attrs["verdict"] for name, z in candidates.items()}
@@ -212,11 +218,13 @@ assert verdicts["one direction"] == verdicts["copies"] == "dimensional collapse"
 _ = plot_diagnostics(diagnose(candidates["ours"]))
 
 # %% [markdown]
-# A filled circle means that a rule is met, a cross that it is broken. An empty circle is no fault: no rule judges the value, or the verdict is only
-# "redundant". Redundant means that features correlate more than chance explains. It is the mildest verdict, and it is common: our loss decorrelated the 64
-# features of the projector, not these features of the encoder.
+# A filled circle means that a rule is met, a cross that it is broken. An empty circle is no fault: no rule judges the
+# value, or the verdict is only "redundant". Redundant means that features correlate more than chance explains. It is
+# the mildest verdict, and it is common: our loss decorrelated the 64 features of the projector, not these features of
+# the encoder.
 #
-# With two views of the same images `diagnose` measures more. The next cell makes two views of the test images and projects them.
+# With two views of the same images `diagnose` measures more. The next cell makes two views of the test images and
+# projects them.
 
 # %%
 pair = gentle(torch.from_numpy(test_x[:, None]), generator)
@@ -227,15 +235,17 @@ frame.loc[frame["diagnostic"].isin(["mean_diagonal", "alignment", "lidar", "feat
 # %% [markdown]
 # ### One page with everything
 #
-# `write_report` writes one HTML page: the heatmap of $C$, the spectrum, the scatter plot, diagnostics, a linear probe, CKA and tests of independence. The
-# page needs no network, so you can send it to your colleague. On a command line the same is
+# `write_report` writes one HTML page: the heatmap of $C$, the spectrum, the scatter plot, diagnostics, a linear probe,
+# CKA and tests of independence. The page needs no network, so you can send it to your colleague. On a command line the
+# same is
 #
 # ```
 # hsic-lab inspect embeddings.npz
 # hsic-lab inspect view_a.npy view_b.npy --labels labels.csv --output page.html
 # ```
 #
-# It reads `.npy`, `.npz`, `.csv`, `.parquet` and `.safetensors`. Nothing is unpickled: a file that contains Python objects is refused.
+# It reads `.npy`, `.npz`, `.csv`, `.parquet` and `.safetensors`. Nothing is unpickled: a file that contains Python
+# objects is refused.
 
 # %%
 np.savez(FOLDER / "embeddings.npz", z_a=z_a, z_b=z_b, labels=test_y)
@@ -249,8 +259,9 @@ assert "http" not in re.sub(r"base64,[^\"]*", "", text), "the page loads nothing
 #
 # ## 3. Your own network, your own views
 #
-# `train` accepts any `nn.Module` that maps images `(n, c, h, w)` ($n$ images, $c$ channels, height, width) to features `(n, p)`. It also accepts any function
-# that makes two views of a batch of uint8 images with a `torch.Generator`. The function has to do two things:
+# `train` accepts any `nn.Module` that maps images `(n, c, h, w)` ($n$ images, $c$ channels, height, width) to features
+# `(n, p)`. It also accepts any function that makes two views of a batch of uint8 images with a `torch.Generator`. The
+# function has to do two things:
 #
 # * draw all random numbers from that generator, so that a run can be repeated and resumed;
 # * make the views of each image independently of the other images.
@@ -290,15 +301,15 @@ print(f"mean diagonal {before:.2f} -> {after:.2f}; linear probe {probe.accuracy:
 assert run.encoder is mine and after > before and probe.accuracy > 0.8
 
 # %% [markdown]
-# The run is a folder with settings, curves, matrices and weights. To load it again, give `Run.load` an encoder of the same shape: the file holds the
-# weights, but not the code of your module. The estimator of section 1 accepts both too:
+# The run is a folder with settings, curves, matrices and weights. To load it again, give `Run.load` an encoder of the
+# same shape: the file holds the weights, but not the code of your module. The estimator of section 1 accepts both too:
 # `SelfSupervisedEncoder(encoder=mine, views=shifted)`.
 #
 # ## 4. The loss alone
 #
-# If you have a training loop, one line of this library is enough. The losses are modules that take two tensors `(n, d)`, the
-# *projections* of the two views. Their names and arguments are those of the package lightly. The next cell is a whole training. Its images are *scenes*:
-# the two images of a pair share only the handwritten digit in front.
+# If you have a training loop, one line of this library is enough. The losses are modules that take two tensors
+# `(n, d)`, the *projections* of the two views. Their names and arguments are those of the package lightly. The next
+# cell is a whole training. Its images are *scenes*: the two images of a pair share only the handwritten digit in front.
 
 # %% alt="Barlow Twins loss against training step. It starts near the dashed line of independent views at 65 and falls to about 20."
 torch.manual_seed(0)
@@ -326,8 +337,8 @@ ax.set(xlabel="training step", ylabel="Barlow Twins loss")
 _ = ax.legend(frameon=False)
 
 # %% [markdown]
-# Is a loss of 20 good? Compare it with the expected loss of views that have nothing in common, `criterion.expected_if_independent(n, d)` (the
-# dashed line). The method `terms` returns the parts of the loss.
+# Is a loss of 20 good? Compare it with the expected loss of views that have nothing in common,
+# `criterion.expected_if_independent(n, d)` (the dashed line). The method `terms` returns the parts of the loss.
 
 # %%
 with torch.no_grad():
