@@ -245,10 +245,9 @@ assert intervals[64, "10/d"].high < 0
 # width.** With $10/d$ it is less than 60 % of that with $1/d$. The fixed $0.005$ gives more than $1/d$ at the two
 # narrow widths. At $d = 2048$ it gives what $10/d$ gives. So the rule of Tsai et al. (2021) makes widths comparable.
 #
-# The left map shows the mean accuracy, at this learning rate. It follows the diagonal: $10/d$ loses five to eight
-# points against $1/d$ at every width, $0.1/d$ gains one to three and a half, and $0.005$ is ahead of $1/d$ at the
-# narrow widths and behind it at 2048. With five seeds most of these differences are not shown: only the interval for
-# $10/d$ at $d = 64$ leaves out 0.
+# The left map shows the mean accuracy, at this learning rate. $10/d$ loses five to eight points against $1/d$ at every
+# width, $0.1/d$ gains one to three and a half, and $0.005$ is ahead of $1/d$ at the narrow widths and behind it at
+# 2048. With five seeds most of these differences are not shown: only the interval for $10/d$ at $d = 64$ leaves out 0.
 #
 # A comparison of widths with a fixed $\lambda$ therefore also compares different balances of the two sums.
 #

@@ -349,7 +349,7 @@ _ = ax.legend(fontsize="small")
 # The probe is a linear classifier on the encoder's frozen features. It has to say which of 8 places a *test* scene
 # shows: which photograph, left or right half, top or bottom half. Chance is near one in eight.
 #
-# The network is tiny, the images have 16 x 16 pixels, and a run makes a few dozen updates. The sweep shows the
+# The network is tiny, the images have 16 x 16 pixels, and a run makes about a hundred updates. The sweep shows the
 # mechanism. It does not rank values of $\lambda$.
 
 
