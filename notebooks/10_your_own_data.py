@@ -11,19 +11,21 @@
 # ---
 
 # %% [markdown]
-# # Bring your own: images, embeddings, networks, training loops
+# # Your own images, embeddings, networks and training loops
 #
-# **What you will see.** Four doors into the library, one for each thing you may already have:
+# **What you will see.** How to use the library with what you already have:
 #
-# 1. *your own images*, in a folder or an array: features from them with a scikit-learn estimator, in a pipeline;
-# 2. *somebody's embeddings*, in a file: one page of images and a verdict in plain words, from one command;
-# 3. *your own network and your own views*: the library's training around them;
-# 4. *your own training loop*: the loss alone, in five lines of PyTorch.
+# 1. *your own images*, in an array or a folder: features from a scikit-learn estimator, in a pipeline;
+# 2. *embeddings in a file*: one page of plots and a verdict, from one command;
+# 3. *your own network and your own views*, with the library's training;
+# 4. *your own training loop*, with only a loss from the library.
 #
-# **What you need.** A first course in machine learning and scikit-learn's `fit` and `transform`. Here all data ships with
-# scikit-learn, so that nothing is downloaded; wherever you see it, put yours. `00_quickstart` says what the matrix $C$ is
-# that everything here looks at; in short, $C_{ij}$ is the correlation between feature $i$ of one view of the images and
-# feature $j$ of another view of the same images.
+# **What you need.** A first course in machine learning, and scikit-learn's `fit` and `transform`. All data here come
+# with scikit-learn, so nothing is downloaded. Put your own data in their place.
+#
+# Everything here looks at one matrix, $C$. Take two altered versions (*views*) of each image, and a network that turns
+# each view into $d$ numbers, its *features*. $C_{ij}$ is the correlation, over the images, between feature $i$ of one
+# view and feature $j$ of the other. `00_quickstart` introduces it.
 
 # %% tags=["parameters"]
 import os
@@ -33,7 +35,7 @@ from pathlib import Path
 
 FAST = os.environ.get("HSIC_LAB_FAST") == "1"  # shorter training: same cells
 EPOCHS, STEPS = (8, 40) if FAST else (40, 150)
-FOLDER = Path(tempfile.mkdtemp())  # everything that this notebook writes
+FOLDER = Path(tempfile.mkdtemp())  # all files of this notebook
 
 # %%
 import matplotlib.pyplot as plt
@@ -74,34 +76,37 @@ set_theme()
 #
 # ### In an array
 #
-# Say you have 1797 handwritten digits as an array `(n, h, w)`, and labels for few of them. First images without labels:
-# the *estimator* makes two *views* of each image (random crops and shifts of it), and trains an encoder so that features
-# of the two views agree while different features stay uncorrelated. Then a classifier on the features, with the labels.
-# In scikit-learn that is one pipeline.
+# Suppose you have handwritten digits as an array `(n, h, w)` (number of images, height, width), and labels for few of
+# them. First use the images without labels. The *estimator* makes two views of each image by random crops and shifts.
+# It trains an encoder so that features of the two views agree while different features stay uncorrelated. Then fit a
+# classifier on the features, with the labels.
 #
-# Digits have a handedness: a mirrored 2 is no 2. The default views mirror images half of the time, and crop down to a
-# fifth of them. Views say what should *not* matter, so for digits we say it ourselves: no mirror, and only gentle crops.
+# Views say what should *not* matter. The default views mirror half of the images and crop down to a fifth of an image.
+# A mirrored 2 is not a 2, so for digits use other views: no mirror, and only gentle crops.
 
-# %%
+# %% alt="Ten handwritten digits in two rows, view A and view B: each pair shows the same digit, cropped and shifted differently."
 images, labels = load_digits(return_X_y=True)
-images = (images.reshape(-1, 8, 8) / 16).astype(np.float32)  # floats in [0, 1]; uint8 will do as well
+images = (images.reshape(-1, 8, 8) / 16).astype(np.float32)  # floats in [0, 1]; uint8 works too
 train_x, test_x, train_y, test_y = train_test_split(images, labels, test_size=0.3, stratify=labels, random_state=0)
 
 gentle = TwoViews(8, scale=(0.6, 1.0), flip=0.0, brightness=0.2, contrast=0.2)
 view_a, view_b = gentle(torch.from_numpy(train_x[:10, None]), torch.Generator().manual_seed(0))
-plot_pairs(view_a, view_b, n=10);
+_ = plot_pairs(view_a, view_b, n=10)
 
-# %%
+# %% alt="Training curves of the estimator: the loss per feature falls, the mean diagonal of C rises towards 0.9, and the mean off-diagonal entry stays near 0."
 settings = {"views": gentle, "epochs": EPOCHS, "batch_size": 128, "projector": (256, 64), "random_state": 0}
 encoder = SelfSupervisedEncoder(**settings)
 encoder.fit(train_x)  # no labels
-history_figure({"digits": encoder.history_}, len(encoder.correlation_));
+figure = history_figure({"digits": encoder.history_}, len(encoder.correlation_))
 
 # %% [markdown]
-# Left the loss, right what it looks at: the mean of the diagonal of $C$ (1 when every feature agrees with itself across the
-# views) and the mean of everything off it. The estimator keeps all of it: `encoder_` is the network, `history_` the curves
-# above, `correlation_` the last $C$. Now 5 labels for each digit, on raw pixels and on what the encoder makes of them; five
-# times, each with 5 others.
+# The left plot shows the loss. The right plots show the mean of the diagonal of $C$ (1 when every feature agrees with
+# itself across the views) and the mean of the other entries. The estimator keeps all of this: `encoder_` is the
+# network, `history_` the curves, `correlation_` the last $C$.
+#
+# Now fit a classifier with 5 labels for each digit, on the raw pixels and on the encoder's features. Repeat it five
+# times with other labels.
+
 
 # %%
 def few_label_accuracies(train_features, test_features):
@@ -120,13 +125,15 @@ on_features = few_label_accuracies(encoder.transform(train_x), encoder.transform
 for name, accuracies in (("raw pixels", on_pixels), ("features", on_features)):
     print(f"{name:11s} {accuracies.mean():.3f}, from {accuracies.min():.3f} to {accuracies.max():.3f}")
 if not FAST:
-    assert on_features.mean() > on_pixels.mean(), "what was learnt without labels saves labels"
+    assert on_features.mean() > on_pixels.mean(), "features learned without labels give a higher accuracy than pixels"
 
 # %% [markdown]
-# One split and one training: take it as a sign of life, not as a measurement. (`09_linear_evaluation` is about how to measure.)
+# This is one split and one training. It shows that the estimator works, and is not a measurement.
+# `09_linear_evaluation` explains how to measure.
 #
-# The estimator is an ordinary one. A pipeline fits it and the classifier in one go, `GridSearchCV` tries its settings,
-# `joblib.dump` stores it. Pipelines often carry flat rows; `image_shape` says how to fold them:
+# The estimator follows scikit-learn's rules. A pipeline fits it together with the classifier, `GridSearchCV` searches
+# its settings, and `joblib.dump` stores it. Pipelines often pass flat rows. `image_shape` gives the height and width of
+# the images in these rows:
 
 # %%
 model = make_pipeline(
@@ -140,15 +147,16 @@ print(f"pipeline with all {len(train_y)} labels: {score:.3f}")
 assert score > 0.7
 
 # %% [markdown]
-# (Without `image_shape` flat rows are taken for plain tables, and the views replace entries by those of other rows. That is how to use
-# the estimator on data that are no images.)
+# Without `image_shape` the estimator treats flat rows as a table. Its views then replace some entries of a row by
+# entries of other rows. Use it like this for data that are not images.
 #
 # ### In a folder
 #
-# One sub-folder a class, images of any size and format in it. We write such a folder, from two photographs that ship with
-# scikit-learn, and read it back. `from_folder` decodes, resizes, splits; `train` and everything else takes what it returns.
+# The folder has one sub-folder for each class, with images of any size and format. The next cell writes such a folder
+# from two photographs that come with scikit-learn, and reads it back. `from_folder` decodes, resizes and splits the
+# images. `train` and the other functions accept what it returns.
 
-# %%
+# %% alt="Two rows of small square crops read back from the folder: buildings and sky of the photograph china, petals and dark leaves of the photograph flower."
 rng = np.random.default_rng(0)
 for name in ("china.jpg", "flower.jpg"):
     photograph = load_sample_image(name)
@@ -170,21 +178,24 @@ for row, label in zip(axes, (0, 1), strict=True):
 assert data.train.images.shape[1:] == (3, 32, 32)
 
 # %% [markdown]
-# ## 2. Somebody's embeddings
+# ## 2. Embeddings in a file
 #
-# Suppose a colleague sends features of the test digits: are they any good? Here are four candidates, made of what we have.
-# One is our encoder's. In the other three something went wrong that happens in practice.
+# Suppose a colleague sends you features of the test digits. Are they good? Here are four candidates. The first comes
+# from the encoder above. The other three each have a fault that occurs in practice.
 
-# %%
+# %% alt="Scatter plots of four sets of features on their first two principal axes, one color for each digit. The digits form groups for ours and partly for copies; one direction and one point look spread out only because the axes are stretched."
 features = torch.from_numpy(encoder.transform(test_x))
 generator = torch.Generator().manual_seed(0)
 width = features.shape[1]
 noise = torch.randn(len(features), width, generator=generator)
 candidates = {
     "ours": features,
-    "one direction": features[:, :1] * torch.randn(1, width, generator=generator) + 1e-4 * noise,  # dimensions died out
-    "one point": torch.ones_like(features) + 1e-5 * noise,  # the encoder ignores its input
-    "copies": (features @ torch.randn(width, 3, generator=generator)).repeat(1, width // 3),  # features repeat
+    # Only one dimension is left.
+    "one direction": features[:, :1] * torch.randn(1, width, generator=generator) + 1e-4 * noise,
+    # The encoder ignores its input.
+    "one point": torch.ones_like(features) + 1e-5 * noise,
+    # Features repeat.
+    "copies": (features @ torch.randn(width, 3, generator=generator)).repeat(1, width // 3),
 }
 figure, axes = plt.subplots(1, 4, figsize=(14, 3.4), layout="constrained")
 for ax, (name, z) in zip(axes, candidates.items(), strict=True):
@@ -194,23 +205,26 @@ for ax, (name, z) in zip(axes, candidates.items(), strict=True):
         ax.get_legend().remove()
 
 # %% [markdown]
-# Each cloud is drawn on its two directions of largest variance (their shares in brackets), one color a digit. The eye is easily deceived: the axes
-# stretch to fill the frame, so the collapsed clouds look as lively as the healthy one. `diagnose` is not deceived.
+# Each plot shows the two directions of largest variance, with their shares in brackets and one color for each digit.
+# Such plots can mislead. The axes are stretched to fill the frame, so collapsed features look as spread out as good
+# ones. `diagnose` measures instead.
 
-# %%
+# %% alt="Board of the diagnostics of our features: a line each with its value, verdict and rule. Relative spread, dead features and RankMe are healthy, the features are judged redundant."
 verdicts = {name: diagnose(z).attrs["verdict"] for name, z in candidates.items()}
 for name, verdict in verdicts.items():
     print(f"{name:15s} {verdict}")
 assert verdicts["one point"] == "complete collapse"
 assert verdicts["one direction"] == verdicts["copies"] == "dimensional collapse"
-plot_diagnostics(diagnose(candidates["ours"]));
+_ = plot_diagnostics(diagnose(candidates["ours"]))
 
 # %% [markdown]
-# A filled circle is a rule kept, a cross a rule broken, an empty circle a number that no rule judges. "Redundant" is the
-# mildest fault: features correlate more than chance would make them. Networks that were not told to decorrelate *these*
-# features mostly get it (our loss decorrelated the 64 numbers that the projector makes of them).
+# A filled circle means that a rule is met, a cross that it is broken. An empty circle is no fault: no rule judges the
+# value, or the verdict is only "redundant". Redundant means that features correlate more than chance explains. It is
+# the mildest verdict, and it is common: our loss decorrelated the 64 features of the projector, not these features of
+# the encoder.
 #
-# With two views of the same images the diagnostics see more. Images in, two views, features out:
+# With two views of the same images `diagnose` measures more. The next cell makes two views of the test images and
+# projects them.
 
 # %%
 pair = gentle(torch.from_numpy(test_x[:, None]), generator)
@@ -219,40 +233,45 @@ frame = diagnose(z_a, z_b)
 frame.loc[frame["diagnostic"].isin(["mean_diagonal", "alignment", "lidar", "feature_sum_covariance"])]
 
 # %% [markdown]
-# ### One page for all of it
+# ### One page with everything
 #
-# `write_report` puts heatmap, spectrum, cloud, diagnostics, a linear probe, CKA and tests of independence on one HTML page
-# that needs no network, to send back to your colleague. On a command line the same is
+# `write_report` writes one HTML page: the heatmap of $C$, the spectrum, the scatter plot, diagnostics, a linear probe,
+# CKA and tests of independence. The page needs no network, so you can send it to your colleague. On a command line the
+# same is
 #
 # ```
 # hsic-lab inspect embeddings.npz
 # hsic-lab inspect view_a.npy view_b.npy --labels labels.csv --output page.html
 # ```
 #
-# for `.npy`, `.npz`, `.csv`, `.parquet` and `.safetensors`. Nothing is unpickled: a file that holds Python objects is
-# refused.
+# It reads `.npy`, `.npz`, `.csv`, `.parquet` and `.safetensors`. Nothing is unpickled: a file that contains Python
+# objects is refused.
 
 # %%
 np.savez(FOLDER / "embeddings.npz", z_a=z_a, z_b=z_b, labels=test_y)
 page = write_report(read_embeddings(FOLDER / "embeddings.npz"), FOLDER / "page.html")
 text = page.read_text(encoding="utf-8")
 print(f"{page.name}: {len(text) / 1e3:.0f} kB, with the sections {re.findall('<h2>(.*?)</h2>', text)}")
-assert "http" not in re.sub(r"base64,[^\"]*", "", text), "nothing is fetched"
+assert "http" not in re.sub(r"base64,[^\"]*", "", text), "the page loads nothing from a network"
 
 # %% [markdown]
-# Open it in a browser, or here: `from IPython.display import IFrame; IFrame(page, 1000, 600)`.
+# Open the page in a browser, or here: `from IPython.display import IFrame; IFrame(page, 1000, 600)`.
 #
 # ## 3. Your own network, your own views
 #
-# `train` takes any `nn.Module` from images `(n, c, h, w)` to features `(n, p)`, and any function that makes two views of a
-# batch of uint8 images with a `torch.Generator`. Two demands only: draw random numbers from that generator (then a run can be
-# repeated, and resumed), and make the views of each image independently.
+# `train` accepts any `nn.Module` that maps images `(n, c, h, w)` ($n$ images, $c$ channels, height, width) to features
+# `(n, p)`. It also accepts any function that makes two views of a batch of uint8 images with a `torch.Generator`. The
+# function has to do two things:
 #
-# As an example, views that are *shifts* by up to one pixel with a little noise, and a plain network without convolutions.
+# * draw all random numbers from that generator, so that a run can be repeated and resumed;
+# * make the views of each image independently of the other images.
+#
+# The example uses a plain network without convolutions. Its views are *shifts* by up to one pixel with a little noise.
 
-# %%
+
+# %% alt="Heatmaps of C before training and after the last step. Before training all entries are near 0; afterwards the diagonal is near 1 and the other entries are larger than before."
 def shifted(images, generator):
-    """Two views of uint8 `(n, c, h, w)`: each shifted by -1, 0 or 1 pixels both ways, with noise, on the scale [-1, 1]."""
+    """Two views of uint8 `(n, c, h, w)`, each shifted by -1, 0 or 1 pixels both ways, with noise, scaled to [-1, 1]."""
     n, _, height, width = images.shape
     padded = F.pad(normalize(images), (1, 1, 1, 1), value=-1.0)
 
@@ -265,17 +284,16 @@ def shifted(images, generator):
     return view(), view()
 
 
-torch.manual_seed(0)  # `train` seeds what it makes itself; your module is yours
+torch.manual_seed(0)  # `train` seeds the networks that it makes; your own module is made here
 mine = nn.Sequential(nn.Flatten(), nn.Linear(64, 128), nn.BatchNorm1d(128), nn.ReLU(), nn.Linear(128, 96), nn.ReLU())
 data = from_arrays(train_x, train_y, test_x, test_y, name="my digits")
 config = TrainConfig(epochs=EPOCHS, batch_size=128, projector=(128, 48), loss="vicreg", device="cpu")
 run = train(config, FOLDER / "run", data, progress=False, encoder=mine, views=shifted)
-compare_cross_correlations({
-    "before training": run.snapshots[0], f"after {max(run.snapshots)} steps": run.snapshots[max(run.snapshots)],
-});
+last = max(run.snapshots)
+figure = compare_cross_correlations({"before training": run.snapshots[0], f"after {last} steps": run.snapshots[last]})
 
 # %%
-before, after = (run.snapshots[step].diagonal().mean() for step in (0, max(run.snapshots)))
+before, after = (run.snapshots[step].diagonal().mean() for step in (0, last))
 probe = linear_probe(
     extract_features(run.encoder, data.train.images), train_y, extract_features(run.encoder, data.test.images), test_y
 )
@@ -283,17 +301,17 @@ print(f"mean diagonal {before:.2f} -> {after:.2f}; linear probe {probe.accuracy:
 assert run.encoder is mine and after > before and probe.accuracy > 0.8
 
 # %% [markdown]
-# The run is a folder with settings, curves, matrices and weights. To load it again, `Run.load` needs an encoder of the same shape to
-# fill, since a file with numbers does not say what your module is. And the estimator from section 1 takes both too:
+# The run is a folder with settings, curves, matrices and weights. To load it again, give `Run.load` an encoder of the
+# same shape: the file holds the weights, but not the code of your module. The estimator of section 1 accepts both too:
 # `SelfSupervisedEncoder(encoder=mine, views=shifted)`.
 #
 # ## 4. The loss alone
 #
-# If you have a training loop, you need one line of this library. The losses are modules that take two tensors $(n, d)$, the
-# *projections* of the two views. Names and arguments are those of the package lightly. Here is a whole training, on *scenes*:
-# pairs of images whose only common thing is the handwritten digit in front.
+# If you have a training loop, one line of this library is enough. The losses are modules that take two tensors
+# `(n, d)`, the *projections* of the two views. Their names and arguments are those of the package lightly. The next
+# cell is a whole training. Its images are *scenes*: the two images of a pair share only the handwritten digit in front.
 
-# %%
+# %% alt="Barlow Twins loss against training step. It starts near the dashed line of independent views at 65 and falls to about 20."
 torch.manual_seed(0)
 backbone, projector = ConvEncoder(8), MLPProjector([128, 256, 64])
 network = nn.Sequential(backbone, projector)
@@ -304,37 +322,38 @@ scenes, draws = DigitScenes("train"), torch.Generator().manual_seed(0)
 losses = []
 for _ in range(STEPS):
     view_a, view_b = (normalize(view) for view in scenes.pairs(128, draws, shared=("digit",)))
-    z_a, z_b = network(torch.cat([view_a, view_b])).chunk(2)  # one pass: batch normalization sees both views
+    z_a, z_b = network(torch.cat([view_a, view_b])).chunk(2)  # one pass: batch normalization uses both views
     loss = criterion(z_a, z_b)
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
     losses.append(loss.item())
 
+independent = criterion.expected_if_independent(128, 64)
 figure, ax = plt.subplots(figsize=(5.2, 3.2), layout="constrained")
 ax.plot(losses, linewidth=1)
-ax.axhline(criterion.expected_if_independent(128, 64), color="0.4", linestyle="--", linewidth=1, label="independent views, on average")
+ax.axhline(independent, color="0.4", linestyle="--", linewidth=1, label="independent views, on average")
 ax.set(xlabel="training step", ylabel="Barlow Twins loss")
-ax.legend(frameon=False);
+_ = ax.legend(frameon=False)
 
 # %% [markdown]
-# Is a loss of 20 good? Every loss knows what it is for views that have nothing in common: `criterion.expected_if_independent(n, d)`, the
-# dashed line. And `terms` says what it is made of.
+# Is a loss of 20 good? Compare it with the expected loss of views that have nothing in common,
+# `criterion.expected_if_independent(n, d)` (the dashed line). The method `terms` returns the parts of the loss.
 
 # %%
 with torch.no_grad():
     print({name: round(value.item(), 2) for name, value in criterion.terms(z_a, z_b).items()})
     c = cross_correlation(z_a, z_b)
     by_hand = (1 - c.diagonal()).square().sum() + (c.square().sum() - c.diagonal().square().sum()) / 64
-assert abs(by_hand.item() - losses[-1]) < 1e-3 * losses[-1], "nothing else is in the loss"
-assert np.mean(losses[-10:]) < criterion.expected_if_independent(128, 64)
+assert abs(by_hand.item() - losses[-1]) < 1e-3 * losses[-1], "the loss consists of these two terms only"
+assert np.mean(losses[-10:]) < independent
 
 # %% [markdown]
 # ## Exercises
 #
-# 1. In section 1, use the default views (`views=None`). What do mirrored digits cost?
+# 1. In section 1, use the default views (`views=None`). How much accuracy do mirrored digits cost?
 # 2. Give `write_report` raw pixels, flattened. What is the verdict, and which pixels are the dead features?
-# 3. In section 3, make the two views unlike: shift only one of them. Does $C$ care?
-# 4. In section 4, swap the loss for `NTXentLoss(temperature=0.5)`. What else has to change?
+# 3. In section 3, make the two views different: shift only one of them. Does $C$ change?
+# 4. In section 4, replace the loss by `NTXentLoss(temperature=0.5)`. What else do you have to change?
 #
-# **Next:** this is the last notebook. Go back to `00_quickstart` with your own images in place of the scenes.
+# **Next:** this is the last notebook. Go back to `00_quickstart`, with your own images in place of the scenes.
