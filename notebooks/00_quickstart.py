@@ -168,7 +168,7 @@ assert abs(through_the_grams - through_c) < 1e-10 * through_c
 # %% alt="Bar chart of linear-probe accuracy on test scenes. Raw pixels and the untrained encoder are little above chance; Barlow Twins and HSIC_SSL are far higher and close to each other."
 table = demo_probe(runs, data, RUNS / "probe.csv")
 plot_probe(table)
-probe_summary(table).style.format("{:.3f}", subset=["mean", "std"])
+probe_summary(table).round(3)
 
 # %%
 accuracy = probe_summary(table)["mean"]

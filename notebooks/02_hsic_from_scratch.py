@@ -242,6 +242,8 @@ for ax, family in zip(axes, COLORS, strict=True):
 # The linear kernel $k(x, x') = x x'$ detects straight lines only: HSIC with it is the squared covariance. A kernel is called
 # **characteristic** if two different distributions always have different mean bumps. The Gaussian, Laplace and inverse multiquadric
 # kernels are characteristic. With them, HSIC in the limit of many points is 0 *if and only if* $x$ and $y$ are independent.
+#
+# The table shows p-values of the permutation test for 300 points and bandwidth 0.5.
 
 # %%
 x, y = sample("wave", 300, seed=2)
@@ -261,7 +263,7 @@ pvalues = pd.DataFrame(
 characteristic = pvalues.drop(columns="linear")
 assert (characteristic.loc[list(DEPENDENT)] <= 0.01).all(axis=None) and (pvalues.loc["independent"] > 0.05).all()
 assert (pvalues["linear"] > 0.05).all()
-pvalues.style.format("{:.3f}").set_caption("p-value of the permutation test, 300 points, bandwidth 0.5")
+pvalues.round(3)
 
 # %% [markdown]
 # ## 3. The bandwidth
@@ -676,7 +678,7 @@ assert abs(slope + 0.5) < 0.15 and errors["incomplete Cholesky"][-1] < 1e-6
 # `hsic_matrix` computes this table, features by factors, normalized to lie between 0 and 1.
 #
 # The cell trains two small encoders with the two losses of notebook 01 and different random seeds. The views of a pair share **the
-# color of the digit and nothing else**.
+# color of the digit and nothing else**. The heatmaps show the complete tables, and the table below them the means over the features.
 
 # %% alt="Ten pairs of small scenes. The two views of a pair show digits of the same color; digit, position, size and background differ."
 scenes, held_out = DigitScenes("train", size=16), DigitScenes("test", size=16)
@@ -716,7 +718,7 @@ for ax, (title, table) in zip(axes, tables.items(), strict=True):
 axes[-1].set_xlabel("feature, sorted by its strongest factor")
 figure.colorbar(image, ax=axes, label="HSIC, normalized", extend="max", shrink=0.6)
 means = pd.DataFrame({title: table.mean(dim=0) for title, table in tables.items()}, index=factors.columns)
-means.style.format("{:.3f}").set_caption("mean over the features")
+means.round(3)
 
 # %% [markdown]
 # The features of the untrained network depend mostly on the photograph, which covers most of the image. The losses get no information
