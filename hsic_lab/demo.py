@@ -1,4 +1,4 @@
-"""The main job on embedded data: two losses trained, probed and drawn, and the notebook that tells it."""
+"""The main job on embedded data: two losses trained, probed and drawn."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +9,6 @@ import torch
 from matplotlib.figure import Figure
 
 from hsic_lab._io import replace_file
-from hsic_lab._notebooks import execute, to_html
 from hsic_lab.datasets import ImageData, load
 from hsic_lab.evaluation import extract_features, probe_summary, probe_table
 from hsic_lab.plots import compare_cross_correlations, history_figure, plot_probe, set_theme
@@ -19,7 +18,6 @@ from hsic_lab.training._run import WEIGHTS
 
 TITLES = {"barlow_twins": "Barlow Twins", "hsic_ssl": "HSIC_SSL"}
 EPOCHS = 14
-NOTEBOOK = Path("notebooks/00_quickstart.ipynb")
 
 
 def demo_config(loss: str, epochs: int = EPOCHS) -> TrainConfig:
@@ -74,13 +72,11 @@ def demo_figures(runs: Mapping[str, Run], table: pd.DataFrame) -> dict[str, Figu
     }
 
 
-def run_demo(folder: Path = Path("runs/demo"), notebook: Path = NOTEBOOK, epochs: int = EPOCHS) -> list[Path]:
+def run_demo(folder: Path = Path("runs/demo"), epochs: int = EPOCHS) -> list[Path]:
     """Do all of it, print the table, and return the files left in `folder`.
 
-    A second call trains nothing. Raises FileNotFoundError at once if the notebook is not where it should be.
+    A second call trains nothing.
     """
-    if not notebook.is_file():
-        raise FileNotFoundError(f"no notebook {notebook.absolute()}: run the demo in the project's folder")
     folder.mkdir(parents=True, exist_ok=True)
     data = load("digit_scenes")
     runs = demo_runs(folder, data, epochs)
@@ -94,8 +90,4 @@ def run_demo(folder: Path = Path("runs/demo"), notebook: Path = NOTEBOOK, epochs
         replace_file(folder / name, lambda path, figure=figure: figure.savefig(path, dpi=150, format="png"))
         plt.close(figure)
         written.append(folder / name)
-    print("\nExecuting the quickstart notebook ...", flush=True)
-    executed = folder / notebook.name
-    document = execute(notebook, executed, cwd=notebook.parent, environment={"HSIC_LAB_RUNS": str(folder.absolute())})
-    to_html(document, executed.with_suffix(".html"))
-    return [*written, executed, executed.with_suffix(".html"), *(run.folder for run in runs.values())]
+    return [*written, *(run.folder for run in runs.values())]

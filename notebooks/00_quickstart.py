@@ -13,21 +13,25 @@
 # %% [markdown]
 # # Quickstart: two losses, one matrix
 #
-# **What you will see.** Two encoders learn to recognize handwritten digits without ever being told a label. One is trained with
-# *Barlow Twins*, the other with the loss that Tsai et al. (2021) derived by reading Barlow Twins as a statement about the
-# *Hilbert-Schmidt Independence Criterion* (HSIC). Both losses look at one matrix, the cross-correlation $C$ of two views of a
-# batch. We draw it before and after training, check on our own features that its size *is* HSIC, and ask a linear classifier
-# what the two encoders know.
+# You train two encoders to recognize handwritten digits without labels. One uses the *Barlow Twins* loss. The other uses the loss
+# that Tsai et al. (2021, arXiv 2104.13712) derived from the *Hilbert-Schmidt Independence Criterion* (HSIC). Both losses are
+# functions of one matrix: the cross-correlation $C$ between two views of a batch.
 #
-# **What you need.** A first course in machine learning, and a minute: the encoders are read from `runs/demo/` if
-# `make demo` has trained them, else they are trained here (about two minutes on two CPU cores).
+# **What you will do**
+#
+# 1. Draw $C$ before and after training.
+# 2. Check that the sum of its squared entries is the HSIC of the trained features.
+# 3. Measure with a linear classifier what the two encoders have learned.
+#
+# **What you need**: a first course in machine learning. If `make demo` has trained the encoders, the notebook reads them from
+# `runs/demo/` and takes about a minute. Otherwise it trains them first (about two minutes on two CPU cores).
 
 # %% tags=["parameters"]
 import os
 import tempfile
 from pathlib import Path
 
-FAST = os.environ.get("HSIC_LAB_FAST") == "1"  # fewer scenes and steps, for a quick check that all of it runs
+FAST = os.environ.get("HSIC_LAB_FAST") == "1"  # fewer scenes and steps, for a quick check
 RUNS = Path(tempfile.mkdtemp() if FAST else os.environ.get("HSIC_LAB_RUNS", "../runs/demo"))
 EPOCHS, SIZES = (9, {"n_train": 2000, "n_test": 500}) if FAST else (14, {})
 
@@ -48,12 +52,15 @@ set_theme()
 # %% [markdown]
 # ## Pairs of views
 #
-# Self-supervised learning starts from pairs of images that have something in common. Here we choose what that is: a scene
-# shows a real handwritten digit, recolored, scaled and placed somewhere on a piece of a photograph, and **the two views of a
-# pair share the digit and nothing else**. Color, place, size and background are drawn anew. An encoder that finds what the
-# views share has to find the digit. Train and test scenes are made from different digits.
+# Self-supervised learning starts from pairs of images that have something in common. Here each image is a *scene*: a real
+# handwritten digit, colored, scaled and placed on a part of a photograph.
+#
+# The two views of a pair share the digit and nothing else. Color, position, size and background are drawn anew for each view. An
+# encoder that finds what the views share must therefore find the digit. Training and test scenes use different digits.
+#
+# The table below the images lists the factors of variation of the first training scenes.
 
-# %%
+# %% alt="Ten pairs of scenes. The two views of a pair show the same handwritten digit in other colors, sizes and positions on other backgrounds."
 data = load("digit_scenes", **SIZES)
 view_a, view_b = data.scenes.pairs(10, 7, shared=("digit",))
 plot_pairs(view_a, view_b, n=10)
@@ -62,16 +69,19 @@ data.train.factors.head(4)
 # %% [markdown]
 # ## Two encoders, two losses
 #
-# An encoder turns a image into 256 features, a projector turns those into $d = 128$ numbers. For a batch of $n$ pairs this
-# gives two $n \times d$ matrices; shift and scale every column to mean 0 and variance 1 and call them $X$ and $Y$. Then
+# An encoder maps an image to 256 features. A projector maps these to $d = 128$ features. A batch of $n$ pairs gives two
+# $n \times d$ matrices, one for each view. *Standardize* them: shift and scale every column to mean 0 and variance 1. Call the
+# results $X$ (view A) and $Y$ (view B). The cross-correlation matrix and the two losses are
 #
 # $$C = \frac{1}{n} X^\top Y, \qquad
 # L_\text{Barlow Twins} = \sum_i (1 - C_{ii})^2 + \lambda \sum_{i \neq j} C_{ij}^2, \qquad
 # L_\text{HSIC} = \sum_i (1 - C_{ii})^2 + \lambda \sum_{i \neq j} (1 + C_{ij})^2 .$$
 #
-# $C_{ij}$ is the correlation of feature $i$ of view A with feature $j$ of view B. Both losses want every feature to agree with
-# itself across the views (diagonal 1). Barlow Twins wants different features to be uncorrelated (0), the HSIC loss asks for $-1$.
-# Both runs use the report's rule $\lambda = 1/d$ and are otherwise alike.
+# $C_{ij}$ is the correlation of feature $i$ of view A with feature $j$ of view B. The weight $\lambda > 0$ balances the two sums.
+#
+# Both losses ask each feature to agree with itself across the views, $C_{ii} = 1$. For two different features Barlow Twins asks for
+# the correlation 0, and the HSIC loss asks for $-1$. Both runs use $\lambda = 1/d$, as Tsai et al. (2021) do, and have all other
+# settings in common.
 
 # %%
 titles = {"barlow_twins": "Barlow Twins", "hsic_ssl": "HSIC_SSL"}
@@ -82,14 +92,17 @@ for title, run in runs.items():
     print(f"{title}: {run.status}, {run.history['step'].iloc[-1]:.0f} steps on {run.metadata['device']}")
 
 # %% [markdown]
-# ## The matrix before and after
+# ## The matrix before and after training
 #
-# All four panels come from the same 2048 pairs of *test* scenes, before the first training step and after the last one, on one
-# color scale. Before, nothing that an untrained network computes agrees across views that share only a digit: $C$ is nearly 0.
-# After, the diagonal stands out. The entries off it are no longer small, though: 128 features that all speak of one digit cannot be
-# 128 different things, and with $\lambda = 1/d$ both losses accept that. (Longer training or a larger $\lambda$ pushes them down.)
+# All four heatmaps use the same 2048 pairs of *test* scenes and the same color scale.
+#
+# Before training $C$ is close to 0: an untrained network computes nothing that agrees across views that share only a digit.
+#
+# After training the diagonal is close to 1. The off-diagonal entries have grown as well. All 128 features describe one digit, so
+# they cannot all be unrelated, and with $\lambda = 1/d$ both losses accept this. Longer training or a larger $\lambda$ makes these
+# entries smaller.
 
-# %%
+# %% alt="Heatmaps of C for Barlow Twins (top) and HSIC_SSL (bottom), before and after training. Before training all entries are near 0; after training the diagonal is near 1 and the other entries scatter around 0."
 compare_cross_correlations(
     {
         title: {"before training": run.snapshots[0], "after training": run.snapshots[max(run.snapshots)]}
@@ -109,22 +122,25 @@ for title, run in runs.items():
     assert after.diagonal().mean() > before.diagonal().mean() + 0.2
 
 # %% [markdown]
-# ## While training
+# ## During training
 #
-# The target $-1$ off the diagonal cannot be met: $d$ standardized features that agree across the views cannot all be opposed to
-# one another, their mean correlation is at least $-1/(d-1)$, here $-0.008$. So the two losses ask for nearly the same matrix,
-# and the curves show it. (The HSIC loss is larger by about $\lambda d (d-1) = d - 1$, the price of the target that cannot be met.)
+# The target $-1$ cannot be reached by all off-diagonal entries at once. If $d$ standardized features agree across the views, their
+# mean correlation is at least $-1/(d-1)$, here $-0.008$. The two losses therefore ask for nearly the same matrix, and the curves
+# below are nearly the same. The HSIC loss is larger by about $\lambda d (d-1) = d - 1$, the cost of the missed target.
 
-# %%
+# %% alt="Training curves of both losses. The loss per feature falls, the mean diagonal of C rises to about 0.8 for both losses, and the mean off-diagonal entry stays within 0.01 of 0."
 history_figure({title: run.history for title, run in runs.items()}, d);
 
 # %% [markdown]
-# ## The size of C is HSIC
+# ## The sum of squares of C is HSIC
 #
-# HSIC measures how far a joint distribution is from the product of its marginals: it is 0 for independent variables. With the
-# simplest kernel, $k(x, x') = \langle x, x' \rangle$, on standardized features, the estimator of Gretton et al. (2005) is
-# $\operatorname{tr}(KHLH)/n^2$ with two $n \times n$ Gram matrices $K = XX^\top$, $L = YY^\top$, and this is
-# $\lVert C \rVert_F^2 = \sum_{ij} C_{ij}^2$. We compute both on the trained features of 1024 test pairs.
+# HSIC measures how far a joint distribution is from the product of its marginal distributions. It is 0 if the variables are
+# independent. Gretton et al. (2005) estimate it by $\operatorname{tr}(KHLH)/n^2$. Here $K$ and $L$ are the two $n \times n$ matrices
+# of similarities between the samples of a view (*Gram matrices*), and $H = I - \frac1n \mathbf 1 \mathbf 1^\top$ subtracts means.
+#
+# The simplest similarity is the scalar product, $k(x, x') = \langle x, x' \rangle$. On standardized features it gives
+# $K = XX^\top$ and $L = YY^\top$, and the estimate equals $\lVert C \rVert_F^2 = \sum_{ij} C_{ij}^2$. You can compute both on the
+# trained features of 1024 test pairs.
 
 # %%
 run = runs["Barlow Twins"]
@@ -139,19 +155,20 @@ print(f"tr(KHLH)/n^2 = {through_the_grams:.12f}\n||C||_F^2    = {through_c:.12f}
 assert abs(through_the_grams - through_c) < 1e-10 * through_c
 
 # %% [markdown]
-# Nobody drew negative pairs to get this number: centring (the matrix $H$) puts all permutations of the batch in their place. That
-# is the report's reading of Barlow Twins as *contrastive learning without negative samples*; notebook 01 takes it apart.
+# No negative pairs were drawn for this number. The matrix $H$ subtracts the mean over all permutations of the batch, and this mean
+# takes the place of negative pairs. For this reason Tsai et al. (2021) call Barlow Twins *contrastive learning without negative
+# samples*. Notebook 01 explains this step by step.
 #
-# ## What the encoders know
+# ## What the encoders have learned
 #
-# The usual judge of self-supervised features is a *linear probe*: freeze the encoder, fit a linear classifier to its 256
-# features on labelled training scenes, and measure accuracy on test scenes, whose digits no part of the system has seen. Dots are
-# three random halves of the training scenes; the penalty is chosen on a validation part of the subset.
+# A *linear probe* is the usual test of self-supervised features. Freeze the encoder, fit a linear classifier to its 256 features on
+# labeled training scenes, and measure its accuracy on test scenes. The dots show three random halves of the training scenes. The
+# penalty of the classifier is chosen on a validation part of each half.
 
-# %%
+# %% alt="Bar chart of linear-probe accuracy on test scenes. Raw pixels and the untrained encoder are little above chance; Barlow Twins and HSIC_SSL are far higher and close to each other."
 table = demo_probe(runs, data, RUNS / "probe.csv")
 plot_probe(table)
-probe_summary(table).style.format("{:.3f}", subset=["mean", "std"])
+probe_summary(table).round(3)
 
 # %%
 accuracy = probe_summary(table)["mean"]
@@ -165,14 +182,15 @@ if not FAST:
 print(f"HSIC_SSL minus Barlow Twins: {100 * (accuracy['HSIC_SSL'] - accuracy['Barlow Twins']):+.1f} points, one training seed each")
 
 # %% [markdown]
-# Pixels and random features say little about the digit; both losses make an encoder that knows it, without a label, and they are
-# close to each other, as the report claims. One seed each is no proof that they are equal.
+# Raw pixels and the features of an untrained encoder say little about the digit. Both losses train an encoder that recognizes it
+# without labels. Their accuracies are close to each other, as Tsai et al. (2021) report. One training seed for each loss does not
+# show that they are equal.
 #
 # ## Exercises
 #
-# 1. Let the views share the background instead: `replace(demo_config("barlow_twins"), shared=("background",))` with
-#    `from dataclasses import replace`. What does the probe on digits say now? Why?
-# 2. Pass `limit=0.3` to the heatmaps. What does it show, what does it hide?
-# 3. Correlate the view A of one encoder with the view B of the other: `cross_correlation` of projections from the two runs. Is there a diagonal?
+# 1. Let the views share the background instead of the digit: `replace(demo_config("barlow_twins"), shared=("background",))` with
+#    `from dataclasses import replace`. What accuracy does the probe on digits reach now, and why?
+# 2. Pass `limit=0.3` to the heatmaps. What do you see better, and what is hidden?
+# 3. Compute `cross_correlation` between view A of one encoder and view B of the other encoder. Does $C$ have a diagonal?
 #
-# **Next:** `01_barlow_twins_is_hsic` goes from the definition of HSIC to the loss, every step a cell that checks it.
+# **Next:** `01_barlow_twins_is_hsic` goes from the definition of HSIC to the loss and checks every step in code.

@@ -13,29 +13,34 @@
 # %% [markdown]
 # # HSIC from scratch
 #
-# Correlation asks one question: do two variables rise and fall along a straight line? Two variables can be tied together
-# tightly and answer no. The *Hilbert-Schmidt Independence Criterion* (HSIC; Gretton et al. 2005) asks the general
-# question, *are pairs that are alike in $x$ also alike in $y$?*, and its answer is 0 for independent variables only.
+# Correlation measures one kind of dependence: do two variables rise and fall along a straight line? Two variables can depend
+# strongly on each other and still have the correlation 0. The *Hilbert-Schmidt Independence Criterion* (HSIC; Gretton et al. 2005)
+# measures dependence in general: *are pairs that are similar in $x$ also similar in $y$?* With a suitable kernel it is 0 only for
+# independent variables.
 #
 # **What you will see**
 #
-# 1. Four shapes with correlation 0 that are anything but independent, and HSIC noticing all four.
-# 2. HSIC built by hand: similarities, a table of them, centring, one product. Then where in the plane the evidence lies.
-# 3. What the bandwidth of a kernel does, with a slider, and what is left in the limits 0 and $\infty$.
-# 4. Estimators with and without bias; null distributions; p-values; how often four tests are right.
-# 5. Choosing bandwidths honestly; tests within groups; fast approximations.
-# 6. HSIC at work on networks: which feature knows which cause, and CKA between two trained encoders.
+# 1. Four shapes with correlation 0 that are dependent, and the result of an HSIC test on each.
+# 2. HSIC by hand: similarities, the matrix of similarities, centering, one product. Then where in the plane the dependence lies.
+# 3. The effect of a kernel's bandwidth, with a slider, and the limits 0 and $\infty$.
+# 4. Estimators with and without bias.
+# 5. Null distributions and p-values.
+# 6. Level and power of four tests.
+# 7. Bandwidths chosen without invalid p-values.
+# 8. Tests within groups.
+# 9. Fast approximations for large samples.
+# 10. HSIC between the features of a network and the factors of variation of its images.
+# 11. CKA, a comparison of two trained networks.
 #
-# **What you need**: mean, variance, correlation, the matrix product; a little patience with one formula. Nothing is
-# downloaded. Claims are asserted where they are made, so that a page with a wrong one could not have been built. Where a
-# claim is about chance, it is checked on many draws and may miss by at most four standard errors.
+# **What you need**: mean, variance, correlation and the matrix product. Nothing is downloaded. The code asserts every claim. A claim
+# about random data is checked on many draws and may deviate by at most four standard errors.
 
 # %% tags=["parameters"]
 import os
 import tempfile
 from pathlib import Path
 
-FAST = os.environ.get("HSIC_LAB_FAST") == "1"  # fewer draws and smaller samples, for a quick check: same cells
+FAST = os.environ.get("HSIC_LAB_FAST") == "1"  # fewer draws and smaller samples, for a quick check
 DRAWS = 200 if FAST else 500  # simulated samples where one costs a millisecond
 POWER_DRAWS, POWER_ROWS = (12, (25, 50, 100)) if FAST else (30, (25, 50, 100, 200))
 RUNS = Path(tempfile.mkdtemp() if FAST else os.environ.get("HSIC_LAB_RUNS", "../runs")) / "hsic_from_scratch"
@@ -55,20 +60,19 @@ from IPython.display import display
 from hsic_lab.cka import MinibatchCKA, cka
 from hsic_lab.compare import compare_models
 from hsic_lab.datasets import DigitScenes, ImageData
+from hsic_lab.encoders import ConvEncoder
 from hsic_lab.evaluation import extract_features
 from hsic_lab.hsic import hsic, hsic_matrix
-from hsic_lab.hsic._estimators import center
 from hsic_lab.independence import aggregated_test, block_test, gamma_test, permutation_test, spectral_test
 from hsic_lab.kernels import Gaussian, InverseMultiquadric, Laplace, Linear, factor, median_distance
 from hsic_lab.plots import plot_cka, plot_pairs, set_theme
-from hsic_lab.plots._canvas import DIVERGING, PALETTE, SEQUENTIAL
 from hsic_lab.training import TrainConfig, train_or_load
-from hsic_lab.training._networks import build_networks
 
 set_theme()
-torch.set_num_threads(1)  # thousands of tiny problems follow: threads would spend their time waiting for one another
-close = partial(torch.allclose, rtol=1e-10, atol=1e-12)  # "equal", on this page
-plain = partial(torch.randn, dtype=torch.float64)  # standard normal numbers
+PALETTE = plt.rcParams["axes.prop_cycle"].by_key()["color"]
+torch.set_num_threads(1)  # for thousands of small problems, several threads are slower than one
+close = partial(torch.allclose, rtol=1e-10, atol=1e-12)  # the tolerance of every identity
+normal = partial(torch.randn, dtype=torch.float64)
 
 
 def seeded(seed):
@@ -78,14 +82,16 @@ def seeded(seed):
 # %% [markdown]
 # ## 1. Dependence that correlation misses
 #
-# Four ways to draw a point $(x, y)$: on a wave, on a circle, on a parabola, and in a square that stands on its corner
-# (two independent sources, rotated by 45 degrees: the mixture that *independent component analysis* takes apart). Every
-# coordinate has variance 1, then a little round noise is added. In all four the correlation of $x$ and $y$ is exactly 0,
-# because mirroring $x \to -x$ leaves the image as it is. A fifth family is independent, for comparison.
+# The cell below draws points $(x, y)$ from four shapes: a wave, a circle, a parabola, and a square rotated by 45 degrees. (The square
+# is a mixture of two independent sources, as in *independent component analysis*.) Every coordinate has variance 1, and a little
+# normal noise is added.
+#
+# In all four shapes the correlation of $x$ and $y$ is exactly 0, because the reflection $x \to -x$ does not change the distribution.
+# A fifth family is independent, for comparison.
 
-# %%
+# %% alt="Five scatter plots: wave, circle, parabola, rotated square and independent points. Each title gives a correlation near 0 and the p-value of HSIC, which is small for the four shapes and large for the independent points."
 def sample(family, n, seed, noise=0.1, frequency=2):
-    """n points of a family: x and y, both (n, 1), of variance 1 + noise^2."""
+    """Draw n points of a family: x and y of shape (n, 1) and variance 1 + noise^2."""
     generator = seeded(seed)
     u, v = 2 * torch.rand(2, n, 1, generator=generator, dtype=torch.float64) - 1  # uniform on [-1, 1]
     x, y = {
@@ -95,7 +101,7 @@ def sample(family, n, seed, noise=0.1, frequency=2):
         "rotated": (1.5**0.5 * (u + v), 1.5**0.5 * (u - v)),
         "independent": (3**0.5 * u, 3**0.5 * v),
     }[family]
-    return x + noise * plain(n, 1, generator=generator), y + noise * plain(n, 1, generator=generator)
+    return x + noise * normal(n, 1, generator=generator), y + noise * normal(n, 1, generator=generator)
 
 
 def correlation(x, y):
@@ -108,16 +114,18 @@ COLORS = dict(zip((*DEPENDENT, "independent"), PALETTE, strict=False))
 figure, axes = plt.subplots(1, 5, figsize=(13.5, 3.1), sharex=True, sharey=True, layout="constrained")
 for ax, family in zip(axes, COLORS, strict=True):
     x, y = sample(family, 400, seed=0)
-    found = permutation_test(x, y)  # its kernel, if none is given, is Gaussian
+    found = permutation_test(x, y)  # with Gaussian kernels by default
     ax.plot(x, y, ".", color=COLORS[family], alpha=0.6)
     ax.set(title=f"{family}\ncorrelation {correlation(x, y):+.2f}\np-value of HSIC {found.pvalue:.3f}", xlabel="$x$")
     assert (found.pvalue < 0.01) == (family != "independent")
 axes[0].set_ylabel("$y$");
 
 # %% [markdown]
-# The p-value is the probability that independent variables would look at least as dependent as these (section 5 derives it);
-# 0.001 is the smallest that this test can give. It is tiny for all four shapes and not for the fifth; section 3 shows why the wave
-# is the hardest of them. That the correlation is 0 is a fact about the families, so it should hold on average over samples:
+# The p-value is the probability that independent variables look at least as dependent as these (section 5 defines it). The smallest
+# value that this test can give is 0.001. The p-value is below 0.01 for the four shapes and large for the independent family. Section
+# 3 explains why the wave is the most difficult shape.
+#
+# The correlation of a sample is not exactly 0, but over many samples its mean is:
 
 # %%
 for family in DEPENDENT:
@@ -129,19 +137,24 @@ for family in DEPENDENT:
 # %% [markdown]
 # ## 2. HSIC by hand
 #
-# **A kernel is a rule of similarity.** The Gaussian kernel gives $k(x, x') = \exp(-(x - x')^2 / 2\sigma^2)$: 1 for equal
-# points, less the further apart they are, and nearly 0 beyond three **bandwidths** $\sigma$. Comparing all $n$ points with
-# one another gives the **Gram matrix** $K$, $K_{ij} = k(x_i, x_j)$. The $y$-coordinates of the same points give a second
-# one, $L$, with a bandwidth of its own.
+# **A kernel measures similarity.** The Gaussian kernel is $k(x, x') = \exp(-(x - x')^2 / 2\sigma^2)$. It is 1 for equal points and
+# falls with the distance. Beyond three **bandwidths** $\sigma$ it is nearly 0. The similarities of all $n$ points form the **Gram
+# matrix** $K$ with $K_{ij} = k(x_i, x_j)$. The $y$-coordinates of the same points give a second Gram matrix $L$, from a kernel $l$
+# with its own bandwidth.
 #
-# **Centring.** Overall levels say nothing about dependence. $HKH$ with $H = I - \frac1n \mathbf 1 \mathbf 1^\top$
-# ($I$ the identity, $\mathbf 1$ the column of $n$ ones) is the table with row and column means subtracted.
+# **Centering.** Overall levels say nothing about dependence. Let $H = I - \frac1n \mathbf 1 \mathbf 1^\top$, where $I$ is the identity
+# and $\mathbf 1$ the column of $n$ ones. Then $HKH$ is $K$ with row and column means subtracted.
 #
-# **HSIC is the inner product of the two centered tables**: multiply cell by cell and take the mean over all $n^2$ cells,
+# **HSIC is the mean product of the two centered matrices.** Multiply them entry by entry and take the mean over all $n^2$ entries:
 #
 # $$\mathrm{HSIC} = \frac1{n^2}\sum_{i,j} (HKH)_{ij}\,(HLH)_{ij} = \frac1{n^2}\,\mathrm{tr}(KHLH).$$
 
 # %%
+def center(gram):
+    """Subtract the means of the rows and columns: HKH."""
+    return gram - gram.mean(dim=0) - gram.mean(dim=1, keepdim=True) + gram.mean()
+
+
 def hsic_from_scratch(x, y, sigma_x, sigma_y):
     n = len(x)
     k = torch.exp(-((x - x.T) ** 2) / (2 * sigma_x**2))
@@ -156,12 +169,18 @@ for family in COLORS:
     print(f"{family:12} by hand {by_hand:.12f}   library {by_library:.12f}")
     assert close(by_hand, by_library)
 
-# %% [markdown]
-# Here are the tables for the parabola, points sorted by $x$. Neighbors in $x$ lie along the diagonal. In $y$ a point is alike
-# with its neighbors *and* with those at $-x$: an X. Red in the last two images is a pair of points whose likeness, or
-# unlikeness, in $x$ is confirmed in $y$; the mean of the image is HSIC. With $y$ shuffled, the pattern dissolves.
+k = Gaussian(0.5)(x)
+h = torch.eye(len(k), dtype=k.dtype) - 1 / len(k)
+assert close(center(k), h @ k @ h)
 
-# %%
+# %% [markdown]
+# The next heatmaps show these matrices for the parabola, with the points sorted by $x$. Points that are close in $x$ lie along the
+# diagonal. In $y$ a point is similar to its neighbors and to the points near $-x$, which gives the shape of an X.
+#
+# In the last two heatmaps, a red entry is a pair of points that is more similar than average in both $x$ and $y$, or less similar in
+# both. The mean of the entries is HSIC. With $y$ shuffled the pattern disappears.
+
+# %% alt="Five heatmaps for the parabola over pairs of points sorted by x: K with a red band along the diagonal, HKH, HLH with an X, their product with a positive mean, and the product for shuffled y, where the pattern is gone."
 x, y = sample("parabola", 200, seed=0)
 order = x[:, 0].argsort()
 x, y = x[order], y[order]
@@ -171,32 +190,32 @@ gram_x, gram_y, gram_shuffled = center(kernel(x)), center(kernel(y)), center(ker
 
 figure, axes = plt.subplots(1, 5, figsize=(13.5, 3.1), sharey=True, layout="constrained")
 panels = {
-    "$K$: alike in $x$?": kernel(x), "$HKH$": gram_x, "$HLH$": gram_y,
+    "$K$: similarity in $x$": kernel(x), "$HKH$": gram_x, "$HLH$": gram_y,
     f"product, mean {(gram_x * gram_y).mean():.4f}": gram_x * gram_y,
     f"$y$ shuffled, mean {(gram_x * gram_shuffled).mean():.4f}": gram_x * gram_shuffled,
 }
 for ax, (title, matrix) in zip(axes, panels.items(), strict=True):
     limit = 0.25 if "mean" in title else 1
-    ax.imshow(matrix, cmap=DIVERGING, vmin=-limit, vmax=limit, interpolation="nearest")
+    ax.imshow(matrix, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
     ax.set(title=title, xlabel="point, sorted by $x$", xticks=[], yticks=[])
 assert close((gram_x * gram_y).mean(), hsic(x, y, kernel, kernel))
 assert hsic(x, shuffled, kernel, kernel) < 0.1 * hsic(x, y, kernel, kernel)
 
 # %% [markdown]
-# ### Where the evidence lies
+# ### Where the dependence lies
 #
-# There is a second image of the same number, in the plane of the data. Put a bump $k(x, \cdot)\, l(y, \cdot)$ on every
-# observed pair, and take away the mean of the bumps on *all permutations* $(x_i, y_j)$, which is what independence would
-# look like. What is left is the **witness function**
+# The same number can be shown in the plane of the data. Put a bump $k(x_i, \cdot)\, l(y_i, \cdot)$ on every observed pair. Subtract
+# the mean of the bumps on *all permuted pairs* $(x_i, y_j)$, which is what you would see under independence. The difference is the
+# **witness function**
 #
-# $$w(s, t) = \frac1n \sum_i k(x_i, s)\, l(y_i, t) - \frac1n \sum_i k(x_i, s) \cdot \frac1n \sum_j l(y_j, t),$$
+# $$w(s, t) = \frac1n \sum_i k(x_i, s)\, l(y_i, t) - \frac1n \sum_i k(x_i, s) \cdot \frac1n \sum_j l(y_j, t) .$$
 #
-# red where there are more pairs than independence would put there, blue where there are fewer. Its mean over the observed pairs
-# minus its mean over all permutations is again HSIC: nobody had to draw negative examples, the permutations are in the formula.
+# It is red where there are more pairs than under independence, and blue where there are fewer. Its mean over the observed pairs minus
+# its mean over all permuted pairs is again HSIC. You do not need to draw negative pairs: the formula contains all permuted pairs.
 
-# %%
+# %% alt="Five maps of the witness function behind the points of each shape: red along the shape and blue beside it; for independent points there is no clear pattern."
 def witness(x, y, kernel_x, kernel_y, s, t):
-    """w at every (s_a, t_b): (a, b)."""
+    """Return w at every (s_a, t_b), as a matrix (a, b)."""
     k, l = kernel_x.fit(x)(s, x), kernel_y.fit(y)(t, y)
     return k @ l.T / len(x) - k.mean(dim=1)[:, None] * l.mean(dim=1)
 
@@ -205,7 +224,7 @@ def draw_witness(ax, x, y, kernel_x, kernel_y, title):
     at = torch.linspace(-2.4, 2.4, 60, dtype=torch.float64)[:, None]
     w = witness(x, y, kernel_x, kernel_y, at, at)
     limit = w.abs().max()
-    ax.imshow(w.T, cmap=DIVERGING, vmin=-limit, vmax=limit, origin="lower", extent=(-2.4, 2.4, -2.4, 2.4))
+    ax.imshow(w.T, cmap="RdBu_r", vmin=-limit, vmax=limit, origin="lower", extent=(-2.4, 2.4, -2.4, 2.4))
     ax.plot(x, y, ".", color="black", markersize=2, alpha=0.5)
     ax.set(title=title, xlim=(-2.4, 2.4), ylim=(-2.4, 2.4), xticks=[], yticks=[])
 
@@ -214,15 +233,17 @@ figure, axes = plt.subplots(1, 5, figsize=(13.5, 3), layout="constrained")
 for ax, family in zip(axes, COLORS, strict=True):
     x, y = sample(family, 400, seed=0)
     draw_witness(ax, x, y, kernel, kernel, family)
-    w = witness(x, y, kernel, kernel, x, y)  # (n, n): its diagonal holds the observed pairs
+    w = witness(x, y, kernel, kernel, x, y)  # (n, n), with the observed pairs on the diagonal
     assert close(w.diagonal().mean() - w.mean(), hsic(x, y, kernel, kernel))
 
 # %% [markdown]
-# ### Which kernels see everything
+# ### Which kernels detect every dependence
 #
-# The linear kernel $k(x, x') = x x'$ sees straight lines only: HSIC with it is the squared covariance. A kernel is called
-# **characteristic** if a distribution can be told from its mean bump. The Gaussian, Laplace and inverse multiquadric
-# kernels are, and for them HSIC, in the limit of many points, is 0 *if and only if* $x$ and $y$ are independent.
+# The linear kernel $k(x, x') = x x'$ detects straight lines only: HSIC with it is the squared covariance. A kernel is called
+# **characteristic** if two different distributions always have different mean bumps. The Gaussian, Laplace and inverse multiquadric
+# kernels are characteristic. With them, HSIC in the limit of many points is 0 *if and only if* $x$ and $y$ are independent.
+#
+# The table shows p-values of the permutation test for 300 points and bandwidth 0.5.
 
 # %%
 x, y = sample("wave", 300, seed=2)
@@ -242,19 +263,20 @@ pvalues = pd.DataFrame(
 characteristic = pvalues.drop(columns="linear")
 assert (characteristic.loc[list(DEPENDENT)] <= 0.01).all(axis=None) and (pvalues.loc["independent"] > 0.05).all()
 assert (pvalues["linear"] > 0.05).all()
-pvalues.style.format("{:.3f}").set_caption("p-value of the permutation test, 300 points, bandwidth 0.5")
+pvalues.round(3)
 
 # %% [markdown]
 # ## 3. The bandwidth
 #
-# The bandwidth $\sigma$ says what counts as near. The customary choice is the **median rule**: the median distance
-# between two different points, for $x$ and for $y$ separately. It puts the kernel on the scale of the data, and it is a
-# rule of thumb, not an optimum. Both ends can be worked out.
+# The bandwidth $\sigma$ sets which points count as similar. The usual choice is the **median rule**: the median distance between two
+# different points, for $x$ and for $y$ separately. It adapts the kernel to the scale of the data. It is a rule of thumb and not an
+# optimum. Both limits are known.
 #
-# * $\sigma \to \infty$: everything is near, $k \approx 1 - (x - x')^2 / 2\sigma^2$. Centring removes whatever
-#   depends on one point alone, $x x' / \sigma^2$ remains: the linear kernel.
-#   So $\sigma_x^2\, \sigma_y^2\, \mathrm{HSIC} \to \mathrm{HSIC}_\text{linear}$, and the test goes blind in the way of correlation.
-# * $\sigma \to 0$: nothing is near but a point to itself, $K = L = I$, and $\mathrm{HSIC} \to (n-1)/n^2$ whatever the data are.
+# * $\sigma \to \infty$: all points are similar, $k \approx 1 - (x - x')^2 / 2\sigma^2$. Centering removes every term that depends on
+#   one point only, and $x x' / \sigma^2$ remains, the linear kernel. So
+#   $\sigma_x^2\, \sigma_y^2\, \mathrm{HSIC} \to \mathrm{HSIC}_\text{linear}$ for the bandwidths $\sigma_x$ and $\sigma_y$ of the two
+#   kernels, and the test detects only correlation.
+# * $\sigma \to 0$: a point is similar only to itself, $K = L = I$, and $\mathrm{HSIC} \to (n-1)/n^2$ for all data.
 
 # %%
 x, y = sample("parabola", 200, seed=3)
@@ -267,13 +289,13 @@ assert abs(scaled / linear - 1) < 1e-4
 assert close(hsic(x, y, Gaussian(1e-7), Gaussian(1e-7)), torch.tensor(199 / 200**2, dtype=torch.float64))
 
 # %% [markdown]
-# HSIC values at different bandwidths cannot be compared as they are. What can be compared is how far HSIC lies above
-# what shuffled pairs would give, in standard deviations of the shuffled values; both moments are known exactly.
-# The curves below show this $z$ over the bandwidth, in multiples of the median rule.
+# HSIC values at different bandwidths are not comparable. A comparable number is
+# $z = (\mathrm{HSIC} - \text{mean}) / \text{standard deviation}$, where mean and standard deviation are those of HSIC over all
+# shuffles of $y$. Exact formulas for both exist. The curves below show $z$ against the bandwidth, in multiples of the median rule.
 
-# %%
+# %% alt="Curves of z against the bandwidth for five shapes on a logarithmic axis. Each dependent shape has a maximum at or below the median rule, and all curves are low at large bandwidths."
 def z_score(x, y, scale, kernel=Gaussian):
-    """(HSIC - mean) / standard deviation of HSIC under all n! shuffles of y, at `scale` times the median rule."""
+    """Return z at `scale` times the median rule."""
     kernel_x, kernel_y = (kernel(scale * kernel().fit(v).bandwidth) for v in (x, y))
     found = gamma_test(x, y, kernel_x, kernel_y)
     return (found.statistic - found.distribution.mean()) / found.distribution.std()
@@ -287,9 +309,9 @@ for family in COLORS:
     z = np.array([z_score(x, y, scale) for scale in scales])
     best[family] = scales[z.argmax()]
     ax.plot(scales, z, color=COLORS[family], label=family)
-    assert z[-1] < 4  # blind, whatever the shape
+    assert z[-1] < 4  # no shape is detected
     if family != "independent":
-        assert z.max() > 6 and z[0] < z.max() / 2  # a bandwidth in between is best
+        assert z.max() > 6 and z[0] < z.max() / 2  # the best bandwidth is in between
 ax.axvline(1, color="0.4", linewidth=1, linestyle=":")
 ax.set(xscale="log", xlabel=r"bandwidth $\sigma$ / median distance (dotted: the median rule)", ylabel="$z$")
 ax.set_yscale("symlog", linthresh=5)
@@ -300,15 +322,19 @@ print("best bandwidth / median:", {family: round(float(best[family]), 2) for fam
 assert 2 * best["wave"] < best["rotated"] < 1
 
 # %% [markdown]
-# No bandwidth is best for all: the wave asks for a quarter of the median distance, the rotated square for twice as much. In a live notebook
-# the next cell has three controls; on a printed page the stills below it show the same. Watch the witness: small bandwidths see every point for itself, large ones only the grand trend.
+# No single bandwidth is best for all shapes. The best bandwidth of the wave is a quarter of the median distance, that of the rotated
+# square more than half of it.
+#
+# In a live notebook the next cell has three controls: shape, kernel and bandwidth. The static page shows its first state. The figure
+# after it shows the witness function for several bandwidths. With a small bandwidth it follows single points, with a large bandwidth
+# only the overall trend.
 
-# %%
+# %% alt="First state of the controls: the centered Gram matrices HKH and HLH of the wave with the median rule, and the witness function behind the points."
 KERNELS = {"Gaussian": Gaussian, "Laplace": Laplace, "inverse multiquadric": InverseMultiquadric}
 
 
 def explore(family, kernel, scale):
-    """One shape, one kernel, one bandwidth: the tables, the witness, and what the test says."""
+    """Draw the Gram matrices and the witness function of one shape, kernel and bandwidth."""
     x, y = sample(family, 200, seed=4, noise=0.2)
     order = x[:, 0].argsort()
     x, y = x[order], y[order]
@@ -317,7 +343,7 @@ def explore(family, kernel, scale):
     for ax, title, gram in zip(axes, ("$HKH$", "$HLH$"), (kernel_x(x), kernel_y(y)), strict=False):
         gram = center(gram)
         limit = gram.abs().max()
-        ax.imshow(gram, cmap=DIVERGING, vmin=-limit, vmax=limit, interpolation="nearest")
+        ax.imshow(gram, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
         ax.set(title=title, xticks=[], yticks=[])
     draw_witness(axes[2], x, y, kernel_x, kernel_y, f"$z$ = {z_score(x, y, scale, KERNELS[kernel]):.1f}")
     plt.show()
@@ -330,12 +356,12 @@ display(
     )
 )
 
-# %%
-stills = (0.05, 0.2, 1, 5, 50)
-figure, axes = plt.subplots(4, len(stills), figsize=(12, 9.8), layout="constrained")
+# %% alt="Grid of witness functions: four shapes in rows, five bandwidths from 0.05 to 50 times the median in columns. Small bandwidths show single points, large ones only a smooth trend."
+multiples = (0.05, 0.2, 1, 5, 50)
+figure, axes = plt.subplots(4, len(multiples), figsize=(12, 9.8), layout="constrained")
 for row, family in zip(axes, DEPENDENT, strict=True):
     x, y = sample(family, 200, seed=4, noise=0.2)
-    for ax, scale in zip(row, stills, strict=True):
+    for ax, scale in zip(row, multiples, strict=True):
         kernel_x, kernel_y = (Gaussian(scale * median_distance(v)) for v in (x, y))
         draw_witness(ax, x, y, kernel_x, kernel_y, f"{scale} x median, $z$ = {z_score(x, y, scale):.1f}")
     row[0].set_ylabel(family)
@@ -343,22 +369,23 @@ for row, family in zip(axes, DEPENDENT, strict=True):
 # %% [markdown]
 # ## 4. Bias: independent data do not give 0
 #
-# In $\mathrm{tr}(KHLH)/n^2$ every point is also compared with itself, $K_{ii} = 1$. That makes HSIC positive even for
-# independent variables, by an amount that is known: if $m_x$ is the mean of $k(x, x')$ over independent $x, x'$,
+# In $\mathrm{tr}(KHLH)/n^2$ every point is also compared with itself, and $K_{ii} = 1$. This makes HSIC positive even for independent
+# variables. Let $m_x$ be the mean of $k(x, x')$ over independent $x, x'$, and $m_y$ the same for $y$ and $l$. Then
 #
-# $$E[\mathrm{HSIC}] = \frac{n-1}{n^2}\,(1 - m_x)(1 - m_y) \qquad \text{at independence, } k(x, x) = 1.$$
+# $$E[\mathrm{HSIC}] = \frac{n-1}{n^2}\,(1 - m_x)(1 - m_y) \qquad \text{under independence, if } k(x, x) = l(y, y) = 1.$$
 #
-# For standard normal variables and $\sigma = 1$, $m_x = 1/\sqrt 3$. The **unbiased** estimator (Song et al. 2012) leaves the
-# diagonals out and corrects for it; its mean is right at every $n$, which is 0 at independence, so that it is often negative.
+# For standard normal variables and $\sigma = 1$, $m_x = m_y = 1/\sqrt 3$. The **unbiased** estimator (Song et al. 2012) leaves the
+# diagonals out and corrects for this. Its mean is right at every $n$. Under independence this mean is 0, so the estimate is often
+# negative.
 
-# %%
+# %% alt="Left and middle: mean of the biased and the unbiased estimator against n for independent and dependent data; the bias falls with n and follows the formula. Right: histograms of both estimators at n = 32; more than half of the unbiased values are negative."
 unit = Gaussian(1.0)
 rows = []
 for n in (8, 16, 32, 64, 128):
     for name, slope in (("independent", 0.0), ("dependent", 0.7)):
         pairs = []
         for seed in range(DRAWS):
-            a, b = plain(2, n, 1, generator=seeded(1000 * n + seed))
+            a, b = normal(2, n, 1, generator=seeded(1000 * n + seed))
             pairs.append((a, slope * a + (1 - slope**2) ** 0.5 * b))
         for estimator in ("biased", "unbiased"):
             values = torch.stack([hsic(x, y, unit, unit, estimator) for x, y in pairs])
@@ -392,20 +419,22 @@ axes[2].locator_params(axis="x", nbins=5)
 axes[2].set(title=f"independent, $n$ = 32: {negative:.0%} of the unbiased < 0", xlabel="HSIC", ylabel="samples");
 
 # %% [markdown]
-# For a measurement that is compared between sample sizes take the unbiased estimator, and leave negative values alone: cutting them off at 0 would
-# bring the bias back. For a loss or a test statistic the biased one is fine: it is never negative, and a test compares
-# it with what chance gives at the same $n$.
+# To compare measurements between sample sizes, use the unbiased estimator and keep its negative values: replacing them by 0 would
+# bring the bias back. For a loss or a test statistic the biased estimator is suitable. It is never negative, and a test compares it
+# with its distribution under independence at the same $n$.
 #
-# ## 5. How large is large? Null distributions and p-values
+# ## 5. Null distributions and p-values
 #
-# A test needs the distribution of HSIC if $x$ and $y$ were independent, the **null distribution**. Three ways to it:
+# A test needs the distribution of HSIC under independence, the **null distribution**. There are three ways to obtain it.
 #
-# * **Permutation**: if they are independent, any shuffle of $y$ would have been as likely. Shuffle $B$ times and look. Exact at every $n$.
-# * **Gamma**: the gamma distribution with the same mean and variance as all $n!$ shuffles, which have formulas. No shuffling.
-# * **Spectral**: for large $n$, $n\,\mathrm{HSIC}$ at independence is distributed like $\sum_{ij} a_i b_j N_{ij}^2$ with
-#   independent standard normal $N_{ij}$ and $a_i, b_j$ the eigenvalues of $HKH/n$ and $HLH/n$; draw from that.
+# * **Permutation**: under independence every shuffle of $y$ is equally likely. Shuffle $B$ times and compute HSIC each time. The test is
+#   exact at every $n$.
+# * **Gamma**: take the gamma distribution with the mean and variance of HSIC over all $n!$ shuffles. Both have formulas, so no shuffle
+#   is needed.
+# * **Spectral**: for large $n$, $n\,\mathrm{HSIC}$ is distributed under independence like $\sum_{ij} a_i b_j N_{ij}^2$. Here $N_{ij}$ are
+#   independent standard normal variables, and $a_i, b_j$ are the eigenvalues of $HKH/n$ and $HLH/n$. Draw samples from this.
 
-# %%
+# %% alt="Null distribution of HSIC for a noisy circle: the histogram of permutations, the spectral approximation and the gamma density nearly agree. A vertical line marks the observed value in the right tail."
 x, y = sample("circle", 100, seed=5, noise=0.3)
 generator = torch.Generator().manual_seed(0)
 kernels = Gaussian().fit(x), Gaussian().fit(y)
@@ -428,40 +457,46 @@ print("95 % quantiles:", quantiles.round(5))
 assert np.ptp(quantiles) < 0.1 * quantiles[0]
 assert abs(null.mean() - gamma.distribution.mean()) < 4 * null.std() / 1999**0.5
 
-# The library shuffles the unbiased estimator: the diagonal that it leaves out is noise to a test.
+# The library shuffles the unbiased estimator, because the diagonal adds only noise to a test.
 assert abs(permutation_test(x, y, *kernels, permutations=1999).pvalue - pvalue) < 0.02
 
 # %% [markdown]
 # ### Why a p-value is never 0
 #
-# With $B$ shuffles of which $\#$ score at least as high as the observed pairing, the p-value is
-# $(1 + \#)/(1 + B)$. The ones are no cosmetics. At independence the observed pairing is *one more shuffle*: of $1 + B$ values it is equally
-# likely to be the highest, the second highest and so on. So the probability of $p \le \alpha$ is at most $\alpha$, exactly.
-# Without the ones, $\#/B$ is 0 once in $1 + B$ samples, an "impossible" event, and a test at level 5 % with $B = 20$ rejects in 2 of 21.
+# Let $R$ be the number of shuffles, out of $B$, whose HSIC is at least the observed value. The p-value is $(1 + R)/(1 + B)$.
+#
+# The ones are necessary. Under independence the observed pairing is like one more shuffle. Among $1 + B$ values it is equally likely
+# to be the largest, the second largest, and so on. So the probability of $p \le \alpha$ is at most $\alpha$, exactly.
+#
+# Without the ones, $R/B$ is 0 with probability $1/(1 + B)$, and a test at level 5 % with $B = 20$ rejects in 2 of 21 samples.
 
 # %%
 B = 20
-found = [permutation_test(*plain(2, 15, 1, generator=seeded(seed)), permutations=B, seed=seed) for seed in range(DRAWS)]
-right = np.array([test.pvalue for test in found])
+found = [permutation_test(*normal(2, 15, 1, generator=seeded(seed)), permutations=B, seed=seed) for seed in range(DRAWS)]
+exact = np.array([test.pvalue for test in found])
 naive = np.array([(test.null >= test.statistic).double().mean().item() for test in found])
-print(f"rejected at 5 %: (1 + #)/(1 + B) {np.mean(right <= 0.05):.3f}, #/B {np.mean(naive <= 0.05):.3f}")
+print(f"rejected at 5 %: (1 + R)/(1 + B) {np.mean(exact <= 0.05):.3f}, R/B {np.mean(naive <= 0.05):.3f}")
 
 
 def is_share(hits, share):
-    """Whether a share of hits is within 4 standard errors of what it should be."""
+    """Return whether the observed share of hits is within 4 standard errors of the expected share."""
     return abs(np.mean(hits) - share) < 4 * (share * (1 - share) / len(hits)) ** 0.5
 
 
-assert right.min() == 1 / (1 + B) and is_share(right <= 0.05, 1 / 21)
+assert exact.min() == 1 / (1 + B) and is_share(exact <= 0.05, 1 / 21)
 assert is_share(naive <= 0.05, 2 / 21) and is_share(naive == 0, 1 / 21)
 
 # %% [markdown]
-# ## 6. How often is a test right?
+# ## 6. Level and power of four tests
 #
-# A test at **level** 5 % may cry wolf in 5 % of independent samples; its **power** is how often it rejects a dependent one. Four tests:
-# permutation and gamma as above; **block**, which averages the unbiased HSIC over small blocks of rows, so that it is quick on huge
-# samples and wasteful on small ones; and **aggregated** (Schrab et al. 2022), which tries many bandwidths
-# and corrects exactly for having tried. Each shape gets the noise that makes it a task of medium difficulty.
+# A test at **level** 5 % may reject at most 5 % of independent samples. Its **power** is the share of dependent samples that it
+# rejects. The cells compare four tests:
+#
+# * permutation and gamma, as above;
+# * **block**, which averages the unbiased HSIC over small blocks of rows. It is fast on very large samples and loses power on small ones;
+# * **aggregated** (Schrab et al. 2022), which tries many bandwidths and corrects exactly for this search.
+#
+# The noise of each shape is chosen so that the task has medium difficulty.
 
 # %%
 tests = {
@@ -485,7 +520,7 @@ print("level at n = 50:", {name: f"{share:.3f}" for name, share in level.items()
 for name, share in level.items():
     assert share <= 0.05 + 4 * (0.05 * 0.95 / (5 * POWER_DRAWS)) ** 0.5, name
 
-# %%
+# %% alt="Share of rejected samples against n for four shapes and four tests. Power rises with n; the block test is lowest, and the aggregated test is far ahead on the wave."
 power = pd.DataFrame(
     {(family, n): rejections(family, n, POWER_DRAWS, NOISE[family]) for family in DEPENDENT for n in POWER_ROWS}
 )
@@ -505,16 +540,17 @@ assert power.loc["aggregated", ("wave", most)] > power.loc["permutation", ("wave
 assert power.loc["aggregated"].xs(most, level=1).min() > 0.4
 
 # %% [markdown]
-# Gamma follows permutation without shuffling; block pays for its speed. Where the median rule is far from the best bandwidth (the wave),
-# aggregation is far ahead; where it is near, the correction costs a little.
-# With this few draws a point has a standard error of up to 0.5 divided by the square root of the number of draws: do not read small gaps.
+# Gamma gives nearly the power of permutation without shuffles. Block pays for its speed with power. Where the median rule is far from
+# the best bandwidth (the wave), the aggregated test has much more power. Where the median rule is close to it, the correction costs a
+# little power. A share from $m$ draws has a standard error of up to $0.5/\sqrt m$, so do not interpret small differences.
 #
-# ## 7. Choosing the bandwidth, honestly
+# ## 7. How to choose the bandwidth
 #
-# Trying ten bandwidths and reporting the best p-value is cheating: the smallest of ten p-values is small by chance. The aggregated test shuffles
-# *the whole procedure*, the search for the best included. Here is a fast wave, where the median rule is far too wide in $x$.
+# If you try ten bandwidths and report the smallest p-value, the result is invalid: the smallest of ten p-values is often small by
+# chance. The aggregated test shuffles *the whole procedure*, including the search for the best bandwidth. The next example is a
+# fast wave, for which the median rule is much too wide in $x$.
 
-# %%
+# %% alt="Left: scatter plot of a fast wave, with the p-values of the median rule and of the aggregated test. Right: heatmap of the p-values for six bandwidths of x and y; narrow bandwidths of x give the small p-values."
 x, y = sample("wave", 300, seed=6, frequency=4)
 median_rule = permutation_test(x, y)
 searched = (0.06, 0.12, 0.25, 0.5, 1, 2)
@@ -524,7 +560,7 @@ grid = aggregated.components["pvalue"].to_numpy().reshape(6, 6)
 figure, (left, right) = plt.subplots(1, 2, figsize=(9.4, 3.8), layout="constrained")
 left.plot(x, y, ".", color=COLORS["wave"])
 left.set(title=f"median rule: p = {median_rule.pvalue:.3f}\naggregated: p = {aggregated.pvalue:.3f}", xlabel="$x$", ylabel="$y$")
-image = right.imshow(-np.log10(grid), cmap=SEQUENTIAL, vmin=0, vmax=3)
+image = right.imshow(-np.log10(grid), cmap="viridis", vmin=0, vmax=3)
 right.set(
     title="one pair of bandwidths at a time", xlabel="bandwidth of $y$ / median", ylabel="bandwidth of $x$ / median",
     xticks=range(6), xticklabels=searched, yticks=range(6), yticklabels=searched,
@@ -532,33 +568,37 @@ right.set(
 right.grid(False)
 figure.colorbar(image, ax=right, label="$-\\log_{10}$ p")
 assert aggregated.pvalue < 0.01 < median_rule.pvalue
-assert grid[:2].mean() < grid[-2:].mean()  # narrow in x sees the wave, wide does not
+assert grid[:2].mean() < grid[-2:].mean()  # a narrow bandwidth in x detects the wave, a wide one does not
 
 # %%
-candidates = [Gaussian(scale) for scale in searched[1::2]]  # of normal variables, whose median distance is about 1
-cheating, honest = [], []
+candidates = [Gaussian(scale) for scale in searched[1::2]]  # the median distance of normal variables is about 1
+smallest, corrected = [], []
 for seed in range(5 * POWER_DRAWS):
-    x, y = plain(2, 30, 1, generator=seeded(seed))
+    x, y = normal(2, 30, 1, generator=seeded(seed))
     alone = (permutation_test(x, y, k, l, permutations=39) for k in candidates for l in candidates)
-    cheating.append(min(test.pvalue for test in alone))
-    honest.append(aggregated_test(x, y, scales=searched[1::2], permutations=39).pvalue)
-cheating, honest = np.array(cheating), np.array(honest)
-print(f"false alarms at 5 %: best of nine {np.mean(cheating <= 0.05):.2f}, aggregated {np.mean(honest <= 0.05):.2f}")
-assert np.mean(honest <= 0.05) <= 0.05 + 4 * (0.05 * 0.95 / len(honest)) ** 0.5 and np.mean(cheating <= 0.05) > 0.1
+    smallest.append(min(test.pvalue for test in alone))
+    corrected.append(aggregated_test(x, y, scales=searched[1::2], permutations=39).pvalue)
+smallest, corrected = np.array(smallest), np.array(corrected)
+print(f"rejected at 5 % under independence: smallest of nine {np.mean(smallest <= 0.05):.2f}, aggregated {np.mean(corrected <= 0.05):.2f}")
+assert np.mean(corrected <= 0.05) <= 0.05 + 4 * (0.05 * 0.95 / len(corrected)) ** 0.5 and np.mean(smallest <= 0.05) > 0.1
 
 # %% [markdown]
-# ## 8. Given a group: conditional permutation
+# ## 8. Tests within groups: conditional permutation
 #
-# Two variables can depend on each other only because both depend on a third. Say $x$ is a dose, $y$ a recovery time, and the
-# **group** a hospital. With `groups=`, rows are shuffled within their group only: the test asks whether $x$ and $y$ depend *given* the group.
-# (The tables are centered within groups, too: otherwise the dependence between hospitals would drown the one within.) The left data are independent within every group. On the right is **Simpson's paradox**: more is worse overall, and better in every single hospital.
+# Two variables can depend on each other only because both depend on a third one. For example, let $x$ be a dose, $y$ a recovery time,
+# and the **group** a hospital. With `groups=`, rows are shuffled only within their group: the test asks whether $x$ and $y$ are
+# dependent *given* the group. The Gram matrices are centered within groups as well; otherwise the dependence between hospitals would
+# hide the dependence within them.
+#
+# The left data are independent within every group. The right data show **Simpson's paradox**: the trend is positive overall and
+# negative in every hospital.
 
-# %%
+# %% alt="Two scatter plots of three hospitals. On both sides the hospitals lie along a rising line. Within each hospital there is no trend on the left and a falling trend on the right."
 def hospitals(n, seed, slope):
-    """x and y rise from group to group; within a group y has the given slope in x."""
+    """Draw x and y that rise from group to group; within a group y has the given slope in x."""
     generator = seeded(seed)
     group = torch.randint(3, (n, 1), generator=generator)
-    within, noise = plain(2, n, 1, generator=generator)
+    within, noise = normal(2, n, 1, generator=generator)
     return 2 * group + within, 2 * group + slope * within + 0.6 * noise, group[:, 0]
 
 
@@ -586,18 +626,21 @@ print(f"independent given the group: rejected at 5 % in {np.mean(np.array(pvalue
 assert is_share(np.array(pvalues) <= 0.05, 2 / 40)
 
 # %% [markdown]
-# HSIC has no sign: on the right it reports dependence overall and given the hospital, and leaves the directions to you.
-# (The group must be discrete and each group hold several rows; a continuous third variable needs other tools.)
+# HSIC has no sign. On the right the test reports dependence overall and given the hospital, and does not show the direction. The
+# group must be discrete, and each group must have several rows. A continuous third variable needs other methods.
 #
 # ## 9. Large samples: low rank
 #
-# The Gram matrix of a million points has $10^{12}$ cells. But a Gaussian Gram matrix is nearly of low rank:
-# $K \approx \Phi\Phi^\top$ with a thin table $\Phi$ of $D$ columns, and HSIC of the kernel is *linear* HSIC of
-# the thin tables, at a cost that grows with $n D^2$ instead of $n^2$. **Random Fourier features** (Rahimi and Recht 2007) draw the columns blindly, the error is a
-# Monte-Carlo error and falls as $D^{-1/2}$: a straight line of slope $-\frac12$ on logarithmic axes. **Incomplete Cholesky** chooses rows where the
-# remaining error is largest, and on one-dimensional data like these falls off a cliff.
+# The Gram matrix of a million points has $10^{12}$ entries. But a Gaussian Gram matrix has nearly low rank: $K \approx \Phi\Phi^\top$
+# with an $n \times D$ matrix $\Phi$ and a small $D$. HSIC of the kernel is then *linear* HSIC of these matrices. The cost grows with
+# $n D^2$ instead of $n^2$. The library has two ways to compute $\Phi$.
+#
+# * **Random Fourier features** (Rahimi and Recht 2007) draw the columns at random. The error falls as $D^{-1/2}$, a straight line of
+#   slope $-\frac12$ on logarithmic axes.
+# * **Incomplete Cholesky** chooses the rows where the remaining error is largest. On one-dimensional data like these its error falls
+#   much faster.
 
-# %%
+# %% alt="Relative error of HSIC against the number of columns D on logarithmic axes. Random Fourier features follow a line of slope -1/2; incomplete Cholesky falls to 1e-12 at 32 columns."
 x, y = sample("wave", 500 if FAST else 1000, seed=9)
 kernel = Gaussian(0.5)
 exact = hsic(x, y, kernel, kernel)
@@ -628,14 +671,16 @@ ax.legend()
 assert abs(slope + 0.5) < 0.15 and errors["incomplete Cholesky"][-1] < 1e-6
 
 # %% [markdown]
-# ## 10. What do features know? HSIC as a table
+# ## 10. Which factors do the features depend on?
 #
-# Now the scenes of the quickstart, drawn small: a digit, colored, scaled and placed on a photograph. We know the causes of every image, so we
-# can ask for every feature of a network how strongly it depends on every cause. `hsic_matrix` computes the whole table, features by
-# causes, scaled to lie between 0 and 1. We train two small encoders, with the two losses of notebook 01 and different
-# random seeds, on pairs of views that share **the color of the digit and nothing else**.
+# The scenes of the quickstart come back here at a smaller size: a digit, colored, scaled and placed on a photograph. The factors of
+# variation of every image are known, so you can measure how strongly each feature of a network depends on each factor.
+# `hsic_matrix` computes this table, features by factors, normalized to lie between 0 and 1.
+#
+# The cell trains two small encoders with the two losses of notebook 01 and different random seeds. The views of a pair share **the
+# color of the digit and nothing else**. The heatmaps show the complete tables, and the table below them the means over the features.
 
-# %%
+# %% alt="Ten pairs of small scenes. The two views of a pair show digits of the same color; digit, position, size and background differ."
 scenes, held_out = DigitScenes("train", size=16), DigitScenes("test", size=16)
 data = ImageData(
     "digit_scenes", scenes.sample(2048, 0), held_out.sample(512, 1), tuple(map(str, range(10))), scenes=scenes
@@ -650,100 +695,103 @@ runs = {
     title: train_or_load(config(loss=loss, seed=seed), RUNS / loss, data, progress=False)
     for seed, (loss, title) in enumerate([("barlow_twins", "Barlow Twins"), ("hsic_ssl", "HSIC_SSL")])
 }
-torch.manual_seed(0)
-untrained, _ = build_networks(runs["Barlow Twins"].config, channels=3)
+torch.manual_seed(0)  # the seed of the Barlow Twins run
+untrained = ConvEncoder(width=8)
 for title, run in runs.items():
     c = run.snapshots[max(run.snapshots)]
     print(f"{title}: {run.status}, views agree on a feature with correlation {c.diagonal().mean():.2f}")
     assert c.diagonal().mean() > run.snapshots[0].diagonal().mean() + 0.3
 
-# %%
-causes = data.test.factors.drop(columns=["digit"]).rename(columns={"class": "digit"})
+# %% alt="Three heatmaps of normalized HSIC between factors (rows) and features (columns). The untrained encoder depends on the photograph, the two trained encoders on the color of the digit."
+factors = data.test.factors.drop(columns=["digit"]).rename(columns={"class": "digit"})
 encoders = {"untrained": untrained} | {title: run.encoder for title, run in runs.items()}
 tables = {
-    title: hsic_matrix(extract_features(encoder, data.test.images), causes, Gaussian(), normalized=True)
+    title: hsic_matrix(extract_features(encoder, data.test.images), factors, Gaussian(), normalized=True)
     for title, encoder in encoders.items()
 }
 figure, axes = plt.subplots(3, 1, figsize=(11, 8), sharex=True, sharey=True, layout="constrained")
 for ax, (title, table) in zip(axes, tables.items(), strict=True):
-    order = table.argmax(dim=1).argsort(stable=True)  # features with the same strongest cause side by side
-    image = ax.imshow(table[order].T, cmap=SEQUENTIAL, vmin=0, vmax=0.3, aspect="auto", interpolation="nearest")
-    ax.set(title=title, yticks=range(len(causes.columns)), yticklabels=causes.columns)
+    order = table.argmax(dim=1).argsort(stable=True)  # group the features by their strongest factor
+    image = ax.imshow(table[order].T, cmap="viridis", vmin=0, vmax=0.3, aspect="auto", interpolation="nearest")
+    ax.set(title=title, yticks=range(len(factors.columns)), yticklabels=factors.columns)
     ax.grid(False)
-axes[-1].set_xlabel("feature, by its strongest cause")
+axes[-1].set_xlabel("feature, sorted by its strongest factor")
 figure.colorbar(image, ax=axes, label="HSIC, normalized", extend="max", shrink=0.6)
-knows = pd.DataFrame({title: table.mean(dim=0) for title, table in tables.items()}, index=causes.columns)
-knows.style.format("{:.3f}").set_caption("mean over the features")
+means = pd.DataFrame({title: table.mean(dim=0) for title, table in tables.items()}, index=factors.columns)
+means.round(3)
 
 # %% [markdown]
-# An untrained network passes on what is large in the image: the photograph. The losses are never told what color is. Still the rows
-# of the color are lit after training, and the photograph, which the views do not share, is gone: maximizing the dependence between the views
-# has kept what they have in common and dropped what they have not.
+# The features of the untrained network depend mostly on the photograph, which covers most of the image. The losses get no information
+# about color. Still, after training the features depend on the color, and hardly on the photograph, which the views do not share. The
+# training keeps what the views have in common.
 
 # %%
 color, background = ["red", "green", "blue"], ["photograph", "crop_x", "crop_y", "crop_scale"]
 for title in encoders:
-    print(f"{title:13} color {knows.loc[color, title].mean():.3f}   background {knows.loc[background, title].mean():.3f}")
+    print(f"{title:13} color {means.loc[color, title].mean():.3f}   background {means.loc[background, title].mean():.3f}")
 for title in runs:
-    assert knows.loc[color, title].mean() > 5 * knows.loc[color, "untrained"].mean()
-    assert knows.loc["photograph", title] < 0.5 * knows.loc["photograph", "untrained"]
+    assert means.loc[color, title].mean() > 5 * means.loc[color, "untrained"].mean()
+    assert means.loc["photograph", title] < 0.5 * means.loc["photograph", "untrained"]
 
 # %% [markdown]
-# ## 11. Are two networks alike? CKA
+# ## 11. How similar are two networks? CKA
 #
-# Feature 7 of one network has nothing to do with feature 7 of another, and the widths may differ. But the tables of similarities over
-# *the same images* can be compared. **Centered kernel alignment** (Kornblith et al. 2019) is HSIC put on the scale of a correlation,
+# Feature 7 of one network has nothing to do with feature 7 of another network, and the numbers of features may differ. But both
+# networks give a Gram matrix over *the same images*, and these can be compared. **Centered kernel alignment** (CKA; Kornblith et al.
+# 2019) is HSIC on the scale of a correlation,
 #
 # $$\mathrm{CKA}(x, y) = \frac{\mathrm{HSIC}(x, y)}{\sqrt{\mathrm{HSIC}(x, x)\,\mathrm{HSIC}(y, y)}},$$
 #
-# where $x$ and $y$ are now the activations of two layers. With linear kernels it does not change if the features are rotated, shifted or scaled
-# together: 1 means the same arrangement of the images, up to that.
+# where $x$ and $y$ are the activations of two layers. With linear kernels CKA does not change if you rotate the features, shift them,
+# or scale all of them by one factor. The value 1 means that the two arrangements of the images are equal up to such changes.
 
 # %%
 features = {title: extract_features(encoder, data.test.images).double() for title, encoder in encoders.items()}
 x, y = features["Barlow Twins"], features["HSIC_SSL"]
-rotation = torch.linalg.qr(plain(x.shape[1], x.shape[1], generator=seeded(0))).Q
+rotation = torch.linalg.qr(normal(x.shape[1], x.shape[1], generator=seeded(0))).Q
 assert close(cka(x, y), hsic(x, y, estimator="unbiased") / (hsic(x, x, estimator="unbiased") * hsic(y, y, estimator="unbiased")).sqrt())
 assert close(cka(3 * x @ rotation + 1, y), cka(x, y)) and close(cka(x, x), torch.tensor(1.0, dtype=torch.float64))
 
 # %% [markdown]
-# `compare_models` does it for every layer of one network with every layer of another. Left: Barlow Twins before and after training. Right:
-# the two encoders, which differ in the loss, in the random weights that they started from, and in the pairs that they saw.
+# `compare_models` computes CKA for every layer of one network with every layer of another. The left heatmap compares Barlow Twins
+# before and after training. The right heatmap compares the two encoders, which differ in the loss, the initial weights and the
+# training pairs.
 
-# %%
+# %% alt="Two heatmaps of CKA between layers. Barlow Twins and its untrained state: high for the first layer only. Barlow Twins and HSIC_SSL: about 0.6 for the deep layers."
 layers = {str(3 * i + 2): f"conv {i + 1}" for i in range(6)} | {"19": "features"}  # after each ReLU; the output
 comparisons = {
-    "Barlow Twins and its untrained self": (untrained, runs["Barlow Twins"].encoder),
+    "Barlow Twins before and after training": (untrained, runs["Barlow Twins"].encoder),
     "Barlow Twins and HSIC_SSL": (runs["HSIC_SSL"].encoder, runs["Barlow Twins"].encoder),
 }
 figure, axes = plt.subplots(1, 2, figsize=(12, 5), layout="constrained")
-alike = {}
+same_layer = {}
 for ax, (title, models) in zip(axes, comparisons.items(), strict=True):
     frame = compare_models(*models, data.test.images, layers=list(layers)).rename(index=layers, columns=layers)
-    alike[title] = np.diagonal(frame)
+    same_layer[title] = np.diagonal(frame)
     plot_cka(frame, ax)
     ax.set(title=title, xlabel="layer of Barlow Twins", ylabel="layer of " + ("HSIC_SSL" if "SSL" in title else "the untrained"))
-before, across = alike.values()
+before, across = same_layer.values()
 print("same layer, untrained and trained:", before.round(2), "\nsame layer, the two losses:       ", across.round(2))
 assert across[-1] > before[-1] + 0.3
 
 # %% [markdown]
-# The first layer hardly moves. The deep ones end far from where they started (CKA near 0) and much closer to the other encoder's: with another
-# loss, random start and pairs, training has found much of the same arrangement of the images, though not all of it.
+# The first layer changes little. The deep layers become very different from their initial state (CKA near 0) and much more similar to
+# the other encoder. With another loss, other initial weights and other pairs, training finds to a large part the same arrangement of
+# the images.
 #
-# ### Few images: use the unbiased estimator
+# ### With few images use the unbiased estimator
 #
-# The bias of section 4 is worst here: with more features than images, *any* two layers look alike. Biased CKA of pure noise tends to 1 when
-# the number of images is small beside the number of features; the unbiased one (Nguyen et al. 2021) stays near 0.
-# For the two encoders it, too, is low by up to a tenth at the smallest $n$: a ratio of unbiased estimates is only nearly unbiased.
+# The bias of section 4 matters most here. If there are more features than images, *any* two layers look similar: the biased CKA of
+# pure noise tends to 1. The unbiased CKA (Nguyen et al. 2021) of noise stays near 0. For the two encoders the unbiased CKA is too
+# low by up to a tenth at the smallest $n$, because a ratio of unbiased estimates is only approximately unbiased.
 
-# %%
+# %% alt="CKA against the number of images. For noise the biased estimator is close to 1 at few images and the unbiased one stays at 0; for the two encoders both approach the same value."
 sizes = (8, 16, 32, 64, 128, 256)
 rows = []
 for n in sizes:
     for seed in range(20 if FAST else 100):
         drawn = torch.randperm(len(x), generator=seeded(seed))[:n]
-        noise_x, noise_y = plain(2, n, 128, generator=seeded(seed))
+        noise_x, noise_y = normal(2, n, 128, generator=seeded(seed))
         for estimator in ("biased", "unbiased"):
             rows.append((n, "noise", estimator, cka(noise_x, noise_y, estimator=estimator).item()))
             rows.append((n, "the two encoders", estimator, cka(x[drawn], y[drawn], estimator=estimator).item()))
@@ -753,14 +801,14 @@ figure, ax = plt.subplots(figsize=(8, 3.8), layout="constrained")
 for name, line in (("noise", ":"), ("the two encoders", "-")):
     for estimator, color in zip(("biased", "unbiased"), PALETTE, strict=False):
         ax.plot(sizes, drift[name, estimator], f"o{line}", color=color, label=f"{name}, {estimator}")
-ax.set(xscale="log", xticks=sizes, xticklabels=sizes, xlabel="pictures", ylabel="CKA, mean over draws", ylim=(-0.1, 1.05))
+ax.set(xscale="log", xticks=sizes, xticklabels=sizes, xlabel="images", ylabel="CKA, mean over draws", ylim=(-0.1, 1.05))
 ax.minorticks_off()
 ax.legend(bbox_to_anchor=(1, 0.8))
 assert drift["noise", "biased", 8] > 0.9 and drift["noise", "unbiased"].abs().max() < 0.05
 assert np.ptp(drift["the two encoders", "unbiased"].loc[16:]) < 0.1
 
 # %% [markdown]
-# The same estimator makes CKA of data too large for one table: average the unbiased HSICs of batches, then take the ratio.
+# The same estimator works for data that do not fit into memory: average the unbiased HSIC values of batches, then take the ratio.
 
 # %%
 over_batches = MinibatchCKA()
@@ -772,11 +820,15 @@ assert abs(over_batches.compute() - cka(x, y)) < 0.05
 # %% [markdown]
 # ## Exercises
 #
-# 1. `sample("wave", ..., frequency=8)`: how many points does the median rule need to see it, how many the aggregated test? Which bandwidths win?
-# 2. Write the unbiased estimator from its formula in the docstring of `hsic`, in five lines, and compare. Which of its terms removes the diagonal?
-# 3. Make three variables that are pairwise independent but not jointly (two coins and whether they agree). What do `hsic` and
-#    `hsic_lab.hsic._joint.dhsic` say?
-# 4. In section 8 give `groups=` labels that have nothing to do with the data. Does the level stay? What happens to the power, and why?
-# 5. In section 10 let the views share the digit instead of its color: `config(loss="barlow_twins", shared=("digit",))`, in a new folder. What lights up after 8 epochs, what after 50?
+# 1. Take `sample("wave", ..., frequency=8)`. How many points does the median rule need to detect it, and how many the aggregated test?
+#    Which bandwidths give the smallest p-values?
+# 2. Write the unbiased estimator from the formula in the docstring of `hsic`, in five lines, and compare. Which term removes the
+#    diagonal?
+# 3. Make three variables that are pairwise independent but not jointly: two coins, and whether they agree. What do `hsic` and
+#    `hsic_lab.hsic.dhsic` say?
+# 4. In section 8 pass labels to `groups=` that have nothing to do with the data. Does the level stay the same? What happens to the
+#    power, and why?
+# 5. In section 10 let the views share the digit instead of its color: `config(loss="barlow_twins", shared=("digit",))`, in a new
+#    folder. Which factors do the features depend on after 8 epochs, and after 50?
 #
-# **Next:** `03_between_two_families`: where Barlow Twins stands among the losses with and without negatives.
+# **Next:** `03_between_two_families` places Barlow Twins among the losses with and without negative pairs.

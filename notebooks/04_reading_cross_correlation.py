@@ -13,22 +13,25 @@
 # %% [markdown]
 # # Reading a cross-correlation matrix
 #
-# **What you will see.** One matrix, $C$, says whether self-supervised training went well, if one can read it. We make five
-# matrices from data whose properties we chose (healthy, two kinds of collapse, redundant, and one that *games* a loss) and learn
-# the signature of each; measure how much of a matrix is chance; walk through the training of two real encoders with the
-# `CorrelationExplorer`; and let the views share a digit, a background, a place or a color to see that what they share is
-# what the features keep.
+# The cross-correlation matrix $C$ shows whether self-supervised training went well. This notebook teaches you to read it.
 #
-# **What you need.** Notebook 00, or at least its matrix; about two minutes. The two encoders are read from `runs/demo/` if
-# `make demo` has trained them, else they are trained here. The explorer is alive in JupyterLab; on a rendered page its still
-# image stands in its place.
+# **What you will see**
+#
+# 1. Five matrices from data with known properties, and the values that distinguish them.
+# 2. How large the entries of $C$ are for unrelated features.
+# 3. The training of two real encoders in the `CorrelationExplorer`.
+# 4. Four encoders whose views share a digit, a position, a color or a background: the features keep what the views share.
+#
+# **What you need**: notebook 00, or at least its matrix, and about two minutes. If `make demo` has trained the two encoders, the
+# notebook reads them from `runs/demo/`. Otherwise it trains them. The explorer is interactive in JupyterLab. On a static page you
+# see an image of it.
 
 # %% tags=["parameters"]
 import os
 import tempfile
 from pathlib import Path
 
-FAST = os.environ.get("HSIC_LAB_FAST") == "1"  # fewer scenes and steps, for a quick check that all of it runs
+FAST = os.environ.get("HSIC_LAB_FAST") == "1"  # fewer scenes and steps, for a quick check
 RUNS = Path(tempfile.mkdtemp() if FAST else os.environ.get("HSIC_LAB_RUNS", "../runs/demo"))
 DEMO_EPOCHS, DEMO_CHANGES = (1, {"snapshots": 2, "width": 8}) if FAST else (14, {})
 EPOCHS, WIDTH, SIZES = (5, 8, {"n_train": 1000, "n_test": 500}) if FAST else (10, 16, {"n_train": 2000})
@@ -49,7 +52,6 @@ from hsic_lab.evaluation import extract_features
 from hsic_lab.explorer import CorrelationExplorer
 from hsic_lab.losses import BarlowTwinsLoss, HSICSSLLoss
 from hsic_lab.plots import compare_cross_correlations, set_theme
-from hsic_lab.plots._canvas import SEQUENTIAL
 from hsic_lab.training import train, train_or_load
 
 set_theme()
@@ -57,18 +59,19 @@ set_theme()
 # %% [markdown]
 # ## Five matrices with known properties
 #
-# Two views of $n$ images give two tables of $n$ rows and $d$ columns, one column a **feature**. With every column shifted and
-# scaled to mean 0 and variance 1 they are called $X$ and $Y$, and $C = X^\top Y / n$: $C_{ij}$ is the correlation of feature $i$
-# of view A with feature $j$ of view B. Here no network is involved: we draw $X$ and $Y$ ourselves, from a shared part $s$ and a
-# part of their own.
+# Two views of $n$ images give two matrices with $n$ rows and $d$ columns. A column is a **feature**. Standardize every column to mean
+# 0 and variance 1, call the results $X$ and $Y$, and let $C = X^\top Y / n$. Then $C_{ij}$ is the correlation of feature $i$ of view A
+# with feature $j$ of view B.
 #
-# * **healthy**: $d$ unrelated features; each is $s_i$ plus noise of its own in each view, so that the views agree to 0.8;
-# * **dimensional collapse**: 8 such features, mixed into 64: each looks fine, but there are only 8 different ones;
-# * **complete collapse**: every image is mapped to nearly the same point; what is left is rounding, unrelated in the views;
-# * **redundant**: 16 features, each copied four times, in random places;
-# * **gamed**: the two branches can be told apart and the loss is cheated; more below.
+# There is no network here. The cell draws $X$ and $Y$ from a part $s$ that the views share and from noise of each view:
+#
+# * **healthy**: $d$ unrelated features. Feature $i$ is $s_i$ plus noise, so that the two views have the correlation 0.8;
+# * **dimensional collapse**: 8 such features, mixed into 64. Each feature looks healthy, but there are only 8 different ones;
+# * **complete collapse**: every image is mapped to nearly the same point. Only unrelated noise of size $10^{-6}$ is left;
+# * **redundant**: 16 features, each copied four times, in random order;
+# * **opposed sums**: two different branches whose feature sums have opposite signs. The section on opposed sums explains it.
 
-# %%
+# %% alt="Five heatmaps of C. Healthy: a diagonal of 0.8 on an empty matrix. Dimensional collapse: the diagonal and strong entries everywhere. Complete collapse: empty. Redundant: the diagonal and scattered strong entries. Opposed sums: a weaker diagonal on an evenly negative matrix."
 n, d, agreement = 2048, 64, 0.8
 generator = torch.Generator().manual_seed(0)
 
@@ -78,7 +81,7 @@ def normal(*shape):
 
 
 def two_views(width):
-    """Unrelated features that correlate to `agreement` across the views."""
+    """Draw unrelated features that have the correlation `agreement` between the views."""
     shared = normal(n, width)
     return tuple(agreement**0.5 * shared + (1 - agreement) ** 0.5 * normal(n, width) for _ in range(2))
 
@@ -91,19 +94,18 @@ views = {
     "redundant": tuple(z.repeat(1, 4)[:, shuffle] for z in two_views(d // 4)),
 }
 
-# The best that HSIC_SSL can reach when X and Y are free: all contrasts between features agree, the feature sums are opposed.
+# The minimum of HSIC_SSL over free X and Y: the differences between features agree, the feature sums are opposed.
 r = (d**2 - 8 * d + 4) / (5 * d**2 - 8 * d + 4)  # the correlation of two features of one view
 s = normal(n, d)
 sums = s.mean(dim=1, keepdim=True).expand(n, d)
 contrasts, sums = (1 - r) ** 0.5 * (s - sums), (1 + (d - 1) * r) ** 0.5 * sums
-views["gamed"] = contrasts + sums, contrasts - sums
+views["opposed sums"] = contrasts + sums, contrasts - sums
 
 matrices = {name: cross_correlation(*pair) for name, pair in views.items()}
 compare_cross_correlations(matrices);
 
 # %% [markdown]
-# The eye sees some of it: no diagonal, no agreement. The rest is in a few numbers, most of them sums of
-# entries:
+# The heatmaps show some of the differences, for example a missing diagonal. The other differences need a few numbers:
 
 # %%
 table = pd.DataFrame({name: asdict(CorrelationSummary.from_matrix(c, n)) for name, c in matrices.items()}).T
@@ -111,91 +113,109 @@ table["rank"] = [int((spectrum(c) > 1e-4 * spectrum(c)[0]).sum()) for c in matri
 table.round(3)
 
 # %% [markdown]
-# * `mean_diagonal`: do the views agree? About 0.8 by construction, except where everything collapsed.
-# * `off_diagonal_squared_norm`, the sum of the squares off the diagonal: do features repeat one another? Compare it with `expected_squared_norm`.
-# * `rank`: how many directions are there? A singular value of $C$ counts if it is above $10^{-4}$ of the largest.
-# * `total` $= \mathbf 1^\top C\, \mathbf 1$, the sum of all entries: do the two branches agree on the sum of the features?
-#   Below 0 they are opposed.
+# * `mean_diagonal`: do the views agree? It is about 0.8 by construction, except in the last matrix and after complete collapse.
+# * `off_diagonal_squared_norm`: do features repeat each other? It is the sum of the squared off-diagonal entries. Compare it with
+#   `expected_squared_norm`, its expected value for unrelated features.
+# * `rank`: how many different directions are there? It counts the singular values of $C$ above $10^{-4}$ of the largest one.
+# * `total` $= \mathbf 1^\top C\, \mathbf 1$, the sum of all entries ($\mathbf 1$ is the column of $d$ ones): do the two branches agree on
+#   the sum of the features? Below 0 the sums are opposed.
+#
+# The other columns are the mean and the root mean square (rms) of the diagonal and of the off-diagonal entries, the rms that unrelated
+# features give (`expected_rms`), and `lower_bound` $= -1/(d-1)$, which is explained below.
 
 # %%
-floor = expected_squared_norm(n, d)
+expected = expected_squared_norm(n, d)
 assert (table.loc[["healthy", "dimensional collapse", "redundant"], "mean_diagonal"] - agreement).abs().max() < 0.02
-assert abs(table.loc["healthy", "off_diagonal_squared_norm"] / floor - 1) < 0.1 and table.loc["healthy", "rank"] == d
-assert table.loc["dimensional collapse", "rank"] == 8 and table.loc["dimensional collapse", "off_diagonal_squared_norm"] > 50 * floor
+assert abs(table.loc["healthy", "off_diagonal_squared_norm"] / expected - 1) < 0.1 and table.loc["healthy", "rank"] == d
+assert table.loc["dimensional collapse", "rank"] == 8 and table.loc["dimensional collapse", "off_diagonal_squared_norm"] > 50 * expected
 assert abs(table.loc["complete collapse", "mean_diagonal"]) < 0.02
-assert abs(table.loc["complete collapse", "off_diagonal_squared_norm"] / floor - 1) < 0.1
+assert abs(table.loc["complete collapse", "off_diagonal_squared_norm"] / expected - 1) < 0.1
 assert table.loc["redundant", "rank"] == d // 4
-assert table.loc["gamed", "total"] < 0 < table.loc[["healthy", "dimensional collapse", "redundant"], "total"].min()
+assert table.loc["opposed sums", "total"] < 0 < table.loc[["healthy", "dimensional collapse", "redundant"], "total"].min()
 
 # %% [markdown]
-# Three lessons. **Dimensional collapse and redundancy hide from the diagonal**: both have the healthy 0.8. **Standardizing hides
-# complete collapse**: the features vary by a millionth, yet $C$ looks like that of any two unrelated views, so look at the
-# variance before the standardization too. And **a matrix says nothing about order**: the copies of the redundant features stand
-# in random places, where nobody sees them. Arranged by clustering they form blocks of four:
+# You can learn three things from this table.
+#
+# **The diagonal does not show dimensional collapse and redundancy.** Both have the same 0.8 as the healthy features.
+#
+# **Standardizing hides complete collapse.** The features vary by a millionth only, and $C$ looks like that of any two unrelated views.
+# Also look at the variance before you standardize.
+#
+# **The order of the features can hide structure.** The copies of the redundant features are in random positions. If you order the
+# features by clustering, the copies form blocks of four:
 
-# %%
+# %% alt="Still image of the explorer: C of the healthy and of the redundant features, ordered by clustering. The redundant features form 16 blocks of four on the diagonal. Beside them are histograms of the entries and the spectra; the redundant spectrum ends after 16 values."
 order = feature_order(matrices["redundant"], "cluster")
 arranged = matrices["redundant"][order][:, order]
 blocks = torch.block_diag(*[torch.ones(4, 4)] * (d // 4)).bool()
 assert arranged[blocks].min() > 0.7 and arranged[~blocks].abs().max() < 0.2
 
-redundant = CorrelationExplorer({name: views[name] for name in ("healthy", "redundant")})
-redundant.order = "cluster"
-display(redundant)
+clustered = CorrelationExplorer({name: views[name] for name in ("healthy", "redundant")})
+clustered.order = "cluster"
+display(clustered)
 
 # %% [markdown]
-# ### The gamed matrix
+# ### Opposed sums
 #
-# HSIC_SSL asks for $-1$ off the diagonal. Two equal branches cannot oppose one another: with views of one law $C$ is positive
-# semidefinite, $\mathbf 1^\top C\, \mathbf 1 \ge 0$, and the mean off-diagonal entry is at least $-1/(d-1)$. Two *different* branches
-# can: they keep the contrasts between features and turn over the sum. The loss goes *down*, to about 0.8 a feature where the
-# identity matrix costs 1, and the agreement of every single feature falls to about 0.6. The loss of Barlow Twins, which asks for 0,
-# has no such hole.
+# HSIC_SSL, the loss of Tsai et al. (2021), asks for $-1$ off the diagonal. If both views come from one branch and one distribution of
+# distortions, $C$ is positive semidefinite on average, so $\mathbf 1^\top C\, \mathbf 1 \ge 0$. With a diagonal of 1 the mean
+# off-diagonal entry is then at least $-1/(d-1)$.
+#
+# Two *different* branches can go below this bound. They agree on the differences between features and have opposite signs in the sum
+# of the features. The loss *falls* to about 0.8 per feature, where the identity matrix costs about 1, and the correlation of each
+# feature between the views falls to about 0.6. This is a weakness of HSIC_SSL. The loss of Barlow Twins, which asks for 0, does not
+# have it.
 
 # %%
-gamed, ideal = views["gamed"], (torch.linalg.qr(s - s.mean(dim=0)).Q,) * 2  # ideal: exactly uncorrelated, so that C = I
+opposed, ideal = views["opposed sums"], (torch.linalg.qr(s - s.mean(dim=0)).Q,) * 2  # ideal: exactly uncorrelated, so that C = I
 for loss in (HSICSSLLoss(), BarlowTwinsLoss(lambda_param=None)):
-    costs = {name: float(loss(*pair)) / d for name, pair in {"C = I": ideal, "gamed": gamed}.items()}
-    print(type(loss).__name__, {name: round(cost, 3) for name, cost in costs.items()}, "a feature")
-    assert (costs["gamed"] < costs["C = I"]) == (type(loss) is HSICSSLLoss)
-least = -1 / (d - 1)
+    costs = {name: float(loss(*pair)) / d for name, pair in {"C = I": ideal, "opposed sums": opposed}.items()}
+    print(type(loss).__name__, {name: round(cost, 3) for name, cost in costs.items()}, "per feature")
+    assert (costs["opposed sums"] < costs["C = I"]) == (type(loss) is HSICSSLLoss)
 diagonal, off = (d - 2 - 2 * (d - 1) * r) / d, -(2 + (d - 2) * r) / d  # in closed form
-print(f"diagonal {table.loc['gamed', 'diagonal']:.3f} (theory {diagonal:.3f}), "
-      f"off-diagonal {table.loc['gamed', 'off_diagonal']:.3f} (theory {off:.3f}; equal branches: at least {least:.3f})")
-assert abs(table.loc["gamed", "mean_diagonal"] - diagonal) < 0.02 and abs(table.loc["gamed", "off_diagonal"] - off) < 0.02
-assert table.loc["gamed", "off_diagonal"] < least
+found = table.loc["opposed sums"]
+print(f"mean diagonal {found['mean_diagonal']:.3f} (theory {diagonal:.3f})\n"
+      f"mean off-diagonal {found['mean_off_diagonal']:.3f} (theory {off:.3f}; one branch: at least {found['lower_bound']:.3f})")
+assert abs(found["mean_diagonal"] - diagonal) < 0.02 and abs(found["mean_off_diagonal"] - off) < 0.02
+assert found["mean_off_diagonal"] < found["lower_bound"] == -1 / (d - 1)
 
 # %% [markdown]
-# ## What is chance
+# ## What to expect for unrelated features
 #
-# Features that have nothing to do with one another are not quite uncorrelated in a sample. An entry off the diagonal has mean 0
-# and variance $1/(n-1)$, so $d(d-1)$ of them square to $d(d-1)/(n-1)$ on average: the **noise floor**. The same healthy features
-# in a batch of 32 look a mess, and all of it is chance.
+# In a sample, unrelated features are not exactly uncorrelated. An off-diagonal entry has mean 0 and variance $1/(n-1)$, so the squares
+# of all $d(d-1)$ entries sum to $d(d-1)/(n-1)$ on average. This is the expected value under independence.
+#
+# The next figure shows the same healthy features in batches of different sizes. The off-diagonal entries at $n = 32$ are large, and
+# all of them are due to chance.
 
-# %%
+# %% alt="Three heatmaps of C of the healthy features for n = 32, 256 and 2048. The noise off the diagonal falls as n grows."
 counts = [16, 32, 64, 128, 256, 512]
 measured = []
 for count in counts:
     parts = [cross_correlation(a, b) for a, b in zip(*(z.split(count) for z in views["healthy"]), strict=True)]
     redundancy = [CorrelationSummary.from_matrix(c, count).off_diagonal_squared_norm for c in parts]
     measured.append({"n": count, "measured": sum(redundancy) / len(parts), "d(d-1)/(n-1)": expected_squared_norm(count, d)})
-chance = pd.DataFrame(measured).set_index("n")
-assert ((chance["measured"] / chance["d(d-1)/(n-1)"] - 1).abs() < 0.1).all()
+measured = pd.DataFrame(measured).set_index("n")
+assert ((measured["measured"] / measured["d(d-1)/(n-1)"] - 1).abs() < 0.1).all()
 compare_cross_correlations({f"healthy, n = {m}": cross_correlation(*(z[:m] for z in views["healthy"])) for m in (32, 256, n)})
-chance.round(1)
+measured.round(1)
 
 # %% [markdown]
-# Before calling a matrix redundant, compare with this column. Training with a batch of 256 and $d = 8192$ has a floor of 263 000.
+# Compare with this expected value before you call a matrix redundant. For a batch of 256 and $d = 8192$ it is 263 000.
 #
-# ## Two real encoders
+# ## Two trained encoders
 #
-# The runs of notebook 00: pairs of scenes that share a digit and nothing else, one encoder trained with Barlow Twins, one with
-# HSIC_SSL. Each kept its $C$ on the same 2048 pairs of test scenes at several steps. In JupyterLab, **move the slider** from step 0
-# on; **order the features by clustering**; **lower the color limit**; drag a box to **zoom**. **Click a cell** $(i, j)$: the
-# scatter shows feature $i$ of view A against feature $j$ of view B, one dot a pair of scenes, with the scenes at both ends. What
-# do the digits at the two ends have in common?
+# These are the runs of notebook 00. The views share a digit and nothing else. One encoder was trained with Barlow Twins, the other with
+# HSIC_SSL. Each run stored $C$ on the same 2048 pairs of test scenes at several training steps. In JupyterLab you can
+#
+# * **move the slider** through the training steps;
+# * **order the features by clustering**;
+# * **lower the color limit**;
+# * **zoom** into a region by dragging a box;
+# * **click an entry** $(i, j)$. A scatter plot then shows feature $i$ of view A against feature $j$ of view B, one dot for each pair of
+#   scenes, and the scenes at both ends. What do the digits at the two ends have in common?
 
-# %%
+# %% alt="Still image of the explorer: C of Barlow Twins and HSIC_SSL after training, both with a strong diagonal and large off-diagonal entries. The spectra fall steeply after about ten values."
 data = load("digit_scenes", **SIZES) if FAST else load("digit_scenes")
 runs = {
     title: train_or_load(replace(demo_config(loss, DEMO_EPOCHS), **DEMO_CHANGES), RUNS / loss, data, progress=False)
@@ -212,9 +232,9 @@ assert (found["off_diagonal_squared_norm"] > (1 if FAST else 100) * found["expec
 found.round(3)
 
 # %% [markdown]
-# The diagonal has come up; the off-diagonal entries are far above chance: 128 features that can speak of one digit only are
-# bound to be redundant, and the spectrum, which falls off a cliff after about ten values, says the same. $\mathbf 1^\top C\,
-# \mathbf 1$ is not below 0: nobody gamed the loss, since both views pass through one network.
+# The diagonal is close to 1. The off-diagonal entries are far above the expected value for unrelated features. This is not surprising:
+# the views share only a digit, so 128 features must be redundant. The spectrum shows the same. It falls steeply after about ten
+# singular values. $\mathbf 1^\top C\,\mathbf 1$ is not below 0: both views pass through one network, so the sums are not opposed.
 
 # %%
 if not FAST:
@@ -224,17 +244,17 @@ if not FAST:
         assert values[19] < 0.05 * values[0] and CorrelationSummary.from_matrix(c, 2048).total > 0
 
 # %% [markdown]
-# ## What the views share is what is kept
+# ## The features keep what the views share
 #
-# Scenes have known causes: the digit's class, its place $x, y$ and size, its color, and which piece of which photograph is behind
-# it. We train four small encoders with Barlow Twins on pairs that share *one* of these, watching them live: the explorer below
-# takes each snapshot of $C$ as it is made.
+# The factors of variation of a scene are known: the class of the digit, its position $x, y$ and size, its color, and the part of the
+# photograph behind it. The next cells train four small encoders with Barlow Twins. The views of each encoder share *one* of these
+# factors. The explorer below shows each snapshot of $C$ as soon as it exists.
 
 # %%
 live = CorrelationExplorer()
 display(live)
 
-# %%
+# %% alt="Four heatmaps of C for encoders whose views share the digit, the position, the color or the background. Each has a strong diagonal."
 SHARED = {
     "digit": ["class"], "position": ["x", "y"], "colour": ["red", "green", "blue"],
     "background": ["photograph", "crop_x", "crop_y"],
@@ -253,48 +273,53 @@ trained = {
 compare_cross_correlations({f"shared: {name}": run.snapshots[max(run.snapshots)] for name, run in trained.items()});
 
 # %% [markdown]
-# The matrices tell *that* the views agree. For *what* they agree on, we compare the projections of single test scenes with
-# every known cause by HSIC, scaled to a correlation: unbiased linear **CKA**,
-# $\mathrm{HSIC}(Z, f)/\sqrt{\mathrm{HSIC}(Z, Z)\,\mathrm{HSIC}(f, f)}$, which is near 0 where features $Z$ and the cause $f$ are independent.
-# Classes are compared by equality (the kernel `Delta`), numbers by a Gaussian kernel.
+# The matrices show *that* the views agree. To find out on *what* they agree, compare the projections of single test scenes with every
+# known factor by HSIC on the scale of a correlation. This is unbiased linear **CKA**,
+# $\mathrm{HSIC}(Z, f)/\sqrt{\mathrm{HSIC}(Z, Z)\,\mathrm{HSIC}(f, f)}$. It is near 0 if the features $Z$ and the factor $f$ are
+# independent. Classes are compared with the kernel `Delta` (equal or not), numbers with a Gaussian kernel.
 
-# %%
-causes = [column for columns in SHARED.values() for column in columns]
+# %% alt="Heatmap of CKA between the features of four encoders (rows) and the factors of the scenes (columns). The high values are where the factor is the one that the views shared."
+factors = [column for columns in SHARED.values() for column in columns]
 kept = {}
 for shared, run in trained.items():
     projections = extract_features(torch.nn.Sequential(run.encoder, run.projector), scenes.test.images)
-    frame = factor_dependence(projections, scenes.test.factors[causes])
+    frame = factor_dependence(projections, scenes.test.factors[factors])
     kept[shared] = frame.set_index("factor")["cka"]
 kept = pd.DataFrame(kept).T
-ax = sns.heatmap(kept.round(2) + 0.0, cmap=SEQUENTIAL, vmin=0, annot=True, fmt=".2f", cbar_kws={"label": "CKA"})
-ax.set(xlabel="cause of the scene", ylabel="what the views share");
+ax = sns.heatmap(kept.round(2) + 0.0, cmap="viridis", vmin=0, annot=True, fmt=".2f", cbar_kws={"label": "CKA"})
+ax.set(xlabel="factor of the scene", ylabel="what the views share");
 
 # %%
-by_cause = pd.DataFrame({shared: kept[columns].mean(axis=1) for shared, columns in SHARED.items()})
+by_factor = pd.DataFrame({shared: kept[columns].mean(axis=1) for shared, columns in SHARED.items()})
 for shared in SHARED:
-    assert by_cause[shared].idxmax() == shared  # a cause is known best to the encoder whose views shared it
-by_cause.round(3)
+    assert by_factor[shared].idxmax() == shared  # each factor is highest for the encoder whose views shared it
+by_factor.round(3)
 
 # %% [markdown]
-# Read the table by columns: every cause is known best to the encoder whose views shared it, although nobody named the digit, the
-# place or the color to any of the encoders. What the views have in common is what is kept, so that choosing the augmentations of
-# a self-supervised method *is* choosing its features. (One seed and short training: read the pattern, not the digits. Causes
-# that were not shared, such as the place where digits were, can leave traces until training is long.)
+# Read the table by columns. For every factor, the encoder whose views shared it has the highest value. No encoder was told about the
+# digit, the position or the color. The features keep what the views have in common, so by the choice of augmentations you choose the
+# features.
 #
-# ## At a glance
+# This is one seed and a short training: trust the pattern, not the digits of the values. A factor that was not shared, such as the
+# position, can leave traces until training is longer.
+#
+# ## Summary
 #
 # | matrix | diagonal | $\sum_{i \ne j} C_{ij}^2$ against $d(d-1)/(n-1)$ | spectrum | $\mathbf 1^\top C\,\mathbf 1$ |
 # |---|---|---|---|---|
 # | healthy | high | equal | flat | $> 0$ |
-# | dimensional collapse | high | far above | a cliff | any, $\ge 0$ |
-# | redundant | high | above, in blocks once clustered | a cliff | $> 0$ |
-# | complete collapse, or untrained on hard pairs | near 0 | equal | that of noise | near 0 |
-# | gamed | lower than it could be | above | flat, one large value | $< 0$ |
+# | dimensional collapse | high | far above | falls steeply | $\ge 0$ |
+# | redundant | high | above; blocks after clustering | falls steeply | $> 0$ |
+# | complete collapse, or untrained on difficult pairs | near 0 | equal | that of noise | near 0 |
+# | opposed sums | lower than possible | above | flat, one large value | $< 0$ |
 #
 # ## Exercises
 #
-# 1. Let the views share two causes: `shared=("digit", "colour")`. Does the encoder keep both? Which one first?
-# 2. Give the explorer `{"view A with itself": (z_a, z_a), "across": (z_a, z_b)}` for one trained encoder. Which redundancy is larger, and why?
-# 3. Make a *partly* gamed matrix: move from `contrasts + sums` to `contrasts - sums` by a factor. Where does HSIC_SSL start to fall?
+# 1. Let the views share two factors: `shared=("digit", "colour")`. Does the encoder keep both? Which one does it learn first?
+# 2. Give the explorer `{"view A with itself": (z_a, z_a), "across": (z_a, z_b)}` for one trained encoder. Which redundancy is larger, and
+#    why?
+# 3. Move step by step from `contrasts + sums` to `contrasts - sums` in one branch, with a factor before `sums`. At which factor does
+#    HSIC_SSL start to fall?
 #
-# **Next:** `05_ablation_batch_size`: who needs large batches? (`CorrelationExplorer(z_a, z_b, images)` takes embeddings of your own.)
+# **Next:** `05_ablation_batch_size` asks which losses need large batches. To explore embeddings of your own, use
+# `CorrelationExplorer(z_a, z_b, images)`.

@@ -109,7 +109,6 @@ def test_data_get_says_what_is_there(tmp_path):
         (("data", "show", "digits", "--size", "32"), "digits has no option 'size'"),
         (("data", "show", "mnist"), "'mnist'"),
         (("data", "get", "digits"), "'digits' is not downloaded"),
-        (("demo",), "no notebook"),
     ],
 )
 def test_errors_are_a_sentence_and_exit_code_2(arguments, words, tmp_path):

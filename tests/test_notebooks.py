@@ -1,7 +1,6 @@
-"""The notebooks run, their committed outputs are those of their sources, and the machinery does what it says."""
+"""The notebooks execute, the committed outputs belong to the sources, and every image has alternative text."""
 
 import ast
-import asyncio
 import importlib.util
 import json
 import os
@@ -9,105 +8,89 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 import tomllib
 from pathlib import Path
 
 import nbformat
 import pytest
-import zmq
-import zmq.asyncio
-from jupyter_client.session import Session
 from nbclient.exceptions import CellExecutionError, CellTimeoutError
 
-from hsic_lab._notebooks import WIDGET, _Client, execute, to_html, write_atomically
-
 ROOT = Path(__file__).resolve().parents[1]
-_spec = importlib.util.spec_from_file_location("notebooks_build", ROOT / "notebooks" / "build.py")
-build = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(build)
+_spec = importlib.util.spec_from_file_location("execute_notebooks", ROOT / "notebooks" / "execute.py")
+pipeline = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(pipeline)
 
-SOURCES = build.sources()
-# Executed by test_browser, in JupyterLab, where there is a browser: once is enough.
+SOURCES = pipeline.sources()
+# test_browser executes these two in JupyterLab where there is a browser.
 IN_BROWSER = ("00_quickstart", "04_reading_cross_correlation")
 BROWSER = shutil.which("chromium") is not None and importlib.util.find_spec("playwright") is not None
 HERE = [source for source in SOURCES if not (BROWSER and source.stem in IN_BROWSER)]
 each_notebook = pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.stem)
 
-# A package's distribution and its import differ in name now and then.
-IMPORTED_AS = {"scikit-learn": "sklearn", "pillow": "PIL"}
+IMPORTED_AS = {"scikit-learn": "sklearn", "pillow": "PIL"}  # packages that are imported under another name
 
 
 def code_cells(notebook):
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
-def written(tmp_path, *sources, name="lesson.ipynb"):
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
-    nbformat.write(notebook, tmp_path / name)
-    return tmp_path / name
+def notebook_of(*texts, **metadata):
+    return nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(text, metadata=metadata) for text in texts])
+
+
+def without_outputs(notebook):
+    return [(cell.id, cell.cell_type, cell.source, cell.metadata) for cell in notebook.cells]
 
 
 @pytest.mark.parametrize("source", HERE, ids=lambda source: source.stem)
-def test_executes_in_the_fast_setting(source, tmp_path):
-    # One thread each: the tests run side by side, and two kernels with two threads each wait for one another.
-    environment = build.environment(fast=True) | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    path = tmp_path / f"{source.stem}.ipynb"
-    nbformat.write(build.convert(source), path)
-    done = execute(path, cwd=source.parent, environment=environment)
-    assert [cell.execution_count for cell in code_cells(done)] == list(range(1, len(code_cells(done)) + 1))
-
-
-def test_a_reply_that_comes_while_the_client_sends_is_noticed(tmp_path):
-    # What a cell that shows widgets does; the inherited channel is never woken here (nbclient issue 312).
-    async def lesson():
-        address, session = f"ipc://{tmp_path}/shell", Session(key=b"secret")
-        kernel = zmq.Context.instance().socket(zmq.DEALER)
-        socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
-        with kernel, socket:
-            kernel.bind(address)
-            socket.connect(address)
-            channel = _Client.shell_channel_class(socket, session)
-            channel.send(session.msg("execute_request"))
-            assert session.recv(kernel, mode=0)[1]["msg_type"] == "execute_request"
-            reply = asyncio.ensure_future(channel.get_msg())
-            await asyncio.sleep(0.2)  # by now it waits in the event loop
-            session.send(kernel, "execute_reply", {"status": "ok"})
-            time.sleep(0.2)  # the reply arrives while the loop is busy with this
-            channel.send(session.msg("comm_msg", {"data": 1}))
-            return await asyncio.wait_for(reply, 10), session.recv(kernel, mode=0)[1]
-
-    reply, sent = asyncio.run(lesson())
-    assert reply["content"] == {"status": "ok"}
-    assert sent["msg_type"] == "comm_msg" and sent["content"] == {"data": 1}
+def test_executes_in_the_fast_setting(source):
+    notebook = pipeline.convert(source)
+    # One thread each: the tests run side by side, and kernels with more threads than cores wait for one another.
+    pipeline.execute(notebook, HSIC_LAB_FAST="1", OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
+    cells = code_cells(notebook)
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
 
 
 @each_notebook
-def test_committed_notebook_is_whole(source):
-    assert build.problems(source) == []
-    notebook = nbformat.read(source.with_suffix(".ipynb"), as_version=4)
+def test_committed_notebook_is_in_step_with_its_source(source):
+    text = source.with_suffix(".ipynb").read_text()
+    notebook = nbformat.reads(text, as_version=4)
+    nbformat.validate(notebook)
+    assert without_outputs(notebook) == without_outputs(pipeline.convert(source)), "run `make notebooks`"
+    assert notebook.metadata == pipeline.METADATA
     cells = code_cells(notebook)
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     outputs = [output for cell in cells for output in cell.outputs]
     assert outputs and not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"]
-    text = source.with_suffix(".ipynb").read_text()
-    assert notebook.metadata == {"kernelspec": build.KERNEL, "language_info": {"name": "python"}}
     assert not re.search(r"widget-view|\"widgets\"|/home/|/tmp/|/Users/|site-packages|iopub", text)
+    assert str(ROOT) not in text
 
 
 @each_notebook
-def test_source_keeps_the_house_rules(source):
-    notebook = build.convert(source)
+def test_every_image_has_alternative_text(source):
+    notebook = nbformat.read(source.with_suffix(".ipynb"), as_version=4)
+    images = [o for cell in code_cells(notebook) for o in cell.outputs if "image/png" in o.get("data", {})]
+    texts = [image.metadata.get("image/png", {}).get("alt", "") for image in images]
+    prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    texts += re.findall(r"!\[(.*?)\]\(", prose)
+    assert images and all(len(text) > 20 for text in texts), texts
+
+
+@each_notebook
+def test_source_keeps_the_rules(source):
+    notebook = pipeline.convert(source)
     cells = code_cells(notebook)
     modules = [ast.parse(re.sub(r"(?m)^\s*[%!].*$", "", cell.source)) for cell in cells]
     nodes = [node for module in modules for node in ast.walk(module)]
-    assert any(isinstance(node, ast.Assert) for node in nodes), "no claim of this notebook is asserted"
+    assert any(isinstance(node, ast.Assert) for node in nodes), "this notebook asserts none of its claims"
 
     imported = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     imported |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+    assert not [name for name in imported if name.startswith("hsic_lab") and "._" in name], "use public modules only"
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    required = {re.split(r"[<>=\[ ]", line)[0] for line in project["dependencies"]}
-    allowed = {IMPORTED_AS.get(name, name) for name in required} | set(sys.stdlib_module_names)
+    required = project["dependencies"] + project["optional-dependencies"].get("lab", [])
+    names = {re.split(r"[<>=\[ ]", line)[0] for line in required}
+    allowed = {IMPORTED_AS.get(name, name) for name in names} | set(sys.stdlib_module_names)
     assert {name.split(".")[0] for name in imported} - allowed <= {"hsic_lab", "IPython"}
 
     parameters = [cell for cell in cells if "parameters" in cell.metadata.get("tags", ())]
@@ -118,96 +101,71 @@ def test_every_notebook_has_a_source():
     assert {p.stem for p in (ROOT / "notebooks").glob("*.ipynb")} == {source.stem for source in SOURCES}
 
 
+def test_cell_ids_depend_on_the_text_only(tmp_path):
+    source = tmp_path / "07_lesson.py"
+    source.write_text(
+        '# %% [markdown]\n# # Title\n\n# %% tags=["parameters"]\nx = 1\n\n# %% alt="A line."\nx\n\n# %%\nx\n'
+    )
+    before = pipeline.convert(source)
+    assert len({cell.id for cell in before.cells}) == 4 and before == pipeline.convert(source)
+    assert [cell.metadata for cell in before.cells] == [{}, {"tags": ["parameters"]}, {"alt": "A line."}, {}]
+    source.write_text(source.read_text().replace("# %% tags", "# %%\ny = 2\n\n# %% tags"))
+    after = pipeline.convert(source)
+    assert [cell.id for cell in after.cells if cell.source != "y = 2"] == [cell.id for cell in before.cells]
+
+
 def test_kernel_is_this_interpreter_whatever_is_installed(tmp_path):
-    # A "python3" kernel that is found first and that ends at once.
-    fake = tmp_path / "data" / "kernels" / "python3"
+    fake = tmp_path / "kernels" / "python3"  # found first by Jupyter, and ends at once
     fake.mkdir(parents=True)
     (fake / "kernel.json").write_text(json.dumps({"argv": ["false"], "display_name": "x", "language": "python"}))
-    path = written(tmp_path, "import sys, os; print(sys.executable); print(os.getcwd()); print(os.environ['COLOR'])")
     program = (
-        "import sys; from hsic_lab.notebooks import execute\n"
-        "print(execute(sys.argv[1], cwd=sys.argv[2], environment={'COLOR': 'teal'}).cells[0].outputs[0].text)"
+        "import sys; from test_notebooks import notebook_of, pipeline\n"
+        "notebook = notebook_of('import sys, os; print(sys.executable, os.getcwd(), os.environ[\"COLOR\"])')\n"
+        "pipeline.execute(notebook, cwd=sys.argv[1], COLOR='teal'); print(notebook.cells[0].outputs[0].text)"
     )
-    (tmp_path / "elsewhere").mkdir()
+    variables = {"JUPYTER_PATH": str(tmp_path), "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
     done = subprocess.run(
-        [sys.executable, "-c", program, path, tmp_path / "elsewhere"],
+        [sys.executable, "-c", program, tmp_path],
         check=True,
         capture_output=True,
         text=True,
-        env=os.environ | {"JUPYTER_PATH": str(tmp_path / "data"), "PYTHONPATH": str(ROOT)},
+        env=os.environ | variables,
     )
-    assert done.stdout.split() == [sys.executable, str(tmp_path / "elsewhere"), "teal"]
-
-
-def test_executed_notebook_and_page(tmp_path):
-    path = written(tmp_path, "import matplotlib.pyplot as plt\nplt.plot([1, 2]);", "1 + 1")
-    before = path.read_bytes()
-    done = execute(path, tmp_path / "runs" / "done.ipynb")
-    assert path.read_bytes() == before
-    assert nbformat.read(tmp_path / "runs" / "done.ipynb", as_version=4) == done
-    assert done.cells[1].outputs[0].data["text/plain"] == "2"
-    assert "execution" not in done.cells[0].metadata  # no time stamps
-    page = to_html(done, tmp_path / "runs" / "done.html").read_text()
-    assert "data:image/png;base64," in page and "<title>done</title>" in page
-    loaded = re.findall(r"<(?:script|img|link)[^>]*(?:src|href)=\"(https?://[^\"]*)", page)
-    assert all("mathjax" in address for address in loaded), loaded
-    assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == ["done.html", "done.ipynb"]
+    assert done.stdout.split() == [sys.executable, str(tmp_path), "teal"]
 
 
 @pytest.mark.parametrize(
-    ("source", "timeout", "error", "words"),
+    ("text", "timeout", "error", "words"),
     [("1 / 0", 60, CellExecutionError, "ZeroDivisionError"), ("while True: pass", 1, CellTimeoutError, "timed out")],
 )
-def test_failing_notebook_says_so_and_writes_nothing(tmp_path, source, timeout, error, words):
+def test_failing_cell_raises(text, timeout, error, words):
     with pytest.raises(error, match=words):
-        execute(written(tmp_path, source), tmp_path / "out.ipynb", timeout=timeout)
-    assert not (tmp_path / "out.ipynb").exists()
+        pipeline.execute(notebook_of(text), timeout=timeout)
 
 
-def test_missing_files_are_errors(tmp_path):
-    with pytest.raises(FileNotFoundError):
-        execute(tmp_path / "none.ipynb")
-    with pytest.raises(FileNotFoundError, match="nowhere"):
-        execute(written(tmp_path, "1"), cwd=tmp_path / "nowhere")
+def test_widget_leaves_an_image_with_alternative_text():
+    draw = "import ipywidgets, matplotlib.pyplot as plt\ndef draw(k):\n    plt.plot([k]); plt.show()\n"
+    notebook = notebook_of(draw + "display(ipywidgets.interactive(draw, k=(1, 3)));", alt="A dot at 2.")
+    notebook.cells.append(nbformat.v4.new_code_cell("display(ipywidgets.IntSlider()); 1 + 1"))
+    pipeline.execute(notebook)
+    first, second = (cell.outputs for cell in notebook.cells)
+    assert [output.metadata for output in first] == [{"image/png": {"alt": "A dot at 2."}}]
+    assert [output.data for output in second] == [{"text/plain": "2"}]
+    assert not re.search(r"widget-view|execution\": {|language_info\": {.*version", nbformat.writes(notebook))
 
 
-def test_interrupted_write_leaves_the_previous_version(tmp_path):
-    path = write_atomically(tmp_path / "a.txt", "old")
-    with pytest.raises(UnicodeEncodeError):
-        write_atomically(path, "new \ud800")
-    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+def test_explorer_leaves_its_still_image():
+    cell = notebook_of("x", alt="C.").cells[0]
+    data = {"text/plain": "CorrelationExplorer()", pipeline.WIDGET: {}, "image/png": "AAAA"}
+    cell.outputs = [nbformat.v4.new_output("display_data", data)]
+    pipeline.clean(cell)
+    assert cell.outputs[0].data == {"text/plain": "CorrelationExplorer()", "image/png": "AAAA"}
+    assert cell.outputs[0].metadata == {"image/png": {"alt": "C."}}
 
 
-@pytest.mark.parametrize(
-    "edit",
-    [lambda nb: nb.cells.pop(), lambda nb: nb.cells[0].update(source="changed"), lambda nb: nb.cells[0].update(id="x")],
-    ids=["cell missing", "source changed", "id changed"],
-)
-def test_check_notices_pairs_out_of_step(tmp_path, edit):
-    source = tmp_path / "07_lesson.py"
-    source.write_text('# %% [markdown]\n# # Title\n\n# %% tags=["parameters"]\nx = 1\n\n# %%\nx\n\n# %%\nx\n')
-    assert build.problems(source) == ["07_lesson.ipynb does not exist"]
-    notebook = build.convert(source)
-    assert len({cell.id for cell in notebook.cells}) == 4 and notebook == build.convert(source)
-    nbformat.write(notebook, source.with_suffix(".ipynb"))
-    assert build.problems(source) == []
-    edit(notebook)
-    nbformat.write(notebook, source.with_suffix(".ipynb"))
-    assert build.problems(source) == ["07_lesson.ipynb was not built from the present 07_lesson.py"]
-
-
-def test_strip_takes_off_what_tells_of_the_machine(tmp_path):
-    output = nbformat.v4.new_output
-    text = f"{ROOT}/data and {sys.prefix}/lib/a.py and /tmp/ipykernel_12/345.py:1"
-    widget = output("display_data", {"text/plain": "interactive(...)", WIDGET: {}})
-    still = output("display_data", {"text/plain": "explorer", WIDGET: {}, "image/png": "AAAA"})
-    shown = output("display_data", {"text/plain": "bar"}, metadata={"a": 1})
-    outputs = [output("stream", name="stdout", text=text), widget, still, shown]
-    cell = nbformat.v4.new_code_cell("x", outputs=outputs)
-    metadata = {"widgets": {}, "language_info": {"name": "python", "version": "3.11.7"}}
-    notebook = nbformat.v4.new_notebook(cells=[cell], metadata=metadata)
-    build.strip(notebook)
-    assert cell.outputs[0].text == "./data and <python>/lib/a.py and <cell>:1"
-    left = [{"text/plain": "explorer", "image/png": "AAAA"}, {"text/plain": "bar"}]
-    assert cell.outputs[1:] == [{"output_type": "display_data", "data": data, "metadata": {}} for data in left]
-    assert notebook.metadata == {"kernelspec": build.KERNEL, "language_info": {"name": "python"}}
+@pytest.mark.parametrize("alt", [[], ["one", "two"]])
+def test_image_without_alternative_text_is_an_error(alt):
+    cell = notebook_of("plot()", alt=alt).cells[0]
+    cell.outputs = [nbformat.v4.new_output("display_data", {"image/png": "AAAA"})]
+    with pytest.raises(ValueError, match=rf"1 images and has {len(alt)} alt texts:\n\nplot\(\)"):
+        pipeline.clean(cell)

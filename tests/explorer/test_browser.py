@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from explorer_page import matrices
 from matplotlib.colors import Normalize
-from test_notebooks import build
+from test_notebooks import pipeline
 
 from hsic_lab.correlation import feature_order
 from hsic_lab.plots._canvas import DIVERGING
@@ -56,8 +56,8 @@ class Lab:
 def lab(tmp_path_factory):
     """A JupyterLab with copies of the notebooks, settings of its own and this interpreter as kernel."""
     folder = tmp_path_factory.mktemp("lab")
-    for source in build.sources():
-        nbformat.write(build.convert(source), folder / f"{source.stem}.ipynb")
+    for source in pipeline.sources():
+        nbformat.write(pipeline.convert(source), folder / f"{source.stem}.ipynb")
     kernel = folder / ".jupyter" / "kernels" / "python3"
     kernel.mkdir(parents=True)
     argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
@@ -69,8 +69,9 @@ def lab(tmp_path_factory):
         name: str(folder / ".jupyter" / name)
         for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")
     }
-    environment = {k: v for k, v in os.environ.items() if k != "MPLBACKEND"} | build.environment(fast=True) | own
+    environment = {k: v for k, v in os.environ.items() if k != "MPLBACKEND"} | own
     environment |= {"JUPYTER_PATH": str(folder / ".jupyter"), "OMP_NUM_THREADS": "1"}
+    environment |= {"HSIC_LAB_FAST": "1", "PYTHONPATH": str(ROOT)}
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -204,7 +205,7 @@ def test_image_is_the_matrix(lab, page):
     """Colors, block means, order, zoom, keys and hover, against the same matrices computed here."""
     source = lab.folder / "drawn.py"
     shutil.copy(ROOT / "tests" / "explorer_page.py", source)
-    nbformat.write(build.convert(source), source.with_suffix(".ipynb"))
+    nbformat.write(pipeline.convert(source), source.with_suffix(".ipynb"))
     run_all(page, lab, "drawn")
     small, large = explorer(page, 0), explorer(page, 1)
     c, big = (matrix.double().numpy() for matrix in matrices())
