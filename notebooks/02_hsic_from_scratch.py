@@ -56,8 +56,7 @@ from hsic_lab.cka import MinibatchCKA, cka
 from hsic_lab.compare import compare_models
 from hsic_lab.datasets import DigitScenes, ImageData
 from hsic_lab.evaluation import extract_features
-from hsic_lab.hsic import hsic, hsic_matrix
-from hsic_lab.hsic._estimators import center
+from hsic_lab.hsic import center, hsic, hsic_matrix
 from hsic_lab.independence import aggregated_test, block_test, gamma_test, permutation_test, spectral_test
 from hsic_lab.kernels import Gaussian, InverseMultiquadric, Laplace, Linear, factor, median_distance
 from hsic_lab.plots import plot_cka, plot_pairs, set_theme
@@ -775,7 +774,7 @@ assert abs(over_batches.compute() - cka(x, y)) < 0.05
 # 1. `sample("wave", ..., frequency=8)`: how many points does the median rule need to see it, how many the aggregated test? Which bandwidths win?
 # 2. Write the unbiased estimator from its formula in the docstring of `hsic`, in five lines, and compare. Which of its terms removes the diagonal?
 # 3. Make three variables that are pairwise independent but not jointly (two coins and whether they agree). What do `hsic` and
-#    `hsic_lab.hsic._joint.dhsic` say?
+#    `hsic_lab.hsic.dhsic` say?
 # 4. In section 8 give `groups=` labels that have nothing to do with the data. Does the level stay? What happens to the power, and why?
 # 5. In section 10 let the views share the digit instead of its color: `config(loss="barlow_twins", shared=("digit",))`, in a new folder. What lights up after 8 epochs, what after 50?
 #

@@ -44,7 +44,7 @@ from hsic_lab.correlation import cross_correlation, standardize
 from hsic_lab.datasets import DigitScenes
 from hsic_lab.encoders import ConvEncoder, MLPProjector
 from hsic_lab.evaluation import linear_probe
-from hsic_lab.hsic._estimators import center
+from hsic_lab.hsic import center
 from hsic_lab.kernels import Linear
 from hsic_lab.losses import (
     BarlowTwinsLoss,

@@ -43,12 +43,12 @@ def test_summary_against_loops(d):
 
 
 @pytest.mark.parametrize("n", [8, 32, 200])
-def test_noise_floor_is_what_unrelated_features_show(n):
+def test_expected_squared_norm_is_that_of_unrelated_features(n):
     generator = torch.Generator().manual_seed(n)
     found = []
     for _ in range(30):
         shared = torch.randn(n, 40, generator=generator, dtype=torch.float64)
-        found.append(CorrelationSummary.from_matrix(cross_correlation(shared, shared + 0), n).redundancy)
+        found.append(CorrelationSummary.from_matrix(cross_correlation(shared, shared + 0), n).off_diagonal_squared_norm)
     assert np.mean(found) == pytest.approx(expected_squared_norm(n, 40), rel=0.03)
 
 

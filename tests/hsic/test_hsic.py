@@ -7,8 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hsic_lab.correlation import cross_correlation, standardize
-from hsic_lab.hsic import hsic
-from hsic_lab.hsic._estimators import center
+from hsic_lab.hsic import center, hsic
 from hsic_lab.kernels import Gaussian, InverseMultiquadric, Kernel, Laplace, Linear, Polynomial
 
 KERNELS = [Linear(), Gaussian(1.3), Gaussian(), Laplace(), InverseMultiquadric(), Polynomial(), Gaussian() * Linear()]
