@@ -82,7 +82,10 @@ def hsic(
     check_choice(estimator, ("biased", "unbiased", "block"), "estimator")
     kernel_x, kernel_y = kernel_x or Linear(), kernel_y or Linear()
     x, y = paired_samples(x, y, kernel_x, kernel_y, at_least=2 if estimator == "biased" else 4)
-    _check_block_size(block_size, estimator, len(x))
+    if estimator == "block" and not 4 <= (block_size or 0) <= len(x):
+        raise ValueError(f"the block estimator needs block_size between 4 and the {len(x)} rows, got {block_size}")
+    if block_size is not None and block_size < 1:
+        raise ValueError(f"block_size must be at least 1, got {block_size}")
     if check_choice(route, ("auto", "primal", "dual", "tiled"), "route") == "primal" and not _linear(
         kernel_x, kernel_y
     ):
@@ -134,16 +137,6 @@ def from_sums(trace: Tensor, total_x: Tensor, total_y: Tensor, cross: Tensor, n:
 
 def _linear(*kernels: Kernel) -> bool:
     return all(isinstance(kernel, Linear) for kernel in kernels)
-
-
-def _check_block_size(block_size: int | None, estimator: str, n: int) -> None:
-    if block_size is None:
-        if estimator == "block":
-            raise ValueError("the block estimator needs block_size, the number of rows of a block, got None")
-    elif estimator == "block" and not 4 <= block_size <= n:
-        raise ValueError(f"block_size must be between 4 and the number of rows, {n}, got {block_size}")
-    elif block_size < 1:
-        raise ValueError(f"block_size must be at least 1, got {block_size}")
 
 
 def _exact(
