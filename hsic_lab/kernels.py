@@ -171,12 +171,9 @@ class Gaussian(_Scaled):
 
 @dataclass(frozen=True)
 class Laplace(_Scaled):
-    """Laplace kernel ``k(x, x') = exp(-||x - x'||_1 / s)`` with bandwidth s.
+    """Laplace kernel ``k(x, x') = exp(-||x - x'||_1 / s)``.
 
-    Parameters
-    ----------
-    bandwidth : float, Tensor or "median", default "median"
-        As for `Gaussian`; the median rule uses the distance ``||x - x'||_1``.
+    The bandwidth s is given as for `Gaussian`; its median rule uses the distance ``||x - x'||_1``.
     """
 
     _norm = 1
@@ -191,16 +188,9 @@ class Laplace(_Scaled):
 
 @dataclass(frozen=True)
 class InverseMultiquadric(_Scaled):
-    """Inverse multiquadric kernel ``k(x, x') = c / sqrt(c^2 + ||x - x'||^2)`` with bandwidth c.
+    """Inverse multiquadric kernel ``k(x, x') = c / sqrt(c^2 + ||x - x'||^2)`` (Li et al. 2021, arXiv:2106.08320).
 
-    Parameters
-    ----------
-    bandwidth : float, Tensor or "median", default "median"
-        As for `Gaussian`.
-
-    References
-    ----------
-    Li et al. (2021), "Self-Supervised Learning with Kernel Dependence Maximization", arXiv:2106.08320.
+    The bandwidth c is given as for `Gaussian`.
     """
 
     def gram(self, x: Tensor, y: Tensor | None) -> Tensor:
@@ -249,11 +239,8 @@ class Product(_Pair):
 
 
 NAMED: dict[str, type[Kernel]] = {
-    "linear": Linear,
-    "gaussian": Gaussian,
-    "laplace": Laplace,
-    "imq": InverseMultiquadric,
-}
+    "linear": Linear, "gaussian": Gaussian, "laplace": Laplace, "imq": InverseMultiquadric,
+}  # fmt: skip
 
 
 def named(name: str) -> Kernel:

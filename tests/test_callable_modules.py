@@ -16,9 +16,8 @@ import itertools, sys, torch
 x = torch.randn(8, 2, generator=torch.Generator().manual_seed(0))
 statements = [
     "import hsic_lab.{name}",
-    "from hsic_lab import {name} as module",
+    "from hsic_lab import {other}, {name} as module",
     "from hsic_lab.{name} import {name} as function",
-    "import hsic_lab; hsic_lab.{other}",
 ]
 orders = 0
 for name, other in (("hsic", "cka"), ("cka", "hsic")):
@@ -39,7 +38,7 @@ print(orders)
 
 def test_module_can_be_called_in_every_order_of_imports():
     done = subprocess.run([sys.executable, "-c", EVERY_ORDER], capture_output=True, text=True)
-    assert done.stdout == "48\n", done.stderr
+    assert done.stdout == "12\n", done.stderr
 
 
 @pytest.mark.parametrize("name", ["hsic", "cka"])

@@ -42,8 +42,8 @@ def hsic(
         - "unbiased" has mean 0 for independent samples, so it is negative about half of the time there. Use it to
           compare different n and to average over batches. With the diagonals of K and L set to 0 it is
           ``[tr(K L) + 1'K1 1'L1 / ((n - 1)(n - 2)) - 2 / (n - 2) 1'K L1] / (n (n - 3))``, for n >= 4.
-        - "block" is the mean of the unbiased estimate over ``n // block_size`` blocks of consecutive rows, in
-          O(n block_size) time. Use it where n^2 is too much; shuffle ordered rows first.
+        - "block" is the mean of the unbiased estimate over ``n // block_size`` blocks of consecutive rows, which use
+          all rows in O(n block_size) time. Use it where n^2 is too much; shuffle ordered rows first.
     route : {"auto", "primal", "dual", "tiled"}, default "auto"
         Three exact ways to the same number:
 
@@ -86,9 +86,8 @@ def hsic(
         raise ValueError(f"the block estimator needs block_size between 4 and the {len(x)} rows, got {block_size}")
     if block_size is not None and block_size < 1:
         raise ValueError(f"block_size must be at least 1, got {block_size}")
-    if check_choice(route, ("auto", "primal", "dual", "tiled"), "route") == "primal" and not _linear(
-        kernel_x, kernel_y
-    ):
+    check_choice(route, ("auto", "primal", "dual", "tiled"), "route")
+    if route == "primal" and not _linear(kernel_x, kernel_y):
         raise ValueError(f"the primal route needs two linear kernels, got {kernel_x!r} and {kernel_y!r}")
     with no_autocast(x):
         # HSIC does not depend on the origin of a linear kernel, but its rounding error does.

@@ -23,9 +23,9 @@ def dhsic(*samples: Tensor, kernels: Sequence[Kernel] | None = None) -> Tensor:
     """Joint dependence of two or more variables (dHSIC).
 
     ``mean(K_1 ... K_m) + prod_j mean(K_j) - 2 mean_i prod_j (K_j 1/n)_i`` with elementwise products, the squared MMD
-    between the n rows and all n^m combinations of rows. It is never negative and equals the biased `hsic` for two
+    between the n rows and all n^m combinations of rows. It is never negative, and equal to the biased `hsic` for two
     variables. With characteristic kernels its limit is 0 only if the variables are jointly independent; pairwise
-    independence is not enough. O(n^2) memory, in float64.
+    independence is not enough. Needs O(n^2) memory.
 
     Parameters
     ----------
@@ -87,8 +87,7 @@ def hsic_matrix(
 ) -> Tensor:
     """HSIC of every column of `x` with every column of `y`, for instance of features with known factors.
 
-    The Grams of all columns are stacked in blocks of rows, and one matrix product gives all sums: O(n^2 p q) time and
-    at most about 64 MiB for each side. No gradient flows.
+    Needs O(n^2 p q) time and about 64 MiB for each side. No gradient flows.
 
     Parameters
     ----------
