@@ -126,7 +126,7 @@ def _is_small(x: Tensor, kernel: Kernel, self_hsic: Tensor) -> bool:
 
 def _rounding(x: Tensor, kernel: Kernel, self_hsic: Tensor) -> Tensor:
     """Rounding error of the unbiased HSIC(x, x), from the off-diagonal entries of the Gram."""
-    x, squares = _at_origin(x, kernel), 0.0
+    x, squares = _at_origin(x, kernel), torch.zeros((), dtype=torch.float64)
     for rows in torch.arange(len(x), device=x.device).split(512):
         gram = kernel.gram(x[rows], x).double()
         gram[torch.arange(len(rows)), rows] = 0
@@ -219,9 +219,8 @@ class MinibatchCKA:
 
         Raises ValueError for fewer than 4 rows, or if the averaged HSIC(x, x) or HSIC(y, y) is not positive.
         """
-        rows = 0 if self._latest is None else len(self._latest[0])
-        if rows < 4:
-            raise ValueError(f"needs at least 4 rows, got {rows}")
+        if self._latest is None or len(self._latest[0]) < 4:
+            raise ValueError(f"needs at least 4 rows, got {0 if self._latest is None else len(self._latest[0])}")
         xy, xx, yy = self._sums + self._weighted(*self._latest)
         require_positive("x", float(xx))
         require_positive("y", float(yy))
@@ -262,10 +261,10 @@ class StreamingLinearCKA:
         """Add rows (n, p) and (n, q), n at least 1. Raises ValueError or TypeError as `hsic`."""
         x, y = (z.detach() for z in paired_samples(x, y, Linear(), Linear(), at_least=1))
         with no_autocast(x):
-            x, y = CenteredRows(x), CenteredRows(y)
-            for part, left, right in ((self._xy, x, y), (self._xx, x, x), (self._yy, y, y)):
+            a, b = CenteredRows(x), CenteredRows(y)
+            for part, left, right in ((self._xy, a, b), (self._xx, a, a), (self._yy, b, b)):
                 part._add(left, right)
-        self._eps = max(self._eps, torch.finfo(x.narrow.dtype).eps)
+        self._eps = max(self._eps, torch.finfo(x.dtype).eps)
 
     def compute(self, estimator: str = "unbiased") -> Tensor:
         """CKA of all rows so far, "unbiased" or "biased": a float64 tensor of shape (). Raises ValueError as `cka`."""

@@ -75,7 +75,7 @@ def compare_models(
     unbiased = check_choice(estimator, ("biased", "unbiased"), "estimator") == "unbiased"
     grams_a = _LayerGrams("model_a", model_a, layers, kernel or Linear(), unbiased)
     grams_b = _LayerGrams("model_b", model_b, layers if layers_b is None else layers_b, kernel or Linear(), unbiased)
-    ab = aa = bb = 0.0
+    ab = aa = bb = torch.zeros((), dtype=torch.float64)
     with evaluating(model_a, model_b), torch.inference_mode():
         for batch in _joined(_batches(images, batch_size)):
             a, b = grams_a(batch), grams_b(batch)

@@ -275,8 +275,9 @@ def column_moments(z: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance (1/n) of the columns of `z` `(n, d)` in float64; the variance of a constant column is 0."""
     if len(z) < 2:
         raise ValueError(f"needs at least 2 rows, got shape {tuple(z.shape)}")
-    mean = sum(block.sum(dim=0) for block in row_blocks(z)) / len(z)
-    variance = sum((block - mean).square().sum(dim=0) for block in row_blocks(z)) / len(z)
+    zero = torch.zeros((), dtype=torch.float64)
+    mean = sum((block.sum(dim=0) for block in row_blocks(z)), zero) / len(z)
+    variance = sum(((block - mean).square().sum(dim=0) for block in row_blocks(z)), zero) / len(z)
     return mean, variance.masked_fill(_constant_columns(mean, variance.sqrt(), z.dtype), 0)
 
 

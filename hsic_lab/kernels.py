@@ -7,6 +7,7 @@ correlation only, `Polynomial` moments up to its degree. `Delta` is the kernel f
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -137,7 +138,7 @@ class Delta(Kernel):
 class _Scaled(Kernel):
     """Base of the kernels of a distance, which have a bandwidth."""
 
-    bandwidth: float | str | Tensor = "median"
+    bandwidth: Any = "median"  # or a positive float or 0-d Tensor
 
     def __post_init__(self) -> None:
         s = self.bandwidth

@@ -94,10 +94,11 @@ def hsic(
         x = x - x.mean(dim=0) if isinstance(kernel_x, Linear) else x
         y = y - y.mean(dim=0) if isinstance(kernel_y, Linear) else y
         kernel_x, kernel_y = kernel_x.fit(x), kernel_y.fit(y)
-        if estimator == "block":
+        if estimator == "block" and block_size:
             count = len(x) // block_size
             blocks = zip(x.tensor_split(count), y.tensor_split(count), strict=True)
-            return sum(_exact(*block, kernel_x, kernel_y, True, route, None) for block in blocks) / count
+            values = (_exact(*block, kernel_x, kernel_y, True, route, None) for block in blocks)
+            return sum(values, torch.zeros(())) / count
         return _exact(x, y, kernel_x, kernel_y, estimator == "unbiased", route, block_size)
 
 
@@ -172,9 +173,9 @@ def _tiled(x: Tensor, y: Tensor, kernel_x: Kernel, kernel_y: Kernel, unbiased: b
     again instead of keeping it. Tiles have the dtype of the samples; sums over tiles are float64.
     """
     blocks_x, blocks_y = x.split(size), y.split(size)
-    rows_x: list[Tensor | int] = [0] * len(blocks_x)
+    trace = x.new_zeros((), dtype=torch.float64)
+    rows_x = [trace] * len(blocks_x)
     rows_y = list(rows_x)
-    trace: Tensor | int = 0
 
     def tile(x_i: Tensor, x_j: Tensor | None, y_i: Tensor, y_j: Tensor | None) -> tuple[Tensor, ...]:
         with no_autocast(x):
@@ -196,8 +197,8 @@ def _tiled(x: Tensor, y: Tensor, kernel_x: Kernel, kernel_y: Kernel, unbiased: b
             trace = trace + sums[2].sum() * (1 if i == j else 2)
             if i != j:
                 rows_x[j], rows_y[j] = rows_x[j] + sums[3], rows_y[j] + sums[4]
-    rows_x, rows_y = torch.cat(rows_x), torch.cat(rows_y)
-    return from_sums(trace, rows_x.sum(), rows_y.sum(), rows_x @ rows_y, len(x), unbiased)
+    all_x, all_y = torch.cat(rows_x), torch.cat(rows_y)
+    return from_sums(trace, all_x.sum(), all_y.sum(), all_x @ all_y, len(x), unbiased)
 
 
 class CenteredRows:
@@ -296,11 +297,10 @@ class StreamingLinearHSIC:
         Raises ValueError for fewer than 2 rows (unbiased: 4).
         """
         unbiased = check_choice(estimator, ("biased", "unbiased"), "estimator") == "unbiased"
-        n, least = 0 if self._moments is None else self._moments.n, 4 if unbiased else 2
-        if n < least:
-            raise ValueError(f"needs at least {least} rows, got {n}")
-        m = self._moments
-        total = m.xy.square().sum()
+        m, least = self._moments, 4 if unbiased else 2
+        if m is None or m.n < least:
+            raise ValueError(f"needs at least {least} rows, got {0 if m is None else m.n}")
+        n, total = m.n, m.xy.square().sum()
         if not unbiased:
             return total / n**2
         # Song et al. (2012), equation 5. Rows are centered, so the row sums of the Grams without diagonals are -a, -b.

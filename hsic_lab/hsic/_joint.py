@@ -3,6 +3,7 @@
 import numbers
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
+from typing import TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,7 @@ from hsic_lab._checks import check_choice, is_constant, no_autocast
 from hsic_lab.hsic._estimators import from_sums, hsic
 from hsic_lab.kernels import Delta, Kernel, Linear
 
-Table = Tensor | np.ndarray | pd.DataFrame | Mapping[str, Tensor]
+Table: TypeAlias = Tensor | np.ndarray | pd.DataFrame | Mapping[str, Tensor]
 
 # Entries of the stacked Grams in memory at a time: 64 MiB in float32.
 _ENTRIES = 2**24
@@ -66,8 +67,10 @@ def dhsic(*samples: Tensor, kernels: Sequence[Kernel] | None = None) -> Tensor:
     if len({len(x) for x in checked}) != 1 or len(checked[0]) < 2:
         raise ValueError(f"samples must have the same number of rows, 2 or more, got {[len(x) for x in checked]}")
     if len(samples) == 2:
-        return hsic(*checked, *kernels)  # which centers and so keeps the digits that the three means would cancel
-    joint = rows = mean = 1.0
+        return hsic(
+            checked[0], checked[1], kernels[0], kernels[1]
+        )  # which centers and so keeps the digits that the three means would cancel
+    joint = rows = mean = torch.ones((), dtype=torch.float64)
     dtypes = [x.dtype for x in checked if x.is_floating_point()] or [torch.get_default_dtype()]
     with no_autocast(checked[0]):
         for kernel, x in zip(kernels, checked, strict=True):
@@ -136,21 +139,20 @@ def hsic_matrix(
     if n < (4 if unbiased else 2):
         raise ValueError(f"needs at least {4 if unbiased else 2} rows, got {n}")
     with torch.no_grad():
-        xy = xx = yy = 0.0
-        rows_x, rows_y = [], []
+        xy = xx = yy = torch.zeros((), dtype=torch.float64)
+        row_sums: list[tuple[Tensor, Tensor]] = []
         size = max(1, _ENTRIES // (n * max(len(grams_x), len(grams_y))))
         for start in range(0, n, size):
             rows = slice(start, min(start + size, n))
             k, l = (torch.stack([gram(rows) for gram in grams]) for grams in (grams_x, grams_y))
             if unbiased:
                 k.diagonal(start, 1, 2).zero_(), l.diagonal(start, 1, 2).zero_()
-            rows_x.append(k.sum(dim=2).double())
-            rows_y.append(l.sum(dim=2).double())
+            row_sums.append((k.sum(dim=2).double(), l.sum(dim=2).double()))
             # One product for each row: a float32 sum of millions of terms would cost four digits.
             xy = xy + torch.bmm(k.transpose(0, 1), l.permute(1, 2, 0)).sum(dim=0, dtype=torch.float64)
             xx = xx + k.square().sum(dim=2).sum(dim=1, dtype=torch.float64)
             yy = yy + l.square().sum(dim=2).sum(dim=1, dtype=torch.float64)
-        rows_x, rows_y = torch.cat(rows_x, dim=1), torch.cat(rows_y, dim=1)
+        rows_x, rows_y = (torch.cat(sums, dim=1) for sums in zip(*row_sums, strict=True))
         totals_x, totals_y = rows_x.sum(dim=1), rows_y.sum(dim=1)
         values = from_sums(xy, totals_x[:, None], totals_y, rows_x @ rows_y.T, n, unbiased)
         if not normalized:
