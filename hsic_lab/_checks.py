@@ -77,6 +77,14 @@ def is_constant(x: Tensor) -> bool:
     return bool((x == x[:1]).all())
 
 
+def drawn_rows(x: Tensor, max_rows: int, seed: int = 0) -> Tensor:
+    """All rows of `x`, or `max_rows` of them drawn without replacement; equal n and seed give equal rows."""
+    if len(x) <= max_rows:
+        return x
+    rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:max_rows]
+    return x[rows.to(x.device)]
+
+
 def is_whole(value: object) -> bool:
     """Whether `value` is an integer (NumPy integers count, booleans do not)."""
     return isinstance(value, Integral) and not isinstance(value, bool)
@@ -122,11 +130,7 @@ def no_autocast(tensor: Tensor) -> torch.autocast:
 
 
 class CallableModule(ModuleType):
-    """A module that can be called like its function of the same name.
-
-    Importing the module `hsic_lab.hsic` binds the name `hsic` in `hsic_lab` to the module. With this class,
-    `from hsic_lab import hsic; hsic(x, y)` works in every order of imports.
-    """
+    """A module that is called like its function of the same name: `from hsic_lab import hsic; hsic(x, y)`."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return getattr(self, self.__name__.rpartition(".")[2])(*args, **kwargs)

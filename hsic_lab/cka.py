@@ -236,17 +236,8 @@ class MinibatchCKA:
 class StreamingLinearCKA:
     """Linear CKA of samples that arrive in chunks, equal to `cka` of all rows, in O((p + q)^2) memory.
 
-    Unlike `MinibatchCKA` it is exact for chunks of any size; it has linear kernels only. No gradient flows.
-
-    Examples
-    --------
-    >>> import torch
-    >>> x = torch.randn(60, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    >>> stream = StreamingLinearCKA()
-    >>> for rows in x.split(7):
-    ...     stream.update(rows, rows**3)
-    >>> torch.allclose(stream.compute(), cka(x, x**3))
-    True
+    Unlike `MinibatchCKA` it is exact for chunks of any size; it has linear kernels only. No gradient flows. It is used
+    as `MinibatchCKA`.
     """
 
     def __init__(self) -> None:

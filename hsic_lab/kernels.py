@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hsic_lab._checks import as_samples, check_choice, no_autocast
+from hsic_lab._checks import as_samples, check_choice, drawn_rows, no_autocast
 
 __all__ = [
     "Delta", "Gaussian", "InverseMultiquadric", "Kernel", "Laplace", "Linear", "Polynomial", "Product", "Sum", "factor",
@@ -290,10 +290,7 @@ def median_distance(x: Tensor, norm: int = 2) -> float:
     x = as_samples(x, "x").detach()
     if len(x) < 2:
         raise ValueError(f"the median distance needs at least 2 rows, got shape {tuple(x.shape)}")
-    if len(x) > MEDIAN_ROWS:
-        drawn = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:MEDIAN_ROWS]
-        x = x[drawn.to(x.device)]
-    distances = F.pdist(x, p=norm)
+    distances = F.pdist(drawn_rows(x, MEDIAN_ROWS), p=norm)
     median = distances.median()
     if median == 0:
         distances = distances[distances > 0]

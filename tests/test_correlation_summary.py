@@ -140,7 +140,7 @@ BAD = {
 
 
 @pytest.mark.parametrize(("c", "words"), BAD.values(), ids=BAD)
-def test_bad_matrices_are_refused(c, words):
+def test_bad_matrices_are_rejected(c, words):
     for act in (
         lambda m: CorrelationSummary.from_matrix(m, 10),
         feature_order,
@@ -151,7 +151,7 @@ def test_bad_matrices_are_refused(c, words):
             act(c)
 
 
-def test_bad_choices_are_refused():
+def test_bad_choices_are_rejected():
     with pytest.raises(ValueError, match="'cluster', got 'size'"):
         feature_order(np.eye(3), "size")
     for n, d in ((1, 5), (5, 1)):

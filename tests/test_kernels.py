@@ -156,7 +156,7 @@ def test_delta_accepts_labels():
 
 
 @each([kernel for kernel in FORMULAS if kernel != Delta()])
-def test_bad_samples_are_refused(kernel):
+def test_bad_samples_are_rejected(kernel):
     x = sample(5, 3)
     with pytest.raises(ValueError, match="3 and 2"):
         kernel(x, sample(5, 2))

@@ -101,6 +101,6 @@ def test_float32_factor_is_accurate_for_rows_far_from_each_other(kernel, outlier
         (TypeError, "Linear", {"kernel": Linear(), "method": "fourier"}),
     ],
 )
-def test_bad_arguments_are_refused(error, quoted, arguments):
+def test_bad_arguments_are_rejected(error, quoted, arguments):
     with pytest.raises(error, match=quoted):
         factor(**{"kernel": Gaussian(), "x": sample(10, 2), **arguments})

@@ -45,13 +45,12 @@ def hsic(
         - "block" is the mean of the unbiased estimate over ``n // block_size`` blocks of consecutive rows, which use
           all rows in O(n block_size) time. Use it where n^2 is too much; shuffle ordered rows first.
     route : {"auto", "primal", "dual", "tiled"}, default "auto"
-        Three exact ways to the same number:
+        Three exact ways to the same number.
 
         - "primal" forms the (p, q) cross-covariance in O(n p q) time, for two linear kernels.
         - "dual" forms the (n, n) Gram matrices in O(n^2 (p + q)) time and O(n^2) memory.
         - "tiled" visits tiles of the Gram matrices in the same time and O(n) memory, gradients included.
-
-        "auto" takes primal if ``p q <= n (p + q)``, else dual up to 2048 rows, else tiled.
+        - "auto" takes primal if ``p q <= n (p + q)`` and it applies, else dual up to 2048 rows, else tiled.
     block_size : int, optional
         Rows of a block (estimator "block", at least 4) or of a tile (route "tiled", default 512).
 
