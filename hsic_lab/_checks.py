@@ -1,5 +1,7 @@
-"""What every function on samples accepts, and the errors that say so."""
+"""Checks and conversions of arguments, shared by all public functions."""
 
+import importlib
+import inspect
 import warnings
 from numbers import Integral
 from types import ModuleType
@@ -11,8 +13,8 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 
-def as_samples(x: Tensor | np.ndarray, name: str) -> Tensor:
-    """`x` as an `(n, p)` floating tensor of finite values; a vector `(n,)` is read as one column."""
+def as_samples(x: Tensor | np.ndarray, name: str, *, labels: bool = False) -> Tensor:
+    """`x` as an `(n, p)` tensor of finite floats; `(n,)` is one column. With `labels`, integers and booleans pass."""
     if not isinstance(x, Tensor | np.ndarray):
         raise TypeError(f"{name} must be a torch.Tensor or a numpy.ndarray, got {type(x).__name__}")
     x = as_tensor(x)
@@ -21,16 +23,18 @@ def as_samples(x: Tensor | np.ndarray, name: str) -> Tensor:
     if x.dim() != 2 or x.shape[1] == 0:
         raise ValueError(f"{name} must have shape (n, p) or (n,), got {tuple(x.shape)}")
     if not x.is_floating_point():
+        if labels:
+            return x
         raise TypeError(f"{name} must be floating point, got {x.dtype}; convert it, for instance {name}.double()")
-    if not torch.isfinite(x.detach()).all():
-        raise ValueError(f"{name} holds {int((~torch.isfinite(x.detach())).sum())} values that are NaN or infinite")
+    if not (finite := torch.isfinite(x.detach())).all():
+        raise ValueError(f"{name} holds {int((~finite).sum())} values that are NaN or infinite")
     return at_least_float32(x)
 
 
 def as_tensor(x: ArrayLike | Tensor, *, shared: bool = False) -> Tensor:
-    """`x` itself, or an array as a tensor, copied where torch would not read it: mirrored, foreign bytes, read-only.
+    """`x` as a tensor. Arrays that torch cannot wrap (negative strides, foreign byte order, read-only) are copied.
 
-    With `shared` a read-only array (a memory map) is not copied: the caller never writes to the result.
+    With `shared`, a read-only array such as a memory map is not copied; the caller must not write to the result.
     """
     if isinstance(x, Tensor):
         return x
@@ -43,25 +47,14 @@ def as_tensor(x: ArrayLike | Tensor, *, shared: bool = False) -> Tensor:
         return torch.as_tensor(x)
 
 
-def is_whole(value: object) -> bool:
-    """Whether this is an integer, NumPy's too, and no truth value."""
-    return isinstance(value, Integral) and not isinstance(value, bool)
-
-
-def paired_samples(x: Tensor | np.ndarray, y: Tensor | np.ndarray, at_least: int = 2) -> tuple[Tensor, Tensor]:
-    """Two samples whose rows belong together, checked; the narrower dtype is raised to the wider."""
-    x, y = as_samples(x, "x"), as_samples(y, "y")
-    if len(x) != len(y):
-        raise ValueError(f"x and y must have the same number of rows, got {len(x)} and {len(y)}")
-    if len(x) < at_least:
-        raise ValueError(f"needs at least {at_least} rows, got {len(x)}")
-    dtype = torch.promote_types(x.dtype, y.dtype)
-    return x.to(dtype), y.to(dtype)
+def to_array(x: ArrayLike | Tensor) -> np.ndarray:
+    """A tensor on any device, or any array-like, as a NumPy array."""
+    return x.detach().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x)
 
 
 def as_labels(name: str, y: ArrayLike | Tensor) -> np.ndarray:
-    """A vector `(n,)` of integers, booleans or strings."""
-    y = np.asarray(y.detach().cpu() if isinstance(y, Tensor) else y)
+    """`y` as a vector `(n,)` of integers, booleans or strings, n >= 1."""
+    y = to_array(y)
     if y.ndim != 1 or len(y) == 0:
         raise ValueError(f"{name} must have shape (n,) with n at least 1, got {y.shape}")
     if y.dtype.kind == "O" and all(isinstance(label, str) for label in y):
@@ -72,22 +65,40 @@ def as_labels(name: str, y: ArrayLike | Tensor) -> np.ndarray:
 
 
 def finite_rows(name: str, x: Tensor) -> Tensor:
-    """`x` `(n, p)`, whose values are all finite; ValueError counts the rows that are not."""
+    """`x` `(n, p)` itself; ValueError if a value is not finite."""
     bad = (~x.isfinite()).any(dim=1).nonzero()[:, 0]
     if len(bad):
         raise ValueError(f"{name} must be finite: {len(bad)} of {len(x)} rows are not, first row {bad[0]}")
     return x
 
 
+def is_constant(x: Tensor) -> bool:
+    """Whether all rows of `x` `(n, ...)`, n >= 1, are equal."""
+    return bool((x == x[:1]).all())
+
+
+def drawn_rows(x: Tensor, max_rows: int, seed: int = 0) -> Tensor:
+    """All rows of `x`, or `max_rows` of them drawn without replacement; equal n and seed give equal rows."""
+    if len(x) <= max_rows:
+        return x
+    rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:max_rows]
+    return x[rows.to(x.device)]
+
+
+def is_whole(value: object) -> bool:
+    """Whether `value` is an integer (NumPy integers count, booleans do not)."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
 def only_tensors(state: dict[str, Any]) -> dict[str, Tensor]:
-    """A network's state, which a file of tensors can hold; TypeError quotes what is none (`get_extra_state`)."""
+    """A network's `state` itself; TypeError if a value is not a tensor and cannot be saved (`get_extra_state`)."""
     if strange := {key: value for key, value in state.items() if not isinstance(value, Tensor)}:
-        raise TypeError(f"a network keeps state that is no tensor and cannot be saved: {strange}")
+        raise TypeError(f"all values of a network's state must be tensors to be saved, got {strange}")
     return state
 
 
 def check_views(z_a: Tensor, z_b: Tensor) -> None:
-    """Two `(n, d)` floating tensors whose rows belong together. Values are not read: that would stall a GPU."""
+    """Two floating `(n, d)` tensors of one shape and device. Values are not read: that would stall a GPU."""
     for name, z in (("z_a", z_a), ("z_b", z_b)):
         if not isinstance(z, Tensor):
             raise TypeError(f"{name} must be a torch.Tensor, got {type(z).__name__}")
@@ -102,28 +113,31 @@ def check_views(z_a: Tensor, z_b: Tensor) -> None:
 
 
 def at_least_float32(z: Tensor) -> Tensor:
-    """Half precisions raised to float32: the statistics of a batch do not survive 8 bits of mantissa."""
+    """`z` with half precision raised to float32: batch statistics need more than 8 bits of mantissa."""
     return z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
 
 
 def check_choice(value: str, accepted: tuple[str, ...], name: str) -> str:
-    """`value` if it is one of `accepted`, else an error that lists them."""
+    """`value` itself; ValueError if it is not one of `accepted`."""
     if value not in accepted:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, accepted))}, got {value!r}")
     return value
 
 
 def no_autocast(tensor: Tensor) -> torch.autocast:
-    """The context in which matrix products keep the dtype of their operands whatever the caller's autocast says."""
+    """A context in which matrix products keep the dtype of their operands, under any autocast of the caller."""
     return torch.autocast(tensor.device.type, enabled=False)
 
 
 class CallableModule(ModuleType):
-    """A module that is called as the function of its own name.
-
-    `hsic_lab.hsic` is a module, and importing it binds that name in `hsic_lab`. So that `from hsic_lab import hsic`
-    gives what can be called in any order of imports, the module itself is callable.
-    """
+    """A module that is called like its function of the same name: `from hsic_lab import hsic; hsic(x, y)`."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return getattr(self, self.__name__.rpartition(".")[2])(*args, **kwargs)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(getattr(self, self.__name__.rpartition(".")[2]))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return importlib.import_module, (self.__name__,)

@@ -1,4 +1,4 @@
-"""CKA of samples, batches and streams, against NumPy oracles and the laws of Kornblith et al. 2019."""
+"""CKA of samples, batches and streams against NumPy, and the properties stated by Kornblith et al. (2019)."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ def orthogonal(p, seed=1):
     return torch.linalg.qr(torch.randn(p, p, generator=generator, dtype=torch.float64)).Q
 
 
-# --- oracles: loops and matrices in NumPy, nothing shared with the code
+# --- oracles in NumPy, which share no code with the package
 
 
 def numpy_gram(x, kernel):
@@ -60,7 +60,7 @@ def numpy_cka(x, y, kernel, estimator):
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 @pytest.mark.parametrize("shape", [(5, 3, 2), (30, 5, 7), (12, 40, 33)])
-def test_cka_is_the_oracle(kernel, estimator, shape):
+def test_cka_matches_numpy(kernel, estimator, shape):
     x, y = samples(*shape)
     value = cka(x, y, KERNELS[kernel], KERNELS[kernel], estimator)
     assert value.shape == () and value.dtype == torch.float64
@@ -68,7 +68,7 @@ def test_cka_is_the_oracle(kernel, estimator, shape):
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
-def test_cka_with_labels_is_that_with_their_one_hot_code(estimator):
+def test_cka_with_labels_equals_cka_with_their_one_hot_code(estimator):
     x, _ = samples(12, 3, 2)
     labels = torch.arange(12) % 3
     one_hot = torch.nn.functional.one_hot(labels).double()
@@ -76,7 +76,7 @@ def test_cka_with_labels_is_that_with_their_one_hot_code(estimator):
     torch.testing.assert_close(cka(x, labels, kernel_y=Delta(), estimator=estimator), expected)
 
 
-def test_biased_linear_is_kornblith_feature_space_form():
+def test_biased_linear_cka_equals_the_feature_space_form():
     x, y = samples()
     a, b = x - x.mean(0), y - y.mean(0)
     expected = (b.T @ a).norm() ** 2 / ((a.T @ a).norm() * (b.T @ b).norm())
@@ -91,7 +91,7 @@ def test_feature_space_equals_gram_form(estimator, shape):
     torch.testing.assert_close(cka(x, y, None, None, estimator, "primal"), cka(x, y, None, None, estimator, "dual"))
 
 
-def test_unbiased_is_the_cosine_of_u_centered_grams():
+def test_unbiased_cka_is_the_cosine_of_u_centered_grams():
     x, y = samples()
     a, b = u_center(x @ x.T), u_center(y @ y.T)
     torch.testing.assert_close((a * b).sum() / (30 * 27), hsic(x, y, estimator="unbiased"))
@@ -99,12 +99,12 @@ def test_unbiased_is_the_cosine_of_u_centered_grams():
     torch.testing.assert_close(a.sum(0), torch.zeros(30, dtype=a.dtype), atol=1e-10, rtol=0)
 
 
-# --- laws
+# --- properties
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("estimator", ESTIMATORS)
-def test_equal_samples_give_1_and_order_does_not_matter(kernel, estimator):
+def test_cka_of_equal_samples_is_1_and_cka_is_symmetric(kernel, estimator):
     x, y = samples()
     k = KERNELS[kernel]
     assert float(cka(x, x, k, k, estimator)) == pytest.approx(1, abs=1e-12)
@@ -113,7 +113,7 @@ def test_equal_samples_give_1_and_order_does_not_matter(kernel, estimator):
 
 @pytest.mark.parametrize("kernel", ["linear", "median"])
 @pytest.mark.parametrize("estimator", ESTIMATORS)
-def test_rotations_shifts_and_scale_change_nothing_other_maps_do(kernel, estimator):
+def test_cka_ignores_rotations_shifts_and_scale_but_not_other_linear_maps(kernel, estimator):
     x, y = samples()
     k = KERNELS[kernel]
     value = cka(x, y, k, k, estimator)
@@ -124,12 +124,12 @@ def test_rotations_shifts_and_scale_change_nothing_other_maps_do(kernel, estimat
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1e6])
-def test_float32_at_both_ends_of_the_scale(scale):
+def test_float32_is_accurate_for_small_and_large_units(scale):
     x, y = samples(dtype=torch.float32)
     torch.testing.assert_close(cka(x * scale, y * scale), cka(x, y), rtol=1e-4, atol=1e-5)
 
 
-def test_independent_samples_unbiased_near_0_biased_far():
+def test_independent_samples_have_unbiased_cka_near_0_and_large_biased_cka():
     n, p, draws = 32, 64, 200
     generator = torch.Generator().manual_seed(0)
     values = {estimator: [] for estimator in ESTIMATORS}
@@ -145,7 +145,7 @@ def test_independent_samples_unbiased_near_0_biased_far():
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 @pytest.mark.parametrize("kernel", ["linear", "gaussian"])
-def test_gradcheck(kernel, estimator):
+def test_gradient_matches_finite_differences(kernel, estimator):
     x, y = (z.requires_grad_() for z in samples(6, 3, 2))
     k = KERNELS[kernel]
     assert torch.autograd.gradcheck(lambda a, b: cka(a, b, k, k, estimator), (x, y))
@@ -153,7 +153,7 @@ def test_gradcheck(kernel, estimator):
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(4, 20), st.integers(1, 10), st.integers(1, 10), st.integers(0, 999))
-def test_range(n, p, q, seed):
+def test_cka_is_in_its_range(n, p, q, seed):
     x, y = samples(n, p, q, seed)
     assert -1 - 1e-6 <= float(cka(x, y)) <= 1 + 1e-6
     assert -1e-9 <= float(cka(x, y, estimator="biased")) <= 1 + 1e-9
@@ -165,7 +165,7 @@ def test_range(n, p, q, seed):
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 @pytest.mark.parametrize("constant", [0.0, 0.1, 1e5])
-def test_constant_input_is_named(kernel, estimator, constant):
+def test_error_names_a_constant_sample(kernel, estimator, constant):
     _, y = samples()
     flat, k = torch.full((30, 3), constant, dtype=torch.float32), KERNELS[kernel]
     with pytest.raises(ValueError, match="x is constant: all 30 rows"):
@@ -174,7 +174,7 @@ def test_constant_input_is_named(kernel, estimator, constant):
         cka(y, flat, k, k, estimator)
 
 
-def test_a_kernel_to_which_all_pairs_look_alike_is_an_error_with_the_value():
+def test_error_quotes_hsic_that_is_not_positive():
     x, y = samples()
     with pytest.raises(ValueError, match=r"HSIC\(y, y\) is 0, not positive"):
         cka(x, y, None, Gaussian(1e-6))
@@ -184,7 +184,7 @@ def test_a_kernel_to_which_all_pairs_look_alike_is_an_error_with_the_value():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("n", [5, 50, 64, 100, 333])
-def test_rows_that_are_all_alike_have_no_cka_whatever_the_rounding(n, dtype):
+def test_cka_of_rows_at_equal_distances_is_rejected_in_every_dtype(n, dtype):
     one_hot, deviating = torch.eye(n, dtype=dtype), torch.zeros(n, 4, dtype=dtype) + 0.3
     deviating[3] = torch.arange(4)
     for x in (one_hot, 3 * one_hot, 0.1 * one_hot[torch.randperm(n)], deviating):
@@ -203,13 +203,13 @@ def test_rows_that_are_all_alike_have_no_cka_whatever_the_rounding(n, dtype):
 
 
 @pytest.mark.parametrize("unit", [1e-15, 1e8, 1e18])
-def test_units_change_nothing(unit):
+def test_units_do_not_change_cka(unit):
     x, y = (z.float() for z in samples())
     assert cka(unit * x, y).item() == pytest.approx(cka(x, y).item(), rel=1e-5)
     assert cka(unit * x, unit * x).item() == pytest.approx(1)
 
 
-def test_what_is_left_of_many_features_is_no_rounding():
+def test_cka_of_many_features_is_defined_and_accurate():
     x = torch.randn(20, 50_000, generator=torch.Generator().manual_seed(0))
     y = x + torch.randn(20, 50_000, generator=torch.Generator().manual_seed(1))
     assert cka(x, x).item() == pytest.approx(1)
@@ -217,7 +217,7 @@ def test_what_is_left_of_many_features_is_no_rounding():
 
 
 @pytest.mark.parametrize("call", [lambda x: cka(x, x), lambda x: cka(x, x, estimator="nobiased")])
-def test_what_hsic_refuses_is_refused(call):
+def test_bad_arguments_are_rejected_as_by_hsic(call):
     with pytest.raises(ValueError, match=r"at least 4 rows, got 3|estimator must be one of"):
         call(torch.randn(3, 2))
 
@@ -233,14 +233,14 @@ def minibatch(x, y, sizes, kernel=None):
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_one_batch_is_the_full_batch(kernel):
+def test_minibatch_cka_of_one_batch_equals_cka(kernel):
     x, y = samples()
     k = KERNELS[kernel]
     torch.testing.assert_close(minibatch(x, y, [30], k).compute(), cka(x, y, k, k), rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("kernel", ["linear", "gaussian"])
-def test_batches_are_averaged_by_their_rows_then_the_ratio_is_formed(kernel):
+def test_hsic_of_batches_is_averaged_by_rows_before_the_ratio(kernel):
     x, y = samples(42)
     sizes = [20, 6, 16]
     sums = np.zeros(3)
@@ -251,7 +251,7 @@ def test_batches_are_averaged_by_their_rows_then_the_ratio_is_formed(kernel):
     assert float(value) == pytest.approx(sums[0] / np.sqrt(sums[1] * sums[2]), rel=1e-10)
 
 
-def test_order_of_batches_does_not_matter():
+def test_order_of_batches_does_not_change_cka():
     x, y = samples(64)
     batches = list(zip(x.split(10), y.split(10), strict=True))  # the last has 4 rows
     values = []
@@ -274,12 +274,12 @@ def test_order_of_batches_does_not_matter():
         ([1, 1, 1, 1, 9, 10], [4, 9, 10]),
     ],
 )
-def test_a_batch_too_small_joins_its_neighbor(sizes, joined):
+def test_small_batch_joins_its_neighbor(sizes, joined):
     x, y = samples(sum(sizes))
     torch.testing.assert_close(minibatch(x, y, sizes).compute(), minibatch(x, y, joined).compute(), rtol=1e-12, atol=0)
 
 
-def test_batch_size_drifts_only_the_biased_one():
+def test_batch_size_changes_biased_cka_only():
     x, _ = samples(4096, 20, 20)
     y = x + 2 * torch.randn(4096, 20, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     full = float(cka(x, y))
@@ -288,7 +288,7 @@ def test_batch_size_drifts_only_the_biased_one():
     assert np.mean([float(cka(a, b, estimator="biased")) for a, b in batches]) > full + 0.2
 
 
-def test_the_median_rule_is_fitted_once_on_the_first_batch_and_forgotten_on_reset():
+def test_median_rule_is_fitted_to_the_first_batch_and_forgotten_on_reset():
     x, y = samples(40)
     sizes = [20, 20]
     fixed = MinibatchCKA(Gaussian().fit(x[:20]), Gaussian().fit(y[:20]))
@@ -301,7 +301,7 @@ def test_the_median_rule_is_fitted_once_on_the_first_batch_and_forgotten_on_rese
     torch.testing.assert_close(metric.compute(), minibatch(x, y, [40], Gaussian()).compute())
 
 
-def test_minibatch_keeps_no_graph_survives_reused_buffers_and_goes_on_after_compute():
+def test_minibatch_cka_copies_batches_without_graph_and_continues_after_compute():
     x, y = samples(40)
     buffer = x[:20].clone().requires_grad_()
     metric = MinibatchCKA()
@@ -313,7 +313,7 @@ def test_minibatch_keeps_no_graph_survives_reused_buffers_and_goes_on_after_comp
     torch.testing.assert_close(metric.compute(), minibatch(x, y, [20, 20]).compute())
 
 
-def test_minibatch_refuses():
+def test_minibatch_cka_rejects_bad_input():
     x, y = samples()
     metric = MinibatchCKA()
     with pytest.raises(ValueError, match="at least 4 rows, got 0"):
@@ -329,7 +329,7 @@ def test_minibatch_refuses():
 
 @pytest.mark.parametrize("make", [MinibatchCKA, lambda: MinibatchCKA(Gaussian(1.0)), StreamingLinearCKA])
 @pytest.mark.parametrize("constant", [0.1, 0.7, 1.3, 123.4])
-def test_constant_batches_are_no_signal(make, constant):
+def test_constant_batches_are_rejected(make, constant):
     metric, flat = make(), torch.full((11, 3), constant, dtype=torch.float64)
     for _ in range(3):
         metric.update(flat, samples(11)[1])
@@ -337,12 +337,19 @@ def test_constant_batches_are_no_signal(make, constant):
         metric.compute()
 
 
+def test_minibatch_cka_of_labels_equals_cka():
+    x, labels = samples(30)[0], torch.arange(30) % 3
+    metric = MinibatchCKA(kernel_y=Delta())
+    metric.update(x, labels)
+    torch.testing.assert_close(metric.compute(), cka(x, labels, kernel_y=Delta()))
+
+
 # --- streams
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 @pytest.mark.parametrize("sizes", [[50], [1] * 50, [3, 30, 1, 16]])
-def test_a_stream_is_its_rows_put_together(estimator, sizes):
+def test_streams_equal_the_estimate_of_all_rows(estimator, sizes):
     x, y = samples(50)
     x, y = x + torch.linspace(-40, 40, 50, dtype=x.dtype)[:, None], y - 1000  # drifting, far from 0
     streams = StreamingLinearHSIC(), StreamingLinearCKA()
@@ -358,7 +365,7 @@ def test_a_stream_is_its_rows_put_together(estimator, sizes):
     )
 
 
-def test_a_float32_stream_far_from_0_keeps_its_digits():
+def test_float32_stream_far_from_0_is_accurate():
     x, y = samples(2000, dtype=torch.float32)
     x, y = x + 1000, y - 1000
     stream = StreamingLinearCKA()
@@ -368,7 +375,7 @@ def test_a_float32_stream_far_from_0_keeps_its_digits():
 
 
 @pytest.mark.parametrize("make, least", [(StreamingLinearHSIC, 2), (StreamingLinearCKA, 4)])
-def test_streams_refuse(make, least):
+def test_streams_reject_bad_input(make, least):
     stream = make()
     with pytest.raises(ValueError, match=f"at least {least} rows, got 0"):
         stream.compute()
@@ -396,7 +403,7 @@ def test_cuda_agrees_with_the_cpu(make):
 
 
 @pytest.mark.parametrize("n", [50, 1000])
-def test_one_pair_of_equal_labels_is_no_rounding(n):
+def test_one_pair_of_equal_labels_gives_accurate_cka(n):
     labels = torch.arange(n)
     labels[1] = 0
     x = torch.randn(n, 3, generator=torch.Generator().manual_seed(0))
@@ -406,7 +413,7 @@ def test_one_pair_of_equal_labels_is_no_rounding(n):
 
 
 @pytest.mark.parametrize("route", ["auto", "primal", "dual"])
-def test_a_row_far_from_all_others_hides_none_of_them(route):
+def test_cka_with_one_distant_row_is_accurate(route):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1000, 10, generator=generator, dtype=torch.float64)
     x[0, 0] = 1e6

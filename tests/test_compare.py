@@ -1,4 +1,4 @@
-"""Layer-by-layer CKA of two models: the numbers, the hooks, the flags and the image."""
+"""Layer-by-layer CKA of two models: values, hooks, training flags and the plot."""
 
 import matplotlib
 
@@ -33,7 +33,7 @@ def images(n=60, seed=0):
 
 
 def activations(model, batch):
-    """Every layer's own copy, one module after the other, without hooks."""
+    """A copy of the activation of every layer, computed without hooks."""
     model, x, found = model.eval(), batch.float() / 127.5 - 1, []
     with torch.no_grad():
         for module in [*model[0], *model[1:]]:
@@ -45,7 +45,7 @@ def activations(model, batch):
 
 @pytest.mark.parametrize("kernel", [None, Gaussian(4.0)])
 @pytest.mark.parametrize("estimator", ["biased", "unbiased"])
-def test_one_batch_is_cka_of_the_activations(kernel, estimator):
+def test_one_batch_gives_cka_of_the_activations(kernel, estimator):
     a, b = network(0, inplace=False), network(1, inplace=False)
     frame = compare_models(a, b, images(), kernel=kernel, estimator=estimator)
     expected = [
@@ -57,7 +57,7 @@ def test_one_batch_is_cka_of_the_activations(kernel, estimator):
     assert (frame.index.name, frame.columns.name) == ("model_a", "model_b")
 
 
-def test_batches_add_up_as_minibatch_cka_and_a_small_last_one_joins():
+def test_batches_are_combined_as_in_minibatch_cka():
     a, b = network(0), network(1)
     frame = compare_models(a, b, images(43), ["0.1", "3"], batch_size=20)
     for i, row in ((1, "0.1"), (5, "3")):
@@ -68,7 +68,7 @@ def test_batches_add_up_as_minibatch_cka_and_a_small_last_one_joins():
             assert frame.loc[row, column] == pytest.approx(float(metric.compute()), abs=2e-5)
 
 
-def test_an_in_place_relu_does_not_reach_the_layer_before():
+def test_in_place_relu_does_not_change_the_layer_before():
     inplace, pure = (compare_models(network(0, k), network(0, k), images()) for k in (True, False))
     pd.testing.assert_frame_equal(inplace, pure, rtol=1e-6)
     assert pure.loc["0.0", "0.1"] < 0.99
@@ -77,7 +77,7 @@ def test_an_in_place_relu_does_not_reach_the_layer_before():
 
 
 @pytest.mark.parametrize("same_object", [True, False])
-def test_a_shuffled_loader_with_labels_gives_both_models_the_same_rows(same_object):
+def test_shuffled_loader_with_labels_gives_both_models_the_same_rows(same_object):
     generator = torch.Generator().manual_seed(3)
     data = TensorDataset(images(64), torch.arange(64))
     loader = DataLoader(data, batch_size=16, shuffle=True, generator=generator)
@@ -89,7 +89,7 @@ def test_a_shuffled_loader_with_labels_gives_both_models_the_same_rows(same_obje
     pd.testing.assert_frame_equal(ordered, shuffled, rtol=1e-4)
 
 
-def test_every_batch_counts_in_any_order():
+def test_every_batch_counts_and_their_order_does_not_matter():
     batches = [images(10), images(12, 1) // 3, images(8, 2)]
     frames = [compare_models(network(0), network(1), order) for order in (batches, batches[::-1])]
     pd.testing.assert_frame_equal(*frames, rtol=1e-9)
@@ -102,7 +102,7 @@ class Boom(nn.Module):
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_hooks_flags_and_buffers_are_left_as_they_were(fails):
+def test_hooks_flags_and_buffers_are_restored(fails):
     a, b = network(0), network(1)
     b[2].eval()
     if fails:
@@ -132,7 +132,7 @@ class Shared(nn.Module):
         return self.act(self.fc2(self.act(self.fc1(x))))
 
 
-def test_layers_default_to_the_order_of_calls_and_a_second_call_is_a_layer():
+def test_layers_default_to_the_order_of_calls_and_a_second_call_is_its_own_layer():
     torch.manual_seed(0)
     model, x = Shared(), torch.randn(30, 6, generator=torch.Generator().manual_seed(0))
     frame = compare_models(model, model, x)
@@ -192,7 +192,7 @@ def test_errors_about_images(data, error, message):
         compare_models(network(), network(), data)
 
 
-# --- the image
+# --- the plot
 
 
 def table(rows, columns):
@@ -202,7 +202,7 @@ def table(rows, columns):
     return pd.DataFrame(values, index=names[:rows], columns=names[:columns])
 
 
-def test_plot_shows_the_table_on_0_to_1_with_its_own_labels():
+def test_plot_shows_the_table_from_0_to_1_with_its_labels():
     frame = table(3, 5)
     ax = plot_cka(frame)
     (image,) = ax.images
@@ -214,7 +214,7 @@ def test_plot_shows_the_table_on_0_to_1_with_its_own_labels():
     plt.close("all")
 
 
-def test_plot_of_many_layers_names_some_and_prints_no_values():
+def test_plot_of_many_layers_labels_some_and_prints_no_values():
     ax = plt.subplots()[1]
     assert plot_cka(table(100, 20), ax) is ax
     assert not ax.texts and len(ax.get_yticks()) == 34 and len(ax.get_xticks()) == 20
@@ -223,6 +223,6 @@ def test_plot_of_many_layers_names_some_and_prints_no_values():
 
 
 @pytest.mark.parametrize("frame, message", [(table(2, 2) * np.nan, "finite, 4 of"), (table(2, 2)[:0], "at least one")])
-def test_plot_refuses(frame, message):
+def test_plot_rejects_bad_tables(frame, message):
     with pytest.raises(ValueError, match=message):
         plot_cka(frame)

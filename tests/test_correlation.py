@@ -1,4 +1,4 @@
-"""Standardization and cross-correlation: a NumPy oracle and the laws that published implementations break."""
+"""Standardization and cross-correlation against NumPy, and properties that published implementations violate."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ def data(n, d, seed=0, dtype=torch.float64):
 
 
 def oracle(z_a, z_b):
-    """C by the textbook in float64: mean, biased standard deviation, average product."""
+    """C by its definition in float64: mean, biased standard deviation, average product."""
     x, y = (np.asarray(z, dtype=np.float64) for z in (z_a, z_b))
     x, y = ((v - v.mean(axis=0)) / v.std(axis=0) for v in (x, y))
     return np.einsum("ni,nj->ij", x, y) / len(x)
@@ -20,7 +20,7 @@ def oracle(z_a, z_b):
 
 @pytest.mark.parametrize("n, d", [(2, 1), (3, 2), (5, 3), (64, 7), (8, 33)])
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 2e-6)])
-def test_cross_correlation_is_that_of_numpy(n, d, dtype, tolerance):
+def test_cross_correlation_matches_numpy(n, d, dtype, tolerance):
     z_a, z_b = data(n, d, 1, dtype), data(n, d, 2, dtype)
     assert cross_correlation(z_a, z_b).dtype == dtype
     np.testing.assert_allclose(cross_correlation(z_a, z_b), oracle(z_a, z_b), atol=tolerance)
@@ -28,7 +28,7 @@ def test_cross_correlation_is_that_of_numpy(n, d, dtype, tolerance):
 
 @pytest.mark.parametrize("n", [2, 3, 4, 8, 33])
 def test_identical_views_have_a_unit_diagonal(n):
-    # The n-1 standard deviation beside the average over n gives (n-1)/n instead.
+    # A standard deviation with n - 1 and an average over n would give (n - 1) / n.
     diagonal = cross_correlation(data(n, 6), data(n, 6)).diagonal()
     torch.testing.assert_close(diagonal, torch.ones_like(diagonal), rtol=0, atol=1e-12)
 
@@ -43,15 +43,15 @@ def test_rescaling_and_shifting_a_column_changes_nothing(scale, dtype):
     torch.testing.assert_close(standardize(-z * scales), -standardize(z), rtol=1e-5, atol=1e-5)
 
 
-def test_offset_of_ten_thousand_costs_no_digits():
-    # E[x^2] - E[x]^2 yields a negative variance here.
+def test_cross_correlation_is_accurate_under_a_large_offset():
+    # The formula E[x^2] - E[x]^2 gives a negative variance here.
     z_a, z_b = (data(64, 5, seed, torch.float32) + 1e4 for seed in (1, 2))
     np.testing.assert_allclose(cross_correlation(z_a, z_b), oracle(z_a, z_b), atol=1e-5)
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, 0.1, -1e4, 1e-30])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_dead_column_is_zero_with_zero_gradient(value, dtype):
+def test_constant_column_is_zero_with_zero_gradient(value, dtype):
     z = data(16, 4, dtype=dtype)
     z[:, 2] = value
     z.requires_grad_()
@@ -65,7 +65,7 @@ def test_a_dead_column_is_zero_with_zero_gradient(value, dtype):
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("row", [0, 3])
-def test_nan_and_infinity_reach_the_result(bad, row):
+def test_nan_and_infinity_give_nan_in_their_column_only(bad, row):
     z = data(8, 3)
     z[row, 1] = bad
     c = cross_correlation(z, z)
@@ -73,12 +73,12 @@ def test_nan_and_infinity_reach_the_result(bad, row):
     assert c[[0, 0, 2, 2], [0, 2, 0, 2]].isfinite().all()
 
 
-def test_gradient_is_that_of_finite_differences():
+def test_gradient_matches_finite_differences():
     assert torch.autograd.gradcheck(cross_correlation, (data(6, 3, 1).requires_grad_(), data(6, 3, 2).requires_grad_()))
 
 
 @pytest.mark.parametrize("autocast", [torch.bfloat16, torch.float16])
-def test_autocast_does_not_reach_the_product(autocast):
+def test_autocast_does_not_change_the_result(autocast):
     z_a, z_b = data(64, 5, 1, torch.float32), data(64, 5, 2, torch.float32)
     with torch.autocast("cpu", autocast):
         c = cross_correlation(z_a, z_b)
@@ -92,7 +92,7 @@ def test_half_precision_is_raised_to_float32(half):
     assert torch.equal(standardize(z), standardize(z.float()))
 
 
-def test_the_narrower_view_is_raised_to_the_wider():
+def test_narrower_dtype_is_raised_to_the_wider():
     z_a, z_b = data(16, 3, 1), data(16, 3, 2, torch.float32)
     assert torch.equal(cross_correlation(z_a, z_b), cross_correlation(z_a, z_b.double()))
 
@@ -108,6 +108,6 @@ def test_the_narrower_view_is_raised_to_the_wider():
         (lambda: cross_correlation(torch.zeros(3, 2), torch.zeros(3, 4)), ValueError, r"\(3, 2\) and \(3, 4\)"),
     ],
 )
-def test_errors_quote_what_is_wrong(call, error, message):
+def test_errors_quote_the_offending_value(call, error, message):
     with pytest.raises(error, match=message):
         call()

@@ -1,4 +1,6 @@
-"""The numbers beside a heatmap, against NumPy written as loops and against matrices with known answers."""
+"""The summary of C against NumPy loops and matrices with known answers."""
+
+from dataclasses import asdict
 
 import matplotlib
 
@@ -27,7 +29,7 @@ def some_matrix(d, seed=0):
 
 
 @pytest.mark.parametrize("d", [2, 3, 17])
-def test_summary_against_loops(d):
+def test_summary_matches_loops(d):
     c, n = some_matrix(d), 40
     others = [c[i, j] for i in range(d) for j in range(d) if i != j]
     np.testing.assert_array_equal(off_diagonal(c), others)
@@ -42,17 +44,28 @@ def test_summary_against_loops(d):
     np.testing.assert_allclose(spectrum(c) ** 2, np.linalg.eigvalsh(c.T @ c)[::-1], atol=1e-5)
 
 
+def test_summary_computes_the_spectrum_when_it_is_read(monkeypatch):
+    calls = []
+    monkeypatch.setattr("hsic_lab.correlation.spectrum", lambda c: calls.append(c) or spectrum(c))
+    c = some_matrix(5)
+    summary = CorrelationSummary.from_matrix(c, 10)
+    assert not calls and all(isinstance(value, float) for value in asdict(summary).values())
+    np.testing.assert_array_equal(summary.spectrum, spectrum(c))
+    assert summary.spectrum is summary.spectrum and len(calls) == 1
+    assert summary == CorrelationSummary.from_matrix(c, 10)
+
+
 @pytest.mark.parametrize("n", [8, 32, 200])
-def test_noise_floor_is_what_unrelated_features_show(n):
+def test_expected_squared_norm_is_that_of_unrelated_features(n):
     generator = torch.Generator().manual_seed(n)
     found = []
     for _ in range(30):
         shared = torch.randn(n, 40, generator=generator, dtype=torch.float64)
-        found.append(CorrelationSummary.from_matrix(cross_correlation(shared, shared + 0), n).redundancy)
+        found.append(CorrelationSummary.from_matrix(cross_correlation(shared, shared + 0), n).off_diagonal_squared_norm)
     assert np.mean(found) == pytest.approx(expected_squared_norm(n, 40), rel=0.03)
 
 
-def test_orders_are_permutations_that_do_what_they_say():
+def test_feature_orders_are_permutations_in_the_stated_order():
     c = some_matrix(30)
     for by in ORDERS:
         assert sorted(feature_order(c, by)) == list(range(30))
@@ -63,14 +76,14 @@ def test_orders_are_permutations_that_do_what_they_say():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_clustering_puts_copies_side_by_side(seed):
+def test_cluster_order_puts_related_features_side_by_side(seed):
     group = np.random.default_rng(seed).permutation(np.repeat(np.arange(6), 5))
     c = np.where(group[:, None] == group, 0.8, 0.0) + 0.1 * some_matrix(30, seed)
     ordered = group[feature_order(c, "cluster")]
     assert (np.diff(ordered) != 0).sum() == 5  # six runs of one group each
 
 
-def test_cell_taken_apart():
+def test_feature_pair_matches_numpy():
     generator = torch.Generator().manual_seed(0)
     z_a, z_b = (torch.randn(50, 7, generator=generator) for _ in range(2))
     pair = feature_pair(z_a, z_b, 2, 6, extremes=3)
@@ -98,7 +111,7 @@ def test_images_from_bytes_and_floats_agree():
             as_images(bad)
 
 
-def test_figure_shows_matrices_in_order_on_one_scale():
+def test_matrix_figure_shows_ordered_matrices_on_one_scale():
     panels = {"one": some_matrix(12), "two": some_matrix(20, 1)}
     figure = matrix_figure(panels, {"one": 50, "two": 100}, limit=0.5, order="diagonal")
     images = [ax.get_images()[0] for ax in figure.axes if ax.get_images()]
@@ -111,7 +124,7 @@ def test_figure_shows_matrices_in_order_on_one_scale():
     plt.close(figure)
 
 
-def test_more_panels_than_colors_and_numbers_of_any_kind():
+def test_matrix_figure_accepts_more_panels_than_colors_and_numpy_integers():
     figure = matrix_figure({f"{i}": some_matrix(4, i) for i in range(12)}, np.int64(50))
     histogram = next(ax for ax in figure.axes if ax.get_title() == "diagonal")
     assert len(histogram.patches) == 12
@@ -127,7 +140,7 @@ BAD = {
 
 
 @pytest.mark.parametrize(("c", "words"), BAD.values(), ids=BAD)
-def test_bad_matrices_are_refused(c, words):
+def test_bad_matrices_are_rejected(c, words):
     for act in (
         lambda m: CorrelationSummary.from_matrix(m, 10),
         feature_order,
@@ -138,7 +151,7 @@ def test_bad_matrices_are_refused(c, words):
             act(c)
 
 
-def test_bad_choices_are_refused():
+def test_bad_choices_are_rejected():
     with pytest.raises(ValueError, match="'cluster', got 'size'"):
         feature_order(np.eye(3), "size")
     for n, d in ((1, 5), (5, 1)):

@@ -1,3 +1,5 @@
+"""Kernels against their formulas, the median rule against SciPy."""
+
 import numpy as np
 import pytest
 import torch
@@ -57,13 +59,13 @@ def test_gram_is_symmetric_and_positive_semidefinite(kernel):
 
 
 @each([kernel for kernel in FORMULAS if kernel != Delta()])
-def test_gradient(kernel):
+def test_gradient_matches_finite_differences(kernel):
     x, y = sample(5, 2).requires_grad_(), sample(3, 2, seed=1).requires_grad_()
     assert torch.autograd.gradcheck(kernel, (x,)) and torch.autograd.gradcheck(kernel, (x, y))
 
 
 @pytest.mark.parametrize("kind", SCALED)
-def test_gradient_of_a_learnable_bandwidth(kind):
+def test_gradient_of_a_learnable_bandwidth_matches_finite_differences(kind):
     s = torch.tensor(S, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda s: kind(s)(sample(5, 2)), (s,))
 
@@ -77,14 +79,14 @@ def test_median_is_over_pairs_of_different_rows(n, norm, metric):
 
 
 @pytest.mark.parametrize(("kind", "norm"), list(zip(SCALED, (2, 1, 2), strict=True)))
-def test_median_rule_takes_the_distance_of_the_kernel(kind, norm):
+def test_median_rule_uses_the_distance_of_the_kernel(kind, norm):
     x, y = sample(9, 2), sample(4, 2, 1)
     assert torch.equal(kind()(x), kind(median_distance(x, norm))(x))
     assert torch.equal(kind()(x, y), kind(median_distance(torch.cat([x, y]), norm))(x, y))
 
 
-def test_median_of_many_rows_is_that_of_a_seeded_draw():
-    x = sample(3 * MEDIAN_ROWS, 2).sort(dim=0).values  # the first rows are not like the others
+def test_median_of_many_rows_uses_a_seeded_draw():
+    x = sample(3 * MEDIAN_ROWS, 2).sort(dim=0).values  # the first rows are smaller than the others
     state = torch.random.get_rng_state()
     median = median_distance(x)
     assert median == median_distance(x) and torch.equal(torch.random.get_rng_state(), state)
@@ -94,26 +96,26 @@ def test_median_of_many_rows_is_that_of_a_seeded_draw():
 @pytest.mark.parametrize("kind", SCALED)
 @given(scale=st.floats(1e-6, 1e6), offset=st.floats(-100, 100))
 @settings(deadline=None)
-def test_median_rule_follows_the_unit_and_not_the_origin(kind, scale, offset):
+def test_median_rule_scales_with_the_unit_and_ignores_the_origin(kind, scale, offset):
     x = sample(20, 2)
     gram = kind()(x)
     torch.testing.assert_close(kind()(scale * (x + offset)), gram, rtol=1e-9, atol=1e-9)
 
 
-def test_median_of_mostly_equal_rows_is_that_of_the_distances_that_are_not_zero():
+def test_median_of_mostly_equal_rows_uses_the_positive_distances():
     x = torch.tensor([0.0] * 8 + [3.0, 4.0])
     assert median_distance(x) == 3.0
     assert median_distance(torch.full((5, 2), 7.0)) == 1.0
 
 
-def test_median_rule_reads_no_gradient():
+def test_median_rule_has_no_gradient():
     x = sample(7, 2).requires_grad_()
     fixed = Gaussian(median_distance(x))
     expected = torch.autograd.grad(fixed(x)[0].sum(), x)[0]
     torch.testing.assert_close(torch.autograd.grad(Gaussian()(x)[0].sum(), x)[0], expected)
 
 
-def test_distances_keep_their_digits_under_a_large_offset():
+def test_distances_are_accurate_under_a_large_offset():
     x, y = sample(30, 4), sample(20, 4, seed=1)
     far_x, far_y = (x + 1e4).float(), (y + 1e4).float()
     for got, exact in (
@@ -132,19 +134,19 @@ def test_bandwidth_must_be_positive(kind, bandwidth):
 
 
 @pytest.mark.parametrize("arguments", [(0,), (1.5,), (2, -1.0)])
-def test_polynomials_must_be_positive_definite(arguments):
+def test_polynomial_parameters_must_give_a_positive_definite_kernel(arguments):
     with pytest.raises(ValueError, match="got"):
         Polynomial(*arguments)
 
 
-def test_kernels_by_name():
+def test_named_returns_the_kernel_of_a_name():
     names = {"linear": Linear(), "gaussian": Gaussian(), "laplace": Laplace(), "imq": InverseMultiquadric()}
     assert {name: named(name) for name in names} == names
     with pytest.raises(ValueError, match="kernel must be one of 'linear', 'gaussian', 'laplace', 'imq', got 'rbf'"):
         named("rbf")
 
 
-def test_delta_reads_labels():
+def test_delta_accepts_labels():
     labels = torch.tensor([[0, 1], [0, 2], [0, 1]])
     assert Delta()(labels).tolist() == [[1, 0, 1], [0, 1, 0], [1, 0, 1]]
     assert Delta()(labels[:, 1] == 1, torch.tensor([True])).tolist() == [[1], [0], [1]]
@@ -154,7 +156,7 @@ def test_delta_reads_labels():
 
 
 @each([kernel for kernel in FORMULAS if kernel != Delta()])
-def test_bad_samples_are_refused(kernel):
+def test_bad_samples_are_rejected(kernel):
     x = sample(5, 3)
     with pytest.raises(ValueError, match="3 and 2"):
         kernel(x, sample(5, 2))
@@ -177,7 +179,7 @@ def test_a_vector_is_one_column_and_autocast_changes_nothing(kernel):
 
 
 @pytest.mark.parametrize("kernel", [Linear(), Gaussian(), Laplace(), Polynomial(), InverseMultiquadric()], ids=repr)
-def test_of_two_dtypes_the_wider_counts(kernel):
+def test_narrower_dtype_is_raised_to_the_wider(kernel):
     x, y = torch.randn(5, 3), torch.randn(4, 3, dtype=torch.float64)
     torch.testing.assert_close(kernel(x, y), kernel(x.double(), y))
     torch.testing.assert_close(kernel(y, x), kernel(y, x.double()))

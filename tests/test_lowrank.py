@@ -1,3 +1,5 @@
+"""Low-rank factors of Gram matrices."""
+
 import pytest
 import torch
 
@@ -13,7 +15,7 @@ def sample(n, p, seed=0):
 
 @pytest.mark.parametrize("tolerance", [1e-2, 1e-5])
 @pytest.mark.parametrize("kernel", [*SPECTRAL, Linear(), Polynomial(2), Gaussian() + Linear()], ids=repr)
-def test_cholesky_keeps_its_tolerance(kernel, tolerance):
+def test_cholesky_residual_is_within_the_tolerance(kernel, tolerance):
     x = sample(150, 2)
     gram, phi = kernel(x), factor(kernel, x, 150, tolerance=tolerance)
     residual = gram - phi @ phi.T
@@ -23,7 +25,7 @@ def test_cholesky_keeps_its_tolerance(kernel, tolerance):
         assert phi.shape == (150, 2)
 
 
-def test_labels_need_as_many_columns_as_classes():
+def test_factor_of_labels_has_one_column_per_class():
     labels = torch.arange(40) % 5
     phi = factor(Delta(), labels)
     assert phi.shape == (40, 5)
@@ -31,7 +33,7 @@ def test_labels_need_as_many_columns_as_classes():
 
 
 @pytest.mark.parametrize("kernel", SPECTRAL, ids=repr)
-def test_fourier_features_converge_to_the_kernel_as_one_over_the_square_root(kernel):
+def test_error_of_fourier_features_is_proportional_to_one_over_the_square_root_of_the_rank(kernel):
     x = sample(40, 3)
     exact = kernel(x)
 
@@ -52,7 +54,7 @@ def test_hsic_of_the_factors_approaches_hsic(method, rel, estimator):
     exact = hsic(x, y, Gaussian(), Gaussian(), estimator)
 
     def value(draw):
-        # Frequencies shared between x and y would add a bias.
+        # Frequencies that x and y share would add a bias.
         factors = [factor(Gaussian(), z, 200, method, 1e-7, seed) for z, seed in ((x, 2 * draw), (y, 2 * draw + 1))]
         return hsic(*factors, estimator=estimator)
 
@@ -61,7 +63,7 @@ def test_hsic_of_the_factors_approaches_hsic(method, rel, estimator):
 
 
 @pytest.mark.parametrize("method", ["cholesky", "nystrom", "fourier"])
-def test_gradient_seed_and_precision(method):
+def test_gradient_matches_finite_differences_and_seed_fixes_the_draw(method):
     x = sample(12, 2).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: factor(Gaussian(1.0), x, 6, method), (x,))
     state = torch.random.get_rng_state()
@@ -71,7 +73,7 @@ def test_gradient_seed_and_precision(method):
     assert factor(Gaussian(), x.float(), 6, method).dtype == torch.float32
 
 
-def test_float32_stops_at_rounding_and_equal_rows_are_no_trouble():
+def test_float32_factor_stops_at_rounding_with_equal_rows():
     x = sample(200, 1).float().repeat(2, 1)
     phi = factor(Gaussian(2.0), x, 400, tolerance=1e-12)
     assert phi.shape[1] < 40
@@ -81,7 +83,7 @@ def test_float32_stops_at_rounding_and_equal_rows_are_no_trouble():
 @pytest.mark.parametrize("method", ["cholesky", "nystrom"])
 @pytest.mark.parametrize("kernel", [Gaussian(), Gaussian(1.0), InverseMultiquadric(1.0)], ids=repr)
 @pytest.mark.parametrize("outlier", [1e3, 1e4, 1e6])
-def test_float32_rows_far_from_each_other_are_no_trouble(kernel, outlier, method):
+def test_float32_factor_is_accurate_for_rows_far_from_each_other(kernel, outlier, method):
     x = sample(300, 2).float()
     x[0] = outlier
     phi, exact = factor(kernel, x, 300, method), kernel.fit(x)(x.double())
@@ -99,6 +101,6 @@ def test_float32_rows_far_from_each_other_are_no_trouble(kernel, outlier, method
         (TypeError, "Linear", {"kernel": Linear(), "method": "fourier"}),
     ],
 )
-def test_bad_arguments_are_refused(error, quoted, arguments):
+def test_bad_arguments_are_rejected(error, quoted, arguments):
     with pytest.raises(error, match=quoted):
         factor(**{"kernel": Gaussian(), "x": sample(10, 2), **arguments})

@@ -15,9 +15,9 @@ import torch
 from scipy.linalg import helmert
 from torch import Tensor
 
-from hsic_lab._checks import as_samples, check_views, no_autocast
-from hsic_lab.cka import alike, near_one, u_center, varies
-from hsic_lab.correlation import _BLOCK_ELEMENTS, column_moments, row_blocks, unit_rows
+from hsic_lab._checks import as_samples, check_views, is_constant, no_autocast
+from hsic_lab.cka import near_one, u_center
+from hsic_lab.correlation import _BLOCK_ELEMENTS, column_moments, l2_normalize, row_blocks
 from hsic_lab.hsic._joint import as_column
 from hsic_lab.kernels import Delta, Gaussian, Kernel, Linear
 
@@ -189,7 +189,7 @@ def alignment(z_a: Features, z_b: Features, power: float = 2) -> float:
     z_a, z_b = as_views(z_a, z_b)
     if not power > 0:
         raise ValueError(f"power must be positive, got {power}")
-    distances = (unit_rows("z_a", z_a) - unit_rows("z_b", z_b)).norm(dim=1)
+    distances = (l2_normalize("z_a", z_a) - l2_normalize("z_b", z_b)).norm(dim=1)
     return float(distances.pow(power).mean(dtype=torch.float64))
 
 
@@ -205,7 +205,7 @@ def uniformity(z: Features, t: float = 2, max_rows: int = SPREAD_ROWS, seed: int
         raise ValueError(f"t must be positive, got {t}")
     if min(len(z), max_rows) < 2:
         raise ValueError(f"needs at least 2 rows, got shape {tuple(z.shape)} and max_rows {max_rows}")
-    u = unit_rows("z", drawn_rows(z, max_rows, seed))
+    u = l2_normalize("z", drawn_rows(z, max_rows, seed))
     tiles = u.split(_TILE_ROWS)
     sums = []
     with no_autocast(u):
@@ -267,12 +267,10 @@ def factor_dependence(
 
 def _unit_gram(kernel: Kernel, x: Tensor) -> Tensor:
     """U-centered Gram of norm 1, whose products are unbiased CKA; 0 where all pairs of different rows are alike."""
-    if not varies(x):
+    if is_constant(x):
         return torch.zeros(len(x), len(x), device=x.device)
     with no_autocast(x):
         x = near_one(x - x.mean(dim=0)) if isinstance(kernel, Linear) else x
         gram = kernel.fit(x).gram(x, None)
-    if alike(gram):
-        return torch.zeros_like(gram, dtype=torch.float64)
-    centered = u_center(gram.double())
-    return centered / centered.norm()
+    centered = u_center(gram)
+    return centered / (float(centered.norm()) or 1.0)

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from hsic_lab._checks import as_labels, as_tensor, at_least_float32, finite_rows
-from hsic_lab.correlation import unit_rows
+from hsic_lab.correlation import l2_normalize
 from hsic_lab.views import normalize
 
 Data = ArrayLike | Tensor
@@ -139,7 +139,7 @@ def knn_accuracy(
     classes, votes_for = np.unique(train_y, return_inverse=True)
     votes_for = torch.as_tensor(votes_for, device=train.device)
     test = test.to(train)
-    bank, queries = unit_rows("train_x", train), unit_rows("test_x", test)
+    bank, queries = l2_normalize("train_x", train), l2_normalize("test_x", test)
 
     predictions = []
     for block in queries.split(max(1, _BLOCK_ELEMENTS // len(bank))):

@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike
 from PIL import Image
 from torch import Tensor
 
+from hsic_lab._checks import to_array
 from hsic_lab.correlation import (
     ORDERS,
     CorrelationSummary,
@@ -28,7 +29,6 @@ from hsic_lab.correlation import (
     spectrum,
     square_matrix,
     standardize,
-    to_array,
 )
 from hsic_lab.evaluation import extract_features
 from hsic_lab.plots import matrix_figure

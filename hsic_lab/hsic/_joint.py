@@ -1,30 +1,62 @@
-"""HSIC of more than one pair: several variables at once, and every feature beside every factor."""
+"""HSIC of more than two variables: joint HSIC, and HSIC of every pair of columns."""
 
 import numbers
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
+from typing import TypeAlias
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from hsic_lab._checks import check_choice, no_autocast
+from hsic_lab._checks import check_choice, is_constant, no_autocast
 from hsic_lab.hsic._estimators import from_sums, hsic
 from hsic_lab.kernels import Delta, Kernel, Linear
+
+Table: TypeAlias = Tensor | np.ndarray | pd.DataFrame | Mapping[str, Tensor]
 
 # Entries of the stacked Grams in memory at a time: 64 MiB in float32.
 _ENTRIES = 2**24
 
 
 def dhsic(*samples: Tensor, kernels: Sequence[Kernel] | None = None) -> Tensor:
-    """Joint dependence of d >= 2 variables `(n, p_1), ..., (n, p_d)`, a 0-d tensor: Pfister et al. 2018 (1603.00285).
+    """Joint dependence of two or more variables (dHSIC).
 
-    `mean(K_1 ... K_d) + prod_j mean(K_j) - 2 mean_i prod_j (K_j 1/n)_i` with elementwise products: the squared MMD
-    between the rows and all n^d permutations, never negative, and the biased `hsic` for d = 2. It is 0 in the limit
-    only if the variables are jointly independent, given characteristic kernels; pairwise independence is not enough.
-    A kernel left out is linear; with d >= 3 the origin of a kernel that has one matters. O(n^2) memory, in float64.
-    Raises ValueError or TypeError as `hsic` does.
+    ``mean(K_1 ... K_m) + prod_j mean(K_j) - 2 mean_i prod_j (K_j 1/n)_i`` with elementwise products, the squared MMD
+    between the n rows and all n^m combinations of rows. It is never negative, and equal to the biased `hsic` for two
+    variables. With characteristic kernels its limit is 0 only if the variables are jointly independent; pairwise
+    independence is not enough. Needs O(n^2) memory.
+
+    Parameters
+    ----------
+    *samples : Tensor of shape (n, p_1), ..., (n, p_m)
+        Variables whose rows belong together, at least two.
+    kernels : sequence of Kernel, optional
+        One kernel for each variable; None means `Linear`. From three variables on, linear and polynomial kernels
+        depend on the origin.
+
+    Returns
+    -------
+    Tensor of shape ()
+        The estimate; differentiable.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As `hsic`, or if the number of kernels differs from the number of samples.
+
+    References
+    ----------
+    Pfister et al. (2018), "Kernel-based Tests for Joint Independence", arXiv:1603.00285.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from hsic_lab.kernels import Delta
+    >>> a, b = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 0, 1])
+    >>> dhsic(a, b, a ^ b, kernels=[Delta()] * 3)  # pairwise independent, jointly dependent
+    tensor(0.1250)
     """
     if len(samples) < 2:
         raise ValueError(f"needs at least 2 samples, got {len(samples)}")
@@ -35,8 +67,10 @@ def dhsic(*samples: Tensor, kernels: Sequence[Kernel] | None = None) -> Tensor:
     if len({len(x) for x in checked}) != 1 or len(checked[0]) < 2:
         raise ValueError(f"samples must have the same number of rows, 2 or more, got {[len(x) for x in checked]}")
     if len(samples) == 2:
-        return hsic(*checked, *kernels)  # which centers, and so keeps the digits that the three means would cancel
-    joint = rows = mean = 1.0
+        return hsic(
+            checked[0], checked[1], kernels[0], kernels[1]
+        )  # which centers and so keeps the digits that the three means would cancel
+    joint = rows = mean = torch.ones((), dtype=torch.float64)
     dtypes = [x.dtype for x in checked if x.is_floating_point()] or [torch.get_default_dtype()]
     with no_autocast(checked[0]):
         for kernel, x in zip(kernels, checked, strict=True):
@@ -47,110 +81,111 @@ def dhsic(*samples: Tensor, kernels: Sequence[Kernel] | None = None) -> Tensor:
 
 
 def hsic_matrix(
-    x: Tensor | np.ndarray | pd.DataFrame | Mapping[str, Tensor],
-    y: Tensor | np.ndarray | pd.DataFrame | Mapping[str, Tensor],
+    x: Table,
+    y: Table,
     kernel_x: Kernel | None = None,
     kernel_y: Kernel | None = None,
     estimator: str = "biased",
     normalized: bool = False,
 ) -> Tensor:
-    """HSIC of every column of `x` with every column of `y`, `(n, p), (n, q) -> (p, q)`: features beside factors.
+    """HSIC of every column of `x` with every column of `y`, for instance of features with known factors.
 
-    Samples are tensors, arrays, data frames or mappings from names to columns. Floating columns take the kernel given
-    (left out: linear, each with its own median rule otherwise); columns of integers, booleans or strings are labels
-    and take `Delta`. `normalized` divides by `sqrt(HSIC(x_i, x_i) HSIC(y_j, y_j))`, which for the biased estimator
-    is the CKA of the pair, between 0 and 1; a constant column has 0, as has one whose unbiased self-HSIC is not
-    positive.
+    Needs O(n^2 p q) time and about 64 MiB for each side. No gradient flows.
 
-    The Grams of all columns are stacked in blocks of rows, flattened, and one matrix product gives all p q sums:
-    O(n^2 p q) time, at most about 64 MiB at a time per side; no gradients. Raises ValueError or TypeError as `hsic`.
+    Parameters
+    ----------
+    x, y : Tensor, ndarray, DataFrame or mapping of names to columns, p and q columns of n rows
+        Columns of integers, booleans or strings are labels and take the kernel `Delta`.
+    kernel_x, kernel_y : Kernel, optional
+        Kernels of the floating columns; None means `Linear`. A median rule is fitted to every column.
+    estimator : {"biased", "unbiased"}, default "biased"
+        As for `hsic`.
+    normalized : bool, default False
+        Divide by ``sqrt(HSIC(x_i, x_i) HSIC(y_j, y_j))``, which gives the CKA of the pair. A constant column gets 0, as
+        does a column whose unbiased HSIC with itself is not positive.
+
+    Returns
+    -------
+    Tensor of shape (p, q)
+        The estimates in float64.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As `hsic`, or if columns differ in length or have equal names.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x = np.array([[0.0, 1.0], [1.0, -1.0], [2.0, -1.0], [3.0, 1.0]])
+    >>> hsic_matrix(x, {"class": np.array([0, 0, 1, 1])}, normalized=True)
+    tensor([[0.8000],
+            [0.0000]], dtype=torch.float64)
     """
     unbiased = check_choice(estimator, ("biased", "unbiased"), "estimator") == "unbiased"
     columns_x, columns_y = _columns(x, "x"), _columns(y, "y")
-    # One dtype for both sides: labels alone have none.
+    # Both sides need one dtype, and labels have none.
     wide = any(c.dtype == torch.float64 for c in (*columns_x.values(), *columns_y.values()))
-    dtype = torch.float64 if wide else torch.float32
-    grams_x, n = _column_grams(columns_x, kernel_x, "x", dtype)
-    grams_y, n_y = _column_grams(columns_y, kernel_y, "y", dtype)
+    grams_x, grams_y = (
+        [
+            _rows_of_gram(c, kernel or Linear(), name, torch.float64 if wide else torch.float32)
+            for name, c in side.items()
+        ]
+        for side, kernel in ((columns_x, kernel_x), (columns_y, kernel_y))
+    )
+    n, n_y = (len(next(iter(columns.values()))) for columns in (columns_x, columns_y))
     if n != n_y:
         raise ValueError(f"x and y must have the same number of rows, got {n} and {n_y}")
     if n < (4 if unbiased else 2):
         raise ValueError(f"needs at least {4 if unbiased else 2} rows, got {n}")
     with torch.no_grad():
-        sums = _Sums(len(grams_x), len(grams_y))
+        xy = xx = yy = torch.zeros((), dtype=torch.float64)
+        row_sums: list[tuple[Tensor, Tensor]] = []
         size = max(1, _ENTRIES // (n * max(len(grams_x), len(grams_y))))
         for start in range(0, n, size):
             rows = slice(start, min(start + size, n))
-            sums.add(*(_stacked(grams, rows, unbiased) for grams in (grams_x, grams_y)))
-        rows_x, rows_y = (torch.cat(rows, dim=1) for rows in (sums.rows_x, sums.rows_y))
+            k, l = (torch.stack([gram(rows) for gram in grams]) for grams in (grams_x, grams_y))
+            if unbiased:
+                k.diagonal(start, 1, 2).zero_(), l.diagonal(start, 1, 2).zero_()
+            row_sums.append((k.sum(dim=2).double(), l.sum(dim=2).double()))
+            # One product for each row: a float32 sum of millions of terms would cost four digits.
+            xy = xy + torch.bmm(k.transpose(0, 1), l.permute(1, 2, 0)).sum(dim=0, dtype=torch.float64)
+            xx = xx + k.square().sum(dim=2).sum(dim=1, dtype=torch.float64)
+            yy = yy + l.square().sum(dim=2).sum(dim=1, dtype=torch.float64)
+        rows_x, rows_y = (torch.cat(sums, dim=1) for sums in zip(*row_sums, strict=True))
         totals_x, totals_y = rows_x.sum(dim=1), rows_y.sum(dim=1)
-        values = from_sums(sums.xy, totals_x[:, None], totals_y, rows_x @ rows_y.T, n, unbiased)
+        values = from_sums(xy, totals_x[:, None], totals_y, rows_x @ rows_y.T, n, unbiased)
         if not normalized:
             return values
-        self_x = from_sums(sums.xx, totals_x, totals_x, rows_x.square().sum(dim=1), n, unbiased)
-        self_y = from_sums(sums.yy, totals_y, totals_y, rows_y.square().sum(dim=1), n, unbiased)
-        # What a constant column leaves is the rounding error of sums of this size.
-        alive_x = self_x > 1e-12 * sums.xx / n**2
-        alive_y = self_y > 1e-12 * sums.yy / n**2
-        alive = alive_x[:, None] & alive_y
+        self_x = from_sums(xx, totals_x, totals_x, rows_x.square().sum(dim=1), n, unbiased)
+        self_y = from_sums(yy, totals_y, totals_y, rows_y.square().sum(dim=1), n, unbiased)
+        # Values below this are the rounding error of the sums.
+        alive = (self_x > 1e-12 * xx / n**2)[:, None] & (self_y > 1e-12 * yy / n**2)
         return torch.where(alive, values / (self_x[:, None] * self_y).clamp_min(0).sqrt(), 0.0)
 
 
-class _Sums:
-    # What the estimators need of the Grams, over the blocks of rows seen so far, in float64.
-    def __init__(self, p: int, q: int) -> None:
-        self.xy = torch.zeros(p, q, dtype=torch.float64)
-        self.xx, self.yy = torch.zeros(p, dtype=torch.float64), torch.zeros(q, dtype=torch.float64)
-        self.rows_x: list[Tensor] = []
-        self.rows_y: list[Tensor] = []
-
-    def add(self, k: Tensor, l: Tensor) -> None:
-        self.rows_x.append(k.sum(dim=2).double())
-        self.rows_y.append(l.sum(dim=2).double())
-        # A product a row: millions of float32 terms in one sum cost four digits, which the estimators do not have.
-        products = torch.bmm(k.transpose(0, 1), l.permute(1, 2, 0))
-        self.xy = self.xy.to(k.device) + products.sum(dim=0, dtype=torch.float64)
-        self.xx = self.xx.to(k.device) + k.square().sum(dim=2).sum(dim=1, dtype=torch.float64)
-        self.yy = self.yy.to(l.device) + l.square().sum(dim=2).sum(dim=1, dtype=torch.float64)
-
-
-def _stacked(grams: list[Callable[[slice], Tensor]], rows: slice, unbiased: bool) -> Tensor:
-    stacked = torch.stack([gram(rows) for gram in grams])
-    if unbiased:
-        stacked[:, torch.arange(rows.stop - rows.start), torch.arange(rows.start, rows.stop)] = 0
-    return stacked
-
-
-def _columns(x: Tensor | np.ndarray | pd.DataFrame | Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    """The columns of a table by the names that errors give them."""
+def _columns(x: Table, name: str) -> dict[str, Tensor]:
+    """The columns of a table, all of one length, by the names that errors give them."""
     if isinstance(x, pd.DataFrame) and not x.columns.is_unique:
         raise ValueError(f"{name} must have columns of different names, got {list(x.columns)}")
     if isinstance(x, pd.DataFrame | Mapping):
-        return {f"{name}[{key!r}]": as_column(x[key]) for key in x}
-    if isinstance(x, Tensor | np.ndarray) and x.ndim in (1, 2):
+        columns = {f"{name}[{key!r}]": as_column(x[key]) for key in x}
+    elif isinstance(x, Tensor | np.ndarray) and x.ndim in (1, 2):
         table = torch.as_tensor(x)
         table = table[:, None] if table.dim() == 1 else table
-        return {f"{name}[:, {i}]": column for i, column in enumerate(table.T)}
-    raise TypeError(f"{name} must be a table: a tensor, array, data frame or mapping, got {type(x).__name__}")
-
-
-def _column_grams(
-    columns: Mapping[str, Tensor], kernel: Kernel | None, name: str, dtype: torch.dtype
-) -> tuple[list[Callable[[slice], Tensor]], int]:
-    """For every column the function that gives rows of its Gram, and the number of rows."""
-    lengths = {len(column) for column in columns.values()}
-    if len(lengths) != 1:
+        columns = {f"{name}[:, {i}]": column for i, column in enumerate(table.T)}
+    else:
+        raise TypeError(f"{name} must be a table: a tensor, array, data frame or mapping, got {type(x).__name__}")
+    if len(lengths := {len(column) for column in columns.values()}) != 1:
         raise ValueError(f"{name} needs one or more columns of one length, got lengths {sorted(lengths)}")
-    return [_rows_of_gram(c, kernel or Linear(), key, dtype) for key, c in columns.items()], lengths.pop()
+    return columns
 
 
 def as_column(column: Tensor | np.ndarray | pd.Series) -> Tensor:
-    """A column of a table as a tensor `(n,)`; dates become seconds, strings and categories integers, in order of
-    appearance.
-    """
+    """A table's column as a tensor `(n,)`: dates as seconds, strings and categories as integers by first appearance."""
     if isinstance(column, Tensor):
         return column
-    array = np.array(column)  # a copy: pandas lends arrays that are not writable
+    array = np.array(column)  # a copy: the arrays of pandas may be read-only
     if array.dtype.kind == "O" and all(isinstance(value, numbers.Real) for value in array):
         array = np.array(array.tolist())
     if array.dtype.kind in "mM" and not np.isnat(array).any():
@@ -161,12 +196,13 @@ def as_column(column: Tensor | np.ndarray | pd.Series) -> Tensor:
 
 
 def _rows_of_gram(column: Tensor, kernel: Kernel, name: str, dtype: torch.dtype) -> Callable[[slice], Tensor]:
+    """A function that gives rows of the Gram of a column."""
     kernel = kernel if column.is_floating_point() else Delta()
     column = kernel.samples(column.detach(), name)
     if isinstance(kernel, Linear):
-        # HSIC does not depend on the origin, its rounding error does.
+        # HSIC does not depend on the origin of a linear kernel, but its rounding error does.
         column = column - column.mean(dim=0)
-    if (column == column[:1]).all():  # exactly 0, where rounding could pass for a signal
+    if is_constant(column):  # exactly 0, instead of rounding
         return lambda rows: torch.zeros(len(column[rows]), len(column), dtype=dtype, device=column.device)
     fitted = kernel.fit(column)
 

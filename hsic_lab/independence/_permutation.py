@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from hsic_lab._checks import no_autocast
-from hsic_lab.hsic._estimators import center, paired
+from hsic_lab.hsic import center
+from hsic_lab.hsic._estimators import paired_samples
 from hsic_lab.kernels import Gaussian, Kernel, Linear, factor, require_finite
 
 if TYPE_CHECKING:
@@ -185,7 +186,7 @@ def fitted_pair(
 ) -> tuple[Tensor, Tensor, Kernel, Kernel]:
     """Both samples checked, floating ones in float64, and their kernels (left out: Gaussian) fitted."""
     kernel_x, kernel_y = kernel_x or Gaussian(), kernel_y or Gaussian()
-    x, y = paired(x, y, kernel_x, kernel_y, at_least)
+    x, y = paired_samples(x, y, kernel_x, kernel_y, at_least)
     if x.device != y.device:
         raise ValueError(f"x and y must be on one device, got {x.device} and {y.device}")
     # What is left of a flat Gram when it is centered would in float32 be rounding, which tells equal pairings apart.

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from hsic_lab.correlation import standardize
-from hsic_lab.hsic._estimators import center
-from hsic_lab.kernels import Kernel, Linear, frequencies, named
+from hsic_lab.hsic import center
+from hsic_lab.kernels import Kernel, Linear, named
 from hsic_lab.losses._base import TwoViewLoss, non_negative
 
 
@@ -84,7 +84,7 @@ class SSLHSICLoss(TwoViewLoss):
 
     def _random_features(self, kernel: Kernel, z: Tensor) -> Tensor:
         """Centered features `(N, D)` whose products have the centered kernel as their mean: Rahimi and Recht 2007."""
-        draws = frequencies(kernel, z.shape[1], self.random_features // 2, self._generator)
+        draws = kernel.frequencies(z.shape[1], self.random_features // 2, self._generator)
         angles = z @ draws.to(z)
         phi = torch.cat([angles.cos(), angles.sin()], dim=1) * (2 / self.random_features) ** 0.5
         return phi - phi.mean(dim=0)

@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 from sklearn.decomposition import PCA
 
-from hsic_lab.correlation import to_array
+from hsic_lab._checks import to_array
 from hsic_lab.plots._canvas import PALETTE, QUIET, axes_or_new
 
 

@@ -1,3 +1,5 @@
+"""HSIC against its definition, its routes against each other, and its properties."""
+
 import itertools
 
 import numpy as np
@@ -7,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hsic_lab.correlation import cross_correlation, standardize
-from hsic_lab.hsic import hsic
-from hsic_lab.hsic._estimators import center
+from hsic_lab.hsic import center, hsic
 from hsic_lab.kernels import Gaussian, InverseMultiquadric, Kernel, Laplace, Linear, Polynomial
 
 KERNELS = [Linear(), Gaussian(1.3), Gaussian(), Laplace(), InverseMultiquadric(), Polynomial(), Gaussian() * Linear()]
@@ -26,7 +27,7 @@ def dependent(n, p=3, q=2):
 
 
 def v_statistic(k, l):
-    """HSIC by its definition, every expectation over all tuples of rows."""
+    """Biased HSIC by its definition: every expectation is a mean over all tuples of rows."""
     n = len(k)
     joint = sum(k[i, j] * l[i, j] for i, j in itertools.product(range(n), repeat=2)) / n**2
     cross = sum(k[i, j] * l[i, r] for i, j, r in itertools.product(range(n), repeat=3)) / n**3
@@ -34,7 +35,7 @@ def v_statistic(k, l):
 
 
 def u_statistic(k, l):
-    """The same over tuples of four different rows."""
+    """Unbiased HSIC: the mean over all tuples of four different rows."""
     terms = [k[i, j] * (l[i, j] + l[r, s] - 2 * l[i, r]) for i, j, r, s in itertools.permutations(range(len(k)), 4)]
     return np.mean(terms)
 
@@ -46,7 +47,7 @@ ORACLES = {"biased": v_statistic, "unbiased": u_statistic}
 @pytest.mark.parametrize("n", [5, 6, 7, 8])
 @pytest.mark.parametrize("kernel_y", KERNELS[:2], ids=repr)
 @pytest.mark.parametrize("kernel_x", KERNELS, ids=repr)
-def test_estimators_against_sums_over_all_tuples(kernel_x, kernel_y, n, estimator):
+def test_estimators_match_sums_over_all_tuples(kernel_x, kernel_y, n, estimator):
     x, y = dependent(n)
     expected = ORACLES[estimator](kernel_x(x).numpy(), kernel_y(y).numpy())
     assert hsic(x, y, kernel_x, kernel_y, estimator).item() == pytest.approx(expected, rel=1e-12, abs=1e-13)
@@ -70,22 +71,22 @@ def test_linear_hsic_of_standardized_columns_is_the_squared_norm_of_c(route):
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=repr)
-def test_biased_hsic_is_the_squared_mmd_to_all_re_pairings(kernel):
+def test_biased_hsic_is_the_squared_mmd_to_all_pairs_of_rows(kernel):
     x, y = dependent(7)
     n = len(x)
     k, l = kernel(x).numpy(), kernel(y).numpy()
     pairs = [(i, i) for i in range(n)]
-    re_pairings = list(itertools.product(range(n), repeat=2))
+    all_pairs = list(itertools.product(range(n), repeat=2))
 
     def mean(first, second):
         return np.mean([k[i, r] * l[j, s] for (i, j), (r, s) in itertools.product(first, second)])
 
-    mmd = mean(pairs, pairs) + mean(re_pairings, re_pairings) - 2 * mean(pairs, re_pairings)
+    mmd = mean(pairs, pairs) + mean(all_pairs, all_pairs) - 2 * mean(pairs, all_pairs)
     assert hsic(x, y, kernel, kernel).item() == pytest.approx(mmd, rel=1e-12, abs=1e-13)
 
 
 class Changed(Kernel):
-    """A kernel whose Gram has `shift` added, whatever the rows."""
+    """A kernel with `shift` added to its Gram."""
 
     def __init__(self, kernel, shift):
         self.kernel, self.shift = kernel, shift
@@ -95,7 +96,7 @@ class Changed(Kernel):
 
 
 @pytest.mark.parametrize("shift", [torch.tensor(5.0, dtype=torch.float64), torch.diag(sample(12, 1)[:, 0])])
-def test_unbiased_hsic_ignores_a_constant_and_the_diagonal(shift):
+def test_unbiased_hsic_ignores_a_constant_and_the_diagonal_of_the_gram(shift):
     x, y = dependent(12)
     kernel = Gaussian(1.0)
     expected = hsic(x, y, kernel, kernel, "unbiased")
@@ -105,14 +106,14 @@ def test_unbiased_hsic_ignores_a_constant_and_the_diagonal(shift):
 @pytest.mark.parametrize("estimator", ORACLES)
 @given(a=st.floats(1e-4, 1e4), b=st.floats(1e-4, 1e4))
 @settings(max_examples=20, deadline=None)
-def test_median_rule_ignores_the_units_of_each_sample(estimator, a, b):
+def test_hsic_with_the_median_rule_ignores_the_units_of_each_sample(estimator, a, b):
     x, y = dependent(15)
     expected = hsic(x, y, Gaussian(), Gaussian(), estimator)
     torch.testing.assert_close(hsic(a * x, b * y, Gaussian(), Gaussian(), estimator), expected, rtol=1e-8, atol=1e-12)
 
 
 @pytest.mark.parametrize(("estimator", "route"), ROUTES)
-def test_symmetric_and_blind_to_the_order_of_the_rows(estimator, route):
+def test_hsic_is_symmetric_and_ignores_the_order_of_the_rows(estimator, route):
     x, y = dependent(15)
     kernels = (Linear(), Linear()) if route == "primal" else (Linear(), Gaussian())
     expected = hsic(x, y, *kernels, estimator, route)
@@ -122,21 +123,21 @@ def test_symmetric_and_blind_to_the_order_of_the_rows(estimator, route):
 
 
 @pytest.mark.parametrize(("estimator", "route", "kernel"), [way for way in ALL_WAYS if "median" not in repr(way)])
-def test_gradient(estimator, route, kernel):
+def test_gradient_matches_finite_differences(estimator, route, kernel):
     x, y = dependent(6)
     x, y = x.requires_grad_(), y.detach().requires_grad_()
     assert torch.autograd.gradcheck(lambda x, y: hsic(x, y, kernel, kernel, estimator, route), (x, y))
 
 
 @pytest.mark.parametrize("estimator", ORACLES)
-def test_gradient_of_a_learnable_bandwidth(estimator):
+def test_gradient_of_a_learnable_bandwidth_matches_finite_differences(estimator):
     x, y = dependent(6)
     s = torch.tensor(1.3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda s: hsic(x, y, Gaussian(s), Linear(), estimator), (s,))
 
 
 @pytest.mark.parametrize(("estimator", "route", "kernel"), ALL_WAYS)
-def test_a_constant_sample_has_hsic_zero(kernel, estimator, route):
+def test_constant_sample_has_hsic_zero(kernel, estimator, route):
     y = sample(10, 2).requires_grad_()
     value = hsic(torch.full((10, 3), 7.0, dtype=torch.float64), y, kernel, kernel, estimator, route)
     assert abs(value.item()) < 1e-14
@@ -145,9 +146,9 @@ def test_a_constant_sample_has_hsic_zero(kernel, estimator, route):
 
 @pytest.mark.parametrize(
     ("estimator", "route", "kernel"),
-    [way for way in ALL_WAYS if way[2] in KERNELS[:5]],  # the others have an origin
+    [way for way in ALL_WAYS if way[2] in KERNELS[:5]],  # the others depend on the origin
 )
-def test_float32_keeps_its_digits_under_a_large_offset(kernel, estimator, route):
+def test_float32_is_accurate_under_a_large_offset(kernel, estimator, route):
     x, y = (z.float() + 1e4 for z in dependent(200))
     exact = hsic(x.double(), y.double(), kernel, kernel, estimator, route)
     got = hsic(x, y, kernel, kernel, estimator, route)
@@ -180,7 +181,7 @@ def test_centering_is_multiplication_by_h():
     torch.testing.assert_close(center(k), h @ k @ h)
 
 
-def test_bad_input_is_refused():
+def test_bad_input_is_rejected():
     x, y = dependent(5)
     nan = torch.full((5, 1), torch.nan)
     for error, quoted, call in (
@@ -198,7 +199,7 @@ def test_bad_input_is_refused():
             call()
 
 
-def test_vectors_arrays_and_mixed_precision():
+def test_vectors_arrays_and_mixed_precision_are_accepted():
     x, y = dependent(8, 1, 1)
     expected = hsic(x, y)
     assert torch.equal(hsic(x[:, 0], y[:, 0]), expected)
@@ -209,7 +210,7 @@ def test_vectors_arrays_and_mixed_precision():
     assert torch.equal(under, hsic(x.float(), y.float(), Gaussian(), route="dual"))
 
 
-def test_center_takes_a_stack_of_grams():
+def test_center_accepts_a_stack_of_grams():
     stack = torch.randn(3, 5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     h = torch.eye(5, dtype=torch.float64) - 1 / 5
     torch.testing.assert_close(center(stack), h @ stack @ h, rtol=1e-12, atol=1e-12)

@@ -1,3 +1,5 @@
+"""Joint HSIC and the matrix of HSIC against `hsic` and against definitions."""
+
 import itertools
 
 import numpy as np
@@ -22,7 +24,7 @@ def test_dhsic_with_a_constant_is_hsic_of_the_other_two(kernel):
     torch.testing.assert_close(got, hsic(x, y, kernel, kernel), rtol=1e-10, atol=0)
 
 
-def test_dhsic_in_float32_keeps_its_digits():
+def test_dhsic_is_accurate_in_float32():
     x, y, z = ((sample(400, 2, seed) + 1e3).float() for seed in range(3))
     for samples, kernels in (((x, y), [Linear()] * 2), ((x, y, z), [Gaussian(1.0)] * 3)):
         got, expected = dhsic(*samples, kernels=kernels), dhsic(*(s.double() - 1e3 for s in samples), kernels=kernels)
@@ -31,30 +33,30 @@ def test_dhsic_in_float32_keeps_its_digits():
 
 
 @pytest.mark.parametrize("kernels", [[Gaussian(1.0), Linear()], [Gaussian(1.0), Laplace(2.0), Linear()]], ids=repr)
-def test_dhsic_is_the_squared_mmd_to_all_re_pairings(kernels):
+def test_dhsic_is_the_squared_mmd_to_all_combinations_of_rows(kernels):
     n = 4
     samples = [sample(n, 2, seed) for seed in range(len(kernels))]
     grams = [k(x).numpy() for k, x in zip(kernels, samples, strict=True)]
     rows = [(i,) * len(kernels) for i in range(n)]
-    re_pairings = list(itertools.product(range(n), repeat=len(kernels)))
+    combinations = list(itertools.product(range(n), repeat=len(kernels)))
 
     def mean(first, second):
         pairs = itertools.product(first, second)
         return np.mean([np.prod([g[i, j] for g, i, j in zip(grams, a, b, strict=True)]) for a, b in pairs])
 
-    expected = mean(rows, rows) + mean(re_pairings, re_pairings) - 2 * mean(rows, re_pairings)
+    expected = mean(rows, rows) + mean(combinations, combinations) - 2 * mean(rows, combinations)
     assert dhsic(*samples, kernels=kernels).item() == pytest.approx(expected, rel=1e-12)
 
 
-def test_dhsic_sees_what_no_pair_shows():
+def test_dhsic_detects_dependence_of_pairwise_independent_variables():
     a, b = torch.randint(0, 2, (2, 400), generator=torch.Generator().manual_seed(0))
-    signs = [a, b, a ^ b]  # pairwise independent, together not
+    signs = [a, b, a ^ b]  # pairwise independent, jointly dependent
     together = dhsic(*signs, kernels=[Delta()] * 3)
     pairs = [hsic(s, t, Delta(), Delta()) for s, t in itertools.combinations(signs, 2)]
     assert together > 10 * max(pairs)
 
 
-def test_dhsic_gradient_and_errors():
+def test_dhsic_gradient_matches_finite_differences_and_bad_input_is_rejected():
     samples = [sample(6, 2, seed).requires_grad_() for seed in range(3)]
     assert torch.autograd.gradcheck(lambda *s: dhsic(*s, kernels=[Gaussian(1.0)] * 3), samples)
     with pytest.raises(ValueError, match="got 1"):
@@ -71,7 +73,7 @@ def test_dhsic_gradient_and_errors():
 @pytest.mark.parametrize("estimator", ["biased", "unbiased"])
 @pytest.mark.parametrize("kernel", [None, Gaussian(), Laplace(1.0)], ids=repr)
 def test_matrix_holds_hsic_of_every_pair_of_columns(kernel, estimator, entries, monkeypatch):
-    monkeypatch.setattr(joint, "_ENTRIES", entries)  # several blocks of rows
+    monkeypatch.setattr(joint, "_ENTRIES", entries)  # 200 gives several blocks of rows
     x = sample(30, 3) + 50
     table = pd.DataFrame({"class": np.arange(30) % 4, "scale": x[:, 0] ** 2, "name": list("abc") * 10})
     got = hsic_matrix(x, table, kernel, kernel, estimator)
@@ -83,7 +85,7 @@ def test_matrix_holds_hsic_of_every_pair_of_columns(kernel, estimator, entries, 
 
 
 @pytest.mark.parametrize("estimator", ["biased", "unbiased"])
-def test_normalized_matrix(estimator):
+def test_normalized_matrix_is_one_for_equal_columns_and_zero_for_constant_ones(estimator):
     x = sample(40, 3).float()
     constant = torch.full((40, 1), 0.1)
     x_and, y_and = torch.cat([x, constant], 1), torch.cat([-3 * x, constant], 1)
@@ -97,8 +99,8 @@ def test_normalized_matrix(estimator):
 
 @pytest.mark.parametrize("estimator", ["biased", "unbiased"])
 @pytest.mark.parametrize("kernel", [Linear(), Polynomial(3), Gaussian()], ids=repr)
-def test_a_constant_column_of_many_rows_has_exactly_zero(kernel, estimator):
-    # Float32 sums over millions of equal entries leave more than the rounding error of float64.
+def test_constant_column_of_many_rows_gives_exactly_zero(kernel, estimator):
+    # A float32 sum over millions of equal entries has a larger rounding error than a float64 one.
     x = torch.stack([torch.full((3000,), 0.1), torch.full((3000,), 123.456), sample(3000, 1)[:, 0].float()], dim=1)
     got = hsic_matrix(x, x, kernel, kernel, estimator, normalized=True)
     assert (got[:2] == 0).all() and (got[:, :2] == 0).all()
@@ -106,15 +108,15 @@ def test_a_constant_column_of_many_rows_has_exactly_zero(kernel, estimator):
 
 
 @pytest.mark.parametrize("estimator", ["biased", "unbiased"])
-def test_matrix_of_many_rows_in_float32_keeps_its_digits(estimator):
-    x, y = sample(3000, 2).float(), sample(3000, 2, 1).float()  # independent: all that is left is a small difference
+def test_matrix_of_many_rows_is_accurate_in_float32(estimator):
+    x, y = sample(3000, 2).float(), sample(3000, 2, 1).float()  # independent: HSIC is a small difference
     got = hsic_matrix(x, y, Gaussian(1.0), Gaussian(1.0), estimator)
     expected = hsic_matrix(x.double(), y.double(), Gaussian(1.0), Gaussian(1.0), estimator)
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-8)
 
 
 @pytest.mark.parametrize("other", [torch.arange(20) % 3, sample(20, 2).float()])
-def test_columns_of_either_side_may_be_narrower(other):
+def test_columns_of_either_side_may_have_a_narrower_dtype(other):
     x = sample(20, 2)
     kernel = Linear() if other.is_floating_point() else Delta()
     expected = hsic(x[:, 0], other.reshape(20, -1)[:, 0], kernel_y=kernel)
@@ -122,7 +124,7 @@ def test_columns_of_either_side_may_be_narrower(other):
     torch.testing.assert_close(hsic_matrix(other, x)[0, 0], expected, rtol=1e-6, atol=0)
 
 
-def test_matrix_of_mappings_and_errors():
+def test_mappings_and_frames_are_accepted_and_bad_input_is_rejected():
     x = sample(10, 2)
     factors = {"class": torch.arange(10) % 2, "x": x[:, 0]}
     assert torch.equal(hsic_matrix(x, factors), hsic_matrix(x.numpy(), pd.DataFrame(factors)))

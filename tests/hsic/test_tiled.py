@@ -1,3 +1,5 @@
+"""The tiled route, the block estimator and the stream against the dual route."""
+
 import numpy as np
 import pytest
 import torch
@@ -18,7 +20,7 @@ def dependent(n, p=3, q=2):
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 @pytest.mark.parametrize("block_size", [1, 7, 10, 29, 30, None])
 @pytest.mark.parametrize("kernel", KERNELS, ids=repr)
-def test_tiled_is_dual(kernel, block_size, estimator):
+def test_tiled_route_equals_dual_route(kernel, block_size, estimator):
     x, y = dependent(30)
     dual = hsic(x, y, kernel, Gaussian(), estimator, "dual")
     tiled = hsic(x, y, kernel, Gaussian(), estimator, "tiled", block_size)
@@ -27,20 +29,20 @@ def test_tiled_is_dual(kernel, block_size, estimator):
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 @pytest.mark.parametrize("kernel", [k for k in KERNELS if k != Gaussian() and k != Laplace()], ids=repr)
-def test_tiled_gradient(kernel, estimator):
+def test_tiled_gradient_matches_finite_differences(kernel, estimator):
     x, y = (z.requires_grad_() for z in map(torch.Tensor.detach, dependent(7)))
     assert torch.autograd.gradcheck(lambda x, y: hsic(x, y, kernel, kernel, estimator, "tiled", 3), (x, y))
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 @pytest.mark.parametrize("kind", [Gaussian, Laplace, InverseMultiquadric])
-def test_tiled_gradient_of_learnable_bandwidths(kind, estimator):
+def test_tiled_gradient_of_learnable_bandwidths_matches_finite_differences(kind, estimator):
     x, y = dependent(7)
     widths = [torch.tensor(s, dtype=torch.float64, requires_grad=True) for s in (0.8, 1.4)]
     assert torch.autograd.gradcheck(lambda s, t: hsic(x, y, kind(s), kind(t), estimator, "tiled", 3), widths)
 
 
-def test_tiled_backward_keeps_no_gram():
+def test_tiled_backward_pass_keeps_no_gram():
     x, y = (z.requires_grad_() for z in map(torch.Tensor.detach, dependent(400)))
     kept = []
 
@@ -57,7 +59,7 @@ def test_tiled_backward_keeps_no_gram():
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
-def test_auto_is_tiled_for_many_rows(estimator):
+def test_auto_route_is_tiled_for_many_rows(estimator):
     x, y = (z.float() + 100 for z in dependent(2500))
     with torch.no_grad():
         auto = hsic(x, y, Gaussian(), Gaussian(), estimator)
@@ -68,7 +70,7 @@ def test_auto_is_tiled_for_many_rows(estimator):
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 @pytest.mark.parametrize("route", ["dual", "tiled"])
-def test_labels(route, estimator):
+def test_labels_with_delta_equal_their_one_hot_code(route, estimator):
     x, _ = dependent(20)
     labels = torch.arange(20) % 3
     expected = hsic(x, torch.nn.functional.one_hot(labels).double(), Gaussian(), Linear(), estimator, "dual")
@@ -77,7 +79,7 @@ def test_labels(route, estimator):
 
 
 @pytest.mark.parametrize(("n", "block_size"), [(40, 10), (43, 10), (19, 10)])
-def test_block_is_the_mean_over_blocks_that_use_every_row(n, block_size):
+def test_block_estimator_is_the_mean_over_blocks_of_all_rows(n, block_size):
     x, y = dependent(n)
     pieces = zip(np.array_split(x.numpy(), n // block_size), np.array_split(y.numpy(), n // block_size), strict=True)
     expected = np.mean([hsic(a, b, Gaussian(1.0), Linear(), "unbiased").item() for a, b in pieces])
@@ -85,7 +87,7 @@ def test_block_is_the_mean_over_blocks_that_use_every_row(n, block_size):
     assert got.item() == pytest.approx(expected, rel=1e-12)
 
 
-def test_block_gradient_and_median_of_all_gather_rows():
+def test_block_gradient_matches_finite_differences_and_median_rule_uses_all_rows():
     x, y = (z.requires_grad_() for z in map(torch.Tensor.detach, dependent(9)))
     kernel = Gaussian(1.0)
     assert torch.autograd.gradcheck(lambda x, y: hsic(x, y, kernel, kernel, "block", block_size=4), (x, y))
@@ -97,7 +99,7 @@ def test_block_gradient_and_median_of_all_gather_rows():
     ("estimator", "block_size", "quoted"),
     [("block", None, "None"), ("block", 3, "got 3"), ("block", 31, "got 31"), ("biased", 0, "got 0")],
 )
-def test_bad_block_sizes_are_refused(estimator, block_size, quoted):
+def test_bad_block_sizes_are_rejected(estimator, block_size, quoted):
     x, y = dependent(30)
     with pytest.raises(ValueError, match=quoted):
         hsic(x, y, estimator=estimator, block_size=block_size)
@@ -105,7 +107,7 @@ def test_bad_block_sizes_are_refused(estimator, block_size, quoted):
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 @pytest.mark.parametrize("sizes", [[50], [1, 20, 29], [25, 25]])
-def test_stream_equals_all_gather_rows(sizes, estimator):
+def test_stream_equals_hsic_of_all_rows(sizes, estimator):
     x, y = dependent(50, 5, 4)
     x, y = x + 1000, y - 500
     stream = StreamingLinearHSIC()
@@ -114,7 +116,7 @@ def test_stream_equals_all_gather_rows(sizes, estimator):
     torch.testing.assert_close(stream.compute(estimator), hsic(x, y, estimator=estimator), rtol=1e-9, atol=1e-12)
 
 
-def test_stream_in_float32_keeps_its_digits_and_refuses_what_does_not_fit():
+def test_stream_is_accurate_in_float32_and_rejects_other_widths():
     x, y = (z.float() + 1e4 for z in dependent(300))
     stream = StreamingLinearHSIC()
     with pytest.raises(ValueError, match="got 0"):

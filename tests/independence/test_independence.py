@@ -15,8 +15,7 @@ import pytest
 import torch
 from scipy import stats
 
-from hsic_lab.hsic import hsic
-from hsic_lab.hsic._estimators import center
+from hsic_lab.hsic import center, hsic
 from hsic_lab.independence import aggregated_test, block_test, gamma_test, permutation_test, spectral_test
 from hsic_lab.independence._approximate import permutation_moments, weighted_chi_squares
 from hsic_lab.independence._permutation import draw_permutations, factor_products, gram_products
