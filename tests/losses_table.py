@@ -131,7 +131,7 @@ LOSSES = {
         {"affine", "offset", "features", "autograd"},
     ),
     "reference code, target -1": (
-        ReferenceCodeLoss(target=-1.0, bessel=False),
+        ReferenceCodeLoss(off_diagonal_target=-1.0, bessel=False),
         reference_code_oracle(-1, True, False),
         {"features", "autograd"},
     ),

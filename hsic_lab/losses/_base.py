@@ -1,5 +1,6 @@
-"""What every loss of two views shares: the checks, the precision, the rows of all processes, the sum of named terms."""
+"""Base class of the losses: input checks, precision, rows of other processes, and the sum of named terms."""
 
+import inspect
 from functools import reduce
 
 import torch
@@ -10,12 +11,17 @@ from hsic_lab._distributed import all_gather_rows, world_size
 
 
 class TwoViewLoss(nn.Module):
-    """A loss of projections `z_a, z_b` `(n, d)`, equal to the sum of its named `terms`.
+    """Base class of the losses of two views; a subclass implements ``_terms``.
 
-    Computed in float32 or better under any autocast. With `gather_distributed` (the default) k processes under
-    `torch.distributed` compute the value and, with DistributedDataParallel, the gradient of one process that holds
-    all their rows. Differentiable once. Losses that are defined for more views take them as further arguments.
-    Raises ValueError or TypeError unless all views are `(n, d)` floating tensors with n >= 2.
+    Losses are computed in float32 or better under any autocast and are differentiable once. Losses that are defined
+    for more than two views take the other views as further arguments.
+
+    Parameters
+    ----------
+    gather_distributed : bool, default True
+        Under ``torch.distributed``, whether the loss uses the rows of all processes. Then k processes have the value
+        and, with ``DistributedDataParallel``, the gradient of one process that holds all rows. If False, every
+        process uses only its own rows. Without ``torch.distributed`` it has no effect.
     """
 
     many_views = False
@@ -25,47 +31,85 @@ class TwoViewLoss(nn.Module):
         self.gather_distributed = gather_distributed
 
     def forward(self, z_a: Tensor, z_b: Tensor, *more: Tensor) -> Tensor:
-        """The loss, a 0-d tensor."""
+        """Return the loss, the sum of its `terms`.
+
+        Parameters
+        ----------
+        z_a, z_b, *more : Tensor of shape (n, d)
+            Projections of the views, n at least 2; rows of one index are one image.
+
+        Returns
+        -------
+        Tensor of shape ()
+            The loss, float32 or float64.
+
+        Raises
+        ------
+        TypeError
+            If a view is not a floating-point tensor, or if there are more views than the loss takes.
+        ValueError
+            If the shapes or devices differ, or if there are fewer than 2 rows.
+        """
         return sum(self.terms(z_a, z_b, *more).values())
 
     def terms(self, z_a: Tensor, z_b: Tensor, *more: Tensor) -> dict[str, Tensor]:
-        """The named parts of the loss, 0-d tensors that sum to it."""
+        """Return the summands of the loss by name, with their weights; arguments and errors as in `forward`."""
         check_views(z_a, z_b)
         with no_autocast(z_a):
-            return self._terms(*self.prepare(z_a, z_b, *more))
+            return self._terms(*self._prepare(z_a, z_b, *more))
 
-    def prepare(self, *views: Tensor) -> tuple[Tensor, ...]:
-        """The views checked, in float32 or better, with the rows of all processes."""
+    def expected_if_independent(self, n: int, d: int) -> float:
+        """Return the expected loss of independent views of shape (n, d): the level of a network that learned nothing.
+
+        Raises NotImplementedError for losses where it depends on the distribution of the projections.
+        """
+        raise NotImplementedError(
+            f"the expected loss of independent views depends on the data for {type(self).__name__}"
+        )
+
+    def lower_bound(self, n: int, d: int) -> float:
+        """Return the smallest loss that two identical views of shape (n, d) can have.
+
+        Raises NotImplementedError where no closed form is known.
+        """
+        raise NotImplementedError(f"no closed form of the smallest {type(self).__name__} is known for these settings")
+
+    def extra_repr(self) -> str:
+        names = inspect.signature(type(self)).parameters
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names if hasattr(self, name))
+
+    def _terms(self, *views: Tensor) -> dict[str, Tensor]:
+        """The named summands, of views that `_prepare` returned."""
+        raise NotImplementedError
+
+    def _prepare(self, *views: Tensor) -> tuple[Tensor, ...]:
+        """The views, checked, in float32 or better, with the rows of all processes."""
         if len(views) > 2 and not self.many_views:
             raise TypeError(f"{type(self).__name__} takes two views, got {len(views)}")
         for other in views[2:]:
             check_views(views[0], other)
         dtype = reduce(torch.promote_types, (z.dtype for z in views), torch.float32)
         views = tuple(z.to(dtype) for z in views)
-        if self.gathers():
+        if self._gathers():
             views = all_gather_rows(torch.stack(views, dim=1)).unbind(dim=1)
         if len(views[0]) < 2:
             raise ValueError(f"{type(self).__name__} needs at least 2 rows, got shape {tuple(views[0].shape)}")
         return views
 
-    def gathers(self) -> bool:
-        """Whether the rows of other processes count."""
+    def _gathers(self) -> bool:
+        """Whether rows of other processes take part."""
         return self.gather_distributed and world_size() > 1
 
-    def expected_if_independent(self, n: int, d: int) -> float:
-        """The expected loss of views that have nothing to do with each other."""
-        raise NotImplementedError(f"the chance level of {type(self).__name__} depends on the distribution of the data")
 
-    def lower_bound(self, n: int, d: int) -> float:
-        """The least loss of identical views, at the best n embeddings in d dimensions."""
-        raise NotImplementedError(f"no closed form of the least {type(self).__name__} is known")
-
-    def _terms(self, *views: Tensor) -> dict[str, Tensor]:
-        raise NotImplementedError
-
-
-def non_negative(**weights: float) -> None:
+def check_non_negative(**weights: float) -> None:
     """ValueError unless every named weight is a number of at least 0."""
     for name, value in weights.items():
         if not value >= 0:
             raise ValueError(f"{name} must be at least 0, got {value!r}")
+
+
+def check_positive(name: str, value: float) -> float:
+    """The value, or ValueError unless it is a positive number."""
+    if not value > 0:
+        raise ValueError(f"{name} must be positive, got {value!r}")
+    return value

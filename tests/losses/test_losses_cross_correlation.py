@@ -7,8 +7,14 @@ from losses_table import data, views
 from hsic_lab.correlation import cross_correlation, standardize
 from hsic_lab.hsic import hsic
 from hsic_lab.kernels import Linear
-from hsic_lab.losses import BarlowTwinsLoss, HSICSSLLoss, SpectralContrastiveLoss, SSLHSICLoss, VICRegLoss
-from hsic_lab.losses import _off_diagonal
+from hsic_lab.losses import (
+    BarlowTwinsLoss,
+    HSICSSLLoss,
+    SpectralContrastiveLoss,
+    SSLHSICLoss,
+    VICRegLoss,
+    _off_diagonal,
+)
 from hsic_lab.losses._off_diagonal import split_squared_norm
 
 
