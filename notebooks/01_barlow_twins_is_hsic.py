@@ -625,7 +625,7 @@ timings.map(lambda t: f"{1e3 * t:.2f} ms")
 # 2. **Chance.** For independent `x` and `y` the population HSIC is 0, yet in a batch $\mathrm{HSIC} = \sum C_{ij}^2 >
 #    0$; its mean is $d^2/(n-1)$. Check it for $n = 128$, $d = 32$ over 200 draws. Then use `estimator="unbiased"`:
 #    where is its mean?
-# 3. **A third target.** `HSICSSLLoss(target=t)` takes any off-diagonal target. For $X = Y$, which $t$ can be met
+# 3. **A third target.** `HSICSSLLoss(off_diagonal_target=t)` takes any off-diagonal target. For $X = Y$, which $t$ can be met
 #    exactly? Predict the floor for $t = +0.5$ and for $t = -0.5$ with $d = 8$, then run `minimize`.
 # 4. **The hole at large d.** Repeat the search with free branches for $d = 16$ and $32$. Towards which values do the
 #    diagonal and the off-diagonal of $C$ go? The closed form of section 6 tells the limits.

@@ -88,7 +88,7 @@ def minimize(loss, *parameters, features=None, steps=600):
 d = 8
 figure, axes = plt.subplots(1, 3, figsize=(11.4, 3.5), layout="constrained")
 for ax, t in zip(axes, (0.0, -0.1, -1.0), strict=True):
-    c, _ = minimize(HSICSSLLoss(target=t), noise(8 * d, d))
+    c, _ = minimize(HSICSSLLoss(off_diagonal_target=t), noise(8 * d, d))
     plot_cross_correlation(c, ax, title=f"target {t:g}: off-diagonal {mean_off(c):.3f}")
 
 # %% [markdown]
@@ -102,11 +102,11 @@ for ax, t in zip(axes, (0.0, -0.1, -1.0), strict=True):
 # %%
 targets = np.linspace(-1, 0, 7 if FAST else 9)
 swept = pd.DataFrame(
-    [(t, mean_off(c), value) for t in targets for c, value in [minimize(HSICSSLLoss(target=t), noise(8 * d, d))]],
+    [(t, mean_off(c), value) for t in targets for c, value in [minimize(HSICSSLLoss(off_diagonal_target=t), noise(8 * d, d))]],
     columns=["target", "off-diagonal found", "loss found"],
 )
 swept["predicted"] = np.maximum(targets, -1 / (d - 1))
-swept["floor(n, d)"] = [HSICSSLLoss(target=t).lower_bound(8 * d, d) for t in targets]
+swept["floor(n, d)"] = [HSICSSLLoss(off_diagonal_target=t).lower_bound(8 * d, d) for t in targets]
 assert np.allclose(swept["off-diagonal found"], swept["predicted"], atol=1e-4)
 assert np.allclose(swept["loss found"], swept["floor(n, d)"], atol=1e-5)
 
@@ -131,7 +131,7 @@ table.set_index("d").round(5)
 z_a, z_b = noise(64, d), noise(64, d)
 for t in (-1.0, -0.3):
     weight, c = 1 / d, cross_correlation(z_a, z_b)
-    difference = HSICSSLLoss(target=t)(z_a, z_b) - BarlowTwinsLoss(None)(z_a, z_b)
+    difference = HSICSSLLoss(off_diagonal_target=t)(z_a, z_b) - BarlowTwinsLoss(None)(z_a, z_b)
     expected = weight * (d * (d - 1) * t**2 - 2 * t * (c.sum() - c.trace()))
     assert torch.isclose(difference, expected, rtol=1e-12)
     entries = c.clone().requires_grad_()
@@ -152,7 +152,7 @@ free = pd.DataFrame(
     [
         (t, value, c.diagonal().mean().item(), mean_off(c), c.sum().item())
         for t in targets
-        for c, value in [minimize(HSICSSLLoss(target=t), noise(8 * d, d), noise(8 * d, d))]
+        for c, value in [minimize(HSICSSLLoss(off_diagonal_target=t), noise(8 * d, d), noise(8 * d, d))]
     ],
     columns=["target", "loss", "diagonal", "off-diagonal", "1'C1"],
 )
