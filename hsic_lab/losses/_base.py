@@ -31,24 +31,10 @@ class TwoViewLoss(nn.Module):
         self.gather_distributed = gather_distributed
 
     def forward(self, z_a: Tensor, z_b: Tensor, *more: Tensor) -> Tensor:
-        """Return the loss, the sum of its `terms`.
+        """Return the loss, a tensor of shape (): the sum of its `terms`.
 
-        Parameters
-        ----------
-        z_a, z_b, *more : Tensor of shape (n, d)
-            Projections of the views, n at least 2; rows of one index are one image.
-
-        Returns
-        -------
-        Tensor of shape ()
-            The loss, float32 or float64.
-
-        Raises
-        ------
-        TypeError
-            If a view is not a floating-point tensor, or if there are more views than the loss takes.
-        ValueError
-            If the shapes or devices differ, or if there are fewer than 2 rows.
+        Views are floating-point tensors of shape (n, d), n at least 2; rows of one index are one image. Other views,
+        and more views than the loss is defined for, raise TypeError or ValueError.
         """
         return sum(self.terms(z_a, z_b, *more).values())
 

@@ -26,11 +26,8 @@ class HSICSSLLoss(TwoViewLoss):
         Weight lambda of the off-diagonal entries, at least 0. None means ``1 / d``, as in Tsai et al. (2021).
     off_diagonal_target : float, default -1.0
         Target t of the off-diagonal entries of C; -1 is the choice of Tsai et al. (2021).
-    gather_distributed : bool, default True
-        Under ``torch.distributed``, whether C is computed from the rows of all processes.
-    route : {"auto", "primal", "dual"}, default "auto"
-    contrast : {"dimensions", "samples"}, default "dimensions"
-        See `BarlowTwinsLoss`.
+    gather_distributed, route, contrast : bool, str, str
+        As in `BarlowTwinsLoss`.
 
     References
     ----------
@@ -169,7 +166,7 @@ class ReferenceCodeLoss(TwoViewLoss):
         Divide the columns by the standard deviation with ``n - 1``, and C by n. C is then ``(n - 1) / n`` times
         `cross_correlation`, and identical views have the diagonal ``(n - 1) / n``.
     gather_distributed : bool, default True
-        Under ``torch.distributed``, whether C is computed from the rows of all processes.
+        As in `BarlowTwinsLoss`.
 
     References
     ----------

@@ -30,10 +30,8 @@ class VICRegLoss(TwoViewLoss):
         Under ``torch.distributed``, whether statistics are over the rows of all processes.
     eps : float, default 1e-4
         Added to the variance for a finite gradient, at least 0.
-    route : {"auto", "primal", "dual"}, default "auto"
-        Matrix that the third term is computed from; see `BarlowTwinsLoss`.
-    contrast : {"dimensions", "samples"}, default "dimensions"
-        Pairs that the third term sums over: different features, or different images (Garrido et al. 2023).
+    route, contrast : str, default "auto" and "dimensions"
+        As in `BarlowTwinsLoss`, for the third term: how it is computed, and over which pairs it sums.
 
     References
     ----------
