@@ -98,7 +98,7 @@ class TwoViews:
 
     The steps are, in this order: a random resized crop, a horizontal flip, color jitter, grayscale, one clamp to the
     range of images, Gaussian blur, and solarization. Every probability is one number, or a pair for view a and view b.
-    Images with one channel get no saturation and hue. With 2 or more than 3 channels, set `jitter` and `grayscale` to 0.
+    Images with one channel get no saturation and hue. With 2 or over 3 channels, set `jitter` and `grayscale` to 0.
 
     Parameters
     ----------

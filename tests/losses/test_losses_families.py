@@ -14,6 +14,7 @@ from hsic_lab.losses import (
     HSICSSLLoss,
     NegativeCosineSimilarity,
     NTXentLoss,
+    ReferenceCodeLoss,
     SpectralContrastiveLoss,
     SSLHSICLoss,
     SupConLoss,
@@ -255,6 +256,13 @@ def test_unknown_reference_values_are_not_implemented():
 @pytest.mark.parametrize(
     "call, message",
     [
+        (lambda: BarlowTwinsLoss(-1), "lambda_param must be at least 0, or None for 1/d, got -1"),
+        (lambda: HSICSSLLoss(-1), "lambda_param must be at least 0, or None for 1/d, got -1"),
+        (lambda: BarlowTwinsLoss(float("nan")), "got nan"),
+        (lambda: HSICSSLLoss(float("nan")), "got nan"),
+        (lambda: ReferenceCodeLoss(-1), "lambda_param must be at least 0, or None for 1/d, got -1"),
+        (lambda: BarlowTwinsLoss(route="gram"), "route must be one of 'auto', 'primal', 'dual', got 'gram'"),
+        (lambda: HSICSSLLoss(route="gram"), "route must be one of 'auto', 'primal', 'dual', got 'gram'"),
         (lambda: NTXentLoss(0.0), "temperature must be positive, got 0.0"),
         (lambda: SupConLoss(-1.0), "temperature must be positive, got -1.0"),
         (lambda: NTXentLoss(class_prior=1.0), r"class_prior must be in \[0, 1\), got 1.0"),
