@@ -34,6 +34,7 @@ class ConvEncoder(nn.Sequential):
         if width < 1 or channels < 1:
             raise ValueError(f"width and channels must be at least 1, got {width} and {channels}")
         layers: list[nn.Module] = []
+        first = channels
         for factor, stride in ((1, 1), (1, 2), (2, 1), (2, 2), (4, 1), (4, 1)):
             layers += [
                 nn.Conv2d(channels, factor * width, 3, stride, padding=1, bias=False),
@@ -42,11 +43,11 @@ class ConvEncoder(nn.Sequential):
             ]
             channels = factor * width
         super().__init__(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten())
-        self.out_features = 4 * channels
+        self.channels, self.out_features = first, 4 * channels
 
     def forward(self, images: Tensor) -> Tensor:
         """Return features (n, out_features) of images (n, channels, h, w) on the scale of `views.normalize`."""
-        _check_images(images, self[0].in_channels)
+        _check_images(images, self.channels)
         return super().forward(images)
 
 
@@ -104,6 +105,8 @@ class ResNetEncoder(nn.Module):
     torch.Size([2, 512])
     """
 
+    maxpool: nn.Module
+
     def __init__(self, depth: int = 18, stem: str = "cifar", channels: int = 3) -> None:
         super().__init__()
         if depth not in _BLOCKS:
@@ -138,7 +141,8 @@ class ResNetEncoder(nn.Module):
         """
         _check_images(images, self.channels)
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        for stage in range(1, 5):
+            x = self.get_submodule(f"layer{stage}")(x)
         return self.avgpool(x).flatten(1)
 
 

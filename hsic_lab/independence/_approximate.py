@@ -94,8 +94,8 @@ def spectral_test(
         raise ValueError(f"draws must be at least 1, got {draws}")
     n = len(x)
     gram_x, gram_y = centered_gram(kernel_x, x), centered_gram(kernel_y, y)
-    eigenvalues = (torch.linalg.eigvalsh(gram) / n for gram in (gram_x, gram_y))
-    null = weighted_chi_squares(*eigenvalues, draws, torch.Generator().manual_seed(seed)) / n
+    weights_x, weights_y = (torch.linalg.eigvalsh(gram) / n for gram in (gram_x, gram_y))
+    null = weighted_chi_squares(weights_x, weights_y, draws, torch.Generator().manual_seed(seed)) / n
     return sampled_result(float((gram_x * gram_y).mean()), null, f"spectral, {draws} draws")
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -48,7 +48,7 @@ class TestResult:
     pvalue: float
     method: str
     null: Tensor | None = field(default=None, repr=False)
-    distribution: object | None = field(default=None, repr=False)
+    distribution: Any | None = field(default=None, repr=False)
     components: pd.DataFrame | None = field(default=None, repr=False)
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
@@ -59,7 +59,7 @@ class TestResult:
         if self.null is not None:
             ax.hist(self.null.numpy(), bins=40, density=True, color="0.75", label="null")
         elif self.distribution is not None:
-            at = np.linspace(*self.distribution.ppf([0.005, 0.999]), 200)
+            at = np.linspace(self.distribution.ppf(0.005), self.distribution.ppf(0.999), 200)
             ax.fill_between(at, self.distribution.pdf(at), color="0.75", label="null")
         ax.axvline(self.statistic, color="C3", label=f"observed, p = {self.pvalue:.3g}")
         ax.set(xlabel="statistic", ylabel="density", title=self.method)
@@ -211,18 +211,16 @@ def aggregated_test(
     )
     products = gram_products(torch.stack([*map(_off, units_x)]), torch.stack([*map(_off, units_y)]), draws).flatten(1)
     pairs = list(product(units_x, units_y))
-    values = [
-        _unbiased(column, u.diagonal(), v.diagonal(), draws) for column, (u, v) in zip(products.T, pairs, strict=True)
-    ]
-    values = torch.stack(values, dim=1).cpu()
+    columns = zip(products.T, pairs, strict=True)
+    values = torch.stack([_unbiased(sums, u.diagonal(), v.diagonal(), draws) for sums, (u, v) in columns]).cpu()
     rounding = torch.tensor([_products_rounding(u, v) for u, v in pairs], dtype=torch.float64)
-    pvalues = _column_pvalues(values, rounding / (n * (n - 3)))
+    pvalues = _pvalues(values, rounding / (n * (n - 3)))
     smallest = pvalues.amin(dim=1) + pvalues.mean(dim=1) / (2 * len(draws))
     # Rounded to 12 decimals, because the mean depends on the order of its terms.
     scores = -torch.log10(smallest).round(decimals=12)
     factors = torch.tensor([a * b for a, b in product(scales_x, scales_y)], dtype=torch.float64)
     components = pd.DataFrame(product(map(repr, kernels_x), map(repr, kernels_y)), columns=["kernel_x", "kernel_y"])
-    components["hsic"], components["pvalue"] = (values[0] * factors).numpy(), pvalues[0].numpy()
+    components["hsic"], components["pvalue"] = (values[:, 0] * factors).numpy(), pvalues[0].numpy()
     method = f"aggregated over {len(components)} pairs of kernels" + _words(permutations, groups)
     return replace(sampled_result(float(scores[0]), scores[1:], method), components=components)
 
@@ -234,14 +232,13 @@ def _words(permutations: int, groups: Labels | None) -> str:
 def _rescaled(kernel: Kernel, scales: tuple[float, ...]) -> list[Kernel]:
     if not hasattr(kernel, "bandwidth"):
         return [kernel]
-    return [replace(kernel, bandwidth=scale * kernel.bandwidth) for scale in scales]
+    return [replace(kernel, bandwidth=scale * kernel.bandwidth) for scale in scales]  # type: ignore[type-var]
 
 
-def _column_pvalues(scores: Tensor, rounding: Tensor) -> Tensor:
-    """For each entry of `(N, m)` the share of its column that is at least as large, up to `rounding` `(m,)`."""
-    columns = scores.T.contiguous()
-    below = torch.searchsorted(columns.sort(dim=1).values, columns - rounding[:, None])
-    return (len(scores) - below.T).double() / len(scores)
+def _pvalues(scores: Tensor, rounding: Tensor) -> Tensor:
+    """For each entry of `(m, N)` the share of its row that is at least as large, up to `rounding` `(m,)`: `(N, m)`."""
+    below = torch.searchsorted(scores.sort(dim=1).values, scores - rounding[:, None])
+    return (scores.shape[1] - below.T).double() / scores.shape[1]
 
 
 # Samples and their centered Grams

@@ -1,6 +1,7 @@
 """Base class of the losses: input checks, precision, rows of other processes, and the sum of named terms."""
 
 import inspect
+from collections.abc import Callable
 from functools import reduce
 
 import torch
@@ -25,6 +26,7 @@ class TwoViewLoss(nn.Module):
     """
 
     many_views = False
+    _terms: Callable[..., dict[str, Tensor]]  # from the views that `_prepare` returns to the named summands
 
     def __init__(self, gather_distributed: bool = True) -> None:
         super().__init__()
@@ -36,7 +38,7 @@ class TwoViewLoss(nn.Module):
         Views are floating-point tensors of shape (n, d), n at least 2; rows of one index are one image. Other views,
         and more views than the loss is defined for, raise TypeError or ValueError.
         """
-        return sum(self.terms(z_a, z_b, *more).values())
+        return reduce(torch.add, self.terms(z_a, z_b, *more).values())
 
     def terms(self, z_a: Tensor, z_b: Tensor, *more: Tensor) -> dict[str, Tensor]:
         """Return the summands of the loss by name, with their weights; arguments and errors as in `forward`."""
@@ -63,10 +65,6 @@ class TwoViewLoss(nn.Module):
     def extra_repr(self) -> str:
         names = inspect.signature(type(self)).parameters
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names if hasattr(self, name))
-
-    def _terms(self, *views: Tensor) -> dict[str, Tensor]:
-        """The named summands, of views that `_prepare` returned."""
-        raise NotImplementedError
 
     def _prepare(self, *views: Tensor) -> tuple[Tensor, ...]:
         """The views, checked, in float32 or better, with the rows of all processes."""

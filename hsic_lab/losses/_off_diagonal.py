@@ -64,11 +64,11 @@ def column_blocks(z: Tensor) -> list[slice]:
 class _Primal(Function):
     @staticmethod
     def forward(ctx, x: Tensor, y: Tensor | None, samples: bool, standardized: bool, with_total: bool) -> tuple:
+        other = x if y is None else y
         scales: tuple[Tensor, ...] = ()
         if standardized:
-            (x, scale_x), (y, scale_y) = _standardize_by_blocks(x), _standardize_by_blocks(y)
-            scales = scale_x, scale_y
-        other = x if y is None else y
+            (x, scale_x), (other, scale_y) = _standardize_by_blocks(x), _standardize_by_blocks(other)
+            y, scales = other, (scale_x, scale_y)
         c = (x.T @ other).div_(len(x))
         diagonal, total = c.diagonal().clone(), c.sum() if with_total else None
         if samples:
@@ -108,7 +108,7 @@ class _Dual(Function):
         n, d = z_a.shape
         gram_x = z_a.new_zeros(n, n)
         gram_y = gram_x if z_b is None else z_a.new_zeros(n, n)
-        sum_x, sum_y = (z_a.new_zeros(n), z_a.new_zeros(n)) if with_total else (None, None)
+        sum_x, sum_y = z_a.new_zeros(n), z_a.new_zeros(n)
         diagonal = z_a.new_empty(d)
         for block in column_blocks(z_a):
             x = _columns(z_a, block, standardized)[0]
@@ -149,8 +149,8 @@ class _Dual(Function):
                 if for_total is not None:
                     own_x += (for_total / n * sum_y)[:, None]
                     own_y += (for_total / n * sum_x)[:, None]
-                for_x[:, block] = standardize_backward(own_x, x, scale_x) if ctx.standardized else own_x
-                for_y[:, block] = standardize_backward(own_y, y, scale_y) if ctx.standardized else own_y
+                for_x[:, block] = own_x if scale_x is None else standardize_backward(own_x, x, scale_x)
+                for_y[:, block] = own_y if scale_y is None else standardize_backward(own_y, y, scale_y)
         return (for_x + for_y, None, None, None, None) if z_b is None else (for_x, for_y, None, None, None)
 
 

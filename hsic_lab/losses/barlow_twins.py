@@ -65,7 +65,7 @@ class HSICSSLLoss(TwoViewLoss):
             z_a, z_b, self.route, self.contrast, with_total=target != 0
         )
         terms = {"invariance": (1 - diagonal).square().sum(), "redundancy": weight * squared_norm}
-        if target != 0:
+        if total is not None:
             terms["feature_sum"] = -2 * target * weight * (total - diagonal.sum())
             terms["constant"] = diagonal.new_tensor(weight * d * (d - 1) * target**2)
         return terms

@@ -1,6 +1,7 @@
 """Losses that push different images apart: NT-Xent, SupCon and the spectral contrastive loss; and SimSiam's cosine."""
 
 import math
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -119,7 +120,7 @@ class SupConLoss(TwoViewLoss):
 
     def forward(self, z_a: Tensor, z_b: Tensor, *more: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return the loss of views of shape (n, d); `labels` are integers of shape (n,), None for n classes."""
-        return sum(self.terms(z_a, z_b, *more, labels=labels).values())
+        return reduce(torch.add, self.terms(z_a, z_b, *more, labels=labels).values())
 
     def terms(self, z_a: Tensor, z_b: Tensor, *more: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
         """Return the summands of the loss by name; arguments as in `forward`."""

@@ -81,7 +81,7 @@ class SSLHSICLoss(TwoViewLoss):
             z = z - z.mean(dim=0)
             dependence, norm = _feature_dependence(z, len(views)), _cross_norm(z, z)
         elif self.random_features is not None:
-            first, second = (self._random_features(kernel, z) for _ in range(2))
+            first, second = (self._random_features(kernel, z, self.random_features) for _ in range(2))
             dependence, norm = _feature_dependence(first, len(views)), _cross_norm(first, second)
         else:
             gram = kernel.gram(z, None)
@@ -100,19 +100,18 @@ class SSLHSICLoss(TwoViewLoss):
         if len(state):
             self._generator.set_state(state)
 
-    def _random_features(self, kernel: Kernel, z: Tensor) -> Tensor:
-        """Centered features `(N, D)`; the expectation of their products is the centered kernel."""
-        draws = frequencies(kernel, z.shape[1], self.random_features // 2, self._generator)
+    def _random_features(self, kernel: Kernel, z: Tensor, count: int) -> Tensor:
+        """Centered features `(N, count)`; the expectation of their products is the centered kernel."""
+        draws = frequencies(kernel, z.shape[1], count // 2, self._generator)
         angles = z @ draws.to(z)
-        phi = torch.cat([angles.cos(), angles.sin()], dim=1) * (2 / self.random_features) ** 0.5
+        phi = torch.cat([angles.cos(), angles.sin()], dim=1) * (2 / count) ** 0.5
         return phi - phi.mean(dim=0)
 
 
 def _feature_dependence(phi: Tensor, views: int) -> Tensor:
     """Mean of `phi_p . phi_q` over two views of one image, for centered features: the mean over all pairs is 0."""
-    parts = phi.chunk(views)
-    together = sum(parts).square().sum() - phi.square().sum()
-    return together / (len(parts[0]) * views * (views - 1))
+    together = phi.unflatten(0, (views, -1)).sum(dim=0).square().sum() - phi.square().sum()
+    return together / (len(phi) * (views - 1))
 
 
 def _cross_norm(x: Tensor, y: Tensor) -> Tensor:
