@@ -86,10 +86,10 @@ def permutation_test(
 ) -> TestResult:
     """Exact test of independence: unbiased HSIC against its values when the rows of y are permuted.
 
-    If x and y are independent and the rows of each are exchangeable, the observed pairs are one of ``1 + permutations``
-    equally likely pairings, so ``P(pvalue <= a) <= a`` for every n, kernel and distribution. Rows must therefore be
-    independent draws, or otherwise exchangeable. Rows of a time series are not: two independent autoregressive series
-    are rejected far too often (about 70 % of the time at level 0.05 for coefficient 0.9).
+    If x and y are independent and the rows of x or of y are exchangeable, the observed pairing is one of
+    ``1 + permutations`` equally likely ones, so ``P(pvalue <= a) <= a`` for every n, kernel and distribution.
+    Independent draws are exchangeable. Rows of a time series are not: two independent autoregressive series are
+    rejected far too often (about 70 % of the time at level 0.05 for coefficient 0.9).
 
     Parameters
     ----------

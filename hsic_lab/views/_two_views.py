@@ -98,7 +98,7 @@ class TwoViews:
 
     The steps are, in this order: a random resized crop, a horizontal flip, color jitter, grayscale, one clamp to the
     range of images, Gaussian blur, and solarization. Every probability is one number, or a pair for view a and view b.
-    Images with one channel get no saturation and hue. With 2 or over 3 channels, set `jitter` and `grayscale` to 0.
+    Images with 1 channel get no saturation and hue; with 2, 4 or more channels, `jitter` and `grayscale` must be 0.
 
     Parameters
     ----------
@@ -108,21 +108,21 @@ class TwoViews:
         Range of the area of the crop, as a share of the image.
     ratio : (float, float), default (3/4, 4/3)
         Range of the width of the crop divided by its height.
-    flip : probability, default 0.5
+    flip : float or (float, float), default 0.5
         Probability of a horizontal flip.
     brightness, contrast, saturation : float, default 0.4
         Strength v of the jitter: the factor is uniform in ``[max(0, 1 - v), 1 + v]``; 1 changes nothing.
     hue : float, default 0.1
         Strength of the hue jitter in full turns of the color wheel, at most 0.5: the turn is uniform in [-hue, hue].
-    jitter : probability, default 0.8
+    jitter : float or (float, float), default 0.8
         Probability that the four color changes are applied.
-    grayscale : probability, default 0.2
+    grayscale : float or (float, float), default 0.2
         Probability of removing the color.
-    blur : probability, default 0.0
+    blur : float or (float, float), default 0.0
         Probability of a Gaussian blur, with a kernel of about a tenth of the side. Needs views of 20 pixels or more.
     sigma : (float, float), default (0.1, 2.0)
         Range of the standard deviation of the blur, in pixels.
-    solarize : probability, default 0.0
+    solarize : float or (float, float), default 0.0
         Probability of inverting the pixels that are brighter than the middle.
 
     Raises
@@ -198,7 +198,7 @@ class TwoViews:
         strengths = self.brightness, self.contrast, self.saturation, self.hue
         color = max(self.grayscale) > 0 or (max(self.jitter) > 0 and max(strengths) > 0)
         if color and channels not in (1, 3):
-            raise ValueError(f"color needs 1 or 3 channels, got {channels}; jitter=0 and grayscale=0 turn it off")
+            raise ValueError(f"color changes need 1 or 3 channels, got {channels}: set jitter=0 and grayscale=0")
         if generator is not None and generator.device.type != device.type:
             raise ValueError(f"generator is on {generator.device}, images on {device}: use one device")
         draw = partial(torch.rand, generator=generator, device=device, dtype=torch.float32)

@@ -323,6 +323,18 @@ def test_approximate_tests_hold_their_level_at_100_rows(name):
     assert_level(rejections(APPROXIMATE[name], 100, list(FAMILIES)), conservative=name == "block")
 
 
+def test_independent_series_are_rejected_far_too_often():
+    """Rows of a series are not exchangeable; the docstring of `permutation_test` says so."""
+    rejected = 0
+    for seed in range(20):
+        series = np.zeros((2, 300))
+        noise = np.random.default_rng(seed).normal(size=series.shape)
+        for t in range(1, 300):
+            series[:, t] = 0.9 * series[:, t - 1] + noise[:, t]
+        rejected += permutation_test(*series, permutations=99, seed=seed).pvalue <= 0.05
+    assert rejected >= 10
+
+
 # Seeds, state, input
 
 
@@ -362,9 +374,7 @@ def test_a_constant_is_independent_of_everything(test, kernel):
         assert result.pvalue == 1
         assert result.statistic == pytest.approx(0, abs=0.01 if test is aggregated_test else 0)
     x, constant = x.repeat(2, 1), constant.repeat(2, 1)
-    assert (
-        test(torch.cat([x, constant], dim=1), x, kernel, kernel).pvalue < 0.05
-    )  # one such column suffices
+    assert test(torch.cat([x, constant], dim=1), x, kernel, kernel).pvalue < 0.05  # one such column suffices
 
 
 def test_constant_has_pvalue_one_with_factors():
