@@ -20,9 +20,7 @@ class TwoViewLoss(nn.Module):
     Parameters
     ----------
     gather_distributed : bool, default True
-        Under ``torch.distributed``, whether the loss uses the rows of all processes. Then k processes have the value
-        and, with ``DistributedDataParallel``, the gradient of one process that holds all rows. If False, every
-        process uses only its own rows. Without ``torch.distributed`` it has no effect.
+        As in `BarlowTwinsLoss`.
     """
 
     many_views = False
@@ -42,21 +40,19 @@ class TwoViewLoss(nn.Module):
 
     def terms(self, z_a: Tensor, z_b: Tensor, *more: Tensor) -> dict[str, Tensor]:
         """Return the summands of the loss by name, with their weights; arguments and errors as in `forward`."""
-        check_views(z_a, z_b)
+        views = self._prepare(z_a, z_b, *more)
         with no_autocast(z_a):
-            return self._terms(*self._prepare(z_a, z_b, *more))
+            return self._terms(*views)
 
     def expected_if_independent(self, n: int, d: int) -> float:
         """Return the expected loss of independent views of shape (n, d): the level of a network that learned nothing.
 
-        Raises NotImplementedError for losses where it depends on the distribution of the projections.
+        Raises NotImplementedError where it depends on the distribution of the projections.
         """
-        raise NotImplementedError(
-            f"the expected loss of independent views depends on the data for {type(self).__name__}"
-        )
+        raise NotImplementedError(f"loss of independent views depends on the data for {type(self).__name__}")
 
     def lower_bound(self, n: int, d: int) -> float:
-        """Return the smallest loss that two identical views of shape (n, d) can have.
+        """Return the smallest loss of two identical views of shape (n, d).
 
         Raises NotImplementedError where no closed form is known.
         """
@@ -70,30 +66,19 @@ class TwoViewLoss(nn.Module):
         """The views, checked, in float32 or better, with the rows of all processes."""
         if len(views) > 2 and not self.many_views:
             raise TypeError(f"{type(self).__name__} takes two views, got {len(views)}")
-        for other in views[2:]:
+        for other in views[1:]:
             check_views(views[0], other)
         dtype = reduce(torch.promote_types, (z.dtype for z in views), torch.float32)
         views = tuple(z.to(dtype) for z in views)
-        if self._gathers():
+        if self.gather_distributed and world_size() > 1:
             views = all_gather_rows(torch.stack(views, dim=1)).unbind(dim=1)
         if len(views[0]) < 2:
             raise ValueError(f"{type(self).__name__} needs at least 2 rows, got shape {tuple(views[0].shape)}")
         return views
 
-    def _gathers(self) -> bool:
-        """Whether rows of other processes take part."""
-        return self.gather_distributed and world_size() > 1
 
-
-def check_non_negative(**weights: float) -> None:
-    """ValueError unless every named weight is a number of at least 0."""
-    for name, value in weights.items():
-        if not value >= 0:
-            raise ValueError(f"{name} must be at least 0, got {value!r}")
-
-
-def check_positive(name: str, value: float) -> float:
-    """The value, or ValueError unless it is a positive number."""
-    if not value > 0:
-        raise ValueError(f"{name} must be positive, got {value!r}")
-    return value
+def check_numbers(positive: bool = False, **values: float) -> None:
+    """ValueError unless every named value is a number of at least 0, or above 0 if `positive`."""
+    for name, value in values.items():
+        if not (value > 0 if positive else value >= 0):
+            raise ValueError(f"{name} must be {'positive' if positive else 'at least 0'}, got {value!r}")

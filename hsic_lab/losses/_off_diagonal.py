@@ -15,7 +15,7 @@ _FEWEST_COLUMNS = 64  # shorter pieces of a row are read slowly
 
 
 def split_squared_norm(
-    x: Tensor, y: Tensor | None = None, route: str = "auto", contrast: str = "dimensions"
+    x: Tensor, y: Tensor | None = None, route: str = "auto", contrast: str = "dimensions", standardized: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Diagonal `(d,)` of `C = X'Y/n` and the off-diagonal part of its squared norm; `y` is `x` if it is left out.
 
@@ -27,29 +27,15 @@ def split_squared_norm(
       `sum_i C_ii^2 - sum_b |x_b|^2 |y_b|^2 / n^2`: Garrido et al. (2023), theorem 3.3, here for two views.
 
     Both are computed by both routes: "primal" forms C in O(n d^2), "dual" forms the two Grams in O(n^2 d), and "auto"
-    takes the cheaper route. Differentiable once.
+    takes the cheaper route. Differentiable once. With `standardized`, x and y are standardized first; for backward, the
+    primal route keeps the standardized views and C; the dual route keeps the two Grams and standardizes again.
     """
-    return _function(x, route).apply(x, y, contrast == "samples", False, False)[:2]
-
-
-def standardized_squared_norm(
-    z_a: Tensor, z_b: Tensor, route: str = "auto", contrast: str = "dimensions", with_total: bool = False
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """`split_squared_norm` of the standardized views, and the sum of all entries of C if `with_total`, else None.
-
-    For backward, the primal route keeps the standardized views and C; the dual route keeps the two Grams and
-    standardizes again.
-    """
-    return _function(z_a, route).apply(z_a, z_b, contrast == "samples", True, with_total)
-
-
-def _function(x: Tensor, route: str) -> type[Function]:
     n, d = x.shape
     if route == "auto":
         # Primal: 3 products of n d^2 (one forward, two backward). Dual: 4 of n^2 d (two and two), and work on every
         # element that takes as long as about 200 multiplications.
         route = "primal" if 3 * d <= 4 * n + 200 else "dual"
-    return _Primal if route == "primal" else _Dual
+    return (_Primal if route == "primal" else _Dual).apply(x, y, contrast == "samples", standardized)
 
 
 def column_blocks(z: Tensor) -> list[slice]:
@@ -63,62 +49,56 @@ def column_blocks(z: Tensor) -> list[slice]:
 # products where the symmetry of the Grams needs four.
 class _Primal(Function):
     @staticmethod
-    def forward(ctx, x: Tensor, y: Tensor | None, samples: bool, standardized: bool, with_total: bool) -> tuple:
+    def forward(ctx, x: Tensor, y: Tensor | None, samples: bool, standardized: bool) -> tuple[Tensor, Tensor]:
         other = x if y is None else y
         scales: tuple[Tensor, ...] = ()
         if standardized:
             (x, scale_x), (other, scale_y) = _standardize_by_blocks(x), _standardize_by_blocks(other)
             y, scales = other, (scale_x, scale_y)
         c = (x.T @ other).div_(len(x))
-        diagonal, total = c.diagonal().clone(), c.sum() if with_total else None
+        diagonal = c.diagonal().clone()
         if samples:
             squared_norm = c.square().sum() - _row_squared_norms(x) @ _row_squared_norms(other) / len(x) ** 2
         else:
             squared_norm = c.fill_diagonal_(0).square().sum()
         ctx.save_for_backward(x, y, c, *scales)
         ctx.samples = samples
-        return diagonal, squared_norm, total
+        return diagonal, squared_norm
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, for_diagonal: Tensor, for_squared_norm: Tensor, for_total: Tensor | None) -> tuple:
+    def backward(ctx, for_diagonal: Tensor, for_squared_norm: Tensor) -> tuple:
         x, y, c, *scales = ctx.saved_tensors
         n, other = len(x), x if y is None else y
         scale = 2 * for_squared_norm / n
         weights = c * scale  # the gradient with respect to C, over n
         weights.diagonal().add_(for_diagonal / n)
-        if for_total is not None:
-            weights += for_total / n
         with no_autocast(x):  # backward() may run inside the caller's autocast
             for_x, for_y = other @ weights.T, x @ weights
         if ctx.samples:
             for_x -= scale / n * _row_squared_norms(other)[:, None] * x
             for_y -= scale / n * _row_squared_norms(x)[:, None] * other
         if y is None:
-            return for_x + for_y, None, None, None, None
+            return for_x + for_y, None, None, None
         for gradient, z, scale in zip((for_x, for_y), (x, y), scales, strict=False):  # no scales: not standardized
             for block in column_blocks(z):
                 standardize_backward(gradient[:, block], z[:, block], scale[block])
-        return for_x, for_y, None, None, None
+        return for_x, for_y, None, None
 
 
 class _Dual(Function):
     @staticmethod
-    def forward(ctx, z_a: Tensor, z_b: Tensor | None, samples: bool, standardized: bool, with_total: bool) -> tuple:
+    def forward(ctx, z_a: Tensor, z_b: Tensor | None, samples: bool, standardized: bool) -> tuple[Tensor, Tensor]:
         n, d = z_a.shape
         gram_x = z_a.new_zeros(n, n)
         gram_y = gram_x if z_b is None else z_a.new_zeros(n, n)
-        sum_x, sum_y = z_a.new_zeros(n), z_a.new_zeros(n)
         diagonal = z_a.new_empty(d)
         for block in column_blocks(z_a):
-            x = _columns(z_a, block, standardized)[0]
-            y = x if z_b is None else _columns(z_b, block, standardized)[0]
+            x = y = _columns(z_a, block, standardized)[0]
             gram_x.addmm_(x, x.T)
             if z_b is not None:
+                y = _columns(z_b, block, standardized)[0]
                 gram_y.addmm_(y, y.T)
-            if with_total:
-                sum_x += x.sum(dim=1)
-                sum_y += y.sum(dim=1)
             diagonal[block] = (x * y).mean(dim=0)
         if samples:
             gram_x.fill_diagonal_(0)
@@ -127,14 +107,14 @@ class _Dual(Function):
         if not samples:
             # No digits are lost in the difference: where d > n, ||C||^2 exceeds the squared norm of its diagonal.
             squared_norm = squared_norm - diagonal.square().sum()
-        ctx.save_for_backward(z_a, z_b, gram_x, gram_y, diagonal, sum_x, sum_y)
+        ctx.save_for_backward(z_a, z_b, gram_x, gram_y, diagonal)
         ctx.samples, ctx.standardized = samples, standardized
-        return diagonal, squared_norm, sum_x @ sum_y / n if with_total else None
+        return diagonal, squared_norm
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, for_diagonal: Tensor, for_squared_norm: Tensor, for_total: Tensor | None) -> tuple:
-        z_a, z_b, gram_x, gram_y, diagonal, sum_x, sum_y = ctx.saved_tensors
+    def backward(ctx, for_diagonal: Tensor, for_squared_norm: Tensor) -> tuple:
+        z_a, z_b, gram_x, gram_y, diagonal = ctx.saved_tensors
         n = len(z_a)
         scale = 2 * for_squared_norm / n**2
         column = (for_diagonal if ctx.samples else for_diagonal - 2 * for_squared_norm * diagonal) / n
@@ -146,12 +126,9 @@ class _Dual(Function):
                 y, scale_y = (x, None) if z_b is None else _columns(z_b, block, ctx.standardized)
                 own_x = (weights_x @ x).addcmul_(column[block], y)
                 own_y = (weights_y @ y).addcmul_(column[block], x)
-                if for_total is not None:
-                    own_x += (for_total / n * sum_y)[:, None]
-                    own_y += (for_total / n * sum_x)[:, None]
                 for_x[:, block] = own_x if scale_x is None else standardize_backward(own_x, x, scale_x)
                 for_y[:, block] = own_y if scale_y is None else standardize_backward(own_y, y, scale_y)
-        return (for_x + for_y, None, None, None, None) if z_b is None else (for_x, for_y, None, None, None)
+        return (for_x + for_y, None, None, None) if z_b is None else (for_x, for_y, None, None)
 
 
 def _columns(z: Tensor, block: slice, standardized: bool) -> tuple[Tensor, Tensor | None]:

@@ -6,7 +6,7 @@ from torch import Tensor
 from hsic_lab.correlation import standardize
 from hsic_lab.hsic._estimators import center
 from hsic_lab.kernels import Kernel, Linear, frequencies, named
-from hsic_lab.losses._base import TwoViewLoss, check_non_negative
+from hsic_lab.losses._base import TwoViewLoss, check_numbers
 
 
 class SSLHSICLoss(TwoViewLoss):
@@ -27,12 +27,12 @@ class SSLHSICLoss(TwoViewLoss):
         Weight of the second term, at least 0. The default is the authors', for views that share much of the image.
         If the views share little, the projection can collapse; then use a smaller value.
     gather_distributed : bool, default True
-        Under ``torch.distributed``, whether the loss uses the rows of all processes.
+        As in `BarlowTwinsLoss`.
     random_features : int or None, default None
         Replace the kernel by this even number of random Fourier features, drawn at each call: time linear in n instead
         of quadratic. As in the authors' code, ``HSIC(Z, Z)`` then uses two draws.
     seed : int, default 0
-        Seed of the random features, the same in all processes; torch's global generator is not used.
+        Seed of the random features, the same in all processes.
     standardized : bool, default False
         Standardize the features of each view first. A linear kernel needs it: otherwise the loss is proportional to
         the squared scale of the projection, and training shrinks it or lets it grow without end.
@@ -40,14 +40,6 @@ class SSLHSICLoss(TwoViewLoss):
     References
     ----------
     Li et al. (2021), arXiv:2106.08320, equation 5. Rahimi and Recht (2007), for `random_features`.
-
-    Examples
-    --------
-    >>> import torch
-    >>> z = torch.eye(4)
-    >>> loss = SSLHSICLoss("linear", gamma=1.0)
-    >>> {name: round(term.item(), 3) for name, term in loss.terms(z, z).items()}
-    {'dependence': -0.75, 'self_dependence': 0.433}
     """
 
     many_views = True
@@ -62,11 +54,9 @@ class SSLHSICLoss(TwoViewLoss):
         standardized: bool = False,
     ) -> None:
         super().__init__(gather_distributed)
-        check_non_negative(gamma=gamma)
+        check_numbers(gamma=gamma)
         self.kernel = kernel if isinstance(kernel, Kernel) else named(kernel)
-        self.gamma = gamma
-        self.standardized = standardized
-        self.random_features = random_features
+        self.gamma, self.standardized, self.random_features = gamma, standardized, random_features
         if random_features is not None:
             if random_features < 2 or random_features % 2:
                 raise ValueError(f"random_features must be an even number of at least 2, got {random_features!r}")
@@ -85,8 +75,7 @@ class SSLHSICLoss(TwoViewLoss):
             dependence, norm = _feature_dependence(first, len(views)), _cross_norm(first, second)
         else:
             gram = kernel.gram(z, None)
-            n = len(views[0])
-            pairs = torch.cat([gram.diagonal(n * shift) for shift in range(1, len(views))])
+            pairs = torch.cat([gram.diagonal(len(views[0]) * shift) for shift in range(1, len(views))])
             # The gradient of the norm is 0 for a collapsed projection; that of the root of a sum would be infinite.
             dependence, norm = pairs.mean() - gram.mean(), torch.linalg.norm(center(gram)) / len(z)
         return {"dependence": -dependence, "self_dependence": self.gamma * norm}
@@ -102,8 +91,7 @@ class SSLHSICLoss(TwoViewLoss):
 
     def _random_features(self, kernel: Kernel, z: Tensor, count: int) -> Tensor:
         """Centered features `(N, count)`; the expectation of their products is the centered kernel."""
-        draws = frequencies(kernel, z.shape[1], count // 2, self._generator)
-        angles = z @ draws.to(z)
+        angles = z @ frequencies(kernel, z.shape[1], count // 2, self._generator).to(z)
         phi = torch.cat([angles.cos(), angles.sin()], dim=1) * (2 / count) ** 0.5
         return phi - phi.mean(dim=0)
 
