@@ -18,10 +18,8 @@ class ConvEncoder(nn.Sequential):
 
     Parameters
     ----------
-    width : int, default 16
-        Channels w of the first convolution, at least 1; `out_features` is ``16 * width``.
-    channels : int, default 3
-        Channels of the images, at least 1.
+    width, channels : int, default 16 and 3
+        Channels w of the first convolution and channels of the images; `out_features` is ``16 * width``.
 
     Examples
     --------
@@ -34,16 +32,12 @@ class ConvEncoder(nn.Sequential):
         if width < 1 or channels < 1:
             raise ValueError(f"width and channels must be at least 1, got {width} and {channels}")
         layers: list[nn.Module] = []
-        first = channels
-        for factor, stride in ((1, 1), (1, 2), (2, 1), (2, 2), (4, 1), (4, 1)):
-            layers += [
-                nn.Conv2d(channels, factor * width, 3, stride, padding=1, bias=False),
-                nn.BatchNorm2d(factor * width),
-                nn.ReLU(inplace=True),
-            ]
-            channels = factor * width
+        before = channels
+        for after, stride in ((width, 1), (width, 2), (2 * width, 1), (2 * width, 2), (4 * width, 1), (4 * width, 1)):
+            layers += [_convolution(before, after, 3, stride), nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
+            before = after
         super().__init__(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten())
-        self.channels, self.out_features = first, 4 * channels
+        self.channels, self.out_features = channels, 16 * width
 
     def forward(self, images: Tensor) -> Tensor:
         """Return features (n, out_features) of images (n, channels, h, w) on the scale of `views.normalize`."""
@@ -59,12 +53,6 @@ class MLPProjector(nn.Sequential):
     sizes : sequence of int
         Widths from input to output, at least two: ``[256, 512, 128]`` has one hidden layer, ``[256, 128]`` is linear.
         The last layer has no bias, because losses of standardized projections do not depend on it.
-
-    Examples
-    --------
-    >>> import torch
-    >>> MLPProjector([64, 32, 8])(torch.zeros(4, 64)).shape
-    torch.Size([4, 8])
     """
 
     def __init__(self, sizes: Sequence[int]) -> None:
@@ -92,17 +80,11 @@ class ResNetEncoder(nn.Module):
         "imagenet" starts with a 7x7 convolution of stride 2 and a max-pool; "cifar", for images of about 32 pixels,
         with a 3x3 convolution of stride 1.
     channels : int, default 3
-        Channels of the images, at least 1.
+        Channels of the images.
 
     References
     ----------
     He et al. (2016), arXiv:1512.03385. Chen et al. (2020), arXiv:2002.05709, appendix B.9, for the "cifar" stem.
-
-    Examples
-    --------
-    >>> import torch
-    >>> ResNetEncoder(18)(torch.zeros(2, 3, 32, 32)).shape
-    torch.Size([2, 512])
     """
 
     maxpool: nn.Module
@@ -115,19 +97,16 @@ class ResNetEncoder(nn.Module):
         if channels < 1:
             raise ValueError(f"channels must be at least 1, got {channels!r}")
         self.channels = channels
-        if stem == "cifar":
-            self.conv1, self.maxpool = nn.Conv2d(channels, 64, 3, 1, 1, bias=False), nn.Identity()
-        else:
-            self.conv1, self.maxpool = nn.Conv2d(channels, 64, 7, 2, 3, bias=False), nn.MaxPool2d(3, 2, 1)
+        self.conv1 = _convolution(channels, 64, *((3, 1) if stem == "cifar" else (7, 2)))
+        self.maxpool = nn.Identity() if stem == "cifar" else nn.MaxPool2d(3, 2, 1)
         self.bn1, self.relu = nn.BatchNorm2d(64), nn.ReLU(inplace=True)
-        block = _Bottleneck if depth == 50 else _BasicBlock
+        factor = 4 if depth == 50 else 1  # output channels of a block, over its width
         before = 64
         for stage, (blocks, width) in enumerate(zip(_BLOCKS[depth], (64, 128, 256, 512), strict=True), start=1):
-            after = width * block.expansion
-            strides = [1 if stage == 1 else 2] + [1] * (blocks - 1)
-            layer = [block(before if i == 0 else after, width, stride) for i, stride in enumerate(strides)]
-            setattr(self, f"layer{stage}", nn.Sequential(*layer))
-            before = after
+            first = _Block(before, width, factor, 1 if stage == 1 else 2)
+            before = width * factor
+            others = [_Block(before, width, factor, 1) for _ in range(blocks - 1)]
+            setattr(self, f"layer{stage}", nn.Sequential(first, *others))
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.out_features = before
         for module in self.modules():
@@ -146,49 +125,32 @@ class ResNetEncoder(nn.Module):
         return self.avgpool(x).flatten(1)
 
 
-class _BasicBlock(nn.Module):
-    """Residual block of two 3x3 convolutions."""
+class _Block(nn.Module):
+    """Residual block: two 3x3 convolutions (factor 1), or 1x1, 3x3 and 1x1 convolutions (factor 4, "bottleneck")."""
 
-    expansion = 1
-
-    def __init__(self, before: int, width: int, stride: int) -> None:
+    def __init__(self, before: int, width: int, factor: int, stride: int) -> None:
         super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(before, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width)
-        self.conv2, self.bn2 = nn.Conv2d(width, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width)
+        after = factor * width
+        self.conv1 = _convolution(before, width, 3, stride) if factor == 1 else _convolution(before, width, 1, 1)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = _convolution(width, width, 3, 1 if factor == 1 else stride)
+        self.bn2 = nn.BatchNorm2d(width)
+        if factor > 1:
+            self.conv3, self.bn3 = _convolution(width, after, 1, 1), nn.BatchNorm2d(after)
         self.relu = nn.ReLU(inplace=True)
-        self.downsample = _shortcut(before, width, stride)
+        self.downsample: nn.Module | None = None
+        if before != after or stride != 1:
+            self.downsample = nn.Sequential(_convolution(before, after, 1, stride), nn.BatchNorm2d(after))
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.relu(self.bn1(self.conv1(x)))
-        out = self.bn2(self.conv2(out))
+        out = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        if hasattr(self, "conv3"):
+            out = self.bn3(self.conv3(self.relu(out)))
         return self.relu(out + (x if self.downsample is None else self.downsample(x)))
 
 
-class _Bottleneck(nn.Module):
-    """Residual block of 1x1, 3x3 and 1x1 convolutions; the last has four times the width."""
-
-    expansion = 4
-
-    def __init__(self, before: int, width: int, stride: int) -> None:
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(before, width, 1, bias=False), nn.BatchNorm2d(width)
-        self.conv2, self.bn2 = nn.Conv2d(width, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width)
-        self.conv3, self.bn3 = nn.Conv2d(width, 4 * width, 1, bias=False), nn.BatchNorm2d(4 * width)
-        self.relu = nn.ReLU(inplace=True)
-        self.downsample = _shortcut(before, 4 * width, stride)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.relu(self.bn1(self.conv1(x)))
-        out = self.relu(self.bn2(self.conv2(out)))
-        out = self.bn3(self.conv3(out))
-        return self.relu(out + (x if self.downsample is None else self.downsample(x)))
-
-
-def _shortcut(before: int, after: int, stride: int) -> nn.Module | None:
-    """A 1x1 convolution if the shape changes, else None."""
-    if before == after and stride == 1:
-        return None
-    return nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after))
+def _convolution(before: int, after: int, size: int, stride: int) -> nn.Conv2d:
+    return nn.Conv2d(before, after, size, stride, padding=size // 2, bias=False)
 
 
 def _check_images(images: Tensor, channels: int) -> None:
@@ -197,18 +159,5 @@ def _check_images(images: Tensor, channels: int) -> None:
 
 
 def without_classifier(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a state dict without ``fc.weight`` and ``fc.bias``, for a strict `ResNetEncoder.load_state_dict`.
-
-    Parameters
-    ----------
-    weights : mapping from str to Tensor
-        State dict of a ResNet with torchvision's names.
-
-    Examples
-    --------
-    >>> import torch
-    >>> weights = ResNetEncoder(18).state_dict() | {"fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)}
-    >>> ResNetEncoder(18).load_state_dict(without_classifier(weights))
-    <All keys matched successfully>
-    """
+    """Return the state dict of a torchvision ResNet without ``fc``, for a strict `ResNetEncoder.load_state_dict`."""
     return {name: value for name, value in weights.items() if not name.startswith("fc.")}
