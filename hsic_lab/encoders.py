@@ -1,45 +1,58 @@
-"""Networks: an encoder whose features are kept, and the projector that only the loss sees."""
+"""Encoders, whose output features are evaluated, and the projector between them and the loss."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 from torch import Tensor, nn
 
+from hsic_lab._checks import check_choice
+
+_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}  # residual blocks in each of the four stages
+
 
 class ConvEncoder(nn.Sequential):
-    """Six 3x3 convolutions, two of them halving the image: `(n, channels, h, w) -> (n, 16 width)`.
+    """Small convolutional encoder: six 3x3 convolutions of widths w, w, 2w, 2w, 4w, 4w.
 
-    Widths `w, w, 2w, 2w, 4w, 4w` with batch normalization and ReLU, then a 2x2 average pool, whose four cells keep
-    a little of where things are. Small enough to train in about a minute on two CPU cores at 32 pixels.
-    `out_features` is the number of features. Raises ValueError unless `width` and `channels` are at least 1.
+    Each is followed by batch normalization and ReLU; the second and the fourth halve the image. The 2x2 average pool at
+    the end keeps some information about position. On two CPU cores a training on 32-pixel images takes about a minute.
+
+    Parameters
+    ----------
+    width, channels : int, default 16 and 3
+        Channels w of the first convolution and channels of the images; `out_features` is ``16 * width``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> ConvEncoder(width=4)(torch.zeros(2, 3, 32, 32)).shape
+    torch.Size([2, 64])
     """
 
     def __init__(self, width: int = 16, channels: int = 3) -> None:
         if width < 1 or channels < 1:
             raise ValueError(f"width and channels must be at least 1, got {width} and {channels}")
         layers: list[nn.Module] = []
-        for factor, stride in ((1, 1), (1, 2), (2, 1), (2, 2), (4, 1), (4, 1)):
-            layers += [
-                nn.Conv2d(channels, factor * width, 3, stride, padding=1, bias=False),
-                nn.BatchNorm2d(factor * width),
-                nn.ReLU(inplace=True),
-            ]
-            channels = factor * width
+        before = channels
+        for after, stride in ((width, 1), (width, 2), (2 * width, 1), (2 * width, 2), (4 * width, 1), (4 * width, 1)):
+            layers += [_convolution(before, after, 3, stride), nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
+            before = after
         super().__init__(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten())
-        self.out_features = 4 * channels
+        self.channels, self.out_features = channels, 16 * width
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features of images on the scale of `views.normalize`."""
-        if images.dim() != 4 or images.shape[1] != self[0].in_channels:
-            raise ValueError(f"images must have shape (n, {self[0].in_channels}, h, w), got {tuple(images.shape)}")
+        """Return features (n, out_features) of images (n, channels, h, w) on the scale of `views.normalize`."""
+        _check_images(images, self.channels)
         return super().forward(images)
 
 
 class MLPProjector(nn.Sequential):
-    """Linear, batch normalization, ReLU for every hidden width, then a linear layer: `(n, sizes[0]) -> (n, sizes[-1])`.
+    """Projector: linear, batch normalization and ReLU for every hidden width, then a linear layer.
 
-    `MLPProjector([256, 512, 128])` has one hidden layer of 512; `MLPProjector([256, 128])` is linear. The last layer
-    has no bias: every loss of standardized projections is blind to it. Raises ValueError for fewer than two sizes.
+    Parameters
+    ----------
+    sizes : sequence of int
+        Widths from input to output, at least two: ``[256, 512, 128]`` has one hidden layer, ``[256, 128]`` is linear.
+        The last layer has no bias, because losses of standardized projections do not depend on it.
     """
 
     def __init__(self, sizes: Sequence[int]) -> None:
@@ -52,43 +65,48 @@ class MLPProjector(nn.Sequential):
         self.out_features = sizes[-1]
 
 
-_LAYERS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
-_STEMS = ("cifar", "imagenet")
-
-
 class ResNetEncoder(nn.Module):
-    """ResNet without its classifier: He et al. 2016 (arXiv 1512.03385), `(n, channels, h, w) -> (n, out_features)`.
+    """ResNet without its classifier.
 
-    depth: 18 or 34 (two 3x3 convolutions a block, 512 features) or 50 (bottlenecks, stride in the 3x3 convolution,
-           2048 features)
-    stem:  "imagenet", a 7x7 convolution of stride 2 and a max-pool; "cifar", a 3x3 convolution of stride 1 and no pool
-           (Chen et al. 2020, arXiv 2002.05709, appendix B.9), for images of about 32 pixels
+    Parameters are named and initialized as in torchvision, without ``fc``. The ``resnet50.pth`` of the official Barlow
+    Twins release loads into ``ResNetEncoder(50, "imagenet")``; for weights with a classifier see `without_classifier`.
 
-    Parameters are named and initialized as in torchvision, without `fc`. `resnet50.pth` of the official Barlow Twins
-    release has no `fc` either and loads as it is into `ResNetEncoder(50, "imagenet")`; for weights with a classifier
-    see `without_classifier`. Raises ValueError for another depth or stem.
+    Parameters
+    ----------
+    depth : {18, 34, 50}, default 18
+        18 and 34 have blocks of two 3x3 convolutions and 512 features; 50 has bottlenecks (with the stride in the 3x3
+        convolution) and 2048 features.
+    stem : {"cifar", "imagenet"}, default "cifar"
+        "imagenet" starts with a 7x7 convolution of stride 2 and a max-pool; "cifar", for images of about 32 pixels,
+        with a 3x3 convolution of stride 1.
+    channels : int, default 3
+        Channels of the images.
+
+    References
+    ----------
+    He et al. (2016), arXiv:1512.03385. Chen et al. (2020), arXiv:2002.05709, appendix B.9, for the "cifar" stem.
     """
+
+    maxpool: nn.Module
 
     def __init__(self, depth: int = 18, stem: str = "cifar", channels: int = 3) -> None:
         super().__init__()
-        if depth not in _LAYERS:
-            raise ValueError(f"depth must be one of {', '.join(map(str, _LAYERS))}, got {depth!r}")
-        if stem not in _STEMS or channels < 1:
-            raise ValueError(f"stem must be 'cifar' or 'imagenet', channels at least 1, got {stem!r} and {channels!r}")
+        if depth not in _BLOCKS:
+            raise ValueError(f"depth must be one of {', '.join(map(str, _BLOCKS))}, got {depth!r}")
+        check_choice(stem, ("cifar", "imagenet"), "stem")
+        if channels < 1:
+            raise ValueError(f"channels must be at least 1, got {channels!r}")
         self.channels = channels
-        if stem == "cifar":
-            self.conv1, self.maxpool = nn.Conv2d(channels, 64, 3, 1, 1, bias=False), nn.Identity()
-        else:
-            self.conv1, self.maxpool = nn.Conv2d(channels, 64, 7, 2, 3, bias=False), nn.MaxPool2d(3, 2, 1)
+        self.conv1 = _convolution(channels, 64, *((3, 1) if stem == "cifar" else (7, 2)))
+        self.maxpool = nn.Identity() if stem == "cifar" else nn.MaxPool2d(3, 2, 1)
         self.bn1, self.relu = nn.BatchNorm2d(64), nn.ReLU(inplace=True)
-        block = Bottleneck if depth == 50 else BasicBlock
+        factor = 4 if depth == 50 else 1  # output channels of a block, over its width
         before = 64
-        for number, (blocks, width) in enumerate(zip(_LAYERS[depth], (64, 128, 256, 512), strict=True), start=1):
-            after = width * block.expansion
-            strides = [1 if number == 1 else 2] + [1] * (blocks - 1)
-            layer = [block(before if i == 0 else after, width, stride) for i, stride in enumerate(strides)]
-            setattr(self, f"layer{number}", nn.Sequential(*layer))
-            before = after
+        for stage, (blocks, width) in enumerate(zip(_BLOCKS[depth], (64, 128, 256, 512), strict=True), start=1):
+            first = _Block(before, width, factor, 1 if stage == 1 else 2)
+            before = width * factor
+            others = [_Block(before, width, factor, 1) for _ in range(blocks - 1)]
+            setattr(self, f"layer{stage}", nn.Sequential(first, *others))
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.out_features = before
         for module in self.modules():
@@ -96,61 +114,50 @@ class ResNetEncoder(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features of images on the scale that the weights were trained on: `views.normalize` for weights made here."""
-        if images.dim() != 4 or images.shape[1] != self.channels:
-            raise ValueError(f"images must have shape (n, {self.channels}, h, w), got {tuple(images.shape)}")
+        """Return features (n, out_features) of images (n, channels, h, w).
+
+        Images have the scale that the weights were trained on, `views.normalize` for weights of this library.
+        """
+        _check_images(images, self.channels)
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        for stage in range(1, 5):
+            x = self.get_submodule(f"layer{stage}")(x)
         return self.avgpool(x).flatten(1)
 
 
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut."""
+class _Block(nn.Module):
+    """Residual block: two 3x3 convolutions (factor 1), or 1x1, 3x3 and 1x1 convolutions (factor 4, "bottleneck")."""
 
-    expansion = 1
-
-    def __init__(self, before: int, width: int, stride: int) -> None:
+    def __init__(self, before: int, width: int, factor: int, stride: int) -> None:
         super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(before, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width)
-        self.conv2, self.bn2 = nn.Conv2d(width, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width)
+        after = factor * width
+        self.conv1 = _convolution(before, width, 3, stride) if factor == 1 else _convolution(before, width, 1, 1)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = _convolution(width, width, 3, 1 if factor == 1 else stride)
+        self.bn2 = nn.BatchNorm2d(width)
+        if factor > 1:
+            self.conv3, self.bn3 = _convolution(width, after, 1, 1), nn.BatchNorm2d(after)
         self.relu = nn.ReLU(inplace=True)
-        self.downsample = _shortcut(before, width, stride)
+        self.downsample: nn.Module | None = None
+        if before != after or stride != 1:
+            self.downsample = nn.Sequential(_convolution(before, after, 1, stride), nn.BatchNorm2d(after))
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.relu(self.bn1(self.conv1(x)))
-        out = self.bn2(self.conv2(out))
+        out = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        if hasattr(self, "conv3"):
+            out = self.bn3(self.conv3(self.relu(out)))
         return self.relu(out + (x if self.downsample is None else self.downsample(x)))
 
 
-class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions and a shortcut, four times as wide outside as inside."""
-
-    expansion = 4
-
-    def __init__(self, before: int, width: int, stride: int) -> None:
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(before, width, 1, bias=False), nn.BatchNorm2d(width)
-        self.conv2, self.bn2 = nn.Conv2d(width, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width)
-        self.conv3, self.bn3 = nn.Conv2d(width, 4 * width, 1, bias=False), nn.BatchNorm2d(4 * width)
-        self.relu = nn.ReLU(inplace=True)
-        self.downsample = _shortcut(before, 4 * width, stride)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.relu(self.bn1(self.conv1(x)))
-        out = self.relu(self.bn2(self.conv2(out)))
-        out = self.bn3(self.conv3(out))
-        return self.relu(out + (x if self.downsample is None else self.downsample(x)))
+def _convolution(before: int, after: int, size: int, stride: int) -> nn.Conv2d:
+    return nn.Conv2d(before, after, size, stride, padding=size // 2, bias=False)
 
 
-def _shortcut(before: int, after: int, stride: int) -> nn.Module | None:
-    if before == after and stride == 1:
-        return None
-    return nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after))
+def _check_images(images: Tensor, channels: int) -> None:
+    if images.dim() != 4 or images.shape[1] != channels:
+        raise ValueError(f"images must have shape (n, {channels}, h, w), got {tuple(images.shape)}")
 
 
 def without_classifier(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict without `fc.weight` and `fc.bias`, and nothing else changed, so that a strict load stays strict.
-
-    `encoder.load_state_dict(without_classifier(torch.load(path, weights_only=True)))`
-    """
+    """Return the state dict of a torchvision ResNet without ``fc``, for a strict `ResNetEncoder.load_state_dict`."""
     return {name: value for name, value in weights.items() if not name.startswith("fc.")}

@@ -1,4 +1,4 @@
-"""Every loss beside an independent NumPy oracle and the laws it obeys; data for the tests of losses."""
+"""Table of the losses with an independent NumPy implementation and the properties of each; data for their tests."""
 
 import numpy as np
 import torch
@@ -22,9 +22,23 @@ def data(n, d, seed=0, dtype=torch.float64):
 
 
 def views(n=16, d=5, seed=0, dtype=torch.float64, noise=0.5):
-    """Two correlated views, as two augmentations of one batch are."""
+    """Two correlated views, like the projections of two augmentations of one batch."""
     z = data(n, d, seed, dtype)
     return z + noise * data(n, d, seed + 100, dtype), z + noise * data(n, d, seed + 200, dtype)
+
+
+def minimize(loss, *parameters, steps=300):
+    """The smallest value that L-BFGS finds."""
+    optimizer = torch.optim.LBFGS(parameters, max_iter=steps, line_search_fn="strong_wolfe", tolerance_grad=1e-10)
+
+    def closure():
+        optimizer.zero_grad()
+        value = loss()
+        value.backward()
+        return value
+
+    optimizer.step(closure)
+    return float(loss().detach())
 
 
 def standardized(z):
@@ -118,7 +132,7 @@ def cosine_oracle(z_a, z_b):
 
 STANDARDIZED = {"affine", "offset", "features", "duplicate"}
 
-# loss, independent NumPy oracle, laws beyond those that hold for all
+# loss, NumPy implementation, properties beyond those of all losses
 LOSSES = {
     "barlow": (BarlowTwinsLoss(), cross_correlation_oracle(5e-3, 0), STANDARDIZED),
     "barlow 1/d": (BarlowTwinsLoss(None), cross_correlation_oracle(None, 0), STANDARDIZED),
@@ -131,7 +145,7 @@ LOSSES = {
         {"affine", "offset", "features", "autograd"},
     ),
     "reference code, target -1": (
-        ReferenceCodeLoss(target=-1.0, bessel=False),
+        ReferenceCodeLoss(off_diagonal_target=-1.0, bessel=False),
         reference_code_oracle(-1, True, False),
         {"features", "autograd"},
     ),

@@ -9,14 +9,14 @@ from hsic_lab.encoders import ConvEncoder, MLPProjector, ResNetEncoder, without_
 
 
 @pytest.mark.parametrize(("width", "channels", "side"), [(2, 3, 32), (3, 1, 8), (1, 3, 33), (2, 3, 96)])
-def test_encoder_features(width, channels, side):
+def test_features_are_non_negative_averages(width, channels, side):
     encoder = ConvEncoder(width, channels)
     features = encoder(torch.rand(2, channels, side, side))
     assert features.shape == (2, 16 * width) == (2, encoder.out_features)
     assert (features >= 0).all(), "an average of ReLUs"
 
 
-def test_encoder_looks_at_every_quarter_of_the_image():
+def test_features_depend_on_every_quarter_of_the_image():
     encoder = ConvEncoder(4).eval()
     images = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     for rows, columns in [(slice(0, 4), slice(0, 4)), (slice(28, 32), slice(28, 32))]:
@@ -26,7 +26,7 @@ def test_encoder_looks_at_every_quarter_of_the_image():
 
 
 @pytest.mark.parametrize("sizes", [[8, 4], [8, 16, 4], (8, 16, 16, 4)])
-def test_projector_layers(sizes):
+def test_projector_has_the_given_widths(sizes):
     projector = MLPProjector(sizes)
     linear = [module for module in projector if isinstance(module, torch.nn.Linear)]
     assert [(layer.in_features, layer.out_features) for layer in linear] == list(pairwise(sizes))
@@ -46,12 +46,12 @@ def test_projector_layers(sizes):
         (lambda: MLPProjector([8, 0]), r"got \[8, 0\]"),
     ],
 )
-def test_errors(call, message):
+def test_arguments_that_are_not_accepted_are_quoted(call, message):
     with pytest.raises(ValueError, match=message):
         call()
 
 
-# Layers and parameters of torchvision's models less the classifier's 512 or 2048 x 1000 + 1000.
+# Entries and parameters of torchvision's models, without the classifier (512 or 2048 times 1000, plus 1000).
 @pytest.mark.parametrize(
     ("depth", "entries", "parameters", "features"),
     [
@@ -113,6 +113,6 @@ def test_resnet_block_adds_its_shortcut():
         (lambda: ResNetEncoder(18)(torch.rand(2, 1, 8, 8)), r"\(n, 3, h, w\), got \(2, 1, 8, 8\)"),
     ],
 )
-def test_resnet_errors(call, message):
+def test_resnet_arguments_that_are_not_accepted_are_quoted(call, message):
     with pytest.raises(ValueError, match=message):
         call()

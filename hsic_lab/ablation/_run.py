@@ -179,7 +179,7 @@ def stored_rows(
         return None
     try:
         content = json.loads(path.read_text())
-        content["config"] = plain(TrainConfig()) | content["config"]  # settings younger than the file
+        content["config"] = plain(TrainConfig.from_json(content["config"]))  # settings and names younger than the file
         rows, config = content.pop("rows"), content["config"]
         same = content == _identity(planned, evaluations)
     except (ValueError, KeyError, TypeError) as error:

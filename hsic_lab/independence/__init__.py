@@ -1,4 +1,4 @@
-"""independence."""
+"""Tests of independence with HSIC: exact permutation tests, and faster approximate tests."""
 
 from hsic_lab.independence._approximate import block_test, gamma_test, spectral_test
 from hsic_lab.independence._permutation import TestResult, aggregated_test, permutation_test

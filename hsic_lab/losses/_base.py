@@ -1,5 +1,7 @@
-"""What every loss of two views shares: the checks, the precision, the rows of all processes, the sum of named terms."""
+"""Base class of the losses: input checks, precision, rows of other processes, and the sum of named terms."""
 
+import inspect
+from collections.abc import Callable
 from functools import reduce
 
 import torch
@@ -10,62 +12,73 @@ from hsic_lab._distributed import all_gather_rows, world_size
 
 
 class TwoViewLoss(nn.Module):
-    """A loss of projections `z_a, z_b` `(n, d)`, equal to the sum of its named `terms`.
+    """Base class of the losses of two views; a subclass implements ``_terms``.
 
-    Computed in float32 or better under any autocast. With `gather_distributed` (the default) k processes under
-    `torch.distributed` compute the value and, with DistributedDataParallel, the gradient of one process that holds
-    all their rows. Differentiable once. Losses that are defined for more views take them as further arguments.
-    Raises ValueError or TypeError unless all views are `(n, d)` floating tensors with n >= 2.
+    Losses are computed in float32 or better under any autocast and are differentiable once. Losses that are defined
+    for more than two views take the other views as further arguments.
+
+    Parameters
+    ----------
+    gather_distributed : bool, default True
+        As in `BarlowTwinsLoss`.
     """
 
     many_views = False
+    _terms: Callable[..., dict[str, Tensor]]  # from the views that `_prepare` returns to the named summands
 
     def __init__(self, gather_distributed: bool = True) -> None:
         super().__init__()
         self.gather_distributed = gather_distributed
 
     def forward(self, z_a: Tensor, z_b: Tensor, *more: Tensor) -> Tensor:
-        """The loss, a 0-d tensor."""
-        return sum(self.terms(z_a, z_b, *more).values())
+        """Return the loss, a tensor of shape (): the sum of its `terms`.
+
+        Views are floating-point tensors of shape (n, d), n at least 2; rows of one index are one image. Other views,
+        and more views than the loss is defined for, raise TypeError or ValueError.
+        """
+        return reduce(torch.add, self.terms(z_a, z_b, *more).values())
 
     def terms(self, z_a: Tensor, z_b: Tensor, *more: Tensor) -> dict[str, Tensor]:
-        """The named parts of the loss, 0-d tensors that sum to it."""
-        check_views(z_a, z_b)
+        """Return the summands of the loss by name, with their weights; arguments and errors as in `forward`."""
+        views = self._prepare(z_a, z_b, *more)
         with no_autocast(z_a):
-            return self._terms(*self.prepare(z_a, z_b, *more))
+            return self._terms(*views)
 
-    def prepare(self, *views: Tensor) -> tuple[Tensor, ...]:
-        """The views checked, in float32 or better, with the rows of all processes."""
+    def expected_if_independent(self, n: int, d: int) -> float:
+        """Return the expected loss of independent views of shape (n, d): the level of a network that learned nothing.
+
+        Raises NotImplementedError where it depends on the distribution of the projections.
+        """
+        raise NotImplementedError(f"loss of independent views depends on the data for {type(self).__name__}")
+
+    def lower_bound(self, n: int, d: int) -> float:
+        """Return the smallest loss of two identical views of shape (n, d).
+
+        Raises NotImplementedError where no closed form is known.
+        """
+        raise NotImplementedError(f"no closed form of the smallest {type(self).__name__} is known for these settings")
+
+    def extra_repr(self) -> str:
+        names = inspect.signature(type(self)).parameters
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names if hasattr(self, name))
+
+    def _prepare(self, *views: Tensor) -> tuple[Tensor, ...]:
+        """The views, checked, in float32 or better, with the rows of all processes."""
         if len(views) > 2 and not self.many_views:
             raise TypeError(f"{type(self).__name__} takes two views, got {len(views)}")
-        for other in views[2:]:
+        for other in views[1:]:
             check_views(views[0], other)
         dtype = reduce(torch.promote_types, (z.dtype for z in views), torch.float32)
         views = tuple(z.to(dtype) for z in views)
-        if self.gathers():
+        if self.gather_distributed and world_size() > 1:
             views = all_gather_rows(torch.stack(views, dim=1)).unbind(dim=1)
         if len(views[0]) < 2:
             raise ValueError(f"{type(self).__name__} needs at least 2 rows, got shape {tuple(views[0].shape)}")
         return views
 
-    def gathers(self) -> bool:
-        """Whether the rows of other processes count."""
-        return self.gather_distributed and world_size() > 1
 
-    def expected_if_independent(self, n: int, d: int) -> float:
-        """The expected loss of views that have nothing to do with each other."""
-        raise NotImplementedError(f"the chance level of {type(self).__name__} depends on the distribution of the data")
-
-    def lower_bound(self, n: int, d: int) -> float:
-        """The least loss of identical views, at the best n embeddings in d dimensions."""
-        raise NotImplementedError(f"no closed form of the least {type(self).__name__} is known")
-
-    def _terms(self, *views: Tensor) -> dict[str, Tensor]:
-        raise NotImplementedError
-
-
-def non_negative(**weights: float) -> None:
-    """ValueError unless every named weight is a number of at least 0."""
-    for name, value in weights.items():
-        if not value >= 0:
-            raise ValueError(f"{name} must be at least 0, got {value!r}")
+def check_numbers(positive: bool = False, **values: float) -> None:
+    """ValueError unless every named value is a number of at least 0, or above 0 if `positive`."""
+    for name, value in values.items():
+        if not (value > 0 if positive else value >= 0):
+            raise ValueError(f"{name} must be {'positive' if positive else 'at least 0'}, got {value!r}")

@@ -1,256 +1,148 @@
-"""The squared Frobenius norm of C = X'Y/n without its diagonal, through C (d x d) or through two Grams (n x n)."""
+"""The off-diagonal part of the squared Frobenius norm of C = X'Y/n, from C (d x d) or from two Grams (n x n)."""
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from hsic_lab._checks import check_choice, no_autocast
+from hsic_lab._checks import no_autocast
 from hsic_lab.correlation import standardize_backward, standardize_forward
 
 ROUTES = ("auto", "primal", "dual")
 CONTRASTS = ("dimensions", "samples")
+_BLOCK_ELEMENTS = 1 << 17  # 512 KiB in float32: two blocks and their products fit into the L2 cache of a core
+_FEWEST_COLUMNS = 64  # shorter pieces of a row are read slowly
 
 
 def split_squared_norm(
-    x: Tensor, y: Tensor | None = None, route: str = "auto", contrast: str = "dimensions"
+    x: Tensor, y: Tensor | None = None, route: str = "auto", contrast: str = "dimensions", standardized: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """The diagonal of `C = X'Y/n` and what is left of `||C||_F^2`, `(n, d), (n, d) -> (d,), ()`; `y` left out is `x`.
+    """Diagonal `(d,)` of `C = X'Y/n` and the off-diagonal part of its squared norm; `y` is `x` if it is left out.
 
-    One number has two readings, `||C||_F^2 = <XX', YY'>_F / n^2` (for centered columns: HSIC with linear kernels), and
-    each has a diagonal to leave out:
+    The squared norm is `||C||_F^2 = <XX', YY'>_F / n^2`: for centered columns, HSIC with linear kernels. Each side of
+    this equation has a diagonal that can be left out:
 
-    * `contrast="dimensions"`: `sum_{i != j} C_ij^2`, pairs of features (Barlow Twins, VICReg);
-    * `contrast="samples"`: `sum_{b != c} <x_b, x_c> <y_b, y_c> / n^2`, pairs of images. The two differ by
-      `sum_i C_ii^2 - sum_b |x_b|^2 |y_b|^2 / n^2`: Garrido et al. 2023 (arXiv 2206.02574), theorem 3.3, here for
-      two views.
+    * `contrast="dimensions"`: `sum_{i != j} C_ij^2`, over pairs of features (Barlow Twins, VICReg);
+    * `contrast="samples"`: `sum_{b != c} <x_b, x_c> <y_b, y_c> / n^2`, over pairs of images. The two differ by
+      `sum_i C_ii^2 - sum_b |x_b|^2 |y_b|^2 / n^2`: Garrido et al. (2023), theorem 3.3, here for two views.
 
-    Either is reached by either route: `"primal"` forms C in O(n d^2), `"dual"` the two Grams in O(n^2 d), and
-    `"auto"` takes the cheaper one, forward and backward together. Differentiable once.
+    Both are computed by both routes: "primal" forms C in O(n d^2), "dual" forms the two Grams in O(n^2 d), and "auto"
+    takes the cheaper route. Differentiable once. With `standardized`, x and y are standardized first; for backward, the
+    primal route keeps the standardized views and C; the dual route keeps the two Grams and standardizes again.
     """
-    return _Split.apply(x, y, pick_route(x, route), pick_samples(contrast))
-
-
-def pick_route(x: Tensor, route: str) -> str:
-    """The route for `x` `(n, d)` with "auto" resolved; ValueError for another name."""
     n, d = x.shape
-    if check_choice(route, ROUTES, "route") == "auto":
-        # 3 products of n d^2 (one forward, two backward) against 4 of n^2 d (two and two), and what else the second
-        # route does to every element: it costs as much time as some 200 multiplications.
-        return "primal" if 3 * d <= 4 * n + 200 else "dual"
-    return route
-
-
-def pick_samples(contrast: str) -> bool:
-    """Whether pairs of samples are contrasted; ValueError for another name."""
-    return check_choice(contrast, CONTRASTS, "contrast") == "samples"
-
-
-class _Split(Function):
-    @staticmethod
-    def forward(ctx, x: Tensor, y: Tensor | None, route: str, samples: bool) -> tuple[Tensor, Tensor]:
-        diagonal, squared_norm, *matrices = FORWARD[route](x, x if y is None else y, samples)
-        ctx.save_for_backward(x, y, *matrices)
-        ctx.route, ctx.samples = route, samples
-        return diagonal, squared_norm
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, for_diagonal: Tensor, for_squared_norm: Tensor) -> tuple[Tensor | None, ...]:
-        x, y, *matrices = ctx.saved_tensors
-        gradients = BACKWARD[ctx.route](
-            x, x if y is None else y, *matrices, for_diagonal, for_squared_norm, ctx.samples
-        )
-        return (sum(gradients), None, None, None) if y is None else (*gradients, None, None)
-
-
-# Forward: diagonal, squared_norm, and the matrices that backward needs. Written out because autograd differentiates X X' as
-# a product of two different matrices, and so pays for six products where the symmetry of the Grams needs four, and
-# because either route has the diagonal at hand.
-def primal_forward(x: Tensor, y: Tensor, samples: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Diagonal, squared_norm, and C as backward wants it."""
-    c = (x.T @ y).div_(len(x))
-    diagonal = c.diagonal().clone()
-    if samples:
-        return diagonal, c.square().sum() - _row_squared_norm(x) @ _row_squared_norm(y) / len(x) ** 2, c
-    return diagonal, c.fill_diagonal_(0).square().sum(), c
-
-
-def primal_backward(
-    x: Tensor, y: Tensor, c: Tensor, for_diagonal: Tensor, for_squared_norm: Tensor, samples: bool
-) -> tuple[Tensor, Tensor]:
-    """The gradients with respect to x and y."""
-    scale = 2 * for_squared_norm / len(x)
-    weights = c * scale
-    weights.diagonal().add_(for_diagonal / len(x))
-    with no_autocast(x):  # backward() may run inside the caller's autocast
-        for_x, for_y = y @ weights.T, x @ weights
-    if samples:
-        for_x -= scale / len(x) * _row_squared_norm(y)[:, None] * x
-        for_y -= scale / len(x) * _row_squared_norm(x)[:, None] * y
-    return for_x, for_y
-
-
-def dual_squared_norm(gram_x: Tensor, gram_y: Tensor, diagonal: Tensor, samples: bool) -> Tensor:
-    """Energy from the Grams, whose diagonals it sets to 0 where pairs of samples are meant."""
-    if samples:
-        gram_x.fill_diagonal_(0)
-        gram_y.fill_diagonal_(0)
-    squared_norm = (gram_x * gram_y).sum() / len(gram_x) ** 2
-    # No digits are lost in the difference: at d > n, where this route is taken, ||C||^2 exceeds the diagonal.
-    return squared_norm if samples else squared_norm - diagonal.square().sum()
-
-
-def scaled_grams(
-    gram_x: Tensor, gram_y: Tensor, diagonal: Tensor, for_diagonal: Tensor, for_squared_norm: Tensor, samples: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """A, B and v such that the gradient with respect to x is `B x + v y`, with respect to y `A y + v x`."""
-    n = len(gram_x)
-    scale = 2 * for_squared_norm / n**2
-    column = (for_diagonal if samples else for_diagonal - 2 * for_squared_norm * diagonal) / n
-    return gram_x * scale, gram_y * scale, column
-
-
-def _dual_forward(x: Tensor, y: Tensor, samples: bool) -> tuple[Tensor, ...]:
-    gram_x = x @ x.T
-    gram_y = gram_x if y is x else y @ y.T
-    diagonal = (x * y).mean(dim=0)
-    return diagonal, dual_squared_norm(gram_x, gram_y, diagonal, samples), gram_x, gram_y, diagonal
-
-
-def _dual_backward(
-    x: Tensor,
-    y: Tensor,
-    gram_x: Tensor,
-    gram_y: Tensor,
-    diagonal: Tensor,
-    for_diagonal: Tensor,
-    for_squared_norm: Tensor,
-    samples: bool,
-) -> tuple[Tensor, Tensor]:
-    for_y, for_x, column = scaled_grams(gram_x, gram_y, diagonal, for_diagonal, for_squared_norm, samples)
-    with no_autocast(x):
-        return (for_x @ x).addcmul_(column, y), (for_y @ y).addcmul_(column, x)
-
-
-FORWARD = {"primal": primal_forward, "dual": _dual_forward}
-BACKWARD = {"primal": primal_backward, "dual": _dual_backward}
-
-
-def _row_squared_norm(x: Tensor) -> Tensor:
-    return x.square().sum(dim=1)
-
-
-_BLOCK_ELEMENTS = 1 << 17  # 512 KiB in float32: two blocks and their products fit into a core's second-level cache
-_FEWEST_COLUMNS = 64  # shorter runs of a row are read inefficiently
-
-
-def standardized_squared_norm(
-    z_a: Tensor, z_b: Tensor, route: str = "auto", contrast: str = "dimensions", with_sums: bool = False
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """`frobenius.split_squared_norm` of the standardized views X and Y, `(d,), ()`, and the sums of their rows or None.
-
-    The dual route keeps two `(n, n)` Grams for backward and standardizes anew there; the primal route keeps X, Y and
-    C. Both take the arguments of `split_squared_norm`. Differentiable once.
-    """
-    function = _Primal if pick_route(z_a, route) == "primal" else _Dual
-    return function.apply(z_a, z_b, pick_samples(contrast), with_sums)
+    if route == "auto":
+        # Primal: 3 products of n d^2 (one forward, two backward). Dual: 4 of n^2 d (two and two), and work on every
+        # element that takes as long as about 200 multiplications.
+        route = "primal" if 3 * d <= 4 * n + 200 else "dual"
+    return (_Primal if route == "primal" else _Dual).apply(x, y, contrast == "samples", standardized)
 
 
 def column_blocks(z: Tensor) -> list[slice]:
-    """Slices that cover the columns of `z` `(n, d)`; a GPU gets all of them in one."""
+    """Slices that cover the columns of `z` `(n, d)`: blocks that fit the cache of a CPU, one block on a GPU."""
     n, d = z.shape
     width = d if z.is_cuda else max(_FEWEST_COLUMNS, _BLOCK_ELEMENTS // n)
     return [slice(start, start + width) for start in range(0, d, width)]
 
 
+# Both functions are written out because autograd would differentiate X X' as a product of two different matrices: six
+# products where the symmetry of the Grams needs four.
 class _Primal(Function):
     @staticmethod
-    def forward(ctx, z_a: Tensor, z_b: Tensor, samples: bool, with_sums: bool) -> tuple[Tensor | None, ...]:
-        x, scale_a = _standardize_by_blocks(z_a)
-        y, scale_b = _standardize_by_blocks(z_b)
-        diagonal, squared_norm, c = primal_forward(x, y, samples)
-        ctx.save_for_backward(x, y, scale_a, scale_b, c)
+    def forward(ctx, x: Tensor, y: Tensor | None, samples: bool, standardized: bool) -> tuple[Tensor, Tensor]:
+        other = x if y is None else y
+        scales: tuple[Tensor, ...] = ()
+        if standardized:
+            (x, scale_x), (other, scale_y) = _standardize_by_blocks(x), _standardize_by_blocks(other)
+            y, scales = other, (scale_x, scale_y)
+        c = (x.T @ other).div_(len(x))
+        diagonal = c.diagonal().clone()
+        if samples:
+            squared_norm = c.square().sum() - _row_squared_norms(x) @ _row_squared_norms(other) / len(x) ** 2
+        else:
+            squared_norm = c.fill_diagonal_(0).square().sum()
+        ctx.save_for_backward(x, y, c, *scales)
         ctx.samples = samples
-        ctx.set_materialize_grads(False)
-        return diagonal, squared_norm, *((x.sum(dim=1), y.sum(dim=1)) if with_sums else (None, None))
+        return diagonal, squared_norm
 
     @staticmethod
     @once_differentiable
-    def backward(
-        ctx, for_diagonal: Tensor | None, for_squared_norm: Tensor | None, *for_sums: Tensor | None
-    ) -> tuple[Tensor, Tensor, None, None]:
-        x, y, scale_a, scale_b, c = ctx.saved_tensors
-        for_diagonal, for_squared_norm = _zeros_for_none(for_diagonal, for_squared_norm, x)
-        gradients = primal_backward(x, y, c, for_diagonal, for_squared_norm, ctx.samples)
-        for gradient, z, scale, for_sum in zip(gradients, (x, y), (scale_a, scale_b), for_sums, strict=True):
-            if for_sum is not None:
-                gradient += for_sum[:, None]
-            blocks = column_blocks(z)
-            if len(blocks) == 1:
-                standardize_backward(gradient, z, scale)
-            else:
-                for block in blocks:
-                    standardize_backward(gradient[:, block], z[:, block], scale[block])
-        return (*gradients, None, None)
+    def backward(ctx, for_diagonal: Tensor, for_squared_norm: Tensor) -> tuple:
+        x, y, c, *scales = ctx.saved_tensors
+        n, other = len(x), x if y is None else y
+        scale = 2 * for_squared_norm / n
+        weights = c * scale  # the gradient with respect to C, over n
+        weights.diagonal().add_(for_diagonal / n)
+        with no_autocast(x):  # backward() may run inside the caller's autocast
+            for_x, for_y = other @ weights.T, x @ weights
+        if ctx.samples:
+            for_x -= scale / n * _row_squared_norms(other)[:, None] * x
+            for_y -= scale / n * _row_squared_norms(x)[:, None] * other
+        if y is None:
+            return for_x + for_y, None, None, None
+        for gradient, z, scale in zip((for_x, for_y), (x, y), scales, strict=False):  # no scales: not standardized
+            for block in column_blocks(z):
+                standardize_backward(gradient[:, block], z[:, block], scale[block])
+        return for_x, for_y, None, None
 
 
 class _Dual(Function):
     @staticmethod
-    def forward(ctx, z_a: Tensor, z_b: Tensor, samples: bool, with_sums: bool) -> tuple[Tensor | None, ...]:
+    def forward(ctx, z_a: Tensor, z_b: Tensor | None, samples: bool, standardized: bool) -> tuple[Tensor, Tensor]:
         n, d = z_a.shape
-        gram_x, gram_y = z_a.new_zeros(n, n), z_a.new_zeros(n, n)
-        sum_x, sum_y = (z_a.new_zeros(n), z_a.new_zeros(n)) if with_sums else (None, None)
+        gram_x = z_a.new_zeros(n, n)
+        gram_y = gram_x if z_b is None else z_a.new_zeros(n, n)
         diagonal = z_a.new_empty(d)
         for block in column_blocks(z_a):
-            x, y = standardize_forward(z_a[:, block])[0], standardize_forward(z_b[:, block])[0]
+            x = y = _columns(z_a, block, standardized)[0]
             gram_x.addmm_(x, x.T)
-            gram_y.addmm_(y, y.T)
-            if with_sums:
-                sum_x += x.sum(dim=1)
-                sum_y += y.sum(dim=1)
+            if z_b is not None:
+                y = _columns(z_b, block, standardized)[0]
+                gram_y.addmm_(y, y.T)
             diagonal[block] = (x * y).mean(dim=0)
-        squared_norm = dual_squared_norm(gram_x, gram_y, diagonal, samples)
+        if samples:
+            gram_x.fill_diagonal_(0)
+            gram_y.fill_diagonal_(0)
+        squared_norm = (gram_x * gram_y).sum() / n**2
+        if not samples:
+            # No digits are lost in the difference: where d > n, ||C||^2 exceeds the squared norm of its diagonal.
+            squared_norm = squared_norm - diagonal.square().sum()
         ctx.save_for_backward(z_a, z_b, gram_x, gram_y, diagonal)
-        ctx.samples = samples
-        ctx.set_materialize_grads(False)
-        return diagonal, squared_norm, sum_x, sum_y
+        ctx.samples, ctx.standardized = samples, standardized
+        return diagonal, squared_norm
 
     @staticmethod
     @once_differentiable
-    def backward(
-        ctx, for_diagonal: Tensor | None, for_squared_norm: Tensor | None, *for_sums: Tensor | None
-    ) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx, for_diagonal: Tensor, for_squared_norm: Tensor) -> tuple:
         z_a, z_b, gram_x, gram_y, diagonal = ctx.saved_tensors
-        for_diagonal, for_squared_norm = _zeros_for_none(for_diagonal, for_squared_norm, z_a)
-        for_y, for_x, column = scaled_grams(gram_x, gram_y, diagonal, for_diagonal, for_squared_norm, ctx.samples)
-        gradients = torch.empty_like(z_a), torch.empty_like(z_b)
-        with no_autocast(z_a):  # backward() may run inside the caller's autocast
+        n = len(z_a)
+        scale = 2 * for_squared_norm / n**2
+        column = (for_diagonal if ctx.samples else for_diagonal - 2 * for_squared_norm * diagonal) / n
+        weights_x, weights_y = gram_y * scale, gram_x * scale
+        for_x, for_y = torch.empty_like(z_a), torch.empty_like(z_a)
+        with no_autocast(z_a):
             for block in column_blocks(z_a):
-                x, scale_a = standardize_forward(z_a[:, block])
-                y, scale_b = standardize_forward(z_b[:, block])
-                sides = ((for_x, x, y, scale_a), (for_y, y, x, scale_b))
-                for out, (weights, own, other, scale), for_sum in zip(gradients, sides, for_sums, strict=True):
-                    gradient = (weights @ own).addcmul_(column[block], other)
-                    if for_sum is not None:
-                        gradient += for_sum[:, None]
-                    out[:, block] = standardize_backward(gradient, own, scale)
-        return (*gradients, None, None)
+                x, scale_x = _columns(z_a, block, ctx.standardized)
+                y, scale_y = (x, None) if z_b is None else _columns(z_b, block, ctx.standardized)
+                own_x = (weights_x @ x).addcmul_(column[block], y)
+                own_y = (weights_y @ y).addcmul_(column[block], x)
+                for_x[:, block] = own_x if scale_x is None else standardize_backward(own_x, x, scale_x)
+                for_y[:, block] = own_y if scale_y is None else standardize_backward(own_y, y, scale_y)
+        return (for_x + for_y, None, None, None) if z_b is None else (for_x, for_y, None, None)
+
+
+def _columns(z: Tensor, block: slice, standardized: bool) -> tuple[Tensor, Tensor | None]:
+    """The columns `block` of z, standardized if wanted, and the factors that standardized them."""
+    return standardize_forward(z[:, block]) if standardized else (z[:, block], None)
 
 
 def _standardize_by_blocks(z: Tensor) -> tuple[Tensor, Tensor]:
-    blocks = column_blocks(z)
-    if len(blocks) == 1:
-        return standardize_forward(z)
+    """`standardize_forward`, block by block."""
     x, scale = torch.empty_like(z), z.new_empty(z.shape[1])
-    for block in blocks:
+    for block in column_blocks(z):
         x[:, block], scale[block] = standardize_forward(z[:, block])
     return x, scale
 
 
-def _zeros_for_none(for_diagonal: Tensor | None, for_squared_norm: Tensor | None, z: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of outputs that the caller did not use; the row sums, which cost a pass, stay None."""
-    return (
-        z.new_zeros(z.shape[1]) if for_diagonal is None else for_diagonal,
-        z.new_zeros(()) if for_squared_norm is None else for_squared_norm,
-    )
+def _row_squared_norms(x: Tensor) -> Tensor:
+    return x.square().sum(dim=1)

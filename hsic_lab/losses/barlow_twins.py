@@ -1,99 +1,124 @@
-"""Barlow Twins and HSIC_SSL: two targets for one cross-correlation matrix."""
+"""Barlow Twins and HSIC_SSL: losses of the cross-correlation matrix C of two views."""
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from hsic_lab._checks import check_choice
-from hsic_lab.correlation import cross_correlation
+from hsic_lab.correlation import cross_correlation, standardize
 from hsic_lab.losses._base import TwoViewLoss
-from hsic_lab.losses._off_diagonal import CONTRASTS, ROUTES, standardized_squared_norm
+from hsic_lab.losses._off_diagonal import CONTRASTS, ROUTES, split_squared_norm
 
 
 class HSICSSLLoss(TwoViewLoss):
-    """`sum_i (1 - C_ii)^2 + lambda sum_{i != j} (C_ij - t)^2`: Tsai et al. 2021 (arXiv 2104.13712), eq. 5, with t = -1.
+    """HSIC_SSL loss: pulls the diagonal of C to 1 and the other entries to `off_diagonal_target`.
 
-    C is the cross-correlation of the two views, t the `target` of its off-diagonal. `lambda_param=None` is the rule
-    of the report, lambda = 1/d. It differs from Barlow Twins (t = 0) by a rank-one form and a constant,
-    `lambda [d (d-1) t^2 - 2 t (1'C1 - tr C)]`, where `1'C1` is the covariance of the two views' feature sums; these
-    are the terms `feature_sum` and `constant`. The target -1 cannot be met: positive semi-definite C with unit
-    diagonal has a mean off-diagonal of at least -1/(d-1), and the loss a floor of `lambda d (d-2)^2 / (d-1)`.
+    ``sum_i (1 - C_ii)^2 + lambda sum_{i != j} (C_ij - t)^2``, where C is the ``(d, d)`` cross-correlation of the two
+    views over the batch and t is `off_diagonal_target`: -1 here, 0 in `BarlowTwinsLoss`. The two losses differ by
+    ``lambda [d (d - 1) t^2 - 2 t (1'C1 - tr C)]``, where ``1'C1`` is the covariance of the feature sums of the two
+    views. The target -1 cannot be reached: if C is positive semi-definite with unit diagonal, the mean of its
+    off-diagonal entries is at least ``-1 / (d - 1)``. For a target other than 0, `terms` also returns "feature_sum",
+    ``-2 lambda t (1'C1 - tr C)``, and "constant", ``lambda d (d - 1) t^2``.
 
-    The reference code also normalizes each projection to unit length first and divides by the n-1 standard deviation;
-    neither is in the equation and neither is done here. Rescaling or shifting a feature changes nothing.
-    `contrast="samples"` is the sample-contrastive twin: lambda weighs pairs of images in place of pairs of features,
-    with the same `||C||_F^2`. `route` and `contrast` are those of `split_squared_norm`.
+    Parameters
+    ----------
+    lambda_param : float or None, default None
+        Weight lambda of the off-diagonal entries, at least 0. None means ``1 / d``, as in Tsai et al. (2021).
+    off_diagonal_target : float, default -1.0
+        Target t of the off-diagonal entries of C; -1 is the choice of Tsai et al. (2021).
+    gather_distributed, route, contrast
+        As in `BarlowTwinsLoss`.
+
+    References
+    ----------
+    Tsai et al. (2021), arXiv:2104.13712, equation 5. The authors' code differs from it: see `ReferenceCodeLoss`.
     """
 
     def __init__(
         self,
         lambda_param: float | None = None,
-        target: float = -1.0,
+        off_diagonal_target: float = -1.0,
         gather_distributed: bool = True,
         route: str = "auto",
         contrast: str = "dimensions",
     ) -> None:
         super().__init__(gather_distributed)
-        if lambda_param is not None and not lambda_param >= 0:
-            raise ValueError(f"lambda_param must be at least 0, or None for 1/d, got {lambda_param!r}")
-        self.lambda_param = lambda_param
-        self.target = target
+        self.lambda_param, self.off_diagonal_target = _check_lambda(lambda_param), off_diagonal_target
         self.route = check_choice(route, ROUTES, "route")
         self.contrast = check_choice(contrast, CONTRASTS, "contrast")
 
-    def weight(self, d: int) -> float:
-        """lambda at width d."""
-        return 1 / d if self.lambda_param is None else self.lambda_param
-
     def _terms(self, z_a: Tensor, z_b: Tensor) -> dict[str, Tensor]:
-        n, d = z_a.shape
-        weight = self.weight(d)
-        diagonal, squared_norm, sums_a, sums_b = standardized_squared_norm(
-            z_a, z_b, self.route, self.contrast, with_sums=self.target != 0
-        )
+        (n, d), target = z_a.shape, self.off_diagonal_target
+        weight = _weight(self.lambda_param, d)
+        diagonal, squared_norm = split_squared_norm(z_a, z_b, self.route, self.contrast, standardized=True)
         terms = {"invariance": (1 - diagonal).square().sum(), "redundancy": weight * squared_norm}
-        if self.target != 0:
-            feature_sums = sums_a @ sums_b / n
-            terms["feature_sum"] = -2 * self.target * weight * (feature_sums - diagonal.sum())
-            terms["constant"] = diagonal.new_tensor(weight * d * (d - 1) * self.target**2)
+        if target != 0:
+            total = standardize(z_a).sum(dim=1) @ standardize(z_b).sum(dim=1) / n
+            terms["feature_sum"] = -2 * target * weight * (total - diagonal.sum())
+            terms["constant"] = diagonal.new_tensor(weight * d * (d - 1) * target**2)
         return terms
 
     def expected_if_independent(self, n: int, d: int) -> float:
-        """The expected loss of unrelated views, whatever their distribution: the mean over all permutations of rows.
-
-        Every `C_ij` then has mean 0 and mean square `1/(n-1)`; the redundancy term is lambda times about `d^2/n`.
-        """
+        """Return the expected loss of independent views of any distribution: ``C_ij^2`` has mean ``1 / (n - 1)``."""
         off = d * (d - 1) / (n - 1) if self.contrast == "dimensions" else d**2 / (n * (n - 1))
-        return d + d / (n - 1) + self.weight(d) * (off + d * (d - 1) * self.target**2)
+        return d + d / (n - 1) + _weight(self.lambda_param, d) * (off + d * (d - 1) * self.off_diagonal_target**2)
 
     def lower_bound(self, n: int, d: int) -> float:
-        """The least loss of identical views: at target 0, 0 if d <= n - 1, else `lambda (d^2/(n-1) - d)` (Welch).
+        """Return the smallest loss of two identical views of shape (n, d).
 
-        For `contrast="samples"` known where the target is 0 and d >= n - 1, at the simplex of n rows.
+        At target 0 it is 0 if ``d <= n - 1``, else ``lambda (d^2 / (n - 1) - d)`` (Welch bound); at target -1 and large
+        n it is ``lambda d (d - 2)^2 / (d - 1)``. For ``contrast="samples"`` it is known for target 0 and
+        ``d >= n - 1``, where the rows form a simplex; otherwise NotImplementedError is raised.
         """
-        t, rank = self.target, min(n - 1, d)
+        t, rank, weight = self.off_diagonal_target, min(n - 1, d), _weight(self.lambda_param, d)
         if self.contrast == "samples":
-            return self.weight(d) * d**2 / (n * (n - 1)) if t == 0 and d >= n - 1 else super().lower_bound(n, d)
-        if n == 2:  # rows of signs: 1'C1 is the square of their sum, which is odd where d is
+            return weight * d**2 / (n * (n - 1)) if t == 0 and d >= n - 1 else super().lower_bound(n, d)
+        if n == 2:  # standardized rows are signs: 1'C1 is the square of their sum, which is odd if d is odd
             total = d**2 if t > 0 else d % 2
-            return self.weight(d) * (d * (d - 1) * (1 + t**2) - 2 * t * (total - d))
-        # C has trace d and rank eigenvalues; that of the constant vector, 1'C1/d = s, is paid for by the target.
+            return weight * (d * (d - 1) * (1 + t**2) - 2 * t * (total - d))
+        # C has trace d and `rank` eigenvalues. The target acts on the one of the constant vector, s = 1'C1 / d.
         others = rank - 1
         s = min(max(d * (1 + t * others) / rank, 0.0), float(d))
         squared_norms = [d**2 / min(n - 1, d - 1)] if d > 1 and t < 0 else []
         squared_norms.append(s**2 + (d - s) ** 2 / others - 2 * t * d * s if others else d**2 - 2 * t * d**2)
-        return self.weight(d) * (min(squared_norms) - d + 2 * t * d + d * (d - 1) * t**2)
-
-    def extra_repr(self) -> str:
-        weight = "1/d" if self.lambda_param is None else self.lambda_param
-        return f"lambda_param={weight}, target={self.target}, route={self.route!r}, contrast={self.contrast!r}"
+        return weight * (min(squared_norms) - d + 2 * t * d + d * (d - 1) * t**2)
 
 
 class BarlowTwinsLoss(HSICSSLLoss):
-    """`sum_i (1 - C_ii)^2 + lambda sum_{i != j} C_ij^2`: Zbontar et al. 2021 (arXiv 2103.03230), eq. 1.
+    """Barlow Twins loss: pulls the diagonal of C to 1 and the other entries to 0.
 
-    `lambda_param=None` is 1/d, the rule of Tsai et al. 2021; the default is that of the Barlow Twins paper, tuned at
-    d = 8192. With `HSIC = ||C||_F^2` the second term is `lambda (HSIC - sum_i C_ii^2)`, so `route="auto"` forms the
-    cheaper of `d x d` and `n x n` (near n = d not always the smaller), and beside it nothing larger than a view.
+    ``sum_i (1 - C_ii)^2 + lambda sum_{i != j} C_ij^2``, where C is the ``(d, d)`` cross-correlation of the two views
+    over the batch. With linear kernels ``HSIC = ||C||_F^2``, so the second term is ``lambda (HSIC - sum_i C_ii^2)``:
+    the loss never needs more than the smaller of C and two (n, n) Gram matrices. Rescaling or shifting a feature does
+    not change the loss. `terms` returns the two summands, "invariance" and "redundancy". `expected_if_independent` and
+    `lower_bound` return reference values: the loss of independent views, and the smallest loss of identical views.
+
+    Parameters
+    ----------
+    lambda_param : float or None, default 5e-3
+        Weight lambda of the off-diagonal entries, at least 0. The default is that of Zbontar et al. (2021), tuned at
+        d = 8192, and of lightly. None means ``1 / d``, as in Tsai et al. (2021).
+    gather_distributed : bool, default True
+        Under ``torch.distributed``, whether the loss uses the rows of all processes (lightly's default is False). Then
+        k processes have the value and, with ``DistributedDataParallel``, the gradient of one process with all rows.
+    route : {"auto", "primal", "dual"}, default "auto"
+        How ``||C||_F^2`` is computed: from C of shape (d, d) ("primal"), from two Gram matrices of shape (n, n)
+        ("dual"), or by the cheaper of both ("auto"). Value and gradient are the same up to rounding.
+    contrast : {"dimensions", "samples"}, default "dimensions"
+        What lambda weighs: pairs of different features, ``sum_{i != j} C_ij^2``, or pairs of different images,
+        ``sum_{b != c} <x_b, x_c> <y_b, y_c> / n^2`` with standardized rows x and y. Both are parts of the same
+        ``||C||_F^2`` (Garrido et al. 2023): "dimensions" is Barlow Twins, "samples" its contrastive counterpart.
+
+    References
+    ----------
+    Zbontar et al. (2021), arXiv:2103.03230, equation 1. Garrido et al. (2023), arXiv:2206.02574, theorem 3.3.
+
+    Examples
+    --------
+    >>> import torch
+    >>> z_a = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+    >>> z_b = z_a + 0.5 * torch.randn(64, 8, generator=torch.Generator().manual_seed(1))
+    >>> {name: round(term.item(), 3) for name, term in BarlowTwinsLoss(lambda_param=0.1).terms(z_a, z_b).items()}
+    {'invariance': 0.118, 'redundancy': 0.096}
     """
 
     def __init__(
@@ -107,41 +132,54 @@ class BarlowTwinsLoss(HSICSSLLoss):
 
 
 class ReferenceCodeLoss(TwoViewLoss):
-    """`sum_i (1 - C_ii)^2 + lambda sum_{i != j} (C_ij - t)^2` as github.com/yaohungt/Barlow-Twins-HSIC has it.
+    """HSIC_SSL or Barlow Twins as the code of Tsai et al. (2021) computes it, to measure what its extra steps change.
 
-    Two steps of that code are in no equation of the report (Tsai et al. 2021, arXiv 2104.13712), and each is a switch:
+    The equation of `HSICSSLLoss`, with two steps before it that are not in the paper: `unit_rows` and `bessel`. With
+    both off use `HSICSSLLoss`, which is faster.
 
-    * `unit_rows`: every projection is scaled to length 1 before the columns are standardized, which couples the
-      features and makes the loss depend on their scales;
-    * `bessel`: columns are divided by the n - 1 standard deviation and C by n, so that C is `(n-1)/n` times what
-      `cross_correlation` returns, and identical views keep a diagonal of `(n-1)/n`.
+    Parameters
+    ----------
+    lambda_param, off_diagonal_target : float, default None and 0.0
+        As in `HSICSSLLoss`.
+    unit_rows : bool, default True
+        Scale every projection to length 1 before the columns are standardized; the loss then depends on their scales.
+    bessel : bool, default True
+        Standardize with ``n - 1``, and divide C by n: it is then ``(n - 1) / n`` times `cross_correlation`.
+    gather_distributed : bool, default True
+        As in `BarlowTwinsLoss`.
 
-    With both off it is `HSICSSLLoss(lambda_param, target)`, for which use that: this one forms C. It serves to measure
-    what the two steps do. `lambda_param=None` is 1/d. Raises ValueError for a negative `lambda_param`.
+    References
+    ----------
+    Tsai et al. (2021), arXiv:2104.13712, equation 5, and https://github.com/yaohungt/Barlow-Twins-HSIC, main.py.
     """
 
     def __init__(
         self,
         lambda_param: float | None = None,
-        target: float = 0.0,
+        off_diagonal_target: float = 0.0,
         unit_rows: bool = True,
         bessel: bool = True,
         gather_distributed: bool = True,
     ) -> None:
         super().__init__(gather_distributed)
-        if lambda_param is not None and not lambda_param >= 0:
-            raise ValueError(f"lambda_param must be at least 0, or None for 1/d, got {lambda_param!r}")
-        self.lambda_param, self.target, self.unit_rows, self.bessel = lambda_param, target, unit_rows, bessel
+        self.lambda_param, self.off_diagonal_target = _check_lambda(lambda_param), off_diagonal_target
+        self.unit_rows, self.bessel = unit_rows, bessel
 
     def _terms(self, z_a: Tensor, z_b: Tensor) -> dict[str, Tensor]:
-        n, d = z_a.shape
+        (n, d), target = z_a.shape, self.off_diagonal_target
         if self.unit_rows:
             z_a, z_b = F.normalize(z_a), F.normalize(z_b)
         c = cross_correlation(z_a, z_b) * ((n - 1) / n if self.bessel else 1.0)
-        diagonal = c.diagonal()
-        off = (c - self.target).square().sum() - (diagonal - self.target).square().sum()
-        weight = 1 / d if self.lambda_param is None else self.lambda_param
-        return {"invariance": (1 - diagonal).square().sum(), "redundancy": weight * off}
+        off = (c - target).square().sum() - (c.diagonal() - target).square().sum()
+        invariance = (1 - c.diagonal()).square().sum()
+        return {"invariance": invariance, "redundancy": _weight(self.lambda_param, d) * off}
 
-    def extra_repr(self) -> str:
-        return f"target={self.target}, unit_rows={self.unit_rows}, bessel={self.bessel}"
+
+def _check_lambda(lambda_param: float | None) -> float | None:
+    if lambda_param is not None and not lambda_param >= 0:
+        raise ValueError(f"lambda_param must be at least 0, or None for 1/d, got {lambda_param!r}")
+    return lambda_param
+
+
+def _weight(lambda_param: float | None, d: int) -> float:
+    return 1 / d if lambda_param is None else lambda_param

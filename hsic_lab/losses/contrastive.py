@@ -1,41 +1,51 @@
-"""Losses that push different images apart: NT-Xent, its debiased and supervised forms, and the spectral loss."""
+"""Losses that push different images apart: NT-Xent, SupCon and the spectral contrastive loss; and SimSiam's cosine."""
 
 import math
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hsic_lab._checks import check_choice, check_views, no_autocast
+from hsic_lab._checks import check_choice, no_autocast
 from hsic_lab._distributed import all_gather_rows
-from hsic_lab.losses._base import TwoViewLoss
+from hsic_lab.losses._base import TwoViewLoss, check_numbers
 from hsic_lab.losses._off_diagonal import ROUTES, split_squared_norm
 
 
 class NTXentLoss(TwoViewLoss):
-    """`mean_i [-s_ii+ / T + log sum_{j != i} exp(s_ij / T)]`: Chen et al. 2020 (SimCLR, arXiv 2002.05709), eq. 1.
+    """NT-Xent (InfoNCE) loss of SimCLR, plain or debiased.
 
-    `s` are cosines between the 2n embeddings of both views, `s_ii+` that of the two views of one image, T the
-    `temperature`. With the kernel `k = s/T` of small variance it is `-HSIC(Z, Y) + E Var k / 2` and a constant, Y the
-    identity of the image and HSIC as in `SSLHSICLoss` (Li et al. 2021, arXiv 2106.08320).
+    ``mean_i [-s_ii+ / T + log sum_{j != i} exp(s_ij / T)]``, where s are cosines between the 2n projections of both
+    views, ``s_ii+`` is that of the two views of one image, and T is the temperature. The length of a row does not
+    matter. For the kernel ``k = s / T`` of small variance it is ``-HSIC(Z, Y) + E Var k / 2`` up to a constant, where
+    Y is the identity of the image, as in `SSLHSICLoss`. `terms` returns "alignment" and "uniformity", the two summands.
 
-    `class_prior` is the probability that a negative is of the anchor's class; above 0 the negatives are debiased,
-    `N_g = max((sum_neg - class_prior N exp(s+/T)) / (1 - class_prior), N exp(-1/T))` with N = 2n - 2:
-    Chuang et al. 2020 (arXiv 2007.00224). Not affected by the length of rows
-    (between 1e-12 and, in float32, 1e18).
+    Parameters
+    ----------
+    temperature : float, default 0.5
+        Temperature T, positive; the default is that of lightly.
+    gather_distributed : bool, default True
+        As in `BarlowTwinsLoss`.
+    class_prior : float, default 0.0
+        Probability that a negative has the class of the anchor, in [0, 1). Above 0 the sum over negatives is debiased:
+        ``max((sum_neg - class_prior N exp(s+ / T)) / (1 - class_prior), N exp(-1 / T))`` with ``N = 2n - 2``.
+
+    References
+    ----------
+    Chen et al. (2020), SimCLR, arXiv:2002.05709, equation 1. Chuang et al. (2020), arXiv:2007.00224, for `class_prior`.
+    Li et al. (2021), arXiv:2106.08320, for the relation to HSIC.
     """
 
     def __init__(self, temperature: float = 0.5, gather_distributed: bool = True, class_prior: float = 0.0) -> None:
         super().__init__(gather_distributed)
-        if not temperature > 0:
-            raise ValueError(f"temperature must be positive, got {temperature!r}")
         if not 0 <= class_prior < 1:
             raise ValueError(f"class_prior must be in [0, 1), got {class_prior!r}")
-        self.temperature = temperature
-        self.class_prior = class_prior
+        check_numbers(positive=True, temperature=temperature)
+        self.temperature, self.class_prior = temperature, class_prior
 
     def _terms(self, z_a: Tensor, z_b: Tensor) -> dict[str, Tensor]:
-        x, y = F.normalize(z_a, dim=1), F.normalize(z_b, dim=1)
+        x, y = F.normalize(z_a), F.normalize(z_b)
         z = torch.cat([x, y])
         logits = (z @ z.T / self.temperature).fill_diagonal_(-math.inf)
         positives = (x * y).sum(dim=1) / self.temperature
@@ -43,67 +53,82 @@ class NTXentLoss(TwoViewLoss):
         return {"alignment": -positives.mean(), "uniformity": denominator.mean()}
 
     def _debiased(self, logits: Tensor, positives: Tensor) -> Tensor:
-        n, prior = len(positives), self.class_prior
-        itself = torch.eye(n, dtype=torch.bool, device=logits.device).repeat(2, 2)
+        itself = torch.eye(len(positives), dtype=torch.bool, device=logits.device).repeat(2, 2)
         negatives, positives = logits.masked_fill(itself, -math.inf).logsumexp(dim=1), positives.repeat(2)
-        count = 2 * n - 2
-        # In units of the larger of the two sums, so that neither overflows.
+        count = len(positives) - 2
+        # In units of the larger of the two sums, so that neither sum overflows.
         unit = torch.maximum(negatives, positives).detach()
         positive_sum = (positives - unit).exp()
-        corrected = ((negatives - unit).exp() - prior * count * positive_sum) / (1 - prior)
+        corrected = ((negatives - unit).exp() - self.class_prior * count * positive_sum) / (1 - self.class_prior)
         least = count * (-1 / self.temperature - unit).exp()
         return unit + (positive_sum + torch.maximum(corrected, least)).log()
 
     def lower_bound(self, n: int, d: int) -> float:
-        """At the regular simplex of n images, which needs d >= n - 1; below that no closed form is known."""
+        """Return the loss at the regular simplex of n images; known for d >= n - 1 without debiasing."""
         if d < n - 1 or self.class_prior:
             return super().lower_bound(n, d)
         t = self.temperature
         return -1 / t + math.log(math.exp(1 / t) + (2 * n - 2) * math.exp(-1 / (t * (n - 1))))
 
-    def extra_repr(self) -> str:
-        return f"temperature={self.temperature}, class_prior={self.class_prior}"
-
 
 class SupConLoss(TwoViewLoss):
-    """NT-Xent whose positives are all embeddings of the same label: Khosla et al. 2020 (arXiv 2004.11362), eq. 2.
+    """Supervised contrastive loss: NT-Xent whose positives are all projections of the same label.
 
-    `mean_i [-mean_{p in P(i)} s_ip / T + log sum_{j != i} exp(s_ij / T)]` over the embeddings of any number of views,
-    times T with `rescale` (the authors' code with equal temperatures, and lightly). `loss(z_a, z_b, labels=labels)`
-    takes integer `labels` `(n,)`; without them every image is its own class and the loss is T times NT-Xent.
+    ``mean_i [-mean_{p in P(i)} s_ip / T + log sum_{j != i} exp(s_ij / T)]`` over the projections of two or more views,
+    where s are cosines and P(i) are the other projections with the label of i; with `rescale` it is multiplied by T.
+    ``loss(z_a, z_b, labels=labels)`` takes integer labels. Without labels every image is a class of its own, and the
+    loss is NT-Xent (times T with `rescale`). `terms` returns "alignment" and "uniformity", the two summands.
+
+    Parameters
+    ----------
+    temperature : float, default 0.5
+        Temperature T, positive; the default is that of lightly.
+    gather_distributed : bool, default True
+        As in `BarlowTwinsLoss`.
+    rescale : bool, default True
+        True: the equation times T, which is lightly's default. False: the equation as it is. The authors' code
+        (github.com/HobbitLong/SupContrast) multiplies it by ``T / base_temperature``, 0.07 by default.
+
+    References
+    ----------
+    Khosla et al. (2020), arXiv:2004.11362, equation 2.
+
+    Examples
+    --------
+    >>> import torch
+    >>> z, labels = torch.eye(4), torch.tensor([0, 0, 1, 1])
+    >>> round(SupConLoss(temperature=0.1)(z, z, labels=labels).item(), 3)
+    0.667
     """
 
     many_views = True
 
     def __init__(self, temperature: float = 0.5, gather_distributed: bool = True, rescale: bool = True) -> None:
         super().__init__(gather_distributed)
-        if not temperature > 0:
-            raise ValueError(f"temperature must be positive, got {temperature!r}")
-        self.temperature = temperature
-        self.rescale = rescale
+        check_numbers(positive=True, temperature=temperature)
+        self.temperature, self.rescale = temperature, rescale
 
     def forward(self, z_a: Tensor, z_b: Tensor, *more: Tensor, labels: Tensor | None = None) -> Tensor:
-        """The loss, a 0-d tensor."""
-        return sum(self.terms(z_a, z_b, *more, labels=labels).values())
+        """Return the loss of views of shape (n, d); `labels` are integers of shape (n,), None for n classes."""
+        return reduce(torch.add, self.terms(z_a, z_b, *more, labels=labels).values())
 
     def terms(self, z_a: Tensor, z_b: Tensor, *more: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
-        """The named parts of the loss, 0-d tensors that sum to it."""
-        check_views(z_a, z_b)
+        """Return the summands of the loss by name; arguments as in `forward`."""
+        views = self._prepare(z_a, z_b, *more)
+        if labels is None:
+            labels = torch.arange(len(views[0]), device=z_a.device)
+        elif not isinstance(labels, Tensor):
+            raise TypeError(f"labels must be a torch.Tensor, got {type(labels).__name__}")
+        elif labels.shape != z_a.shape[:1] or labels.is_floating_point():
+            shapes = f"{tuple(z_a.shape[:1])}, got {labels.dtype} {tuple(labels.shape)}"
+            raise ValueError(f"labels must be integers of shape {shapes}")
+        elif self.gather_distributed:
+            labels = all_gather_rows(labels)
         with no_autocast(z_a):
-            if labels is None:
-                views = self.prepare(z_a, z_b, *more)
-                return self._terms(*views, labels=torch.arange(len(views[0]), device=z_a.device))
-            if not isinstance(labels, Tensor):
-                raise TypeError(f"labels must be a torch.Tensor, got {type(labels).__name__}")
-            if labels.shape != z_a.shape[:1] or labels.is_floating_point():
-                raise ValueError(
-                    f"labels must be integers of shape {tuple(z_a.shape[:1])}, got {labels.dtype} {tuple(labels.shape)}"
-                )
-            labels = all_gather_rows(labels) if self.gathers() else labels
-            return self._terms(*self.prepare(z_a, z_b, *more), labels=labels)
+            return self._terms(*views, labels=labels)
 
     def _terms(self, *views: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        z = F.normalize(torch.cat(views), dim=1)
+        z = F.normalize(torch.cat(views))
         labels = labels.repeat(len(views))
         same = (labels[:, None] == labels).to(z.dtype).fill_diagonal_(0)
         scale = self.temperature if self.rescale else 1.0
@@ -111,73 +136,82 @@ class SupConLoss(TwoViewLoss):
         logits = (z @ z.T / self.temperature).fill_diagonal_(-math.inf)
         return {"alignment": -scale * positives.mean(), "uniformity": scale * logits.logsumexp(dim=1).mean()}
 
-    def extra_repr(self) -> str:
-        return f"temperature={self.temperature}, rescale={self.rescale}"
-
 
 class SpectralContrastiveLoss(TwoViewLoss):
-    """`[-2 mean_b x_b'y_b + mean_{b != c} (x_b'y_c)^2] / mu`: HaoChen et al. 2021 (arXiv 2106.04156).
+    """Spectral contrastive loss: aligns the views of an image and makes different images orthogonal.
 
-    x and y are the rows of the views, those longer than `sqrt(mu)` cut back to that length. That ball and the division
-    by mu are of the authors' code; the paper's loss has neither. The second term is the off-diagonal squared_norm of `XY'/d`
-    as that of Barlow Twins is of `X'Y/n`: the same function, called with transposed matrices, so that it needs the
-    smaller of `n x n` and `d x d`. With the pairs b = c kept and no cut it would be Barlow Twins at lambda = 1 less d,
-    at identical standardized views. `route` is that of `split_squared_norm`.
+    ``[-2 mean_b x_b'y_b + mean_{b != c} (x_b'y_c)^2] / mu``, where x and y are the rows of the views, shortened to
+    length ``sqrt(mu)`` if they are longer. The second term is the off-diagonal squared norm of ``XY' / d``, as that of
+    Barlow Twins is of ``X'Y / n``. With the pairs b = c included and without shortening, it is Barlow Twins at
+    lambda = 1 minus d, for identical standardized views. `terms` returns "alignment" and "contrast", the two summands.
+
+    Parameters
+    ----------
+    mu : float, default 1.0
+        Squared length to which rows are shortened, and divisor of the loss; positive. The paper has neither; both are
+        in the authors' code (github.com/jhaochenz/spectral_contrastive_learning).
+    gather_distributed, route
+        As in `BarlowTwinsLoss`, with the second moment in place of C.
+
+    References
+    ----------
+    HaoChen et al. (2021), arXiv:2106.04156, section 3.2.
     """
 
     def __init__(self, mu: float = 1.0, gather_distributed: bool = True, route: str = "auto") -> None:
         super().__init__(gather_distributed)
-        if not mu > 0:
-            raise ValueError(f"mu must be positive, got {mu!r}")
-        self.mu = mu
-        self.route = check_choice(route, ROUTES, "route")
+        check_numbers(positive=True, mu=mu)
+        self.mu, self.route = mu, check_choice(route, ROUTES, "route")
 
     def _terms(self, z_a: Tensor, z_b: Tensor) -> dict[str, Tensor]:
         n, d = z_a.shape
-        diagonal, squared_norm = split_squared_norm(self._cut(z_a).T, self._cut(z_b).T, ROUTE_OF_TRANSPOSE[self.route])
+        # Routes are named by the matrix that they form from the batch, and here the batch is transposed.
+        route = {"auto": "auto", "primal": "dual", "dual": "primal"}[self.route]
+        diagonal, squared_norm = split_squared_norm(self._shorten(z_a).T, self._shorten(z_b).T, route)
         return {
             "alignment": -2 * d / self.mu * diagonal.mean(),
             "contrast": d**2 / (n * (n - 1) * self.mu) * squared_norm,
         }
 
-    def _cut(self, z: Tensor) -> Tensor:
+    def _shorten(self, z: Tensor) -> Tensor:
         radius = math.sqrt(self.mu)
         return z * (radius / z.norm(dim=1, keepdim=True).clamp_min(radius))
 
     def expected_if_independent(self, n: int, d: int) -> float:
-        """For unrelated views whose rows point in all directions alike and reach the radius."""
+        """Return the expected loss of independent views with uniformly distributed directions and long rows."""
         return self.mu / d
 
     def lower_bound(self, n: int, d: int) -> float:
-        """At the best number m of rows of full length, orthogonal (m <= d) or a tight frame (m > d: Welch).
-
-        The loss is linear in the squared length of each row, so that every row has full length or none.
-        """
+        """Return the smallest loss of identical views."""
+        # The loss is linear in the squared length of each row, so every row has full length or length 0. The m rows of
+        # full length are orthogonal (m <= d) or a tight frame (m > d, Welch bound).
         return min(-2 * m / n + self.mu * max(0.0, m * (m / d - 1)) / (n * (n - 1)) for m in range(n + 1))
-
-    def extra_repr(self) -> str:
-        return f"mu={self.mu}, route={self.route!r}"
-
-
-# The route is named by the matrix of the batch that it forms, and the batch arrives transposed.
-ROUTE_OF_TRANSPOSE = {"auto": "auto", "primal": "dual", "dual": "primal"}
 
 
 class NegativeCosineSimilarity(TwoViewLoss):
-    """`-mean_b cos(p_b, z_b)`: Chen and He 2021 (SimSiam, arXiv 2011.10566), eq. 1; BYOL's loss is `2 + 2` times it.
+    """Negative cosine similarity, the loss of SimSiam; the loss of BYOL is 2 plus 2 times it.
 
-    Nothing in it keeps the embeddings apart: with a constant embedding it is at its floor of -1. SimSiam prevents
-    that outside of the loss, by a predictor and a stop-gradient that are the caller's:
-    `(loss(p_a, z_b.detach()) + loss(p_b, z_a.detach())) / 2`. A row of zeros counts as uncorrelated.
+    ``-mean_b cos(p_b, z_b)``. It does not keep the projections apart: a constant projection has the smallest value, -1.
+    SimSiam prevents this outside of the loss, by a predictor and a stop-gradient:
+    ``(loss(p_a, z_b.detach()) + loss(p_b, z_a.detach())) / 2``. A row of zeros has cosine 0.
+
+    Parameters
+    ----------
+    gather_distributed : bool, default True
+        As in `BarlowTwinsLoss`.
+
+    References
+    ----------
+    Chen and He (2021), arXiv:2011.10566, equation 1.
     """
 
     def _terms(self, z_a: Tensor, z_b: Tensor) -> dict[str, Tensor]:
-        return {"alignment": -(F.normalize(z_a, dim=1) * F.normalize(z_b, dim=1)).sum(dim=1).mean()}
+        return {"alignment": -(F.normalize(z_a) * F.normalize(z_b)).sum(dim=1).mean()}
 
     def expected_if_independent(self, n: int, d: int) -> float:
-        """0 for unrelated views that point in all directions alike; a common direction c of both gives -|c|^2."""
+        """Return 0, for uniformly distributed directions; if c is the mean direction of both views, it is -|c|^2."""
         return 0.0
 
     def lower_bound(self, n: int, d: int) -> float:
-        """-1, at identical views."""
+        """Return -1."""
         return -1.0

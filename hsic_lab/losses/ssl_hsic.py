@@ -1,4 +1,4 @@
-"""SSL-HSIC: the dependence between an embedding and the identity of its image, with any kernel."""
+"""SSL-HSIC: the dependence between projections and the identity of their images, with any kernel."""
 
 import torch
 from torch import Tensor
@@ -6,30 +6,40 @@ from torch import Tensor
 from hsic_lab.correlation import standardize
 from hsic_lab.hsic import center
 from hsic_lab.kernels import Kernel, Linear, named
-from hsic_lab.losses._base import TwoViewLoss, non_negative
+from hsic_lab.losses._base import TwoViewLoss, check_numbers
 
 
 class SSLHSICLoss(TwoViewLoss):
-    """`-HSIC(Z, Y) + gamma sqrt(HSIC(Z, Z))`, Y the identity of the image: Li et al. 2021 (arXiv 2106.08320), eq. 5.
+    """SSL-HSIC loss: maximizes the dependence of the projection on the identity of the image, with any kernel.
 
-    For V >= 2 views of n images, N = nV embeddings and K = `kernel(Z)`, without the constant factor of one-hot labels,
+    ``-HSIC(Z, Y) + gamma sqrt(HSIC(Z, Z))``, where Z are the N = nV projections of V >= 2 views of n images and Y is
+    the identity of the image. Without the constant factor of one-hot labels, ``HSIC(Z, Y)`` is the mean of k over two
+    views of one image minus the mean of k over all pairs; pairs of a projection with itself, which add a constant in
+    the authors' code, are left out of the first mean. ``HSIC(Z, Z) = tr(K H K H) / N^2``. `terms` returns "dependence"
+    and "self_dependence", the two summands.
 
-    * `HSIC(Z, Y) = mean of k over two views of one image - mean of k over all pairs` (term `dependence`). Pairs of
-      an embedding with itself are left out of the first mean: the authors' code has them in, which adds a constant;
-    * `HSIC(Z, Z) = tr(K H K H) / N^2` (term `self_dependence`), with 1/N^2 as everywhere in this library.
+    Parameters
+    ----------
+    kernel : Kernel or {"imq", "gaussian", "laplace", "linear"}, default "imq"
+        Kernel k of `hsic_lab.kernels`, or its name. The default is the authors' inverse multiquadric, with the median
+        rule in place of their learned scale. The scale of the rows matters; the authors normalize rows before the loss.
+    gamma : float, default 3.0
+        Weight of the second term, at least 0. The default is the authors', for views that share much of the image.
+        If the views share little, the projection can collapse; then use a smaller value.
+    gather_distributed : bool, default True
+        As in `BarlowTwinsLoss`.
+    random_features : int or None, default None
+        Replace the kernel by this even number of random Fourier features, drawn at each call: time linear in n instead
+        of quadratic. As in the authors' code, ``HSIC(Z, Z)`` then uses two draws.
+    seed : int, default 0
+        Seed of the random features, the same in all processes.
+    standardized : bool, default False
+        Standardize the features of each view first. A linear kernel needs it: otherwise the loss is proportional to
+        the squared scale of the projection, and training shrinks it or lets it grow without end.
 
-    `kernel` is one of `hsic_lab.kernels` or its name there ("linear", "gaussian", "laplace", "imq": see `named`), by
-    default the authors' inverse multiquadric, with the median rule in place of their learned scale. The scale of the
-    rows matters, as the kernel has one; the authors normalize them to unit length before the loss.
-
-    `standardized=True` standardizes the features of each view first. A linear kernel then gives Barlow Twins at
-    lambda = 1 in another coat, `tr C` against the Frobenius norm of the covariance; without it the loss of a linear
-    kernel goes with the square of the scale, and training shrinks or grows the embedding without end. gamma = 3 is the
-    authors', whose views share much; under it, views that share little may collapse.
-
-    `random_features=D` replaces the kernel by D random Fourier features, drawn anew at each call, O(n D) in place of
-    O(n^2); as in the authors' code `HSIC(Z, Z)` then uses two draws. Draws come from a generator seeded with `seed`
-    (the same in all processes) and leave torch's own alone.
+    References
+    ----------
+    Li et al. (2021), arXiv:2106.08320, equation 5. Rahimi and Recht (2007), for `random_features`.
     """
 
     many_views = True
@@ -44,11 +54,9 @@ class SSLHSICLoss(TwoViewLoss):
         standardized: bool = False,
     ) -> None:
         super().__init__(gather_distributed)
-        non_negative(gamma=gamma)
+        check_numbers(gamma=gamma)
         self.kernel = kernel if isinstance(kernel, Kernel) else named(kernel)
-        self.gamma = gamma
-        self.standardized = standardized
-        self.random_features = random_features
+        self.gamma, self.standardized, self.random_features = gamma, standardized, random_features
         if random_features is not None:
             if random_features < 2 or random_features % 2:
                 raise ValueError(f"random_features must be an even number of at least 2, got {random_features!r}")
@@ -63,47 +71,38 @@ class SSLHSICLoss(TwoViewLoss):
             z = z - z.mean(dim=0)
             dependence, norm = _feature_dependence(z, len(views)), _cross_norm(z, z)
         elif self.random_features is not None:
-            first, second = (self._random_features(kernel, z) for _ in range(2))
+            first, second = (self._random_features(kernel, z, self.random_features) for _ in range(2))
             dependence, norm = _feature_dependence(first, len(views)), _cross_norm(first, second)
         else:
             gram = kernel.gram(z, None)
-            n = len(views[0])
-            pairs = torch.cat([gram.diagonal(n * shift) for shift in range(1, len(views))])
-            # The norm, not the root of a sum: at a collapsed embedding its gradient is 0 and not infinite.
+            pairs = torch.cat([gram.diagonal(len(views[0]) * shift) for shift in range(1, len(views))])
+            # The gradient of the norm is 0 for a collapsed projection; that of the root of a sum would be infinite.
             dependence, norm = pairs.mean() - gram.mean(), torch.linalg.norm(center(gram)) / len(z)
         return {"dependence": -dependence, "self_dependence": self.gamma * norm}
 
     def get_extra_state(self) -> Tensor:
-        """Where the draws of random features stand, a part of `state_dict`: a resumed training goes on from there."""
+        """Return the state of the generator of random features, so that a resumed training continues its draws."""
         return torch.empty(0) if self.random_features is None else self._generator.get_state()
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Undo `get_extra_state`."""
+        """Restore what `get_extra_state` returned."""
         if len(state):
             self._generator.set_state(state)
 
-    def _random_features(self, kernel: Kernel, z: Tensor) -> Tensor:
-        """Centered features `(N, D)` whose products have the centered kernel as their mean: Rahimi and Recht 2007."""
-        draws = kernel.frequencies(z.shape[1], self.random_features // 2, self._generator)
-        angles = z @ draws.to(z)
-        phi = torch.cat([angles.cos(), angles.sin()], dim=1) * (2 / self.random_features) ** 0.5
+    def _random_features(self, kernel: Kernel, z: Tensor, count: int) -> Tensor:
+        """Centered features `(N, count)`; the expectation of their products is the centered kernel."""
+        angles = z @ kernel.frequencies(z.shape[1], count // 2, self._generator).to(z)
+        phi = torch.cat([angles.cos(), angles.sin()], dim=1) * (2 / count) ** 0.5
         return phi - phi.mean(dim=0)
-
-    def extra_repr(self) -> str:
-        return (
-            f"kernel={self.kernel}, gamma={self.gamma}, random_features={self.random_features}, "
-            f"standardized={self.standardized}"
-        )
 
 
 def _feature_dependence(phi: Tensor, views: int) -> Tensor:
-    """Mean of `phi_p . phi_q` over two views of one image, features centered so that the mean over all pairs is 0."""
-    parts = phi.chunk(views)
-    together = sum(parts).square().sum() - phi.square().sum()
-    return together / (len(parts[0]) * views * (views - 1))
+    """Mean of `phi_p . phi_q` over two views of one image, for centered features: the mean over all pairs is 0."""
+    together = phi.unflatten(0, (views, -1)).sum(dim=0).square().sum() - phi.square().sum()
+    return together / (len(phi) * (views - 1))
 
 
 def _cross_norm(x: Tensor, y: Tensor) -> Tensor:
-    """`||X'Y||_F / N`, for X = Y through the smaller of `p x p` and `N x N`."""
+    """`||X'Y||_F / N`; if x is y, from the smaller of the p x p and the N x N matrix."""
     product = x @ x.T if x is y and x.shape[1] > len(x) else x.T @ y
     return torch.linalg.norm(product) / len(x)

@@ -227,6 +227,10 @@ class TrainConfig:
         values = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
         if values.get("views") == "report":  # the name of that augmentation before version 0.2
             values["views"] = "tsai2021"
+        if "target" in values.get("loss_options", {}):  # the name of that loss option before version 0.2
+            values["loss_options"] = {
+                {"target": "off_diagonal_target"}.get(k, k): v for k, v in values["loss_options"].items()
+            }
         if values.get("loss") == "vicreg" and values.get("lambda_param") is not None:  # as it was written once
             weight = {"lambda_param": values.pop("lambda_param")}
             values["loss_options"] = weight | values.get("loss_options", {})

@@ -1,6 +1,6 @@
-"""Random resized crops of many images at once: the law they are drawn from, and resampling that is separable.
+"""Operations on batches of images: random resized crops, color maps, Gaussian blur and solarization.
 
-An axis-aligned crop with a flip is `W_y X W_x'` with a sparse row and a sparse column interpolation matrix per image.
+A crop with a flip is `W_y X W_x'` with two sparse interpolation matrices for each image.
 """
 
 import math
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_TRIES = 10  # of a crop before falling back to the central one, as in torchvision
+_TRIES = 10  # for a crop, before the central crop is taken, as in torchvision
 CROP_DRAWS = 2 * _TRIES + 2
 
 
@@ -18,10 +18,10 @@ def random_crops(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Turn `(m, 22)` uniform numbers into m crops `(top, left, crop_height, crop_width)` of whole pixels.
 
-    The law of torchvision's `RandomResizedCrop`: up to ten times draw area `a ~ U(scale) height width`
-    and `log r ~ U(log ratio)`, round `sqrt(a r)` and `sqrt(a / r)` to a width and a height, and keep the
-    first pair that fits, at a uniform place; if none fits, take the largest central crop whose ratio is
-    allowed. All ten are drawn at once. Returns float32 vectors `(m,)` of integers.
+    The distribution is that of torchvision's `RandomResizedCrop`: up to ten times draw an area
+    `a ~ U(scale) height width` and `log r ~ U(log ratio)`, and round `sqrt(a r)` and `sqrt(a / r)` to a width and a
+    height. The first pair that fits is placed uniformly; if none fits, the largest central crop with an allowed ratio
+    is taken. All ten pairs are drawn at once. Returns float32 vectors `(m,)` of integers.
     """
     area = uniforms[:, :_TRIES].mul(scale[1] - scale[0]).add_(scale[0]).mul_(height * width).sqrt_()
     low, high = math.log(ratio[0]), math.log(ratio[1])
@@ -30,14 +30,14 @@ def random_crops(
     fits = (widths >= 1) & (widths <= width) & (heights >= 1) & (heights <= height)
     first = fits.to(torch.uint8).argmax(dim=1, keepdim=True)
     found = fits.gather(1, first).squeeze(1)
-    # At least one pixel, also where an extreme ratio meets a tiny image (torchvision fails there).
+    # At least one pixel, also for an extreme ratio and a tiny image, where torchvision fails.
     fallback_height = float(min(height, max(1, round(width / ratio[0]))))
     fallback_width = float(min(width, max(1, round(height * ratio[1]))))
     crop_height = torch.where(found, heights.gather(1, first).squeeze(1), fallback_height)
     crop_width = torch.where(found, widths.gather(1, first).squeeze(1), fallback_width)
 
     def place(uniform: Tensor, room: Tensor) -> Tensor:
-        # float32 may round u (room + 1) up to room + 1, hence the minimum
+        # The minimum, because float32 may round u (room + 1) up to room + 1.
         return torch.where(found, torch.minimum((uniform * (room + 1)).floor_(), room), (room / 2).floor_())
 
     top, left = place(uniforms[:, -2], height - crop_height), place(uniforms[:, -1], width - crop_width)
@@ -47,13 +47,12 @@ def random_crops(
 def resize_taps(
     start: Tensor, length: Tensor, source: int, size: int, mirror: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Which pixels of an axis, with which weights, resize a crop of it to `size`: two tensors `(m, size, k)`.
+    """Indices and weights `(m, size, k)` of the pixels that resize crops of one axis, of `source` pixels, to `size`.
 
-    The crop is pixels `start ... start + length - 1`. Bilinear with half-pixel centers, the crop's edge
-    repeated; a crop longer than `size` is low-pass filtered by a triangle as wide as the step (Pillow's
-    `BILINEAR`, `interpolate(..., antialias=True)`). Indices (int64) lie inside the crop, weights sum to
-    1; k is 2 unless `source` exceeds `size`. Where `mirror` (boolean, `(m,)`) is true the result is in
-    reverse order. `start` and `length` are `(m,)` float32 integers.
+    A crop is the pixels `start ... start + length - 1`; `start` and `length` are `(m,)` integers in float32. Resizing
+    is bilinear with half-pixel centers, and the edge of the crop is repeated. A crop longer than `size` is smoothed by
+    a triangle as wide as the step, as in Pillow's `BILINEAR` and `interpolate(..., antialias=True)`. Indices are inside
+    the crop, weights sum to 1, and k is 2 unless `source` exceeds `size`. Rows with `mirror` `(m,)` are reversed.
     """
     row = torch.arange(size, dtype=torch.float32, device=start.device).add_(0.5)
     if mirror is not None:
@@ -64,7 +63,7 @@ def resize_taps(
     width = step.clamp(min=1)
     most = math.ceil(2 * max(1.0, source / size))
     taps = torch.arange(1, 1 + most, dtype=torch.float32, device=start.device)
-    pixel = (center - width).floor_() + taps  # every pixel nearer to the center than the width
+    pixel = (center - width).floor_() + taps  # all pixels closer to the center than the width
     weight = (pixel - center).abs_().div_(width).neg_().add_(1).clamp_(min=0)
     inside = torch.minimum(torch.maximum(pixel, start), start + length - 1)
     weight.mul_(inside == pixel)
@@ -72,11 +71,11 @@ def resize_taps(
 
 
 def resize_rows(images: Tensor, index: Tensor, weight: Tensor) -> Tensor:
-    """Resample the rows of images `(m, c, h, w)` by `resize_taps`: `(m, c, size, w)`.
+    """Resample the rows of images `(m, c, h, w)` with the result of `resize_taps`: `(m, c, size, w)`.
 
-    Each new row is a weighted sum of a few whole rows, which is what an embedding bag computes. Unlike
-    `grid_sample` it antialiases and leaves an identity crop exact; from 64 pixels on it is about twice as
-    fast on a CPU as products with dense interpolation matrices.
+    Each new row is a weighted sum of a few whole rows, which an embedding bag computes. Unlike `grid_sample` this
+    antialiases and keeps an identity crop exact. From 64 pixels on it is about twice as fast on a CPU as products with
+    dense interpolation matrices.
     """
     m, channels, height, width = images.shape
     first = torch.arange(0, m * channels * height, height, device=images.device).view(m, channels, 1, 1)
@@ -86,7 +85,7 @@ def resize_rows(images: Tensor, index: Tensor, weight: Tensor) -> Tensor:
     return rows.view(m, channels, -1, width)
 
 
-# Gray level of a pixel (ITU-R BT.601), as in Pillow and torchvision; below it the two YIQ chroma axes.
+# Weights of the gray level (ITU-R BT.601), as in Pillow and torchvision, and of the two YIQ chroma axes.
 _YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]], dtype=torch.float64)
 _QUARTER_TURN = torch.tensor([[0.0, 0, 0], [0, 0, 1], [0, -1, 0]], dtype=torch.float64)  # red towards yellow
 _GRAY = _YIQ[:1].expand(3, 3)
@@ -96,19 +95,17 @@ _COLOR_BASIS = torch.stack(  # U, I - U and K of `color_maps`
 
 
 def color_maps(brightness: Tensor, contrast: Tensor, saturation: Tensor, hue: Tensor) -> tuple[Tensor, Tensor]:
-    """One affine color map per image, `x -> matrix x + offset * (mean gray level of the image)`.
+    """Matrices `(m, 3, 3)` and offsets `(m,)` of the color maps `x -> matrix x + offset * (mean gray of the image)`.
 
-    Arguments are `(m,)`: three factors (1 changes nothing; saturation 0 is grayscale) and `hue` in turns.
-    Returns the matrices `(m, 3, 3)` and the offsets `(m,)`. With the gray level g'x, U = 1 g' and K the
-    quarter turn of the YIQ chroma plane (luma unchanged; the linear version of torchvision's shift of the
-    HSV hue),
+    Arguments are `(m,)`: three factors (1 changes nothing; saturation 0 is grayscale) and `hue` in turns. With the gray
+    level g'x, U = 1 g' and K the quarter turn of the YIQ chroma plane (the linear version of torchvision's shift of the
+    HSV hue, which keeps the gray level),
 
         matrix = b k (U + s (cos t (I - U) + sin t K)),   offset = b (1 - k),   t = 2 pi hue.
 
-    Brightness b scales, contrast k blends with the image's mean gray level, saturation s with the pixel's
-    own. These maps commute (saturation and hue leave every gray level alone, contrast leaves the mean
-    alone, brightness scales all), so torchvision's random order would change nothing but its clamping
-    between steps; here nothing is clamped between steps.
+    Brightness b scales; contrast k blends with the mean gray level of the image, saturation s with that of the pixel.
+    These maps commute, so torchvision's random order would change nothing except its clamping between steps. Here
+    nothing is clamped between steps.
     """
     angle = hue * (2 * math.pi)
     parts = torch.stack([torch.ones_like(hue), saturation * angle.cos(), saturation * angle.sin()], dim=1)
@@ -117,15 +114,15 @@ def color_maps(brightness: Tensor, contrast: Tensor, saturation: Tensor, hue: Te
 
 
 def gray_weights(channels: int, device: torch.device) -> Tensor:
-    """Weights (c,) of the gray level: luma for 3 channels, 1 for one channel."""
+    """Weights `(c,)` of the gray level: luma for 3 channels, 1 for one channel."""
     weights = _YIQ[0] if channels == 3 else torch.ones(1)
     return weights.to(device, torch.float32)
 
 
 def blur_radius(size: int) -> int:
-    """Radius of SimCLR's blur kernel: `floor(floor(size / 10) / 2)` pixels, so that 2 r + 1 is about 10 % of the side.
+    """Radius r of SimCLR's blur kernel in pixels; `2 r + 1` is about 10 % of the side, and r is 0 below 20 pixels.
 
-    1 at 32 pixels, 3 at 64, 4 at 96, 11 at 224; 0, no blur, below 20 (google-research/simclr, data_util.py).
+    It is 1 at 32 pixels, 3 at 64, 4 at 96 and 11 at 224 (github.com/google-research/simclr, data_util.py).
     """
     return size // 10 // 2
 
@@ -133,8 +130,8 @@ def blur_radius(size: int) -> int:
 def gaussian_blur(images: Tensor, sigma: Tensor, radius: int) -> Tensor:
     """Blur every image `(m, c, h, w)` with its own `sigma` `(m,)` (pixels, positive).
 
-    Separable, weights proportional to `exp(-j^2 / (2 sigma^2))` for |j| <= radius and summing to 1, borders
-    reflected without repeating the edge: torchvision's `gaussian_blur`. The radius must be smaller than both sides.
+    As torchvision's `gaussian_blur`: weights are proportional to `exp(-j^2 / (2 sigma^2))` for |j| <= radius and sum
+    to 1; borders are reflected without repeating the edge. The radius must be smaller than both sides.
     """
     offsets = torch.arange(radius + 1, dtype=images.dtype, device=images.device)
     weight = (-0.5 * (offsets / sigma[:, None]) ** 2).exp()
@@ -151,8 +148,5 @@ def gaussian_blur(images: Tensor, sigma: Tensor, radius: int) -> Tensor:
 
 
 def solarize(views: Tensor) -> Tensor:
-    """Invert what is brighter than the middle: `-|x|` on the scale [-1, 1].
-
-    On bytes that is 255 - v from 128 on, Pillow's `ImageOps.solarize`.
-    """
+    """Invert the pixels brighter than the middle: `-|x|` on the scale [-1, 1], as Pillow's `ImageOps.solarize`."""
     return views.abs().neg_()

@@ -1,6 +1,7 @@
-"""The published recipes for two views, as settings of `views.TwoViews` by name."""
+"""Two random views of each image of a batch, and published augmentations by name."""
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,69 +20,123 @@ from hsic_lab.views._operations import (
     solarize,
 )
 
-SMALL = 32  # pixels up to which a paper's CIFAR recipe counts as the one for the size
-
 AUGMENTATIONS: dict[str, dict[str, Any]] = {
     "default": {},
-    # Tsai et al. 2021, github.com/yaohungt/Barlow-Twins-HSIC, utils.py: 64-pixel crops of Tiny ImageNet and STL-10
-    # (`train` makes views as large as the images: 96 pixels of STL-10).
+    # Tsai et al. (2021), github.com/yaohungt/Barlow-Twins-HSIC, utils.py: 64-pixel crops of Tiny ImageNet and STL-10
+    # (`train` makes views as large as the images: 96 pixels for STL-10).
     "tsai2021": {"grayscale": 0.1},
-    # Zbontar et al. 2021, appendix A; github.com/facebookresearch/barlowtwins, main.py.
+    # Zbontar et al. (2021), appendix A; github.com/facebookresearch/barlowtwins, main.py; for 224 pixels.
     "barlow_twins": {"scale": (0.08, 1.0), "saturation": 0.2, "blur": (1.0, 0.1), "solarize": (0.0, 0.2)},
-    # da Costa et al. 2022, github.com/vturrisi/solo-learn, scripts/pretrain/cifar/augmentations/asymmetric.yaml.
+    # da Costa et al. (2022), github.com/vturrisi/solo-learn, scripts/pretrain/cifar/augmentations/asymmetric.yaml.
     "solo": {"scale": (0.08, 1.0), "saturation": 0.2, "solarize": (0.0, 0.2)},
-    # Chen et al. 2020, appendix A; github.com/google-research/simclr, data_util.py, color strength 1.
+    # Chen et al. (2020), appendix A; github.com/google-research/simclr, data_util.py, color strength 1.
     "simclr": {"scale": (0.08, 1.0), "brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2, "blur": 0.5},
 }
-SMALL_CHANGES: dict[str, dict[str, Any]] = {
+_SMALL = 32  # up to this many pixels the settings of the papers for CIFAR apply
+_SMALL_CHANGES: dict[str, dict[str, Any]] = {
     "tsai2021": {"scale": (0.08, 1.0), "grayscale": 0.2},
     "simclr": {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1, "blur": 0.0},  # appendix B.9
 }
-
-
-def augmentation_settings(name: str, size: int) -> dict[str, Any]:
-    """The settings of `AUGMENTATIONS[name]` for views of `size` pixels. Raises ValueError for another name.
-
-    Up to 32 pixels "tsai2021" and "simclr" are their papers' CIFAR-10 recipes (`SMALL_CHANGES`); SimCLR's has half the
-    color strength and no blur, which recipes for images that small leave out: `augmentation("simclr", 32, blur=0.5)`
-    brings it back. "barlow_twins" was published for 224 pixels and is the same at every size, blur included; only
-    the blur's kernel goes with the side. "solo" is solo-learn's version of it for CIFAR, without blur. "default" is
-    `TwoViews` as it comes.
-    """
-    changes = SMALL_CHANGES.get(name, {}) if size <= SMALL else {}
-    return AUGMENTATIONS[check_choice(name, tuple(AUGMENTATIONS), "augmentation")] | changes
-
-
 _COLOR_DRAWS = 6
-_FINISH_DRAWS = 3  # whether to blur, how much, whether to solarise
-_CHUNK_BYTES = 1 << 20  # float32 images worked on at a time on a CPU: about one core's second-level cache
+_FINISH_DRAWS = 3  # whether to blur, how much, whether to solarize
+_CHUNK_BYTES = 1 << 20  # float32 images processed at a time on a CPU: about the L2 cache of a core
 Probability = float | tuple[float, float]
 
 
-def normalize(images: Tensor) -> Tensor:
-    """Put images on the one scale the encoders see: float32 in [-1, 1].
+def augmentation(name: str, size: int, **changes: Any) -> "TwoViews":
+    """Return the published augmentation `name` for views of `size` pixels.
 
-    `x / 127.5 - 1` for uint8, `2 x - 1` for floating point in [0, 1]; `images` is `(n, c, h, w)` and is
-    not modified. Raises TypeError for other types and ValueError for other shapes or floating point
-    values outside [0, 1].
+    Up to 32 pixels, "tsai2021" and "simclr" have the settings of their papers for CIFAR-10; for SimCLR these have half
+    the color strength and no blur. "barlow_twins" was published for 224 pixels and has the same settings at every size.
+    "solo" is solo-learn's version of it for CIFAR, without blur. Crops are always bilinear and colors are clamped once,
+    also where the original is bicubic or clamps between steps.
+
+    Parameters
+    ----------
+    name : {"default", "tsai2021", "barlow_twins", "solo", "simclr"}
+        Key of `AUGMENTATIONS`; "default" has the defaults of `TwoViews`.
+    size : int
+        Side of the views in pixels.
+    **changes
+        Settings of `TwoViews` that replace those of the augmentation, with its errors.
+
+    Examples
+    --------
+    >>> augmentation("simclr", 32).blur, augmentation("simclr", 32, blur=0.5).blur
+    ((0.0, 0.0), (0.5, 0.5))
+    """
+    settings = AUGMENTATIONS[check_choice(name, tuple(AUGMENTATIONS), "augmentation")]
+    small = _SMALL_CHANGES.get(name, {}) if size <= _SMALL else {}
+    return TwoViews(size, **settings | small | changes)
+
+
+def normalize(images: Tensor) -> Tensor:
+    """Scale images to float32 in [-1, 1], the input scale of the encoders.
+
+    Parameters
+    ----------
+    images : Tensor of shape (n, c, h, w)
+        uint8, scaled by ``x / 127.5 - 1``, or floating point in [0, 1], scaled by ``2 x - 1``; not modified.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If dtype, shape or values are not accepted.
+
+    Examples
+    --------
+    >>> import torch
+    >>> normalize(torch.tensor([0, 255], dtype=torch.uint8).view(1, 1, 1, 2))
+    tensor([[[[-1.,  1.]]]])
     """
     half = _half_range(images)
     return images.to(torch.float32).div(half).sub_(1)
 
 
 class TwoViews:
-    """Two independently augmented views of a batch of images, on the scale of `normalize`.
+    """Two independently augmented views of each image of a batch, on the scale of `normalize`.
 
-    Random resized crop (`random_crops`) to `size` x `size`, horizontal flip with probability `flip`,
-    color jitter with probability `jitter` (factors uniform in `[max(0, 1 - v), 1 + v]`, hue uniform in
-    `[-hue, hue]` turns; see `color_maps`), grayscale with probability `grayscale`; then one clamp to the
-    range of images; Gaussian blur with probability `blur` (deviation uniform in `sigma` pixels, radius
-    `blur_radius(size)`), solarisation with probability `solarize`. Every probability is one number or a pair
-    for view a and view b. `augmentation` has the published recipes. One-channel
-    images get no saturation and hue; other channel counts than 1 and 3 need the color options off.
+    The steps are, in this order: a random resized crop, a horizontal flip, color jitter, grayscale, one clamp to the
+    range of images, Gaussian blur, and solarization. Every probability is one number, or a pair for view a and view b.
+    Images with 1 channel get no saturation and hue; with 2, 4 or more channels, `jitter` and `grayscale` must be 0.
 
-    Raises ValueError for a setting outside its range or blur at a size below 20, where its kernel would be one
-    pixel; TypeError for a `size` that is not an integer.
+    Parameters
+    ----------
+    size : int
+        Side of the square views, in pixels.
+    scale : (float, float), default (0.2, 1.0)
+        Range of the area of the crop, as a share of the image.
+    ratio : (float, float), default (3/4, 4/3)
+        Range of the width of the crop divided by its height.
+    flip : float or (float, float), default 0.5
+        Probability of a horizontal flip.
+    brightness, contrast, saturation : float, default 0.4
+        Strength v of the jitter: the factor is uniform in ``[max(0, 1 - v), 1 + v]``; 1 changes nothing.
+    hue : float, default 0.1
+        Strength of the hue jitter in full turns of the color wheel, at most 0.5: the turn is uniform in [-hue, hue].
+    jitter : float or (float, float), default 0.8
+        Probability that the four color changes are applied.
+    grayscale : float or (float, float), default 0.2
+        Probability of removing the color.
+    blur : float or (float, float), default 0.0
+        Probability of a Gaussian blur, with a kernel of about a tenth of the side. Needs views of 20 pixels or more.
+    sigma : (float, float), default (0.1, 2.0)
+        Range of the standard deviation of the blur, in pixels.
+    solarize : float or (float, float), default 0.0
+        Probability of inverting the pixels that are brighter than the middle.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `size` is not an integer, or if a setting is outside its range.
+
+    Examples
+    --------
+    >>> import torch
+    >>> images = torch.randint(256, (8, 3, 32, 32), dtype=torch.uint8)
+    >>> view_a, view_b = TwoViews(24)(images, torch.Generator().manual_seed(0))
+    >>> view_a.shape, view_a.dtype
+    (torch.Size([8, 3, 24, 24]), torch.float32)
     """
 
     def __init__(
@@ -123,65 +178,61 @@ class TwoViews:
 
     @torch.no_grad()
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Return `(view_a, view_b)`, float32 `(n, c, size, size)` in [-1, 1], of images `(n, c, h, w)`.
+        """Return view a and view b of the images.
 
-        `images` is what `normalize` accepts and is not modified. All randomness comes from `generator`,
-        which lives on the images' device; None means torch's global generator there. Raises as
-        `normalize` does, and ValueError for a generator elsewhere or for color options on images with
-        neither 1 nor 3 channels.
+        Parameters
+        ----------
+        images : Tensor of shape (n, c, h, w)
+            Images as for `normalize`; not modified.
+        generator : torch.Generator or None
+            Source of all randomness, on the device of the images; None is torch's global generator.
+
+        Returns
+        -------
+        view_a, view_b : Tensor of shape (n, c, size, size)
+            float32 in [-1, 1]. Errors are those of `normalize`, and ValueError for another device or channel count.
         """
         half = _half_range(images)
         n, channels, height, width = images.shape
-        color = max(self.grayscale) > 0 or (
-            max(self.jitter) > 0 and max(self.brightness, self.contrast, self.saturation, self.hue) > 0
-        )
-        if color and channels not in (1, 3):
-            raise ValueError(
-                f"color augmentation needs images with 1 or 3 channels, got {channels}; "
-                "jitter=0 and grayscale=0 turn it off"
-            )
-        if generator is not None and generator.device.type != images.device.type:
-            raise ValueError(f"generator is on {generator.device}, images on {images.device}: use one device")
         device = images.device
-        uniforms = torch.rand(
-            2 * n, CROP_DRAWS + 1 + _COLOR_DRAWS, generator=generator, device=device, dtype=torch.float32
-        )
-        crop, flip, jitter = uniforms.split([CROP_DRAWS, 1, _COLOR_DRAWS], dim=1)
+        strengths = self.brightness, self.contrast, self.saturation, self.hue
+        color = max(self.grayscale) > 0 or (max(self.jitter) > 0 and max(strengths) > 0)
+        if color and channels not in (1, 3):
+            raise ValueError(f"color changes need 1 or 3 channels, got {channels}: set jitter=0 and grayscale=0")
+        if generator is not None and generator.device.type != device.type:
+            raise ValueError(f"generator is on {generator.device}, images on {device}: use one device")
+        draw = partial(torch.rand, generator=generator, device=device, dtype=torch.float32)
+        crop, flip, jitter = draw(2 * n, CROP_DRAWS + 1 + _COLOR_DRAWS).split([CROP_DRAWS, 1, _COLOR_DRAWS], dim=1)
+        # Drawn last, so that the rest of a view does not depend on it.
+        finish = draw(2 * n, _FINISH_DRAWS) if max(*self.blur, *self.solarize) > 0 else None
         top, left, crop_height, crop_width = random_crops(crop, height, width, self.scale, self.ratio)
-        flip = flip.squeeze(1) < _by_view(self.flip, flip)
-        views = torch.empty(2 * n, channels, self.size, self.size, device=device, dtype=torch.float32)
-        across = resize_taps(left, crop_width, width, self.size, flip)
-        finish = None
-        if max(*self.blur, *self.solarize) > 0:  # drawn last, so that the rest of a view does not depend on it
-            finish = torch.rand(2 * n, _FINISH_DRAWS, generator=generator, device=device, dtype=torch.float32)
+        across = resize_taps(left, crop_width, width, self.size, flip.squeeze(1) < _by_view(self.flip, flip))
         down = resize_taps(top, crop_height, height, self.size)
+        views = torch.empty(2 * n, channels, self.size, self.size, device=device, dtype=torch.float32)
         chunk = n if device.type != "cpu" else max(1, _CHUNK_BYTES // (4 * channels * height * width))
-        # Autocast would round pixels to 8 bits of mantissa or fewer.
-        with torch.autocast(device.type, enabled=False):
+        with torch.autocast(device.type, enabled=False):  # autocast would round the pixels
             if color:
                 matrix, offset = self._draw_color(jitter, channels)
             for begin in range(0, n, chunk):
                 part = images[begin : begin + chunk].transpose(2, 3).to(torch.float32).contiguous()
-                for first in (begin, n + begin):
+                for view, first in enumerate((begin, n + begin)):
                     rows = slice(first, first + len(part))
                     narrow = resize_rows(part, *(x[rows] for x in across)).transpose(2, 3)
-                    view = resize_rows(narrow, *(x[rows] for x in down)).flatten(2)
+                    pixels = resize_rows(narrow, *(x[rows] for x in down)).flatten(2)
                     out = views[rows].flatten(2)
                     if color:
-                        gray = view.mean(dim=2) @ gray_weights(channels, device)
+                        gray = pixels.mean(dim=2) @ gray_weights(channels, device)
                         shift = (offset[rows] * gray).div_(half).sub_(1)[:, None, None]
-                        torch.baddbmm(shift, matrix[rows] / half, view, out=out)
+                        torch.baddbmm(shift, matrix[rows] / half, pixels, out=out)
                     else:
-                        torch.div(view, half, out=out).sub_(1)
+                        torch.div(pixels, half, out=out).sub_(1)
                     out.clamp_(-1, 1)
-                if finish is not None:
-                    for view, first in enumerate((begin, n + begin)):
-                        rows = slice(first, first + len(part))
+                    if finish is not None:
                         self._finish(views[rows], finish[rows], view)
         return views[:n], views[n:]
 
     def _finish(self, views: Tensor, uniforms: Tensor, view: int) -> None:
-        """Blur and solarise, in place, the rows `(m, c, s, s)` of one view that `(m, 3)` uniform numbers choose."""
+        """Blur and solarize in place: uniform numbers `(m, 3)` choose among the images `(m, c, s, s)` of one view."""
         if self.blur[view] > 0:
             chosen = (uniforms[:, 0] < self.blur[view]).nonzero().squeeze(1)
             sigma = uniforms[chosen, 1] * (self.sigma[1] - self.sigma[0]) + self.sigma[0]
@@ -204,21 +255,13 @@ class TwoViews:
         return (matrix if channels == 3 else (brightness * contrast)[:, None, None]), offset
 
 
-def augmentation(name: str, size: int, **changes: Any) -> TwoViews:
-    """The published recipe `name` of `presets.AUGMENTATIONS` at `size` pixels, with `changes` to its settings.
-
-    Crops are bilinear and color is clamped once, also where a recipe was bicubic or clamped between steps.
-    """
-    return TwoViews(size, **augmentation_settings(name, size) | changes)
-
-
 def _by_view(pair: tuple[float, float], like: Tensor) -> Tensor:
-    """One probability a row of `like`, whose first half is view a and whose second half is view b."""
+    """One probability for each row of `like`; its first half belongs to view a, its second half to view b."""
     return like.new_tensor(pair).repeat_interleave(len(like) // 2)
 
 
 def _half_range(images: Tensor) -> float:
-    """The pixel value that becomes 0, after checking that these are images."""
+    """Check the images and return the pixel value that `normalize` maps to 0."""
     if not isinstance(images, Tensor):
         raise TypeError(f"images must be a torch.Tensor, got {type(images).__name__}")
     if images.dtype != torch.uint8 and not images.is_floating_point():
@@ -228,12 +271,13 @@ def _half_range(images: Tensor) -> float:
     if images.dtype == torch.uint8:
         return 127.5
     low, high = (bound.item() for bound in images.detach().aminmax())
-    if not (low >= 0 and high <= 1):  # also catches NaN
+    if not (low >= 0 and high <= 1):  # also true for NaN
         raise ValueError(f"floating point images must be in [0, 1], got values from {low:g} to {high:g}")
     return 0.5
 
 
 def _number(name: str, value: float, high: float) -> float:
+    """The value as a float, checked to be in [0, high]."""
     if isinstance(value, bool | str) or value is None or not (0 <= value <= high and math.isfinite(value)):
         bound = f"in [0, {high:g}]" if math.isfinite(high) else "finite and at least 0"
         raise ValueError(f"{name} must be {bound}, got {value!r}")
@@ -241,6 +285,7 @@ def _number(name: str, value: float, high: float) -> float:
 
 
 def _probabilities(name: str, value: Probability) -> tuple[float, float]:
+    """The probabilities of view a and view b."""
     pair = value if isinstance(value, tuple | list) else (value, value)
     if len(pair) != 2:
         raise ValueError(f"{name} must be one probability or a pair for view a and view b, got {value!r}")
@@ -248,6 +293,7 @@ def _probabilities(name: str, value: Probability) -> tuple[float, float]:
 
 
 def _interval(name: str, value: tuple[float, float], high: float) -> tuple[float, float]:
+    """The two numbers, checked to be 0 < low <= high."""
     pair = hasattr(value, "__len__") and not isinstance(value, str) and len(value) == 2
     if not pair or not (0 < value[0] <= value[1] <= high and math.isfinite(value[1])):
         bound = f"0 < low <= high <= {high:g}" if math.isfinite(high) else "0 < low <= high, finite"

@@ -275,7 +275,7 @@ def test_command_table_and_images(tmp_path, monkeypatch, capsys):
         'loss = "barlow_twins"',
         "[[listed]]",
         'loss = "hsic_ssl"',
-        "loss_options = { target = -0.5 }",
+        "loss_options = { off_diagonal_target = -0.5 }",
     ]
     (tmp_path / "size.toml").write_text("\n".join(lines))
     app(["ablate", str(tmp_path / "size.toml"), "--folder", str(tmp_path / "runs")], standalone_mode=False)

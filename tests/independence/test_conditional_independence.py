@@ -1,4 +1,4 @@
-"""Tests within groups: the statistic is an oracle's; what the groups share neither hides nor fakes dependence."""
+"""Tests of independence within groups."""
 
 import numpy as np
 import pytest
@@ -25,13 +25,13 @@ def grouped(n, seed, slope):
 
 @each_test
 @pytest.mark.parametrize("slope", [-0.6, 0.6])
-def test_sees_a_dependence_that_opposes_the_groups(test, slope):
+def test_dependence_that_opposes_the_groups_is_found(test, slope):
     x, y, group = grouped(200, 0, slope)
     assert test(x, y, permutations=199, groups=group).pvalue == 1 / 200
 
 
 @each_test
-def test_common_cause_alone_is_no_dependence_given_it(test):
+def test_level_holds_if_only_the_group_is_shared(test):
     rejected = 0
     for seed in range(200):
         x, y, group = grouped(30, seed, slope=0.0)
@@ -41,7 +41,7 @@ def test_common_cause_alone_is_no_dependence_given_it(test):
 
 @pytest.mark.parametrize("tolerance", [None, 1e-10], ids=["grams", "factors"])
 @pytest.mark.parametrize("kernel", [Linear(), Gaussian(1.3)], ids=repr)
-def test_statistic_is_the_unbiased_check_choice_grams_centered_within_groups(kernel, tolerance):
+def test_statistic_is_unbiased_hsic_of_grams_centered_within_groups(kernel, tolerance):
     x, y, group = grouped(40, 3, slope=-0.3)
     h = np.eye(40)
     for g in np.unique(group):
@@ -56,6 +56,6 @@ def test_statistic_is_the_unbiased_check_choice_grams_centered_within_groups(ker
 
 
 @each_test
-def test_constant_within_every_group_is_independent_given_it(test):
+def test_constant_within_groups_is_independent_within_groups(test):
     _, y, group = grouped(60, 1, slope=0.5)
     assert test(0.1 * group, y, permutations=19, groups=group).pvalue == 1

@@ -1,4 +1,4 @@
-"""Laws that every loss of two views obeys, as one table over the losses."""
+"""Properties of every loss of two views, for the losses of `losses_table`."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ SIZES = [(2, 1), (2, 2), (3, 1), (3, 2), (4, 3), (16, 5), (64, 5), (6, 40)]
 every_loss = pytest.mark.parametrize("name", LOSSES)
 
 
-def with_law(law):
+def losses_with(law):
     return pytest.mark.parametrize("name", [name for name, (_, _, laws) in LOSSES.items() if law in laws])
 
 
@@ -21,7 +21,7 @@ def gradients(loss, z_a, z_b):
 
 @every_loss
 @pytest.mark.parametrize("n, d", SIZES)
-def test_value_is_that_of_numpy(name, n, d):
+def test_value_matches_numpy(name, n, d):
     loss, oracle, _ = LOSSES[name]
     z_a, z_b = views(n, d)
     expected = oracle(z_a.numpy(), z_b.numpy())
@@ -41,13 +41,13 @@ def test_terms_sum_to_the_loss(name):
 
 @every_loss
 @pytest.mark.parametrize("n, d", [(6, 3), (4, 7)])
-def test_gradient_is_that_of_finite_differences(name, n, d):
+def test_gradient_matches_finite_differences(name, n, d):
     z_a, z_b = views(n, d)
     assert torch.autograd.gradcheck(LOSSES[name][0], (z_a.requires_grad_(), z_b.requires_grad_()))
 
 
 @every_loss
-def test_order_of_the_rows_is_irrelevant(name):
+def test_order_of_the_rows_does_not_matter(name):
     loss, (z_a, z_b) = LOSSES[name][0], views()
     rows = torch.randperm(16, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(loss(z_a[rows], z_b[rows]), loss(z_a, z_b))
@@ -55,24 +55,24 @@ def test_order_of_the_rows_is_irrelevant(name):
         torch.testing.assert_close(permuted, plain[rows])
 
 
-@with_law("features")
-def test_order_of_the_features_is_irrelevant(name):
+@losses_with("features")
+def test_order_of_the_features_does_not_matter(name):
     loss, (z_a, z_b) = LOSSES[name][0], views()
     columns = torch.tensor([3, 0, 4, 1, 2])
     torch.testing.assert_close(loss(z_a[:, columns], z_b[:, columns]), loss(z_a, z_b))
 
 
-@with_law("duplicate")
+@losses_with("duplicate")
 def test_duplicated_batch_has_the_same_loss(name):
     loss, (z_a, z_b) = LOSSES[name][0], views()
     torch.testing.assert_close(loss(z_a.repeat(3, 1), z_b.repeat(3, 1)), loss(z_a, z_b))
 
 
-@with_law("affine")
+@losses_with("affine")
 @pytest.mark.parametrize("scale", [1e-6, 1e-4, 1e-3, 1e3, 1e6])
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.float64, 1e-9)])
-def test_each_view_may_be_rescaled_and_shifted_by_itself(name, scale, dtype, tolerance):
-    # An absolute epsilon, rows of unit length and joint standardization of both views each break this.
+def test_scale_and_offset_of_each_feature_do_not_matter(name, scale, dtype, tolerance):
+    # An absolute epsilon, rows of unit length, or joint standardization of both views would break this.
     loss, (z_a, z_b) = LOSSES[name][0], views(64, 16, dtype=dtype)
     shift = scale * data(1, 16, 9, dtype)
     scales = scale * data(1, 16, 8, dtype).exp()
@@ -82,15 +82,15 @@ def test_each_view_may_be_rescaled_and_shifted_by_itself(name, scale, dtype, tol
     torch.testing.assert_close(scaled * scales, plain, rtol=100 * tolerance, atol=tolerance)
 
 
-@with_law("offset")
-def test_offset_of_ten_thousand_in_float32(name):
+@losses_with("offset")
+def test_offset_of_ten_thousand_keeps_float32_accurate(name):
     loss, (z_a, z_b) = LOSSES[name][0], views(256, 8, dtype=torch.float32)
     z_a, z_b = z_a + 1e4, z_b + 1e4
     torch.testing.assert_close(loss(z_a, z_b).double(), loss(z_a.double(), z_b.double()), rtol=1e-3, atol=1e-3)
 
 
-@with_law("lengths")
-def test_length_of_a_row_is_irrelevant(name):
+@losses_with("lengths")
+def test_length_of_the_rows_does_not_matter(name):
     loss, (z_a, z_b) = LOSSES[name][0], views()
     lengths = torch.logspace(-6, 6, 16, dtype=torch.float64)[:, None]
     torch.testing.assert_close(loss(lengths * z_a, z_b), loss(z_a, z_b))
@@ -98,7 +98,7 @@ def test_length_of_a_row_is_irrelevant(name):
 
 @every_loss
 @pytest.mark.parametrize("value", [0.0, 0.1])
-def test_dead_feature_leaves_value_and_gradient_finite(name, value):
+def test_constant_feature_has_finite_value_and_gradient(name, value):
     loss, (z_a, z_b) = LOSSES[name][0], views(dtype=torch.float32)
     z_a[:, 2] = value
     assert loss(z_a, z_b).isfinite()
@@ -106,7 +106,7 @@ def test_dead_feature_leaves_value_and_gradient_finite(name, value):
 
 
 @every_loss
-def test_collapse_leaves_value_and_gradient_finite(name):
+def test_collapsed_views_have_finite_value_and_gradient(name):
     loss = LOSSES[name][0]
     for z in (torch.full((8, 3), 0.1), torch.zeros(8, 3)):
         assert loss(z, z).isfinite()
@@ -116,7 +116,7 @@ def test_collapse_leaves_value_and_gradient_finite(name):
 @every_loss
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("row", [0, 3])
-def test_nan_and_infinity_are_not_hidden(name, bad, row):
+def test_nan_or_infinity_makes_the_loss_not_finite(name, bad, row):
     loss, (z_a, z_b) = LOSSES[name][0], views()
     z_a[row, 1] = bad
     assert not loss(z_a, z_b).isfinite()
@@ -126,7 +126,7 @@ def test_nan_and_infinity_are_not_hidden(name, bad, row):
 @pytest.mark.parametrize("autocast", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("noise", [0.5, 0.01])
 def test_autocast_changes_neither_value_nor_gradient(name, autocast, noise):
-    # Where C is formed in bfloat16, a diagonal of 1 - 1e-4 rounds to 1 and the invariance gradient is gone.
+    # If C were computed in bfloat16, a diagonal of 1 - 1e-4 would round to 1, and its gradient would vanish.
     loss, _, laws = LOSSES[name]
     z_a, z_b = (z.requires_grad_() for z in views(256, 16, dtype=torch.float32, noise=noise))
     expected = loss(z_a, z_b)
@@ -137,7 +137,7 @@ def test_autocast_changes_neither_value_nor_gradient(name, autocast, noise):
     assert value.dtype == torch.float32 and torch.equal(value, expected)
     for ours, inner, theirs in zip(torch.autograd.grad(value, (z_a, z_b)), inside, expected_gradients, strict=True):
         assert torch.equal(ours, theirs) and theirs.norm() > 0
-        # torch asks to leave autocast before backward(); products written by hand do not depend on it.
+        # torch asks users to leave autocast before backward(); functions with their own backward do not need it.
         assert torch.equal(inner, theirs) or "autograd" in laws
 
 
@@ -151,7 +151,7 @@ def test_half_precision_inputs_give_the_float32_loss(name, half):
 
 @every_loss
 @pytest.mark.parametrize("narrow", [torch.float32, torch.bfloat16])
-def test_the_narrower_view_is_raised_to_the_wider(name, narrow):
+def test_views_of_two_dtypes_are_computed_in_the_wider_one(name, narrow):
     loss, (z_a, z_b) = LOSSES[name][0], views()
     z_b = z_b.to(narrow)
     assert torch.equal(loss(z_a, z_b), loss(z_a, z_b.double()))
@@ -159,7 +159,7 @@ def test_the_narrower_view_is_raised_to_the_wider(name, narrow):
 
 
 @every_loss
-def test_inputs_are_left_alone(name):
+def test_inputs_are_not_modified(name):
     loss, (z_a, z_b) = LOSSES[name][0], views()
     before = z_a.clone(), z_b.clone()
     gradients(loss, z_a, z_b)
@@ -179,7 +179,7 @@ def test_inputs_are_left_alone(name):
         (torch.zeros(4, 3), torch.zeros(4, 3, device="meta"), ValueError, "one device, got cpu and meta"),
     ],
 )
-def test_errors_quote_what_is_wrong(name, z_a, z_b, error, message):
+def test_views_that_are_not_accepted_are_quoted(name, z_a, z_b, error, message):
     with pytest.raises(error, match=message):
         LOSSES[name][0](z_a, z_b)
 

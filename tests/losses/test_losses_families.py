@@ -1,12 +1,11 @@
-"""What the losses say about HSIC and about each other, and their values at chance and at the optimum."""
+"""Relations of the losses to HSIC and to each other, their expected values and their lower bounds."""
 
 import math
 
 import numpy as np
 import pytest
 import torch
-from losses_table import data, off, standardized, unit, views
-from test_losses_cross_correlation import minimize
+from losses_table import data, minimize, off, standardized, unit, views
 
 from hsic_lab.hsic import hsic
 from hsic_lab.kernels import NAMED, Gaussian, InverseMultiquadric, Kernel, Linear, named
@@ -15,6 +14,7 @@ from hsic_lab.losses import (
     HSICSSLLoss,
     NegativeCosineSimilarity,
     NTXentLoss,
+    ReferenceCodeLoss,
     SpectralContrastiveLoss,
     SSLHSICLoss,
     SupConLoss,
@@ -32,7 +32,7 @@ def close(actual, expected, tolerance=1e-11):
 @pytest.mark.parametrize("n, d", [(9, 4), (4, 9)])
 @pytest.mark.parametrize("contrast", ["dimensions", "samples"])
 @pytest.mark.parametrize("one", [True, False])
-def test_both_readings_of_the_squared_norm_by_both_routes(route, n, d, contrast, one):
+def test_both_contrasts_match_numpy_by_both_routes(route, n, d, contrast, one):
     x = data(n, d, 1)
     y = x if one else data(n, d, 2)
     a, b = (x.T.numpy(), y.T.numpy()) if contrast == "samples" else (x.numpy(), y.numpy())
@@ -52,7 +52,7 @@ def test_squared_norms_of_features_and_of_images_differ_by_their_diagonals():
     close(features + diagonal.square().sum(), images + rows)
 
 
-def test_unit_embeddings_bound_one_family_by_the_other():
+def test_each_contrast_bounds_the_other_for_rows_of_unit_length():
     # Garrido et al. 2023, corollary 3.4.1, with N embeddings in M dimensions.
     n, m = 12, 5
     z = torch.nn.functional.normalize(data(n, m), dim=1)
@@ -67,8 +67,8 @@ def test_covariance_term_of_vicreg_is_hsic_of_a_view_with_itself():
     close(d * covariance, (n / (n - 1)) ** 2 * hsic(z, z) - z.var(dim=0).square().sum())
 
 
-def test_spectral_loss_in_moments_of_features():
-    # The mean over all pairs of rows is ||E z z'||_F^2: the Frobenius term of the other family.
+def test_spectral_loss_is_a_function_of_the_second_moment():
+    # The mean over all pairs of rows is ||E z z'||_F^2.
     z = 0.3 * data(16, 4)
     terms = SpectralContrastiveLoss(mu=100.0).terms(z, z)
     second_moment = z.T @ z / 16
@@ -83,7 +83,7 @@ def test_dependence_is_hsic_with_the_identity_of_the_image(kernel):
     z, n, v = torch.cat([z_a, z_b]), 6, 2
     identity = torch.eye(n).double().repeat(v, 1)
     gram = kernel(z)
-    # hsic() has pairs of an embedding with itself among the v pairs of an image.
+    # hsic() includes the pairs of a projection with itself.
     with_itself = n * hsic(z, identity, kernel) + gram.mean()
     expected = (v * with_itself - gram.diagonal().mean()) / (v - 1) - gram.mean()
     terms = SSLHSICLoss(kernel, gamma=1.0).terms(z_a, z_b)
@@ -100,7 +100,7 @@ def test_dependence_is_the_mean_distance_between_the_images():
     close(mmd.sum() / (2 * 6**2), 6 * hsic(z, torch.eye(6).double().repeat(2, 1), kernel))
 
 
-def test_linear_ssl_hsic_is_barlow_twins_in_another_coat():
+def test_linear_ssl_hsic_compares_the_trace_of_c_with_a_covariance():
     x, y = (torch.from_numpy(standardized(z.numpy())) for z in views(16, 5))
     terms = SSLHSICLoss(Linear(), gamma=1.0).terms(x, y)
     c = x.T @ y / 16
@@ -119,7 +119,7 @@ def test_kernel_features_and_gram_agree_for_the_linear_kernel():
 
 
 @pytest.mark.parametrize("kernel", [Gaussian(1.5), InverseMultiquadric(1.5)])
-def test_random_features_approach_the_kernel_at_the_rate_of_their_number(kernel):
+def test_error_of_random_features_falls_with_the_root_of_their_number(kernel):
     z_a, z_b = views(32, 3)
     exact = SSLHSICLoss(kernel)(z_a, z_b)
 
@@ -138,7 +138,7 @@ def test_kernel_by_name_reaches_the_loss_from_a_settings_file():
     assert torch.equal(SSLHSICLoss()(z_a, z_b), SSLHSICLoss(InverseMultiquadric())(z_a, z_b))
 
 
-def test_random_features_are_seeded_and_leave_the_global_generator_alone():
+def test_random_features_depend_on_the_seed_only():
     z_a, z_b = views(8, 3)
     state = torch.get_rng_state()
     first, again, other = (SSLHSICLoss(random_features=16, seed=seed) for seed in (1, 1, 2))
@@ -149,7 +149,7 @@ def test_random_features_are_seeded_and_leave_the_global_generator_alone():
 
 
 def test_info_nce_is_ssl_hsic_for_kernels_of_small_variance():
-    # log mean exp(k) = mean k + Var k / 2 + O(third cumulant): halving 1/T divides what is left by eight.
+    # log mean exp(k) = mean k + Var k / 2 + O(third cumulant): halving 1/T divides the remainder by eight.
     z_a, z_b = views(24, 4)
 
     def remainder(temperature):
@@ -164,7 +164,7 @@ def test_info_nce_is_ssl_hsic_for_kernels_of_small_variance():
 
 
 @pytest.mark.parametrize("rescale", [True, False])
-def test_supervised_loss_is_that_of_a_loop(rescale):
+def test_supervised_loss_matches_a_loop_over_pairs(rescale):
     parts, labels, t = [data(7, 3, seed).numpy() for seed in (1, 2, 3)], np.array([0, 1, 0, 2, 1, 0, 5]), 0.2
     z, every = unit(np.concatenate(parts)), np.tile(labels, 3)
     losses = []
@@ -189,7 +189,7 @@ def test_three_views_of_ssl_hsic_average_over_pairs_of_views():
         BarlowTwinsLoss()(*parts)
 
 
-CHANCE = [
+INDEPENDENT = [
     BarlowTwinsLoss(),
     BarlowTwinsLoss(None),
     BarlowTwinsLoss(0.5, contrast="samples"),
@@ -203,11 +203,11 @@ CHANCE = [
 
 
 @pytest.mark.parametrize("n, d", [(12, 4), (5, 20)])
-@pytest.mark.parametrize("loss", CHANCE, ids=repr)
-def test_chance_is_the_mean_over_unrelated_views(loss, n, d):
+@pytest.mark.parametrize("loss", INDEPENDENT, ids=repr)
+def test_expected_if_independent_is_the_mean_over_independent_views(loss, n, d):
     draws = torch.stack([loss(data(n, d, 2 * seed), data(n, d, 2 * seed + 1)) for seed in range(300)])
     error = draws.std() / math.sqrt(len(draws))
-    # 4 standard errors, and the eps that the chance of VICReg leaves out.
+    # 4 standard errors, and eps, which the expected loss of VICReg leaves out.
     assert abs(float(draws.mean()) - loss.expected_if_independent(n, d)) < 4 * error + (
         1e-2 if isinstance(loss, VICRegLoss) else 0
     )
@@ -235,19 +235,19 @@ def test_chance_is_the_mean_over_unrelated_views(loss, n, d):
     ],
     ids=repr,
 )
-def test_floor_is_where_identical_views_end(loss, n, d):
+def test_lower_bound_is_the_minimum_of_identical_views(loss, n, d):
     ends = []
-    for seed in range(3 if n > 2 else 12):  # of two rows only the signs of their difference count
+    for seed in range(3 if n > 2 else 12):  # with two rows only the signs of their difference matter
         z = data(n, d, seed).requires_grad_()
         ends.append(minimize(lambda z=z: loss(z, z), z, steps=500))
     tolerance = 2e-2 if isinstance(loss, VICRegLoss) else 1e-3
     assert min(ends) == pytest.approx(loss.lower_bound(n, d), abs=tolerance)
 
 
-def test_unknown_levels_say_so():
-    with pytest.raises(NotImplementedError, match="chance level of NTXentLoss depends on the distribution"):
+def test_unknown_reference_values_are_not_implemented():
+    with pytest.raises(NotImplementedError, match="independent views depends on the data for NTXentLoss"):
         NTXentLoss().expected_if_independent(8, 4)
-    with pytest.raises(NotImplementedError, match="least SSLHSICLoss is known"):
+    with pytest.raises(NotImplementedError, match="smallest SSLHSICLoss is known"):
         SSLHSICLoss().lower_bound(8, 4)
     with pytest.raises(NotImplementedError):
         NTXentLoss().lower_bound(8, 4)
@@ -256,6 +256,13 @@ def test_unknown_levels_say_so():
 @pytest.mark.parametrize(
     "call, message",
     [
+        (lambda: BarlowTwinsLoss(-1), "lambda_param must be at least 0, or None for 1/d, got -1"),
+        (lambda: HSICSSLLoss(-1), "lambda_param must be at least 0, or None for 1/d, got -1"),
+        (lambda: BarlowTwinsLoss(float("nan")), "got nan"),
+        (lambda: HSICSSLLoss(float("nan")), "got nan"),
+        (lambda: ReferenceCodeLoss(-1), "lambda_param must be at least 0, or None for 1/d, got -1"),
+        (lambda: BarlowTwinsLoss(route="gram"), "route must be one of 'auto', 'primal', 'dual', got 'gram'"),
+        (lambda: HSICSSLLoss(route="gram"), "route must be one of 'auto', 'primal', 'dual', got 'gram'"),
         (lambda: NTXentLoss(0.0), "temperature must be positive, got 0.0"),
         (lambda: SupConLoss(-1.0), "temperature must be positive, got -1.0"),
         (lambda: NTXentLoss(class_prior=1.0), r"class_prior must be in \[0, 1\), got 1.0"),
@@ -270,11 +277,11 @@ def test_unknown_levels_say_so():
         (lambda: SupConLoss()(*views(), labels=torch.zeros(16)), r"integers of shape \(16,\), got torch.float32"),
     ],
 )
-def test_errors_quote_what_is_wrong(call, message):
+def test_arguments_that_are_not_accepted_are_quoted(call, message):
     with pytest.raises(ValueError, match=message):
         call()
 
 
-def test_labels_that_are_no_tensor_are_refused():
+def test_labels_must_be_a_tensor():
     with pytest.raises(TypeError, match=r"labels must be a torch.Tensor, got list"):
         SupConLoss()(*views(), labels=[0] * 16)

@@ -428,6 +428,8 @@ def test_settings_of_numpy_and_of_before_are_understood():
     assert TrainConfig.from_json({"shared": ["crop"]}).shared == ("crop",), "where images are not scenes, unread"
     before = TrainConfig.from_json({"loss": "vicreg", "lambda_param": 9.0, "loss_options": {"mu_param": 2.0}})
     assert (before.lambda_param, before.loss_options) == (None, {"lambda_param": 9.0, "mu_param": 2.0})
+    before = TrainConfig.from_json({"loss": "hsic_ssl", "loss_options": {"target": -0.5}, "views": "report"})
+    assert (before.loss_options, before.views) == ({"off_diagonal_target": -0.5}, "tsai2021"), "names of version 0.1"
 
 
 def test_held_out_pairs_are_of_every_class(tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hsic_lab.ablation import read_table
+from hsic_lab.ablation import Grid, read_table, run_ablation
 from hsic_lab.cka import cka
 from hsic_lab.datasets import load
 from hsic_lab.evaluation import extract_features, linear_probe
@@ -61,3 +61,18 @@ def test_ablation_table_is_read():
     frame = read_table(FOLDER / "ablation.csv")
     assert frame["batch_size"].unique().tolist() == [128, 256]
     assert {"accuracy", "state", "energy", "rankme"} <= set(frame)
+
+
+def test_stored_ablation_results_are_found(tmp_path):
+    shutil.copytree(FOLDER / "ablation", tmp_path / "ablation")
+    base = {
+        "dataset": "digits", "width": 1, "projector": [8, 4], "epochs": 3, "snapshots": 3, "log_every": 1,
+        "device": "cpu", "precision": "float32", "views": "tsai2021", "loss": "hsic_ssl",
+    }  # fmt: skip
+    stored = read_table(FOLDER / "ablation.csv")
+    frame = run_ablation(
+        Grid("small", base=base, cross={"batch_size": [128, 256]}), tmp_path / "ablation", progress=False
+    )
+    assert frame["run"].tolist() == stored["run"].tolist()
+    assert frame["accuracy"].tolist() == stored["accuracy"].tolist(), "nothing was trained or evaluated again"
+    assert set(frame["hsic_lab"]) == {"0.1.0"}

@@ -1,4 +1,4 @@
-"""Blur, solarisation and the named recipes, against Pillow and NumPy."""
+"""Blur, solarization and the published augmentations, against Pillow and NumPy."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def photos(n, c=3, side=32):
 
 
 def torchvision_blur(image, sigma, radius):
-    """`torchvision.transforms.functional.gaussian_blur` of one (c, h, w) image by its definition: a 2-D kernel."""
+    """`torchvision.transforms.functional.gaussian_blur` of one (c, h, w) image, with a 2-D kernel."""
     x = np.linspace(-radius, radius, 2 * radius + 1)
     line = np.exp(-0.5 * (x / sigma) ** 2)
     kernel = np.outer(line, line) / line.sum() ** 2
@@ -33,7 +33,7 @@ def torchvision_blur(image, sigma, radius):
 
 
 @pytest.mark.parametrize("radius, height, width", [(1, 5, 7), (3, 16, 9), (4, 24, 24)])
-def test_blur_is_torchvisions_with_a_sigma_an_image(radius, height, width):
+def test_blur_matches_torchvision_with_one_sigma_for_each_image(radius, height, width):
     images = torch.rand(4, 2, height, width, dtype=torch.float64, generator=seeded())
     sigma = torch.tensor([0.1, 0.5, 1.3, 2.0], dtype=torch.float64)
     before = images.clone()
@@ -47,8 +47,8 @@ def test_blur_is_torchvisions_with_a_sigma_an_image(radius, height, width):
 
 
 @pytest.mark.parametrize("sigma", [1.0, 2.0])
-def test_blur_is_pillows_away_from_the_border(sigma):
-    """Pillow repeats the edge and approximates by boxes: equal within a few gray levels inside."""
+def test_blur_is_close_to_pillow_away_from_the_border(sigma):
+    """Pillow repeats the edge and approximates the kernel by boxes, so the gray levels differ a little."""
     image = photos(1, 1, 64)[0, 0]
     expected = np.asarray(Image.fromarray(image.numpy()).filter(ImageFilter.GaussianBlur(sigma)), float)
     found = gaussian_blur(image[None, None].double(), torch.tensor([sigma]).double(), 10)[0, 0].numpy()
@@ -57,11 +57,11 @@ def test_blur_is_pillows_away_from_the_border(sigma):
     assert np.corrcoef(found[inside].ravel(), expected[inside].ravel())[0, 1] > 0.99
 
 
-def test_kernel_is_a_tenth_of_the_side():
+def test_blur_kernel_is_a_tenth_of_the_side():
     assert [2 * blur_radius(size) + 1 for size in (16, 32, 64, 96, 224)] == [1, 3, 7, 9, 23]
 
 
-def test_solarisation_is_pillows_on_every_byte():
+def test_solarization_matches_pillow_on_every_byte():
     every = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
     expected = np.asarray(ImageOps.solarize(Image.fromarray(every[0, 0].numpy())))
     found = (solarize(normalize(every)) + 1) * 127.5
@@ -78,8 +78,8 @@ def test_each_view_has_its_own_probability(option, pair):
         assert abs(share - p) <= 4 * (p * (1 - p) / 2000) ** 0.5
 
 
-def test_blur_and_solarisation_of_a_view_are_the_operations_on_what_comes_before():
-    """More images than a chunk holds; what is drawn for crop and color does not depend on the rest."""
+def test_blur_and_solarization_come_last_and_do_not_change_the_other_draws():
+    """There are more images than a chunk holds."""
     images = photos(100)
     plain = TwoViews(32)(images, seeded(4))
     views = TwoViews(32, blur=(1.0, 0.0), solarize=(0.0, 1.0))(images, seeded(4))
@@ -91,8 +91,8 @@ def test_blur_and_solarisation_of_a_view_are_the_operations_on_what_comes_before
     assert 0.1 <= sigma.min() < 0.2 and 1.9 < sigma.max() <= 2.0
 
 
-def test_the_views_of_a_seed_stay():
-    """Runs are repeated from their seed: these numbers were made by the first release of TwoViews."""
+def test_views_of_a_seed_do_not_change():
+    """Runs are repeated from their seed. The first release of TwoViews made these numbers."""
     images = torch.arange(2 * 3 * 32 * 32, dtype=torch.float64).mul(0.7).sin().add(1).div(2).view(2, 3, 32, 32)
     view_a, view_b = TwoViews(32)(images, seeded(7))
     found = torch.stack([view_a[0, :, 5, 9], view_a[1, :, 30, 2], view_b[0, :, 0, 31], view_b[1, :, 17, 17]])
@@ -107,7 +107,7 @@ SEED_7 = [
 ]
 
 
-TABLE = {  # (preset, size): scale, (brightness, contrast, saturation, hue), grayscale, blur, solarize
+TABLE = {  # (augmentation, size): scale, (brightness, contrast, saturation, hue), grayscale, blur, solarize
     ("tsai2021", 32): ((0.08, 1.0), (0.4, 0.4, 0.4, 0.1), 0.2, (0, 0), (0, 0)),
     ("tsai2021", 64): ((0.2, 1.0), (0.4, 0.4, 0.4, 0.1), 0.1, (0, 0), (0, 0)),
     ("barlow_twins", 32): ((0.08, 1.0), (0.4, 0.4, 0.2, 0.1), 0.2, (1.0, 0.1), (0, 0.2)),
@@ -121,7 +121,7 @@ TABLE = {  # (preset, size): scale, (brightness, contrast, saturation, hue), gra
 
 
 @pytest.mark.parametrize("key", TABLE)
-def test_presets_are_the_papers(key):
+def test_augmentations_have_the_published_settings(key):
     views = augmentation(*key)
     strengths = (views.brightness, views.contrast, views.saturation, views.hue)
     scale, color, gray, blur, solarized = TABLE[key]
@@ -132,7 +132,7 @@ def test_presets_are_the_papers(key):
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
 @pytest.mark.parametrize("channels, size", [(3, 32), (1, 28), (3, 64)])
-def test_every_preset_makes_views(name, channels, size):
+def test_every_augmentation_makes_views(name, channels, size):
     pair = augmentation(name, size)(photos(6, channels, size), seeded())
     for view in pair:
         assert view.shape == (6, channels, size, size) and view.abs().max() <= 1 and view.std() > 0.1
@@ -149,6 +149,6 @@ def test_every_preset_makes_views(name, channels, size):
         (lambda: TwoViews(32, sigma=(0.0, 1.0)), r"sigma.*got \(0.0, 1.0\)"),
     ],
 )
-def test_bad_settings(call, words):
+def test_settings_of_an_augmentation_that_are_not_accepted_are_quoted(call, words):
     with pytest.raises(ValueError, match=words):
         call()

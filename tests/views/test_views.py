@@ -1,3 +1,5 @@
+"""Two views: geometry and color against torch, torchvision and Pillow; randomness; input checks."""
+
 import math
 
 import numpy as np
@@ -54,7 +56,7 @@ def test_flip_mirrors_exactly():
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 24), st.integers(1, 24), st.integers(1, 24), st.integers(0, 2**31))
 def test_any_crop_equals_interpolate(height, width, size, seed):
-    """Enlarging and (antialiased) shrinking, against torch's resize of each crop cut out by itself."""
+    """Enlarging and antialiased shrinking, against torch's resize of each crop."""
     generator = seeded(seed)
     image = torch.rand(1, 2, height, width, generator=generator)
     crop = random_crops(torch.rand(1, 22, generator=generator), height, width, (0.05, 1.0), (0.5, 2.0))
@@ -69,7 +71,7 @@ def test_any_crop_equals_interpolate(height, width, size, seed):
 
 @pytest.mark.parametrize("shape", [(32, 32), (20, 45), (45, 20)])
 def test_each_view_is_its_own_crop(shape):
-    """End to end, more images than one chunk holds: image, view and random numbers stay together."""
+    """There are more images than one chunk holds."""
     n = 5 + (1 << 20) // (12 * shape[0] * shape[1])
     images = photos(n, 3, *shape)
     views = torch.cat(TwoViews(12, flip=0, jitter=0, grayscale=0)(images, seeded(3)))
@@ -83,7 +85,7 @@ def test_each_view_is_its_own_crop(shape):
 
 
 def torchvision_crop(rng, height, width, scale, ratio):
-    """The published loop, one image at a time."""
+    """torchvision's loop for one image."""
     for _ in range(10):
         area = height * width * rng.uniform(*scale)
         aspect = math.exp(rng.uniform(*np.log(ratio)))
@@ -102,7 +104,7 @@ def torchvision_crop(rng, height, width, scale, ratio):
 @pytest.mark.parametrize(
     "height, width, scale", [(32, 32, (0.2, 1)), (32, 32, (0.9, 1)), (24, 60, (0.4, 1)), (60, 20, (0.6, 1))]
 )
-def test_crop_law_is_torchvisions(height, width, scale):
+def test_crops_have_torchvisions_distribution(height, width, scale):
     ratio, m = (3 / 4, 4 / 3), 20_000
     rng = np.random.default_rng(0)
     oracle = np.array([torchvision_crop(rng, height, width, scale, ratio) for _ in range(m)], dtype=float)
@@ -147,7 +149,7 @@ def pixel_gray(image):
     return np.tensordot(GRAY, image, 1)[None]
 
 
-ORACLES = {  # one image (3, h, w), as Pillow's ImageEnhance defines them
+ORACLES = {  # of one image (3, h, w), as in Pillow's ImageEnhance
     "brightness": lambda image, v: v * image,
     "contrast": lambda image, v: blend(image, pixel_gray(image).mean(), v),
     "saturation": lambda image, v: blend(image, pixel_gray(image), v),
@@ -187,8 +189,8 @@ def test_color_order_does_not_matter(seed):
     np.testing.assert_allclose(stepwise, color(images, **dict(steps)), atol=1e-12)
 
 
-def test_views_apply_color_then_clamp():
-    """The whole jitter path against the same uniform numbers pushed through the NumPy formula."""
+def test_color_is_applied_then_clamped():
+    """The jitter of views against the NumPy formula with the same uniform numbers."""
     images, n = photos(), 6
     views = torch.cat(TwoViews(16, **{**STILL, "jitter": 1})(images, seeded(5)))
     draws = torch.rand(2 * n, 29, generator=seeded(5)).double().numpy()[:, 23:27]
@@ -222,14 +224,14 @@ def test_one_channel_gets_brightness_and_contrast():
 # Randomness
 
 
-def test_samples_and_views_are_independent():
+def test_views_of_equal_images_differ():
     images = photos(1, h=32, w=32).repeat(8, 1, 1, 1)
     views = torch.cat(TwoViews(32)(images, seeded())).flatten(1)
     distances = torch.cdist(views, views) + torch.eye(16) * 1e9
     assert distances.min() > 1
 
 
-def test_seed_decides_and_global_state_is_left_alone():
+def test_views_depend_on_the_generator_only():
     images, views = photos(), TwoViews(16)
     before, original = torch.get_rng_state(), images.clone()
     first, again, other = (views(images, seeded(s)) for s in (0, 0, 1))
@@ -247,7 +249,7 @@ def within_binomial(count, trials, p):
 
 
 @pytest.mark.parametrize("option, p", [("flip", 0.5), ("flip", 0.1), ("jitter", 0.8), ("grayscale", 0.2)])
-def test_frequencies(option, p):
+def test_each_operation_has_its_probability_in_both_views(option, p):
     """Each view changes with its probability, and the two views change independently."""
     images = photos(1, h=8, w=8).repeat(4000, 1, 1, 1)
     pair = TwoViews(8, **{**STILL, option: p})(images, seeded(2))
@@ -303,7 +305,7 @@ def test_views_stay_on_the_gpu():
         (torch.full((1, 3, 4, 4), math.nan), ValueError, "nan"),
     ],
 )
-def test_bad_images(images, error, words):
+def test_images_that_are_not_accepted_are_quoted(images, error, words):
     for call in (normalize, TwoViews(4)):
         with pytest.raises(error, match=words):
             call(images)
@@ -335,7 +337,7 @@ def test_color_needs_one_or_three_channels():
         (dict(grayscale=2), ValueError, "grayscale.*got 2"),
     ],
 )
-def test_bad_settings(options, error, words):
+def test_settings_that_are_not_accepted_are_quoted(options, error, words):
     with pytest.raises(error, match=words):
         TwoViews(**{"size": 8, **options})
 
@@ -350,7 +352,7 @@ def test_bad_settings(options, error, words):
         ({"hue": True}, r"hue must be in \[0, 0.5\], got True"),
     ],
 )
-def test_settings_of_other_types_are_quoted(options, words):
+def test_settings_of_other_types_are_quoted_or_converted(options, words):
     with pytest.raises(ValueError, match=words):
         TwoViews(32, **options)
     assert TwoViews(np.int64(32), scale=np.array([0.2, 1.0]), flip=torch.tensor(0.5)).scale == (0.2, 1.0)
