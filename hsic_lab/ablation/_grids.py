@@ -37,7 +37,7 @@ class Planned:
 
         Settings at their defaults do not enter, so that a setting that is added later leaves the keys alone.
         """
-        usual = plain(TrainConfig())
+        usual = plain(TrainConfig()) | {"dataset": "default"}  # the default of version 0.1: the data set always enters
         own = {name: value for name, value in plain(self.config).items() if value != usual[name]}
         return digest({"config": own, "data": self.data})
 

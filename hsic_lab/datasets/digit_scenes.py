@@ -1,4 +1,4 @@
-"""scikit-learn's 1797 real handwritten digits and the one train/test split that the library uses for them."""
+"""Rendered scenes of handwritten digits with known factors of variation, and scikit-learn's digits themselves."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits, load_sample_images
 from torch import Tensor
 from torch.nn import functional as F
 
-from hsic_lab._checks import is_whole
+from hsic_lab._checks import check_choice, is_whole
 from hsic_lab.datasets._images import Images
 
 N_CLASSES = 10
@@ -20,17 +20,34 @@ SPLITS = ("train", "test")
 
 
 def digit_index(split: str) -> Tensor:
-    """int64 positions in scikit-learn's order of the digits in ``split``, ascending.
+    """Return the positions of one split in scikit-learn's data set of 1797 handwritten digits.
 
-    The test split is the last quarter of each class in file order (rounded down), 445 digits; the train split
-    is the rest, 1352: a fixed, stratified rule without random numbers. The file is not shuffled and digits
-    that lie close together resemble each other, so this split is the harder and the more honest one: SVC() of
-    scikit-learn gets 95.1 % of it right, and 99.3 % if every fourth digit of a class is held out instead.
+    The test split is the last quarter of each class in file order, rounded down: 445 digits. The train split is the
+    other 1352. Digits that are close in the file are similar, so this split is harder than a random one: scikit-learn's
+    ``SVC()`` reaches 95.1 % test accuracy on it, and 99.3 % if every fourth digit of a class is held out.
 
-    Raises ValueError for another name than "train" or "test".
+    Parameters
+    ----------
+    split : {"train", "test"}
+        Name of the split.
+
+    Returns
+    -------
+    Tensor of shape (n,)
+        Positions as int64, ascending.
+
+    Raises
+    ------
+    ValueError
+        If ``split`` is another name.
+
+    Examples
+    --------
+    >>> from hsic_lab.datasets.digit_scenes import digit_index
+    >>> len(digit_index("train")), len(digit_index("test"))
+    (1352, 445)
     """
-    if split not in SPLITS:
-        raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
+    check_choice(split, SPLITS, "split")
     labels = load_digits().target
     chosen = []
     for label in range(N_CLASSES):
@@ -41,18 +58,18 @@ def digit_index(split: str) -> Tensor:
 
 
 def digit_images(split: str) -> Images:
-    """The digits of ``split`` as uint8 (n, 1, 8, 8) with labels 0..9.
+    """Return the digits of one split, see :func:`digit_index`, as uint8 images (n, 1, 8, 8) with labels 0 to 9.
 
-    scikit-learn's values 0..16 become ``round(v * 255 / 16)``; ``round(u * 16 / 255)`` is the exact inverse.
+    scikit-learn's value v in 0..16 becomes ``round(v * 255 / 16)``; ``round(u * 16 / 255)`` is the exact inverse.
     """
     bunch, index = load_digits(), digit_index(split)
     images = np.rint(bunch.images[index.numpy()] * (255 / 16)).astype(np.uint8)
     return Images(torch.from_numpy(images[:, None]), torch.from_numpy(bunch.target.astype(np.int64))[index])
 
 
-Factors = dict[str, Tensor]  # column name -> (n,): int64 for "digit", "class", "photograph", else float32
+Factors = dict[str, Tensor]  # column name -> (n,): int64 for "digit", "class" and "photograph", else float32
 
-# What two views can share, and the columns that each name stands for. A digit brings its class along.
+# The factors that two views can share, with their columns. A shared digit also shares its class.
 SHAREABLE = {
     "class": ("class",),
     "digit": ("digit", "class"),
@@ -62,22 +79,38 @@ SHAREABLE = {
     "background": ("photograph", "crop_x", "crop_y", "crop_scale"),
 }
 COLUMNS = ("digit", "class", "x", "y", "scale", "red", "green", "blue") + SHAREABLE["background"]
-CENTER = (0.33, 0.67)  # of the digit's 8x8 box, in scene sides
-SCALE = (0.45, 0.75)  # side of that box, in scene sides
-CROP_SCALE = (0.3, 0.9)  # side of the crop, in photograph heights
-OUTLINE = 0.8  # opacity of the outline, black around a light digit, white around a dark one: legible anywhere
-UPSAMPLED, MARGIN = 6, 2  # pixels per pixel of an 8x8 digit; empty 8x8 pixels around it, room for the outline
+CENTER = (0.33, 0.67)  # range of the center of the digit's 8x8 box, in scene sides
+SCALE = (0.45, 0.75)  # range of the side of that box, in scene sides
+CROP_SCALE = (0.3, 0.9)  # range of the side of the crop, in photograph heights
+OUTLINE = 0.8  # opacity of the outline, which keeps the digit legible on any background
+UPSAMPLED, MARGIN = 6, 2  # pixels for each pixel of an 8x8 digit; empty pixels around it, for the outline
 BLOCK = 1024  # scenes rendered at once, which bounds the memory
 
 
 class DigitScenes:
-    """A renderer of digit scenes: draws causes, and turns causes into uint8 images (n, 3, size, size).
+    """Renderer of digit scenes: a colored handwritten digit on a part of a photograph.
 
-    split: "train" or "test". They have disjoint sets of digits (``hsic_lab.datasets.digit_scenes.digit_index``) and share
-    the photographs. Whatever is random takes a seed or a ``torch.Generator``; causes are drawn on the
-    generator's device and rendered on theirs. On a CPU the same seed gives the same bytes.
+    It draws factors of variation and renders them as uint8 images. Factors are drawn on the device of the generator and
+    rendered on their own device. On a CPU the same seed gives the same bytes.
 
-    Raises ValueError for another split or a size below 8.
+    Parameters
+    ----------
+    split : {"train", "test"}, default "train"
+        Digits to draw from, see :func:`digit_index`. Both splits use the same two photographs.
+    size : int, default 32
+        Height and width of the images in pixels, at least 8.
+
+    Raises
+    ------
+    ValueError
+        If ``split`` or ``size`` is not accepted.
+
+    Examples
+    --------
+    >>> from hsic_lab.datasets import DigitScenes
+    >>> view_a, view_b = DigitScenes("train").pairs(4, 0, shared=("digit", "background"))
+    >>> view_a.shape
+    torch.Size([4, 3, 32, 32])
     """
 
     def __init__(self, split: str = "train", size: int = 32) -> None:
@@ -86,33 +119,55 @@ class DigitScenes:
         self.split, self.size = split, size
         labels = torch.from_numpy(load_digits().target.astype(np.int64))
         index = digit_index(split)
-        self._members = index[torch.argsort(labels[index], stable=True)]  # the split's digits, class by class
+        self._members = index[torch.argsort(labels[index], stable=True)]  # the split's digits, sorted by class
         self._counts = torch.bincount(labels[index], minlength=N_CLASSES)
         self._parts = {torch.device("cpu"): (_upsampled_digits(), _photographs(size))}
 
     def draw(self, n: int, generator: torch.Generator | int) -> Factors:
-        """Causes of n scenes, all independent of each other ("digit" is uniform given its "class").
+        """Draw the factors of n scenes, independent of each other; "digit" is uniform given "class".
 
-        | column | range | meaning |
-        |---|---|---|
-        | digit, class | 0..1796, 0..9 | position in scikit-learn's digits, and what it shows |
-        | x, y | 0.33..0.67 | center of the digit's 8x8 box in scene sides, from the top left corner |
-        | scale | 0.45..0.75 | side of that box in scene sides |
-        | red, green, blue | 0..1 | the digit's color |
-        | photograph | 0, 1 | scikit-learn's china.jpg, flower.jpg |
-        | crop_x, crop_y | 0..1 | place of the crop, from touching the left (top) edge to the right (bottom) |
-        | crop_scale | 0.3..0.9 | side of the square crop in photograph heights |
+        Parameters
+        ----------
+        n : int
+            Number of scenes, at least 1.
+        generator : torch.Generator or int
+            Source of random numbers, or its seed.
+
+        Returns
+        -------
+        dict of str to Tensor of shape (n,)
+            "digit" (0..1796), "class" (0..9) and "photograph" (0: china.jpg, 1: flower.jpg) as int64; as float32 "x"
+            and "y" (0.33..0.67), the center of the digit's box in scene sides from the top left corner; "scale"
+            (0.45..0.75), the side of that box in scene sides; "red", "green" and "blue" (0..1), the digit's color;
+            "crop_x" and "crop_y" (0..1), the place of the square crop, from the left (top) edge of the photograph to
+            the right (bottom) edge; "crop_scale" (0.3..0.9), the side of the crop in photograph heights.
         """
         return self._draw(n, _as_generator(generator), None)
 
     def draw_pairs(
         self, n: int, generator: torch.Generator | int, shared: Iterable[str] = ("digit",)
     ) -> tuple[Factors, Factors]:
-        """Causes of n pairs of views: equal in what ``shared`` names, drawn independently in all else.
+        """Draw the factors of n pairs of views, see :meth:`draw`.
 
-        Sharing "class" without "digit" draws a digit of the same class anew: now and then the same by chance.
-        For one seed the first view is the same whatever is shared. Raises ValueError for a name not in
-        ``SHAREABLE``, TypeError for a string in place of a collection of names.
+        Parameters
+        ----------
+        n : int
+            Number of pairs.
+        generator : torch.Generator or int
+            Source of random numbers, or its seed. For one seed, the first view is the same for any ``shared``.
+        shared : collection of str, default ("digit",)
+            Keys of ``SHAREABLE``: the factors that are equal in both views. All others are independent. With "class"
+            and without "digit", the second view has a random digit of the same class.
+
+        Returns
+        -------
+        tuple of two dicts
+            The factors of both views.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If ``shared`` is a string, or holds an unknown name.
         """
         shared = _check_shared(shared)
         generator = _as_generator(generator)
@@ -123,18 +178,18 @@ class DigitScenes:
     def pairs(
         self, n: int, generator: torch.Generator | int, shared: Iterable[str] = ("digit",)
     ) -> tuple[Tensor, Tensor]:
-        """The images of :meth:`draw_pairs`: two uint8 (n, 3, size, size), row i of both a pair."""
+        """Render the factors of :meth:`draw_pairs`: two uint8 tensors (n, 3, size, size), row i of both is a pair."""
         first, second = self.draw_pairs(n, generator, shared)
         return self.render(first), self.render(second)
 
     def sample(self, n: int, seed: torch.Generator | int = 0) -> Images:
-        """n scenes with their classes as labels and their causes as a frame, one row a scene."""
+        """Render the factors of :meth:`draw`: n images with their classes as labels and their factors."""
         factors = self.draw(n, seed)
         frame = pd.DataFrame({column: values.cpu().numpy() for column, values in factors.items()})
         return Images(self.render(factors), factors["class"], frame)
 
     def render(self, factors: Factors) -> Tensor:
-        """uint8 (n, 3, size, size) on the factors' device: a pure function of each row of ``factors``."""
+        """Render factors as uint8 images (n, 3, size, size) on their device; each image depends on its row alone."""
         parts = self._parts_on(factors["x"].device)
         images = []
         for start in range(0, len(factors["x"]), BLOCK):
@@ -146,7 +201,7 @@ class DigitScenes:
         if n < 1:
             raise ValueError(f"the number of scenes must be at least 1, got {n}")
         device = generator.device
-        u = torch.rand(11, n, generator=generator, device=device)  # as many whatever is shared
+        u = torch.rand(11, n, generator=generator, device=device)  # the same count for any `shared`
         if label is None:
             label = _choice(u[0], torch.tensor(N_CLASSES, device=device))
         counts, members = self._counts.to(device), self._members.to(device)
@@ -164,11 +219,11 @@ class DigitScenes:
 
 
 def _compose(factors: Factors, digits: Tensor, photographs: Tensor, size: int) -> Tensor:
-    """Background, outline, ink: three layers, each painted over the one before."""
+    """Paint the outline over the background, and the ink over both."""
     n, device = len(factors["x"]), factors["x"].device
     pixel = (torch.arange(size, device=device) + 0.5) / size  # centers, in scene sides
 
-    # Both photographs are one tall image, the second below the first, so that one call serves all scenes.
+    # Both photographs are one tall image, the second below the first, so one call serves all scenes.
     height, width = photographs.shape[-2] // 2, photographs.shape[-1]
     side = factors["crop_scale"] * height
     left = factors["crop_x"] * (width - side)
@@ -189,14 +244,14 @@ def _compose(factors: Factors, digits: Tensor, photographs: Tensor, size: int) -
 
 
 def _bilinear(images: Tensor, rows: Tensor, columns: Tensor, padding: str) -> Tensor:
-    """images (n, c, h, w) read at rows (n, s) x columns (n, s), -1..1 from edge to edge -> (n, c, s, s)."""
+    """Read images (n, c, h, w) at rows (n, s) and columns (n, s), in -1..1 from edge to edge: (n, c, s, s)."""
     n, s = rows.shape
     grid = torch.stack([columns[:, None, :].expand(n, s, s), rows[:, :, None].expand(n, s, s)], dim=-1)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode=padding, align_corners=False)
 
 
 def _upsampled_digits() -> Tensor:
-    """(1797, 2, 72, 72): the ink of every digit with crisp edges, and the same a little wider (outline)."""
+    """Return the ink of every digit with sharp edges, and its wider outline: (1797, 2, 72, 72)."""
     pixels = F.pad(torch.from_numpy(load_digits().images).float()[:, None] / 16, [MARGIN] * 4)
     smooth = F.interpolate(pixels, scale_factor=UPSAMPLED, mode="bicubic", align_corners=False)
     ink = _smoothstep(smooth, 0.3, 0.7)
@@ -205,7 +260,7 @@ def _upsampled_digits() -> Tensor:
 
 
 def _photographs(size: int) -> Tensor:
-    """(1, 3, 2h, w) in 0..1: both photographs, so small that the largest crop is read every second pixel."""
+    """Return both photographs, (1, 3, 2h, w) in 0..1; the largest crop has two pixels for each scene pixel."""
     images = torch.from_numpy(np.stack(load_sample_images().images)).permute(0, 3, 1, 2).float() / 255
     height = round(2 * size / CROP_SCALE[1])
     width = round(height * images.shape[-1] / images.shape[-2])
@@ -223,7 +278,7 @@ def _between(u: Tensor, bounds: tuple[float, float]) -> Tensor:
 
 
 def _choice(u: Tensor, count: Tensor) -> Tensor:
-    """Uniform u in [0, 1) -> int64 in 0..count - 1; the minimum is for a u * count that rounds up."""
+    """Turn uniform u in [0, 1) into int64 in 0..count - 1; u * count may round up to count, hence the minimum."""
     return torch.minimum((u * count).long(), count - 1)
 
 

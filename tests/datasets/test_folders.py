@@ -71,7 +71,7 @@ def test_tiny_imagenet_in_both_layouts(tmp_path, official):
         truth["train", wnid] = [save(root / "train" / wnid / f"{inner}{wnid}_{i}.png", 64, 64, mode) for i in range(3)]
         place = root / "val" / ("images" if official else wnid)
         truth["val", wnid] = [save(place / f"val_{2 * i + number}.png", 64, 64, mode) for i in range(2)]
-        (root / "train" / wnid / f"{wnid}_boxes.txt").write_text("not a image")
+        (root / "train" / wnid / f"{wnid}_boxes.txt").write_text("not an image")
     (root / "words.txt").write_text("n00\tnothing\nn01\tgoldfish, Carassius auratus\nn02\tbullfrog\n")
     if official:
         lines = [f"val_{2 * i + number}.png\t{wnid}\t0\t0\t62\t62" for i in range(2) for number, wnid in enumerate(ids)]
@@ -140,19 +140,19 @@ def test_decoded_once_and_again_after_a_change(tmp_path, monkeypatch):
 
 def test_what_a_killed_process_began_is_removed_a_day_later(tmp_path):
     tree(tmp_path)
-    for name in (".hsic_lab-as_is-0123.npy.1", ".hsic_lab-64px-0123.npy.2", "mine.npy.3"):
+    for name in ("..hsic_lab-as_is-0123.npy.1", "..hsic_lab-64px-0123.npy.2", "mine.npy.3"):
         (tmp_path / name).write_bytes(b"half")
         if name[-1] != "2":
             os.utime(tmp_path / name, (1, 1))
     from_folder(tmp_path)
     left = sorted(path.name for path in tmp_path.glob("*.npy.*"))
-    assert left == [".hsic_lab-64px-0123.npy.2", "mine.npy.3"], "the first may be being written"
+    assert left == ["..hsic_lab-64px-0123.npy.2", "mine.npy.3"], "the first may belong to a living process"
 
 
 def test_nothing_half_written_is_left(tmp_path):
     tree(tmp_path)
-    (tmp_path / "train" / "bee" / "2.png").write_bytes(b"not a image")
-    with pytest.raises(ValueError, match=r"bee/2\.png is not a image that can be read.*Replace or remove it"):
+    (tmp_path / "train" / "bee" / "2.png").write_bytes(b"not an image")
+    with pytest.raises(ValueError, match=r"bee/2\.png is not an image that can be read.*Replace or remove it"):
         from_folder(tmp_path)
     assert sorted(os.listdir(tmp_path)) == ["test", "train"]
 
@@ -185,7 +185,7 @@ def truncated(path):
         (lambda p: p.rmdir(), FileNotFoundError, "no folder"),
         (lambda p: save(p / "x.png"), ValueError, "no sub-folder"),
         (lambda p: broken(p / "a" / "x.txt"), ValueError, r"a holds no image; accepted.*\.jpeg"),
-        (lambda p: truncated(p / "a" / "x.jpg"), ValueError, r"x\.jpg is not a image.*(?i:truncated)"),
+        (lambda p: truncated(p / "a" / "x.jpg"), ValueError, r"x\.jpg is not an image.*(?i:truncated)"),
         (lambda p: Image.fromarray(np.zeros((4, 4), np.uint16)).save(_made(p / "a") / "x.png"), ValueError, "'I;16'"),
         (lambda p: (save(p / "a" / "0.png"), save(p / "a" / "1.png", 9)), ValueError, r"1\.png has 9 x 8.*0\.png 8 x"),
         (lambda p: save(p / "train" / "a" / "x.png"), ValueError, "neither test nor val"),
