@@ -28,8 +28,8 @@ HELD = 2048  # first rows of X, of which C is kept
 class CorruptedRows:
     """Two views of each row of a table, in which random entries are replaced by other entries of the same column.
 
-    An entry is replaced with probability ``corruption`` by the entry of a random row of the batch. This needs no unit
-    and no noise level. SCARF corrupts one view only; here both views have one distribution.
+    In each view, an entry is replaced with probability ``corruption`` by the entry of a random row of the batch. SCARF
+    corrupts one view only; here both views have one distribution.
 
     Parameters
     ----------
@@ -43,7 +43,7 @@ class CorruptedRows:
 
     References
     ----------
-    Bahri et al. (2022), "SCARF: Self-Supervised Contrastive Learning using Random Feature Corruption", arXiv:2106.15147.
+    Bahri et al. (2022), "SCARF", arXiv:2106.15147.
 
     Examples
     --------
@@ -72,9 +72,9 @@ class CorruptedRows:
 class SelfSupervisedEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Learn features from pairs of views of each row of X, without labels.
 
-    X holds images, or rows of numbers ``(n_samples, n_features)``. Images are ``(n, h, w)``, ``(n, h, w, c)`` or
-    ``(n, c, h, w)`` with c = 1 or 3, uint8 or floats in [0, 1] (rounded to multiples of 1/255); or these flattened to
-    rows, with ``image_shape``. Columns of numbers are standardized; constant columns become 0.
+    X is a table ``(n_samples, n_features)``, whose columns are standardized (constant columns become 0), or images:
+    ``(n, h, w)``, ``(n, h, w, c)`` or ``(n, c, h, w)`` with c = 1 or 3, as uint8 or as floats in [0, 1], which are
+    rounded to multiples of 1/255. With ``image_shape``, the rows of a table are images.
 
     Parameters
     ----------
@@ -85,16 +85,15 @@ class SelfSupervisedEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
     projector : tuple of int, default (512, 128)
         Widths of the projector after the encoder.
     width : int, default 16
-        Channels of the first layer of the default encoder, which has ``16 * width`` features for rows of numbers.
+        Channels of the first layer of the default encoder, which has ``16 * width`` features for a table.
     encoder : str or Module, default "auto"
-        "auto" is a `ConvEncoder` for images and an MLP with two layers for rows of numbers. "resnet18", "resnet34" and
-        "resnet50" are for images. A module of your own maps images in [-1, 1], or standardized rows, to ``(n, p)``; a
-        copy of it is trained.
+        "auto" (`ConvEncoder`, or an MLP with two layers for a table); "resnet18", "resnet34" or "resnet50" for images;
+        or a module, of which a copy is trained, from images in [-1, 1] or standardized rows to features ``(n, p)``.
     views : callable or None, default None
         ``views(x, generator)`` returns two views of a batch of uint8 images ``(m, c, h, w)`` or of standardized float32
         rows ``(m, p)``. None means :class:`~hsic_lab.views.TwoViews` or :class:`CorruptedRows`.
     image_shape : tuple of int or None, default None
-        Shape ``(h, w)``, ``(h, w, c)`` or ``(c, h, w)`` of an image that is given as a row.
+        ``(h, w)``, ``(h, w, c)`` or ``(c, h, w)``, if X holds flattened images.
     epochs : int, default 22
         Passes over X.
     batch_size : int, default 256
@@ -102,7 +101,7 @@ class SelfSupervisedEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
     learning_rate : float, default 2e-3
         Largest learning rate.
     random_state : int, RandomState instance or None, default None
-        Source of all random numbers. Pass an int for equal results in several calls.
+        Source of all random numbers. Pass an int for equal results of several calls.
     n_jobs : int or None, default None
         Threads of torch in `fit` and `transform`. None changes nothing, -1 means all cores.
     device : str, default "auto"
@@ -123,16 +122,12 @@ class SelfSupervisedEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
     feature_names_in_ : ndarray of shape (n_features_in_,)
         Names of features seen during `fit`, if X has string names.
 
-    Notes
-    -----
-    If Ctrl-C interrupts `fit`, KeyboardInterrupt is raised and the networks of that moment are kept.
-
     Examples
     --------
     >>> import numpy as np
     >>> from hsic_lab.estimator import SelfSupervisedEncoder
     >>> X = np.random.default_rng(0).normal(size=(64, 5))
-    >>> SelfSupervisedEncoder(width=1, projector=(8,), epochs=1, random_state=0).fit_transform(X).shape
+    >>> SelfSupervisedEncoder(width=1, projector=(8,), epochs=1).fit_transform(X).shape
     (64, 16)
     """
 
@@ -170,7 +165,7 @@ class SelfSupervisedEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         self.verbose = verbose
 
     def fit(self, X: ArrayLike | Tensor, y: Any = None) -> "SelfSupervisedEncoder":
-        """Train the encoder on X.
+        """Train the encoder on X. After Ctrl-C the networks of that moment are kept, and KeyboardInterrupt is raised.
 
         Parameters
         ----------
@@ -186,10 +181,8 @@ class SelfSupervisedEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
 
         Raises
         ------
-        FloatingPointError
-            If the loss is not finite.
-        ValueError
-            If X or a parameter is not accepted.
+        ValueError, FloatingPointError
+            If X or a parameter is not accepted; if the loss becomes infinite or NaN.
         """
         shape = tuple(X.shape[1:]) if getattr(X, "ndim", 2) > 2 else self.image_shape
         rows = self._rows(X, reset=True)
@@ -247,8 +240,8 @@ class SelfSupervisedEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         """Return rows as uint8 images, or as standardized float32 rows."""
         labels = np.zeros(len(rows), dtype=np.int64)
         if self._image_shape is None:
-            standardized = self._scaler.transform(rows).astype(np.float32)
-            return Images(torch.from_numpy(standardized), torch.from_numpy(labels))
+            rows = self._scaler.transform(rows).astype(np.float32)
+            return Images(torch.from_numpy(rows), torch.from_numpy(labels))
         if rows.shape[1] != np.prod(self._image_shape):
             raise ValueError(f"image_shape {self._image_shape} does not fit the {rows.shape[1]} columns of X")
         images = rows.reshape(len(rows), *self._image_shape)
@@ -262,14 +255,13 @@ class SelfSupervisedEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
             return None
         if self.encoder != "auto":
             raise ValueError(f"encoder must be 'auto' or a module where X holds rows, got {self.encoder!r}")
-        widths = [self.n_features_in_, 16 * self.width, 16 * self.width]
+        layers, n = [], self.n_features_in_
         with torch.random.fork_rng(devices=[]):
             torch.random.default_generator.manual_seed(seed)
-            layers = [
-                (nn.Linear(n_in, n_out, bias=False), nn.BatchNorm1d(n_out), nn.ReLU(inplace=True))
-                for n_in, n_out in zip(widths, widths[1:], strict=False)
-            ]
-            return nn.Sequential(*[module for layer in layers for module in layer])
+            for width in 2 * [16 * self.width]:
+                layers += [nn.Linear(n, width, bias=False), nn.BatchNorm1d(width), nn.ReLU(inplace=True)]
+                n = width
+        return nn.Sequential(*layers)
 
     def _keep(self, run: Run) -> None:
         """Set the fitted attributes."""

@@ -1,11 +1,11 @@
 """Data sets as tensors: published sets, rendered scenes, folders of images and arrays."""
 
-from hsic_lab.datasets._folders import content_digest, from_arrays, from_folder
+from hsic_lab.datasets._folders import from_arrays, from_folder
 from hsic_lab.datasets._images import ImageData, Images
 from hsic_lab.datasets._published import LOADERS, check_name, data_folder, download, full_name, load, status
 from hsic_lab.datasets.digit_scenes import DigitScenes
 
 __all__ = [
-    "LOADERS", "DigitScenes", "ImageData", "Images", "check_name", "content_digest", "data_folder", "download",
+    "LOADERS", "DigitScenes", "ImageData", "Images", "check_name", "data_folder", "download",
     "from_arrays", "from_folder", "full_name", "load", "status",
 ]  # fmt: skip

@@ -137,27 +137,13 @@ def _fill(array: np.ndarray, files: Sequence[Path], size: int | None, progress: 
 
 def _files_digest(files: Sequence[Path], root: Path) -> str:
     """Hash paths, sizes and times of change, which are equal for copies made with `cp -a`."""
-    content = hashlib.sha256()
-    for path in files:
-        found = path.stat()
-        content.update(f"{path.relative_to(root).as_posix()}\0{found.st_size}\0{found.st_mtime_ns}\n".encode())
-    return content.hexdigest()[:16]
+    found = [(path.relative_to(root).as_posix(), path.stat()) for path in files]
+    lines = [f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n" for name, stat in found]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
 
 
 def content_digest(data: ImageData | str | os.PathLike) -> str:
-    """Return a hash that changes with every change of a data set.
-
-    Parameters
-    ----------
-    data : ImageData or path
-        A data set, of which all images and labels are hashed; or a folder of images, of which paths, sizes and times of
-        change are hashed.
-
-    Returns
-    -------
-    str
-        16 hexadecimal digits.
-    """
+    """Hash all images and labels of a data set, or paths, sizes and times of change of a folder of images."""
     if not isinstance(data, ImageData):
         return _files_digest(find_images(Path(data)), Path(data))
     content = hashlib.sha256()
@@ -194,10 +180,8 @@ def from_folder(
 
     Raises
     ------
-    FileNotFoundError
-        If there is no such folder.
-    ValueError
-        If the layout, an image or an argument is not accepted.
+    FileNotFoundError, ValueError
+        If there is no such folder; if the layout, an image or an argument is not accepted.
     """
     path = Path(os.path.abspath(Path(path).expanduser()))
     if not path.is_dir():
@@ -239,16 +223,14 @@ def from_arrays(
         uint8, or floats in [0, 1], which are rounded to multiples of 1/255; c is 1 or 3.
     labels : array of shape (n,)
         Integers, booleans or strings; class numbers are positions in their sorted distinct values.
-    test_images, test_labels : array or None
-        The test split. None holds out a part of each class, see :func:`from_folder`.
+    test_images, test_labels, test_fraction, seed : array, array, float, int
+        The test split, or the part of each class that is held out, see :func:`from_folder`.
     unlabelled : array or None
         Further images to train on.
     class_names : sequence of str or None
         Names of the sorted distinct labels. None takes the labels themselves.
     name : str, default "arrays"
         Name of the data set.
-    test_fraction, seed : float, int
-        As in :func:`from_folder`.
 
     Returns
     -------

@@ -34,10 +34,8 @@ class Images:
 
     Raises
     ------
-    TypeError
-        If ``images`` is neither uint8 nor float32, or ``labels`` is not int64.
-    ValueError
-        If the shapes do not fit together.
+    TypeError, ValueError
+        If a dtype is not accepted; if the shapes do not fit together.
 
     Examples
     --------
@@ -65,10 +63,6 @@ class Images:
 
     def __len__(self) -> int:
         return len(self.images)
-
-    def to(self, device: torch.device | str) -> Images:
-        """Return the same split with images and labels on ``device``."""
-        return Images(self.images.to(device), self.labels.to(device), self.factors)
 
     def sample(self, n: int) -> Images:
         """Return n images, or all if there are fewer: the first n, or evenly spaced ones if the classes are sorted."""

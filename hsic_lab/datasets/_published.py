@@ -31,6 +31,12 @@ FASHION_NAMES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
 FASHION_URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
+FASHION_MD5 = {
+    "train-images-idx3-ubyte.gz": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+    "train-labels-idx1-ubyte.gz": "25c81989df183df01b3e8a0aad5dffbe",
+    "t10k-images-idx3-ubyte.gz": "bef4ecab320f06d8554ea6380940ec79",
+    "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
+}
 
 
 @dataclass(frozen=True)
@@ -65,15 +71,8 @@ SOURCES = {
         {"https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz": "03b5dce01913d631647c71ecec9e9cb8"},
     ),
     "fashion_mnist": Source(
-        "Fashion-MNIST", "fashion-mnist",
-        ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz",
-         "t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"),
-        {
-            FASHION_URL + "train-images-idx3-ubyte.gz": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
-            FASHION_URL + "train-labels-idx1-ubyte.gz": "25c81989df183df01b3e8a0aad5dffbe",
-            FASHION_URL + "t10k-images-idx3-ubyte.gz": "bef4ecab320f06d8554ea6380940ec79",
-            FASHION_URL + "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
-        },
+        "Fashion-MNIST", "fashion-mnist", tuple(FASHION_MD5),
+        {FASHION_URL + name: md5 for name, md5 in FASHION_MD5.items()},
     ),
     "stl10": Source(
         "STL-10", "stl10_binary",
@@ -94,10 +93,9 @@ def fetch(source: Source, data_folder: Path, progress: bool = True) -> Path:
         return target
     import pooch
 
-    names = {url: PurePosixPath(url).name for url in source.downloads}
-    places = {url: name if name.endswith(ARCHIVES) else f"{source.folder}/{name}" for url, name in names.items()}
-    registry = {places[url]: f"md5:{md5}" for url, md5 in source.downloads.items()}
-    urls = {place: url for url, place in places.items()}
+    prefix = "" if next(iter(source.downloads)).endswith(ARCHIVES) else f"{source.folder}/"
+    urls = {prefix + url.rpartition("/")[2]: url for url in source.downloads}
+    registry = {place: f"md5:{source.downloads[url]}" for place, url in urls.items()}
     store = pooch.create(data_folder, "", registry=registry, urls=urls, retry_if_failed=RETRIES)
     for place, url in urls.items():
         # pooch's own chunks of 1 KiB are slow for files of gigabytes.
@@ -106,11 +104,11 @@ def fetch(source: Source, data_folder: Path, progress: bool = True) -> Path:
             path = Path(store.fetch(place, downloader=downloader))
         except OSError as error:
             raise OSError(f"{url} cannot be downloaded: {error}. Try again, or unpack it into {data_folder}") from error
-        if place.endswith(ARCHIVES):
+        if not prefix:
             unpack(path, target, source.missing(data_folder))
             path.unlink()
     if missing := source.missing(data_folder):
-        raise ValueError(f"{' '.join(names)} did not hold {', '.join(missing)}, which {source.title} needs")
+        raise ValueError(f"{' '.join(source.downloads)} did not hold {', '.join(missing)}, which {source.title} needs")
     return target
 
 
@@ -125,7 +123,10 @@ def unpack(archive: Path, target: Path, missing: list[str]) -> None:
         try:
             if archive.suffix == ".zip":
                 with zipfile.ZipFile(archive) as file:
-                    _check_members(archive, file.namelist())
+                    for name in file.namelist():
+                        paths = PurePosixPath(name), PureWindowsPath(name)
+                        if any(path.is_absolute() or path.drive or ".." in path.parts for path in paths):
+                            raise ValueError(f"{archive}: the member {name!r} would be written outside the folder")
                     file.extractall(temporary)
             else:
                 with tarfile.open(archive) as file:
@@ -143,28 +144,6 @@ def unpack(archive: Path, target: Path, missing: list[str]) -> None:
                 (folder / name).rename(target / name)
 
 
-def _check_members(archive: Path, names: list[str]) -> None:
-    for name in names:
-        if any(path.is_absolute() or path.drive or ".." in path.parts
-               for path in (PurePosixPath(name), PureWindowsPath(name))):  # fmt: skip
-            raise ValueError(f"{archive}: the member {name!r} would be written outside the folder")
-
-
-def _read_cifar(path: Path, n_classes: int, records: int = 10_000) -> Images:
-    """Read a CIFAR file: records of one label byte, or a coarse and a fine one of CIFAR-100, and a 3 x 32 x 32 image.
-
-    Any whole number of records is accepted; `records` is the official one.
-    """
-    label_bytes = 1 if n_classes == 10 else 2
-    size, record = path.stat().st_size, label_bytes + CIFAR_PIXELS
-    if size == 0 or size % record:
-        expected = f"{records * record} ({records} records) or another positive multiple of {record}"
-        raise ValueError(f"{path} has {size} bytes, expected {expected}")
-    rows = torch.from_numpy(np.fromfile(path, np.uint8)).view(-1, record)
-    labels = _checked_labels(path, rows[:, label_bytes - 1], 0, n_classes - 1)
-    return Images(rows[:, label_bytes:].reshape(-1, 3, 32, 32), labels)
-
-
 def _read_idx(path: Path, dimensions: int) -> Tensor:
     """Read a gzipped idx file of unsigned bytes (http://yann.lecun.com/exdb/mnist/).
 
@@ -175,7 +154,7 @@ def _read_idx(path: Path, dimensions: int) -> Tensor:
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{path} is not a whole gzip file ({error})") from error
     magic, begin = bytes([0, 0, IDX_UINT8, dimensions]), 4 + 4 * dimensions
-    if content[:4] != magic:
+    if not content.startswith(magic):
         raise ValueError(f"{path} begins with {content[:4].hex(' ')}, expected {magic.hex(' ')}")
     if len(content) < begin:
         raise ValueError(f"{path} ends inside its header, after {len(content)} of {begin} bytes")
@@ -183,14 +162,6 @@ def _read_idx(path: Path, dimensions: int) -> Tensor:
     if len(content) - begin != np.prod(shape, dtype=np.int64) or 0 in shape:
         raise ValueError(f"{path} holds {len(content) - begin} values, its header says {' x '.join(map(str, shape))}")
     return torch.from_numpy(np.frombuffer(content, np.uint8, offset=begin).copy()).view(shape)
-
-
-def _read_idx_images(images: Path, labels: Path) -> Images:
-    """Read a pair of idx files, (n, h, w) and (n,), as images (n, 1, h, w) of ten classes."""
-    pixels, numbers = _read_idx(images, 3)[:, None], _read_idx(labels, 1)
-    if len(pixels) != len(numbers):
-        raise ValueError(f"{images} holds {len(pixels)} images, {labels} {len(numbers)} labels")
-    return Images(pixels, _checked_labels(labels, numbers, 0, 9))
 
 
 def _read_stl10(images: Path, labels: Path | None) -> Images:
@@ -225,37 +196,49 @@ def _checked_labels(path: Path, labels: Tensor, low: int, high: int) -> Tensor:
     return labels
 
 
-def _digits() -> ImageData:
-    return ImageData("digits", digit_images("train"), digit_images("test"), DIGIT_NAMES)
-
-
 def _digit_scenes(n_train: int = 8000, n_test: int = 2000, seed: int = 0) -> ImageData:
     scenes = DigitScenes("train")
-    train = scenes.sample(n_train, 2 * seed)
-    test = DigitScenes("test").sample(n_test, 2 * seed + 1)  # with the same seed both would share colors and places
+    # With the same seed, both splits would share colors and places.
+    train, test = scenes.sample(n_train, 2 * seed), DigitScenes("test").sample(n_test, 2 * seed + 1)
     return ImageData("digit_scenes", train, test, DIGIT_NAMES, scenes=scenes)
 
 
-def _cifar10(path: Path) -> ImageData:
-    *train_files, test_file, names_file = SOURCES["cifar10"].files
-    names = _read_names(path / names_file, 10)
-    parts = [_read_cifar(path / name, 10) for name in train_files]
-    if len(set(map(len, parts))) > 1:  # a file that was cut between two records is well formed
-        held = {name: len(part) for name, part in zip(train_files, parts, strict=True)}
+def _cifar(path: Path, n_classes: int) -> ImageData:
+    """Read records of one label byte, or of a coarse and a fine one for 100 classes, and a 3 x 32 x 32 image.
+
+    A file may hold any number of records.
+    """
+    *train_files, test_file, names_file = SOURCES[f"cifar{n_classes}"].files
+    label_bytes = 1 if n_classes == 10 else 2
+    record = label_bytes + CIFAR_PIXELS
+
+    def read(name: str, records: int) -> Images:
+        size = (path / name).stat().st_size
+        if size == 0 or size % record:
+            expected = f"{records * record} ({records} records) or another positive multiple of {record}"
+            raise ValueError(f"{path / name} has {size} bytes, expected {expected}")
+        rows = torch.from_numpy(np.fromfile(path / name, np.uint8)).view(-1, record)
+        labels = _checked_labels(path / name, rows[:, label_bytes - 1], 0, n_classes - 1)
+        return Images(rows[:, label_bytes:].reshape(-1, 3, 32, 32), labels)
+
+    names = _read_names(path / names_file, n_classes)
+    parts = {name: read(name, 50_000 // len(train_files)) for name in train_files}
+    held = {name: len(part) for name, part in parts.items()}
+    if len(set(held.values())) > 1:  # a file that was cut between two records is well formed
         raise ValueError(f"the training files in {path} must hold equally many records, got {held}")
-    train = Images(torch.cat([part.images for part in parts]), torch.cat([part.labels for part in parts]))
-    return ImageData("cifar10", train, _read_cifar(path / test_file, 10), names)
-
-
-def _cifar100(path: Path) -> ImageData:
-    train, test = _read_cifar(path / "train.bin", 100, records=50_000), _read_cifar(path / "test.bin", 100)
-    return ImageData("cifar100", train, test, _read_names(path / "fine_label_names.txt", 100))
+    train = Images(*(torch.cat([getattr(part, of) for part in parts.values()]) for of in ("images", "labels")))
+    return ImageData(f"cifar{n_classes}", train, read(test_file, 10_000), names)
 
 
 def _fashion_mnist(path: Path) -> ImageData:
-    train_x, train_y, test_x, test_y = (path / name for name in SOURCES["fashion_mnist"].files)
-    train, test = _read_idx_images(train_x, train_y), _read_idx_images(test_x, test_y)
-    return ImageData("fashion_mnist", train, test, FASHION_NAMES)
+    splits = []
+    for prefix in ("train", "t10k"):
+        images, labels = path / f"{prefix}-images-idx3-ubyte.gz", path / f"{prefix}-labels-idx1-ubyte.gz"
+        pixels, numbers = _read_idx(images, 3)[:, None], _read_idx(labels, 1)
+        if len(pixels) != len(numbers):
+            raise ValueError(f"{images} holds {len(pixels)} images, {labels} {len(numbers)} labels")
+        splits.append(Images(pixels, _checked_labels(labels, numbers, 0, 9)))
+    return ImageData("fashion_mnist", *splits, FASHION_NAMES)
 
 
 def _stl10(path: Path) -> ImageData:
@@ -285,7 +268,9 @@ def _tiny_imagenet(path: Path) -> ImageData:
 
 
 LOADERS: dict[str, Callable[..., ImageData]] = {
-    "digits": _digits, "digit_scenes": _digit_scenes, "cifar10": _cifar10, "cifar100": _cifar100,
+    "digits": lambda: ImageData("digits", digit_images("train"), digit_images("test"), DIGIT_NAMES),
+    "digit_scenes": _digit_scenes,
+    "cifar10": lambda path: _cifar(path, 10), "cifar100": lambda path: _cifar(path, 100),
     "fashion_mnist": _fashion_mnist, "stl10": _stl10, "tiny_imagenet": _tiny_imagenet,
 }  # fmt: skip
 
@@ -301,16 +286,13 @@ def load(name: str, folder: str | os.PathLike | None = None, **options: int) -> 
     Parameters
     ----------
     name : str
-        One of the following, or the path of a folder of images, see :func:`from_folder`.
-
-        - "digits": scikit-learn's 1352 + 445 handwritten digits (1, 8, 8)
-        - "digit_scenes": 8000 + 2000 rendered scenes (3, 32, 32) with known factors of variation, see
-          :class:`DigitScenes`
-        - "cifar10", "cifar100": Krizhevsky (2009), 50 000 + 10 000 (3, 32, 32), 10 or 100 (fine) classes
-        - "fashion_mnist": Xiao et al. (2017), 60 000 + 10 000 (1, 28, 28)
-        - "stl10": Coates et al. (2011), 5000 + 8000 and 100 000 unlabeled (3, 96, 96), mapped into memory
-        - "tiny_imagenet": CS231n's 200 classes, 100 000 + 10 000 (its val) (3, 64, 64); the official layout or one
-          folder of images a class
+        Path of a folder of images, see :func:`from_folder`, or one of the following (training + test images):
+        "digits", scikit-learn's 1352 + 445 handwritten digits (1, 8, 8); "digit_scenes", 8000 + 2000 rendered scenes
+        (3, 32, 32) with known factors of variation, see :class:`DigitScenes`; "cifar10" and "cifar100", 50 000 + 10 000
+        (3, 32, 32), 10 or 100 (fine) classes, Krizhevsky (2009); "fashion_mnist", 60 000 + 10 000 (1, 28, 28), Xiao et
+        al. (2017); "stl10", 5000 + 8000 and 100 000 unlabeled (3, 96, 96), Coates et al. (2011), mapped into memory;
+        "tiny_imagenet", 100 000 + 10 000 (3, 64, 64) of 200 classes, CS231n, in the official layout or with one folder
+        of images a class; its test images are the official "val".
     folder : path or None
         Folder that holds the published sets, see :func:`data_folder`; :func:`download` puts them there.
     **options : int
@@ -323,12 +305,8 @@ def load(name: str, folder: str | os.PathLike | None = None, **options: int) -> 
 
     Raises
     ------
-    ValueError
-        If the name is unknown or a file is damaged.
-    FileNotFoundError
-        If files are missing.
-    TypeError
-        If the set does not have an option.
+    ValueError, FileNotFoundError, TypeError
+        If the name is unknown or a file is damaged; if files are missing; if the set does not have an option.
 
     Examples
     --------
@@ -390,10 +368,8 @@ def download(name: str, folder: str | os.PathLike | None = None, progress: bool 
 
     Raises
     ------
-    ValueError
-        If the set is not one that is downloaded, or a sum or an archive is wrong.
-    OSError
-        If the server cannot be reached or the files cannot be written.
+    ValueError, OSError
+        If the name, the sum or an archive is wrong; if the server cannot be reached or a file cannot be written.
     """
     if name not in SOURCES:
         raise ValueError(f"{name!r} is not downloaded; the sets that are: {sorted(SOURCES)}")

@@ -29,17 +29,12 @@ def digit_index(split: str) -> Tensor:
     Parameters
     ----------
     split : {"train", "test"}
-        Name of the split.
+        Name of the split. ValueError is raised for another name.
 
     Returns
     -------
     Tensor of shape (n,)
         Positions as int64, ascending.
-
-    Raises
-    ------
-    ValueError
-        If ``split`` is another name.
 
     Examples
     --------
@@ -98,12 +93,7 @@ class DigitScenes:
     split : {"train", "test"}, default "train"
         Digits to draw from, see :func:`digit_index`. Both splits use the same two photographs.
     size : int, default 32
-        Height and width of the images in pixels, at least 8.
-
-    Raises
-    ------
-    ValueError
-        If ``split`` or ``size`` is not accepted.
+        Height and width of the images in pixels, at least 8; ValueError is raised for a smaller one.
 
     Examples
     --------
@@ -151,10 +141,8 @@ class DigitScenes:
 
         Parameters
         ----------
-        n : int
-            Number of pairs.
-        generator : torch.Generator or int
-            Source of random numbers, or its seed. For one seed, the first view is the same for any ``shared``.
+        n, generator : int, torch.Generator or int
+            As in :meth:`draw`. For one seed, the first view is the same for any ``shared``.
         shared : collection of str, default ("digit",)
             Keys of ``SHAREABLE``: the factors that are equal in both views. All others are independent. With "class"
             and without "digit", the second view has a random digit of the same class.
@@ -169,8 +157,11 @@ class DigitScenes:
         TypeError, ValueError
             If ``shared`` is a string, or holds an unknown name.
         """
-        shared = _check_shared(shared)
-        generator = _as_generator(generator)
+        if isinstance(shared, str):
+            raise TypeError(f"shared must be a collection of names such as ({shared!r},), got {shared!r}")
+        shared, generator = tuple(shared), _as_generator(generator)
+        if unknown := [name for name in shared if name not in SHAREABLE]:
+            raise ValueError(f"unknown factor to share: {unknown}; accepted are {sorted(SHAREABLE)}")
         first = self._draw(n, generator, None)
         second = self._draw(n, generator, first["class"] if "class" in shared else None)
         return first, second | {column: first[column] for name in shared for column in SHAREABLE[name]}
@@ -190,12 +181,12 @@ class DigitScenes:
 
     def render(self, factors: Factors) -> Tensor:
         """Render factors as uint8 images (n, 3, size, size) on their device; each image depends on its row alone."""
-        parts = self._parts_on(factors["x"].device)
-        images = []
-        for start in range(0, len(factors["x"]), BLOCK):
-            block = {column: values[start : start + BLOCK] for column, values in factors.items()}
-            images.append(_compose(block, *parts, self.size))
-        return torch.cat(images)
+        device = factors["x"].device
+        if device not in self._parts:
+            self._parts[device] = tuple(part.to(device) for part in self._parts[torch.device("cpu")])
+        blocks = zip(*(values.split(BLOCK) for values in factors.values()), strict=True)
+        parts = [_compose(dict(zip(factors, block, strict=True)), *self._parts[device], self.size) for block in blocks]
+        return torch.cat(parts)
 
     def _draw(self, n: int, generator: torch.Generator, label: Tensor | None) -> Factors:
         if n < 1:
@@ -211,11 +202,6 @@ class DigitScenes:
         photograph = torch.randint(2, (n,), generator=generator, device=device)
         values = (digit, label, x, y, scale, *u[2:5], photograph, crop_x, crop_y, crop_scale)
         return dict(zip(COLUMNS, values, strict=True))
-
-    def _parts_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        if device not in self._parts:
-            self._parts[device] = tuple(part.to(device) for part in self._parts[torch.device("cpu")])
-        return self._parts[device]
 
 
 def _compose(factors: Factors, digits: Tensor, photographs: Tensor, size: int) -> Tensor:
@@ -254,7 +240,8 @@ def _upsampled_digits() -> Tensor:
     """Return the ink of every digit with sharp edges, and its wider outline: (1797, 2, 72, 72)."""
     pixels = F.pad(torch.from_numpy(load_digits().images).float()[:, None] / 16, [MARGIN] * 4)
     smooth = F.interpolate(pixels, scale_factor=UPSAMPLED, mode="bicubic", align_corners=False)
-    ink = _smoothstep(smooth, 0.3, 0.7)
+    steep = ((smooth - 0.3) / (0.7 - 0.3)).clamp(0, 1)
+    ink = steep * steep * (3 - 2 * steep)
     wider = F.avg_pool2d(F.max_pool2d(ink, UPSAMPLED + 1, stride=1, padding=UPSAMPLED // 2), 5, 1, 2)
     return torch.cat([ink, wider], dim=1)
 
@@ -268,11 +255,6 @@ def _photographs(size: int) -> Tensor:
     return torch.cat(list(shrunk), dim=1)[None]
 
 
-def _smoothstep(x: Tensor, low: float, high: float) -> Tensor:
-    t = ((x - low) / (high - low)).clamp(0, 1)
-    return t * t * (3 - 2 * t)
-
-
 def _between(u: Tensor, bounds: tuple[float, float]) -> Tensor:
     return bounds[0] + (bounds[1] - bounds[0]) * u
 
@@ -283,17 +265,6 @@ def _choice(u: Tensor, count: Tensor) -> Tensor:
 
 
 def _as_generator(seed: torch.Generator | int) -> torch.Generator:
-    if isinstance(seed, torch.Generator):
-        return seed
-    if not is_whole(seed):
+    if not (isinstance(seed, torch.Generator) or is_whole(seed)):
         raise TypeError(f"a seed must be an integer or a torch.Generator, got {seed!r}")
-    return torch.Generator().manual_seed(int(seed))
-
-
-def _check_shared(shared: Iterable[str]) -> tuple[str, ...]:
-    if isinstance(shared, str):
-        raise TypeError(f"shared must be a collection of names such as ({shared!r},), got {shared!r}")
-    shared = tuple(shared)
-    if unknown := [name for name in shared if name not in SHAREABLE]:
-        raise ValueError(f"unknown factor to share: {unknown}; accepted are {sorted(SHAREABLE)}")
-    return shared
+    return torch.Generator().manual_seed(int(seed)) if is_whole(seed) else seed

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
-from hsic_lab.datasets import ImageData, Images, content_digest, data_folder, from_arrays, load, status
+from hsic_lab.datasets import ImageData, Images, data_folder, from_arrays, load, status
+from hsic_lab.datasets._folders import content_digest
 from hsic_lab.datasets.digit_scenes import digit_index
 
 FILES = [*(f"data_batch_{number}.bin" for number in range(1, 6)), "test_batch.bin"]
@@ -174,13 +175,6 @@ def test_subset_is_numpy_indexing(positions, form):
     assert np.array_equal(part.images, full.images.numpy()[expected])
     assert np.array_equal(part.factors["x"], expected / 10)
     assert list(part.factors.index) == list(range(len(part)))
-
-
-def test_to_keeps_everything():
-    images = small_images()
-    moved = images.to("cpu")
-    assert torch.equal(moved.images, images.images) and moved.factors is images.factors
-    assert images.to("meta").labels.is_meta
 
 
 def test_float32_rows_of_any_shape():
