@@ -21,11 +21,8 @@ from hsic_lab.datasets._folders import find_classes, from_folder, read_classes
 from hsic_lab.datasets._images import UNKNOWN, ImageData, Images
 from hsic_lab.datasets.digit_scenes import N_CLASSES, DigitScenes, digit_images
 
-ARCHIVES = (".tar.gz", ".zip")
 RETRIES = 2  # further attempts to download a file
-CIFAR_PIXELS = 3 * 32 * 32  # the red, green and blue planes, row after row
 STL10_SHAPE = (3, 96, 96)
-IDX_UINT8 = 8  # the type code of unsigned bytes in idx files
 DIGIT_NAMES = tuple(str(digit) for digit in range(N_CLASSES))
 FASHION_NAMES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
@@ -86,32 +83,6 @@ SOURCES = {
 }  # fmt: skip
 
 
-def fetch(source: Source, data_folder: Path, progress: bool = True) -> Path:
-    """Download, check and unpack the missing files of a set; return its folder."""
-    target = data_folder / source.folder
-    if not source.missing(data_folder):
-        return target
-    import pooch
-
-    prefix = "" if next(iter(source.downloads)).endswith(ARCHIVES) else f"{source.folder}/"
-    urls = {prefix + url.rpartition("/")[2]: url for url in source.downloads}
-    registry = {place: f"md5:{source.downloads[url]}" for place, url in urls.items()}
-    store = pooch.create(data_folder, "", registry=registry, urls=urls, retry_if_failed=RETRIES)
-    for place, url in urls.items():
-        # pooch's own chunks of 1 KiB are slow for files of gigabytes.
-        downloader = pooch.HTTPDownloader(progressbar=progress, chunk_size=1 << 20)
-        try:
-            path = Path(store.fetch(place, downloader=downloader))
-        except OSError as error:
-            raise OSError(f"{url} cannot be downloaded: {error}. Try again, or unpack it into {data_folder}") from error
-        if not prefix:
-            unpack(path, target, source.missing(data_folder))
-            path.unlink()
-    if missing := source.missing(data_folder):
-        raise ValueError(f"{' '.join(source.downloads)} did not hold {', '.join(missing)}, which {source.title} needs")
-    return target
-
-
 def unpack(archive: Path, target: Path, missing: list[str]) -> None:
     """Unpack an archive's folder `target.name` beside its place, then move it there: all of it, or what is `missing`.
 
@@ -147,13 +118,13 @@ def unpack(archive: Path, target: Path, missing: list[str]) -> None:
 def _read_idx(path: Path, dimensions: int) -> Tensor:
     """Read a gzipped idx file of unsigned bytes (http://yann.lecun.com/exdb/mnist/).
 
-    Big-endian: two zero bytes, the type code, the number of axes, every axis as uint32, then the values.
+    Big-endian: two zero bytes, the type code 8, the number of axes, every axis as uint32, then the values.
     """
     try:
         content = gzip.decompress(path.read_bytes())
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{path} is not a whole gzip file ({error})") from error
-    magic, begin = bytes([0, 0, IDX_UINT8, dimensions]), 4 + 4 * dimensions
+    magic, begin = bytes([0, 0, 8, dimensions]), 4 + 4 * dimensions
     if not content.startswith(magic):
         raise ValueError(f"{path} begins with {content[:4].hex(' ')}, expected {magic.hex(' ')}")
     if len(content) < begin:
@@ -162,23 +133,6 @@ def _read_idx(path: Path, dimensions: int) -> Tensor:
     if len(content) - begin != np.prod(shape, dtype=np.int64) or 0 in shape:
         raise ValueError(f"{path} holds {len(content) - begin} values, its header says {' x '.join(map(str, shape))}")
     return torch.from_numpy(np.frombuffer(content, np.uint8, offset=begin).copy()).view(shape)
-
-
-def _read_stl10(images: Path, labels: Path | None) -> Images:
-    """Read STL-10's files (https://cs.stanford.edu/~acoates/stl10/) as mapped images and labels 0 to 9.
-
-    The file holds every channel column after column: the tensor is the transposed view.
-    """
-    n, rest = divmod(images.stat().st_size, size := int(np.prod(STL10_SHAPE)))
-    if n == 0 or rest:
-        raise ValueError(f"{images} has {images.stat().st_size} bytes, expected a positive multiple of {size}")
-    pixels = map_file(images).view(n, *STL10_SHAPE).transpose(2, 3)
-    if labels is None:
-        return Images(pixels, torch.full((n,), UNKNOWN))
-    numbers = torch.from_numpy(np.fromfile(labels, np.uint8))
-    if len(numbers) != n:
-        raise ValueError(f"{labels} holds {len(numbers)} labels, {images} {n} images")
-    return Images(pixels, _checked_labels(labels, numbers, 1, 10) - 1)
 
 
 def _read_names(path: Path, expected: int) -> tuple[str, ...]:
@@ -210,7 +164,7 @@ def _cifar(path: Path, n_classes: int) -> ImageData:
     """
     *train_files, test_file, names_file = SOURCES[f"cifar{n_classes}"].files
     label_bytes = 1 if n_classes == 10 else 2
-    record = label_bytes + CIFAR_PIXELS
+    record = label_bytes + 3 * 32 * 32
 
     def read(name: str, records: int) -> Images:
         size = (path / name).stat().st_size
@@ -242,13 +196,27 @@ def _fashion_mnist(path: Path) -> ImageData:
 
 
 def _stl10(path: Path) -> ImageData:
-    train, test = (_read_stl10(path / f"{split}_X.bin", path / f"{split}_y.bin") for split in ("train", "test"))
+    """Read channels that are stored column after column (https://cs.stanford.edu/~acoates/stl10/), as mapped images."""
+
+    def read(split: str) -> Images:
+        file, size = path / f"{split}_X.bin", int(np.prod(STL10_SHAPE))
+        n, rest = divmod(file.stat().st_size, size)
+        if n == 0 or rest:
+            raise ValueError(f"{file} has {file.stat().st_size} bytes, expected a positive multiple of {size}")
+        images, labels = map_file(file).view(n, *STL10_SHAPE).transpose(2, 3), path / f"{split}_y.bin"
+        if split == "unlabeled":
+            return Images(images, torch.full((n,), UNKNOWN))
+        numbers = torch.from_numpy(np.fromfile(labels, np.uint8))
+        if len(numbers) != n:
+            raise ValueError(f"{labels} holds {len(numbers)} labels, {file} {n} images")
+        return Images(images, _checked_labels(labels, numbers, 1, 10) - 1)
+
     names = _read_names(path / "class_names.txt", 10)
-    return ImageData("stl10", train, test, names, _read_stl10(path / "unlabeled_X.bin", None))
+    return ImageData("stl10", read("train"), read("test"), names, read("unlabeled"))
 
 
 def _tiny_imagenet(path: Path) -> ImageData:
-    """Classes are in the order of their WordNet ids; the first of its words is the name of a class."""
+    """Read the classes in the order of their WordNet ids; the name of a class is the first of its words."""
     annotations = path / "val" / "val_annotations.txt"
     val: dict[str, list[Path]] = {}
     if annotations.is_file():  # the official layout: lines of file name, id, bounding box
@@ -287,12 +255,14 @@ def load(name: str, folder: str | os.PathLike | None = None, **options: int) -> 
     ----------
     name : str
         Path of a folder of images, see :func:`from_folder`, or one of the following (training + test images):
-        "digits", scikit-learn's 1352 + 445 handwritten digits (1, 8, 8); "digit_scenes", 8000 + 2000 rendered scenes
-        (3, 32, 32) with known factors of variation, see :class:`DigitScenes`; "cifar10" and "cifar100", 50 000 + 10 000
-        (3, 32, 32), 10 or 100 (fine) classes, Krizhevsky (2009); "fashion_mnist", 60 000 + 10 000 (1, 28, 28), Xiao et
-        al. (2017); "stl10", 5000 + 8000 and 100 000 unlabeled (3, 96, 96), Coates et al. (2011), mapped into memory;
-        "tiny_imagenet", 100 000 + 10 000 (3, 64, 64) of 200 classes, CS231n, in the official layout or with one folder
-        of images a class; its test images are the official "val".
+
+        * "digits": scikit-learn's handwritten digits, 1352 + 445, (1, 8, 8)
+        * "digit_scenes": :class:`DigitScenes` with known factors of variation, 8000 + 2000, (3, 32, 32)
+        * "cifar10", "cifar100": Krizhevsky (2009), 10 or 100 (fine) classes, 50 000 + 10 000, (3, 32, 32)
+        * "fashion_mnist": Xiao et al. (2017), 60 000 + 10 000, (1, 28, 28)
+        * "stl10": Coates et al. (2011), 5000 + 8000 and 100 000 unlabeled, (3, 96, 96), mapped into memory
+        * "tiny_imagenet": CS231n's 200 classes, 100 000 + 10 000 (its "val"), (3, 64, 64); the official layout, or one
+          folder of images a class
     folder : path or None
         Folder that holds the published sets, see :func:`data_folder`; :func:`download` puts them there.
     **options : int
@@ -373,7 +343,30 @@ def download(name: str, folder: str | os.PathLike | None = None, progress: bool 
     """
     if name not in SOURCES:
         raise ValueError(f"{name!r} is not downloaded; the sets that are: {sorted(SOURCES)}")
-    return fetch(SOURCES[name], data_folder(folder), progress)
+    source, root = SOURCES[name], data_folder(folder)
+    target = root / source.folder
+    if not source.missing(root):
+        return target
+    import pooch
+
+    plain = next(iter(source.downloads)).rpartition("/")[2] in source.files  # not an archive
+    urls = {f"{source.folder}/" * plain + url.rpartition("/")[2]: url for url in source.downloads}
+    registry = {place: f"md5:{source.downloads[url]}" for place, url in urls.items()}
+    store = pooch.create(root, "", registry=registry, urls=urls, retry_if_failed=RETRIES)
+    for place, url in urls.items():
+        # pooch's own chunks of 1 KiB are slow for files of gigabytes.
+        downloader = pooch.HTTPDownloader(progressbar=progress, chunk_size=1 << 20)
+        try:
+            path = Path(store.fetch(place, downloader=downloader))
+        except OSError as error:
+            remedy = f"Try again; or save it as {root / place}, then run this again"
+            raise OSError(f"{url} cannot be downloaded: {error}. {remedy}") from error
+        if not plain:
+            unpack(path, target, source.missing(root))
+            path.unlink()
+    if missing := source.missing(root):
+        raise ValueError(f"{' '.join(source.downloads)} did not hold {', '.join(missing)}, which {source.title} needs")
+    return target
 
 
 def status(name: str, folder: str | os.PathLike | None = None) -> str:

@@ -50,7 +50,7 @@ def test_cifar10_round_trip(tmp_path):
 
 
 @pytest.mark.parametrize("missing", [*FILES, "batches.meta.txt"])
-def test_cifar10_missing_file_is_named(tmp_path, missing):
+def test_error_names_the_missing_cifar10_file(tmp_path, missing):
     path, _, _ = write_cifar10(tmp_path)
     (path / missing).unlink()
     with pytest.raises(FileNotFoundError) as error:
@@ -59,7 +59,7 @@ def test_cifar10_missing_file_is_named(tmp_path, missing):
     assert not any(name in str(error.value) for name in set(FILES) - {missing})
 
 
-def test_cifar10_absent_says_where_it_looked_and_what_to_do(tmp_path):
+def test_error_for_absent_cifar10_names_folder_and_remedy(tmp_path):
     with pytest.raises(FileNotFoundError) as error:
         load("cifar10", tmp_path)
     archive = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"

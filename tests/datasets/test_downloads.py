@@ -10,7 +10,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from hsic_lab.datasets._published import SOURCES, Source, fetch, unpack
+from hsic_lab.datasets import download
+from hsic_lab.datasets._published import SOURCES, Source, unpack
 
 CONTENT = {"tiny-set/a.bin": os.urandom(3 << 20), "tiny-set/deep/b.txt": b"names"}
 
@@ -68,6 +69,12 @@ def source(server, name, md5=None, files=("a.bin", "deep/b.txt")):
     return Source("Tiny set", "tiny-set", files, {server.url + name: md5})
 
 
+def fetch(source, folder, progress):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SOURCES, "tiny_set", source)
+        return download("tiny_set", folder, progress)
+
+
 def listing(folder):
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
@@ -95,7 +102,7 @@ def test_plain_files_go_into_the_folder(server, tmp_path):
 
 def test_interrupted_download_leaves_nothing_and_starts_again(server, tmp_path):
     server.cut = 1 << 20
-    with pytest.raises(OSError, match=r"set.zip cannot be downloaded.*Try again, or unpack it into"):
+    with pytest.raises(OSError, match=r"set.zip cannot be downloaded.*Try again; or save it as .*set.zip"):
         fetch(source(server, "set.zip"), tmp_path, progress=False)
     assert listing(tmp_path) == [] and server.asked == 3, "two retries"
     server.cut = None
@@ -130,7 +137,7 @@ def test_wrong_sum_leaves_nothing(server, tmp_path):
 def test_progress_bar(server, tmp_path, capsys):
     fetch(source(server, "set.zip"), tmp_path / "a", progress=False)
     assert "%" not in capsys.readouterr().err
-    fetch(source(server, "set.zip"), tmp_path / "b")
+    fetch(source(server, "set.zip"), tmp_path / "b", progress=True)
     assert "100%" in capsys.readouterr().err
 
 
