@@ -20,9 +20,8 @@ from torch import Tensor, nn
 from hsic_lab.datasets import ImageData, Images, from_arrays
 from hsic_lab.evaluation import extract_features
 from hsic_lab.training import Run, TrainConfig, train
+from hsic_lab.training._data import SNAPSHOT_PAIRS
 from hsic_lab.training._run import SETTINGS
-
-HELD = 2048  # first rows of X, of which C is kept
 
 
 class CorruptedRows:
@@ -34,12 +33,7 @@ class CorruptedRows:
     Parameters
     ----------
     corruption : float, default 0.3
-        Probability that an entry is replaced, between 0 and 1.
-
-    Raises
-    ------
-    ValueError
-        If ``corruption`` is not between 0 and 1.
+        Probability that an entry is replaced. ValueError is raised if it is not between 0 and 1.
 
     References
     ----------
@@ -204,7 +198,7 @@ class SelfSupervisedEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
             seed=check_random_state(self.random_state).randint(np.iinfo(np.int32).max),
         )
         images = self._images(rows)
-        data = ImageData("X", images, images.subset(slice(HELD)), ("unknown",))
+        data = ImageData("X", images, images.subset(slice(SNAPSHOT_PAIRS)), ("unknown",))
         encoder = self._own_encoder(config.seed)
         views = CorruptedRows() if self.views is None and self._image_shape is None else self.views
         with tempfile.TemporaryDirectory() as folder, _threads(self.n_jobs):

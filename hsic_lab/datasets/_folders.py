@@ -72,8 +72,7 @@ def decode(path: Path, size: int | None) -> np.ndarray:
 def decode_all(files: Sequence[Path], size: int | None, keep_in: Path, progress: bool = True) -> Tensor:
     """Decode images on all cores to one uint8 tensor (n, 3, h, w), mapped from a file that is kept in `keep_in`.
 
-    The name of the file holds a digest of all paths, sizes and times of change: a changed folder is decoded again, and
-    its former array is removed.
+    The name of the file holds a digest of the images: a changed folder is decoded again, its former array is removed.
     """
     label = "as_is" if size is None else f"{size}px"
     kept = keep_in / CACHE.format(size=label, digest=_files_digest(files, keep_in))
@@ -189,18 +188,18 @@ def from_folder(
     if size is not None and not (is_whole(size) and size >= 1):
         raise ValueError(f"size must be a whole number of at least 1 pixel, or None, got {size!r}")
     unlabelled = find_images(path / "unlabelled")
-    if not (path / "train").is_dir():
+    folders = [path / name for name in ("train", "test", "val") if (path / name).is_dir()]
+    if path / "train" not in folders:
         classes = find_classes(path)
         if unlabelled:
             del classes["unlabelled"]
-        (whole,), rest, names = read_classes([classes], size, path, unlabelled)
-        train, test = _hold_out(whole, test_fraction, seed)
+        splits = [classes]
+    elif len(folders) == 1:
+        raise ValueError(f"{path} has a folder train but neither test nor val")
     else:
-        held_out = next((path / name for name in ("test", "val") if (path / name).is_dir()), None)
-        if held_out is None:
-            raise ValueError(f"{path} has a folder train but neither test nor val")
-        splits = [find_classes(path / "train"), find_classes(held_out)]
-        (train, test), rest, names = read_classes(splits, size, path, unlabelled)
+        splits = [find_classes(folder) for folder in folders[:2]]
+    parts, rest, names = read_classes(splits, size, path, unlabelled)
+    train, test = parts if len(parts) == 2 else _hold_out(parts[0], test_fraction, seed)
     return ImageData(str(path), train, test, names, _without_labels(rest))
 
 
