@@ -178,7 +178,7 @@ class SelfSupervisedEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         ValueError, FloatingPointError
             If X or a parameter is not accepted; if the loss becomes infinite or NaN.
         """
-        shape = tuple(X.shape[1:]) if getattr(X, "ndim", 2) > 2 else self.image_shape
+        shape = getattr(X, "shape", ())[1:] if getattr(X, "ndim", 2) > 2 else self.image_shape
         rows = self._rows(X, reset=True)
         self._image_shape = None if shape is None else tuple(shape)
         if self._image_shape is None:
@@ -217,7 +217,7 @@ class SelfSupervisedEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         with _threads(self.n_jobs):
             return extract_features(self.encoder_, self._images(self._rows(X, reset=False)).images).numpy()
 
-    def _rows(self, X: ArrayLike | Tensor, reset: bool) -> np.ndarray:
+    def _rows(self, X: Any, reset: bool) -> np.ndarray:
         """Return X as rows that scikit-learn has checked."""
         of_images = getattr(X, "ndim", 2) > 2 or (self.image_shape if reset else self._image_shape) is not None
         if of_images and (kind := np.asarray(X).dtype).kind in "iu" and kind != np.uint8:
@@ -262,7 +262,7 @@ class SelfSupervisedEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         self.encoder_, self.projector_ = run.encoder.cpu().eval(), run.projector.cpu().eval()
         self.history_ = run.history
         self.correlation_ = run.snapshots[max(run.snapshots)].numpy()
-        self._n_features_out = self.projector_[0].in_features
+        self._n_features_out = next(self.projector_.parameters()).shape[1]
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

@@ -257,7 +257,7 @@ def from_arrays(
         raise ValueError(f"class_names must name the {len(known)} classes of labels, got {len(class_names)}")
     names = tuple(str(label) for label in (known if class_names is None else class_names))
     train = Images(_as_images("images", images), _positions(values, known))
-    if test_images is None:
+    if test_images is None or test_labels is None:
         train, test = _hold_out(train, test_fraction, seed)
     else:
         test = Images(_as_images("test_images", test_images), _positions(as_labels("test_labels", test_labels), known))

@@ -192,7 +192,7 @@ def _fashion_mnist(path: Path) -> ImageData:
         if len(pixels) != len(numbers):
             raise ValueError(f"{images} holds {len(pixels)} images, {labels} {len(numbers)} labels")
         splits.append(Images(pixels, _checked_labels(labels, numbers, 0, 9)))
-    return ImageData("fashion_mnist", *splits, FASHION_NAMES)
+    return ImageData("fashion_mnist", splits[0], splits[1], FASHION_NAMES)
 
 
 def _stl10(path: Path) -> ImageData:

@@ -111,7 +111,9 @@ class DigitScenes:
         index = digit_index(split)
         self._members = index[torch.argsort(labels[index], stable=True)]  # the split's digits, sorted by class
         self._counts = torch.bincount(labels[index], minlength=N_CLASSES)
-        self._parts = {torch.device("cpu"): (_upsampled_digits(), _photographs(size))}
+        self._parts: dict[torch.device, tuple[Tensor, ...]] = {
+            torch.device("cpu"): (_upsampled_digits(), _photographs(size))
+        }
 
     def draw(self, n: int, generator: torch.Generator | int) -> Factors:
         """Draw the factors of n scenes, independent of each other; "digit" is uniform given "class".
@@ -184,9 +186,11 @@ class DigitScenes:
         device = factors["x"].device
         if device not in self._parts:
             self._parts[device] = tuple(part.to(device) for part in self._parts[torch.device("cpu")])
+        digits, photographs = self._parts[device]
         blocks = zip(*(values.split(BLOCK) for values in factors.values()), strict=True)
-        parts = [_compose(dict(zip(factors, block, strict=True)), *self._parts[device], self.size) for block in blocks]
-        return torch.cat(parts)
+        return torch.cat(
+            [_compose(dict(zip(factors, block, strict=True)), digits, photographs, self.size) for block in blocks]
+        )
 
     def _draw(self, n: int, generator: torch.Generator, label: Tensor | None) -> Factors:
         if n < 1:
@@ -265,6 +269,8 @@ def _choice(u: Tensor, count: Tensor) -> Tensor:
 
 
 def _as_generator(seed: torch.Generator | int) -> torch.Generator:
-    if not (isinstance(seed, torch.Generator) or is_whole(seed)):
+    if isinstance(seed, torch.Generator):
+        return seed
+    if not is_whole(seed):
         raise TypeError(f"a seed must be an integer or a torch.Generator, got {seed!r}")
-    return torch.Generator().manual_seed(int(seed)) if is_whole(seed) else seed
+    return torch.Generator().manual_seed(int(seed))

@@ -105,23 +105,26 @@ class TrainingPairs:
     def epoch(self, number: int, skip: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the batches of an epoch after the first `skip`, whose random numbers are drawn too."""
         generator = seeded_generator(self.device, self.seed, number)
-        for batch, views in enumerate(self._scene_pairs(generator) if self.scenes else self._views(generator)):
+        pairs = self._scene_pairs(self.scenes, generator) if self.scenes else self._view_pairs(generator)
+        for batch, views in enumerate(pairs):
             if batch >= skip:
-                yield tuple(prepared(view, self.device) for view in views)
+                view_a, view_b = views
+                yield prepared(view_a, self.device), prepared(view_b, self.device)
 
-    def _scene_pairs(self, generator: torch.Generator) -> Iterator[Iterator[Tensor]]:
+    def _scene_pairs(self, scenes: DigitScenes, generator: torch.Generator) -> Iterator[Iterator[Tensor]]:
         for _ in range(len(self)):
-            pair = self.scenes.draw_pairs(self.size, generator, self.shared)
+            pair = scenes.draw_pairs(self.size, generator, self.shared)
             # Rendered on demand: skipped batches are drawn only.
-            yield (self.scenes.render({k: v[self.rows] for k, v in factors.items()}) for factors in pair)
+            yield (scenes.render({k: v[self.rows] for k, v in factors.items()}) for factors in pair)
 
-    def _views(self, generator: torch.Generator) -> Iterator[list[Tensor]]:
+    def _view_pairs(self, generator: torch.Generator) -> Iterator[Iterator[Tensor]]:
+        assert self.source is not None and self.views is not None  # these are images, not scenes
         order = torch.randperm(self.n, generator=generator, device=self.device)
         for images in self.source.batches(order, self.size):
             views = list(self.views(images, generator))
             if wrong := [len(view) for view in views if len(view) != self.size]:
                 raise ValueError(f"views must keep their {self.size} images, got {wrong}")
-            yield [view[self.rows] for view in views]
+            yield (view[self.rows] for view in views)
 
 
 def held_out_pairs(
@@ -132,8 +135,10 @@ def held_out_pairs(
     if data.scenes:
         pair = DigitScenes("test", data.scenes.size).pairs(SNAPSHOT_PAIRS, generator, config.shared)
     else:
-        pair = make_views(data, config, views)(data.test.sample(SNAPSHOT_PAIRS).images.to(device), generator)
-    return tuple(prepared(view, device) for view in pair)
+        make = make_views(data, config, views)
+        assert make is not None  # these are images, not scenes
+        pair = make(data.test.sample(SNAPSHOT_PAIRS).images.to(device), generator)
+    return prepared(pair[0], device), prepared(pair[1], device)
 
 
 def seeded_generator(device: torch.device, *key: int) -> torch.Generator:
