@@ -245,7 +245,7 @@ def data_get(
     name: Annotated[str, typer.Argument(help="A published set's name.")],
     folder: Annotated[Path | None, typer.Option(help="Where to; left out: the data folder.")] = None,
 ) -> None:
-    """Download a published set, check its sum, unpack it. Run it again to continue after an interruption."""
+    """Download a published set, check its sum, unpack it; complete it if files are missing."""
     from hsic_lab import datasets
 
     print(f"{name} is in {datasets.download(name, folder)}")

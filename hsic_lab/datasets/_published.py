@@ -370,7 +370,24 @@ def download(name: str, folder: str | os.PathLike | None = None, progress: bool 
 
 
 def status(name: str, folder: str | os.PathLike | None = None) -> str:
-    """Return "ready" if :func:`load` finds all files of a set, else a sentence that says how to get them."""
+    """Say whether the files of a data set are there, without reading them.
+
+    Parameters
+    ----------
+    name, folder : str, path or None
+        As in :func:`load`.
+
+    Returns
+    -------
+    str
+        "ready", or a sentence that says how to get the set.
+
+    Examples
+    --------
+    >>> from hsic_lab.datasets import status
+    >>> status("digit_scenes")
+    'ready'
+    """
     check_name(name)
     if name not in SOURCES or not SOURCES[name].missing(data_folder(folder)):
         return "ready"
