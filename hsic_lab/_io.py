@@ -1,13 +1,10 @@
-"""Atomic file writes and memory-mapped reads."""
+"""Atomic file writes."""
 
 import os
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import Tensor
 
 
 def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
@@ -22,11 +19,3 @@ def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def map_file(path: Path) -> Tensor:
-    """Map the bytes of a file into memory as a uint8 vector; a page is read from disk when it is first used.
-
-    The mapping is private: the file may be read-only, and writing to the tensor does not change the file.
-    """
-    return torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)

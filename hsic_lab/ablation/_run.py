@@ -20,8 +20,9 @@ from tqdm.auto import tqdm
 from hsic_lab import __version__
 from hsic_lab._io import replace_file
 from hsic_lab.ablation._grids import Grid, Planned, read_grid
-from hsic_lab.datasets import LOADERS, ImageData, check_name, data_folder, full_name, load
+from hsic_lab.datasets import LOADERS, ImageData, data_folder, load
 from hsic_lab.datasets._folders import content_digest
+from hsic_lab.datasets._published import check_name, full_name
 from hsic_lab.diagnostics import rankme
 from hsic_lab.evaluation import extract_features, knn_accuracy, linear_probe
 from hsic_lab.training import Run, TrainConfig, train_or_load

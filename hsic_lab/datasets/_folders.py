@@ -7,17 +7,17 @@ import re
 import time
 import warnings
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm.contrib.concurrent import thread_map
 
 from hsic_lab._checks import as_labels, as_tensor, is_whole
-from hsic_lab._io import map_file, replace_file
+from hsic_lab._io import replace_file
 from hsic_lab.datasets._images import UNKNOWN, ImageData, Images
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
@@ -41,8 +41,7 @@ def find_classes(folder: Path) -> dict[str, list[Path]]:
         raise ValueError(f"{folder} has no sub-folder: expected one folder of images a class")
     classes = {name: find_images(folder / name) for name in names}
     if empty := [name for name, files in classes.items() if not files]:
-        accepted = ", ".join(sorted(SUFFIXES))
-        raise ValueError(f"{folder / empty[0]} holds no image; accepted are files ending in {accepted}")
+        raise ValueError(f"{folder / empty[0]} holds no image; accepted are files ending in {sorted(SUFFIXES)}")
     return classes
 
 
@@ -69,7 +68,7 @@ def decode(path: Path, size: int | None) -> np.ndarray:
     return np.asarray(image).transpose(2, 0, 1)
 
 
-def decode_all(files: Sequence[Path], size: int | None, keep_in: Path, progress: bool = True) -> Tensor:
+def decode_all(files: Sequence[Path], size: int | None, keep_in: Path) -> Tensor:
     """Decode images on all cores to one uint8 tensor (n, 3, h, w), mapped from a file that is kept in `keep_in`.
 
     The name of the file holds a digest of the images: a changed folder is decoded again, its former array is removed.
@@ -80,28 +79,25 @@ def decode_all(files: Sequence[Path], size: int | None, keep_in: Path, progress:
         shape = (len(files), *decode(files[0], size).shape)
 
         def write(path: Path) -> None:
-            array = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
-            _fill(array, files, size, progress)
-            array.flush()
+            _fill(np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape), files, size).flush()
 
         try:
             replace_file(kept, write)
         except OSError as error:
             warnings.warn(f"decoded images are not kept, every load decodes again: {error}", stacklevel=2)
-            return torch.from_numpy(_fill(np.empty(shape, np.uint8), files, size, progress))
+            return torch.from_numpy(_fill(np.empty(shape, np.uint8), files, size))
         # A temporary file may belong to a living process; after a day it belongs to a killed one.
         begun = keep_in.glob(f".{CACHE.format(size='*', digest='*')}.*")
         old = {path for path in begun if time.time() - path.stat().st_mtime > 24 * 3600}
         for path in old | set(keep_in.glob(CACHE.format(size=label, digest="*"))) - {kept}:
             path.unlink(missing_ok=True)  # another process may remove the same files
-    header = np.load(kept, mmap_mode="r", allow_pickle=False)
-    return map_file(kept)[header.offset :].view(header.shape)
+    return torch.from_numpy(np.load(kept, mmap_mode="c", allow_pickle=False))  # writing does not change the file
 
 
 def read_classes(
     splits: Sequence[dict[str, list[Path]]], size: int | None, root: Path, extra: Sequence[Path] = ()
 ) -> tuple[list[Images], Tensor, tuple[str, ...]]:
-    """Decode splits with the same classes and `extra` images without; class numbers follow the first split."""
+    """Decode splits with the same classes, and `extra` images; class numbers follow the first split."""
     names = tuple(splits[0])
     if unknown := sorted({name for split in splits for name in split} - set(names)):
         raise ValueError(f"{root}: the test split has the class {unknown[0]!r}, which the training split has not")
@@ -112,8 +108,8 @@ def read_classes(
     return [Images(part, numbers) for part, numbers in zip(parts, labels, strict=True)], rest, names
 
 
-def _fill(array: np.ndarray, files: Sequence[Path], size: int | None, progress: bool) -> np.ndarray:
-    """Decode all files into the rows of `array`."""
+def _fill(array: Any, files: Sequence[Path], size: int | None) -> Any:
+    """Decode all files into the rows of `array`, and return it."""
 
     def one(row: int) -> None:
         image = decode(files[row], size)
@@ -124,13 +120,7 @@ def _fill(array: np.ndarray, files: Sequence[Path], size: int | None, progress: 
             )
         array[row] = image
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        try:
-            for _ in tqdm(pool.map(one, range(len(files))), "decoding", len(files), disable=not progress):
-                pass
-        except BaseException:
-            pool.shutdown(cancel_futures=True)  # otherwise an error waits for all other images
-            raise
+    thread_map(one, range(len(files)), desc="decoding", max_workers=os.cpu_count())
     return array
 
 
@@ -165,22 +155,14 @@ def from_folder(
         Folder with ``train/CLASS/...`` and ``test/CLASS/...`` or ``val/CLASS/...``; or with ``CLASS/...``, of which a
         part is held out. ``unlabelled/`` may hold images without classes. The absolute path is the name of the set.
     size : int or None, default None
-        Pixels to which the shorter side is resized before the central square is cut out. None keeps the images, which
-        must then have one size.
-    test_fraction : float, default 0.2
-        Part of each class that is held out, rounded down.
-    seed : int, default 0
-        Seed of the random choice of held-out images.
+        Pixels to which the shorter side is resized before the central square is cut out. None keeps images of one size.
+    test_fraction, seed : float, int, default 0.2, 0
+        Part of each class that is held out at random, rounded down, and the seed of the choice.
 
     Returns
     -------
     ImageData
-        The data set.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        If there is no such folder; if the layout, an image or an argument is not accepted.
+        The data set, which may have no ``unlabelled`` part.
     """
     path = Path(os.path.abspath(Path(path).expanduser()))
     if not path.is_dir():
@@ -189,15 +171,13 @@ def from_folder(
         raise ValueError(f"size must be a whole number of at least 1 pixel, or None, got {size!r}")
     unlabelled = find_images(path / "unlabelled")
     folders = [path / name for name in ("train", "test", "val") if (path / name).is_dir()]
-    if path / "train" not in folders:
-        classes = find_classes(path)
-        if unlabelled:
-            del classes["unlabelled"]
-        splits = [classes]
-    elif len(folders) == 1:
+    if folders == [path / "train"]:
         raise ValueError(f"{path} has a folder train but neither test nor val")
-    else:
+    if path / "train" in folders:
         splits = [find_classes(folder) for folder in folders[:2]]
+    else:
+        splits = [find_classes(path)]
+        splits[0].pop("unlabelled", None)
     parts, rest, names = read_classes(splits, size, path, unlabelled)
     train, test = parts if len(parts) == 2 else _hold_out(parts[0], test_fraction, seed)
     return ImageData(str(path), train, test, names, _without_labels(rest))
@@ -218,28 +198,21 @@ def from_arrays(
 
     Parameters
     ----------
-    images : array of shape (n, h, w), (n, h, w, c) or (n, c, h, w)
+    images, test_images, unlabelled : array of shape (n, h, w), (n, h, w, c) or (n, c, h, w)
         uint8, or floats in [0, 1], which are rounded to multiples of 1/255; c is 1 or 3.
-    labels : array of shape (n,)
-        Integers, booleans or strings; class numbers are positions in their sorted distinct values.
-    test_images, test_labels, test_fraction, seed : array, array, float, int
-        The test split, or the part of each class that is held out, see :func:`from_folder`.
-    unlabelled : array or None
-        Further images to train on.
+    labels, test_labels : array of shape (n,)
+        Integers, booleans or strings; class numbers are positions in the sorted distinct values of ``labels``.
     class_names : sequence of str or None
         Names of the sorted distinct labels. None takes the labels themselves.
     name : str, default "arrays"
         Name of the data set.
+    test_fraction, seed : float, int, default 0.2, 0
+        As in :func:`from_folder`, where no test images are given.
 
     Returns
     -------
     ImageData
         The data set.
-
-    Raises
-    ------
-    ValueError
-        If shapes or values do not fit, or the axis of the channels is not clear.
 
     Examples
     --------
@@ -274,8 +247,8 @@ def _as_images(name: str, images: ArrayLike | Tensor) -> Tensor:
         raise ValueError(f"{name} must be (n, h, w), (n, h, w, c) or (n, c, h, w), got {tuple(pixels.shape)}")
     first, last = pixels.shape[1] in (1, 3), pixels.shape[3] in (1, 3)
     if first == last:
-        where = "on both" if first else "on neither"
-        raise ValueError(f"{name} must have 1 or 3 channels on axis 1 or on axis 3, got {tuple(pixels.shape)}: {where}")
+        found = f"{tuple(pixels.shape)}: on {'both' if first else 'neither'}"
+        raise ValueError(f"{name} must have 1 or 3 channels on axis 1 or on axis 3, got {found}")
     if last:
         pixels = pixels.permute(0, 3, 1, 2)
     if pixels.is_floating_point():

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from hsic_lab.datasets.digit_scenes import DigitScenes
 
 UNKNOWN = -1  # the label of an image without a label
-_HASHED = 256  # images of a part that enter its fingerprint
 
 
 @dataclass(frozen=True, eq=False)  # comparing tensors has no single truth value
@@ -25,17 +24,11 @@ class Images:
     Attributes
     ----------
     images : Tensor of shape (n, c, h, w) or (n, ...)
-        uint8 images with values 0 to 255, or float32 rows of any shape, such as a table ``(n, p)``. Encoders receive
-        float32 rows unchanged.
+        uint8 images, or float32 rows of any shape, such as a table ``(n, p)``. Encoders receive float32 rows unchanged.
     labels : Tensor of shape (n,)
         Class numbers as int64, on the device of the images; -1 stands for an unknown class.
     factors : DataFrame or None
-        Known factors of variation, one row an image. The frame stays in main memory.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If a dtype is not accepted; if the shapes do not fit together.
+        Known factors of variation, one row an image.
 
     Examples
     --------
@@ -77,10 +70,8 @@ class Images:
         positions = torch.arange(len(self), device=self.images.device)[index]
         if positions.ndim != 1:
             raise ValueError(f"index must be positions, a mask of {len(self)} or a slice, got {index!r}")
-        factors = self.factors
-        if factors is not None:
-            factors = factors.iloc[positions.cpu().numpy()].reset_index(drop=True)
-        return Images(self.images[positions], self.labels[positions], factors)
+        rows = None if self.factors is None else self.factors.iloc[positions.cpu().numpy()].reset_index(drop=True)
+        return Images(self.images[positions], self.labels[positions], rows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,14 +87,9 @@ class ImageData:
     class_names : tuple of str
         Name of each class number.
     unlabelled : Images or None
-        Further images to train on, with label -1.
+        Further images to train on, with label -1, of the same shape and dtype.
     scenes : DigitScenes or None
         Renderer of fresh training pairs, for a synthetic data set.
-
-    Raises
-    ------
-    ValueError
-        If the images of the parts differ in shape or dtype.
     """
 
     name: str
@@ -129,10 +115,10 @@ class ImageData:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Shape of the images in ``trained_on`` and a hash of some hundred of them; runs keep it as "pictures"."""
+        """Shape of the images in ``trained_on`` and a hash of some of them; runs keep it as "pictures"."""
         shapes, content = [], hashlib.sha256()
         for part in self.trained_on:
             shapes.append(" x ".join(map(str, part.shape)))
-            for image in part[:: max(1, len(part) // _HASHED)]:
+            for image in part[:: max(1, len(part) // 256)]:  # some hundred images
                 content.update(image.cpu().contiguous().numpy().tobytes())
         return f"{' and '.join(shapes)} ({content.hexdigest()[:16]})"

@@ -14,15 +14,13 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
 import torch
+from sklearn.datasets import load_digits
 from torch import Tensor
 
-from hsic_lab._io import map_file
 from hsic_lab.datasets._folders import find_classes, from_folder, read_classes
 from hsic_lab.datasets._images import UNKNOWN, ImageData, Images
-from hsic_lab.datasets.digit_scenes import N_CLASSES, DigitScenes, digit_images
+from hsic_lab.datasets.digit_scenes import N_CLASSES, DigitScenes, digit_index
 
-RETRIES = 2  # further attempts to download a file
-STL10_SHAPE = (3, 96, 96)
 DIGIT_NAMES = tuple(str(digit) for digit in range(N_CLASSES))
 FASHION_NAMES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
@@ -38,10 +36,7 @@ FASHION_MD5 = {
 
 @dataclass(frozen=True)
 class Source:
-    """A published set: its folder in the data folder, the files it needs, and the URL and MD5 of each download.
-
-    An archive (.tar.gz, .zip) holds `folder`; another file is put into `folder` as it is.
-    """
+    """A published set: its folder, needed files, and the URL and MD5 of each archive of the folder or file in it."""
 
     title: str
     folder: str
@@ -53,10 +48,8 @@ class Source:
         return [name for name in self.files if not (data_folder / self.folder / name).exists()]
 
 
-# Every MD5 was found in at least two independent places. CIFAR: the authors' own page
-# (https://www.cs.toronto.edu/~kriz/cifar.html). STL-10: torchvision.datasets.STL10. Fashion-MNIST: the README of
-# zalandoresearch/fashion-mnist and torchvision.datasets.FashionMNIST. Tiny ImageNet: its authors publish none;
-# avalanche and several other independent loaders agree on this one.
+# Every MD5 was found in at least two independent places. CIFAR: https://www.cs.toronto.edu/~kriz/cifar.html. STL-10 and
+# Fashion-MNIST: torchvision. Tiny ImageNet: its authors publish none; several independent loaders agree on this one.
 SOURCES = {
     "cifar10": Source(
         "CIFAR-10", "cifar-10-batches-bin",
@@ -67,10 +60,8 @@ SOURCES = {
         "CIFAR-100", "cifar-100-binary", ("train.bin", "test.bin", "fine_label_names.txt"),
         {"https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz": "03b5dce01913d631647c71ecec9e9cb8"},
     ),
-    "fashion_mnist": Source(
-        "Fashion-MNIST", "fashion-mnist", tuple(FASHION_MD5),
-        {FASHION_URL + name: md5 for name, md5 in FASHION_MD5.items()},
-    ),
+    "fashion_mnist": Source("Fashion-MNIST", "fashion-mnist", tuple(FASHION_MD5),
+                            {FASHION_URL + name: md5 for name, md5 in FASHION_MD5.items()}),
     "stl10": Source(
         "STL-10", "stl10_binary",
         ("train_X.bin", "train_y.bin", "test_X.bin", "test_y.bin", "unlabeled_X.bin", "class_names.txt"),
@@ -86,10 +77,8 @@ SOURCES = {
 def unpack(archive: Path, target: Path, missing: list[str]) -> None:
     """Unpack an archive's folder `target.name` beside its place, then move it there: all of it, or what is `missing`.
 
-    `pooch.Untar` is not used, as it does not check where members go on Python 3.11.
+    `pooch.Untar` is not used: on Python 3.11 it does not check where members go.
     """
-    if not hasattr(tarfile, "data_filter"):
-        raise OSError(f"this Python cannot unpack {archive} safely: use 3.11.4 or later, or unpack it by hand")
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
         try:
             if archive.suffix == ".zip":
@@ -101,7 +90,7 @@ def unpack(archive: Path, target: Path, missing: list[str]) -> None:
                     file.extractall(temporary)
             else:
                 with tarfile.open(archive) as file:
-                    file.extractall(temporary, filter="data")
+                    file.extractall(temporary, filter="data")  # needs Python 3.11.4
         except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError) as error:
             raise ValueError(f"{archive} cannot be unpacked: {error}. Delete it and get it again") from error
         folder = Path(temporary, target.name)
@@ -116,10 +105,7 @@ def unpack(archive: Path, target: Path, missing: list[str]) -> None:
 
 
 def _read_idx(path: Path, dimensions: int) -> Tensor:
-    """Read a gzipped idx file of unsigned bytes (http://yann.lecun.com/exdb/mnist/).
-
-    Big-endian: two zero bytes, the type code 8, the number of axes, every axis as uint32, then the values.
-    """
+    """Read a gzipped idx file: zero, zero, type code 8, number of axes, each axis as big-endian uint32, the values."""
     try:
         content = gzip.decompress(path.read_bytes())
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
@@ -143,25 +129,29 @@ def _read_names(path: Path, expected: int) -> tuple[str, ...]:
 
 
 def _checked_labels(path: Path, labels: Tensor, low: int, high: int) -> Tensor:
-    labels = labels.long()
-    if len(wrong := ((labels < low) | (labels > high)).nonzero()):
-        row = int(wrong[0])
-        raise ValueError(f"{path}: record {row} has the label {int(labels[row])}, expected {low}..{high}")
-    return labels
+    wrong = ((labels < low) | (labels > high)).nonzero()[:1]
+    if len(wrong):
+        raise ValueError(f"{path}: record {int(wrong)} has the label {int(labels[wrong])}, expected {low}..{high}")
+    return labels.long()
+
+
+def _digits() -> ImageData:
+    """Return scikit-learn's digits as uint8 images (n, 1, 8, 8); their value v in 0..16 becomes round(v * 255 / 16)."""
+    bunch = load_digits()
+    images = torch.from_numpy(np.rint(bunch.images * (255 / 16)).astype(np.uint8)[:, None])
+    whole = Images(images, torch.from_numpy(bunch.target.astype(np.int64)))
+    return ImageData("digits", whole.subset(digit_index("train")), whole.subset(digit_index("test")), DIGIT_NAMES)
 
 
 def _digit_scenes(n_train: int = 8000, n_test: int = 2000, seed: int = 0) -> ImageData:
     scenes = DigitScenes("train")
-    # With the same seed, both splits would share colors and places.
-    train, test = scenes.sample(n_train, 2 * seed), DigitScenes("test").sample(n_test, 2 * seed + 1)
+    train = scenes.sample(n_train, 2 * seed)
+    test = DigitScenes("test").sample(n_test, 2 * seed + 1)  # one seed would give both splits the same colors
     return ImageData("digit_scenes", train, test, DIGIT_NAMES, scenes=scenes)
 
 
 def _cifar(path: Path, n_classes: int) -> ImageData:
-    """Read records of one label byte, or of a coarse and a fine one for 100 classes, and a 3 x 32 x 32 image.
-
-    A file may hold any number of records.
-    """
+    """Read records of one label byte, or of a coarse and a fine one for 100 classes, and a 3 x 32 x 32 image."""
     *train_files, test_file, names_file = SOURCES[f"cifar{n_classes}"].files
     label_bytes = 1 if n_classes == 10 else 2
     record = label_bytes + 3 * 32 * 32
@@ -176,11 +166,11 @@ def _cifar(path: Path, n_classes: int) -> ImageData:
         return Images(rows[:, label_bytes:].reshape(-1, 3, 32, 32), labels)
 
     names = _read_names(path / names_file, n_classes)
-    parts = {name: read(name, 50_000 // len(train_files)) for name in train_files}
-    held = {name: len(part) for name, part in parts.items()}
+    parts = [read(name, 50_000 // len(train_files)) for name in train_files]
+    held = dict(zip(train_files, map(len, parts), strict=True))
     if len(set(held.values())) > 1:  # a file that was cut between two records is well formed
         raise ValueError(f"the training files in {path} must hold equally many records, got {held}")
-    train = Images(*(torch.cat([getattr(part, of) for part in parts.values()]) for of in ("images", "labels")))
+    train = Images(torch.cat([part.images for part in parts]), torch.cat([part.labels for part in parts]))
     return ImageData(f"cifar{n_classes}", train, read(test_file, 10_000), names)
 
 
@@ -199,11 +189,11 @@ def _stl10(path: Path) -> ImageData:
     """Read channels that are stored column after column (https://cs.stanford.edu/~acoates/stl10/), as mapped images."""
 
     def read(split: str) -> Images:
-        file, size = path / f"{split}_X.bin", int(np.prod(STL10_SHAPE))
-        n, rest = divmod(file.stat().st_size, size)
+        file, labels = path / f"{split}_X.bin", path / f"{split}_y.bin"
+        n, rest = divmod(file.stat().st_size, 3 * 96 * 96)
         if n == 0 or rest:
-            raise ValueError(f"{file} has {file.stat().st_size} bytes, expected a positive multiple of {size}")
-        images, labels = map_file(file).view(n, *STL10_SHAPE).transpose(2, 3), path / f"{split}_y.bin"
+            raise ValueError(f"{file} has {file.stat().st_size} bytes, expected a positive multiple of {3 * 96 * 96}")
+        images = torch.from_numpy(np.memmap(file, np.uint8, "c", shape=(n, 3, 96, 96))).transpose(2, 3)
         if split == "unlabeled":
             return Images(images, torch.full((n,), UNKNOWN))
         numbers = torch.from_numpy(np.fromfile(labels, np.uint8))
@@ -236,8 +226,7 @@ def _tiny_imagenet(path: Path) -> ImageData:
 
 
 LOADERS: dict[str, Callable[..., ImageData]] = {
-    "digits": lambda: ImageData("digits", digit_images("train"), digit_images("test"), DIGIT_NAMES),
-    "digit_scenes": _digit_scenes,
+    "digits": _digits, "digit_scenes": _digit_scenes,
     "cifar10": lambda path: _cifar(path, 10), "cifar100": lambda path: _cifar(path, 100),
     "fashion_mnist": _fashion_mnist, "stl10": _stl10, "tiny_imagenet": _tiny_imagenet,
 }  # fmt: skip
@@ -261,8 +250,7 @@ def load(name: str, folder: str | os.PathLike | None = None, **options: int) -> 
         * "cifar10", "cifar100": Krizhevsky (2009), 10 or 100 (fine) classes, 50 000 + 10 000, (3, 32, 32)
         * "fashion_mnist": Xiao et al. (2017), 60 000 + 10 000, (1, 28, 28)
         * "stl10": Coates et al. (2011), 5000 + 8000 and 100 000 unlabeled, (3, 96, 96), mapped into memory
-        * "tiny_imagenet": CS231n's 200 classes, 100 000 + 10 000 (its "val"), (3, 64, 64); the official layout, or one
-          folder of images a class
+        * "tiny_imagenet": CS231n's 200 classes, 100 000 + 10 000 (its "val"), (3, 64, 64)
     folder : path or None
         Folder that holds the published sets, see :func:`data_folder`; :func:`download` puts them there.
     **options : int
@@ -271,12 +259,7 @@ def load(name: str, folder: str | os.PathLike | None = None, **options: int) -> 
     Returns
     -------
     ImageData
-        The data set.
-
-    Raises
-    ------
-    ValueError, FileNotFoundError, TypeError
-        If the name is unknown or a file is damaged; if files are missing; if the set does not have an option.
+        The data set. FileNotFoundError is raised if files are missing.
 
     Examples
     --------
@@ -324,22 +307,15 @@ def download(name: str, folder: str | os.PathLike | None = None, progress: bool 
 
     Parameters
     ----------
-    name : str
-        Name of a published set, see :func:`load`.
-    folder : path or None
-        Where to put it, see :func:`data_folder`.
+    name, folder : str, path or None
+        As in :func:`load`.
     progress : bool, default True
         Whether to show a progress bar.
 
     Returns
     -------
     Path
-        The folder of the set.
-
-    Raises
-    ------
-    ValueError, OSError
-        If the name, the sum or an archive is wrong; if the server cannot be reached or a file cannot be written.
+        The folder of the set. OSError is raised if the server cannot be reached or a file cannot be written.
     """
     if name not in SOURCES:
         raise ValueError(f"{name!r} is not downloaded; the sets that are: {sorted(SOURCES)}")
@@ -352,10 +328,9 @@ def download(name: str, folder: str | os.PathLike | None = None, progress: bool 
     plain = next(iter(source.downloads)).rpartition("/")[2] in source.files  # not an archive
     urls = {f"{source.folder}/" * plain + url.rpartition("/")[2]: url for url in source.downloads}
     registry = {place: f"md5:{source.downloads[url]}" for place, url in urls.items()}
-    store = pooch.create(root, "", registry=registry, urls=urls, retry_if_failed=RETRIES)
+    store = pooch.create(root, "", registry=registry, urls=urls, retry_if_failed=2)
+    downloader = pooch.HTTPDownloader(progressbar=progress, chunk_size=1 << 20)  # the default of 1 KiB is slow
     for place, url in urls.items():
-        # pooch's own chunks of 1 KiB are slow for files of gigabytes.
-        downloader = pooch.HTTPDownloader(progressbar=progress, chunk_size=1 << 20)
         try:
             path = Path(store.fetch(place, downloader=downloader))
         except OSError as error:
@@ -370,24 +345,7 @@ def download(name: str, folder: str | os.PathLike | None = None, progress: bool 
 
 
 def status(name: str, folder: str | os.PathLike | None = None) -> str:
-    """Say whether the files of a data set are there, without reading them.
-
-    Parameters
-    ----------
-    name, folder : str, path or None
-        As in :func:`load`.
-
-    Returns
-    -------
-    str
-        "ready", or a sentence that says how to get the set.
-
-    Examples
-    --------
-    >>> from hsic_lab.datasets import status
-    >>> status("digit_scenes")
-    'ready'
-    """
+    """Return "ready" if the files of a data set are there, else a sentence that says how to get them; see `load`."""
     check_name(name)
     if name not in SOURCES or not SOURCES[name].missing(data_folder(folder)):
         return "ready"

@@ -1,4 +1,4 @@
-"""Rendered scenes of handwritten digits with known factors of variation, and scikit-learn's digits themselves."""
+"""Rendered scenes of handwritten digits with known factors of variation."""
 
 from __future__ import annotations
 
@@ -15,51 +15,22 @@ from hsic_lab._checks import check_choice, is_whole
 from hsic_lab.datasets._images import Images
 
 N_CLASSES = 10
-TEST_FRACTION = 0.25
-SPLITS = ("train", "test")
 
 
 def digit_index(split: str) -> Tensor:
-    """Return the positions of one split in scikit-learn's data set of 1797 handwritten digits.
+    """Return the positions (int64, ascending) of the split "train" or "test" in scikit-learn's 1797 handwritten digits.
 
     The test split is the last quarter of each class in file order, rounded down: 445 digits. The train split is the
     other 1352. Digits that are close in the file are similar, so this split is harder than a random one: scikit-learn's
     ``SVC()`` reaches 95.1 % test accuracy on it, and 99.3 % if every fourth digit of a class is held out.
-
-    Parameters
-    ----------
-    split : {"train", "test"}
-        Name of the split. ValueError is raised for another name.
-
-    Returns
-    -------
-    Tensor of shape (n,)
-        Positions as int64, ascending.
-
-    Examples
-    --------
-    >>> from hsic_lab.datasets.digit_scenes import digit_index
-    >>> len(digit_index("train")), len(digit_index("test"))
-    (1352, 445)
     """
-    check_choice(split, SPLITS, "split")
-    labels = load_digits().target
-    chosen = []
+    check_choice(split, ("train", "test"), "split")
+    labels, chosen = load_digits().target, []
     for label in range(N_CLASSES):
         members = np.flatnonzero(labels == label)
-        n_train = len(members) - int(TEST_FRACTION * len(members))
+        n_train = len(members) - len(members) // 4
         chosen.append(members[:n_train] if split == "train" else members[n_train:])
     return torch.from_numpy(np.sort(np.concatenate(chosen)).astype(np.int64))
-
-
-def digit_images(split: str) -> Images:
-    """Return the digits of one split, see :func:`digit_index`, as uint8 images (n, 1, 8, 8) with labels 0 to 9.
-
-    scikit-learn's value v in 0..16 becomes ``round(v * 255 / 16)``; ``round(u * 16 / 255)`` is the exact inverse.
-    """
-    bunch, index = load_digits(), digit_index(split)
-    images = np.rint(bunch.images[index.numpy()] * (255 / 16)).astype(np.uint8)
-    return Images(torch.from_numpy(images[:, None]), torch.from_numpy(bunch.target.astype(np.int64))[index])
 
 
 Factors = dict[str, Tensor]  # column name -> (n,): int64 for "digit", "class" and "photograph", else float32
@@ -85,15 +56,14 @@ BLOCK = 1024  # scenes rendered at once, which bounds the memory
 class DigitScenes:
     """Renderer of digit scenes: a colored handwritten digit on a part of a photograph.
 
-    It draws factors of variation and renders them as uint8 images. Factors are drawn on the device of the generator and
-    rendered on their own device. On a CPU the same seed gives the same bytes.
+    Factors are drawn and rendered on the device of the generator. On a CPU the same seed gives the same bytes.
 
     Parameters
     ----------
     split : {"train", "test"}, default "train"
         Digits to draw from, see :func:`digit_index`. Both splits use the same two photographs.
     size : int, default 32
-        Height and width of the images in pixels, at least 8; ValueError is raised for a smaller one.
+        Height and width of the images in pixels, at least 8.
 
     Examples
     --------
@@ -111,56 +81,29 @@ class DigitScenes:
         index = digit_index(split)
         self._members = index[torch.argsort(labels[index], stable=True)]  # the split's digits, sorted by class
         self._counts = torch.bincount(labels[index], minlength=N_CLASSES)
-        self._parts: dict[torch.device, tuple[Tensor, ...]] = {
-            torch.device("cpu"): (_upsampled_digits(), _photographs(size))
-        }
+        self._parts: dict[str, tuple[Tensor, ...]] = {"cpu": (_upsampled_digits(), _photographs(size))}
 
     def draw(self, n: int, generator: torch.Generator | int) -> Factors:
         """Draw the factors of n scenes, independent of each other; "digit" is uniform given "class".
 
-        Parameters
-        ----------
-        n : int
-            Number of scenes, at least 1.
-        generator : torch.Generator or int
-            Source of random numbers, or its seed.
-
-        Returns
-        -------
-        dict of str to Tensor of shape (n,)
-            "digit" (0..1796), "class" (0..9) and "photograph" (0: china.jpg, 1: flower.jpg) as int64; as float32 "x"
-            and "y" (0.33..0.67), the center of the digit's box in scene sides from the top left corner; "scale"
-            (0.45..0.75), the side of that box in scene sides; "red", "green" and "blue" (0..1), the digit's color;
-            "crop_x" and "crop_y" (0..1), the place of the square crop, from the left (top) edge of the photograph to
-            the right (bottom) edge; "crop_scale" (0.3..0.9), the side of the crop in photograph heights.
+        Returns a dict of tensors (n,). int64: "digit" (0..1796), "class" (0..9), "photograph" (0: china.jpg, 1:
+        flower.jpg). float32: the center "x", "y" (0.33..0.67) and side "scale" (0.45..0.75) of the digit's box, in
+        scene sides from the top left corner; its color "red", "green", "blue" (0..1); the place "crop_x", "crop_y"
+        (0..1) of the square crop from the left (top) to the right (bottom) edge of the photograph; its side
+        "crop_scale" (0.3..0.9), in photograph heights.
         """
         return self._draw(n, _as_generator(generator), None)
 
     def draw_pairs(
         self, n: int, generator: torch.Generator | int, shared: Iterable[str] = ("digit",)
     ) -> tuple[Factors, Factors]:
-        """Draw the factors of n pairs of views, see :meth:`draw`.
+        """Draw the factors of n pairs of views; those in ``shared``, keys of ``SHAREABLE``, are equal in both.
 
-        Parameters
-        ----------
-        n, generator : int, torch.Generator or int
-            As in :meth:`draw`. For one seed, the first view is the same for any ``shared``.
-        shared : collection of str, default ("digit",)
-            Keys of ``SHAREABLE``: the factors that are equal in both views. All others are independent. With "class"
-            and without "digit", the second view has a random digit of the same class.
-
-        Returns
-        -------
-        tuple of two dicts
-            The factors of both views.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If ``shared`` is a string, or holds an unknown name.
+        All others are independent, see :meth:`draw`. For one seed, the first view is the same for any ``shared``. With
+        "class" and without "digit", the second view has a random digit of the same class.
         """
         if isinstance(shared, str):
-            raise TypeError(f"shared must be a collection of names such as ({shared!r},), got {shared!r}")
+            raise TypeError(f"shared must be a collection of names, such as ({shared!r},), not a string")
         shared, generator = tuple(shared), _as_generator(generator)
         if unknown := [name for name in shared if name not in SHAREABLE]:
             raise ValueError(f"unknown factor to share: {unknown}; accepted are {sorted(SHAREABLE)}")
@@ -183,14 +126,12 @@ class DigitScenes:
 
     def render(self, factors: Factors) -> Tensor:
         """Render factors as uint8 images (n, 3, size, size) on their device; each image depends on its row alone."""
-        device = factors["x"].device
+        device = str(factors["x"].device)
         if device not in self._parts:
-            self._parts[device] = tuple(part.to(device) for part in self._parts[torch.device("cpu")])
-        digits, photographs = self._parts[device]
+            self._parts[device] = tuple(part.to(device) for part in self._parts["cpu"])
         blocks = zip(*(values.split(BLOCK) for values in factors.values()), strict=True)
-        return torch.cat(
-            [_compose(dict(zip(factors, block, strict=True)), digits, photographs, self.size) for block in blocks]
-        )
+        scenes = (dict(zip(factors, block, strict=True)) for block in blocks)
+        return torch.cat([_compose(block, *self._parts[device], self.size) for block in scenes])
 
     def _draw(self, n: int, generator: torch.Generator, label: Tensor | None) -> Factors:
         if n < 1:
@@ -212,21 +153,17 @@ def _compose(factors: Factors, digits: Tensor, photographs: Tensor, size: int) -
     """Paint the outline over the background, and the ink over both."""
     n, device = len(factors["x"]), factors["x"].device
     pixel = (torch.arange(size, device=device) + 0.5) / size  # centers, in scene sides
-
-    # Both photographs are one tall image, the second below the first, so one call serves all scenes.
     height, width = photographs.shape[-2] // 2, photographs.shape[-1]
     side = factors["crop_scale"] * height
     left = factors["crop_x"] * (width - side)
     top = factors["crop_y"] * (height - side) + factors["photograph"] * height
     columns = (left[:, None] + side[:, None] * pixel) * (2 / width) - 1
-    rows = (top[:, None] + side[:, None] * pixel) * (2 / (2 * height)) - 1
+    rows = (top[:, None] + side[:, None] * pixel) * (1 / height) - 1
     scene = _bilinear(photographs.expand(n, -1, -1, -1), rows, columns, "border")
-
     box = factors["scale"][:, None] * ((8 + 2 * MARGIN) / 8)  # with the margin
     rows = (pixel - factors["y"][:, None]) / box * 2
     columns = (pixel - factors["x"][:, None]) / box * 2
     ink, outline = _bilinear(digits[factors["digit"]], rows, columns, "zeros").split(1, dim=1)
-
     color = torch.stack([factors["red"], factors["green"], factors["blue"]], dim=1)[:, :, None, None]
     opposite = (color.mean(dim=1, keepdim=True) < 0.5).to(color.dtype)  # white around a dark digit
     scene = torch.lerp(scene, opposite, OUTLINE * outline)
@@ -251,12 +188,11 @@ def _upsampled_digits() -> Tensor:
 
 
 def _photographs(size: int) -> Tensor:
-    """Return both photographs, (1, 3, 2h, w) in 0..1; the largest crop has two pixels for each scene pixel."""
+    """Return both photographs, one below the other: (1, 3, 2h, w) in 0..1, at least 2 pixels for each scene pixel."""
     images = torch.from_numpy(np.stack(load_sample_images().images)).permute(0, 3, 1, 2).float() / 255
     height = round(2 * size / CROP_SCALE[1])
     width = round(height * images.shape[-1] / images.shape[-2])
-    shrunk = F.interpolate(images, (height, width), mode="area")
-    return torch.cat(list(shrunk), dim=1)[None]
+    return torch.cat(list(F.interpolate(images, (height, width), mode="area")), dim=1)[None]
 
 
 def _between(u: Tensor, bounds: tuple[float, float]) -> Tensor:

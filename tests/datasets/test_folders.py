@@ -165,7 +165,7 @@ def test_read_only_folder_is_read_with_a_warning(tmp_path, monkeypatch):
 
     monkeypatch.setattr(np.lib.format, "open_memmap", refuse)
     with pytest.warns(UserWarning, match="not kept.*read-only"):
-        images = decode_all([tmp_path / "x.png"], None, tmp_path, progress=False)
+        images = decode_all([tmp_path / "x.png"], None, tmp_path)
     assert np.array_equal(images[0], truth) and not kept(tmp_path)
 
 
