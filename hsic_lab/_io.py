@@ -1,4 +1,4 @@
-"""Files that are whole at every moment."""
+"""Atomic file writes."""
 
 import os
 import uuid
@@ -6,23 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 
 def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` fill a temporary file beside `path`, then rename it: whoever reads sees the old or the new whole."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # a pid may be met twice: threads, containers
+    """Call `write` with the name of a temporary file in the same folder, then rename that file to `path`.
+
+    Readers see the old file or the new one, never a part of it. If `write` raises, the old file stays.
+    """
+    # Threads and containers can share a process id, so the name is random.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         write(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def map_file(path: Path) -> Tensor:
-    """The bytes of a file as a uint8 vector that the system reads when they are touched.
-
-    The mapping is private: the file can be read-only, and writing to the tensor does not change it.
-    """
-    return torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)

@@ -53,7 +53,7 @@ def train(
     folder: Annotated[Path, typer.Argument(help="A new folder for the run, or with --resume an unfinished one.")],
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the folder's run; if none, start it.")] = False,
     recipe: Annotated[str | None, typer.Option(help="tsai2021, official or solo; options given beside it win.")] = None,
-    dataset: Annotated[str, typer.Option(help="A set's name, or a folder of images.")] = "default",
+    dataset: Annotated[str, typer.Option(help="A set's name, or a folder of images.")] = "digit_scenes",
     loss: Annotated[str, typer.Option(help="barlow_twins, hsic_ssl, vicreg, nt_xent, spectral, ...")] = "barlow_twins",
     lambda_param: Annotated[float | None, typer.Option("--lambda", help="Redundancy weight; left out: 1/d.")] = None,
     views: Annotated[str, typer.Option(help="default, tsai2021, barlow_twins, solo or simclr.")] = "default",
@@ -245,7 +245,7 @@ def data_get(
     name: Annotated[str, typer.Argument(help="A published set's name.")],
     folder: Annotated[Path | None, typer.Option(help="Where to; left out: the data folder.")] = None,
 ) -> None:
-    """Download a published set, check its sum, unpack it. Run it again to continue after an interruption."""
+    """Download a published set, check its sum, unpack it; complete it if files are missing."""
     from hsic_lab import datasets
 
     print(f"{name} is in {datasets.download(name, folder)}")

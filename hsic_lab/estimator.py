@@ -1,4 +1,4 @@
-"""Plain rows of numbers in the place of images: how they travel through `train`, their views, their encoder."""
+"""Self-supervised features as a scikit-learn transformer."""
 
 import copy
 import tempfile
@@ -20,19 +20,32 @@ from torch import Tensor, nn
 from hsic_lab.datasets import ImageData, Images, from_arrays
 from hsic_lab.evaluation import extract_features
 from hsic_lab.training import Run, TrainConfig, train
+from hsic_lab.training._data import SNAPSHOT_PAIRS
 from hsic_lab.training._run import SETTINGS
-
-RowViews = Callable[[Tensor, torch.Generator], tuple[Tensor, Tensor]]
 
 
 class CorruptedRows:
-    """Two views of each row `(m, p)`: in each view, each entry is replaced with probability `corruption` by the same
-    column's entry of a random row of the batch.
+    """Two views of each row of a table, in which random entries are replaced by other entries of the same column.
 
-    The corruption of SCARF (Bahri, Jiang, Tay and Metzler 2022, arXiv 2106.15147), which needs neither units nor
-    additive noise: a replaced entry is one that the column takes. SCARF corrupts 60 % of one view and leaves the other
-    alone; here both views have one law. What the views share is what several columns say together.
-    Raises ValueError unless `0 < corruption < 1`.
+    In each view, an entry is replaced with probability ``corruption`` by the entry of a random row of the batch. SCARF
+    corrupts one view only; here both views have one distribution.
+
+    Parameters
+    ----------
+    corruption : float, default 0.3
+        Probability that an entry is replaced. ValueError is raised if it is not between 0 and 1.
+
+    References
+    ----------
+    Bahri et al. (2022), "SCARF", arXiv:2106.15147.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from hsic_lab.estimator import CorruptedRows
+    >>> view_a, view_b = CorruptedRows(0.3)(torch.randn(8, 5), torch.Generator().manual_seed(0))
+    >>> view_a.shape
+    torch.Size([8, 5])
     """
 
     def __init__(self, corruption: float = 0.3) -> None:
@@ -41,6 +54,7 @@ class CorruptedRows:
         self.corruption = corruption
 
     def __call__(self, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return two views of rows ``(m, p)``, on whose device the generator is."""
         return self._view(rows, generator), self._view(rows, generator)
 
     def _view(self, rows: Tensor, generator: torch.Generator) -> Tensor:
@@ -49,87 +63,66 @@ class CorruptedRows:
         return torch.where(chosen, rows.gather(0, donors), rows)
 
 
-class RowEncoder(nn.Sequential):
-    """Two linear layers of `16 width` features, each with batch normalization and ReLU: `(m, p) -> (m, 16 width)`."""
-
-    def __init__(self, width: int, columns: int) -> None:
-        features = 16 * width
-        super().__init__(
-            nn.Linear(columns, features, bias=False),
-            nn.BatchNorm1d(features),
-            nn.ReLU(inplace=True),
-            nn.Linear(features, features, bias=False),
-            nn.BatchNorm1d(features),
-            nn.ReLU(inplace=True),
-        )
-
-
-class OnImages(nn.Module):
-    """An encoder of rows `(m, p)` that reads them as images `(m, p, h, w)`, off the pixel at the top left."""
-
-    def __init__(self, encoder: nn.Module) -> None:
-        super().__init__()
-        self.encoder = encoder
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.encoder(images[:, :, 0, 0])
-
-
-def as_images(rows: Tensor) -> Images:
-    """Float32 rows `(n, p)` as uint8 images `(n, p, 4, 1)` that hold each number's four bytes: nothing is rounded."""
-    pixels = rows.contiguous().view(torch.uint8).view(*rows.shape, 4, 1)
-    return Images(pixels, torch.zeros(len(rows), dtype=torch.int64))
-
-
-def views_of_images(views: RowViews) -> Callable[[Tensor, torch.Generator], tuple[Tensor, Tensor]]:
-    """Views of rows as views of what `as_images` made of them: float32 `(m, p, 1, 1)` each."""
-
-    def pair(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        rows = images.flatten(2).contiguous().view(torch.float32)[:, :, 0]
-        view_a, view_b = views(rows, generator)
-        return view_a[:, :, None, None], view_b[:, :, None, None]
-
-    return pair
-
-
-HELD = 2048  # rows at the start of X of whose views C is kept
-
-
 class SelfSupervisedEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
-    """Learn features from pairs of views of X, without y; `transform` returns them, float32 `(n, p)`.
+    """Learn features from pairs of views of each row of X, without labels.
 
-    X is one of
-
-    * images: `(n, h, w)`, `(n, h, w, c)` or `(n, c, h, w)` with c = 1 or 3, uint8 or floats in [0, 1] (rounded to
-      1/255), or the same flattened to `(n, pixels)` with `image_shape`, so that they pass through pipelines. To
-      scikit-learn a image is the row of its pixels: `n_features_in_` is their number.
-    * rows of numbers `(n, p)`: columns are standardized (constant ones become 0), the encoder is an MLP and the views
-      are `rows.CorruptedRows`.
+    X is a table ``(n_samples, n_features)``, whose columns are standardized (constant columns become 0), or images:
+    ``(n, h, w)``, ``(n, h, w, c)`` or ``(n, c, h, w)`` with c = 1 or 3, as uint8 or as floats in [0, 1], which are
+    rounded to multiples of 1/255. With ``image_shape``, the rows of a table are images.
 
     Parameters
     ----------
-    loss, lambda_param, projector, width, epochs, learning_rate : see `TrainConfig`; d is the projector's last width.
-    batch_size : pairs that the loss sees at once; if X has fewer rows, all of them. A last ragged batch is left out,
-        of other rows in each epoch.
-    encoder : "auto" (`ConvEncoder` or `rows.RowEncoder`), "resnet18", "resnet34", "resnet50" for images, or a module
-        of your own, from images on the scale of `views.normalize` (or rows, standardized) to `(n, p)`; it is copied.
-    views : None for `TwoViews` (images) or `CorruptedRows` (rows), or a callable `(x, generator) -> (view_a, view_b)`
-        of uint8 images `(m, c, h, w)`, or of standardized float32 rows `(m, p)`.
-    image_shape : of the images in flattened rows, `(h, w)`, `(h, w, c)` or `(c, h, w)`.
-    random_state : as everywhere in scikit-learn; an integer repeats the fit.
-    n_jobs : torch's threads in fit and transform. None leaves them as they are, -1 takes all cores.
-    device : "auto" (CUDA where there is one), "cpu", "cuda". The fitted networks are kept on the CPU.
-    verbose : a progress bar if it is not 0.
+    loss : str, default "barlow_twins"
+        Name of the loss, see :class:`~hsic_lab.training.TrainConfig`.
+    lambda_param : float or None, default None
+        Weight of the redundancy term; None means ``1 / d``, where d is the last width of ``projector``.
+    projector : tuple of int, default (512, 128)
+        Widths of the projector after the encoder.
+    width : int, default 16
+        Channels of the first layer of the default encoder, which has ``16 * width`` features for a table.
+    encoder : str or Module, default "auto"
+        "auto" (`ConvEncoder`, or an MLP with two layers for a table); "resnet18", "resnet34" or "resnet50" for images;
+        or a module, of which a copy is trained, from images in [-1, 1] or standardized rows to features ``(n, p)``.
+    views : callable or None, default None
+        ``views(x, generator)`` returns two views of a batch of uint8 images ``(m, c, h, w)`` or of standardized float32
+        rows ``(m, p)``. None means :class:`~hsic_lab.views.TwoViews` or :class:`CorruptedRows`.
+    image_shape : tuple of int or None, default None
+        ``(h, w)``, ``(h, w, c)`` or ``(c, h, w)``, if X holds flattened images.
+    epochs : int, default 22
+        Passes over X.
+    batch_size : int, default 256
+        Pairs that the loss sees at once; all of X if it has fewer rows. A smaller last batch is left out.
+    learning_rate : float, default 2e-3
+        Largest learning rate.
+    random_state : int, RandomState instance or None, default None
+        Source of all random numbers. Pass an int for equal results of several calls.
+    n_jobs : int or None, default None
+        Threads of torch in `fit` and `transform`. None changes nothing, -1 means all cores.
+    device : str, default "auto"
+        "auto" (CUDA if available), "cpu" or "cuda". The fitted networks are kept on the CPU.
+    verbose : int, default 0
+        Whether to show a progress bar.
 
     Attributes
     ----------
-    encoder_, projector_ : the trained modules, in evaluation mode.
-    history_ : data frame, one row a logged step: loss and its terms, mean diagonal and off-diagonal of C.
-    correlation_ : `(d, d)` array, C after training, of views of the first 2048 rows of X in evaluation mode.
-    n_features_in_, feature_names_in_ : as everywhere in scikit-learn.
+    encoder_, projector_ : Module
+        The trained networks, in evaluation mode.
+    history_ : DataFrame
+        One row for each logged step: the loss and its terms, the mean diagonal and off-diagonal entry of C.
+    correlation_ : ndarray of shape (d, d)
+        C after training, in evaluation mode, of views of the first 2048 rows of X.
+    n_features_in_ : int
+        Number of features seen during `fit`; for images, the number of their values.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Names of features seen during `fit`, if X has string names.
 
-    An interrupted fit (Ctrl-C) raises KeyboardInterrupt and keeps these as they were by then: it can transform.
-    A loss that is not finite raises FloatingPointError. Fewer than two rows raise ValueError.
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from hsic_lab.estimator import SelfSupervisedEncoder
+    >>> X = np.random.default_rng(0).normal(size=(64, 5))
+    >>> SelfSupervisedEncoder(width=1, projector=(8,), epochs=1).fit_transform(X).shape
+    (64, 16)
     """
 
     def __init__(
@@ -166,8 +159,26 @@ class SelfSupervisedEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         self.verbose = verbose
 
     def fit(self, X: ArrayLike | Tensor, y: Any = None) -> "SelfSupervisedEncoder":
-        """Train on X; y is ignored. Returns self."""
-        shape = tuple(X.shape[1:]) if getattr(X, "ndim", 2) > 2 else self.image_shape
+        """Train the encoder on X. After Ctrl-C the networks of that moment are kept, and KeyboardInterrupt is raised.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features), or images
+            At least two rows.
+        y : None
+            Ignored.
+
+        Returns
+        -------
+        self : object
+            The fitted transformer.
+
+        Raises
+        ------
+        ValueError, FloatingPointError
+            If X or a parameter is not accepted; if the loss becomes infinite or NaN.
+        """
+        shape = getattr(X, "shape", ())[1:] if getattr(X, "ndim", 2) > 2 else self.image_shape
         rows = self._rows(X, reset=True)
         self._image_shape = None if shape is None else tuple(shape)
         if self._image_shape is None:
@@ -187,33 +198,27 @@ class SelfSupervisedEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
             seed=check_random_state(self.random_state).randint(np.iinfo(np.int32).max),
         )
         images = self._images(rows)
-        data = ImageData("X", images, images.subset(slice(HELD)), ("unknown",))
-        encoder, views = self._own_encoder(config.seed), self.views
-        if self._image_shape is None:
-            views = views_of_images(views or CorruptedRows())
+        data = ImageData("X", images, images.subset(slice(SNAPSHOT_PAIRS)), ("unknown",))
+        encoder = self._own_encoder(config.seed)
+        views = CorruptedRows() if self.views is None and self._image_shape is None else self.views
         with tempfile.TemporaryDirectory() as folder, _threads(self.n_jobs):
             try:
                 run = train(config, Path(folder, "run"), data, bool(self.verbose), encoder=encoder, views=views)
             except KeyboardInterrupt:
-                if Path(folder, "run", SETTINGS).exists():  # else it came before the first step
+                if Path(folder, "run", SETTINGS).exists():  # otherwise nothing was trained
                     self._keep(Run.load(Path(folder, "run"), encoder))
                 raise
         self._keep(run)
         return self
 
     def transform(self, X: ArrayLike | Tensor) -> np.ndarray:
-        """The encoder's features of X, float32 `(n, p)`: they depend on no other row."""
+        """Return the encoder's features of X, float32 of shape (n_samples, p); each row depends on its own row of X."""
         check_is_fitted(self, "encoder_")
         with _threads(self.n_jobs):
-            rows = self._rows(X, reset=False)
-            if self._image_shape is None:
-                images = self._standardized(rows)[:, :, None, None]
-            else:
-                images = self._images(rows).images
-            return extract_features(self.encoder_, images).numpy()
+            return extract_features(self.encoder_, self._images(self._rows(X, reset=False)).images).numpy()
 
-    def _rows(self, X: ArrayLike | Tensor, reset: bool) -> np.ndarray:
-        """X as rows that scikit-learn has checked."""
+    def _rows(self, X: Any, reset: bool) -> np.ndarray:
+        """Return X as rows that scikit-learn has checked."""
         of_images = getattr(X, "ndim", 2) > 2 or (self.image_shape if reset else self._image_shape) is not None
         if of_images and (kind := np.asarray(X).dtype).kind in "iu" and kind != np.uint8:
             raise ValueError(f"X holds images as {kind}: convert them to uint8, or to floats in [0, 1]")
@@ -226,47 +231,49 @@ class SelfSupervisedEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         return validate_data(self, X, reset=reset, dtype=dtypes, ensure_min_samples=2 if reset else 1)
 
     def _images(self, rows: np.ndarray) -> Images:
-        """Rows as images `(n, c, h, w)`; those of plain numbers hold the bytes of what is standardized."""
+        """Return rows as uint8 images, or as standardized float32 rows."""
+        labels = np.zeros(len(rows), dtype=np.int64)
         if self._image_shape is None:
-            return as_images(self._standardized(rows))
+            rows = self._scaler.transform(rows).astype(np.float32)
+            return Images(torch.from_numpy(rows), torch.from_numpy(labels))
         if rows.shape[1] != np.prod(self._image_shape):
             raise ValueError(f"image_shape {self._image_shape} does not fit the {rows.shape[1]} columns of X")
-        images, labels = rows.reshape(len(rows), *self._image_shape), np.zeros(len(rows), dtype=np.int64)
+        images = rows.reshape(len(rows), *self._image_shape)
         return from_arrays(images, labels, images[:1], labels[:1]).train
 
-    def _standardized(self, rows: np.ndarray) -> Tensor:
-        return torch.from_numpy(self._scaler.transform(rows).astype(np.float32))
-
     def _own_encoder(self, seed: int) -> nn.Module | None:
-        """The module that `train` is given: None if the settings name it."""
-        rows = self._image_shape is None
-        if isinstance(self.encoder, str):
-            if not rows:
-                return None
-            if self.encoder != "auto":
-                raise ValueError(f"encoder must be 'auto' or a module where X holds rows, got {self.encoder!r}")
-            with torch.random.fork_rng(devices=[]):
-                torch.random.default_generator.manual_seed(seed)
-                return OnImages(RowEncoder(self.width, self.n_features_in_))
-        own = copy.deepcopy(self.encoder)
-        return OnImages(own) if rows else own
+        """Return the module to train, or None if the config names it."""
+        if not isinstance(self.encoder, str):
+            return copy.deepcopy(self.encoder)
+        if self._image_shape is not None:
+            return None
+        if self.encoder != "auto":
+            raise ValueError(f"encoder must be 'auto' or a module where X holds rows, got {self.encoder!r}")
+        layers, n = [], self.n_features_in_
+        with torch.random.fork_rng(devices=[]):
+            torch.random.default_generator.manual_seed(seed)
+            for width in 2 * [16 * self.width]:
+                layers += [nn.Linear(n, width, bias=False), nn.BatchNorm1d(width), nn.ReLU(inplace=True)]
+                n = width
+        return nn.Sequential(*layers)
 
     def _keep(self, run: Run) -> None:
+        """Set the fitted attributes."""
         self.encoder_, self.projector_ = run.encoder.cpu().eval(), run.projector.cpu().eval()
         self.history_ = run.history
         self.correlation_ = run.snapshots[max(run.snapshots)].numpy()
-        self._n_features_out = self.projector_[0].in_features
+        self._n_features_out = next(self.projector_.parameters()).shape[1]
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
         tags.input_tags.three_d_array = True
-        tags.transformer_tags.preserves_dtype = []  # features are float32, whatever X is
+        tags.transformer_tags.preserves_dtype = []  # features are float32 for any dtype of X
         return tags
 
 
 @contextmanager
 def _threads(n_jobs: int | None) -> Iterator[None]:
-    """Torch with as many threads as `n_jobs` means within the block, as before afterwards."""
+    """Give torch the threads that `n_jobs` means within the block."""
     before = torch.get_num_threads()
     if n_jobs is not None:
         torch.set_num_threads(effective_n_jobs(n_jobs))

@@ -1,4 +1,4 @@
-"""The scikit-learn estimator keeps scikit-learn's contract, and what it learns is what `train` learns."""
+"""`SelfSupervisedEncoder`: scikit-learn's contract, and equality with `train`."""
 
 import copy
 
@@ -13,11 +13,12 @@ from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from torch import nn
 
 from hsic_lab.datasets import from_arrays
-from hsic_lab.estimator import CorruptedRows, RowEncoder, SelfSupervisedEncoder, as_images, views_of_images
+from hsic_lab.estimator import CorruptedRows, SelfSupervisedEncoder
 from hsic_lab.evaluation import extract_features
 from hsic_lab.training import TrainConfig, train
 
@@ -33,7 +34,7 @@ ROWS = np.random.default_rng(0).normal(size=(150, 5)) @ np.random.default_rng(1)
         SelfSupervisedEncoder("hsic_ssl", epochs=1, width=1, projector=(4,), n_jobs=1, random_state=3),
     ]
 )
-def test_scikit_learns_contract(estimator, check):
+def test_scikit_learn_contract(estimator, check):
     check(estimator)
 
 
@@ -60,10 +61,10 @@ def test_images_in_any_layout(layout, on_images):
     features = model.fit_transform(x)
     assert features.dtype == np.float32 and features.shape == (200, 32) and model.n_features_in_ == 64
     np.testing.assert_array_equal(features, on_images.transform(IMAGES))
-    np.testing.assert_array_equal(features[:9], model.transform(IMAGES[:9].reshape(9, 64)), "flat rows will do")
+    np.testing.assert_array_equal(features[:9], model.transform(IMAGES[:9].reshape(9, 64)), "rows are accepted too")
 
 
-def test_it_is_train(on_images, tmp_path):
+def test_fit_equals_train(on_images, tmp_path):
     seed = int(np.random.RandomState(0).randint(np.iinfo(np.int32).max))
     config = TrainConfig(epochs=2, width=2, projector=(16, 8), batch_size=64, seed=seed, snapshots=2)
     run = train(config, tmp_path / "run", from_arrays(IMAGES, LABELS[:200], IMAGES, LABELS[:200]), False)
@@ -73,8 +74,8 @@ def test_it_is_train(on_images, tmp_path):
     pd.testing.assert_frame_equal(on_images.history_.drop(columns="seconds"), run.history.drop(columns="seconds"))
 
 
-def test_what_rows_say_together_is_found():
-    """A hidden class moves 20 of 40 columns a little and five louder ones are noise; the probe has 2 labels a class."""
+def test_features_of_rows_separate_hidden_classes():
+    """A hidden class shifts 20 of 40 columns a little; five columns are large noise; the probe has 2 labels a class."""
     rng = np.random.default_rng(0)
     y = rng.integers(0, 4, 1200)
     x = rng.normal(size=(1200, 45)) * np.r_[np.ones(40), np.full(5, 30.0)]
@@ -101,8 +102,8 @@ def test_pipeline_and_grid_search():
     assert names[[0, -1]].tolist() == ["selfsupervisedencoder0", "selfsupervisedencoder31"]
 
 
-@pytest.mark.parametrize("x", [IMAGES, ROWS], ids=["pictures", "rows"])
-def test_seeds_clones_and_files(x, tmp_path):
+@pytest.mark.parametrize("x", [IMAGES, ROWS], ids=["images", "rows"])
+def test_seeds_clones_and_pickles(x, tmp_path):
     before = torch.random.get_rng_state()
     model = SelfSupervisedEncoder(**SMALL).fit(x)
     features = model.transform(x)
@@ -116,7 +117,7 @@ def test_seeds_clones_and_files(x, tmp_path):
 
 
 @pytest.mark.parametrize(("n", "batch"), [(2, 2), (63, 63), (64, 64), (200, 64)])
-def test_a_batch_holds_no_more_rows_than_there_are(n, batch):
+def test_batch_is_at_most_all_rows(n, batch):
     seen = []
 
     def views(images, generator):
@@ -128,7 +129,7 @@ def test_a_batch_holds_no_more_rows_than_there_are(n, batch):
     assert model.history_["step"].iloc[-1] == 2 * (n // batch)
 
 
-def test_threads_are_borrowed():
+def test_number_of_threads_is_restored():
     before, seen = torch.get_num_threads(), []
 
     def views(rows, generator):
@@ -140,7 +141,7 @@ def test_threads_are_borrowed():
     assert set(seen) == {before + 1} and torch.get_num_threads() == before
 
 
-def test_progress_on_demand(capsys):
+def test_progress_bar_only_if_verbose(capsys):
     SelfSupervisedEncoder(**SMALL).fit(IMAGES)
     silent = capsys.readouterr()
     assert silent.err == silent.out == ""
@@ -148,8 +149,8 @@ def test_progress_on_demand(capsys):
     assert "off-diagonal" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("x", [IMAGES, ROWS], ids=["pictures", "rows"])
-def test_your_own_encoder_is_copied(x):
+@pytest.mark.parametrize("x", [IMAGES, ROWS], ids=["images", "rows"])
+def test_own_encoder_is_copied(x):
     own = nn.Sequential(nn.Flatten(), nn.Linear(x[0].size, 6), nn.BatchNorm1d(6))
     before = copy.deepcopy(own.state_dict())
     model = SelfSupervisedEncoder(**SMALL, encoder=own).fit(x)
@@ -159,8 +160,8 @@ def test_your_own_encoder_is_copied(x):
 
 
 @pytest.mark.parametrize("calls", [1, 4])
-@pytest.mark.parametrize("x", [IMAGES, ROWS], ids=["pictures", "rows"])
-def test_an_interrupted_fit_keeps_what_was_learnt(calls, x):
+@pytest.mark.parametrize("x", [IMAGES, ROWS], ids=["images", "rows"])
+def test_interrupted_fit_keeps_the_networks(calls, x):
     class Views:
         left = calls
 
@@ -205,14 +206,25 @@ def test_transform_refuses_other_images(on_images):
         SelfSupervisedEncoder(**SMALL).fit(ROWS).transform(ROWS.reshape(-1, 3, 4))
 
 
-def test_rows_travel_unrounded():
-    rows = torch.randn(6, 3).mul(torch.tensor([1e-30, 1, 1e30]))
-    pair = views_of_images(lambda x, generator: (x, -x))(as_images(rows).images, None)
-    assert torch.equal(pair[0][:, :, 0, 0], rows) and torch.equal(pair[1][:, :, 0, 0], -rows)
+def test_views_and_encoder_receive_standardized_rows_unrounded():
+    rows = ROWS * 10.0 ** np.arange(-6, 6)
+    expected = StandardScaler().fit_transform(rows).astype(np.float32)
+    seen = []
+
+    def views(x, generator):
+        seen.append(x)
+        return x, -x
+
+    encoder = nn.Linear(12, 6)
+    encoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    SelfSupervisedEncoder(**SMALL, encoder=encoder, views=views).fit(rows).transform(rows)
+    both = set(map(bytes, expected)) | set(map(bytes, -expected))
+    assert all(x.dtype == torch.float32 and x.shape[1:] == (12,) for x in seen)
+    assert {bytes(row.numpy()) for x in seen for row in x.detach()} == both
 
 
-def test_law_of_the_corruption():
-    """Each column takes its own values only; an entry changes with the probability asked for; the views are two."""
+def test_corruption_replaces_entries_within_columns_with_the_given_probability():
+    """Each column takes its own values only; an entry changes with the given probability; the views are independent."""
     rows = torch.arange(4000.0)[:, None] + torch.tensor([0.0, 10_000, 20_000])
     view_a, view_b = CorruptedRows(0.3)(rows, torch.Generator().manual_seed(0))
     for view in (view_a, view_b):
@@ -223,4 +235,3 @@ def test_law_of_the_corruption():
     for bad in (0, 1, float("nan")):
         with pytest.raises(ValueError, match="share between 0 and 1"):
             CorruptedRows(bad)
-    assert RowEncoder(2, 3)(rows[:5]).shape == (5, 32)

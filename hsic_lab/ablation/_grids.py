@@ -19,7 +19,7 @@ FIELDS = tuple(f.name for f in fields(TrainConfig))
 RULES = {"fixed": 0.0, "sqrt": 0.5, "linear": 1.0}  # the power of batch_size / 256 that multiplies learning_rate
 EVALUATIONS = ("linear", "knn")
 _KEYS = ("name", "question", "base", "cross", "listed", "seeds", "data", "evaluate")
-_LOSS_OPTIONS = ("kernel", "off_diagonal_target", "unit_rows", "bessel")
+_LOSS_OPTIONS = {"kernel": "kernel", "off_diagonal_target": "target", "unit_rows": "unit_rows", "bessel": "bessel"}
 SHORTHANDS = ("learning_rate_rule", "lambda_times_d", *_LOSS_OPTIONS)
 
 
@@ -37,13 +37,8 @@ class Planned:
 
         Settings at their defaults do not enter, so that a setting that is added later leaves the keys alone.
         """
-        usual = plain(TrainConfig())
-        # Hashed with the names of version 0.1, so that stored results are found.
+        usual = plain(TrainConfig()) | {"dataset": "default"}  # the default of version 0.1: the data set always enters
         own = {name: value for name, value in plain(self.config).items() if value != usual[name]}
-        if "off_diagonal_target" in own.get("loss_options", {}):
-            own["loss_options"]["target"] = own["loss_options"].pop("off_diagonal_target")
-        if own.get("views") == "tsai2021":
-            own["views"] = "report"
         return digest({"config": own, "data": self.data})
 
 
@@ -65,7 +60,7 @@ class Grid:
     learning_rate_rule   "fixed", "sqrt" or "linear": `learning_rate` is that of batch 256, times (batch_size / 256)^p
                          with p = 0, 1/2 or 1
     lambda_times_d       lambda_param = this / d
-    kernel, off_diagonal_target, unit_rows, bessel   the loss options of these names
+    kernel, off_diagonal_target, unit_rows, bessel   the loss options of these names (the second is `target`)
     """
 
     name: str
@@ -150,7 +145,7 @@ def read_grid(source: str | os.PathLike | Mapping[str, Any]) -> Grid:
 def make_config(settings: Mapping[str, Any]) -> TrainConfig:
     """The config that fields and shorthands describe; see `Grid`."""
     values = {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items() if name in FIELDS}
-    options = {name: settings[name] for name in settings if name in _LOSS_OPTIONS}
+    options = {_LOSS_OPTIONS[name]: settings[name] for name in settings if name in _LOSS_OPTIONS}
     if options:
         values["loss_options"] = values.get("loss_options", {}) | options
     if "lambda_times_d" in settings:
@@ -168,7 +163,8 @@ def make_config(settings: Mapping[str, Any]) -> TrainConfig:
     except ValueError as error:
         if not options:
             raise
-        raise ValueError(f"{error} (only some losses take {', '.join(options)}: set `loss` to one of them)") from error
+        asked = ", ".join(f"{name} is the option {_LOSS_OPTIONS[name]!r}" for name in settings if name in _LOSS_OPTIONS)
+        raise ValueError(f"{error} ({asked} of some losses: set `loss` to one of them)") from error
 
 
 def digest(settings: Any) -> str:

@@ -1,6 +1,5 @@
 """The images of a grid's runs: what identifies them, and the part of a set that a grid asks for."""
 
-import hashlib
 import json
 import os
 import threading
@@ -21,8 +20,9 @@ from tqdm.auto import tqdm
 from hsic_lab import __version__
 from hsic_lab._io import replace_file
 from hsic_lab.ablation._grids import Grid, Planned, read_grid
-from hsic_lab.datasets import LOADERS, ImageData, check_name, data_folder, full_name, load
-from hsic_lab.datasets._folders import digest, find_images
+from hsic_lab.datasets import LOADERS, ImageData, data_folder, load
+from hsic_lab.datasets._folders import content_digest
+from hsic_lab.datasets._published import check_name, full_name
 from hsic_lab.diagnostics import rankme
 from hsic_lab.evaluation import extract_features, knn_accuracy, linear_probe
 from hsic_lab.training import Run, TrainConfig, train_or_load
@@ -55,15 +55,12 @@ def cut(data: ImageData, sizes: Mapping[str, Any]) -> ImageData:
 def with_data(plan: list[Planned], data: ImageData | None) -> list[Planned]:
     """The plan with what the trained-on set is called and, of a set of the user's own, what it holds now."""
     if data is not None:
-        own = {"sha256": _fingerprint(data)}
+        own = {"sha256": content_digest(data)}
         return [replace(one, config=replace(one.config, dataset=data.name), data=one.data | own) for one in plan]
     contents: dict[str, dict[str, str]] = {}
     for name in {one.config.dataset for one in plan}:
-        if name == "default":
-            raise ValueError('a grid must name its data set, base.dataset = "digit_scenes" for instance; got "default"')
         check_name(name)
-        folder = Path(full_name(name))
-        contents[name] = {} if name in LOADERS else {"folder": digest(find_images(folder), folder)}
+        contents[name] = {} if name in LOADERS else {"folder": content_digest(full_name(name))}
     return [
         replace(
             one,
@@ -72,14 +69,6 @@ def with_data(plan: list[Planned], data: ImageData | None) -> list[Planned]:
         )
         for one in plan
     ]
-
-
-def _fingerprint(data: ImageData) -> str:
-    content = hashlib.sha256()
-    for split in (data.train, data.test, *filter(None, [data.unlabelled])):
-        for tensor in (split.images, split.labels):
-            content.update(str(tuple(tensor.shape)).encode() + tensor.cpu().contiguous().numpy().tobytes())
-    return content.hexdigest()[:16]
 
 
 RESULT, RUN, LOCK = "result.json", "run", "lock"

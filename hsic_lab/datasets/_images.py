@@ -1,4 +1,4 @@
-"""A labelled set of images in memory: the form in which every data set reaches the rest of the library."""
+"""Labeled images and the data sets made of them."""
 
 from __future__ import annotations
 
@@ -14,16 +14,29 @@ from torch import Tensor
 if TYPE_CHECKING:
     from hsic_lab.datasets.digit_scenes import DigitScenes
 
+UNKNOWN = -1  # the label of an image without a label
 
-@dataclass(frozen=True, eq=False)  # eq=False: == on tensors is elementwise and has no single truth value
+
+@dataclass(frozen=True, eq=False)  # comparing tensors has no single truth value
 class Images:
-    """One split of a data set: images, labels and, where they are known, the causes of every image.
+    """One split of a data set: images or rows of numbers, with labels.
 
-    images:  uint8 (n, c, h, w), values 0..255
-    labels:  int64 (n,), on the same device
-    factors: a data frame with one row an image, or None; it stays in main memory whatever the device
+    Attributes
+    ----------
+    images : Tensor of shape (n, c, h, w) or (n, ...)
+        uint8 images, or float32 rows of any shape, such as a table ``(n, p)``. Encoders receive float32 rows unchanged.
+    labels : Tensor of shape (n,)
+        Class numbers as int64, on the device of the images; -1 stands for an unknown class.
+    factors : DataFrame or None
+        Known factors of variation, one row an image.
 
-    Raises TypeError for another dtype and ValueError for shapes that do not fit together.
+    Examples
+    --------
+    >>> import torch
+    >>> from hsic_lab.datasets import Images
+    >>> table = Images(torch.zeros(6, 4), torch.tensor([0, 0, 0, 1, 1, 1]))
+    >>> table.sample(2).labels
+    tensor([0, 1])
     """
 
     images: Tensor
@@ -31,54 +44,52 @@ class Images:
     factors: pd.DataFrame | None = None
 
     def __post_init__(self) -> None:
-        if self.images.dtype != torch.uint8 or self.labels.dtype != torch.int64:
-            raise TypeError(
-                f"images must be torch.uint8 and labels torch.int64, got {self.images.dtype} and {self.labels.dtype}"
-            )
-        if self.images.ndim != 4 or self.labels.shape != self.images.shape[:1]:
-            raise ValueError(
-                "images must have shape (n, c, h, w) and labels (n,), "
-                f"got {tuple(self.images.shape)} and {tuple(self.labels.shape)}"
-            )
+        if self.images.dtype not in (torch.uint8, torch.float32) or self.labels.dtype != torch.int64:
+            found = f"{self.images.dtype} and {self.labels.dtype}"
+            raise TypeError(f"images must be torch.uint8 or torch.float32, and labels torch.int64, got {found}")
+        fits = self.images.ndim == 4 if self.images.dtype == torch.uint8 else self.images.ndim >= 2
+        if not fits or self.labels.shape != self.images.shape[:1]:
+            found = f"{tuple(self.images.shape)} and {tuple(self.labels.shape)}"
+            raise ValueError(f"images must be uint8 (n, c, h, w) or float32 (n, ...), and labels (n,), got {found}")
         if self.factors is not None and len(self.factors) != len(self.images):
             raise ValueError(f"factors must have one row an image: {len(self.factors)} rows, {len(self.images)} images")
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def to(self, device: torch.device | str) -> Images:
-        """The same set with images and labels on ``device``."""
-        return Images(self.images.to(device), self.labels.to(device), self.factors)
-
     def sample(self, n: int) -> Images:
-        """The first n images; of a split that lies class by class, n at equal distances, so that every class stays."""
-        # As many blocks of one label as there are labels, in whatever order of classes.
+        """Return n images, or all if there are fewer: the first n, or evenly spaced ones if the classes are sorted."""
+        n = min(n, len(self))
+        # A split is sorted by class if it has as many blocks of equal labels as classes.
         by_class = int((self.labels.diff() != 0).sum()) < len(self.labels.unique())
         positions = torch.arange(n, device=self.labels.device)
-        return self.subset(positions * len(self) // n if by_class else positions)
+        return self.subset(positions * len(self) // max(1, n) if by_class else positions)
 
     def subset(self, index: Tensor | slice | list[int]) -> Images:
-        """The images that ``index`` picks, in its order: positions, a boolean mask (n,) or a slice."""
+        """Return the images at ``index``, in its order: positions, a boolean mask of shape (n,), or a slice."""
         positions = torch.arange(len(self), device=self.images.device)[index]
         if positions.ndim != 1:
             raise ValueError(f"index must be positions, a mask of {len(self)} or a slice, got {index!r}")
-        factors = self.factors
-        if factors is not None:
-            factors = factors.iloc[positions.cpu().numpy()].reset_index(drop=True)
-        return Images(self.images[positions], self.labels[positions], factors)
-
-
-_SAMPLED = 256  # images of a part that enter its fingerprint
+        rows = None if self.factors is None else self.factors.iloc[positions.cpu().numpy()].reset_index(drop=True)
+        return Images(self.images[positions], self.labels[positions], rows)
 
 
 @dataclass(frozen=True, eq=False)
 class ImageData:
-    """A data set: labelled splits, the names of the classes, and more where a set has more.
+    """A data set: two labeled splits, the names of the classes, and optional further parts.
 
-    unlabelled: images to train on without labels, beside ``train``; their labels are -1
-    scenes: a renderer of endless training pairs, when the set is synthetic
-
-    Raises ValueError for parts whose images have different shapes.
+    Attributes
+    ----------
+    name : str
+        Name of the data set; a run keeps it as its ``config.dataset``.
+    train, test : Images
+        The labeled splits.
+    class_names : tuple of str
+        Name of each class number.
+    unlabelled : Images or None
+        Further images to train on, with label -1, of the same shape and dtype.
+    scenes : DigitScenes or None
+        Renderer of fresh training pairs, for a synthetic data set.
     """
 
     name: str
@@ -90,21 +101,24 @@ class ImageData:
 
     def __post_init__(self) -> None:
         parts = {"train": self.train, "test": self.test, "unlabelled": self.unlabelled}
-        shapes = {name: tuple(part.images.shape[1:]) for name, part in parts.items() if part is not None}
-        if len(set(shapes.values())) > 1:
-            raise ValueError(f"the images of all parts of {self.name!r} must have one shape (c, h, w), got {shapes}")
+        images = {name: part.images for name, part in parts.items() if part is not None}
+        shapes = {name: tuple(part.shape[1:]) for name, part in images.items()}
+        dtypes = {name: part.dtype for name, part in images.items()}
+        for kind, found in (("shape (c, h, w)", shapes), ("dtype", dtypes)):
+            if len(set(found.values())) > 1:
+                raise ValueError(f"the images of all parts of {self.name!r} must have one {kind}, got {found}")
 
     @property
     def trained_on(self) -> tuple[Tensor, ...]:
-        """The images that training without labels sees, the parts of an `ImageSource`: train, then unlabelled."""
+        """The images for training without labels: those of ``train``, then those of ``unlabelled``."""
         return (self.train.images,) if self.unlabelled is None else (self.train.images, self.unlabelled.images)
 
     @cached_property
     def fingerprint(self) -> str:
-        """What tells the images that are trained on from others: their shape, and a hash of some hundred of them."""
+        """Shape of the images in ``trained_on`` and a hash of some of them; runs keep it as "pictures"."""
         shapes, content = [], hashlib.sha256()
         for part in self.trained_on:
             shapes.append(" x ".join(map(str, part.shape)))
-            for image in part[:: max(1, len(part) // _SAMPLED)]:
+            for image in part[:: max(1, len(part) // 256)]:  # some hundred images
                 content.update(image.cpu().contiguous().numpy().tobytes())
         return f"{' and '.join(shapes)} ({content.hexdigest()[:16]})"

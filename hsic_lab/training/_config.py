@@ -95,7 +95,7 @@ _LEAST = {
 class TrainConfig:
     """Everything that decides what a run computes. Raises ValueError, quoting the value, for settings out of range.
 
-    dataset:       a name for `datasets.load`, or "default"
+    dataset:       a name for `datasets.load`
     loss:          a name in `LOSSES`;  lambda_param: weight of its redundancy term, None for the entry's default (1/d
                    for Barlow Twins and HSIC_SSL);  loss_options: further arguments;  loss_scale: a factor on all terms
     views:         how two views of a image are made, a name in `presets.AUGMENTATIONS`; squares of the
@@ -121,7 +121,7 @@ class TrainConfig:
     compile:       run the networks through `torch.compile`
     """
 
-    dataset: str = "default"
+    dataset: str = "digit_scenes"
     loss: str = "barlow_twins"
     lambda_param: float | None = None
     loss_options: dict[str, Any] = field(default_factory=dict)

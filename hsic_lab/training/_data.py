@@ -1,4 +1,4 @@
-"""Batches of images on the training device, from tensors that live there or stay on disk."""
+"""Batches of training pairs on the training device."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,32 +12,21 @@ from hsic_lab.training._config import TrainConfig
 from hsic_lab.training._networks import Views, make_views
 from hsic_lab.views import normalize
 
-AHEAD = 2  # batches gathered before they are asked for
-FREE_SHARE = 0.5  # of a GPU's free memory that a set may take; the rest is for training
-MAPPED_ABOVE = 1 << 30  # bytes above which a set on the CPU counts as one to be read from disk
+AHEAD = 2  # batches that are read before they are asked for
+FREE_SHARE = 0.5  # of a GPU's free memory that a data set may take; the rest is for training
+MAPPED_ABOVE = 1 << 30  # bytes; a larger data set on the CPU is read from disk
+SNAPSHOT_PAIRS = 2048  # pairs of which a run keeps C
 
 
 class ImageSource:
-    """Images laid end to end, of which any are served as uint8 batches on a device.
+    """Batches of the images in `parts`, tensors `(n_i, ...)` of one shape and dtype, in memory or mapped from a file.
 
-    parts:    uint8 (n_1, c, h, w), (n_2, c, h, w), ..., on the CPU, in memory or mapped from a file
-    resident: whether the images are moved to the device at once. Left out: on CUDA if they take at most half of
-              its free memory, on the CPU up to 1 GiB. Otherwise a thread gathers the next batches while the present
-              one is computed with (from page-locked memory where the device is CUDA), and rows that are not in
-              memory are read by the system as they are touched.
-
-    Raises ValueError for parts of different image shapes or none, TypeError for another dtype than uint8.
+    `resident` images are moved to the device at once. None means yes, up to half of a GPU's free memory or 1 GiB on the
+    CPU. Otherwise a thread reads the next batches during the computation, into page-locked memory for a GPU.
     """
 
     def __init__(self, parts: Sequence[Tensor], device: torch.device | str, resident: bool | None = None) -> None:
-        shapes = {tuple(part.shape[1:]) for part in parts}
-        if len(shapes) != 1 or len(next(iter(shapes))) != 3:
-            found = [tuple(part.shape) for part in parts]
-            raise ValueError(f"parts must be (n, c, h, w) of one (c, h, w), got {found}")
-        if wrong := [part.dtype for part in parts if part.dtype != torch.uint8]:
-            raise TypeError(f"parts must be torch.uint8, got {wrong[0]}")
         self.device = torch.device(device)
-        self.shape = next(iter(shapes))
         self.resident = self._fits(sum(part.nbytes for part in parts)) if resident is None else resident
         self.parts = [part.to(self.device) if self.resident else part for part in parts]
         self.starts = [sum(len(part) for part in parts[:i]) for i in range(len(parts) + 1)]
@@ -46,19 +35,10 @@ class ImageSource:
         return self.starts[-1]
 
     def batches(self, order: Tensor, size: int) -> Iterator[Tensor]:
-        """Batches (size, c, h, w) of the images that `order` (int64, any device) lists; a ragged last one is dropped.
-
-        Raises ValueError for a size below 1, IndexError for a position outside 0..len - 1.
-        """
-        if size < 1:
-            raise ValueError(f"size must be at least 1, got {size}")
-        if len(order) and not 0 <= int(order.min()) <= int(order.max()) < len(self):
-            raise IndexError(f"order must be in 0..{len(self) - 1}, got {int(order.min())}..{int(order.max())}")
+        """Yield batches of `size` images at the positions `order` (int64, any device), without a ragged last one."""
         order = order.to(self.parts[0].device)
         rows = order[: len(order) // size * size].split(size) if len(order) >= size else ()
-        if self.resident:
-            return map(self._gather, rows)
-        return self._prefetched(rows)
+        return map(self._gather, rows) if self.resident else self._prefetched(rows)
 
     def _prefetched(self, rows: Sequence[Tensor]) -> Iterator[Tensor]:
         pinned = self.device.type == "cuda"
@@ -79,10 +59,10 @@ class ImageSource:
                 pool.shutdown(cancel_futures=True)  # the caller may leave in the middle of an epoch
 
     def _gather(self, index: Tensor) -> Tensor:
-        """The images at positions `index`, in its order, whichever parts they lie in."""
+        """Return the images at positions `index`, in its order, from all parts."""
         if len(self.parts) == 1:
             return self.parts[0][index]
-        batch = self.parts[0].new_empty(len(index), *self.shape)
+        batch = self.parts[0].new_empty(len(index), *self.parts[0].shape[1:])
         for part, start, end in zip(self.parts, self.starts, self.starts[1:], strict=False):
             rows = ((index >= start) & (index < end)).nonzero().squeeze(1)
             batch[rows] = part[index[rows] - start]
@@ -94,16 +74,12 @@ class ImageSource:
         return nbytes <= MAPPED_ABOVE
 
 
-SNAPSHOT_PAIRS = 2048
-
-
 class TrainingPairs:
-    """Batches of training pairs, epoch by epoch, on the device: of all images that are `trained_on`, or of scenes.
+    """Batches of pairs of views, of all images in `ImageData.trained_on` or of fresh scenes, epoch by epoch.
 
-    Of every batch only its `rows` are returned, those of this process, from the draws of the whole batch: k processes
-    hold what one holds. `len` is the number of batches in an epoch; the last ragged batch is dropped. `resident` is
-    that of `ImageSource`: images on the device, or read from memory or disk as they are needed.
-    Raises ValueError if there are fewer training images than a batch, and as `make_views`.
+    Every process draws the whole batch and returns its `rows` of it, so k processes hold the batch of one process.
+    `len` is the number of batches in an epoch; a ragged last batch is dropped. For `resident` see `ImageSource`.
+    Raises ValueError if a batch is larger than the training set.
     """
 
     def __init__(
@@ -127,50 +103,55 @@ class TrainingPairs:
         return self.n // self.size
 
     def epoch(self, number: int, skip: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of an epoch after the first `skip`, whose random numbers are drawn all the same."""
+        """Yield the batches of an epoch after the first `skip`, whose random numbers are drawn too."""
         generator = seeded_generator(self.device, self.seed, number)
-        for batch, views in enumerate(self._scene_pairs(generator) if self.scenes else self._views(generator)):
+        pairs = self._scene_pairs(self.scenes, generator) if self.scenes else self._view_pairs(generator)
+        for batch, views in enumerate(pairs):
             if batch >= skip:
-                yield tuple(prepared(view, self.device) for view in views)
+                view_a, view_b = views
+                yield prepared(view_a, self.device), prepared(view_b, self.device)
 
-    def _scene_pairs(self, generator: torch.Generator) -> Iterator[Iterator[Tensor]]:
+    def _scene_pairs(self, scenes: DigitScenes, generator: torch.Generator) -> Iterator[Iterator[Tensor]]:
         for _ in range(len(self)):
-            causes = self.scenes.draw_pairs(self.size, generator, self.shared)
-            yield (self.scenes.render({k: v[self.rows] for k, v in view.items()}) for view in causes)
+            pair = scenes.draw_pairs(self.size, generator, self.shared)
+            # Rendered on demand: skipped batches are drawn only.
+            yield (scenes.render({k: v[self.rows] for k, v in factors.items()}) for factors in pair)
 
-    def _views(self, generator: torch.Generator) -> Iterator[list[Tensor]]:
+    def _view_pairs(self, generator: torch.Generator) -> Iterator[Iterator[Tensor]]:
+        assert self.source is not None and self.views is not None  # these are images, not scenes
         order = torch.randperm(self.n, generator=generator, device=self.device)
         for images in self.source.batches(order, self.size):
             views = list(self.views(images, generator))
             if wrong := [len(view) for view in views if len(view) != self.size]:
                 raise ValueError(f"views must keep their {self.size} images, got {wrong}")
-            yield [view[self.rows] for view in views]
+            yield (view[self.rows] for view in views)
 
 
 def held_out_pairs(
     data: ImageData, config: TrainConfig, device: torch.device, views: Views | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The same pairs for every run on a data set with these views, from what is not trained on; no label is read."""
+    """Return pairs of views of test images or scenes, which are the same for all runs on a set with these views."""
     generator = seeded_generator(device, 0, 1 << 30)
     if data.scenes:
         pair = DigitScenes("test", data.scenes.size).pairs(SNAPSHOT_PAIRS, generator, config.shared)
     else:
-        images = data.test.sample(min(SNAPSHOT_PAIRS, len(data.test))).images.to(device)
-        pair = make_views(data, config, views)(images, generator)
-    return tuple(prepared(view, device) for view in pair)
+        make = make_views(data, config, views)
+        assert make is not None  # these are images, not scenes
+        pair = make(data.test.sample(SNAPSHOT_PAIRS).images.to(device), generator)
+    return prepared(pair[0], device), prepared(pair[1], device)
 
 
 def seeded_generator(device: torch.device, *key: int) -> torch.Generator:
-    """A generator on the device whose stream belongs to the key alone."""
+    """Return a generator on the device that is seeded with `seed_of` the key."""
     return torch.Generator(device).manual_seed(seed_of(*key))
 
 
 def seed_of(*key: int) -> int:
-    """One 63-bit seed for several integers; different keys have unrelated seeds."""
+    """Return a 63-bit seed for several integers; different keys have unrelated seeds."""
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def prepared(view: Tensor, device: torch.device) -> Tensor:
-    """A view as the networks read it: floating point on the device, channels last."""
-    view = normalize(view) if view.dtype == torch.uint8 else view
-    return view.to(device).contiguous(memory_format=torch.channels_last)
+    """Return a view as networks read it: floating point on the device, and images in channels-last memory."""
+    view = (normalize(view) if view.dtype == torch.uint8 else view).to(device)
+    return view.contiguous(memory_format=torch.channels_last) if view.ndim == 4 else view.contiguous()

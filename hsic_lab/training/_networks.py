@@ -247,4 +247,8 @@ def make_views(data: ImageData, config: TrainConfig, views: Views | None = None)
         )
     if views is not None and config.views != "default":
         raise ValueError(f"views of your own were given beside views={config.views!r} in the settings: leave one out")
-    return None if data.scenes else views or augmentation(config.views, min(data.train.images.shape[-2:]))
+    if data.scenes or views is not None:
+        return views
+    if data.train.images.dtype != torch.uint8:
+        raise ValueError(f"{data.name!r} holds float32 rows: give views of your own, (rows, generator) -> two tensors")
+    return augmentation(config.views, min(data.train.images.shape[-2:]))

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from hsic_lab._distributed import across_processes, barrier, own_rows, processes, world_size
-from hsic_lab.datasets import ImageData, default, full_name, load
+from hsic_lab.datasets import ImageData, load
+from hsic_lab.datasets._published import full_name
 from hsic_lab.evaluation import extract_features
 from hsic_lab.training._callbacks import Callback, make_monitor
 from hsic_lab.training._config import TrainConfig, hardware, pick_device, resolved_precision
@@ -104,7 +105,7 @@ def train(
     folder = Path(folder)
     device = pick_device(config.device)
     config = config if encoder is None else replace(config, encoder="custom")
-    data = data or (default() if config.dataset == "default" else load(config.dataset))
+    data = data or load(config.dataset)
     config = replace(config, dataset=data.name)
     with _ONE_AT_A_TIME, processes(device), freed_memory_kept():
         return _train(config, folder, data, device, progress, resume, encoder, views, callbacks)
@@ -118,10 +119,7 @@ def train_or_load(config: TrainConfig, folder: str | Path, data: ImageData | Non
     folder = Path(folder)
     if (folder / SETTINGS).exists():
         stored, state, metadata = read_settings(folder)
-        if data is not None:
-            dataset = data.name
-        else:
-            dataset = stored.dataset if config.dataset == "default" else full_name(config.dataset)
+        dataset = full_name(config.dataset) if data is None else data.name
         try:
             _same_run(folder, stored, metadata, replace(config, dataset=dataset), data)
         except ValueError as error:

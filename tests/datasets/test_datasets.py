@@ -1,3 +1,9 @@
+"""Loading by name, CIFAR-10, the built-in sets, and the classes `Images` and `ImageData`."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -6,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
-from hsic_lab.datasets import ImageData, Images, data_folder, default, load
+from hsic_lab.datasets import ImageData, Images, data_folder, from_arrays, load, status
+from hsic_lab.datasets._folders import content_digest
 from hsic_lab.datasets.digit_scenes import digit_index
 
 FILES = [*(f"data_batch_{number}.bin" for number in range(1, 6)), "test_batch.bin"]
@@ -43,7 +50,7 @@ def test_cifar10_round_trip(tmp_path):
 
 
 @pytest.mark.parametrize("missing", [*FILES, "batches.meta.txt"])
-def test_cifar10_missing_file_is_named(tmp_path, missing):
+def test_error_names_the_missing_cifar10_file(tmp_path, missing):
     path, _, _ = write_cifar10(tmp_path)
     (path / missing).unlink()
     with pytest.raises(FileNotFoundError) as error:
@@ -52,7 +59,7 @@ def test_cifar10_missing_file_is_named(tmp_path, missing):
     assert not any(name in str(error.value) for name in set(FILES) - {missing})
 
 
-def test_cifar10_absent_says_where_it_looked_and_what_to_do(tmp_path):
+def test_error_for_absent_cifar10_names_folder_and_remedy(tmp_path):
     with pytest.raises(FileNotFoundError) as error:
         load("cifar10", tmp_path)
     archive = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
@@ -90,17 +97,18 @@ def test_data_folder(monkeypatch, argument, variable, expected):
     assert str(data_folder(argument)) == expected
 
 
-def test_default_takes_cifar10_when_it_is_there(tmp_path, monkeypatch, capsys):
-    write_cifar10(tmp_path)
+def test_status(tmp_path, monkeypatch):
+    assert status("digits") == status("digit_scenes") == "ready"
+    assert "absent; `hsic-lab data get cifar10`" in status("cifar10", tmp_path)
+    path, _, _ = write_cifar10(tmp_path)
     monkeypatch.setenv("HSIC_LAB_DATA", str(tmp_path))
-    assert default().name == "cifar10"
-    assert "CIFAR-10 from" in capsys.readouterr().out
+    assert status("cifar10") == "ready"
+    (path / "data_batch_4.bin").unlink()
+    assert "CIFAR-10 is incomplete" in status("cifar10")
 
 
-def test_default_renders_scenes_otherwise(tmp_path, capsys):
-    data = default(tmp_path)
-    line = capsys.readouterr().out
-    assert data.name == "digit_scenes" and "digit_scenes" in line and str(tmp_path) in line
+def test_default_sizes_of_digit_scenes():
+    data = load("digit_scenes")
     assert (len(data.train), len(data.test)) == (8000, 2000)
 
 
@@ -112,14 +120,7 @@ def test_cifar10_file_cut_between_two_records(tmp_path):
         load("cifar10", tmp_path)
 
 
-def test_default_does_not_hide_a_damaged_cifar10(tmp_path):
-    path, _, _ = write_cifar10(tmp_path)
-    (path / "test_batch.bin").write_bytes(b"short")
-    with pytest.raises(ValueError, match="has 5 bytes"):
-        default(tmp_path)
-
-
-def test_digits_are_scikit_learns():
+def test_digits_equal_scikit_learn_digits():
     data, truth = load("digits"), load_digits()
     together = []
     for split, images in (("train", data.train), ("test", data.test)):
@@ -176,14 +177,46 @@ def test_subset_is_numpy_indexing(positions, form):
     assert list(part.factors.index) == list(range(len(part)))
 
 
-def test_to_keeps_everything():
-    images = small_images()
-    moved = images.to("cpu")
-    assert torch.equal(moved.images, images.images) and moved.factors is images.factors
-    assert images.to("meta").labels.is_meta
+def test_float32_rows_of_any_shape():
+    table = Images(torch.randn(6, 4), torch.tensor([0, 0, 0, 1, 1, 1]))
+    assert len(table) == 6 and torch.equal(table.subset([2, 0]).images, table.images[[2, 0]])
+    data = ImageData("table", table, table.sample(2), ("a", "b"))
+    assert data.trained_on[0] is table.images and data.fingerprint.startswith("6 x 4 (")
+
+
+def test_sample_keeps_all_classes_of_a_sorted_split():
+    labels = torch.arange(60) // 20
+    ordered = Images(torch.zeros(60, 1, 2, 2, dtype=torch.uint8), labels)
+    assert ordered.sample(6).labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert ordered.subset(torch.arange(60) * 7 % 60).sample(6).labels.tolist() == labels[torch.arange(6) * 7].tolist()
+    assert len(ordered.sample(100)) == 60, "at most all"
+
+
+@pytest.mark.parametrize("folder", ["finished", "interrupted"])
+def test_fingerprint_equals_that_of_kept_runs(folder):
+    run = json.loads((Path(__file__).parents[1] / "data" / "version_0_1" / folder / "run.json").read_text())
+    assert load("digits").fingerprint == run["facts"]["pictures"]
+
+
+def test_content_digest_changes_with_every_image_and_label():
+    images, labels = np.zeros((20, 6, 5), np.uint8), np.arange(20) % 2
+    data = from_arrays(images, labels)
+    found = {content_digest(data)}
+    for part in ("train", "test"):
+        for change in ("images", "labels"):
+            values = getattr(getattr(data, part), change)
+            other = values.clone()
+            other[1] += 1
+            found.add(content_digest(replace(data, **{part: replace(getattr(data, part), **{change: other})})))
+    assert len(found) == 5 and content_digest(from_arrays(images, labels)) in found
+    assert content_digest(data) == "1c7f77a2e1d9d93c", "as version 0.1 kept it"
 
 
 PIXELS, LABELS = torch.zeros(3, 1, 2, 2, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64)
+
+
+def parts(train, test):
+    return ImageData("set", Images(train, LABELS), Images(test, LABELS), ("a",))
 
 
 @pytest.mark.parametrize(
@@ -193,12 +226,16 @@ PIXELS, LABELS = torch.zeros(3, 1, 2, 2, dtype=torch.uint8), torch.zeros(3, dtyp
         (lambda: load("digits", n_train=5), TypeError, "n_train"),
         (lambda: load("digit_scenes", n_train=0), ValueError, "got 0"),
         (lambda: digit_index("all"), ValueError, "'all'"),
-        (lambda: Images(PIXELS.float(), LABELS), TypeError, "torch.float32"),
+        (lambda: Images(PIXELS.double(), LABELS), TypeError, "torch.float64"),
+        (lambda: Images(PIXELS[:, 0, 0, 0].float(), LABELS), ValueError, r"\(3,\) and \(3,\)"),
         (lambda: Images(PIXELS, LABELS.int()), TypeError, "torch.int32"),
         (lambda: Images(PIXELS[0], LABELS), ValueError, r"\(1, 2, 2\)"),
         (lambda: Images(PIXELS, LABELS[:2]), ValueError, r"\(3, 1, 2, 2\) and \(2,\)"),
         (lambda: Images(PIXELS, LABELS, pd.DataFrame({"x": [1]})), ValueError, "1 rows, 3 images"),
         (lambda: Images(PIXELS, LABELS).subset(1), ValueError, "got 1"),
+        (lambda: parts(PIXELS, PIXELS[..., :1]), ValueError, r"'train': \(1, 2, 2\), 'test': \(1, 2, 1\)"),
+        (lambda: parts(PIXELS, PIXELS.float()), ValueError, r"one dtype.*'test': torch.float32"),
+        (lambda: status("imagenet"), ValueError, "'imagenet'"),
     ],
 )
 def test_bad_input(call, error, message):

@@ -1,3 +1,5 @@
+"""`DigitScenes`: distributions of the factors, what pairs share, and what is rendered."""
+
 import numpy as np
 import pytest
 import torch
@@ -56,7 +58,7 @@ def test_columns_ranges_and_marginals(scenes):
     assert factors["photograph"].double().mean() == pytest.approx(0.5, abs=5 * 0.5 / N**0.5)
 
 
-def test_causes_are_uncorrelated_within_a_scene(scenes):
+def test_factors_are_uncorrelated_within_a_scene(scenes):
     array = as_array(scenes.draw(N, 4), [column for column in COLUMNS if column != "digit"])
     matrix = correlations(array, array)
     assert matrix[~np.eye(len(matrix), dtype=bool)].max() < 5 / N**0.5
@@ -180,7 +182,7 @@ def test_sample_is_deterministic_and_labelled(scenes):
     assert (first.factors["class"].to_numpy() == first.labels.numpy()).all()
 
 
-def test_a_generator_moves_on(scenes):
+def test_generator_advances(scenes):
     generator = seeded(16)
     assert not torch.equal(scenes.pairs(8, generator)[0], scenes.pairs(8, generator)[0])
 

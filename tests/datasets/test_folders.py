@@ -1,4 +1,4 @@
-"""Folders of images and arrays of the user's own."""
+"""`from_folder` and `from_arrays`: layouts, decoding, the kept array, splits and refused input."""
 
 import os
 import struct
@@ -71,7 +71,7 @@ def test_tiny_imagenet_in_both_layouts(tmp_path, official):
         truth["train", wnid] = [save(root / "train" / wnid / f"{inner}{wnid}_{i}.png", 64, 64, mode) for i in range(3)]
         place = root / "val" / ("images" if official else wnid)
         truth["val", wnid] = [save(place / f"val_{2 * i + number}.png", 64, 64, mode) for i in range(2)]
-        (root / "train" / wnid / f"{wnid}_boxes.txt").write_text("not a image")
+        (root / "train" / wnid / f"{wnid}_boxes.txt").write_text("not an image")
     (root / "words.txt").write_text("n00\tnothing\nn01\tgoldfish, Carassius auratus\nn02\tbullfrog\n")
     if official:
         lines = [f"val_{2 * i + number}.png\t{wnid}\t0\t0\t62\t62" for i in range(2) for number, wnid in enumerate(ids)]
@@ -112,7 +112,7 @@ def test_resize_the_shorter_side_and_crop_the_center(tmp_path, width, height):
     assert np.allclose(np.diff(along)[2:-2], step, atol=0.25 * step + 2)
 
 
-def test_orientation_of_a_camera_is_applied(tmp_path):
+def test_exif_orientation_is_applied(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by a quarter clockwise
     pixels = save(tmp_path / "x.png", 4, 6, exif=exif)
@@ -123,7 +123,7 @@ def kept(root):
     return [path.name for path in root.iterdir() if path.suffix == ".npy"]
 
 
-def test_decoded_once_and_again_after_a_change(tmp_path, monkeypatch):
+def test_images_are_decoded_once_and_again_after_a_change(tmp_path, monkeypatch):
     tree(tmp_path)
     first = from_folder(tmp_path)
     (name,) = kept(tmp_path)
@@ -138,26 +138,26 @@ def test_decoded_once_and_again_after_a_change(tmp_path, monkeypatch):
     assert len(kept(tmp_path)) == 2, "another size has its own array"
 
 
-def test_what_a_killed_process_began_is_removed_a_day_later(tmp_path):
+def test_temporary_files_of_killed_processes_are_removed_after_a_day(tmp_path):
     tree(tmp_path)
-    for name in (".hsic_lab-as_is-0123.npy.1", ".hsic_lab-64px-0123.npy.2", "mine.npy.3"):
+    for name in ("..hsic_lab-as_is-0123.npy.1", "..hsic_lab-64px-0123.npy.2", "mine.npy.3"):
         (tmp_path / name).write_bytes(b"half")
         if name[-1] != "2":
             os.utime(tmp_path / name, (1, 1))
     from_folder(tmp_path)
     left = sorted(path.name for path in tmp_path.glob("*.npy.*"))
-    assert left == [".hsic_lab-64px-0123.npy.2", "mine.npy.3"], "the first may be being written"
+    assert left == ["..hsic_lab-64px-0123.npy.2", "mine.npy.3"], "the first may belong to a living process"
 
 
-def test_nothing_half_written_is_left(tmp_path):
+def test_failed_decoding_leaves_no_file(tmp_path):
     tree(tmp_path)
-    (tmp_path / "train" / "bee" / "2.png").write_bytes(b"not a image")
-    with pytest.raises(ValueError, match=r"bee/2\.png is not a image that can be read.*Replace or remove it"):
+    (tmp_path / "train" / "bee" / "2.png").write_bytes(b"not an image")
+    with pytest.raises(ValueError, match=r"bee/2\.png is not an image that can be read.*Replace or remove it"):
         from_folder(tmp_path)
     assert sorted(os.listdir(tmp_path)) == ["test", "train"]
 
 
-def test_a_folder_that_cannot_be_written_is_read_with_a_warning(tmp_path, monkeypatch):
+def test_read_only_folder_is_read_with_a_warning(tmp_path, monkeypatch):
     truth = save(tmp_path / "x.png")
 
     def refuse(*_, **__):
@@ -165,7 +165,7 @@ def test_a_folder_that_cannot_be_written_is_read_with_a_warning(tmp_path, monkey
 
     monkeypatch.setattr(np.lib.format, "open_memmap", refuse)
     with pytest.warns(UserWarning, match="not kept.*read-only"):
-        images = decode_all([tmp_path / "x.png"], None, tmp_path, progress=False)
+        images = decode_all([tmp_path / "x.png"], None, tmp_path)
     assert np.array_equal(images[0], truth) and not kept(tmp_path)
 
 
@@ -185,7 +185,7 @@ def truncated(path):
         (lambda p: p.rmdir(), FileNotFoundError, "no folder"),
         (lambda p: save(p / "x.png"), ValueError, "no sub-folder"),
         (lambda p: broken(p / "a" / "x.txt"), ValueError, r"a holds no image; accepted.*\.jpeg"),
-        (lambda p: truncated(p / "a" / "x.jpg"), ValueError, r"x\.jpg is not a image.*(?i:truncated)"),
+        (lambda p: truncated(p / "a" / "x.jpg"), ValueError, r"x\.jpg is not an image.*(?i:truncated)"),
         (lambda p: Image.fromarray(np.zeros((4, 4), np.uint16)).save(_made(p / "a") / "x.png"), ValueError, "'I;16'"),
         (lambda p: (save(p / "a" / "0.png"), save(p / "a" / "1.png", 9)), ValueError, r"1\.png has 9 x 8.*0\.png 8 x"),
         (lambda p: save(p / "train" / "a" / "x.png"), ValueError, "neither test nor val"),
@@ -253,7 +253,7 @@ def test_bad_arrays(call, words):
         call()
 
 
-def test_mirrored_and_foreign_arrays_are_read_as_they_are():
+def test_arrays_with_negative_strides_or_foreign_byte_order():
     bgr = RNG.integers(0, 256, (10, 6, 5, 3), dtype=np.uint8)
     rgb = bgr[..., ::-1]
     assert np.array_equal(from_arrays(rgb, LABELS).train.images, from_arrays(rgb.copy(), LABELS).train.images)
@@ -261,7 +261,7 @@ def test_mirrored_and_foreign_arrays_are_read_as_they_are():
     assert np.array_equal(from_arrays(floats, LABELS).test.images, from_arrays(bgr, LABELS).test.images)
 
 
-def test_the_held_out_share_is_that_of_decimal_numbers():
+def test_held_out_part_is_not_affected_by_rounding_of_decimals():
     images, labels = np.zeros((200, 6, 5), np.uint8), np.repeat([0, 1], 100)
     assert from_arrays(images, labels, test_fraction=0.29).test.labels.bincount().tolist() == [29, 29]
 
@@ -274,12 +274,12 @@ def test_the_held_out_share_is_that_of_decimal_numbers():
         ({"unlabelled": GRAY[:, :, :4]}, r"'unlabelled': \(1, 6, 4\)"),
     ],
 )
-def test_all_parts_of_a_set_have_one_shape(more, words):
+def test_all_parts_of_a_set_must_have_one_shape(more, words):
     with pytest.raises(ValueError, match=words):
         from_arrays(GRAY, LABELS, **more)
 
 
-def test_sixteen_bits_a_channel_are_refused_in_color_too(tmp_path):
+def test_color_image_with_sixteen_bits_a_channel_is_refused(tmp_path):
     def chunk(kind, content):
         body = kind + content
         return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
@@ -294,7 +294,7 @@ def test_sixteen_bits_a_channel_are_refused_in_color_too(tmp_path):
 
 
 @pytest.mark.parametrize("size", [0, -3, 16.0, "16", True])
-def test_a_size_is_a_number_of_pixels(tmp_path, size):
+def test_size_must_be_a_number_of_pixels(tmp_path, size):
     tree(tmp_path)
     with pytest.raises(ValueError, match=f"got {size!r}"):
         from_folder(tmp_path, size=size)
@@ -316,7 +316,7 @@ def test_threads_may_write_the_same_file(tmp_path):
     assert len(set((tmp_path / "file").read_text())) <= 3 and [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_five_bits_a_channel_are_fewer_than_eight(tmp_path):
+def test_image_with_five_bits_a_channel_is_read(tmp_path):
     pixels = struct.pack("<2H", 0b11111_000000_00000, 0b00000_111111_00000)  # red and green
     header = struct.pack("<IiiHHIIiiII", 40, 2, 1, 1, 16, 3, len(pixels), 0, 0, 0, 0)
     header += struct.pack("<3I", 0xF800, 0x07E0, 0x001F)
@@ -326,7 +326,7 @@ def test_five_bits_a_channel_are_fewer_than_eight(tmp_path):
     assert decode(path, None)[:, 0].T.tolist() == [[255, 0, 0], [0, 255, 0]]
 
 
-def test_a_memory_map_of_images_stays_on_disk(tmp_path):
+def test_memory_map_is_not_copied(tmp_path):
     images = RNG.integers(0, 256, (10, 3, 6, 5), dtype=np.uint8)
     np.save(tmp_path / "x.npy", images)
     mapped = np.load(tmp_path / "x.npy", mmap_mode="r")

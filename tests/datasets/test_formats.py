@@ -1,4 +1,4 @@
-"""Small files in exactly the published formats, written with NumPy alone, and what must happen to wrong ones."""
+"""The published file formats: small files written with NumPy are read back, and damaged ones are refused."""
 
 import gzip
 import os
@@ -86,7 +86,7 @@ def test_round_trip(written):
 
 
 @pytest.mark.parametrize("written", ["stl10"], indirect=True)
-def test_a_mapped_set_reads_from_a_file_that_cannot_be_written_and_leaves_it_alone(written):
+def test_mapped_set_is_read_from_a_read_only_file_and_does_not_change_it(written):
     _, path, _ = written
     before = (path / "train_X.bin").read_bytes()
     (path / "train_X.bin").chmod(0o444)
@@ -96,7 +96,7 @@ def test_a_mapped_set_reads_from_a_file_that_cannot_be_written_and_leaves_it_alo
 
 
 @pytest.mark.parametrize("written", WRITERS, indirect=True)
-def test_every_missing_file_is_named_with_the_remedy(written):
+def test_error_names_each_missing_file_and_the_remedy(written):
     name, path, _ = written
     for file in SOURCES[name].files:
         content = (path / file).read_bytes()
@@ -137,7 +137,7 @@ DAMAGES = [
 
 
 @pytest.mark.parametrize("written, file, damage, found", DAMAGES, indirect=["written"])
-def test_damage_is_named_with_the_remedy(written, file, damage, found):
+def test_error_names_the_damage_and_the_remedy(written, file, damage, found):
     name, path, _ = written
     (path / file).write_bytes(damage((path / file).read_bytes()))
     with pytest.raises(ValueError) as error:
@@ -156,7 +156,7 @@ OFFICIAL = {  # counts, mean pixel of the training images where the papers' code
 
 
 @pytest.mark.parametrize("name", OFFICIAL)
-def test_the_real_set(name):
+def test_official_files(name):
     folder = os.environ.get("HSIC_LAB_DATA")
     if not folder or SOURCES[name].missing(Path(folder)):
         pytest.skip(f"no {name} under HSIC_LAB_DATA")

@@ -1,16 +1,21 @@
+"""`ImageSource`: batches are the images at given positions, read ahead in a thread or from the device."""
+
 import numpy as np
 import pytest
 import torch
 
-from hsic_lab.training._data import AHEAD, ImageSource
+from hsic_lab.datasets import ImageData, Images
+from hsic_lab.training import TrainConfig
+from hsic_lab.training._data import AHEAD, ImageSource, TrainingPairs
 
 A = torch.randint(0, 256, (7, 3, 4, 5), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 B = torch.randint(0, 256, (9, 3, 5, 4), dtype=torch.uint8).transpose(2, 3)  # a strided view, as STL-10's
 BOTH = torch.cat([A, B])
+TABLE = torch.randn(16, 3, generator=torch.Generator().manual_seed(2))
 
 
 @pytest.mark.parametrize("resident", [True, False, None])
-@pytest.mark.parametrize("parts, whole", [((A,), A), ((A, B), BOTH)])
+@pytest.mark.parametrize("parts, whole", [((A,), A), ((A, B), BOTH), ((TABLE[:7], TABLE[7:]), TABLE)])
 @pytest.mark.parametrize("size", [1, 3, 5, 16])
 def test_batches_are_numpy_indexing(parts, whole, size, resident):
     source = ImageSource(parts, "cpu", resident)
@@ -19,7 +24,7 @@ def test_batches_are_numpy_indexing(parts, whole, size, resident):
     assert len(source) == len(whole) and len(found) == len(whole) // size
     for number, batch in enumerate(found):
         rows = order[number * size : (number + 1) * size].numpy()
-        assert np.array_equal(batch, whole.numpy()[rows])
+        assert batch.dtype == whole.dtype and np.array_equal(batch, whole.numpy()[rows])
 
 
 def test_small_sets_are_resident_and_mapped_files_are_not_copied(tmp_path):
@@ -29,7 +34,7 @@ def test_small_sets_are_resident_and_mapped_files_are_not_copied(tmp_path):
     assert ImageSource([mapped], "cpu", resident=False).parts[0].data_ptr() == mapped.data_ptr()
 
 
-def test_batches_are_gathered_ahead_and_no_further(monkeypatch):
+def test_at_most_ahead_batches_are_read_in_advance(monkeypatch):
     gathered = []
     whole = ImageSource._gather
     monkeypatch.setattr(ImageSource, "_gather", lambda self, index: gathered.append(len(index)) or whole(self, index))
@@ -39,7 +44,7 @@ def test_batches_are_gathered_ahead_and_no_further(monkeypatch):
     assert 1 <= len(gathered) <= 1 + AHEAD
 
 
-def test_an_error_in_the_thread_reaches_the_caller(monkeypatch):
+def test_error_in_the_thread_reaches_the_caller(monkeypatch):
     source = ImageSource([A], "cpu", resident=False)
 
     def fail(index):
@@ -60,17 +65,12 @@ def test_batches_arrive_on_the_gpu(resident):
         assert batch.is_cuda and torch.equal(batch.cpu(), BOTH[order[4 * number : 4 * number + 4].cpu()])
 
 
-@pytest.mark.parametrize(
-    "call, error, words",
-    [
-        (lambda: ImageSource([], "cpu"), ValueError, r"got \[\]"),
-        (lambda: ImageSource([A, A[:, :1]], "cpu"), ValueError, r"\(7, 1, 4, 5\)"),
-        (lambda: ImageSource([A.float()], "cpu"), TypeError, "float32"),
-        (lambda: ImageSource([A], "cpu").batches(torch.arange(7), 0), ValueError, "got 0"),
-        (lambda: ImageSource([A], "cpu").batches(torch.arange(8), 2), IndexError, r"0\.\.6, got 0\.\.7"),
-        (lambda: ImageSource([A], "cpu").batches(torch.tensor([-1, 2]), 2), IndexError, r"got -1\.\.2"),
-    ],
-)
-def test_bad_input(call, error, words):
-    with pytest.raises(error, match=words):
-        call()
+def test_default_views_refuse_float32_rows():
+    table = Images(TABLE, torch.zeros(16, dtype=torch.int64))
+    data = ImageData("table", table, table, ("a",))
+    with pytest.raises(ValueError, match=r"'table' holds float32 rows: give views of your own"):
+        TrainingPairs(data, TrainConfig(batch_size=4), torch.device("cpu"), slice(None))
+    pairs = TrainingPairs(data, TrainConfig(batch_size=4), torch.device("cpu"), slice(None), lambda x, g: (x, -x))
+    batches = list(pairs.epoch(0))
+    assert len(batches) == 4 and all(torch.equal(a, -b) and a.shape == (4, 3) for a, b in batches)
+    assert sorted(torch.cat([a for a, _ in batches]).tolist()) == sorted(TABLE.tolist())
