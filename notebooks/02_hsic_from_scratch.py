@@ -63,7 +63,7 @@ from hsic_lab.kernels import Gaussian, InverseMultiquadric, Laplace, Linear, fac
 from hsic_lab.plots import plot_cka, plot_pairs, set_theme
 from hsic_lab.plots._canvas import DIVERGING, PALETTE, SEQUENTIAL
 from hsic_lab.training import TrainConfig, train_or_load
-from hsic_lab.training._networks import build_networks
+from hsic_lab.training._networks import make_networks
 
 set_theme()
 torch.set_num_threads(1)  # thousands of tiny problems follow: threads would spend their time waiting for one another
@@ -651,7 +651,7 @@ runs = {
     for seed, (loss, title) in enumerate([("barlow_twins", "Barlow Twins"), ("hsic_ssl", "HSIC_SSL")])
 }
 torch.manual_seed(0)
-untrained, _ = build_networks(runs["Barlow Twins"].config, channels=3)
+untrained, _ = make_networks(runs["Barlow Twins"].config, channels=3)
 for title, run in runs.items():
     c = run.snapshots[max(run.snapshots)]
     print(f"{title}: {run.status}, views agree on a feature with correlation {c.diagonal().mean():.2f}")

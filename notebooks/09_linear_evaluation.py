@@ -56,7 +56,7 @@ from hsic_lab.evaluation._features import evaluating
 from hsic_lab.evaluation._probes import STRENGTHS, fast_probe
 from hsic_lab.plots import plot_confusion, plot_diagnostics, plot_few_labels, set_theme
 from hsic_lab.training import train_or_load
-from hsic_lab.training._networks import build_networks
+from hsic_lab.training._networks import make_networks
 from hsic_lab.views import normalize
 
 set_theme()
@@ -77,7 +77,7 @@ runs = {
 }
 with torch.random.fork_rng(devices=[]):
     torch.manual_seed(0)
-    untrained, _ = build_networks(next(iter(runs.values())).config, data.train.images.shape[1])
+    untrained, _ = make_networks(next(iter(runs.values())).config, data.train.images.shape[1])
 encoders = {"untrained encoder": untrained} | {title: run.encoder for title, run in runs.items()}
 train_y, test_y = data.train.labels, data.test.labels
 features = {"raw pixels": tuple(split.images.flatten(1).float() / 255 for split in (data.train, data.test))}

@@ -13,7 +13,6 @@ from typing import Any
 
 from hsic_lab._checks import check_choice
 from hsic_lab.training import TrainConfig
-from hsic_lab.training._run import plain
 
 FIELDS = tuple(f.name for f in fields(TrainConfig))
 RULES = {"fixed": 0.0, "sqrt": 0.5, "linear": 1.0}  # the power of batch_size / 256 that multiplies learning_rate
@@ -37,8 +36,8 @@ class Planned:
 
         Settings at their defaults do not enter, so that a setting that is added later leaves the keys alone.
         """
-        usual = plain(TrainConfig())
-        own = {name: value for name, value in plain(self.config).items() if value != usual[name]}
+        usual = TrainConfig().to_json() | {"dataset": None}  # a grid names its data set, which is part of the key
+        own = {name: value for name, value in self.config.to_json().items() if value != usual[name]}
         return digest({"config": own, "data": self.data})
 
 

@@ -27,7 +27,6 @@ from hsic_lab.diagnostics import rankme
 from hsic_lab.evaluation import extract_features, knn_accuracy, linear_probe
 from hsic_lab.training import Run, TrainConfig, train_or_load
 from hsic_lab.training._config import processor
-from hsic_lab.training._run import plain
 
 SCENES = "digit_scenes"
 
@@ -168,7 +167,12 @@ def _evaluated(
 
 def _identity(planned: Planned, evaluations: tuple[str, ...]) -> dict[str, Any]:
     """What a stored result must say of itself to be the result that is asked for."""
-    return {"version": _VERSION, "config": plain(planned.config), "data": planned.data, "evaluations": [*evaluations]}
+    return {
+        "version": _VERSION,
+        "config": planned.config.to_json(),
+        "data": planned.data,
+        "evaluations": [*evaluations],
+    }
 
 
 def stored_rows(
@@ -179,12 +183,12 @@ def stored_rows(
         return None
     try:
         content = json.loads(path.read_text())
-        content["config"] = plain(TrainConfig()) | content["config"]  # settings younger than the file
+        content["config"] = TrainConfig().to_json() | content["config"]  # settings younger than the file
         rows, config = content.pop("rows"), content["config"]
         same = content == _identity(planned, evaluations)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error}): remove it, and the run is evaluated again") from error
-    if config != plain(planned.config):  # a default has changed since: neither answer with it nor write over it
+    if config != planned.config.to_json():  # a default has changed since: neither answer with it nor write over it
         raise ValueError(f"{path} was made under other defaults: move {path.parent} away or choose another folder")
     if not same or (retry_failed and any(row["state"] != "finished" for row in rows)):
         return None

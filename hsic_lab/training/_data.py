@@ -120,7 +120,7 @@ class TrainingPairs:
             raise ValueError(f"batch_size {self.size} is larger than the {self.n} training images")
         self.seed, self.shared, self.device, self.rows = config.seed, config.shared, device, rows
         self.scenes = data.scenes
-        self.views = make_views(data, config, views)
+        self.views = make_views(config, data, views)
         self.source = None if data.scenes else ImageSource(data.trained_on, device, resident)
 
     def __len__(self) -> int:
@@ -156,7 +156,7 @@ def held_out_pairs(
         pair = DigitScenes("test", data.scenes.size).pairs(SNAPSHOT_PAIRS, generator, config.shared)
     else:
         images = data.test.sample(min(SNAPSHOT_PAIRS, len(data.test))).images.to(device)
-        pair = make_views(data, config, views)(images, generator)
+        pair = make_views(config, data, views)(images, generator)
     return tuple(prepared(view, device) for view in pair)
 
 
