@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -112,10 +113,7 @@ def _rendezvous() -> tuple[dist.Store, int, int]:
 
 @contextmanager
 def processes(device: torch.device) -> Iterator[None]:
-    """Join the processes that `torchrun` started for the block, with NCCL on CUDA and gloo on the CPU.
-
-    Does nothing if there is one process or if they are joined already.
-    """
+    """Join the processes that `torchrun` started, if there are several, with NCCL on CUDA and gloo on the CPU."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield
         return
@@ -138,7 +136,7 @@ def data_parallel(network: nn.Module) -> nn.Module:
     return DistributedDataParallel(network) if world_size() > 1 else network
 
 
-def across_processes(network: nn.Module, device: torch.device) -> nn.Module:
+def across_processes(network: nn.Module, device: torch.device) -> Any:
     """The network with batch normalization over the rows of all processes; itself if there is one process."""
     if world_size() == 1:
         return network
@@ -155,11 +153,9 @@ class AllRowsBatchNorm(nn.modules.batchnorm._BatchNorm):
     """
 
     def _check_input_dim(self, input: Tensor) -> None:
-        if input.dim() < 2:
-            raise ValueError(f"batch normalization needs shape (n, c, ...), got {tuple(input.shape)}")
+        """Accept any shape (n, c, ...)."""
 
     def forward(self, input: Tensor) -> Tensor:
-        self._check_input_dim(input)
         if not self.training:
             return super().forward(input)
         x = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
@@ -170,6 +166,8 @@ class AllRowsBatchNorm(nn.modules.batchnorm._BatchNorm):
         mean = _Sum.apply(x.sum(dims)) / count
         centered = x - mean.view(shape)
         variance = _Sum.apply(centered.square().sum(dims)) / count
+        assert self.num_batches_tracked is not None and self.momentum is not None  # `_converted` takes no others
+        assert self.running_mean is not None and self.running_var is not None
         with torch.no_grad():
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)

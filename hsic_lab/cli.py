@@ -8,6 +8,7 @@ import shlex
 import sys
 import tomllib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -46,26 +47,19 @@ def main() -> None:
         sys.exit(2)
 
 
-def _show_version(asked: bool) -> None:
-    if asked:
-        from hsic_lab import __version__
-
-        print(f"hsic-lab {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def hsic_lab(
-    version: Annotated[
-        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version and exit.")
-    ] = False,
-) -> None:
+@app.callback(invoke_without_command=True)
+def hsic_lab(version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False) -> None:
     """Barlow Twins and HSIC: train encoders, evaluate their features, look at their correlations.
 
     \b
     Example:
       hsic-lab demo
     """
+    if version:
+        from hsic_lab import __version__
+
+        print(f"hsic-lab {__version__}")
+        raise typer.Exit
 
 
 @app.command()
@@ -83,8 +77,7 @@ def demo(
 
     written = run_demo(folder, EPOCHS if epochs is None else epochs)
     print("\nWritten:", *(f"  {path}" for path in written), sep="\n")
-    print(f"\nOpen {folder / 'correlation.png'} and {folder / 'training.png'} next.")
-    print(f"Then: hsic-lab inspect {written[-1]}, or the notebooks: jupyter lab notebooks")
+    print(f"\nOpen {folder / 'correlation.png'} and {folder / 'training.png'}. Next: hsic-lab inspect {written[-1]}")
 
 
 class _TrainCommand(TyperCommand):
@@ -103,7 +96,7 @@ class _TrainCommand(TyperCommand):
 def train() -> None:
     """Train an encoder and keep the run in FOLDER.
 
-    Defaults are those of the demo. Settings without an option of their own are given by --set.
+    Without options it trains Barlow Twins on digit scenes. --set reaches the settings without an option of their own.
 
     \b
     Examples:
@@ -166,49 +159,40 @@ def _with_settings(function: Callable[..., None]) -> Callable[..., None]:
     from hsic_lab.training import TrainConfig
 
     entries = re.findall(r"^(\w+) : .*\n((?:    .*\n?)+)", inspect.cleandoc(TrainConfig.__doc__ or ""), re.MULTILINE)
-    text = {name: " ".join(lines.split()).replace("`", "") for name, lines in entries}
+    meaning = {name: " ".join(lines.split()).replace("`", "") for name, lines in entries}
     parameters = [p for p in inspect.signature(function).parameters.values() if p.kind is not p.VAR_KEYWORD]
-    for field in (field for name in COMMON for field in fields(TrainConfig) if field.name == name):
-        accepted = field.metadata["rule"][0]
-        words = [text.get(field.name, "")]
-        if accepted.startswith("one of"):
-            words.append(f"{accepted.replace(chr(39), '').capitalize()}.")
-        if isinstance(field.default, tuple):
-            words.append(f"Default: {'-'.join(map(str, field.default))}.")
-        elif field.default is not None and field.type is not bool:
-            words.append(f"Default: {field.default}.")
-        name = f"--{field.name.removesuffix('_param').replace('_', '-')}"
-        kind = str if isinstance(field.default, tuple) else field.type
-        annotation = Annotated[kind | None, typer.Option(name, help=" ".join(words), show_default=False)]
-        parameters.append(
-            inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
-        )
+    for field in (field for field in fields(TrainConfig) if field.name in COMMON):
+        kind: Any = field.type
+        default, accepted = field.default, field.metadata["rule"][0].replace("'", "")
+        if isinstance(default, tuple):
+            kind, default = str, "-".join(map(str, default))
+        choices = f" {accepted.capitalize()}." if accepted.startswith("one of") else ""
+        shown = "" if default in (None, False) else f" Default: {default}."
+        option = f"--{field.name.removesuffix('_param').replace('_', '-')}"
+        info = typer.Option(option, help=f"{meaning.get(field.name, '')}{choices}{shown}", show_default=False)
+        parameter = inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=None)
+        parameters.append(parameter.replace(annotation=Annotated[kind | None, info]))
 
     def command(**values: Any) -> None:
         function(**values)
 
-    command.__signature__ = inspect.Signature(parameters)
+    vars(command)["__signature__"] = inspect.Signature(parameters)
     return command
 
 
 def _parse(name: str, text: str) -> Any:
-    """The value of a setting: TOML, JSON, widths joined by '-', or for settings that are strings the text itself."""
+    """The value of a setting: widths joined by '-', TOML, JSON, or the text itself."""
     from hsic_lab._checks import check_choice
     from hsic_lab.training import TrainConfig
 
     kinds = {field.name: field.type for field in fields(TrainConfig)}
-    value: Any = text
-    if kinds[check_choice(name, tuple(kinds), "the name in --set")] == tuple[int, ...] and re.fullmatch(
-        r"\d+(-\d+)*", text
-    ):
+    kind, value = kinds[check_choice(name, tuple(kinds), "the name in --set")], text
+    if kind == tuple[int, ...] and re.fullmatch(r"\d+(-\d+)*", text):
         return tuple(map(int, text.split("-")))
-    for parse in (lambda: tomllib.loads(f"value = {text}")["value"], lambda: json.loads(text)):
-        try:
-            value = parse()
-            break
-        except ValueError:
-            continue
-    return value if kinds[name] is not str or isinstance(value, str) else text
+    for parse in (json.loads, lambda text: tomllib.loads(f"value = {text}")["value"]):
+        with suppress(ValueError):
+            value = parse(text)
+    return text if kind is str and not isinstance(value, str) else value
 
 
 @app.command()
@@ -225,7 +209,7 @@ def probe(folder: Folder, splits: Annotated[int, typer.Option(help="Number of ra
 
     run = Run.load(folder)
     data = load(run.config.dataset)
-    features = tuple(extract_features(run.encoder, split.images) for split in (data.train, data.test))
+    features = extract_features(run.encoder, data.train.images), extract_features(run.encoder, data.test.images)
     table = probe_table({run.config.loss: features}, data.train.labels, data.test.labels, splits)
     print(probe_summary(table).to_string())
     k = min(200, len(data.train))
@@ -272,18 +256,16 @@ def ablate(
 ) -> None:
     """Train and evaluate every run of a grid. Called again, it does what is missing.
 
-    The keys of a grid are those of `hsic_lab.ablation.Grid`; its settings are the fields of TrainConfig. The exit code
+    The keys of a grid are those of hsic_lab.ablation.Grid; its settings are the fields of TrainConfig. The exit code
     is 1 if a run failed.
 
     \b
-    Example of a grid:
-      question = "Does the batch size matter?"
+    Example, with a grid of four combinations in lambda.toml:
       seeds = 3
       base = { dataset = "digit_scenes", epochs = 10 }
       cross = { batch_size = [128, 256], loss = ["barlow_twins", "hsic_ssl"] }
     \b
-    Example:
-      hsic-lab ablate data/grids/lambda.toml --jobs 2
+      hsic-lab ablate lambda.toml --jobs 2
     """
     from hsic_lab.ablation import read_grid, run_ablation, write_table
 
@@ -335,7 +317,7 @@ class _SetNames(TyperGroup):
         return super().resolve_command(ctx, args if args[0] in self.commands else ["show", *args])
 
 
-data = typer.Typer(cls=_SetNames, rich_markup_mode=None, help="List, describe and download data sets.")
+data = typer.Typer(cls=_SetNames, rich_markup_mode=None)
 app.add_typer(data, name="data")
 
 

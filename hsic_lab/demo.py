@@ -1,7 +1,9 @@
 """The demo: Barlow Twins and HSIC_SSL on digit scenes, trained, evaluated and drawn."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -36,7 +38,7 @@ def demo_probe(
         return pd.read_csv(path)
     config, splits = next(iter(runs.values())).config, (data.train.images, data.test.images)
     untrained, _ = make_networks(config, data.train.images.shape[1])
-    features = {"raw pixels": tuple(images.flatten(1).float() / 255 for images in splits)}
+    features: dict[str, Any] = {"raw pixels": tuple(images.flatten(1).float() / 255 for images in splits)}
     for title, encoder in {
         "untrained encoder": untrained,
         **{title: run.encoder for title, run in runs.items()},
@@ -54,7 +56,7 @@ def save_figures(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
     """Write figures by file name into a folder and close them."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items():
-        replace_file(folder / name, lambda path, figure=figure: figure.savefig(path, dpi=150, format="png"))
+        replace_file(folder / name, partial(figure.savefig, dpi=150, format="png"))
         plt.close(figure)
     return [folder / name for name in figures]
 

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from hsic_lab.datasets import ImageData
 from hsic_lab.evaluation import extract_features, knn_accuracy, linear_probe
-from hsic_lab.evaluation._probes import VALIDATION, stratified_split
 from hsic_lab.training._run import Run
 
 BANK, QUERIES = 10_000, 2_000  # limits that keep a monitor cheaper than the training
@@ -87,8 +86,8 @@ def make_monitor(kind: str, data: ImageData, seed: int = 0) -> Callable[[nn.Modu
     bank, asked = train_test_split(
         np.arange(n), train_size=min(BANK, n - queries), test_size=queries, stratify=labels, random_state=seed
     )
-    if kind == "linear":  # classes too small for a probe are an error before the training, not after it
-        stratified_split(bank, labels[bank], len(bank) - round(VALIDATION * len(bank)), seed)
+    if kind == "linear":  # classes too small for a probe are an error before the training, not during it
+        linear_probe(torch.zeros(len(bank), 1), labels[bank], torch.zeros(1, 1), labels[asked[:1]], seed=seed)
     k = min(NEIGHBORS, len(bank))
     protocol = f"weighted kNN, k = {k}, temperature {TEMPERATURE}" if kind == "knn" else "linear probe"
     split = {"split": "training images, labels of the bank only", "n_bank": len(bank), "n_queries": len(asked)}

@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from hsic_lab import losses
 from hsic_lab._checks import check_choice, is_whole
 from hsic_lab.views import AUGMENTATIONS
 
 # lambda = 1 / d, the rule of Tsai et al. (2021), makes runs of different widths comparable.
-LOSSES: dict[str, Callable[..., nn.Module]] = {
+LOSSES: dict[str, Callable[..., losses.TwoViewLoss]] = {
     "barlow_twins": partial(losses.BarlowTwinsLoss, lambda_param=None),
     "hsic_ssl": losses.HSICSSLLoss,
     "vicreg": losses.VICRegLoss,
@@ -205,7 +204,7 @@ class TrainConfig:
     trust_clip: bool = _setting(False, _BOOLEAN)
     schedule: str = _setting("cosine", _one_of("cosine", "constant"))
     final_learning_rate: float = _setting(0.0, _number(0, 1))
-    warmup_epochs: float | None = _setting(None, _or_none(_number(0)))
+    warmup_epochs: float = _setting(None, _or_none(_number(0)))
     snapshots: int = _setting(12, _whole(2))
     log_every: int = _setting(10, _whole(1))
     checkpoint_every: int = _setting(1, _whole(1))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hsic_lab.datasets import ImageData
 from hsic_lab.encoders import ConvEncoder, MLPProjector, ResNetEncoder
+from hsic_lab.losses import TwoViewLoss
 from hsic_lab.training._config import LOSSES, TrainConfig
 from hsic_lab.views import augmentation
 
@@ -29,7 +30,7 @@ def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
         yield
 
 
-def make_loss(config: TrainConfig) -> nn.Module:
+def make_loss(config: TrainConfig) -> TwoViewLoss:
     """The loss that the settings describe."""
     return LOSSES[config.loss](**config.loss_arguments)
 
@@ -38,14 +39,16 @@ def make_views(config: TrainConfig, data: ImageData, views: Views | None = None)
     """The function that makes two views: `views`, else the augmentation of the settings; None for scenes."""
     if views is not None and config.views != "default":
         raise ValueError(f"views must be given as a function or as a setting, got both: views={config.views!r}")
-    if data.scenes is None:
-        return views or augmentation(config.views, min(data.train.images.shape[-2:]))
-    if views is not None or config.views != "default":
+    if data.scenes is not None and (views is not None or config.views != "default"):
         raise ValueError(
             f"{data.name} takes views='default' and no function, got {views or config.views!r}: its pairs are two "
             "scenes, not two views of one image"
         )
-    return None
+    if data.scenes is not None or views is not None:
+        return views
+    if data.train.images.dtype != torch.uint8:
+        raise ValueError(f"{data.name!r} holds float32 rows: give a function, (rows, generator) -> (view_a, view_b)")
+    return augmentation(config.views, min(data.train.images.shape[-2:]))
 
 
 def make_networks(
@@ -60,8 +63,8 @@ def make_networks(
             encoder = ConvEncoder(config.width, channels)
         elif encoder is None:
             encoder = ResNetEncoder(int(config.encoder.removeprefix("resnet")), config.stem, channels)
-        features = encoder.out_features if features is None else features
-        return encoder, MLPProjector([features, *config.projector])
+        outputs: Any = encoder.out_features if features is None else features
+        return encoder, MLPProjector([outputs, *config.projector])
 
 
 def make_predictor(config: TrainConfig) -> nn.Module | None:
@@ -109,7 +112,7 @@ class TargetNetwork(nn.Module):
 
 
 def loss_terms(
-    loss: nn.Module, config: TrainConfig, predicted: Sequence[Tensor], targets: Sequence[Tensor]
+    loss: TwoViewLoss, config: TrainConfig, predicted: Sequence[Tensor], targets: Sequence[Tensor]
 ) -> dict[str, Tensor]:
     """The named terms of the loss for `predicted = (p_a, p_b)` and `targets = (t_a, t_b)`, times `loss_scale`.
 
@@ -160,7 +163,7 @@ class LARS(torch.optim.Optimizer):
         super().__init__(params, rates | {"trust_coefficient": trust_coefficient, "adapt": adapt, "clip": clip})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+    def step(self, closure: Any = None) -> Any:
         """Update every parameter that has a gradient."""
         loss = None
         if closure is not None:
@@ -174,7 +177,9 @@ class LARS(torch.optim.Optimizer):
 
     def _update(self, weights: list[Tensor], group: dict[str, Any]) -> None:
         # One call for all parameters of each operation: a loop would launch a thousand small kernels.
-        updates = torch._foreach_add([w.grad for w in weights], weights, alpha=group["weight_decay"])
+        updates = torch._foreach_add(
+            [w.grad for w in weights if w.grad is not None], weights, alpha=group["weight_decay"]
+        )
         if group["adapt"]:
             norms = torch.stack(torch._foreach_norm(weights))
             update_norms = torch.stack(torch._foreach_norm(updates))
@@ -210,9 +215,10 @@ def make_optimizer(config: TrainConfig, network: nn.Module) -> torch.optim.Optim
         exempt = {"weight_decay": 0.0, "adapt": False} if config.optimizer == "lars" else {}
         groups = [{"params": weights}, {"params": vectors, "lr": bias_rate} | exempt]
     groups = [group for group in groups if group["params"]]
-    rates = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+    rates: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+    optimizer: torch.optim.Optimizer
     if config.optimizer == "lars":
-        trust = {"trust_coefficient": config.trust_coefficient, "clip": config.trust_clip}
+        trust: dict[str, Any] = {"trust_coefficient": config.trust_coefficient, "clip": config.trust_clip}
         optimizer = LARS(groups, momentum=config.momentum, **trust, **rates)
     elif config.optimizer == "sgd":
         optimizer = torch.optim.SGD(groups, momentum=config.momentum, fused=True, **rates)

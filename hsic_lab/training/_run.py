@@ -112,7 +112,8 @@ class Run:
             ) from error
         history, snapshots = _read(folder / HISTORY, _read_history), read_snapshots(folder)
         monitor = _read(folder / MONITOR, _read_history) if (folder / MONITOR).exists() else pd.DataFrame()
-        return cls(folder, config, *networks.values(), status, metadata, history, snapshots, monitor)
+        own, projector = networks.values()
+        return cls(folder, config, own, projector, status, metadata, history, snapshots, monitor)
 
 
 def read_settings(folder: Path) -> tuple[TrainConfig, str, dict[str, Any]]:
@@ -228,7 +229,8 @@ def restore_training(
     tensors: Mapping[str, Tensor], networks: nn.ModuleDict, optimizer: torch.optim.Optimizer, device: torch.device
 ) -> None:
     """Undo `training_tensors`. Raises RuntimeError if the tensors do not fit the networks."""
-    state, modules, own, moments = networks.state_dict(), dict(networks.named_modules()), {}, {}
+    state, modules, own = networks.state_dict(), dict(networks.named_modules()), {}
+    moments: dict[int, dict[str, Tensor]] = {}
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for key, value in tensors.items():
         where, _, name = key.rpartition(".")

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -132,7 +133,7 @@ class Trainer:
         return {
             "step": step,
             "epoch": step / len(self.pairs),
-            "loss": sum(terms.values()).item(),
+            "loss": reduce(torch.add, terms.values()).item(),
             **dict(zip(terms, values, strict=True)),
             "diagonal": diagonal,
             "off_diagonal": off_diagonal,
@@ -164,7 +165,7 @@ class Trainer:
         def loss(outputs: Sequence[Outputs]) -> Tensor:
             columns = [join_views(column) for column in zip(*outputs, strict=True)]
             terms.update(loss_terms(self.loss, self.config, columns[0], columns[-1]))
-            return sum(terms.values())
+            return reduce(torch.add, terms.values())
 
         if len(parts) == 1:
             outputs = [forward(0)]
@@ -266,7 +267,7 @@ def backward_in_parts(
         with no_sync() if i < parts - 1 else nullcontext():
             pairs = zip(forward(i), leaves[i], strict=True)
             used = [(output, leaf.grad) for output, leaf in pairs if output.requires_grad and leaf.grad is not None]
-            torch.autograd.backward(*zip(*used, strict=True))
+            torch.autograd.backward([output for output, _ in used], [gradient for _, gradient in used])
     return value.detach(), outputs
 
 
