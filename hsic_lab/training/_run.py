@@ -88,17 +88,10 @@ class Run:
         encoder : nn.Module or None, default None
             Your own module if the run was trained with one. It receives the weights of the run.
 
-        Returns
-        -------
-        Run
-            The run.
-
         Raises
         ------
-        FileNotFoundError
-            If the folder holds no run.
-        ValueError
-            If a file is damaged or does not fit the others. The message names the file.
+        FileNotFoundError, ValueError
+            If the folder holds no run, or if a file is damaged or does not fit the others. The message names it.
         """
         folder = Path(folder)
         config, status, metadata = read_settings(folder)

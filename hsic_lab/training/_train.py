@@ -116,6 +116,16 @@ def train(
         If the run to resume has other settings or images, or if all its checkpoints are damaged.
     FloatingPointError
         If the loss or its gradient is not finite. The run so far is kept, as after any other error.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> from hsic_lab.training import TrainConfig, train
+    >>> config = TrainConfig(dataset="digits", width=1, projector=(8, 4), epochs=1, device="cpu")
+    >>> with TemporaryDirectory() as folder:
+    ...     run = train(config, folder, progress=False)
+    >>> run.status, run.snapshots[0].shape
+    ('finished', torch.Size([4, 4]))
     """
     folder, device = Path(folder), pick_device(config.device)
     if encoder is not None:
