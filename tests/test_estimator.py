@@ -189,7 +189,7 @@ def test_an_interrupted_fit_keeps_what_was_learnt(calls, x):
         ({"encoder": "resnet18"}, ROWS, "'auto' or a module where X holds rows, got 'resnet18'"),
         ({"encoder": "vgg"}, IMAGES, "'vgg'"),
         ({"loss": "barlow"}, ROWS, "'barlow'"),
-        ({"batch_size": 1}, ROWS, "batch_size must be at least 2, got 1"),
+        ({"batch_size": 1}, ROWS, "batch_size must be a whole number of at least 2, got 1"),
         ({}, np.where(ROWS > 2, np.nan, ROWS), "NaN"),
     ],
 )

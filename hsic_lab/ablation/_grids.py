@@ -7,7 +7,7 @@ import math
 import os
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,8 @@ class Planned:
 
         Settings at their defaults do not enter, so that a setting that is added later leaves the keys alone.
         """
-        usual = TrainConfig().to_json() | {"dataset": None}  # a grid names its data set, which is part of the key
-        own = {name: value for name, value in self.config.to_json().items() if value != usual[name]}
+        usual = asdict(TrainConfig()) | {"dataset": None}  # the data set is always part of the key
+        own = {name: value for name, value in asdict(self.config).items() if value != usual[name]}
         return digest({"config": own, "data": self.data})
 
 

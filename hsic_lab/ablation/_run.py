@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -58,8 +58,6 @@ def with_data(plan: list[Planned], data: ImageData | None) -> list[Planned]:
         return [replace(one, config=replace(one.config, dataset=data.name), data=one.data | own) for one in plan]
     contents: dict[str, dict[str, str]] = {}
     for name in {one.config.dataset for one in plan}:
-        if name == "default":
-            raise ValueError('a grid must name its data set, base.dataset = "digit_scenes" for instance; got "default"')
         check_name(name)
         folder = Path(full_name(name))
         contents[name] = {} if name in LOADERS else {"folder": digest(find_images(folder), folder)}
@@ -102,7 +100,7 @@ def run_one(
             rows = stored_rows(planned, folder, evaluations, retry_failed)
             if rows is None:
                 rows = _made(planned, folder, evaluations, data)
-                content = _identity(planned, evaluations) | {"rows": rows}
+                content = _identity(planned, evaluations) | {"config": asdict(planned.config), "rows": rows}
                 replace_file(folder / RESULT, lambda path: path.write_text(json.dumps(content, indent=1)))
             return rows
     except Timeout:
@@ -167,12 +165,7 @@ def _evaluated(
 
 def _identity(planned: Planned, evaluations: tuple[str, ...]) -> dict[str, Any]:
     """What a stored result must say of itself to be the result that is asked for."""
-    return {
-        "version": _VERSION,
-        "config": planned.config.to_json(),
-        "data": planned.data,
-        "evaluations": [*evaluations],
-    }
+    return {"version": _VERSION, "config": planned.config, "data": planned.data, "evaluations": [*evaluations]}
 
 
 def stored_rows(
@@ -183,12 +176,12 @@ def stored_rows(
         return None
     try:
         content = json.loads(path.read_text())
-        content["config"] = TrainConfig().to_json() | content["config"]  # settings younger than the file
+        content["config"] = TrainConfig.from_json(content["config"])  # settings younger than the file
         rows, config = content.pop("rows"), content["config"]
         same = content == _identity(planned, evaluations)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error}): remove it, and the run is evaluated again") from error
-    if config != planned.config.to_json():  # a default has changed since: neither answer with it nor write over it
+    if config != planned.config:  # a default has changed since: neither answer with it nor write over it
         raise ValueError(f"{path} was made under other defaults: move {path.parent} away or choose another folder")
     if not same or (retry_failed and any(row["state"] != "finished" for row in rows)):
         return None

@@ -6,7 +6,7 @@ import os
 import platform
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from functools import partial
 from numbers import Integral, Real
 from pathlib import Path
@@ -245,13 +245,9 @@ class TrainConfig:
         """All arguments of the loss: `loss_options`, and `lambda_param` if it is set."""
         return self.loss_options | ({} if self.lambda_param is None else {"lambda_param": self.lambda_param})
 
-    def to_json(self) -> dict[str, Any]:
-        """The settings as `run.json` holds them, with lists in place of tuples."""
-        return json.loads(json.dumps(asdict(self)))
-
     @classmethod
     def from_json(cls, settings: Mapping[str, Any]) -> "TrainConfig":
-        """Undo `to_json`. Fields that an older file lacks take their defaults; its old names are understood."""
+        """The config of a `run.json`. Fields that an older file lacks take their defaults, older names are replaced."""
         values = dict(settings)
         if values.get("views") == "report":  # the name of "tsai2021" before version 0.2
             values["views"] = "tsai2021"
@@ -290,8 +286,9 @@ def recipe(name: str, **changes: Any) -> TrainConfig:
     name : {"tsai2021", "official", "solo"}
         "tsai2021": Tsai et al. (2021), arXiv:2104.13712, for CIFAR-10. Their code also scales projections to unit
         length; their equations and this recipe do not.
-        "official": Zbontar et al. (2021), arXiv:2103.03230, for ImageNet. The two learning rates are 0.2 and 0.0048
-        per 256 images and scale with `batch_size`. Their code also starts the last scale of a residual block at 0.
+        "official": Zbontar et al. (2021), arXiv:2103.03230, for ImageNet; give the `dataset`. The two learning rates
+        are 0.2 and 0.0048 per 256 images and scale with `batch_size`. Their code also starts the last scale of a
+        residual block at 0.
         "solo": da Costa et al. (2022), github.com/vturrisi/solo-learn, for CIFAR. Their LARS divides by
         ``|g| + wd |w|``, this one by ``|g + wd w|``; their projector has biases.
     **changes

@@ -5,7 +5,7 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         weights = _on_cpu(_both(self.encoder, self.projector).state_dict())
         snapshots = {f"{_STEP}{step:06d}": c for step, c in self.snapshots.items()}
-        settings = {"config": self.config.to_json(), "state": self.status, "facts": self.metadata}
+        settings = {"config": asdict(self.config), "state": self.status, "facts": self.metadata}
         replace_file(self.folder / HISTORY, lambda path: self.history.to_csv(path, index=False))
         if len(self.monitor):
             replace_file(self.folder / MONITOR, lambda path: self.monitor.to_csv(path, index=False))

@@ -241,8 +241,8 @@ def test_on_a_dask_cluster(tmp_path):
 
 
 def test_refused_before_anything_is_trained(tmp_path):
-    with pytest.raises(ValueError, match="a grid must name its data set"):
-        run_ablation(grid(base={}), tmp_path, progress=False)
+    with pytest.raises(ValueError, match="unknown data set 'default'"):
+        run_ablation(grid(base={"dataset": "default"}), tmp_path, progress=False)
     with pytest.raises(ValueError, match="unknown data set 'digitz'"):
         run_ablation(grid(base={"dataset": "digitz"}), tmp_path, progress=False)
     frame = run_ablation(grid(cross={}, data={"n_train": 10**6}), tmp_path, progress=False)
