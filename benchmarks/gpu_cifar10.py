@@ -22,7 +22,8 @@ import pandas as pd
 from hsic_lab._io import replace_file
 from hsic_lab.datasets import ImageData, load
 from hsic_lab.evaluation import extract_features, knn_accuracy, linear_probe
-from hsic_lab.training import Run, TrainConfig, pick_device, recipe, train
+from hsic_lab.training import Run, TrainConfig, recipe, train
+from hsic_lab.training._config import pick_device
 from hsic_lab.training._run import SETTINGS, read_settings
 
 TARGET = 0.842

@@ -1,13 +1,12 @@
-"""Pairs per second of a training: views alone, the update alone, both together; and where the time goes.
+"""Pairs per second of a training: views alone, the update alone, and both together, with a profile.
 
     python benchmarks/training.py                              ConvEncoder, two cores
     python benchmarks/training.py --device cuda --batches 128 256 1024 --encoders resnet18 resnet50 --compile
 
-CIFAR-10 if it is there, else noise of its shape, which costs the same. On a CPU "cpu" is the pairs per second of an
-otherwise idle machine of as many cores as there are threads, from the processor time spent: on a shared machine the
-wall clock also measures the neighbors. "kernel gain" is by how much the compiled kernel of `norm_relu` speeds up an
-update with its views. Model-flop utilisation counts the multiplications and additions of the forward and backward pass
-of both views against `--peak` teraflops (990 for bfloat16 on an H100 or H200).
+The images are CIFAR-10 if it is there, else noise of its shape, which costs the same. On a CPU the columns "cpu" are
+pairs per second from the processor time spent, divided by the threads: on a shared machine the wall clock also measures
+other processes. Model-flop utilization counts the multiplications and additions of the forward and backward pass of
+both views against `--peak` teraflops (990 for bfloat16 on an H100 or H200).
 """
 
 import argparse
@@ -18,20 +17,17 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
-from unittest.mock import patch
 
 import pandas as pd
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from hsic_lab import _norm_relu as norm_relu
 from hsic_lab._io import replace_file
 from hsic_lab.datasets import ImageData, Images, load
-from hsic_lab.training import TrainConfig, pick_device
-from hsic_lab.training._config import processor
+from hsic_lab.training import TrainConfig
+from hsic_lab.training._config import pick_device, processor
 from hsic_lab.training._data import TrainingPairs
-from hsic_lab.training._networks import OnlineNetwork
-from hsic_lab.training._train import _new_run, freed_memory_kept
+from hsic_lab.training._train import freed_memory_kept, new_run
 from hsic_lab.training._trainer import Trainer
 
 
@@ -70,10 +66,9 @@ def measure(config: TrainConfig, data: ImageData, repetitions: int, peak: float,
     device = pick_device(config.device)
     pairs = TrainingPairs(data, config, device, slice(None))
     with tempfile.TemporaryDirectory() as folder:
-        run = _new_run(config, folder, data, device, None)
-    online = OnlineNetwork(run.encoder, run.projector).to(device, memory_format=torch.channels_last)
-    trainer = Trainer(run, online, None, config, pairs)
-    online.train()
+        run = new_run(config, Path(folder), data, device)
+    trainer = Trainer(run, pairs)
+    trainer.online.train()
     stream = repeated(pairs)
     batch = next(stream)
     views, step = (lambda: next(stream)), (lambda: trainer.step(*batch))
@@ -83,9 +78,6 @@ def measure(config: TrainConfig, data: ImageData, repetitions: int, peak: float,
     times = {
         name: seconds(call, repetitions, device) for name, call in {"views": views, "step": step, "both": both}.items()
     }
-    if device.type == "cpu" and norm_relu.kernel() is not None:
-        with patch.object(norm_relu, "kernel", lambda: None):
-            times["torch's layers"] = seconds(both, repetitions, device)
     if table:
         kinds = [torch.profiler.ProfilerActivity.CPU]
         kinds += [torch.profiler.ProfilerActivity.CUDA] if device.type == "cuda" else []
@@ -98,15 +90,13 @@ def measure(config: TrainConfig, data: ImageData, repetitions: int, peak: float,
     row |= {f"{name} pairs/s": config.batch_size / wall for name, (wall, _) in times.items()}
     if device.type == "cpu":
         row |= {f"{name} cpu": config.batch_size / cpu for name, (_, cpu) in times.items()}
-    if "torch's layers" in times:
-        row["kernel gain"] = times["torch's layers"][0] / times["both"][0] - 1
     row["views share"] = (
         times["views"][1] / times["both"][1] if device.type == "cpu" else (times["views"][0] / times["both"][0])
     )
     row["Tflop/s"] = counter.get_total_flops() / times["both"][0] / 1e12
     if device.type == "cuda":
         row["images/s"] = 2 * config.batch_size / times["both"][0]
-        row["utilisation"] = row["Tflop/s"] / peak
+        row["utilization"] = row["Tflop/s"] / peak
     return row
 
 
@@ -119,7 +109,9 @@ def main() -> None:
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--tries", type=int, default=1, help="rows a setting: what neighbors make of a shared machine")
+    parser.add_argument(
+        "--tries", type=int, default=1, help="rows for each setting, to show the noise of a shared machine"
+    )
     parser.add_argument("--peak", type=float, default=990.0, help="teraflops of the device")
     parser.add_argument("--output", type=Path, help="a CSV file for the table")
     arguments = parser.parse_args()

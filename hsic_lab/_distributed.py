@@ -1,4 +1,4 @@
-"""One batch spread over several processes: every row of it, in every process, with the right gradient."""
+"""One batch over several processes: all rows in every process, with the gradient of a single process."""
 
 import gc
 import itertools
@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -14,8 +15,8 @@ from torch.autograd import Function
 from torch.nn.parallel import DistributedDataParallel
 
 
-class _AllGatherRows(torch.autograd.Function):
-    """Concatenates the rows of all processes; the gradient of a row is summed over the processes that used it."""
+class _AllGatherRows(Function):
+    """Concatenate the rows of all processes; the gradient of a row is summed over the processes that used it."""
 
     @staticmethod
     def forward(ctx, rows: Tensor) -> Tensor:
@@ -26,7 +27,7 @@ class _AllGatherRows(torch.autograd.Function):
         if any(other[1:] != shapes[0][1:] for other in shapes):
             raise ValueError(f"processes must hold rows of one shape, got {shapes}")
         sizes = [size for size, *_ in shapes]
-        # Collectives want equal shapes, the last batch of an epoch does not have them: pad, gather, cut.
+        # Collectives need equal shapes, but the processes may hold different numbers of rows: pad, gather, cut.
         padded = rows.new_zeros(max(sizes), *rows.shape[1:])
         padded[: len(rows)] = rows
         gathered = [torch.empty_like(padded) for _ in sizes]
@@ -42,101 +43,8 @@ class _AllGatherRows(torch.autograd.Function):
         return gradient[ctx.mine]
 
 
-def world_size() -> int:
-    """The number of processes under `torch.distributed`, 1 without it."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def all_gather_rows(z: Tensor) -> Tensor:
-    """The rows of all processes in rank order, `(n_0 + ... + n_{k-1}, ...)`; `z` itself where there is one process.
-
-    A loss of these rows has the same value in each of k processes, and its gradient with respect to `z` is k times
-    that of one process holding all rows. `DistributedDataParallel` divides by k when it averages, so the
-    parameters receive exactly the gradient of one process; the processes may hold different numbers of rows.
-    Raises ValueError, in every process, where the rows differ in shape.
-    """
-    return _AllGatherRows.apply(z) if world_size() > 1 else z
-
-
-_trainings = itertools.count()
-
-
-@cache
-def _rendezvous() -> tuple[dist.Store, int, int]:
-    """The store that the processes have in common, this one's number and how many they are, as `torchrun` says."""
-    return next(dist.rendezvous("env://"))
-
-
-@contextmanager
-def processes(device: torch.device) -> Iterator[None]:
-    """Join the processes that `torchrun` started, for the block; nothing where there is one, or where they are joined.
-
-    NCCL on CUDA, gloo on the CPU.
-    """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
-        yield
-        return
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    store, rank, count = _rendezvous()
-    # A training of its own has keys of its own: those of the one before would send a fast process to its old addresses.
-    store = dist.PrefixStore(f"hsic_lab/training_{next(_trainings)}", store)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=count)
-    try:
-        yield
-        dist.barrier()  # nobody leaves while another still listens
-    finally:
-        gc.collect()  # networks in DistributedDataParallel must not outlive their process group
-        dist.destroy_process_group()
-
-
-def rank() -> int:
-    """This process's number, 0 where there is one."""
-    return dist.get_rank() if world_size() > 1 else 0
-
-
-def own_rows(n: int) -> slice:
-    """The rows of a batch of n that this process holds: contiguous, in rank order, sizes that differ by one at most.
-
-    Raises ValueError if some process would hold none.
-    """
-    k = world_size()
-    if n < k:
-        raise ValueError(f"batch_size {n} is smaller than the number of processes, {k}")
-    return slice(rank() * n // k, (rank() + 1) * n // k)
-
-
-def barrier() -> None:
-    """Return when every process has come here."""
-    if world_size() > 1:
-        dist.barrier()
-
-
-def any_process(flag: bool, device: torch.device) -> bool:
-    """Whether the flag is set in some process: the same answer in all."""
-    if world_size() == 1:
-        return flag
-    flags = torch.tensor(float(flag), device=device)
-    dist.all_reduce(flags, dist.ReduceOp.MAX)
-    return bool(flags)
-
-
-def across_processes(network: nn.Module, device: torch.device) -> nn.Module:
-    """The network with its batch normalization over the rows of all processes; itself where there is one process."""
-    if world_size() == 1:
-        return network
-    if device.type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(network)
-    return _converted(network)
-
-
-def data_parallel(network: nn.Module) -> nn.Module:
-    """The network in `DistributedDataParallel`, which averages gradients; itself where there is one process."""
-    return DistributedDataParallel(network) if world_size() > 1 else network
-
-
 class _Sum(Function):
-    """The sum over all processes; every process's loss has used it, hence the sum of their gradients."""
+    """Sum over all processes. The loss of every process has used it, hence the gradient is the sum of theirs."""
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
@@ -151,19 +59,103 @@ class _Sum(Function):
         return gradient
 
 
-class AllRowsBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Batch normalization over the rows of all processes, which torch's `SyncBatchNorm` is on CUDA only.
+def world_size() -> int:
+    """The number of processes under `torch.distributed`, 1 without it."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
-    Mean and variance are sums over all processes, two passes, divided by the number of all values; the gradient passes
-    through both sums. Parameters and buffers are named as in `nn.BatchNorm2d`; in eval mode it is the same function.
+
+def rank() -> int:
+    """The number of this process, 0 if it is the only one."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+def all_gather_rows(z: Tensor) -> Tensor:
+    """The rows of all processes in rank order, `(n_0 + ... + n_{k-1}, ...)`; `z` itself if there is one process.
+
+    A loss of these rows has the same value in each of k processes. Its gradient with respect to `z` is k times that of
+    a single process with all rows; `DistributedDataParallel` divides by k when it averages. Raises ValueError in every
+    process if the rows differ in shape.
+    """
+    return _AllGatherRows.apply(z) if world_size() > 1 else z
+
+
+def own_rows(n: int) -> slice:
+    """The rows of a batch of n that this process holds: contiguous, in rank order, sizes that differ by at most 1."""
+    k = world_size()
+    if n < k:
+        raise ValueError(f"batch_size must be at least the number of processes, {k}, got {n}")
+    return slice(rank() * n // k, (rank() + 1) * n // k)
+
+
+def barrier() -> None:
+    """Wait until every process is here."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def any_process(flag: bool, device: torch.device) -> bool:
+    """Whether the flag is set in at least one process."""
+    if world_size() == 1:
+        return flag
+    flags = torch.tensor(float(flag), device=device)
+    dist.all_reduce(flags, dist.ReduceOp.MAX)
+    return bool(flags)
+
+
+_trainings = itertools.count()
+
+
+@cache
+def _rendezvous() -> tuple[dist.Store, int, int]:
+    """The common store of the processes that `torchrun` started, the number of this one, and how many there are."""
+    return next(dist.rendezvous("env://"))
+
+
+@contextmanager
+def processes(device: torch.device) -> Iterator[None]:
+    """Join the processes that `torchrun` started, if there are several, with NCCL on CUDA and gloo on the CPU."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        yield
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    store, number, count = _rendezvous()
+    # Each training has its own keys: those of the one before would send a fast process to its old addresses.
+    store = dist.PrefixStore(f"hsic_lab/training_{next(_trainings)}", store)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=number, world_size=count)
+    try:
+        yield
+        dist.barrier()  # no process leaves while another still listens
+    finally:
+        gc.collect()  # networks in DistributedDataParallel must not outlive their process group
+        dist.destroy_process_group()
+
+
+def data_parallel(network: nn.Module) -> nn.Module:
+    """The network in `DistributedDataParallel`, which averages gradients; itself if there is one process."""
+    return DistributedDataParallel(network) if world_size() > 1 else network
+
+
+def across_processes(network: nn.Module, device: torch.device) -> Any:
+    """The network with batch normalization over the rows of all processes; itself if there is one process."""
+    if world_size() == 1:
+        return network
+    if device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    return _converted(network)
+
+
+class AllRowsBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch normalization over the rows of all processes on the CPU, where torch has no `SyncBatchNorm`.
+
+    Mean and variance are sums over all processes, and the gradient passes through both. Parameters and buffers have
+    the names of `nn.BatchNorm2d`; in evaluation mode it is the same function.
     """
 
     def _check_input_dim(self, input: Tensor) -> None:
-        if input.dim() < 2:
-            raise ValueError(f"batch normalization needs shape (n, c, ...), got {tuple(input.shape)}")
+        """Accept any shape (n, c, ...)."""
 
     def forward(self, input: Tensor) -> Tensor:
-        self._check_input_dim(input)
         if not self.training:
             return super().forward(input)
         x = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
@@ -174,6 +166,8 @@ class AllRowsBatchNorm(nn.modules.batchnorm._BatchNorm):
         mean = _Sum.apply(x.sum(dims)) / count
         centered = x - mean.view(shape)
         variance = _Sum.apply(centered.square().sum(dims)) / count
+        assert self.num_batches_tracked is not None and self.momentum is not None  # `_converted` takes no others
+        assert self.running_mean is not None and self.running_var is not None
         with torch.no_grad():
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
@@ -183,6 +177,7 @@ class AllRowsBatchNorm(nn.modules.batchnorm._BatchNorm):
 
 
 def _converted(module: nn.Module) -> nn.Module:
+    """The module with `AllRowsBatchNorm` in place of every batch normalization."""
     if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
         if module.momentum is None or not (module.affine and module.track_running_stats):
             raise ValueError(f"several CPU processes need affine, tracking batch normalization, got {module!r}")

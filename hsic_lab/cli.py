@@ -1,30 +1,45 @@
-"""The commands: every one a call into the library, every error one sentence."""
+"""The command line. Every command calls the library; every error is one sentence with exit code 2."""
 
+import inspect
+import json
 import os
+import re
 import shlex
 import sys
+import tomllib
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
+
+# Settings that have an option of their own. --set reaches all.
+COMMON = (
+    "dataset", "loss", "lambda_param", "views", "encoder", "stem", "width", "projector", "batch_size", "micro_batch",
+    "epochs", "optimizer", "learning_rate", "weight_decay", "warmup_epochs", "monitor", "seed", "device", "precision",
+    "compile",
+)  # fmt: skip
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Barlow Twins and HSIC: train, probe and look.",
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
-Folder = Annotated[Path, typer.Argument(help="A run's folder, as `hsic-lab train` leaves it.")]
+Folder = Annotated[Path, typer.Argument(help="The folder of a run, as `hsic-lab train` writes it.")]
 
 
 def main() -> None:
-    """Entry point: what a user can put right ends in one sentence and exit code 2, not in a traceback."""
+    """Entry point. An error that the user can correct is one sentence and exit code 2, without a traceback."""
+    os.environ.setdefault("SCIPY_ARRAY_API", "1")  # SciPy reads it once; scikit-learn needs it for tensors on a GPU
     try:
         app()
     except SystemExit as end:
-        if end.code == 130:  # typer's own way to end after Ctrl-C
+        if end.code == 130:  # how typer ends after Ctrl-C
             print("hsic-lab: interrupted; what was done so far is kept", file=sys.stderr)
         raise
     except (ValueError, TypeError, OSError, RuntimeError, FloatingPointError, ModuleNotFoundError) as error:
@@ -32,62 +47,94 @@ def main() -> None:
         sys.exit(2)
 
 
+@app.callback(invoke_without_command=True)
+def hsic_lab(version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False) -> None:
+    """Barlow Twins and HSIC: train encoders, evaluate their features, look at their correlations.
+
+    \b
+    Example:
+      hsic-lab demo
+    """
+    if version:
+        from hsic_lab import __version__
+
+        print(f"hsic-lab {__version__}")
+        raise typer.Exit
+
+
 @app.command()
 def demo(
-    folder: Annotated[Path, typer.Option(help="Where everything is left.")] = Path("runs/demo"),
-    epochs: Annotated[int | None, typer.Option(help="Training length; the README's numbers use the default.")] = None,
+    folder: Annotated[Path, typer.Option(help="Folder for the runs, figures and the table.")] = Path("runs/demo"),
+    epochs: Annotated[int | None, typer.Option(help="Epochs of each training. Default: 14.")] = None,
 ) -> None:
-    """Train both losses on digit scenes, probe them, draw C before and after, execute the quickstart notebook."""
-    from hsic_lab import demo as work
+    """Train Barlow Twins and HSIC_SSL on digit scenes, evaluate both, and draw C before and after training.
 
-    written = work.run_demo(folder, epochs=work.EPOCHS if epochs is None else epochs)
-    print("\nWritten:")
-    for path in written:
-        print(f"  {path}")
-    print(f"\nOpen it:\n  {Path(sys.executable).parent / 'jupyter'} lab {folder / work.NOTEBOOK.name}")
+    \b
+    Example:
+      hsic-lab demo --folder runs/demo
+    """
+    from hsic_lab.demo import EPOCHS, run_demo
+
+    written = run_demo(folder, EPOCHS if epochs is None else epochs)
+    print("\nWritten:", *(f"  {path}" for path in written), sep="\n")
+    print(f"\nOpen {folder / 'correlation.png'} and {folder / 'training.png'}. Next: hsic-lab inspect {written[-1]}")
 
 
-@app.command()
-def train(
-    context: typer.Context,
+class _TrainCommand(TyperCommand):
+    """`train`, whose options are made from TrainConfig when they are first needed, because this loads torch."""
+
+    def get_params(self, ctx: Any) -> list:
+        if not self.params:
+            single = typer.Typer(add_completion=False)
+            single.command()(_with_settings(_train))
+            command = typer.main.get_command(single)
+            self.params, self.callback = command.params, command.callback
+        return super().get_params(ctx)
+
+
+@app.command(cls=_TrainCommand)
+def train() -> None:
+    """Train an encoder and keep the run in FOLDER.
+
+    Without options it trains Barlow Twins on digit scenes. --set reaches the settings without an option of their own.
+
+    \b
+    Examples:
+      hsic-lab train runs/first --dataset cifar10 --loss hsic_ssl --epochs 50
+      hsic-lab train runs/first --resume
+      SimSiam:
+      hsic-lab train runs/simsiam --loss negative_cosine --set target=stop_gradient --set predictor=[64]
+      Four processes:
+      torchrun --nproc-per-node 4 --no-python hsic-lab train runs/four --batch-size 1024
+    """
+
+
+def _train(
     folder: Annotated[Path, typer.Argument(help="A new folder for the run, or with --resume an unfinished one.")],
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the folder's run; if none, start it.")] = False,
-    recipe: Annotated[str | None, typer.Option(help="tsai2021, official or solo; options given beside it win.")] = None,
-    dataset: Annotated[str, typer.Option(help="A set's name, or a folder of images.")] = "digit_scenes",
-    loss: Annotated[str, typer.Option(help="barlow_twins, hsic_ssl, vicreg, nt_xent, spectral, ...")] = "barlow_twins",
-    lambda_param: Annotated[float | None, typer.Option("--lambda", help="Redundancy weight; left out: 1/d.")] = None,
-    views: Annotated[str, typer.Option(help="default, tsai2021, barlow_twins, solo or simclr.")] = "default",
-    encoder: Annotated[str, typer.Option(help="conv, resnet18, resnet34 or resnet50.")] = "conv",
-    stem: Annotated[str, typer.Option(help="Of a ResNet: cifar or imagenet.")] = "cifar",
-    width: Annotated[int, typer.Option(help="Channels of the first convolution (conv).")] = 16,
-    projector: Annotated[str, typer.Option(help="Widths after the encoder, the last is d.")] = "512-128",
-    batch_size: int = 256,
-    micro_batch: Annotated[int | None, typer.Option(help="Pairs in memory at once; left out: the batch.")] = None,
-    epochs: int = 22,
-    optimizer: Annotated[str, typer.Option(help="adamw, adam, sgd or lars.")] = "adamw",
-    learning_rate: float = 2e-3,
-    weight_decay: float = 1e-4,
-    warmup_epochs: Annotated[float | None, typer.Option(help="Left out: 1.5, of short runs half.")] = None,
-    monitor: Annotated[str, typer.Option(help="none, knn or linear, on training labels.")] = "none",
-    seed: int = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
-    precision: Annotated[str, typer.Option(help="auto, bfloat16 or float32.")] = "auto",
-    compile: Annotated[bool, typer.Option("--compile", help="Run the networks through torch.compile.")] = False,
-    tensorboard: Annotated[Path | None, typer.Option(help="A folder for TensorBoard's logs.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in FOLDER, or start it.")] = False,
+    recipe: Annotated[str | None, typer.Option(help="Settings of a publication: tsai2021, official or solo.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Any field of TrainConfig, as TOML or JSON. Repeatable."),
+    ] = None,
+    tensorboard: Annotated[Path | None, typer.Option(help="Folder for the logs of TensorBoard.")] = None,
+    **common: Any,
 ) -> None:
-    """Train an encoder and keep the run; in K processes: torchrun --nproc-per-node K --no-python hsic-lab train ..."""
+    from hsic_lab import datasets
     from hsic_lab.training import TensorBoardLogger, TrainConfig
     from hsic_lab.training import recipe as make_recipe
-    from hsic_lab.training import train as work
+    from hsic_lab.training import train as train_run
     from hsic_lab.training._run import SETTINGS, read_settings
 
-    try:
-        widths = tuple(int(part) for part in projector.split("-"))
-    except ValueError:
-        raise ValueError(f"--projector must be widths joined by '-', such as 512-128, got {projector!r}") from None
-    values = context.params | {"projector": widths}
-    names = {field.name for field in fields(TrainConfig)} & values.keys()
-    given = {name: values[name] for name in names if context.get_parameter_source(name).name == "COMMANDLINE"}
+    first = os.environ.get("RANK", "0") == "0"
+    given = {name: value for name, value in common.items() if value is not None}
+    if "projector" in given:
+        given["projector"] = _parse("projector", given["projector"])
+    for setting in settings or ():
+        name, equals, text = setting.partition("=")
+        if not equals:
+            raise ValueError(f"--set must be NAME=VALUE, got {setting!r}")
+        given[name.strip()] = _parse(name.strip(), text)
     if resume and (folder / SETTINGS).exists():
         if given or recipe:
             beside = ", ".join(sorted(given)) or "recipe"
@@ -97,22 +144,72 @@ def train(
         if resume:
             print(f"No run in {folder} yet: starting one")
         config = make_recipe(recipe, **given) if recipe else TrainConfig(**given)
-    run = work(config, folder, resume=resume, callbacks=[TensorBoardLogger(tensorboard)] if tensorboard else [])
-    if os.environ.get("RANK", "0") == "0":
+        if first and recipe is None and "dataset" not in given:
+            ready = [name for name in datasets.LOADERS if datasets.status(name) == "ready" and name != config.dataset]
+            print(f"Data set: {config.dataset}. Others found, for --dataset: {', '.join(ready)}")
+    loggers = [TensorBoardLogger(tensorboard)] if tensorboard else []
+    run = train_run(config, folder, resume=resume, callbacks=loggers)
+    if first:
         print(run.history.tail(1).to_string(index=False))
         print(f"Left in {run.folder}; next: hsic-lab probe {run.folder}, hsic-lab plot {run.folder}")
 
 
+def _with_settings(function: Callable[..., None]) -> Callable[..., None]:
+    """The function with an option for each setting in `COMMON`; help and defaults are those of TrainConfig."""
+    from hsic_lab.training import TrainConfig
+
+    entries = re.findall(r"^(\w+) : .*\n((?:    .*\n?)+)", inspect.cleandoc(TrainConfig.__doc__ or ""), re.MULTILINE)
+    meaning = {name: " ".join(lines.split()).replace("`", "") for name, lines in entries}
+    parameters = [p for p in inspect.signature(function).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    for field in (field for field in fields(TrainConfig) if field.name in COMMON):
+        kind: Any = field.type
+        default, accepted = field.default, field.metadata["rule"][0].replace("'", "")
+        if isinstance(default, tuple):
+            kind, default = str, "-".join(map(str, default))
+        choices = f" {accepted.capitalize()}." if accepted.startswith("one of") else ""
+        shown = "" if default in (None, False) else f" Default: {default}."
+        option = f"--{field.name.removesuffix('_param').replace('_', '-')}"
+        info = typer.Option(option, help=f"{meaning.get(field.name, '')}{choices}{shown}", show_default=False)
+        parameter = inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=None)
+        parameters.append(parameter.replace(annotation=Annotated[kind | None, info]))
+
+    def command(**values: Any) -> None:
+        function(**values)
+
+    vars(command)["__signature__"] = inspect.Signature(parameters)
+    return command
+
+
+def _parse(name: str, text: str) -> Any:
+    """The value of a setting: widths joined by '-', TOML, JSON, or the text itself."""
+    from hsic_lab._checks import check_choice
+    from hsic_lab.training import TrainConfig
+
+    kinds = {field.name: field.type for field in fields(TrainConfig)}
+    kind, value = kinds[check_choice(name, tuple(kinds), "the name in --set")], text
+    if kind == tuple[int, ...] and re.fullmatch(r"\d+(-\d+)*", text):
+        return tuple(map(int, text.split("-")))
+    for parse in (json.loads, lambda text: tomllib.loads(f"value = {text}")["value"]):
+        with suppress(ValueError):
+            value = parse(text)
+    return text if kind is str and not isinstance(value, str) else value
+
+
 @app.command()
-def probe(folder: Folder, splits: Annotated[int, typer.Option(help="Random training subsets.")] = 3) -> None:
-    """Judge a run's frozen features: linear probe and weighted nearest neighbors on its data set's test split."""
+def probe(folder: Folder, splits: Annotated[int, typer.Option(help="Number of random training subsets.")] = 3) -> None:
+    """Evaluate the frozen features of a run on the test split: linear probe and weighted nearest neighbors.
+
+    \b
+    Example:
+      hsic-lab probe runs/first
+    """
     from hsic_lab.datasets import load
     from hsic_lab.evaluation import extract_features, knn_accuracy, probe_summary, probe_table
     from hsic_lab.training import Run
 
     run = Run.load(folder)
     data = load(run.config.dataset)
-    features = tuple(extract_features(run.encoder, split.images) for split in (data.train, data.test))
+    features = extract_features(run.encoder, data.train.images), extract_features(run.encoder, data.test.images)
     table = probe_table({run.config.loss: features}, data.train.labels, data.test.labels, splits)
     print(probe_summary(table).to_string())
     k = min(200, len(data.train))
@@ -122,51 +219,61 @@ def probe(folder: Folder, splits: Annotated[int, typer.Option(help="Random train
 
 @app.command()
 def plot(
-    folder: Folder, output: Annotated[Path | None, typer.Option(help="Where to; left out: the run's folder.")] = None
+    folder: Folder, output: Annotated[Path | None, typer.Option(help="Folder for the figures. Default: FOLDER.")] = None
 ) -> None:
-    """Draw a run: C before and after training, and the training curves."""
-    from hsic_lab._io import replace_file
+    """Draw C before and after the training of a run, and its training curves.
+
+    \b
+    Example:
+      hsic-lab plot runs/first --output figures
+    """
+    from hsic_lab.demo import save_figures
     from hsic_lab.plots import compare_cross_correlations, history_figure, set_theme
     from hsic_lab.training import Run
 
     run = Run.load(folder)
-    output = output or folder
-    output.mkdir(parents=True, exist_ok=True)
-    set_theme()
     if not run.snapshots:
         raise ValueError(f"{folder} holds no snapshot of C: its training stopped before the first step")
-    panels = {"before training": run.snapshots[0], f"step {max(run.snapshots)}": run.snapshots[max(run.snapshots)]}
+    set_theme()
+    last = max(run.snapshots)
+    panels = {"before training": run.snapshots[0], f"step {last}": run.snapshots[last]}
     figures = {"correlation.png": compare_cross_correlations(panels)}
     if len(run.history):
         figures["training.png"] = history_figure({run.config.loss: run.history}, run.config.projector[-1])
-    for name, figure in figures.items():
-        replace_file(output / name, lambda path, figure=figure: figure.savefig(path, dpi=150, format="png"))
-        print(output / name)
+    print(*save_figures(figures, output or folder), sep="\n")
 
 
 @app.command()
 def ablate(
-    grid: Annotated[Path, typer.Argument(help="A TOML file that says what varies; examples are in data/grids.")],
-    output: Annotated[Path | None, typer.Option(help="A CSV file; left out: FOLDER/NAME.csv.")] = None,
-    folder: Annotated[Path, typer.Option(help="Where runs are kept, and found again.")] = Path("runs/ablations"),
-    jobs: Annotated[int, typer.Option(help="Processes; -1 is one a core.")] = 1,
-    seeds: Annotated[int | None, typer.Option(help="How many, in place of the grid's own.")] = None,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try runs again that failed before.")] = False,
+    grid: Annotated[Path, typer.Argument(help="A TOML file that says what varies. Examples are in data/grids.")],
+    output: Annotated[Path | None, typer.Option(help="CSV file for the table. Default: FOLDER/NAME.csv.")] = None,
+    folder: Annotated[Path, typer.Option(help="Folder of the runs. Finished runs are reused.")] = Path(
+        "runs/ablations"
+    ),
+    jobs: Annotated[int, typer.Option(help="Number of processes, -1 for one on each core.")] = 1,
+    seeds: Annotated[int | None, typer.Option(help="Number of seeds, in place of those of the grid.")] = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run again what failed before.")] = False,
 ) -> None:
-    """Train and evaluate every run of a grid; called again, do what is missing.
+    """Train and evaluate every run of a grid. Called again, it does what is missing.
 
-    The grid's keys: question, seeds (how many, or which), evaluate (of linear, knn); tables base (settings of all
-    runs), cross (setting = list of values), data (n_train, n_test); listed (an array of tables of settings). Settings
-    are the fields of TrainConfig, and the shorthands learning_rate_rule, lambda_times_d, kernel, off_diagonal_target,
-    unit_rows and bessel. Ends with code 1 if a run failed.
+    The keys of a grid are those of hsic_lab.ablation.Grid; its settings are the fields of TrainConfig. The exit code
+    is 1 if a run failed.
+
+    \b
+    Example, with a grid of four combinations in lambda.toml:
+      seeds = 3
+      base = { dataset = "digit_scenes", epochs = 10 }
+      cross = { batch_size = [128, 256], loss = ["barlow_twins", "hsic_ssl"] }
+    \b
+      hsic-lab ablate lambda.toml --jobs 2
     """
     from hsic_lab.ablation import read_grid, run_ablation, write_table
 
-    settings = read_grid(grid)
-    frame = run_ablation(settings, folder, seeds=seeds, n_jobs=jobs, retry_failed=retry_failed)
-    output = output or folder / f"{settings.name}.csv"
-    write_table(frame, settings, output, shlex.join(["hsic-lab", *sys.argv[1:]]))
-    factors = [name for name in settings.factors if name in frame]
+    plan = read_grid(grid)
+    frame = run_ablation(plan, folder, seeds=seeds, n_jobs=jobs, retry_failed=retry_failed)
+    output = output or folder / f"{plan.name}.csv"
+    write_table(frame, plan, output, shlex.join(["hsic-lab", *sys.argv[1:]]))
+    factors = [name for name in plan.factors if name in frame]
     groups = frame.groupby([*factors, "evaluation"], sort=False, dropna=False)["accuracy"]
     print(groups.agg(["mean", "std", "count"]).to_string())
     print(f"Left in {output}")
@@ -177,61 +284,73 @@ def ablate(
         raise typer.Exit(1)
 
 
-@app.command()
-def inspect(
+@app.command("inspect")
+def inspect_file(
     file: Annotated[Path, typer.Argument(help="A run, or .npy, .npz, .csv, .parquet or .safetensors with embeddings.")],
-    second: Annotated[Path | None, typer.Argument(help="A file with the second view of the same rows.")] = None,
-    labels: Annotated[Path | None, typer.Option(help="A file of labels, one a row: .npy, .csv or .parquet.")] = None,
-    reference: Annotated[Path | None, typer.Option(help="A file with other features of the rows, for CKA.")] = None,
-    output: Annotated[Path | None, typer.Option(help="Where to; left out: beside the file, as .html.")] = None,
+    second: Annotated[Path | None, typer.Argument(help="File with the second view of the same rows.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="File with a label for each row: .npy, .csv or .parquet.")] = None,
+    reference: Annotated[Path | None, typer.Option(help="File with other features of the rows, for CKA.")] = None,
+    output: Annotated[Path | None, typer.Option(help="HTML file for the report. Default: beside the file.")] = None,
 ) -> None:
-    """Judge anybody's embeddings: one page with heatmap, spectrum, diagnostics, probe, CKA and independence tests.
+    """Write a report on embeddings: heatmap, spectrum, diagnostics, probe, CKA and independence tests on one page.
 
-    Arrays of an .npz or .safetensors file: z_a and z_b, or a and b, or one or two matrices of any names. Columns of
-    a .csv or .parquet file: all are features, or a_... and b_... are two views. Labels are called labels, label, y,
-    targets or target.
+    An .npz or .safetensors file holds the arrays z_a and z_b, or a and b, or one or two matrices of any names. The
+    columns of a .csv or .parquet file are all features, or a_... and b_... for two views. Labels are called labels,
+    label, y, targets or target.
+
+    \b
+    Examples:
+      hsic-lab inspect runs/first
+      hsic-lab inspect embeddings.npz --labels labels.csv
     """
     from hsic_lab.report import read_embeddings, write_report
 
     found = read_embeddings(file, second, labels)
     other = None if reference is None else read_embeddings(reference).z_a
-    page = write_report(found, output or file.resolve().with_name(f"{file.resolve().name}.html"), reference=other)
-    print(page)
+    print(write_report(found, output or file.resolve().with_name(f"{file.resolve().name}.html"), reference=other))
 
 
 class _SetNames(TyperGroup):
     """`data NAME` is `data show NAME`."""
 
-    def resolve_command(self, ctx: typer.Context, args: list[str]) -> tuple:
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple:
         return super().resolve_command(ctx, args if args[0] in self.commands else ["show", *args])
 
 
-data = typer.Typer(cls=_SetNames, help="List, describe and download data sets.")
+data = typer.Typer(cls=_SetNames, rich_markup_mode=None)
 app.add_typer(data, name="data")
 
 
 @data.callback(invoke_without_command=True)
 def data_command(context: typer.Context) -> None:
+    """List, describe and download data sets.
+
+    \b
+    Examples:
+      hsic-lab data
+      hsic-lab data digits
+      hsic-lab data get cifar10
+    """
     if context.invoked_subcommand is None:
         data_list()
 
 
 @data.command("list")
 def data_list() -> None:
-    """List the data sets, where they are looked for and which are there."""
+    """List the data sets, and say which are ready."""
     from hsic_lab import datasets
 
     print(f"data folder: {datasets.data_folder().absolute()} (HSIC_LAB_DATA changes it)")
-    for known in datasets.LOADERS:
-        print(f"  {known}: {datasets.status(known)}")
+    for name in datasets.LOADERS:
+        print(f"  {name}: {datasets.status(name)}")
 
 
 @data.command("show")
 def data_show(
-    name: Annotated[str, typer.Argument(help="A set's name, or a folder of images, one folder a class.")],
-    size: Annotated[int | None, typer.Option(help="Of a folder: resize and crop all images to this square.")] = None,
+    name: Annotated[str, typer.Argument(help="Name of a set, or a folder with one folder of images for each class.")],
+    size: Annotated[int | None, typer.Option(help="For a folder: resize and crop the images to this square.")] = None,
 ) -> None:
-    """Load a set and describe it."""
+    """Load a data set and describe it."""
     from hsic_lab import datasets
 
     loaded = datasets.load(name) if size is None else datasets.load(name, size=size)
@@ -242,10 +361,10 @@ def data_show(
 
 @data.command("get")
 def data_get(
-    name: Annotated[str, typer.Argument(help="A published set's name.")],
-    folder: Annotated[Path | None, typer.Option(help="Where to; left out: the data folder.")] = None,
+    name: Annotated[str, typer.Argument(help="Name of a published set.")],
+    folder: Annotated[Path | None, typer.Option(help="Where to put it. Default: the data folder.")] = None,
 ) -> None:
-    """Download a published set, check its sum, unpack it; complete it if files are missing."""
+    """Download a published set, check it, and unpack it."""
     from hsic_lab import datasets
 
     print(f"{name} is in {datasets.download(name, folder)}")

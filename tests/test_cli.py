@@ -1,4 +1,4 @@
-"""The command line: it does the work, and its errors are one sentence with exit code 2."""
+"""The command line does its work, and its errors are one sentence with exit code 2."""
 
 import json
 import os
@@ -6,11 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 
 import pytest
 from PIL import Image
 
 from hsic_lab.datasets._published import SOURCES
+from hsic_lab.training import TrainConfig
 
 
 def hsic_lab(*arguments: str, cwd=None) -> subprocess.CompletedProcess:
@@ -30,7 +32,7 @@ def run(tmp_path_factory):
     return folder, done
 
 
-def test_train_leaves_a_run_and_says_what_next(run):
+def test_train_leaves_a_run_and_names_the_next_commands(run):
     folder, done = run
     assert (folder / "weights.safetensors").exists()
     assert f"hsic-lab probe {folder}" in done.stdout
@@ -43,6 +45,49 @@ def test_a_finished_run_is_resumed_at_once_and_keeps_its_settings(run):
     assert again.returncode == 0 and again.stdout == run[1].stdout
     other = hsic_lab("train", run[0], "--resume", "--seed", "3")
     assert other.returncode == 2 and "takes its settings from" in other.stderr and "seed" in other.stderr
+
+
+def test_set_reaches_every_setting(tmp_path):
+    options = (
+        "--loss",
+        "negative_cosine",
+        "--set",
+        "target=stop_gradient",
+        "--set",
+        "predictor=[6]",
+        "--set",
+        "width=1",
+    )
+    more = ("--set", 'loss_options={"gather_distributed": false}', "--set", "bias_learning_rate=null")
+    done = hsic_lab("train", tmp_path / "run", "--dataset", "digits", "--epochs", "1", *options, *more)
+    assert done.returncode == 0, done.stderr
+    config = TrainConfig.from_json(json.loads((tmp_path / "run" / "run.json").read_text())["config"])
+    assert (config.target, config.predictor, config.width) == ("stop_gradient", (6,), 1)
+    assert config.loss_options == {"gather_distributed": False} and config.bias_learning_rate is None
+
+
+def test_train_without_a_data_set_names_the_others(tmp_path):
+    done = hsic_lab("train", tmp_path / "run", "--epochs", "1", "--width", "1", "--projector", "4", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Data set: digit_scenes. Others found, for --dataset: digits\n")
+
+
+@pytest.mark.parametrize("command", ["demo", "train", "probe", "plot", "ablate", "inspect", "data"])
+def test_help_has_an_example(command):
+    done = hsic_lab(command, "-h")
+    assert done.returncode == 0 and "Example" in done.stdout and f"hsic-lab {command}" in done.stdout
+
+
+def test_help_of_train_is_that_of_the_settings():
+    text = " ".join(hsic_lab("train", "--help").stdout.split())
+    assert (
+        "--batch-size" in text and "Pairs that the loss sees at once, in all processes together. Default: 256." in text
+    )
+    assert "One of adamw, adam, sgd, lars. Default: adamw." in text and "--lambda" in text
+
+
+def test_version():
+    assert hsic_lab("--version").stdout == f"hsic-lab {version('hsic-lab')}\n"
 
 
 def test_probe(run):
@@ -58,9 +103,9 @@ def test_plot(run, tmp_path):
         assert (tmp_path / "pictures" / name).read_bytes().startswith(b"\x89PNG")
 
 
-def test_plot_replaces_a_image_and_never_writes_into_it(run, tmp_path):
+def test_plot_replaces_an_image_and_never_writes_into_it(run, tmp_path):
     (tmp_path / "correlation.png").write_text("the previous image")
-    (tmp_path / "reader.png").hardlink_to(tmp_path / "correlation.png")  # as somebody who has it open
+    (tmp_path / "reader.png").hardlink_to(tmp_path / "correlation.png")  # like a program that has it open
     assert hsic_lab("plot", run[0], "--output", tmp_path).returncode == 0
     assert (tmp_path / "reader.png").read_text() == "the previous image"
     assert (tmp_path / "correlation.png").read_bytes().startswith(b"\x89PNG")
@@ -109,6 +154,9 @@ def test_data_get_says_what_is_there(tmp_path):
         (("data", "show", "digits", "--size", "32"), "digits has no option 'size'"),
         (("data", "show", "mnist"), "'mnist'"),
         (("data", "get", "digits"), "'digits' is not downloaded"),
+        (("train", "new", "--set", "width"), "--set must be NAME=VALUE, got 'width'"),
+        (("train", "new", "--set", "widht=3"), "'width', 'projector'"),
+        (("train", "new", "--set", "schedule=linear"), "schedule must be one of 'cosine', 'constant', got 'linear'"),
     ],
 )
 def test_errors_are_a_sentence_and_exit_code_2(arguments, words, tmp_path):

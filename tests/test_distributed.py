@@ -1,4 +1,4 @@
-"""Several processes compute the loss and the gradient of one: gloo on CPU, unequal rows, different data."""
+"""Several processes compute the loss and the gradient of one, with gloo and different numbers of rows."""
 
 import pytest
 import torch
@@ -39,7 +39,7 @@ def step(network, loss, a, b):
     return value.detach(), [parameter.grad.clone() for parameter in network.parameters()]
 
 
-def check_choice_several(rank, folder):
+def run_processes(rank, folder):
     torch.set_num_threads(1)
     for world_size, rows in ROWS.items():
         if rank >= world_size:
@@ -58,12 +58,12 @@ def check_choice_several(rank, folder):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
-    mp.spawn(check_choice_several, args=(str(folder),), nprocs=max(ROWS))
+    mp.spawn(run_processes, args=(str(folder),), nprocs=max(ROWS))
     return folder
 
 
 @pytest.mark.parametrize("world_size, rank", [(k, rank) for k in ROWS for rank in range(k)])
-def test_processes_have_the_loss_and_the_gradient_of_one(folder, world_size, rank):
+def test_processes_give_loss_and_gradient_of_one(folder, world_size, rank):
     found = torch.load(folder / f"{world_size}_{rank}.pt")
     a, b = batch(sum(ROWS[world_size]))
     assert torch.equal(found["rows"], a)

@@ -190,7 +190,7 @@ def test_interrupted_fit_keeps_the_networks(calls, x):
         ({"encoder": "resnet18"}, ROWS, "'auto' or a module where X holds rows, got 'resnet18'"),
         ({"encoder": "vgg"}, IMAGES, "'vgg'"),
         ({"loss": "barlow"}, ROWS, "'barlow'"),
-        ({"batch_size": 1}, ROWS, "batch_size must be at least 2, got 1"),
+        ({"batch_size": 1}, ROWS, "batch_size must be a whole number of at least 2, got 1"),
         ({}, np.where(ROWS > 2, np.nan, ROWS), "NaN"),
     ],
 )

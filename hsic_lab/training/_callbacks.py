@@ -1,4 +1,4 @@
-"""How good are the features by now? Judged on training labels during training; the test split stays unread."""
+"""Callbacks of a training, and monitors that evaluate the features on training labels."""
 
 import warnings
 from collections.abc import Callable
@@ -11,18 +11,28 @@ import torch
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
-from hsic_lab._checks import check_choice
 from hsic_lab.datasets import ImageData
 from hsic_lab.evaluation import extract_features, knn_accuracy, linear_probe
-from hsic_lab.evaluation._probes import VALIDATION, stratified_split
 from hsic_lab.training._run import Run
+
+BANK, QUERIES = 10_000, 2_000  # limits that keep a monitor cheaper than the training
+NEIGHBORS, TEMPERATURE = 200, 0.5
 
 
 @dataclass(frozen=True)
 class Event:
-    """What a callback is told: `kind` is "step" (a logged one), "snapshot" or "monitor", `values` its row.
+    """What a callback receives.
 
-    `run` holds networks, snapshots and settings; `run.history` is brought up to date at snapshots.
+    Attributes
+    ----------
+    kind : {"step", "snapshot", "monitor"}
+        A logged step, a new snapshot of C, or an evaluation on training labels.
+    step : int
+        Number of updates so far.
+    values : dict
+        The new row of the history or of the monitor; empty for a snapshot.
+    run : Run
+        Networks, snapshots and settings. Its history is updated at snapshots.
     """
 
     kind: str
@@ -34,72 +44,25 @@ class Event:
 Callback = Callable[[Event], None]
 
 
-BANK, QUERIES = 10_000, 2_000  # at most: a monitor must not cost more than what it watches
-NEIGHBORS, TEMPERATURE = 200, 0.5
-
-
-def make_monitor(kind: str, data: ImageData, seed: int = 0) -> Callable[[nn.Module], dict[str, Any]] | None:
-    """A function `encoder -> row` with the accuracy and all that names it, None for the kind "none".
-
-    One stratified split of the training images, a function of `seed`: labels of the `BANK` part are used, `QUERIES`
-    are asked. "knn" is the weighted vote of `knn_accuracy`, "linear" the probe of `linear_probe`. The encoder trains
-    on all these images without labels, so that this follows a training and compares runs; the figure to report is
-    that of `hsic-lab probe`, on the test split. Features that cannot be judged (NaN, a zero row for "knn") are warned
-    of and have the accuracy NaN. Raises ValueError for a split too small for its classes.
-    """
-    if check_choice(kind, ("none", "knn", "linear"), "monitor") == "none":
-        return None
-    labels = data.train.labels.cpu().numpy()
-    n = len(labels)
-    queries = min(QUERIES, max(1, n // 5))
-    rows = np.arange(n)
-    bank, asked = train_test_split(
-        rows, train_size=min(BANK, n - queries), test_size=queries, stratify=labels, random_state=seed
-    )
-    if kind == "linear":  # what no training can change is said before it
-        stratified_split(bank, labels[bank], len(bank) - round(VALIDATION * len(bank)), seed)
-    k = min(NEIGHBORS, len(bank))
-    protocol = f"weighted kNN, k = {k}, temperature {TEMPERATURE}" if kind == "knn" else "linear probe"
-
-    def features(encoder: nn.Module, part: np.ndarray) -> Tensor:
-        blocks = torch.from_numpy(part).split(512)  # a part of large images may not fit into memory
-        return torch.cat([extract_features(encoder, data.train.images[block]) for block in blocks])
-
-    def monitor(encoder: nn.Module) -> dict[str, Any]:
-        try:
-            bank_x, asked_x = (features(encoder, part) for part in (bank, asked))
-            if kind == "knn":
-                accuracy = knn_accuracy(bank_x, labels[bank], asked_x, labels[asked], k=k, temperature=TEMPERATURE)
-            else:
-                accuracy = linear_probe(bank_x, labels[bank], asked_x, labels[asked], seed=seed).accuracy
-        except ValueError as error:  # features may collapse, and the training go on
-            warnings.warn(f"the monitor has no accuracy to tell: {error}", stacklevel=2)
-            accuracy = float("nan")
-        return {
-            "accuracy": accuracy,
-            "protocol": protocol,
-            "split": "training images, labels of the bank only",
-            "n_bank": len(bank),
-            "n_queries": len(asked),
-            "split_seed": seed,
-        }
-
-    return monitor
-
-
 class TensorBoardLogger:
-    """A callback for `train`: every number of a logged step or evaluation becomes a scalar at its step.
+    """Callback that writes every number of an event to TensorBoard.
 
-    Raises ModuleNotFoundError, saying how to get it, if the package tensorboard is not installed.
+    Parameters
+    ----------
+    folder : path
+        Where TensorBoard finds the logs.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        If the package tensorboard is not installed.
     """
 
     def __init__(self, folder: str | Path) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(
-                "logging to TensorBoard needs the package tensorboard: pip install tensorboard"
-            ) from error
+            raise ModuleNotFoundError("TensorBoardLogger needs tensorboard: pip install tensorboard") from error
         self.writer = SummaryWriter(str(folder))
 
     def __call__(self, event: Event) -> None:
@@ -107,3 +70,42 @@ class TensorBoardLogger:
             if isinstance(value, int | float) and name != "step":
                 self.writer.add_scalar(f"{event.kind}/{name}", value, event.step)
         self.writer.flush()
+
+
+def make_monitor(kind: str, data: ImageData, seed: int = 0) -> Callable[[nn.Module], dict[str, Any]] | None:
+    """A function from an encoder to a row with its accuracy, protocol and split; None for the kind "none".
+
+    The training images are split once, stratified by class: `BANK` of them have labels, `QUERIES` are classified. The
+    encoder trains on all of them without labels: the accuracy compares runs, `hsic-lab probe` has the one to report.
+    Features that cannot be evaluated (NaN, zero rows) give a warning and the accuracy NaN.
+    """
+    if kind == "none":
+        return None
+    labels = data.train.labels.cpu().numpy()
+    n, queries = len(labels), min(QUERIES, max(1, len(labels) // 5))
+    bank, asked = train_test_split(
+        np.arange(n), train_size=min(BANK, n - queries), test_size=queries, stratify=labels, random_state=seed
+    )
+    if kind == "linear":  # classes too small for a probe are an error before the training, not during it
+        linear_probe(torch.zeros(len(bank), 1), labels[bank], torch.zeros(1, 1), labels[asked[:1]], seed=seed)
+    k = min(NEIGHBORS, len(bank))
+    protocol = f"weighted kNN, k = {k}, temperature {TEMPERATURE}" if kind == "knn" else "linear probe"
+    split = {"split": "training images, labels of the bank only", "n_bank": len(bank), "n_queries": len(asked)}
+
+    def features(encoder: nn.Module, part: np.ndarray) -> Tensor:
+        blocks = torch.from_numpy(part).split(512)  # all images at once may not fit into memory
+        return torch.cat([extract_features(encoder, data.train.images[block]) for block in blocks])
+
+    def monitor(encoder: nn.Module) -> dict[str, Any]:
+        try:
+            parts = features(encoder, bank), labels[bank], features(encoder, asked), labels[asked]
+            if kind == "knn":
+                accuracy = knn_accuracy(*parts, k=k, temperature=TEMPERATURE)
+            else:
+                accuracy = linear_probe(*parts, seed=seed).accuracy
+        except ValueError as error:  # features may collapse while the training goes on
+            warnings.warn(f"the monitor cannot evaluate the features: {error}", stacklevel=2)
+            accuracy = float("nan")
+        return {"accuracy": accuracy, "protocol": protocol} | split | {"split_seed": seed}
+
+    return monitor

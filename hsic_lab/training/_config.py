@@ -1,10 +1,11 @@
-"""What a run or a table of measurements says about the machine that made it, and the precision that suits it."""
+"""Settings of a training, published recipes, and what is known about the machine."""
 
 import json
 import math
 import os
 import platform
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import partial
 from numbers import Integral, Real
@@ -12,29 +13,329 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
+from hsic_lab import losses
 from hsic_lab._checks import check_choice, is_whole
-from hsic_lab.losses import (
-    BarlowTwinsLoss,
-    HSICSSLLoss,
-    NegativeCosineSimilarity,
-    NTXentLoss,
-    ReferenceCodeLoss,
-    SpectralContrastiveLoss,
-    SSLHSICLoss,
-    VICRegLoss,
-)
 from hsic_lab.views import AUGMENTATIONS
+
+# lambda = 1 / d, the rule of Tsai et al. (2021), makes runs of different widths comparable.
+LOSSES: dict[str, Callable[..., losses.TwoViewLoss]] = {
+    "barlow_twins": partial(losses.BarlowTwinsLoss, lambda_param=None),
+    "hsic_ssl": losses.HSICSSLLoss,
+    "vicreg": losses.VICRegLoss,
+    "ssl_hsic": losses.SSLHSICLoss,
+    "spectral": losses.SpectralContrastiveLoss,
+    "nt_xent": losses.NTXentLoss,
+    "negative_cosine": losses.NegativeCosineSimilarity,
+    "reference_code": losses.ReferenceCodeLoss,
+}
+
+# What a setting accepts: in words, as a test, and the function that brings an accepted value to its one form.
+Rule = tuple[str, Callable[[Any], bool], Callable[[Any], Any]]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_list_of(kind: type, value: Any) -> bool:
+    return isinstance(value, tuple | list) and all(isinstance(v, kind) and not isinstance(v, bool) for v in value)
+
+
+def _whole(low: int) -> Rule:
+    return f"a whole number of at least {low}", lambda value: is_whole(value) and value >= low, int
+
+
+def _number(low: float = -math.inf, high: float = math.inf) -> Rule:
+    bound = f" in [{low}, {high}]" if high < math.inf else f" of at least {low}" if low > -math.inf else ""
+    return f"a finite number{bound}", lambda value: _is_number(value) and low <= value <= high, float
+
+
+def _one_of(*names: str) -> Rule:
+    return f"one of {', '.join(map(repr, names))}", lambda value: value in names, str
+
+
+def _or_none(rule: Rule) -> Rule:
+    accepted, test, convert = rule
+    return f"{accepted}, or None", lambda v: v is None or test(v), lambda v: None if v is None else convert(v)
+
+
+_POSITIVE: Rule = ("a finite number above 0", lambda value: _is_number(value) and value > 0, float)
+_BOOLEAN: Rule = ("true or false", lambda value: isinstance(value, bool), bool)
+_TEXT: Rule = ("a string", lambda value: isinstance(value, str | os.PathLike), os.fspath)
+_NAMES: Rule = ("a list of names", lambda value: _is_list_of(str, value), tuple)
+_WIDTHS: Rule = (
+    "a list of positive widths",
+    lambda value: _is_list_of(Integral, value) and min(value, default=1) > 0,
+    lambda value: tuple(map(int, value)),
+)
+_TABLE: Rule = (
+    "a dictionary that JSON can hold",
+    lambda value: isinstance(value, Mapping),
+    lambda value: json.loads(json.dumps(dict(value))),
+)
+
+
+def _setting(default: Any, rule: Rule) -> Any:
+    return field(default=default, metadata={"rule": rule})
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings that decide what a training computes.
+
+    Values are checked and brought to one form: numbers of NumPy become Python's, lists become tuples. Settings that
+    mean the same compare equal and give the same JSON.
+
+    Parameters
+    ----------
+    dataset : str, default "digit_scenes"
+        Name of a data set for `datasets.load`, or the path of a folder of images.
+    loss : str, default "barlow_twins"
+        Name of the loss, a key of `LOSSES`.
+    lambda_param : float or None, default None
+        Weight of the redundancy term. None leaves it to the loss: 1/d for Barlow Twins and HSIC_SSL.
+    loss_options : dict, default {}
+        Further arguments of the loss.
+    loss_scale : float, default 1
+        Factor that multiplies all terms of the loss.
+    views : str, default "default"
+        Augmentation that makes two views of an image, a key of `views.AUGMENTATIONS`. Not for digit scenes.
+    shared : tuple of str, default ("digit",)
+        Factors that the two views of a digit scene have in common. Other data sets ignore it.
+    encoder : str, default "conv"
+        Encoder. "custom" is a module given to `train`.
+    stem : str, default "cifar"
+        First layers of a ResNet: "cifar" for images of about 32 pixels, "imagenet" for larger ones.
+    width : int, default 16
+        Channels of the first convolution of the "conv" encoder.
+    projector : tuple of int, default (512, 128)
+        Widths of the layers after the encoder. The last one is d, the dimension of the projections.
+    predictor : tuple of int, default ()
+        Hidden widths of a predictor after the projector. An empty list means no predictor.
+    target : str, default "same"
+        What a view is compared with: the projection of the other view ("same"), that projection without its gradient
+        ("stop_gradient"), or the projection by a slowly moving copy of the networks ("momentum").
+    target_momentum : float, default 0.99
+        Momentum of that copy at the start. It rises to 1 along a cosine.
+    batch_size : int, default 256
+        Pairs that the loss sees at once, in all processes together.
+    micro_batch : int or None, default None
+        Pairs that pass through the networks at once in each process. None means the whole batch. The gradient is that
+        of the whole batch, except that batch normalization uses the statistics of each part.
+    epochs : int, default 22
+        Passes over the training images. The last incomplete batch of an epoch is left out.
+    optimizer : str, default "adamw"
+        Optimizer. "adam" adds weight decay to the gradient; "sgd" and "lars" use momentum.
+    learning_rate : float, default 0.002
+        Learning rate at the end of the warm-up.
+    bias_learning_rate : float or None, default None
+        The same for biases and batch normalization. None means `learning_rate`.
+    momentum : float, default 0.9
+        Momentum of "sgd" and "lars".
+    weight_decay : float, default 0.0001
+        Weight decay.
+    trust_coefficient : float, default 0.001
+        Trust coefficient of "lars".
+    trust_clip : bool, default False
+        For "lars": no layer moves at more than the learning rate.
+    schedule : str, default "cosine"
+        Learning rate after the warm-up: a cosine down to `final_learning_rate`, or constant.
+    final_learning_rate : float, default 0
+        Learning rate at the end of the cosine, as a share of `learning_rate`.
+    warmup_epochs : float or None, default None
+        Epochs of a linear warm-up. None means 1.5, or half of a shorter training.
+    snapshots : int, default 12
+        Number of matrices C that are kept, at equal distances, the first one before training.
+    log_every : int, default 10
+        Steps between two rows of the history.
+    checkpoint_every : int, default 1
+        Epochs between two checkpoints.
+    monitor : str, default "none"
+        Evaluation on training labels during training: k nearest neighbors or a linear probe.
+    monitor_every : int, default 5
+        Epochs between two such evaluations.
+    seed : int, default 0
+        Seed of the initialization, of the batches and of the views.
+    device : str, default "auto"
+        "cpu", "cuda" or "cuda:N". "auto" is CUDA if there is one.
+    precision : str, default "auto"
+        Precision of the networks. "auto" is bfloat16 where the hardware multiplies it, else float32.
+    compile : bool, default False
+        Run the networks through `torch.compile`.
+
+    Raises
+    ------
+    ValueError
+        If a value is not accepted. The message quotes it and says what is accepted.
+
+    Examples
+    --------
+    >>> from hsic_lab.training import TrainConfig
+    >>> TrainConfig(projector=[256, 64]) == TrainConfig(projector=(256, 64))
+    True
+    >>> TrainConfig(epochs=2).warmup_epochs
+    1.0
+    """
+
+    dataset: str = _setting("digit_scenes", _TEXT)
+    loss: str = _setting("barlow_twins", _one_of(*LOSSES))
+    lambda_param: float | None = _setting(None, _or_none(_number()))
+    loss_options: dict[str, Any] = field(default_factory=dict, metadata={"rule": _TABLE})
+    loss_scale: float = _setting(1.0, _POSITIVE)
+    views: str = _setting("default", _one_of(*AUGMENTATIONS))
+    shared: tuple[str, ...] = _setting(("digit",), _NAMES)
+    encoder: str = _setting("conv", _one_of("conv", "resnet18", "resnet34", "resnet50", "custom"))
+    stem: str = _setting("cifar", _one_of("cifar", "imagenet"))
+    width: int = _setting(16, _whole(1))
+    projector: tuple[int, ...] = _setting((512, 128), _WIDTHS)
+    predictor: tuple[int, ...] = _setting((), _WIDTHS)
+    target: str = _setting("same", _one_of("same", "stop_gradient", "momentum"))
+    target_momentum: float = _setting(0.99, _number(0, 1))
+    batch_size: int = _setting(256, _whole(2))
+    micro_batch: int | None = _setting(None, _or_none(_whole(1)))
+    epochs: int = _setting(22, _whole(1))
+    optimizer: str = _setting("adamw", _one_of("adamw", "adam", "sgd", "lars"))
+    learning_rate: float = _setting(2e-3, _POSITIVE)
+    bias_learning_rate: float | None = _setting(None, _or_none(_POSITIVE))
+    momentum: float = _setting(0.9, _number(0, 1))
+    weight_decay: float = _setting(1e-4, _number(0))
+    trust_coefficient: float = _setting(1e-3, _POSITIVE)
+    trust_clip: bool = _setting(False, _BOOLEAN)
+    schedule: str = _setting("cosine", _one_of("cosine", "constant"))
+    final_learning_rate: float = _setting(0.0, _number(0, 1))
+    warmup_epochs: float = _setting(None, _or_none(_number(0)))
+    snapshots: int = _setting(12, _whole(2))
+    log_every: int = _setting(10, _whole(1))
+    checkpoint_every: int = _setting(1, _whole(1))
+    monitor: str = _setting("none", _one_of("none", "knn", "linear"))
+    monitor_every: int = _setting(5, _whole(1))
+    seed: int = _setting(0, _whole(0))
+    device: str = _setting("auto", _TEXT)
+    precision: str = _setting("auto", _one_of("auto", "bfloat16", "float32"))
+    compile: bool = _setting(False, _BOOLEAN)
+
+    def __post_init__(self) -> None:
+        for setting in fields(self):
+            value, (accepted, test, convert) = getattr(self, setting.name), setting.metadata["rule"]
+            try:
+                if not test(value):
+                    raise ValueError
+                vars(self)[setting.name] = convert(value)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{setting.name} must be {accepted}, got {value!r}") from error
+        if not self.projector:
+            raise ValueError("projector must hold at least one width, got ()")
+        if self.warmup_epochs is None:
+            vars(self)["warmup_epochs"] = min(1.5, self.epochs / 2)
+        if self.warmup_epochs > self.epochs:
+            raise ValueError(f"warmup_epochs must be in 0..{self.epochs} (epochs), got {self.warmup_epochs!r}")
+        if self.loss == "vicreg" and self.lambda_param is not None:
+            raise ValueError(
+                f"VICReg's lambda_param weighs its invariance, not a redundancy, got lambda_param={self.lambda_param}: "
+                "set loss_options, which take lambda_param, mu_param and nu_param"
+            )
+        try:
+            LOSSES[self.loss](**self.loss_arguments)
+        except TypeError as error:
+            raise ValueError(f"loss {self.loss!r} does not take {self.loss_arguments}: {error}") from error
+
+    @property
+    def loss_arguments(self) -> dict[str, Any]:
+        """All arguments of the loss: `loss_options`, and `lambda_param` if it is set."""
+        return self.loss_options | ({} if self.lambda_param is None else {"lambda_param": self.lambda_param})
+
+    @classmethod
+    def from_json(cls, settings: Mapping[str, Any]) -> "TrainConfig":
+        """The config of a `run.json`. Fields that an older file lacks take their defaults, older names are replaced."""
+        values = dict(settings)
+        if values.get("views") == "report":  # the name of "tsai2021" before version 0.2
+            values["views"] = "tsai2021"
+        if values.get("loss") == "vicreg" and values.get("lambda_param") is not None:  # an early form of its weights
+            weight = {"lambda_param": values.pop("lambda_param")}
+            values["loss_options"] = weight | values.get("loss_options", {})
+        return cls(**values)
+
+
+_RECIPES: dict[str, dict[str, Any]] = {
+    "tsai2021": {
+        "dataset": "cifar10", "views": "tsai2021", "encoder": "resnet50", "projector": (512, 128), "optimizer": "adam",
+        "learning_rate": 1e-3, "weight_decay": 1e-6, "schedule": "constant", "warmup_epochs": 0.0, "batch_size": 128,
+        "epochs": 1000,
+    },
+    "official": {
+        "views": "barlow_twins", "encoder": "resnet50", "stem": "imagenet", "projector": (8192, 8192, 8192),
+        "lambda_param": 0.0051, "optimizer": "lars", "weight_decay": 1e-6, "warmup_epochs": 10.0,
+        "final_learning_rate": 1e-3, "batch_size": 2048, "epochs": 1000,
+    },
+    "solo": {
+        "dataset": "cifar10", "views": "solo", "encoder": "resnet18", "projector": (2048, 2048, 2048),
+        "lambda_param": 0.0051, "loss_scale": 0.1, "optimizer": "lars", "trust_coefficient": 0.02, "trust_clip": True,
+        "learning_rate": 0.3, "weight_decay": 1e-4, "warmup_epochs": 10.0, "batch_size": 256, "epochs": 1000,
+    },
+}  # fmt: skip
+
+
+def recipe(name: str, **changes: Any) -> TrainConfig:
+    """Settings of a published training, with changes.
+
+    Each recipe has the augmentation of its authors. For digit scenes, which are pairs already, add ``views="default"``.
+
+    Parameters
+    ----------
+    name : {"tsai2021", "official", "solo"}
+        "tsai2021": Tsai et al. (2021), arXiv:2104.13712, for CIFAR-10. Their code also scales projections to unit
+        length; their equations and this recipe do not.
+        "official": Zbontar et al. (2021), arXiv:2103.03230, for ImageNet; give the `dataset`. The two learning rates
+        are 0.2 and 0.0048 per 256 images and scale with `batch_size`. Their code also starts the last scale of a
+        residual block at 0.
+        "solo": da Costa et al. (2022), github.com/vturrisi/solo-learn, for CIFAR. Their LARS divides by
+        ``|g| + wd |w|``, this one by ``|g + wd w|``; their projector has biases.
+    **changes
+        Fields of `TrainConfig` that replace those of the recipe.
+
+    Returns
+    -------
+    TrainConfig
+        The settings.
+
+    Raises
+    ------
+    ValueError
+        If there is no recipe of this name or a change is not accepted.
+
+    Examples
+    --------
+    >>> from hsic_lab.training import recipe
+    >>> recipe("official", batch_size=512).learning_rate
+    0.4
+    """
+    settings = _RECIPES[check_choice(name, tuple(_RECIPES), "recipe")]
+    if name == "official":
+        batch = TrainConfig(batch_size=changes.get("batch_size", settings["batch_size"])).batch_size
+        settings = settings | {"learning_rate": 0.2 * batch / 256, "bias_learning_rate": 0.0048 * batch / 256}
+    return TrainConfig(**settings | changes)
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of this name; "auto" is CUDA if there is one, under `torchrun` "cuda" is the one of this process."""
+    kind = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    if kind == "cuda" and (local := os.environ.get("LOCAL_RANK")) is not None:
+        kind = f"cuda:{local}"
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", kind):
+        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}")
+    if kind != "cpu" and not torch.cuda.is_available():
+        raise ValueError(f"device is {name!r}, but torch finds no CUDA device")
+    return torch.device(kind)
 
 
 def hardware(device: torch.device) -> str:
-    """The name of the GPU, or of the processor."""
+    """The name of the GPU or of the processor."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
 
 
 def processor() -> str:
-    """The processor's name where the system tells it, else its kind."""
+    """The name of the processor if the system tells it, else its architecture."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = (line.split(":")[1].strip() for line in lines if line.startswith("model name"))
@@ -42,300 +343,11 @@ def processor() -> str:
 
 
 def resolved_precision(precision: str, device: torch.device) -> str:
-    """The precision of the networks: "auto" is bfloat16 where the hardware multiplies it, else float32."""
+    """The precision itself, or for "auto" bfloat16 where the hardware multiplies it and float32 elsewhere."""
     if precision != "auto":
         return precision
-    native = torch.cuda.is_bf16_supported(False) if device.type == "cuda" else _cpu_multiplies_bfloat16()
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(False)
+    else:  # without bfloat16 dot products autocast is slower than float32
+        native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
     return "bfloat16" if native else "float32"
-
-
-def _cpu_multiplies_bfloat16() -> bool:
-    """Whether this CPU has bfloat16 dot products; where it has not, autocast is slower than float32."""
-    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-
-
-# lambda = 1/d, the rule of Tsai et al. 2021, is what makes runs of different widths comparable.
-LOSSES: dict[str, Callable[..., nn.Module]] = {
-    "barlow_twins": partial(BarlowTwinsLoss, lambda_param=None),
-    "hsic_ssl": HSICSSLLoss,
-    "vicreg": VICRegLoss,
-    "ssl_hsic": SSLHSICLoss,
-    "spectral": SpectralContrastiveLoss,
-    "nt_xent": NTXentLoss,
-    "negative_cosine": NegativeCosineSimilarity,
-    "reference_code": ReferenceCodeLoss,
-}
-ENCODERS = ("conv", "resnet18", "resnet34", "resnet50")
-OPTIMIZERS = ("adamw", "adam", "sgd", "lars")
-_CHOICES = {
-    "loss": tuple(LOSSES),
-    "views": tuple(AUGMENTATIONS),
-    "encoder": (*ENCODERS, "custom"),
-    "stem": ("cifar", "imagenet"),
-    "target": ("same", "stop_gradient", "momentum"),
-    "optimizer": OPTIMIZERS,
-    "schedule": ("cosine", "constant"),
-    "monitor": ("none", "knn", "linear"),
-    "precision": ("auto", "bfloat16", "float32"),
-}
-_LEAST = {
-    "batch_size": 2,
-    "epochs": 1,
-    "width": 1,
-    "snapshots": 2,
-    "log_every": 1,
-    "seed": 0,
-    "weight_decay": 0,
-    "checkpoint_every": 1,
-    "monitor_every": 1,
-}
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """Everything that decides what a run computes. Raises ValueError, quoting the value, for settings out of range.
-
-    dataset:       a name for `datasets.load`
-    loss:          a name in `LOSSES`;  lambda_param: weight of its redundancy term, None for the entry's default (1/d
-                   for Barlow Twins and HSIC_SSL);  loss_options: further arguments;  loss_scale: a factor on all terms
-    views:         how two views of a image are made, a name in `presets.AUGMENTATIONS`; squares of the
-                   image's shorter side; not for digit scenes
-    shared:        what the two views of a digit scene have in common (other sets: crops of one image)
-    encoder:       "conv" (`ConvEncoder`, `width` channels first), "resnet18", "resnet34", "resnet50" (with `stem`)
-    projector:     widths after the encoder, the last is d
-    predictor:     hidden widths of a predictor after the projector, () for none
-    target:        what the (predicted) view is compared with: the other view's projection, "same", its projection
-                   without gradient, "stop_gradient", or that of a slowly moving copy of the networks, "momentum",
-                   whose `target_momentum` rises to 1 along a cosine. See `hsic_lab.siamese`
-    batch_size:    pairs that the loss sees at once, in all processes together
-    micro_batch:   pairs (of each process) that pass through the network at once, None for all; see `gradient_cache`
-    epochs:        passes over the training set and what is unlabelled beside it, for scenes over as many fresh pairs;
-                   a last ragged batch is dropped
-    optimizer:     "adamw", "adam" (L2 penalty in the gradient), "sgd", "lars" (with `momentum`); for LARS its
-                   `trust_coefficient`, and with `trust_clip` no layer moves at more than the learning rate
-    learning_rate: peak of a linear warm-up, then by `schedule` a cosine to `final_learning_rate` (a share) or constant
-    bias_learning_rate: the same for biases and batch normalization, None for `learning_rate`
-    snapshots:     how many matrices C are kept (at most one a step), the first before training and the last after it
-    checkpoint_every, monitor_every: in epochs;  monitor: "knn" or "linear" on training labels; see `monitors`
-    device:        "auto" is CUDA if there is one;  precision: "auto" is bfloat16 where the hardware multiplies it
-    compile:       run the networks through `torch.compile`
-    """
-
-    dataset: str = "digit_scenes"
-    loss: str = "barlow_twins"
-    lambda_param: float | None = None
-    loss_options: dict[str, Any] = field(default_factory=dict)
-    loss_scale: float = 1.0
-    views: str = "default"
-    shared: tuple[str, ...] = ("digit",)
-    encoder: str = "conv"
-    stem: str = "cifar"
-    width: int = 16
-    projector: tuple[int, ...] = (512, 128)
-    predictor: tuple[int, ...] = ()
-    target: str = "same"
-    target_momentum: float = 0.99
-    batch_size: int = 256
-    micro_batch: int | None = None
-    epochs: int = 22
-    optimizer: str = "adamw"
-    learning_rate: float = 2e-3
-    bias_learning_rate: float | None = None
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-    trust_coefficient: float = 1e-3
-    trust_clip: bool = False
-    schedule: str = "cosine"
-    final_learning_rate: float = 0.0
-    warmup_epochs: float | None = None
-    snapshots: int = 12
-    log_every: int = 10
-    checkpoint_every: int = 1
-    monitor: str = "none"
-    monitor_every: int = 5
-    seed: int = 0
-    device: str = "auto"
-    precision: str = "auto"
-    compile: bool = False
-
-    def __post_init__(self) -> None:
-        for setting in fields(self):
-            self._check_type(setting.name, setting.type, getattr(self, setting.name))
-        for name, accepted in _CHOICES.items():
-            check_choice(getattr(self, name), accepted, name)
-        for name, low in _LEAST.items():
-            if not getattr(self, name) >= low:
-                raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)!r}")
-        for name in ("learning_rate", "loss_scale", "trust_coefficient"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")
-        for name in ("momentum", "target_momentum", "final_learning_rate"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)!r}")
-        if self.warmup_epochs is None:
-            object.__setattr__(self, "warmup_epochs", min(1.5, self.epochs / 2))
-        if not 0 <= self.warmup_epochs <= self.epochs:
-            raise ValueError(f"warmup_epochs must be in 0..{self.epochs} (epochs), got {self.warmup_epochs!r}")
-        if not self.projector or min(self.projector) < 1:
-            raise ValueError(f"projector must hold at least one positive width, got {self.projector!r}")
-        if min(self.predictor, default=1) < 1:
-            raise ValueError(f"predictor must hold positive widths, got {self.predictor!r}")
-        if self.micro_batch is not None and self.micro_batch < 1:
-            raise ValueError(f"micro_batch must be at least 1 or None, got {self.micro_batch!r}")
-        if self.bias_learning_rate is not None and not self.bias_learning_rate > 0:
-            raise ValueError(f"bias_learning_rate must be positive or None, got {self.bias_learning_rate!r}")
-        self.make_loss()
-
-    def _check_type(self, name: str, kind: Any, value: Any) -> None:
-        if kind in (int, float, int | None, float | None):
-            optional = kind in (int | None, float | None)
-            if optional and value is None:
-                return
-            if kind in (float, float | None) and isinstance(value, Real) and not isinstance(value, bool):
-                value = float(value)  # 1 and 1.0 are one setting, and one run
-                if not math.isfinite(value):
-                    raise ValueError(f"{name} must be finite, got {value!r}")
-            elif kind in (int, int | None) and is_whole(value):
-                value = int(value)
-            else:
-                raise ValueError(
-                    f"{name} must be a{' whole' * (kind in (int, int | None))} number"
-                    f"{' or None' * optional}, got {value!r}"
-                )
-            object.__setattr__(self, name, value)
-        elif kind is str and isinstance(value, os.PathLike):  # of a folder of images
-            object.__setattr__(self, name, os.fspath(value))
-        elif kind in (bool, str):
-            if not isinstance(value, kind):
-                raise ValueError(f"{name} must be {'true or false' if kind is bool else 'a string'}, got {value!r}")
-        elif name == "loss_options":
-            try:
-                json.dumps(dict(value))
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"loss_options must be a dictionary that JSON can hold, got {value!r}") from error
-        elif kind == tuple[str, ...]:
-            if not isinstance(value, tuple | list):
-                raise ValueError(f"{name} must be a list of names, got {value!r}")
-        elif kind == tuple[int, ...]:
-            if not isinstance(value, tuple | list) or not all(isinstance(width, Integral) for width in value):
-                raise ValueError(f"{name} must be a list of widths, got {value!r}")
-            object.__setattr__(self, name, type(value)(map(int, value)))
-
-    @classmethod
-    def from_json(cls, settings: dict[str, Any]) -> "TrainConfig":
-        """The config of a `run.json`: lists become tuples, settings younger than the file take their defaults."""
-        values = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
-        if values.get("views") == "report":  # the name of that augmentation before version 0.2
-            values["views"] = "tsai2021"
-        if "target" in values.get("loss_options", {}):  # the name of that loss option before version 0.2
-            values["loss_options"] = {
-                {"target": "off_diagonal_target"}.get(k, k): v for k, v in values["loss_options"].items()
-            }
-        if values.get("loss") == "vicreg" and values.get("lambda_param") is not None:  # as it was written once
-            weight = {"lambda_param": values.pop("lambda_param")}
-            values["loss_options"] = weight | values.get("loss_options", {})
-        return cls(**values)
-
-    def make_loss(self) -> nn.Module:
-        """The loss that the settings describe. Raises ValueError for options that it does not have."""
-        if self.lambda_param is not None and self.loss == "vicreg":
-            raise ValueError(
-                f"VICReg's lambda_param weighs its invariance, not a redundancy, got lambda_param={self.lambda_param}: "
-                "set loss_options, which take lambda_param, mu_param and nu_param"
-            )
-        options = self.loss_options | ({} if self.lambda_param is None else {"lambda_param": self.lambda_param})
-        try:
-            return LOSSES[self.loss](**options)
-        except TypeError as error:
-            raise ValueError(f"loss {self.loss!r} does not take the options {options}: {error}") from error
-
-
-def recipe(name: str, **changes: Any) -> TrainConfig:
-    """The settings of a published recipe, with `changes`. Raises ValueError for another name.
-
-    "tsai2021"    Tsai et al. 2021 (arXiv 2104.13712), github.com/yaohungt/Barlow-Twins-HSIC, CIFAR-10: ResNet-50,
-                d = 128, lambda = 1/d, Adam at 1e-3 with an L2 penalty of 1e-6, no schedule, batch 128, 1000 epochs.
-                Their code also normalizes projections to unit length; the equations do not, and neither does this
-    "official"  Zbontar et al. 2021 (arXiv 2103.03230), github.com/facebookresearch/barlowtwins, ImageNet: ResNet-50,
-                8192-8192-8192, lambda 0.0051, LARS with rates 0.2 and 0.0048 per 256 images (scaled to `batch_size`),
-                weight decay 1e-6, 10 epochs of warm-up, a cosine to a thousandth, batch 2048, 1000 epochs.
-                Their code also starts the last scale of every residual block at 0; this does not
-    "solo"      da Costa et al. 2022, github.com/vturrisi/solo-learn, CIFAR: ResNet-18, 2048-2048-2048, lambda 0.0051,
-                loss scale 0.1, LARS at 0.3 (trust coefficient 0.02, trust ratio clipped), weight decay 1e-4, batch
-                256, 1000 epochs. Their LARS takes |g| + wd |w| where this one takes |g + wd w|, and their
-                projector has biases
-
-    Each has the `views` of its authors, so that none is for digit scenes without `views="default"` among the changes.
-    """
-    check_choice(name, RECIPES, "recipe")
-    batch = TrainConfig(batch_size=changes.get("batch_size", 2048)).batch_size  # checked before it is multiplied
-    settings = {
-        "tsai2021": {
-            "dataset": "cifar10",
-            "views": "tsai2021",
-            "encoder": "resnet50",
-            "projector": (512, 128),
-            "optimizer": "adam",
-            "learning_rate": 1e-3,
-            "weight_decay": 1e-6,
-            "schedule": "constant",
-            "warmup_epochs": 0.0,
-            "batch_size": 128,
-            "epochs": 1000,
-        },
-        "official": {
-            "views": "barlow_twins",
-            "encoder": "resnet50",
-            "stem": "imagenet",
-            "projector": (8192, 8192, 8192),
-            "lambda_param": 0.0051,
-            "optimizer": "lars",
-            "learning_rate": 0.2 * batch / 256,
-            "bias_learning_rate": 0.0048 * batch / 256,
-            "weight_decay": 1e-6,
-            "warmup_epochs": 10.0,
-            "final_learning_rate": 1e-3,
-            "batch_size": 2048,
-            "epochs": 1000,
-        },
-        "solo": {
-            "dataset": "cifar10",
-            "views": "solo",
-            "encoder": "resnet18",
-            "projector": (2048, 2048, 2048),
-            "lambda_param": 0.0051,
-            "loss_scale": 0.1,
-            "optimizer": "lars",
-            "trust_coefficient": 0.02,
-            "trust_clip": True,
-            "learning_rate": 0.3,
-            "weight_decay": 1e-4,
-            "warmup_epochs": 10.0,
-            "batch_size": 256,
-            "epochs": 1000,
-        },
-    }[name]
-    return TrainConfig(**settings | changes)
-
-
-RECIPES = ("tsai2021", "official", "solo")
-
-
-def pick_device(name: str) -> torch.device:
-    """The device called `name`; "auto" is CUDA where there is one, else the CPU; under `torchrun` the process's own.
-
-    Raises ValueError for a name that is none, or a CUDA device where there is none.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and (local := os.environ.get("LOCAL_RANK")) is not None:
-        name = f"cuda:{local}"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}") from error
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {name!r} was asked for, and torch finds no CUDA device")
-    return device

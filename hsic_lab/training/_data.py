@@ -96,7 +96,7 @@ class TrainingPairs:
             raise ValueError(f"batch_size {self.size} is larger than the {self.n} training images")
         self.seed, self.shared, self.device, self.rows = config.seed, config.shared, device, rows
         self.scenes = data.scenes
-        self.views = make_views(data, config, views)
+        self.views = make_views(config, data, views)
         self.source = None if data.scenes else ImageSource(data.trained_on, device, resident)
 
     def __len__(self) -> int:
@@ -135,7 +135,7 @@ def held_out_pairs(
     if data.scenes:
         pair = DigitScenes("test", data.scenes.size).pairs(SNAPSHOT_PAIRS, generator, config.shared)
     else:
-        make = make_views(data, config, views)
+        make = make_views(config, data, views)
         assert make is not None  # these are images, not scenes
         pair = make(data.test.sample(SNAPSHOT_PAIRS).images.to(device), generator)
     return prepared(pair[0], device), prepared(pair[1], device)

@@ -1,12 +1,11 @@
-"""A training run on disk: settings, history, snapshots of C and weights in one folder, whole at every moment."""
+"""A training run on disk, and the checkpoints of an unfinished one."""
 
 import hashlib
 import json
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +17,41 @@ from torch import Tensor, nn
 from hsic_lab._checks import only_tensors
 from hsic_lab._io import replace_file
 from hsic_lab.training._config import TrainConfig
-from hsic_lab.training._networks import build_networks
+from hsic_lab.training._networks import make_networks
 
 SETTINGS, HISTORY, SNAPSHOTS, WEIGHTS = "run.json", "history.csv", "correlation.safetensors", "weights.safetensors"
 FILES = (SETTINGS, HISTORY, SNAPSHOTS, WEIGHTS)
-_STEP = "step_"
 MONITOR = "monitor.csv"  # only in runs with a monitor
+FOLDER = "checkpoints"
+KEPT = 2  # the newest checkpoint, and the one before it in case the newest is damaged
+_STEP = "step_"
 
 
 @dataclass(eq=False)
 class Run:
-    """What one training left behind.
+    """Result of one training: settings, history, snapshots of C and networks, in one folder.
 
-    config:    the settings
-    status:    "running", "finished", "interrupted" or "failed: why"
-    history:   one row a logged step: step, epoch, loss, the loss's terms, diagonal, off_diagonal, ...
-    snapshots: step -> C `(d, d)` of the same held-out pairs, in evaluation mode; step 0 is before training
-    monitor:   one row an evaluation on training labels, naming its protocol and its split; see `monitors`
+    The folder of an unfinished run also holds checkpoints, from which `train` resumes.
 
-    While it is unfinished its folder also holds `checkpoints/`, from which `train(..., resume=True)` goes on.
+    Attributes
+    ----------
+    folder : Path
+        Where the run is kept.
+    config : TrainConfig
+        The settings.
+    encoder, projector : nn.Module
+        The networks. After `load` they are in evaluation mode on the CPU.
+    status : str
+        "running", "finished", "interrupted" or "failed: ..." with the reason.
+    metadata : dict
+        Data set size and fingerprint, device, precision and versions.
+    history : DataFrame
+        One row for each logged step: step, epoch, loss, the terms of the loss, mean diagonal and mean off-diagonal
+        entry of C, gradient norm, learning rate, seconds.
+    snapshots : dict of int to Tensor of shape (d, d)
+        C of the same held-out pairs by step, in evaluation mode. Step 0 is before training.
+    monitor : DataFrame
+        One row for each evaluation on training labels, with its protocol and split.
     """
 
     folder: Path
@@ -50,72 +65,71 @@ class Run:
     monitor: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     def save(self) -> None:
-        """Write every file of the folder, each through a temporary name."""
+        """Write all files of the folder. Each file is replaced as a whole."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        tensors = {f"encoder.{k}": v for k, v in self.encoder.state_dict().items()}
-        tensors |= {f"projector.{k}": v for k, v in self.projector.state_dict().items()}
-        tensors = only_tensors(tensors)
-        # Clones: a module may use one weight twice, and safetensors refuses tensors that share memory.
-        tensors = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
+        weights = _on_cpu(_both(self.encoder, self.projector).state_dict())
         snapshots = {f"{_STEP}{step:06d}": c for step, c in self.snapshots.items()}
-        settings = {"config": plain(self.config), "state": self.status, "facts": self.metadata}
+        settings = {"config": asdict(self.config), "state": self.status, "facts": self.metadata}
         replace_file(self.folder / HISTORY, lambda path: self.history.to_csv(path, index=False))
         if len(self.monitor):
             replace_file(self.folder / MONITOR, lambda path: self.monitor.to_csv(path, index=False))
         replace_file(self.folder / SNAPSHOTS, lambda path: save_file(snapshots, path))
-        replace_file(self.folder / WEIGHTS, lambda path: save_file(tensors, path))
+        replace_file(self.folder / WEIGHTS, lambda path: save_file(weights, path))
         replace_file(self.folder / SETTINGS, lambda path: path.write_text(json.dumps(settings, indent=2) + "\n"))
 
     @classmethod
     def load(cls, folder: str | os.PathLike, encoder: nn.Module | None = None) -> "Run":
-        """Read a run folder. A run of an encoder of your own needs that `encoder`, to be filled with its weights.
+        """Read the folder of a run.
 
-        Raises FileNotFoundError if the folder is no run, ValueError naming the file that is damaged.
+        Parameters
+        ----------
+        folder : path
+            Folder that `train` wrote.
+        encoder : nn.Module or None, default None
+            Your own module if the run was trained with one. It receives the weights of the run.
+
+        Raises
+        ------
+        FileNotFoundError, ValueError
+            If the folder holds no run, or if a file is damaged or does not fit the others. The message names it.
         """
         folder = Path(folder)
-        config, state, metadata = read_settings(folder)
-        encoder, projector = build_networks(config, metadata["channels"], encoder, metadata.get("features"))
+        config, status, metadata = read_settings(folder)
+        networks = _both(*make_networks(config, metadata["channels"], encoder, metadata.get("features"))).eval()
         weights = _read(folder / WEIGHTS, load_file)
-        for name, module in (("encoder", encoder), ("projector", projector)):
-            prefix = f"{name}."
-            own = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
-            try:
-                module.load_state_dict(own)
-            except RuntimeError as error:
-                raise ValueError(f"{folder / WEIGHTS} does not fit the {name} of {SETTINGS}: {error}") from error
-        history = _read(folder / HISTORY, _read_history)
+        try:
+            networks.load_state_dict(weights)
+        except RuntimeError as error:
+            raise ValueError(
+                f"{folder / WEIGHTS} does not fit the encoder and projector of {SETTINGS}: {error}"
+            ) from error
+        history, snapshots = _read(folder / HISTORY, _read_history), read_snapshots(folder)
         monitor = _read(folder / MONITOR, _read_history) if (folder / MONITOR).exists() else pd.DataFrame()
-        snapshots = read_snapshots(folder)
-        return cls(folder, config, encoder.eval(), projector.eval(), state, metadata, history, snapshots, monitor)
+        own, projector = networks.values()
+        return cls(folder, config, own, projector, status, metadata, history, snapshots, monitor)
 
 
 def read_settings(folder: Path) -> tuple[TrainConfig, str, dict[str, Any]]:
-    """The config, the state and the metadata in a run folder; settings younger than the run have their defaults."""
+    """The config, the status and the metadata in the folder of a run."""
     if not (folder / SETTINGS).is_file():
         raise FileNotFoundError(f"{folder} is not a run: it has no {SETTINGS}. `hsic-lab train` makes one.")
-    return _read(folder / SETTINGS, _read_settings)
+
+    def parse(path: Path) -> tuple[TrainConfig, str, dict[str, Any]]:
+        settings = json.loads(path.read_text())
+        if missing := {"config", "state", "facts"} - settings.keys():
+            raise ValueError(f"it lacks {sorted(missing)}")
+        return TrainConfig.from_json(settings["config"]), settings["state"], settings["facts"]
+
+    return _read(folder / SETTINGS, parse)
 
 
 def read_snapshots(folder: Path) -> dict[int, Tensor]:
-    """The matrices C of a run folder by step."""
+    """The matrices C in the folder of a run, by step."""
     return {int(name.removeprefix(_STEP)): c for name, c in sorted(_read(folder / SNAPSHOTS, load_file).items())}
 
 
-def plain(config: TrainConfig) -> dict[str, Any]:
-    """A config as its JSON file gives it back: lists for tuples."""
-    return json.loads(json.dumps(asdict(config)))
-
-
-def _read_settings(path: Path) -> tuple[TrainConfig, str, dict[str, Any]]:
-    settings = json.loads(path.read_text())
-    missing = {"config", "state", "facts"} - settings.keys()
-    if missing:
-        raise ValueError(f"it lacks {sorted(missing)}")
-    return TrainConfig.from_json(settings["config"]), settings["state"], settings["facts"]
-
-
 def _read_history(path: Path) -> pd.DataFrame:
-    if not path.read_text().strip():  # stopped before the first logged step
+    if not path.read_text().strip():  # the run stopped before its first logged step
         return pd.DataFrame()
     history = pd.read_csv(path)
     if "step" not in history:
@@ -127,18 +141,23 @@ def _read(path: Path, reader: Callable[[Path], Any]) -> Any:
     try:
         return reader(path)
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path} is not there: the run was never saved whole; train it again") from None
+        raise FileNotFoundError(f"{path} is missing: the run was never saved whole; train it again") from None
     except Exception as error:
         raise ValueError(f"{path} is damaged ({error}); train the run again") from error
 
 
-FOLDER = "checkpoints"
-KEPT = 2  # the newest, and the one before it in case the newest is damaged
+def _both(encoder: nn.Module, projector: nn.Module) -> nn.ModuleDict:
+    return nn.ModuleDict({"encoder": encoder, "projector": projector})
+
+
+def _on_cpu(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Copies that safetensors can write: contiguous, and apart where networks share a weight."""
+    return {key: value.detach().to("cpu", copy=True).contiguous() for key, value in only_tensors(dict(state)).items()}
 
 
 @dataclass
 class Checkpoint:
-    """Where a training stands after `step` updates: named tensors, and plain JSON values (history, seconds, ...)."""
+    """The state of a training after `step` updates: named tensors, and JSON values such as the history."""
 
     step: int
     tensors: dict[str, Tensor]
@@ -148,35 +167,26 @@ class Checkpoint:
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     """Add a checkpoint to the folder and remove all but the newest `KEPT`.
 
-    The JSON file is written last and holds the digest of the tensors' file and its own: a checkpoint is either whole
-    or not there, and damage done later is noticed.
+    The JSON file is written last. It holds its own SHA-256 digest and that of the tensors' file, so that a checkpoint
+    is complete or does not count, and later damage is noticed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    stem = folder / f"step_{checkpoint.step:08d}"
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
-    replace_file(stem.with_suffix(".safetensors"), lambda path: save_file(tensors, path))
-    content = {
-        "step": checkpoint.step,
-        "values": checkpoint.values,
-        "tensors": _digest(stem.with_suffix(".safetensors")),
-    }
-    text = json.dumps(content)
-    document = json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest(), "content": text})
-    replace_file(stem.with_suffix(".json"), lambda path: path.write_text(document))
+    path = folder / f"step_{checkpoint.step:08d}.json"
+    weights = path.with_suffix(".safetensors")
+    replace_file(weights, lambda temporary: save_file(_on_cpu(checkpoint.tensors), temporary))
+    content = json.dumps({"step": checkpoint.step, "values": checkpoint.values, "tensors": _digest(weights)})
+    document = json.dumps({"sha256": hashlib.sha256(content.encode()).hexdigest(), "content": content})
+    replace_file(path, lambda temporary: temporary.write_text(document))
     for old in _newest_first(folder)[KEPT:]:
         old.unlink()
-        old.with_suffix(".safetensors").unlink(missing_ok=True)
-    # Left by a process that was killed while it wrote.
-    for orphan in [*folder.glob(".step_*"), *folder.glob("step_*.safetensors")]:
-        if not orphan.with_suffix(".json").exists():
-            orphan.unlink(missing_ok=True)
+    # Also the files of a process that was killed while it wrote.
+    for file in [*folder.glob(".step_*"), *folder.glob("step_*.safetensors")]:
+        if not file.with_suffix(".json").exists():
+            file.unlink(missing_ok=True)
 
 
 def load_checkpoint(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint that is whole, None if there is none; a warning names every damaged one passed over.
-
-    Raises ValueError if all are damaged: nothing that was learnt is thrown away unasked.
-    """
+    """The newest undamaged checkpoint, None if there is none; warns of damaged ones, ValueError if all are damaged."""
     damaged = []
     for path in _newest_first(folder):
         try:
@@ -188,57 +198,47 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
             warnings.warn(f"{message}; the one before it is used", stacklevel=2)
         return checkpoint
     if damaged:
-        raise ValueError(f"{'; '.join(damaged)}. None is left to go on from: remove {folder} to start over")
+        raise ValueError(f"{'; '.join(damaged)}. No other is left: remove {folder} to start over")
     return None
 
 
 def remove_checkpoints(folder: Path) -> None:
-    """Remove what `save_checkpoint` wrote, and the folder if nothing else is in it."""
-    if folder.is_dir():
-        for path in [*folder.glob("step_*"), *folder.glob(".step_*")]:
-            path.unlink()
-        if not any(folder.iterdir()):
-            folder.rmdir()
+    """Remove the files that `save_checkpoint` wrote, and the folder if nothing else is in it."""
+    for path in [*folder.glob("step_*"), *folder.glob(".step_*")]:
+        path.unlink()
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
-def training_tensors(networks: dict[str, nn.Module], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Every tensor that the next update depends on: `name.key` of the networks, `optimizer.number.key`."""
-    tensors = {}
-    for name, net in networks.items():
-        state = dict(net.named_buffers()) | net.state_dict()  # buffers too that a module keeps out of its state
-        tensors |= {f"{name}.{key}": value for key, value in state.items()}
+def training_tensors(networks: nn.ModuleDict, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """All tensors that the next update depends on, buffers outside the state of a module included."""
+    tensors = dict(networks.named_buffers()) | networks.state_dict()
     for number, values in optimizer.state_dict()["state"].items():
-        for key, value in values.items():
-            if not isinstance(value, Tensor):
-                raise TypeError(f"the optimizer keeps {key} = {value!r}, which is no tensor: it cannot be resumed")
-            tensors[f"optimizer.{number}.{key}"] = value
-    # Clones: networks may share weights, and safetensors refuses tensors that share memory.
-    return {key: value.detach().clone() for key, value in only_tensors(tensors).items()}
+        tensors |= {f"optimizer.{number}.{key}": value for key, value in values.items()}
+    return tensors
 
 
 def restore_training(
-    tensors: dict[str, Tensor], networks: dict[str, nn.Module], optimizer: torch.optim.Optimizer
+    tensors: Mapping[str, Tensor], networks: nn.ModuleDict, optimizer: torch.optim.Optimizer, device: torch.device
 ) -> None:
-    """Undo `training_tensors`. Raises RuntimeError if names or shapes do not fit the networks."""
-    for name, network in networks.items():
-        prefix = f"{name}."
-        own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        if own or name != "loss":  # checkpoints did not always hold the loss's state
-            for key in own.keys() - network.state_dict().keys():
-                where, _, buffer = key.rpartition(".")
-                if buffer in network.get_submodule(where)._non_persistent_buffers_set:
-                    value = own.pop(key)
-                    like = next(chain(network.parameters(), network.buffers()), value)
-                    setattr(network.get_submodule(where), buffer, value.to(like.device))
-            network.load_state_dict(own)
+    """Undo `training_tensors`. Raises RuntimeError if the tensors do not fit the networks."""
+    state, modules, own = networks.state_dict(), dict(networks.named_modules()), {}
+    moments: dict[int, dict[str, Tensor]] = {}
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for key, value in tensors.items():
+        where, _, name = key.rpartition(".")
         if key.startswith("optimizer."):
-            _, number, name = key.split(".", 2)
-            parameter = parameters[int(number)]
-            # In the parameter's memory layout, as the optimizer would have made it.
-            like = torch.empty_like(parameter if value.shape == parameter.shape else value, device=parameter.device)
-            optimizer.state[parameter][name] = like.copy_(value)
+            number = int(where.removeprefix("optimizer."))
+            # In the memory layout of the parameter, as the optimizer itself makes it.
+            like = parameters[number] if value.shape == parameters[number].shape else value
+            moments.setdefault(number, {})[name] = torch.empty_like(like, device=device).copy_(value)
+        elif key in state or not hasattr(modules.get(where), name):
+            own[key] = value
+        else:  # a buffer outside the state, perhaps None so far
+            setattr(modules[where], name, value.to(device))
+    # Early checkpoints lack the state of the loss.
+    networks.load_state_dict({key: value for key, value in state.items() if key.startswith("loss.")} | own)
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
 
 
 def _newest_first(folder: Path) -> list[Path]:
@@ -249,11 +249,10 @@ def _read_checkpoint(path: Path) -> Checkpoint:
     document = json.loads(path.read_text())
     if hashlib.sha256(document["content"].encode()).hexdigest() != document["sha256"]:
         raise ValueError(f"the digest of {path.name} does not match its content")
-    content = json.loads(document["content"])
-    tensors = path.with_suffix(".safetensors")
-    if _digest(tensors) != content["tensors"]:
-        raise ValueError(f"the digest of {tensors.name} does not match the one in {path.name}")
-    return Checkpoint(content["step"], load_file(tensors), content["values"])
+    content, weights = json.loads(document["content"]), path.with_suffix(".safetensors")
+    if _digest(weights) != content["tensors"]:
+        raise ValueError(f"the digest of {weights.name} does not match the one in {path.name}")
+    return Checkpoint(content["step"], load_file(weights), content["values"])
 
 
 def _digest(path: Path) -> str:

@@ -105,7 +105,7 @@ def test_refused_with_the_file_and_the_word(tmp_path, text, words):
 def test_refused_when_planned():
     with pytest.raises(ValueError, match="same training"):
         Grid("g", listed=[{"width": 4}, {"width": 4}]).plan()
-    with pytest.raises(ValueError, match="batch_size must be at least 2, got 1"):
+    with pytest.raises(ValueError, match="batch_size must be a whole number of at least 2, got 1"):
         Grid("g", cross={"batch_size": [1]}).plan()
     with pytest.raises(ValueError, match="the same thing"):
         make_config({"lambda_param": 1.0, "lambda_times_d": 1.0})

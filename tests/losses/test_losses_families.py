@@ -22,6 +22,7 @@ from hsic_lab.losses import (
 )
 from hsic_lab.losses._off_diagonal import split_squared_norm
 from hsic_lab.training import TrainConfig
+from hsic_lab.training._networks import make_loss
 
 
 def close(actual, expected, tolerance=1e-11):
@@ -133,7 +134,7 @@ def test_error_of_random_features_falls_with_the_root_of_their_number(kernel):
 def test_kernel_by_name_reaches_the_loss_from_a_settings_file():
     z_a, z_b = views(8, 3)
     for name in NAMED:
-        loss = TrainConfig(loss="ssl_hsic", loss_options={"kernel": name}).make_loss()
+        loss = make_loss(TrainConfig(loss="ssl_hsic", loss_options={"kernel": name}))
         assert torch.equal(loss(z_a, z_b), SSLHSICLoss(named(name))(z_a, z_b))
     assert torch.equal(SSLHSICLoss()(z_a, z_b), SSLHSICLoss(InverseMultiquadric())(z_a, z_b))
 

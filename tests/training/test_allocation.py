@@ -1,4 +1,4 @@
-"""A training's freed memory is used again, and is the system's again afterwards."""
+"""Freed memory is reused during a training and returned to the system afterwards."""
 
 import platform
 import resource
@@ -23,7 +23,7 @@ def page_faults_of_a_tensor(size):
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 
-def test_freed_memory_is_used_again_and_given_back():
+def test_freed_memory_is_reused_and_returned():
     with pytest.raises(KeyError), freed_memory_kept():
         page_faults_of_a_tensor(BYTES)
         kept = resident()
@@ -32,8 +32,15 @@ def test_freed_memory_is_used_again_and_given_back():
     assert kept - resident() > 0.9 * BYTES
 
 
-def test_elsewhere_nothing_happens(monkeypatch):
+def test_nothing_changes_without_glibc(monkeypatch):
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
+    monkeypatch.setattr("ctypes.CDLL", None)
+    with freed_memory_kept():
+        pass
+
+
+def test_thresholds_of_the_user_are_left_alone(monkeypatch):
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "131072")
     monkeypatch.setattr("ctypes.CDLL", None)
     with freed_memory_kept():
         pass

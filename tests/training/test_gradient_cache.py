@@ -1,10 +1,10 @@
-"""The gradient through parts of a batch is that of the batch, for every loss; batch normalization as documented."""
+"""The gradient computed in parts is that of the whole batch for every loss; batch normalization is as documented."""
 
 import pytest
 import torch
 
 from hsic_lab.training import LOSSES, TrainConfig
-from hsic_lab.training._networks import OnlineNetwork, TargetNetwork, compare, make_predictor, two_views
+from hsic_lab.training._networks import OnlineNetwork, TargetNetwork, join_views, loss_terms, make_loss, make_predictor
 from hsic_lab.training._trainer import backward_in_parts
 
 N, SIDE, D = 13, 6, 4
@@ -31,15 +31,15 @@ def gradient(config, size, norm=False):
     online = network(config, norm)
     target = TargetNetwork(network(config, norm, seed=5), 0.9) if config.target == "momentum" else None
     parts = [torch.cat(part) for part in zip(images(1).split(size), images(2).split(size), strict=True)]
-    loss = config.make_loss()
+    loss = make_loss(config)
 
     def forward(i):
         p, z = online(parts[i])
         return (p, z, target(parts[i])) if target else (p, z)
 
     def value(outputs):
-        columns = [two_views(column) for column in zip(*outputs, strict=True)]
-        return sum(compare(loss, config, columns[0], columns[-1]).values())
+        columns = [join_views(column) for column in zip(*outputs, strict=True)]
+        return sum(loss_terms(loss, config, columns[0], columns[-1]).values())
 
     if size >= N:
         total = value([forward(0)])
@@ -54,7 +54,7 @@ TARGETS = [((), "same"), ((6,), "same"), ((), "stop_gradient"), ((6,), "stop_gra
 
 @pytest.mark.parametrize("loss", sorted(LOSSES))
 @pytest.mark.parametrize("predictor, target", TARGETS)
-def test_parts_have_the_loss_and_the_gradient_of_the_whole(loss, predictor, target):
+def test_parts_give_loss_and_gradient_of_the_whole_batch(loss, predictor, target):
     config = TrainConfig(loss=loss, predictor=predictor, target=target, loss_scale=0.1)
     whole, expected, _ = gradient(config, N)
     assert max(g.abs().max() for g in expected.values()) > 1e-6
@@ -75,25 +75,25 @@ def test_batch_normalization_tracks_each_part_once():
     assert buffers["encoder.1.num_batches_tracked"] == 3
 
 
-def test_compare_is_its_formula():
+def test_loss_terms_match_the_formula():
     config = TrainConfig(loss="negative_cosine", predictor=(6,), target="stop_gradient", projector=(D,))
-    loss = config.make_loss()
+    loss = make_loss(config)
     p, t = ([torch.randn(N, D, requires_grad=True) for _ in "ab"] for _ in "pt")
-    value = sum(compare(loss, config, p, t).values())
+    value = sum(loss_terms(loss, config, p, t).values())
     torch.testing.assert_close(value, (loss(p[0], t[1]) + loss(p[1], t[0])) / 2)
     value.backward()
     assert all(x.grad is None for x in t) and all(x.grad is not None for x in p)
     assert make_predictor(config)(p[0]).shape == (N, D)
 
 
-def test_the_target_follows_and_ends_still():
+def test_target_network_follows_and_stops_at_the_end():
     config = TrainConfig(target="momentum")
     online, other = network(config), network(config, seed=5)
     target = TargetNetwork(other, 0.9)
     before = target.projector.weight.clone()
-    target.follow(online, 0.0)
+    target.ema_update(online, 0.0)
     torch.testing.assert_close(target.projector.weight, 0.9 * before + 0.1 * online.projector.weight)
     after = target.projector.weight.clone()
-    target.follow(online, 1.0)
+    target.ema_update(online, 1.0)
     assert torch.equal(target.projector.weight, after)
     assert not torch.equal(other.projector.weight, after), "the target is a copy"

@@ -1,4 +1,4 @@
-"""What a run says of its machine."""
+"""Names of the hardware in the metadata of a run."""
 
 from pathlib import Path
 
@@ -10,8 +10,8 @@ from hsic_lab.training._config import hardware, processor
 CPUINFO = Path("/proc/cpuinfo")
 
 
-@pytest.mark.skipif(not CPUINFO.exists(), reason="the system does not tell")
-def test_the_processor_is_the_systems():
+@pytest.mark.skipif(not CPUINFO.exists(), reason="the system does not name it")
+def test_processor_is_that_of_the_system():
     names = {line.partition(": ")[2] for line in CPUINFO.read_text().splitlines() if line.startswith("model name")}
     assert hardware(torch.device("cpu")) == processor()
     assert not names or processor() in names
@@ -19,5 +19,5 @@ def test_the_processor_is_the_systems():
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_the_gpu_goes_before_the_processor():
+def test_gpu_is_named_before_the_processor():
     assert hardware(torch.device("cuda")) == torch.cuda.get_device_name()

@@ -1,4 +1,4 @@
-"""LARS beside NumPy, the parameter groups of every optimizer, and the learning rate as a function of the step."""
+"""LARS against NumPy, the parameter groups of every optimizer, and the learning rate by step."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 
 from hsic_lab.encoders import MLPProjector
 from hsic_lab.training import TrainConfig
-from hsic_lab.training._networks import LARS, make_optimizer, parameter_groups, set_learning_rate, warmup_cosine
+from hsic_lab.training._networks import LARS, make_optimizer, parameter_groups, rate_share, set_learning_rate
 
 
 def lars_oracle(w, gradients, lr, momentum, decay, trust, adapt, clip):
@@ -24,7 +24,7 @@ def lars_oracle(w, gradients, lr, momentum, decay, trust, adapt, clip):
 
 @pytest.mark.parametrize(("adapt", "trust", "clip"), [(True, 0.02, False), (False, 0.02, False), (True, 0.3, True)])
 @pytest.mark.parametrize("start", [1.0, 0.0], ids=["weights", "zero weights"])
-def test_lars_is_its_formula(adapt, trust, clip, start):
+def test_lars_matches_the_formula(adapt, trust, clip, start):
     rng = np.random.default_rng(0)
     weights = [start * rng.normal(size=shape) for shape in ((3, 4), (5,), (2, 3, 2, 2))]
     gradients = [[rng.normal(size=w.shape) for w in weights] for _ in range(3)]
@@ -73,7 +73,7 @@ NETWORK = MLPProjector([6, 8, 4])
         ({"optimizer": "lars", "bias_learning_rate": 0.5}, LARS, [(2, 2e-3, 1e-4), (2, 0.5, 0.0)]),
     ],
 )
-def test_groups(changes, kind, groups):
+def test_optimizer_has_the_groups_of_its_settings(changes, kind, groups):
     optimizer = make_optimizer(TrainConfig(**changes), NETWORK)
     assert type(optimizer) is kind
     assert [(len(g["params"]), g["peak"], g["weight_decay"]) for g in optimizer.param_groups] == groups
@@ -113,7 +113,7 @@ def test_the_rate_of_every_group_follows_the_schedule(schedule, final, last):
 
 
 def test_warmup_and_cosine():
-    rates = [warmup_cosine(step, 4, 20) for step in range(21)]
+    rates = [rate_share(TrainConfig(), step, 4, 20) for step in range(21)]
     assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert rates[12] == pytest.approx(0.5)
     assert rates[20] == pytest.approx(0, abs=1e-12)

@@ -1,4 +1,4 @@
-"""An encoder of the caller's own: neither its mode, nor a callback, nor an interruption changes its training."""
+"""Training a user's own encoder: its mode, callbacks and interruptions do not change the result."""
 
 import os
 import threading
@@ -62,7 +62,7 @@ def interrupt(event):
 
 
 @pytest.mark.parametrize("settings", [SETTINGS, MOMENTUM])
-def test_the_mode_that_an_encoder_or_a_callback_leaves_is_not_trained_with(tmp_path, images, settings):
+def test_mode_of_encoder_or_callback_does_not_matter(tmp_path, images, settings):
     config = TrainConfig(**settings)
     run = train(config, tmp_path / "train", images, False, encoder=network().train())
     assert_same(train(config, tmp_path / "eval", images, False, encoder=network().eval()), run)
@@ -72,7 +72,7 @@ def test_the_mode_that_an_encoder_or_a_callback_leaves_is_not_trained_with(tmp_p
 
 @pytest.mark.parametrize("settings", [SETTINGS, MOMENTUM])
 @pytest.mark.parametrize("accident, step", [(fail, 1), (interrupt, 2), (fail, 5), (interrupt, 10)])
-def test_the_same_encoder_goes_on_after_an_accident(tmp_path, images, settings, accident, step):
+def test_encoder_resumes_after_an_error(tmp_path, images, settings, accident, step):
     config = TrainConfig(**settings)
     whole = train(config, tmp_path / "whole", images, False, encoder=network())
     encoder = network()
@@ -82,7 +82,7 @@ def test_the_same_encoder_goes_on_after_an_accident(tmp_path, images, settings, 
 
 
 class Counting(nn.Module):
-    """Weighs its input by how often it was called: a buffer that it keeps out of its state."""
+    """Scales its input by the number of calls, a buffer outside its state."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ class Counting(nn.Module):
 
 
 class Caching(Counting):
-    """Keeps what it has computed in a buffer that is not there before."""
+    """Stores its input in a buffer that is None at first."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -123,12 +123,12 @@ class Remembering(nn.Identity):
         pass
 
 
-def test_state_that_cannot_be_kept_is_named_before_the_first_step(tmp_path, images):
+def test_state_that_is_no_tensor_is_named_before_the_first_step(tmp_path, images):
     with pytest.raises(TypeError, match=r"encoder\.5\._extra_state.*'words': 3"):
         train(TrainConfig(**SETTINGS), tmp_path / "run", images, False, encoder=network(Remembering()))
 
 
-def test_a_target_runs_once_a_part(tmp_path, images, monkeypatch):
+def test_target_runs_once_for_each_part(tmp_path, images, monkeypatch):
     passes = []
     original = TargetNetwork.forward
     monkeypatch.setattr(TargetNetwork, "forward", lambda self, x: passes.append(len(x)) or original(self, x))
@@ -136,7 +136,7 @@ def test_a_target_runs_once_a_part(tmp_path, images, monkeypatch):
     assert passes == [8] * 9, "3 steps of 3 parts of 4 pairs"
 
 
-def test_threads_train_as_one_after_the_other(tmp_path, images):
+def test_threads_give_the_result_of_one_thread(tmp_path, images):
     config = TrainConfig(**SETTINGS | {"width": 2})
     alone = train(config, tmp_path / "alone", images, False)
     runs = {}
@@ -165,7 +165,7 @@ def test_views_of_other_lengths_are_an_error(tmp_path, images):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_child_forked_while_a_thread_trains_has_a_lock_of_its_own(tmp_path, images):
+def test_child_forked_during_a_training_can_train(tmp_path, images):
     holds, done = threading.Event(), threading.Event()
 
     def hold(event):
@@ -181,9 +181,9 @@ def test_a_child_forked_while_a_thread_trains_has_a_lock_of_its_own(tmp_path, im
     assert holds.wait(60)
     child = os.fork()
     if child == 0:  # nothing of torch here: a forked thread pool may hang by itself
-        os._exit(0 if training._ONE_AT_A_TIME.acquire(timeout=5) else 1)
+        os._exit(0 if training.training_lock().acquire(timeout=5) else 1)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    assert not training._ONE_AT_A_TIME.acquire(blocking=False), "the parent's own is held"
+    assert not training.training_lock().acquire(blocking=False), "the parent still trains"
     done.set()
     other.join()
     assert code == 0

@@ -1,4 +1,4 @@
-"""Training in 2 and 3 processes is training in one: loss curve, weights, statistics of batch normalization, files."""
+"""Training in 2 and 3 processes gives the loss curve, weights, statistics and files of one process."""
 
 import multiprocessing
 import os
@@ -47,7 +47,7 @@ CASES = {
 
 
 class WithoutNorm(torch.nn.Module):
-    """An encoder without batch normalization: parts of a batch are exact."""
+    """An encoder without batch normalization, for which training in parts is exact."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ def work(rank, count, port, folder):
     torch.set_num_threads(1)
     pairs.SNAPSHOT_PAIRS = 16
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(count), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    # Joined once for all trainings, or by every training anew, the first process late as one that writes files is.
+    # Three processes are joined once, two anew for every training. The first one is late, as one that writes files.
     with processes(torch.device("cpu")) if count == 3 else nullcontext():
         for case in CASES:
             time.sleep(0.5 if rank == 0 else 0)
@@ -96,7 +96,7 @@ def folder(tmp_path_factory):
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("count", [2, 3])
-def test_several_processes_have_the_run_of_one(folder, case, count):
+def test_several_processes_give_the_run_of_one(folder, case, count):
     runs = [Run.load(folder / str(k) / case, encoder(case)) for k in (1, count)]
     assert runs[1].metadata["processes"] == count
     one, several = (run.history.drop(columns="seconds") for run in runs)

@@ -1,4 +1,4 @@
-"""Presets, methods with a predictor, monitors and callbacks, through whole small runs."""
+"""Recipes, methods with a predictor, monitors and callbacks, in whole small runs."""
 
 import builtins
 from dataclasses import replace
@@ -13,7 +13,7 @@ from hsic_lab.datasets import ImageData, Images
 from hsic_lab.training import Run, TensorBoardLogger, TrainConfig, recipe, train
 from hsic_lab.training import _data as pairs
 from hsic_lab.training._callbacks import make_monitor
-from hsic_lab.training._config import AUGMENTATIONS
+from hsic_lab.training._networks import make_loss
 from hsic_lab.training._run import MONITOR
 from hsic_lab.views import TwoViews
 
@@ -38,8 +38,8 @@ def few_held_out_pairs(monkeypatch):
 VIEWS = {"tsai2021": ("tsai2021", False), "official": ("barlow_twins", False), "solo": ("solo", True)}
 
 
-@pytest.mark.parametrize("name", AUGMENTATIONS)
-def test_presets_are_settings(name):
+@pytest.mark.parametrize("name", VIEWS)
+def test_recipes_are_settings(name):
     config = recipe(name)
     assert config.encoder in ("resnet18", "resnet50") and config.epochs == 1000
     assert (config.views, config.trust_clip) == VIEWS[name]
@@ -48,7 +48,7 @@ def test_presets_are_settings(name):
         recipe("note")
 
 
-def test_the_official_rates_scale_with_the_batch():
+def test_official_learning_rates_scale_with_the_batch():
     assert recipe("official").learning_rate == pytest.approx(1.6)
     assert recipe("official", batch_size=512).bias_learning_rate == pytest.approx(0.0096)
 
@@ -81,7 +81,7 @@ def labelled() -> ImageData:
 
 
 @pytest.mark.parametrize("kind", ["knn", "linear"])
-def test_a_monitor_reads_training_labels_only_and_says_so(kind):
+def test_monitor_reads_training_labels_only(kind):
     row = make_monitor(kind, labelled())(torch.nn.Flatten())
     assert row["accuracy"] == 1
     assert row["n_bank"] + row["n_queries"] == 64 and row["n_queries"] == 12
@@ -92,7 +92,7 @@ def test_a_monitor_reads_training_labels_only_and_says_so(kind):
     assert make_monitor("none", labelled()) is None
 
 
-def test_monitor_and_callbacks_hear_of_everything(tmp_path):
+def test_callbacks_receive_every_event(tmp_path):
     heard = []
     config = TrainConfig(**TINY | {"monitor": "knn", "monitor_every": 1})
     run = train(config, tmp_path / "run", images(), False, callbacks=[heard.append])
@@ -105,7 +105,7 @@ def test_monitor_and_callbacks_hear_of_everything(tmp_path):
     pd.testing.assert_frame_equal(Run.load(tmp_path / "run").monitor, table)
 
 
-def test_views_and_encoder_of_ones_own(tmp_path):
+def test_own_views_and_encoder_are_used(tmp_path):
     calls = []
 
     def views(images, generator):
@@ -122,7 +122,7 @@ def test_views_and_encoder_of_ones_own(tmp_path):
         Run.load(tmp_path / "run")
 
 
-def test_tensorboard_is_optional_and_missing_it_is_explained(monkeypatch, tmp_path):
+def test_missing_tensorboard_is_explained(monkeypatch, tmp_path):
     real = builtins.__import__
 
     def without(name, *args, **kwargs):
@@ -135,22 +135,22 @@ def test_tensorboard_is_optional_and_missing_it_is_explained(monkeypatch, tmp_pa
         TensorBoardLogger(tmp_path)
 
 
-def test_settings_with_options(tmp_path):
-    assert TrainConfig(loss="nt_xent", loss_options={"temperature": 0.2}).make_loss().temperature == 0.2
+def test_loss_receives_its_options(tmp_path):
+    assert make_loss(TrainConfig(loss="nt_xent", loss_options={"temperature": 0.2})).temperature == 0.2
     with pytest.raises(ValueError, match="'nt_xent' does not take"):
         TrainConfig(loss="nt_xent", lambda_param=0.1)
-    assert np.isclose(TrainConfig(lambda_param=0.3).make_loss().lambda_param, 0.3)
+    assert np.isclose(make_loss(TrainConfig(lambda_param=0.3)).lambda_param, 0.3)
 
 
-def test_solo_learns_lambda_is_its_codes_default():
+def test_solo_recipe_has_the_lambda_of_its_code():
     assert recipe("solo").lambda_param == 0.0051
-    with pytest.raises(ValueError, match="batch_size must be a whole number, got None"):
+    with pytest.raises(ValueError, match="batch_size must be a whole number of at least 2, got None"):
         recipe("official", batch_size=None)
 
 
-def test_a_monitor_that_cannot_judge_warns_and_one_that_never_could_is_refused():
+def test_monitor_warns_of_collapsed_features_and_refuses_small_classes():
     data = labelled()
-    with pytest.warns(UserWarning, match="no accuracy to tell: train_x has .* zero rows"):
+    with pytest.warns(UserWarning, match="cannot evaluate the features: train_x has .* zero rows"):
         row = make_monitor("knn", data)(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Threshold(9.0, 0.0)))
     assert np.isnan(row["accuracy"]) and row["n_bank"] > 0
     n = len(data.train)

@@ -1,4 +1,4 @@
-"""A killed training ends as if it had not been killed: real SIGKILL and SIGTERM, and files damaged afterwards."""
+"""A killed training resumes to the result of an uninterrupted one, after SIGKILL, SIGTERM and damaged files."""
 
 import json
 import multiprocessing
@@ -22,7 +22,7 @@ server.set_forkserver_preload(["hsic_lab.training", "torch._dynamo"])  # the lat
 
 
 class Noisy(torch.nn.Module):
-    """An encoder with batch normalization and dropout, whose randomness must be resumed too."""
+    """An encoder with batch normalization and dropout; the random state must be resumed too."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ def config(**changes) -> TrainConfig:
 
 
 def work(folder: str, changes: dict, reached) -> None:
-    """A training to be killed, which tells how many steps it has made."""
+    """A training to be killed. It reports its number of steps."""
     torch.set_num_threads(1)
     pairs.SNAPSHOT_PAIRS = 16
 
@@ -113,7 +113,7 @@ METHODS = {
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_run_killed_at_any_moment_ends_as_if_it_had_not_been(tmp_path, method):
+def test_run_killed_at_any_moment_resumes_to_the_same_result(tmp_path, method):
     changes = METHODS[method]
     whole = finish(tmp_path / "whole", changes)
     assert len(whole.history) == 48 and len(whole.monitor) == 4
@@ -131,7 +131,7 @@ def test_a_run_killed_at_any_moment_ends_as_if_it_had_not_been(tmp_path, method)
     assert not list((tmp_path / "killed").glob(".*")), "a temporary file was left behind"
 
 
-def test_sigterm_checkpoints_the_step_at_hand(tmp_path):
+def test_sigterm_checkpoints_the_present_step(tmp_path):
     changes = {"checkpoint_every": 12}
     process = start(tmp_path / "run", changes, 7)
     process.terminate()
@@ -182,17 +182,17 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tmp_path, kind
         assert len(said) == 1 and "step_00000003" in said[0] and "the one before it" in said[0]
 
 
-def test_no_checkpoint_is_none_and_damaged_ones_alone_are_an_error(tmp_path, recwarn):
+def test_no_checkpoint_is_none_and_only_damaged_ones_raise(tmp_path, recwarn):
     assert load_checkpoint(tmp_path / "absent") is None
     checkpoints(tmp_path, [1, 2])
     for step in (1, 2):
         flip(tmp_path / f"step_0000000{step}.json", 0.5)
     with pytest.raises(ValueError, match=r"step_00000002.json is damaged.*step_00000001.*remove .* to start over"):
         load_checkpoint(tmp_path)
-    assert not recwarn, "no checkpoint is said to be used"
+    assert not recwarn, "no warning names a checkpoint as used"
 
 
-def test_what_others_keep_in_the_folder_stays(tmp_path):
+def test_other_files_in_the_folder_stay(tmp_path):
     (tmp_path / ".ipynb_checkpoints").mkdir()
     (tmp_path / "notes.safetensors").write_bytes(b"mine")
     (tmp_path / ".step_00000001.json.tmp").write_bytes(b"half")
@@ -202,7 +202,7 @@ def test_what_others_keep_in_the_folder_stays(tmp_path):
 
 
 class Stop:
-    """A callback that asks for an end after a step."""
+    """A callback that sends a signal after a step."""
 
     def __init__(self, step, number=signal.SIGINT) -> None:
         self.step, self.number = step, number
@@ -221,13 +221,13 @@ def test_random_features_of_a_loss_are_resumed(tmp_path, monkeypatch):
     assert_same(run, train(config(**changes), tmp_path / "whole", images(), False))
 
 
-def test_runs_of_before_are_resumed(tmp_path, monkeypatch):
+def test_checkpoint_without_loss_state_resumes(tmp_path, monkeypatch):
     monkeypatch.setattr(pairs, "SNAPSHOT_PAIRS", 16)
     changes = {"width": 1, "epochs": 3, "monitor": "none", "loss": "ssl_hsic"}
     with pytest.raises(KeyboardInterrupt):
         train(config(**changes), tmp_path / "run", images(), False, callbacks=[Stop(6)])
     settings = json.loads((tmp_path / "run" / SETTINGS).read_text())
-    for name in ("views", "pictures", "norm_relu"):
+    for name in ("views", "pictures"):
         del settings["facts"][name]
     (tmp_path / "run" / SETTINGS).write_text(json.dumps(settings))
     found = load_checkpoint(tmp_path / "run" / FOLDER)
@@ -240,7 +240,7 @@ def test_runs_of_before_are_resumed(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)], ids=["Ctrl-C", "SIGTERM"]
 )
-def test_a_request_to_stop_within_the_last_step_is_heeded_and_costs_nothing(tmp_path, monkeypatch, number, error):
+def test_stop_in_the_last_step_loses_nothing(tmp_path, monkeypatch, number, error):
     monkeypatch.setattr(pairs, "SNAPSHOT_PAIRS", 16)
     changes = {"width": 1, "epochs": 1, "monitor": "none"}
     with pytest.raises(error):
@@ -259,7 +259,7 @@ class Tied(torch.nn.Module):
         return self.one(images.flatten(1)) + self.other(images.flatten(1)).relu()
 
 
-def test_an_encoder_may_use_a_weight_twice(tmp_path, monkeypatch):
+def test_encoder_may_use_a_weight_twice(tmp_path, monkeypatch):
     monkeypatch.setattr(pairs, "SNAPSHOT_PAIRS", 16)
     changes = {"epochs": 1, "monitor": "none"}
     run = train(config(**changes), tmp_path, images(), False, encoder=Tied())
@@ -267,7 +267,7 @@ def test_an_encoder_may_use_a_weight_twice(tmp_path, monkeypatch):
     assert torch.equal(again.encoder.one.weight, run.encoder.one.weight) and again.encoder.one is again.encoder.other
 
 
-def test_damage_between_two_runs_costs_an_epoch_and_no_more(tmp_path, monkeypatch, capsys):
+def test_damaged_checkpoint_costs_one_epoch(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(pairs, "SNAPSHOT_PAIRS", 16)
     changes = {"width": 1, "epochs": 4, "monitor": "none"}
 
@@ -284,7 +284,7 @@ def test_damage_between_two_runs_costs_an_epoch_and_no_more(tmp_path, monkeypatc
     assert_same(run, train(config(**changes), tmp_path / "whole", images(), False))
 
 
-def test_resume_refuses_other_settings_and_returns_what_is_finished(tmp_path, monkeypatch):
+def test_resume_refuses_other_settings_and_returns_a_finished_run(tmp_path, monkeypatch):
     monkeypatch.setattr(pairs, "SNAPSHOT_PAIRS", 16)
     changes = {"width": 1, "epochs": 2, "monitor": "none"}
     run = train(config(**changes), tmp_path, images(), False, resume=True)

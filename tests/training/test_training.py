@@ -1,7 +1,7 @@
-"""Training: what a run holds, that it is a function of its settings, and that no accident costs what was done."""
+"""Training: the content of a run, its dependence on the settings, and errors during training."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -16,7 +16,7 @@ from hsic_lab.training import LOSSES, Run, TrainConfig, train, train_or_load
 from hsic_lab.training import _data as pairs
 from hsic_lab.training import _trainer as trainer
 from hsic_lab.training._data import TrainingPairs, held_out_pairs, seeded_generator
-from hsic_lab.training._run import FILES, HISTORY, SETTINGS, SNAPSHOTS, WEIGHTS, plain
+from hsic_lab.training._run import FILES, HISTORY, SETTINGS, SNAPSHOTS, WEIGHTS
 from hsic_lab.views import augmentation, normalize
 
 CPU = torch.device("cpu")
@@ -57,7 +57,7 @@ def tiny(**changes) -> TrainConfig:
 
 
 @pytest.mark.parametrize("loss", sorted(LOSSES))
-def test_a_run_holds_what_its_docstring_says(tmp_path, scenes, loss):
+def test_run_holds_what_its_docstring_says(tmp_path, scenes, loss):
     run = train(tiny(loss=loss), tmp_path / "run", scenes, progress=False)
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted(FILES)
     assert run.status == "finished"
@@ -74,11 +74,11 @@ def test_a_run_holds_what_its_docstring_says(tmp_path, scenes, loss):
     assert all(c.shape == (4, 4) for c in run.snapshots.values())
 
 
-def test_loading_gives_back_what_training_returned(tmp_path, scenes):
+def test_load_returns_the_trained_run(tmp_path, scenes):
     run = train(tiny(), tmp_path / "run", scenes, progress=False)
     loaded = Run.load(tmp_path / "run")
     assert loaded.status == "finished"
-    assert loaded.config == json.loads(json.dumps(run.config))
+    assert loaded.config == run.config
     pd.testing.assert_frame_equal(loaded.history, run.history, check_exact=False, rtol=1e-12)
     for name in ("encoder", "projector"):
         a, b = getattr(run, name).state_dict(), getattr(loaded, name).state_dict()
@@ -87,15 +87,15 @@ def test_loading_gives_back_what_training_returned(tmp_path, scenes):
     assert not loaded.encoder.training
 
 
-def test_the_last_snapshot_is_c_of_held_out_pairs_through_the_kept_weights(tmp_path, scenes):
+def test_last_snapshot_is_c_of_held_out_pairs(tmp_path, scenes):
     run = train(tiny(), tmp_path / "run", scenes, progress=False)
     with torch.no_grad():
         z_a, z_b = (run.projector(run.encoder(view)) for view in held_out_pairs(scenes, tiny(), CPU))
     torch.testing.assert_close(run.snapshots[6], cross_correlation(z_a, z_b), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["scenes", "pictures"])
-def test_a_run_is_a_function_of_its_settings(tmp_path, kind, request):
+@pytest.mark.parametrize("kind", ["scenes", "images"])
+def test_run_is_a_function_of_its_settings(tmp_path, kind, request):
     data = request.getfixturevalue(kind)
     torch.manual_seed(1)
     state = torch.get_rng_state()
@@ -127,7 +127,7 @@ def test_training_learns_what_the_views_share(tmp_path):
     assert after > before + 0.2, (before, after)
 
 
-def test_a_batch_with_nan_stops_and_keeps_the_run(tmp_path, scenes, monkeypatch):
+def test_nan_in_a_batch_stops_and_keeps_the_run(tmp_path, scenes, monkeypatch):
     epoch = TrainingPairs.epoch
 
     def poisoned(self, number, skip=0):
@@ -145,7 +145,7 @@ def test_a_batch_with_nan_stops_and_keeps_the_run(tmp_path, scenes, monkeypatch)
         assert all(torch.isfinite(value).all() for value in network.state_dict().values())
 
 
-def test_a_run_that_stopped_at_once_can_be_read(tmp_path, scenes, monkeypatch):
+def test_run_stopped_before_the_first_step_loads(tmp_path, scenes, monkeypatch):
     def interrupted(*args):
         raise KeyboardInterrupt
 
@@ -172,7 +172,7 @@ def test_ctrl_c_leaves_a_usable_run(tmp_path, scenes, monkeypatch):
     assert list(run.history["step"]) == [1, 2, 3, 4]
 
 
-def test_a_kill_while_writing_leaves_the_previous_file_whole(tmp_path, scenes, monkeypatch):
+def test_failed_write_leaves_the_previous_file(tmp_path, scenes, monkeypatch):
     run = train(tiny(), tmp_path / "run", scenes, progress=False)
     weights = (tmp_path / "run" / WEIGHTS).read_bytes()
 
@@ -188,7 +188,7 @@ def test_a_kill_while_writing_leaves_the_previous_file_whole(tmp_path, scenes, m
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_damaged_file_is_named(tmp_path, scenes, name):
+def test_damaged_file_is_named(tmp_path, scenes, name):
     train(tiny(), tmp_path / "run", scenes, progress=False)
     (tmp_path / "run" / name).write_bytes(b"\x00\x01")
     with pytest.raises(ValueError, match=f"{name} is damaged"):
@@ -200,7 +200,7 @@ def test_train_or_load_trains_once(tmp_path, scenes, monkeypatch):
     stamp = (tmp_path / "run" / WEIGHTS).stat().st_mtime_ns
     second = train_or_load(tiny(), tmp_path / "run", scenes, progress=False)
     assert (tmp_path / "run" / WEIGHTS).stat().st_mtime_ns == stamp
-    assert second.config == json.loads(json.dumps(first.config))
+    assert second.config == first.config
     with pytest.raises(FileExistsError, match="other settings"):
         train_or_load(tiny(seed=3), tmp_path / "run", scenes, progress=False)
     settings = json.loads((tmp_path / "run" / SETTINGS).read_text()) | {"state": "interrupted"}
@@ -209,7 +209,7 @@ def test_train_or_load_trains_once(tmp_path, scenes, monkeypatch):
     assert (tmp_path / "run" / WEIGHTS).stat().st_mtime_ns != stamp
 
 
-def test_train_or_load_tells_data_apart_and_names_alike(tmp_path, monkeypatch):
+def test_train_or_load_compares_data_by_name_and_content(tmp_path, monkeypatch):
     settings = tiny(batch_size=16)
     pixels = torch.randint(256, (80, 3, 12, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     mine, other, more = (
@@ -233,14 +233,14 @@ def test_train_or_load_tells_data_apart_and_names_alike(tmp_path, monkeypatch):
         assert train_or_load(replace(settings, dataset=name), "folder", progress=False).metadata["train_images"] == 32
 
 
-def test_no_run_is_overwritten_and_no_other_folder_is_a_run(tmp_path, scenes):
+def test_no_run_is_overwritten_and_other_folders_are_refused(tmp_path, scenes):
     train(tiny(), tmp_path / "run", scenes, progress=False)
     with pytest.raises(FileExistsError, match="already holds a run"):
         train(tiny(), tmp_path / "run", scenes, progress=False)
     with pytest.raises(FileNotFoundError, match="is not a run"):
         Run.load(tmp_path)
     (tmp_path / "run" / SNAPSHOTS).unlink()
-    with pytest.raises(FileNotFoundError, match=f"{SNAPSHOTS} is not there: the run was never saved whole"):
+    with pytest.raises(FileNotFoundError, match=f"{SNAPSHOTS} is missing: the run was never saved whole"):
         Run.load(tmp_path / "run")
     assert (tmp_path / "run" / HISTORY).exists()
 
@@ -248,22 +248,24 @@ def test_no_run_is_overwritten_and_no_other_folder_is_a_run(tmp_path, scenes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"views": "byol"}, "'default', 'report'.*'byol'"),
+        ({"views": "byol"}, "'default', 'tsai2021'.*'byol'"),
         ({"loss": "barlow"}, "'barlow_twins', 'hsic_ssl'.*'barlow'"),
         ({"precision": "fp8"}, "'fp8'"),
-        ({"epochs": "8"}, "epochs must be a whole number, got '8'"),
-        ({"epochs": 8.5}, "epochs must be a whole number, got 8.5"),
-        ({"warmup_epochs": "1"}, "warmup_epochs must be a number or None, got '1'"),
-        ({"projector": 128}, "projector must be a list of widths, got 128"),
+        ({"epochs": "8"}, "epochs must be a whole number of at least 1, got '8'"),
+        ({"epochs": 8.5}, "epochs must be a whole number of at least 1, got 8.5"),
+        ({"warmup_epochs": "1"}, "warmup_epochs must be a finite number of at least 0, or None, got '1'"),
+        ({"projector": 128}, "projector must be a list of positive widths, got 128"),
         ({"loss": "vicreg", "lambda_param": 0.01}, "VICReg's lambda_param weighs its invariance.*lambda_param=0.01"),
-        ({"batch_size": 1}, "batch_size must be at least 2, got 1"),
-        ({"epochs": 0, "warmup_epochs": 0}, "epochs must be at least 1, got 0"),
-        ({"learning_rate": 0.0}, "learning_rate must be positive, got 0.0"),
-        ({"learning_rate": float("nan")}, "learning_rate must be finite, got nan"),
+        ({"batch_size": 1}, "batch_size must be a whole number of at least 2, got 1"),
+        ({"epochs": 0, "warmup_epochs": 0}, "epochs must be a whole number of at least 1, got 0"),
+        ({"learning_rate": 0.0}, "learning_rate must be a finite number above 0, got 0.0"),
+        ({"learning_rate": float("nan")}, "learning_rate must be a finite number above 0, got nan"),
         ({"warmup_epochs": 3}, "warmup_epochs must be in 0..2"),
-        ({"projector": ()}, "projector"),
-        ({"snapshots": 1}, "snapshots must be at least 2, got 1"),
-        ({"weight_decay": float("inf")}, "weight_decay must be finite, got inf"),
+        ({"projector": ()}, "projector must hold at least one width"),
+        ({"projector": (8, 0)}, r"projector must be a list of positive widths, got \(8, 0\)"),
+        ({"shared": (1,)}, r"shared must be a list of names, got \(1,\)"),
+        ({"snapshots": 1}, "snapshots must be a whole number of at least 2, got 1"),
+        ({"weight_decay": float("inf")}, "weight_decay must be a finite number of at least 0, got inf"),
         ({"trust_clip": "no"}, "trust_clip must be true or false, got 'no'"),
         ({"compile": 0}, "compile must be true or false, got 0"),
         ({"dataset": 3}, "dataset must be a string, got 3"),
@@ -277,7 +279,7 @@ def test_bad_settings(changes, message):
         tiny(**changes)
 
 
-def test_a_batch_larger_than_the_data_is_an_error(tmp_path, scenes):
+def test_batch_larger_than_the_data_is_an_error(tmp_path, scenes):
     with pytest.raises(ValueError, match="batch_size 64 is larger than the 48"):
         train(tiny(batch_size=64), tmp_path / "run", scenes, progress=False)
     assert not (tmp_path / "run").exists()
@@ -308,7 +310,7 @@ def partly_labelled(images) -> ImageData:
 
 
 def as_it_is(images, generator):
-    """Views that only draw, so that a image can be recognized and a skipped batch would be missed."""
+    """Views that only draw, so that an image can be recognized and a skipped batch would be missed."""
     torch.rand(len(images), generator=generator)
     return images, images.clone()
 
@@ -340,8 +342,8 @@ def test_unlabelled_images_count_in_the_run(tmp_path, partly_labelled):
     assert run.metadata["train_images"] == 88 and run.history["step"].iloc[-1] == 2 * (88 // 16)
 
 
-def test_the_images_of_a_file_stay_there(tmp_path):
-    """Neither the batches nor the held-out pairs take more than what they show."""
+def test_mapped_images_are_not_copied(tmp_path):
+    """Batches and held-out pairs read only the images that they show."""
     (tmp_path / "x").write_bytes(torch.arange(64 * 48).to(torch.uint8).numpy().tobytes())
     mapped = torch.from_file(str(tmp_path / "x"), size=64 * 48, dtype=torch.uint8).view(64, 3, 4, 4)
     data = ImageData("mapped", Images(mapped, torch.arange(64) % 2), Images(mapped, torch.arange(64) % 2), ("a", "b"))
@@ -370,18 +372,18 @@ def test_views_are_a_setting(images, name):
     assert torch.equal(held_out[0], held_out_pairs(images, tiny(), CPU, views)[0])
 
 
-def test_views_that_cannot_be_are_an_error(tmp_path, scenes, images):
+def test_impossible_views_are_an_error(tmp_path, scenes, images):
     for changes, views in (({"views": "solo"}, None), ({}, as_it_is)):
         with pytest.raises(ValueError, match="digit_scenes takes views='default'"):
             train(tiny(**changes), tmp_path / "run", scenes, progress=False, views=views)
-    with pytest.raises(ValueError, match="beside views='solo'"):
+    with pytest.raises(ValueError, match="got both: views='solo'"):
         train(tiny(views="solo"), tmp_path / "run", images, progress=False, views=as_it_is)
     with pytest.raises(ValueError, match="below 20 pixels"):
         train(tiny(views="barlow_twins"), tmp_path / "run", images, progress=False)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_older_than_a_setting_has_its_default(tmp_path, scenes):
+def test_run_without_a_newer_setting_has_its_default(tmp_path, scenes):
     train(tiny(), tmp_path / "run", scenes, progress=False)
     settings = json.loads((tmp_path / "run" / SETTINGS).read_text())
     for name in ("views", "trust_clip"):
@@ -393,7 +395,7 @@ def test_a_run_older_than_a_setting_has_its_default(tmp_path, scenes):
         train_or_load(tiny(views="tsai2021"), tmp_path / "run", scenes, progress=False)
 
 
-@pytest.mark.parametrize("kind", ["scenes", "pictures"])
+@pytest.mark.parametrize("kind", ["scenes", "images"])
 def test_skipped_batches_and_rows_change_nothing_else(kind, request):
     data = request.getfixturevalue(kind)
     whole = list(TrainingPairs(data, tiny(), CPU, ALL).epoch(1))
@@ -405,11 +407,11 @@ def test_skipped_batches_and_rows_change_nothing_else(kind, request):
 
 
 @pytest.mark.parametrize(("epochs", "warmup"), [(1, 0.5), (2, 1.0), (22, 1.5)])
-def test_the_warm_up_of_a_short_run_is_short(epochs, warmup):
+def test_short_run_has_a_short_warm_up(epochs, warmup):
     assert TrainConfig(epochs=epochs).warmup_epochs == warmup
 
 
-def test_run_files_that_do_not_belong_together_are_named(tmp_path, scenes):
+def test_files_that_do_not_fit_together_are_named(tmp_path, scenes):
     train(tiny(), tmp_path / "run", scenes, progress=False)
     settings = json.loads((tmp_path / "run" / SETTINGS).read_text())
     settings["config"]["width"] = 3
@@ -421,11 +423,11 @@ def test_run_files_that_do_not_belong_together_are_named(tmp_path, scenes):
         Run.load(tmp_path / "run")
 
 
-def test_settings_of_numpy_and_of_before_are_understood():
+def test_settings_of_numpy_and_of_older_files_are_understood():
     config = tiny(seed=np.int64(3), learning_rate=np.float32(1), epochs=np.int32(2), projector=(np.int64(8), 4))
-    assert json.loads(json.dumps(plain(config)))["seed"] == 3 and config.projector == (8, 4)
+    assert json.loads(json.dumps(asdict(config)))["seed"] == 3 and config.projector == (8, 4)
     assert tiny(dataset=Path("pictures")).dataset == "pictures"
-    assert TrainConfig.from_json({"shared": ["crop"]}).shared == ("crop",), "where images are not scenes, unread"
+    assert TrainConfig.from_json({"shared": ["crop"]}).shared == ("crop",), "not read unless images are scenes"
     before = TrainConfig.from_json({"loss": "vicreg", "lambda_param": 9.0, "loss_options": {"mu_param": 2.0}})
     assert (before.lambda_param, before.loss_options) == (None, {"lambda_param": 9.0, "mu_param": 2.0})
     before = TrainConfig.from_json({"loss": "hsic_ssl", "loss_options": {"target": -0.5}, "views": "report"})
