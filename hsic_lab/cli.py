@@ -108,6 +108,7 @@ def probe(folder: Folder, splits: Annotated[int, typer.Option(help="Random train
     """Judge a run's frozen features: linear probe and weighted nearest neighbors on its data set's test split."""
     from hsic_lab.datasets import load
     from hsic_lab.evaluation import extract_features, knn_accuracy, probe_summary, probe_table
+    from hsic_lab.evaluation._features import knn_protocol
     from hsic_lab.training import Run
 
     run = Run.load(folder)
@@ -115,9 +116,8 @@ def probe(folder: Folder, splits: Annotated[int, typer.Option(help="Random train
     features = tuple(extract_features(run.encoder, split.images) for split in (data.train, data.test))
     table = probe_table({run.config.loss: features}, data.train.labels, data.test.labels, splits)
     print(probe_summary(table).to_string())
-    k = min(200, len(data.train))
-    accuracy = knn_accuracy(features[0], data.train.labels, features[1], data.test.labels, k=k)
-    print(f"weighted kNN, k = {k}, temperature 0.5: {accuracy:.4f} on {len(data.test)} test images")
+    accuracy = knn_accuracy(features[0], data.train.labels, features[1], data.test.labels)
+    print(f"{knn_protocol(len(data.train))}: {accuracy:.4f} on {len(data.test)} test images")
 
 
 @app.command()

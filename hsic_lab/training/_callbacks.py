@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from hsic_lab._checks import check_choice
 from hsic_lab.datasets import ImageData
 from hsic_lab.evaluation import extract_features, knn_accuracy, linear_probe
-from hsic_lab.evaluation._probes import VALIDATION, stratified_split
+from hsic_lab.evaluation._features import knn_protocol
+from hsic_lab.evaluation._probes import validation_split
 from hsic_lab.training._run import Run
 
 
@@ -35,7 +36,6 @@ Callback = Callable[[Event], None]
 
 
 BANK, QUERIES = 10_000, 2_000  # at most: a monitor must not cost more than what it watches
-NEIGHBORS, TEMPERATURE = 200, 0.5
 
 
 def make_monitor(kind: str, data: ImageData, seed: int = 0) -> Callable[[nn.Module], dict[str, Any]] | None:
@@ -57,9 +57,8 @@ def make_monitor(kind: str, data: ImageData, seed: int = 0) -> Callable[[nn.Modu
         rows, train_size=min(BANK, n - queries), test_size=queries, stratify=labels, random_state=seed
     )
     if kind == "linear":  # what no training can change is said before it
-        stratified_split(bank, labels[bank], len(bank) - round(VALIDATION * len(bank)), seed)
-    k = min(NEIGHBORS, len(bank))
-    protocol = f"weighted kNN, k = {k}, temperature {TEMPERATURE}" if kind == "knn" else "linear probe"
+        validation_split(labels[bank], seed=seed)
+    protocol = knn_protocol(len(bank)) if kind == "knn" else "linear probe"
 
     def features(encoder: nn.Module, part: np.ndarray) -> Tensor:
         blocks = torch.from_numpy(part).split(512)  # a part of large images may not fit into memory
@@ -69,7 +68,7 @@ def make_monitor(kind: str, data: ImageData, seed: int = 0) -> Callable[[nn.Modu
         try:
             bank_x, asked_x = (features(encoder, part) for part in (bank, asked))
             if kind == "knn":
-                accuracy = knn_accuracy(bank_x, labels[bank], asked_x, labels[asked], k=k, temperature=TEMPERATURE)
+                accuracy = knn_accuracy(bank_x, labels[bank], asked_x, labels[asked])
             else:
                 accuracy = linear_probe(bank_x, labels[bank], asked_x, labels[asked], seed=seed).accuracy
         except ValueError as error:  # features may collapse, and the training go on
