@@ -156,7 +156,7 @@ def ablate(
     """Train and evaluate every run of a grid; called again, do what is missing.
 
     The grid's keys: question, seeds (how many, or which), evaluate (of linear, knn); tables base (settings of all
-    runs), cross (setting = list of values), data (n_train, n_test); listed (an array of tables of settings). Settings
+    runs), cross (setting = list of values), data (n_train, n_test); include (an array of tables of settings). Settings
     are the fields of TrainConfig, and the shorthands learning_rate_rule, lambda_times_d, kernel, off_diagonal_target,
     unit_rows and bessel. Ends with code 1 if a run failed.
     """

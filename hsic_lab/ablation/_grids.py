@@ -1,4 +1,4 @@
-"""A grid of trainings: what varies, over which seeds, on which data, as a TOML file or a mapping; out come configs."""
+"""Grids of trainings: what varies, over which seeds, on which data."""
 
 import hashlib
 import itertools
@@ -7,67 +7,86 @@ import math
 import os
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from hsic_lab._checks import check_choice
+from hsic_lab._checks import check_choice, is_whole
 from hsic_lab.training import TrainConfig
-from hsic_lab.training._run import plain
 
 FIELDS = tuple(f.name for f in fields(TrainConfig))
 RULES = {"fixed": 0.0, "sqrt": 0.5, "linear": 1.0}  # the power of batch_size / 256 that multiplies learning_rate
 EVALUATIONS = ("linear", "knn")
-_KEYS = ("name", "question", "base", "cross", "listed", "seeds", "data", "evaluate")
 _LOSS_OPTIONS = {"kernel": "kernel", "off_diagonal_target": "target", "unit_rows": "unit_rows", "bessel": "bessel"}
 SHORTHANDS = ("learning_rate_rule", "lambda_times_d", *_LOSS_OPTIONS)
 
 
 @dataclass(frozen=True)
 class Planned:
-    """One training of a grid: its `config`, the factors that tell it from the others, and the data it runs on."""
+    """One training of a grid: its config, the factors that distinguish it from the others, and its data."""
 
     config: TrainConfig
     factors: dict[str, Any]
-    data: dict[str, int]
+    data: dict[str, Any]
 
     @property
     def key(self) -> str:
-        """The settings' hash: runs of equal settings on equal data have one key, whatever grid asks for them.
-
-        Settings at their defaults do not enter, so that a setting that is added later leaves the keys alone.
-        """
-        usual = plain(TrainConfig())
-        own = {name: value for name, value in plain(self.config).items() if value != usual[name]}
-        return digest({"config": own, "data": self.data})
+        """Twelve hexadecimal digits that identify the settings and the data, in every grid."""
+        # Other settings at their defaults are left out, so that fields added later do not change the keys.
+        defaults = asdict(TrainConfig()) | {"dataset": None}
+        config = {name: value for name, value in asdict(self.config).items() if value != defaults[name]}
+        if config.get("views") == "tsai2021":
+            config["views"] = "report"  # its name in version 0.1, whose results keep their keys
+        settings = json.dumps({"config": config, "data": self.data}, sort_keys=True)
+        return hashlib.sha256(settings.encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Trainings to compare. Raises ValueError, quoting it, for a key, field or value that is not accepted.
+    """A set of trainings to compare.
 
-    name, question: what the table is called, and what it answers
-    base:     settings that all runs share
-    cross:    factor -> values, every combination of which is run
-    listed:   combinations of settings to run one by one, each crossed with `cross`; none is one empty combination
-    seeds:    how many (0, 1, ...) or which
-    data:     `n_train`, `n_test`: of digit_scenes how many; of another set the first images of each split, of a split
-              that is sorted by class evenly spaced ones. Images without labels all stay
-    evaluate: of "linear" (`linear_probe`) and "knn" (`knn_accuracy`), both once on the test split
+    A setting is a field of `TrainConfig` or a shorthand: ``learning_rate_rule`` ("fixed", "sqrt" or "linear": the
+    learning rate is that of batch size 256 times ``(batch_size / 256)^p`` with p = 0, 1/2 or 1), ``lambda_times_d``
+    (lambda_param times d), and ``kernel``, ``off_diagonal_target``, ``unit_rows``, ``bessel`` (options of the loss).
 
-    A setting is a field of `TrainConfig`, or a shorthand for one:
+    Parameters
+    ----------
+    name : str
+        Name of the table.
+    question : str
+        The question that the table answers, in one line.
+    base : mapping
+        Settings of all runs.
+    cross : mapping of str to sequence
+        Values of each factor; all their combinations are run.
+    include : sequence of mapping
+        Further combinations of settings, each crossed with `cross`.
+    seeds : int or sequence of int
+        How many seeds (0, 1, ...) or which ones.
+    data : mapping
+        ``n_train`` and ``n_test``. Of digit scenes so many are rendered. Of another set the first images of each split
+        are used, at equal distances if the split is sorted by class. All images without labels are used.
+    evaluate : sequence of str
+        Of "linear" (`linear_probe`) and "knn" (`knn_accuracy`), each on the test split.
 
-    learning_rate_rule   "fixed", "sqrt" or "linear": `learning_rate` is that of batch 256, times (batch_size / 256)^p
-                         with p = 0, 1/2 or 1
-    lambda_times_d       lambda_param = this / d
-    kernel, off_diagonal_target, unit_rows, bessel   the loss options of these names (the second is `target`)
+    Raises
+    ------
+    ValueError
+        For a name or value that is not accepted.
+
+    Examples
+    --------
+    >>> from hsic_lab.ablation import Grid
+    >>> grid = Grid("size", base={"dataset": "digits"}, cross={"batch_size": [64, 128]}, seeds=3)
+    >>> len(grid.plan())
+    6
     """
 
     name: str
     question: str = ""
     base: Mapping[str, Any] = field(default_factory=dict)
     cross: Mapping[str, Sequence[Any]] = field(default_factory=dict)
-    listed: Sequence[Mapping[str, Any]] = ()
+    include: Sequence[Mapping[str, Any]] = ()
     seeds: int | Sequence[int] = 1
     data: Mapping[str, int] = field(default_factory=dict)
     evaluate: Sequence[str] = EVALUATIONS
@@ -80,17 +99,16 @@ class Grid:
         for name in ("base", "cross", "data"):
             if not isinstance(getattr(self, name), Mapping):
                 raise ValueError(f"{name} must be a table of names and values, got {getattr(self, name)!r}")
-        for settings in (self.base, self.cross, *self.listed):
-            for name in settings:
-                check_choice(name, (*FIELDS, *SHORTHANDS), "a setting of the grid")
-                if name == "seed":
-                    raise ValueError("seed is not a setting of the grid: `seeds` says how many, or which")
+        for name in itertools.chain(self.base, self.cross, *self.include):
+            if name == "seed":
+                raise ValueError("seed is not a setting of the grid: `seeds` says how many, or which")
+            check_choice(name, (*FIELDS, *SHORTHANDS), "a setting of the grid")
         for name, values in self.cross.items():
             if isinstance(values, str) or not isinstance(values, Sequence) or not len(values):
                 raise ValueError(f"cross.{name} must be a list of at least one value, got {values!r}")
         for name, value in self.data.items():
             check_choice(name, ("n_train", "n_test"), "an entry of data")
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if not is_whole(value) or value < 1:
                 raise ValueError(f"data.{name} must be a number of images of at least 1, got {value!r}")
         if not self.evaluate:
             raise ValueError(f"evaluate must hold at least one of {EVALUATIONS}, got none")
@@ -102,20 +120,20 @@ class Grid:
 
     @property
     def seed_list(self) -> Sequence[int]:
+        """The seeds."""
         return range(self.seeds) if isinstance(self.seeds, int) else self.seeds
 
     @property
     def factors(self) -> tuple[str, ...]:
-        """The settings that vary by intention, in the order in which the grid names them."""
-        return tuple(dict.fromkeys([*self.cross, *itertools.chain.from_iterable(self.listed)]))
+        """The settings that vary, in the order in which the grid names them."""
+        return tuple(dict.fromkeys([*self.cross, *itertools.chain.from_iterable(self.include)]))
 
     def plan(self) -> list[Planned]:
-        """Every training, seed by seed, so that an unfinished ablation has whole replications first."""
+        """All trainings, seed by seed, so that an unfinished ablation has complete replications first."""
         planned = []
-        for seed in self.seed_list:
-            for combination in self._combinations():
-                config = make_config({**self.base, **combination, "seed": seed})
-                planned.append(Planned(config, combination, dict(self.data)))
+        for seed, combination in itertools.product(self.seed_list, self._combinations()):
+            config = make_config({**self.base, **combination, "seed": seed})
+            planned.append(Planned(config, combination, dict(self.data)))
         keys = [one.key for one in planned]
         if len(set(keys)) < len(keys):
             twice = next(one for one in planned if keys.count(one.key) > 1)
@@ -123,18 +141,26 @@ class Grid:
         return planned
 
     def _combinations(self) -> Iterator[dict[str, Any]]:
-        for listed in self.listed or ({},):
+        for included in self.include or ({},):
             for values in itertools.product(*self.cross.values()):
-                yield {**dict(zip(self.cross, values, strict=True)), **listed}
+                yield {**dict(zip(self.cross, values, strict=True)), **included}
 
 
 def read_grid(source: str | os.PathLike | Mapping[str, Any]) -> Grid:
-    """A grid from a TOML file, named by its stem unless it says otherwise, or from a mapping of the same form.
+    """Read a grid from a TOML file or a mapping.
 
-    Raises FileNotFoundError, or ValueError naming the file, for what cannot be read.
+    Parameters
+    ----------
+    source : path or mapping
+        The fields of `Grid`. A file without a name is named by its stem.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If the file is missing, or holds what a grid does not accept.
     """
     if isinstance(source, Mapping):
-        return _grid(dict(source))
+        return _grid(source)
     path = Path(source)
     try:
         return _grid({"name": path.stem} | tomllib.loads(path.read_text(encoding="utf-8")))
@@ -142,8 +168,27 @@ def read_grid(source: str | os.PathLike | Mapping[str, Any]) -> Grid:
         raise ValueError(f"{path}: {error}") from error
 
 
+def _grid(settings: Mapping[str, Any]) -> Grid:
+    for name in settings:
+        check_choice(name, tuple(f.name for f in fields(Grid)), "a key of the grid")
+    if "name" not in settings:
+        raise ValueError("a grid must have a name")
+    return Grid(**settings)
+
+
 def make_config(settings: Mapping[str, Any]) -> TrainConfig:
-    """The config that fields and shorthands describe; see `Grid`."""
+    """Make the config that fields and shorthands describe.
+
+    Parameters
+    ----------
+    settings : mapping
+        Settings, as in `Grid`.
+
+    Raises
+    ------
+    ValueError
+        For settings that contradict each other or that `TrainConfig` does not accept.
+    """
     values = {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items() if name in FIELDS}
     options = {_LOSS_OPTIONS[name]: settings[name] for name in settings if name in _LOSS_OPTIONS}
     if options:
@@ -165,16 +210,3 @@ def make_config(settings: Mapping[str, Any]) -> TrainConfig:
             raise
         asked = ", ".join(f"{name} is the option {_LOSS_OPTIONS[name]!r}" for name in settings if name in _LOSS_OPTIONS)
         raise ValueError(f"{error} ({asked} of some losses: set `loss` to one of them)") from error
-
-
-def digest(settings: Any) -> str:
-    """Twelve hexadecimal digits that tell settings apart, whatever the order of their names."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def _grid(settings: dict[str, Any]) -> Grid:
-    for name in settings:
-        check_choice(name, _KEYS, "a key of the grid")
-    if "name" not in settings:
-        raise ValueError("a grid must have a name")
-    return Grid(**settings)
