@@ -110,3 +110,12 @@ def test_bad_combinations_are_refused_when_planned():
 def test_grids_of_the_project_can_be_planned(path):
     grid = read_grid(path)
     assert grid.question and all(one.config.dataset != "default" for one in grid.plan())
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "last"),
+    [("lambda", "12b8c3d03be5", "ff0face6b45e"), ("gpu_cifar10_width", "dec085518a29", "d16af6005c95")],
+)
+def test_keys_are_those_of_version_0_1(name, first, last):
+    plan = read_grid(ROOT / "data" / "grids" / f"{name}.toml").plan()
+    assert (plan[0].key, plan[-1].key) == (first, last)
