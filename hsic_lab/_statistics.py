@@ -135,7 +135,7 @@ def summarize(
     frame : DataFrame
         Table of `run_ablation`.
     by : sequence of str
-        Columns that form the groups; every factor that varies.
+        Columns that form the groups: all factors that vary. A seed that occurs twice in a group is an error.
     value, evaluation : str
         Column to average, and the evaluation whose rows are used.
 
@@ -144,11 +144,6 @@ def summarize(
     DataFrame
         One row per group, in the order of the table: `by`, `mean, low, high, seeds` and `n_failed`, the number of runs
         without a value, which enter no mean.
-
-    Raises
-    ------
-    ValueError
-        If a seed occurs twice in a group.
     """
     chosen = _chosen(frame, evaluation)
     if len(twice := chosen[chosen.duplicated([*by, "seed"])]):
@@ -159,9 +154,8 @@ def summarize(
 
 def _group_means(frame: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFrame:
     """The table of `summarize`."""
-    rows = []
-    for key, part in frame.groupby(list(by), sort=False, dropna=False)[value]:
-        rows.append((*key, *mean_interval(part), part.notna().sum(), part.isna().sum()))
+    groups = frame.groupby(list(by), sort=False, dropna=False)[value]
+    rows = [(*key, *mean_interval(part), part.notna().sum(), part.isna().sum()) for key, part in groups]
     return pd.DataFrame(rows, columns=[*by, "mean", "low", "high", "seeds", "n_failed"])
 
 

@@ -69,11 +69,6 @@ class Grid:
     evaluate : sequence of str
         Of "linear" (`linear_probe`) and "knn" (`knn_accuracy`), each on the test split.
 
-    Raises
-    ------
-    ValueError
-        For a name or value that is not accepted.
-
     Examples
     --------
     >>> from hsic_lab.ablation import Grid
@@ -147,17 +142,12 @@ class Grid:
 
 
 def read_grid(source: str | os.PathLike | Mapping[str, Any]) -> Grid:
-    """Read a grid from a TOML file or a mapping.
+    """Read a grid from a TOML file or a mapping; raise ValueError for what a grid does not accept.
 
     Parameters
     ----------
     source : path or mapping
         The fields of `Grid`. A file without a name is named by its stem.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        If the file is missing, or holds what a grid does not accept.
     """
     if isinstance(source, Mapping):
         return _grid(source)
@@ -177,17 +167,12 @@ def _grid(settings: Mapping[str, Any]) -> Grid:
 
 
 def make_config(settings: Mapping[str, Any]) -> TrainConfig:
-    """Make the config that fields and shorthands describe.
+    """Make the config that fields and shorthands describe; raise ValueError for settings that contradict each other.
 
     Parameters
     ----------
     settings : mapping
         Settings, as in `Grid`.
-
-    Raises
-    ------
-    ValueError
-        For settings that contradict each other or that `TrainConfig` does not accept.
     """
     values = {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items() if name in FIELDS}
     options = {_LOSS_OPTIONS[name]: settings[name] for name in settings if name in _LOSS_OPTIONS}

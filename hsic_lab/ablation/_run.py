@@ -3,10 +3,8 @@
 import hashlib
 import json
 import os
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
@@ -93,33 +91,31 @@ def run_ablation(
     options = tuple(grid.evaluate), retry_failed
     results = {one.key: _stored_rows(one, folder / one.key, *options) for one in plan}
     missing = [one for one in plan if results[one.key] is None]
-    with _progress_bar(grid.name, [folder / one.key / RESULT for one in plan], progress):
-        tasks = [delayed(_run_one)(one, folder / one.key, data, *options) for one in missing]
-        for one, rows in zip(missing, Parallel(n_jobs=n_jobs)(tasks), strict=True):
-            results[one.key] = rows
-        for one in missing:  # last, because other processes are working on these
-            if results[one.key] is None:
-                results[one.key] = _run_one(one, folder / one.key, data, *options, wait=True)
+    tasks = [delayed(_run_one)(one, folder / one.key, data, *options) for one in missing]
+    made = zip(missing, Parallel(n_jobs=n_jobs, return_as="generator")(tasks), strict=True)
+    done = len(plan) - len(missing)
+    for one, rows in tqdm(made, grid.name, len(plan), initial=done, unit="run", disable=not progress):
+        results[one.key] = rows
+    for one in missing:  # last, because other processes are working on these
+        if results[one.key] is None:
+            results[one.key] = _run_one(one, folder / one.key, data, *options, wait=True)
     return pd.DataFrame([_settings(one, grid.name) | row for one in plan for row in results[one.key]])
 
 
 def plan_runs(grid: Grid, data: ImageData | None) -> list[Planned]:
     """Plan the runs, with the full name of each data set and, unless it is published, a digest of its content."""
     plan = grid.plan()
-    if data is not None:
-        identity = dict.fromkeys((one.config.dataset for one in plan), (data.name, {"sha256": content_digest(data)}))
-    elif "dataset" not in {*grid.base, *grid.factors}:
+    if data is None and "dataset" not in {*grid.base, *grid.factors}:
         raise ValueError('a grid must name its data set, for instance base.dataset = "digit_scenes"')
-    else:
-        identity = {name: _identity_of(name) for name in {one.config.dataset for one in plan}}
-    named = [(one, *identity[one.config.dataset]) for one in plan]
+    known: dict[str, tuple[str, dict[str, str]]] = {}
+    for name in {one.config.dataset for one in plan}:
+        if data is not None:
+            known[name] = data.name, {"sha256": content_digest(data)}
+        else:
+            check_name(name)
+            known[name] = full_name(name), {} if name in LOADERS else {"folder": content_digest(full_name(name))}
+    named = [(one, *known[one.config.dataset]) for one in plan]
     return [replace(one, config=replace(one.config, dataset=name), data=one.data | new) for one, name, new in named]
-
-
-def _identity_of(dataset: str) -> tuple[str, dict[str, str]]:
-    check_name(dataset)
-    name = full_name(dataset)
-    return name, {} if dataset in LOADERS else {"folder": content_digest(name)}
 
 
 def content_digest(data: ImageData | str) -> str:
@@ -179,12 +175,8 @@ def _stored_rows(planned: Planned, folder: Path, evaluations: tuple[str, ...], r
 
 def _train_and_evaluate(planned: Planned, folder: Path, data: ImageData | None, evaluations: tuple[str, ...]) -> Rows:
     """The rows of one training; a failure is recorded in them."""
-    made_with = {
-        "hardware": processor(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "hsic_lab": __version__,
-    }
+    versions = {"torch": torch.__version__, "hsic_lab": __version__}
+    made_with = {"hardware": processor(), "threads": torch.get_num_threads()} | versions
     started = time.perf_counter()
     try:
         if data is None:
@@ -192,7 +184,9 @@ def _train_and_evaluate(planned: Planned, folder: Path, data: ImageData | None, 
         else:
             data = cut(data, planned.data)
         run = train_or_load(planned.config, folder, data, progress=False)
-        return [row | made_with | _conditions(run) for row in _evaluate(run, data, evaluations)]
+        # The conditions of the training, which may be older than the evaluation.
+        made_with |= {name: run.metadata[name] for name in ("hardware", "precision", "threads")}
+        return [row | made_with for row in _evaluate(run, data, evaluations)]
     except Exception as error:  # the failure is the result of this run, and the other runs go on
         result = {"accuracy": float("nan"), "state": f"failed: {type(error).__name__}: {error}"}
         result |= {"seconds": time.perf_counter() - started} | made_with
@@ -216,11 +210,6 @@ def cut(data: ImageData, sizes: Mapping[str, Any]) -> ImageData:
         if n < len(images):
             data = replace(data, **{split: images.sample(n)})
     return data
-
-
-def _conditions(run: Run) -> dict[str, Any]:
-    """The conditions of the training, which may be older than the evaluation."""
-    return {name: run.metadata[name] for name in ("hardware", "precision", "threads")}
 
 
 def _evaluate(run: Run, data: ImageData, evaluations: tuple[str, ...]) -> Rows:
@@ -266,41 +255,15 @@ def _cell(value: Any) -> Any:
     return json.dumps(value) if isinstance(value, dict) else value
 
 
-@contextmanager
-def _progress_bar(name: str, results: Sequence[Path], shown: bool) -> Iterator[None]:
-    """A bar that counts the results on disk, because other processes make results too."""
-    done = threading.Event()
-    with tqdm(total=len(results), desc=name, unit="run", disable=not shown) as bar:
-
-        def watch() -> None:
-            while True:
-                ended = done.wait(1.0)
-                bar.update(sum(path.exists() for path in results) - bar.n)
-                if ended:
-                    return
-
-        watcher = threading.Thread(target=watch, daemon=True)
-        watcher.start()
-        try:
-            yield
-        finally:
-            done.set()
-            watcher.join()
-
-
 def write_table(frame: pd.DataFrame, grid: Grid, path: Path, command: str) -> None:
     """Write a table of `run_ablation` as CSV, below lines with "#" that hold the grid and the command.
 
     Parameters
     ----------
-    frame : DataFrame
-        The table.
-    grid : Grid
-        The grid that made it.
-    path : Path
-        The file.
+    frame, grid, path
+        Table, the grid that made it, and the file.
     command : str
-        The command that made it.
+        The command that made the table.
     """
     head = {"question": grid.question}
     head |= {"base": dict(grid.base), "cross": dict(grid.cross), "include": list(grid.include), "data": dict(grid.data)}
@@ -312,22 +275,12 @@ def write_table(frame: pd.DataFrame, grid: Grid, path: Path, command: str) -> No
 
 
 def read_table(path: str | os.PathLike) -> pd.DataFrame:
-    """Read a table that `write_table` wrote.
-
-    Parameters
-    ----------
-    path : path
-        The file.
+    """Read a table that `write_table` wrote; raise ValueError for another file.
 
     Returns
     -------
     DataFrame
         The table; ``attrs`` holds the lines above it: question, base, data, command.
-
-    Raises
-    ------
-    ValueError
-        If the file is not such a table.
     """
     head: dict[str, str] = {}
     with open(path, encoding="utf-8") as file:

@@ -195,17 +195,12 @@ def _correlation_rows(z_a: Tensor, z_b: Tensor | None) -> list[Row]:
 
 
 def feature_variance(z: Features) -> Tensor:
-    """Variance of every feature.
+    """Variance (divisor n) of every feature, float64 of shape (d,); 0 for one that is constant up to rounding.
 
     Parameters
     ----------
     z : Tensor or ndarray of shape (n, d)
         Features.
-
-    Returns
-    -------
-    Tensor of shape (d,)
-        Variances (divisor n) in float64; exactly 0 for a feature that is constant up to rounding.
     """
     return column_moments(as_samples(z, "z").detach())[1]
 
@@ -221,11 +216,6 @@ def redundancy(z_a: Features, z_b: Features | None = None) -> float:
     z_a, z_b : Tensor or ndarray of shape (n, d)
         Features of the two views; `z_a` alone is taken for both.
 
-    Returns
-    -------
-    float
-        Squared norm, between -d (d - 1) / (n - 1) and d (d - 1), up to rounding.
-
     References
     ----------
     Zbontar et al. (2021), "Barlow Twins", arXiv:2103.03230, equation 1; Tsai et al. (2021), arXiv:2104.13712.
@@ -235,7 +225,7 @@ def redundancy(z_a: Features, z_b: Features | None = None) -> float:
     >>> import torch
     >>> from hsic_lab.diagnostics import redundancy
     >>> z = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
-    >>> round(redundancy(z), 6)  # uncorrelated: only the noise floor 2 / 3 is subtracted
+    >>> round(redundancy(z), 6)  # 0 less the noise floor 2 / 3
     -0.666667
     """
     return _redundancy(*_standardized(z_a, z_b))[0]
@@ -251,11 +241,6 @@ def feature_sum_covariance(z_a: Features, z_b: Features | None = None) -> float:
     ----------
     z_a, z_b : Tensor or ndarray of shape (n, d)
         Features of the two views; `z_a` alone is taken for both.
-
-    Returns
-    -------
-    float
-        The sum, between -d^2 and d^2.
 
     References
     ----------

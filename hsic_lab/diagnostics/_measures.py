@@ -29,8 +29,8 @@ _STRIP, _TILE_ROWS = 512, 1024
 def rankme(z: Features, center: bool = True) -> float:
     """RankMe: ``exp(-sum_k p_k log p_k)`` with ``p_k = sigma_k / sum sigma``, over the singular values of Z.
 
-    It counts the dimensions in use: r equal singular values give r, and equal rows give 0. The original definition
-    does not center, so a large mean looks like one dominant dimension, and it adds 1e-7 to every p_k.
+    It counts the dimensions in use, from 0 for equal rows to min(n - 1, d): r equal singular values give r. The
+    original definition does not center, so a large mean looks like one dominant dimension, and adds 1e-7 to every p_k.
 
     Parameters
     ----------
@@ -38,11 +38,6 @@ def rankme(z: Features, center: bool = True) -> float:
         Features.
     center : bool, default True
         Subtract the column means; False is for comparison with published values.
-
-    Returns
-    -------
-    float
-        A number from 0 to min(n - 1, d).
 
     References
     ----------
@@ -59,7 +54,7 @@ def rankme(z: Features, center: bool = True) -> float:
 
 
 def effective_rank(z: Features) -> float:
-    """Effective rank of the covariance: ``exp`` of the entropy of ``lambda_k / sum lambda``.
+    """Effective rank of the covariance, from 0 to min(n - 1, d): ``exp`` of the entropy of ``lambda_k / sum lambda``.
 
     `rankme` uses the roots of the eigenvalues. It gives small directions more weight and is the larger of the two.
 
@@ -98,7 +93,8 @@ def lidar(views: Features | Sequence[Features], delta: float = 1e-4) -> float:
     """LiDAR: the entropy rank of ``S_w^-1/2 S_b S_w^-1/2``, the directions that tell images apart.
 
     With the mean m_i of the q views of image i, ``S_b = sum_i (m_i - m)(m_i - m)' / (n - 1)`` is the scatter between
-    images and ``S_w = sum_ik (z_ik - m_i)(z_ik - m_i)' / (n (q - 1)) + delta I`` the scatter within them.
+    images and ``S_w = sum_ik (z_ik - m_i)(z_ik - m_i)' / (n (q - 1)) + delta I`` the scatter within them. The result
+    is a number from 0 (equal means) to min(n - 1, d).
 
     Parameters
     ----------
@@ -106,11 +102,6 @@ def lidar(views: Features | Sequence[Features], delta: float = 1e-4) -> float:
         At least two views of every image.
     delta : float, default 1e-4
         Regularization, in squared units of the features: LiDAR depends on their scale.
-
-    Returns
-    -------
-    float
-        A number from 0 (equal means) to min(n - 1, d).
 
     References
     ----------
@@ -143,7 +134,7 @@ def lidar(views: Features | Sequence[Features], delta: float = 1e-4) -> float:
 
 
 def covariance_spectrum(z: Features, center: bool = True) -> Tensor:
-    """Eigenvalues of the covariance ``Z'Z / n``, in descending order.
+    """Eigenvalues of the covariance ``Z'Z / n`` in descending order, float64 of shape (min(n, d),).
 
     Parameters
     ----------
@@ -151,11 +142,6 @@ def covariance_spectrum(z: Features, center: bool = True) -> Tensor:
         Features. A feature that is constant up to rounding counts as 0.
     center : bool, default True
         Subtract the column means.
-
-    Returns
-    -------
-    Tensor of shape (min(n, d),)
-        Eigenvalues in float64, in squared units of the features.
     """
     z = as_samples(z, "z").detach()
     mean, variance = column_moments(z)
@@ -198,18 +184,15 @@ def _stack_views(views: Features | Sequence[Features]) -> Tensor:
     if isinstance(views, Tensor | np.ndarray):
         if views.ndim != 3:
             raise ValueError(f"views must have shape (n, q, d), got {tuple(views.shape)}")
-        n, q, d = views.shape
-        stacked = as_samples(views.reshape(n, q * d), "views").detach().reshape(n, q, d)
-    else:
-        parts = [as_samples(z, f"views[{i}]").detach() for i, z in enumerate(views)]
-        shapes = [tuple(part.shape) for part in parts]
-        if len(set(shapes)) > 1:
-            raise ValueError(f"all views must have the same shape, got {shapes}")
-        stacked = torch.stack(parts, dim=1) if parts else torch.empty(0, 0, 0)
-    n, q, d = stacked.shape
+        views = views.swapaxes(0, 1)
+    parts = [as_samples(z, f"views[{i}]").detach() for i, z in enumerate(views)]
+    shapes = [tuple(part.shape) for part in parts]
+    if len(set(shapes)) > 1:
+        raise ValueError(f"all views must have the same shape, got {shapes}")
+    n, q = len(parts[0]) if parts else 0, len(parts)
     if n < 2 or q < 2:
         raise ValueError(f"needs at least 2 images and 2 views of each, got {n} and {q}")
-    return stacked
+    return torch.stack(parts, dim=1)
 
 
 def _gram(parts: Iterable[Tensor], size: int, device: torch.device) -> Tensor:
@@ -240,9 +223,9 @@ def as_views(z_a: Features, z_b: Features) -> tuple[Tensor, Tensor]:
 
 
 def alignment(z_a: Features, z_b: Features, power: float = 2) -> float:
-    """Alignment: the mean of ``|u_i - v_i|^power`` over pairs of normalized rows.
+    """Alignment: the mean of ``|u_i - v_i|^power`` over pairs of normalized rows, 0 if the views agree.
 
-    With power 2 it is twice one minus the mean cosine similarity.
+    With power 2 it is twice one minus the mean cosine similarity, at most 4.
 
     Parameters
     ----------
@@ -250,11 +233,6 @@ def alignment(z_a: Features, z_b: Features, power: float = 2) -> float:
         Two views; no row may be 0.
     power : float, default 2
         Exponent.
-
-    Returns
-    -------
-    float
-        0 if the views agree; with power 2 at most 4, for opposite views.
 
     References
     ----------
@@ -270,7 +248,8 @@ def alignment(z_a: Features, z_b: Features, power: float = 2) -> float:
 def uniformity(z: Features, t: float = 2, max_rows: int = UNIFORMITY_ROWS, seed: int = 0) -> float:
     """Uniformity: ``log mean exp(-t |u_i - u_j|^2)`` over pairs of different normalized rows.
 
-    It takes O(max_rows^2 d) time, by tiles: memory does not grow with the number of pairs.
+    It is 0 if all rows have one direction, about -2 t if they spread over a sphere of many dimensions. It takes
+    O(max_rows^2 d) time, and memory does not grow with the number of pairs.
 
     Parameters
     ----------
@@ -280,11 +259,6 @@ def uniformity(z: Features, t: float = 2, max_rows: int = UNIFORMITY_ROWS, seed:
         Inverse temperature.
     max_rows, seed : int
         Of more rows than this, a random subset of this size is used, drawn with the seed.
-
-    Returns
-    -------
-    float
-        0 if all rows have one direction, about -2 t if they spread over a sphere of many dimensions.
 
     References
     ----------

@@ -97,7 +97,7 @@ def extract_features(encoder: nn.Module, images: Tensor, batch_size: int = 512) 
     Parameters
     ----------
     encoder : nn.Module
-        Maps a batch of images to features of shape (n, p). Outputs of another shape are not flattened.
+        Maps images to features of shape (n, p).
     images : Tensor
         uint8 of shape (n, c, h, w), normalized to [-1, 1] here; or floating point, passed on unchanged.
     batch_size : int, default 512

@@ -206,14 +206,14 @@ def probe_table(
     ----------
     features : mapping of str to (train_x, test_x)
         Features of every representation, as in `linear_probe`.
-    train_y, test_y : array-like or Tensor of shape (n_train,) and (n_test,)
+    train_y, test_y : array-like or Tensor
         Labels.
     splits : int, default 3
         Number of stratified subsets; the number of a subset is its seed.
     n_train : int or None
         Rows of a subset, None for 80 % of the training rows.
     n_jobs : int or None
-        Number of processes, as in scikit-learn: None is 1, -1 is one per core.
+        Number of processes, as in scikit-learn.
 
     Returns
     -------
@@ -278,13 +278,8 @@ def few_label_curve(
     return _probe_rows(features, train_y, test_y, draws, n_jobs).drop(columns="n_train")
 
 
-Draw = tuple[dict[str, int], np.ndarray, int]  # columns of the table, training rows, seed of the validation split
-
-
-def _probe_rows(
-    features: Features, train_y: np.ndarray, test_y: np.ndarray, draws: Sequence[Draw], n_jobs: int | None
-) -> pd.DataFrame:
-    """Probe every representation on every draw of training rows."""
+def _probe_rows(features: Features, train_y, test_y, draws: Sequence[tuple], n_jobs: int | None) -> pd.DataFrame:
+    """Probe every representation on every draw: columns of the table, training rows, seed of the validation split."""
     if not isinstance(features, Mapping):
         raise TypeError(f"features must map a name to (train_x, test_x), got {type(features).__name__}")
     if not features:
@@ -310,14 +305,9 @@ def confusion(test_y: Data, predictions: Data, class_names: Sequence[str] | None
     Parameters
     ----------
     test_y, predictions : array-like or Tensor of shape (n,)
-        True and predicted labels.
+        True labels (rows of the result) and predicted labels (columns).
     class_names : sequence of str or None
         Names of the labels 0, 1, ...; None for the sorted labels that occur.
-
-    Returns
-    -------
-    DataFrame of shape (k, k)
-        Rows are true classes, columns are predicted classes.
 
     Examples
     --------
