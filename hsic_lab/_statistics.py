@@ -161,12 +161,12 @@ def _group_means(frame: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataF
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
     """Mean and 95 % t interval of the values that are not missing; the interval of one value is NaN."""
-    values = np.asarray(values, dtype=np.float64)
-    values = values[~np.isnan(values)]
-    if len(values) < 2:
-        return (float(values[0]) if len(values) else np.nan), np.nan, np.nan
-    half = t.ppf(0.5 + LEVEL / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-    return float(values.mean()), float(values.mean() - half), float(values.mean() + half)
+    x = np.asarray(values, dtype=np.float64)
+    x = x[~np.isnan(x)]
+    if len(x) < 2:
+        return (float(x[0]) if len(x) else np.nan), np.nan, np.nan
+    half = t.ppf(0.5 + LEVEL / 2, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x))
+    return float(x.mean()), float(x.mean() - half), float(x.mean() + half)
 
 
 def _chosen(frame: pd.DataFrame, evaluation: str) -> pd.DataFrame:

@@ -174,7 +174,9 @@ def make_config(settings: Mapping[str, Any]) -> TrainConfig:
     settings : mapping
         Settings, as in `Grid`.
     """
-    values = {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items() if name in FIELDS}
+    values: dict[str, Any] = {
+        name: tuple(v) if isinstance(v, list) else v for name, v in settings.items() if name in FIELDS
+    }
     options = {_LOSS_OPTIONS[name]: settings[name] for name in settings if name in _LOSS_OPTIONS}
     if options:
         values["loss_options"] = values.get("loss_options", {}) | options

@@ -89,7 +89,7 @@ def run_ablation(
     folder = Path(folder).absolute()
     plan = plan_runs(grid, data)
     options = tuple(grid.evaluate), retry_failed
-    results = {one.key: _stored_rows(one, folder / one.key, *options) for one in plan}
+    results: dict[str, Rows | None] = {one.key: _stored_rows(one, folder / one.key, *options) for one in plan}
     missing = [one for one in plan if results[one.key] is None]
     tasks = [delayed(_run_one)(one, folder / one.key, data, *options) for one in missing]
     made = zip(missing, Parallel(n_jobs=n_jobs, return_as="generator")(tasks), strict=True)
@@ -99,7 +99,7 @@ def run_ablation(
     for one in missing:  # last, because other processes are working on these
         if results[one.key] is None:
             results[one.key] = _run_one(one, folder / one.key, data, *options, wait=True)
-    return pd.DataFrame([_settings(one, grid.name) | row for one in plan for row in results[one.key]])
+    return pd.DataFrame([_settings(one, grid.name) | row for one in plan for row in results[one.key] or ()])
 
 
 def plan_runs(grid: Grid, data: ImageData | None) -> list[Planned]:
@@ -203,13 +203,13 @@ def _load(dataset: str, sizes: tuple[tuple[str, Any], ...], folder: Path) -> Ima
 
 def cut(data: ImageData, sizes: Mapping[str, Any]) -> ImageData:
     """Reduce each split to the `n_train` and `n_test` images that `Grid` describes."""
-    for split, images in (("train", data.train), ("test", data.test)):
+    parts = {"train": data.train, "test": data.test}
+    for split, images in parts.items():
         n = sizes.get(f"n_{split}", len(images))
         if n > len(images):
             raise ValueError(f"n_{split} must be at most the {len(images)} images of {data.name}, got {n}")
-        if n < len(images):
-            data = replace(data, **{split: images.sample(n)})
-    return data
+        parts[split] = images.sample(n) if n < len(images) else images
+    return replace(data, train=parts["train"], test=parts["test"])
 
 
 def _evaluate(run: Run, data: ImageData, evaluations: tuple[str, ...]) -> Rows:
@@ -265,7 +265,7 @@ def write_table(frame: pd.DataFrame, grid: Grid, path: Path, command: str) -> No
     command : str
         The command that made the table.
     """
-    head = {"question": grid.question}
+    head: dict[str, Any] = {"question": grid.question}
     head |= {"base": dict(grid.base), "cross": dict(grid.cross), "include": list(grid.include), "data": dict(grid.data)}
     head["command"] = command
     lines = [f"# {name}: {value if isinstance(value, str) else json.dumps(value)}" for name, value in head.items()]

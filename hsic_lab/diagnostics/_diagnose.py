@@ -180,9 +180,9 @@ def _correlation_rows(z_a: Tensor, z_b: Tensor | None) -> list[Row]:
     agreement = float((x * y).sum(dtype=torch.float64)) / (n * d)
     # Over permutations of the rows it has mean 0 and, for centered columns, variance |X Y'|^2 / (n^2 d^2 (n - 1)).
     least = 3 * math.sqrt(_pairing_squared_norm(x, y) / (n - 1)) / (n * d)
-    total, error = _feature_sums(x, y)
+    total, deviation = _feature_sums(x, y)
     rows.append(_judge("mean_diagonal", agreement, least, judged=alive and least < 1))
-    rows.append(_judge("feature_sum_covariance", total, -3 * error, judged=alive))
+    rows.append(_judge("feature_sum_covariance", total, -3 * deviation, judged=alive))
     if any(bool((z == 0).all(dim=1).any()) for z in (z_a, z_b)):
         rows.append(_not_judged("alignment", math.nan, "not defined: rows are 0"))
     else:
@@ -262,7 +262,8 @@ def _standardized(z_a: Features, z_b: Features | None) -> tuple[Tensor, Tensor]:
     if z_b is None:
         x = standardize(as_samples(z_a, "z_a").detach())
         return x, x
-    return tuple(standardize(z) for z in as_views(z_a, z_b))
+    x, y = as_views(z_a, z_b)
+    return standardize(x), standardize(y)
 
 
 def _redundancy(x: Tensor, y: Tensor) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""Frozen features, the checks of labelled splits, and weighted nearest neighbors."""
+"""Frozen features, the checks of labeled splits, and weighted nearest neighbors."""
 
 import warnings
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ _BLOCK_ELEMENTS = 1 << 24  # similarities in one block: 64 MiB in float32
 def check_splits(
     train_x: Data, train_y: Data, test_x: Data, test_y: Data
 ) -> tuple[Tensor, Tensor, np.ndarray, np.ndarray]:
-    """Check labelled training and test rows; return features as tensors and labels as arrays."""
+    """Check labeled training and test rows; return features as tensors and labels as arrays."""
     train, test = _rows("train_x", train_x), _rows("test_x", test_x)
     train_y, test_y = as_labels("train_y", train_y), as_labels("test_y", test_y)
     for name, x, y in (("train", train, train_y), ("test", test, test_y)):
@@ -187,8 +187,8 @@ def knn_accuracy(
         raise ValueError(f"temperature must be positive, got {temperature}")
     if k > len(train):
         warnings.warn(f"k = {k} is larger than the {len(train)} training rows: all of them vote", stacklevel=2)
-    classes, class_of = np.unique(train_y, return_inverse=True)
-    class_of = torch.as_tensor(class_of, device=train.device)
+    classes, codes = np.unique(train_y, return_inverse=True)
+    class_of = torch.as_tensor(codes, device=train.device)
     bank, queries = unit_rows("train_x", train), unit_rows("test_x", test.to(train))
     predictions = []
     for block in queries.split(max(1, _BLOCK_ELEMENTS // len(bank))):

@@ -115,14 +115,13 @@ def linear_probe(
     if not variance.isfinite().all():
         raise ValueError(f"features reach {float(train.abs().max()):.3g}, and their squares overflow: rescale them")
     # The line search of the solver is reliable in float64, for a quarter more time than in float32.
-    train = _for_sklearn(train.double().masked_fill(variance == 0, 0))
-    test = test.to(train.device).double() if isinstance(train, Tensor) else test.cpu().double().numpy()
+    x = _for_sklearn(train.double().masked_fill(variance == 0, 0))
     fit, held = validation_split(train_y, validation, seed)
-    with _solver(train):
-        scores = _validation_scores(train[fit], train_y[fit], train[held], train_y[held], sorted(Cs))
-        C = max(scores, key=scores.get)  # the first of equal scores belongs to the strongest penalty
-        model = make_pipeline(StandardScaler(), LogisticRegression(C=C, max_iter=_MAX_ITERATIONS)).fit(train, train_y)
-        predictions = to_array(model.predict(test))
+    with _solver(x):
+        scores = _validation_scores(x[fit], train_y[fit], x[held], train_y[held], sorted(Cs))
+        C = max(scores, key=lambda C: scores[C])  # the first of equal scores belongs to the strongest penalty
+        model = make_pipeline(StandardScaler(), LogisticRegression(C=C, max_iter=_MAX_ITERATIONS)).fit(x, train_y)
+        predictions = to_array(model.predict(_for_sklearn(test.to(train.device).double())))
     for step in model:
         vars(step).update({name: to_array(value) for name, value in vars(step).items() if isinstance(value, Tensor)})
     accuracy = float(np.mean(predictions == test_y))
@@ -318,10 +317,10 @@ def confusion(test_y: Data, predictions: Data, class_names: Sequence[str] | None
     test_y, predictions = as_labels("test_y", test_y), as_labels("predictions", predictions)
     if len(test_y) != len(predictions):
         raise ValueError(f"test_y and predictions must have the same length, got {len(test_y)}, {len(predictions)}")
-    labels = names = np.union1d(test_y, predictions)
+    labels = np.union1d(test_y, predictions)
+    names = list(labels if class_names is None else class_names)
     if class_names is not None:
-        names, nameless = list(class_names), np.setdiff1d(labels, np.arange(len(class_names)))
-        if len(nameless):
+        if len(nameless := np.setdiff1d(labels, np.arange(len(names)))):
             raise ValueError(f"class_names must name the labels 0 to {len(names) - 1}, got also {nameless.tolist()}")
         labels = np.arange(len(names))
     counts = confusion_matrix(test_y, predictions, labels=labels)
