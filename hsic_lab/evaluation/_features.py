@@ -31,11 +31,9 @@ def check_splits(
             raise ValueError(f"{name}_x has {len(x)} rows and {name}_y {len(y)} labels")
     if train.shape[1] != test.shape[1]:
         raise ValueError(f"train_x has {train.shape[1]} features and test_x {test.shape[1]}")
-    classes = np.unique(train_y)
-    if len(classes) < 2:
+    if len(classes := np.unique(train_y)) < 2:
         raise ValueError(f"train_y must hold at least two classes, got only {classes.tolist()}")
-    unseen = np.setdiff1d(test_y, classes)
-    if len(unseen):
+    if len(unseen := np.setdiff1d(test_y, classes)):
         raise ValueError(f"test_y holds classes that train_y lacks: {unseen.tolist()}")
     return train, test, train_y, test_y
 
@@ -75,10 +73,9 @@ def check_images(images: Tensor) -> None:
         raise TypeError(f"images must be a torch.Tensor, got {type(images).__name__}; torch.as_tensor makes one")
     if images.ndim == 0 or images.numel() == 0:
         raise ValueError(f"images must hold at least one image, got shape {tuple(images.shape)}")
-    if images.dtype == torch.uint8 and images.ndim != 4:
-        raise ValueError(f"uint8 images must have shape (n, c, h, w), got {tuple(images.shape)}")
-    if not (images.dtype == torch.uint8 or images.is_floating_point()):
-        raise ValueError(f"images must be uint8 or floating point, got {images.dtype}")
+    if not (images.is_floating_point() or (images.dtype == torch.uint8 and images.ndim == 4)):
+        given = f"{images.dtype} of shape {tuple(images.shape)}"
+        raise ValueError(f"images must be uint8 of shape (n, c, h, w) or floating point, got {given}")
 
 
 def model_input(model: nn.Module, images: Tensor) -> Tensor:
@@ -89,7 +86,7 @@ def model_input(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def extract_features(encoder: nn.Module, images: Tensor, batch_size: int = 512) -> Tensor:
-    """Compute the features of images with a frozen encoder.
+    """Compute the features of images with a frozen encoder, in float32 of shape (n, p) on the CPU.
 
     The encoder runs on its own device, in eval mode and without gradients: batch normalization uses its running
     statistics and does not change them. Afterwards every submodule has the training flag it had before.
@@ -97,21 +94,11 @@ def extract_features(encoder: nn.Module, images: Tensor, batch_size: int = 512) 
     Parameters
     ----------
     encoder : nn.Module
-        Maps images to features of shape (n, p).
+        Maps images to finite features of shape (n, p).
     images : Tensor
         uint8 of shape (n, c, h, w), normalized to [-1, 1] here; or floating point, passed on unchanged.
     batch_size : int, default 512
         Number of images that the encoder sees at once.
-
-    Returns
-    -------
-    Tensor of shape (n, p)
-        Features in float32 on the CPU.
-
-    Raises
-    ------
-    ValueError, TypeError
-        For images of another form, an output that is not one (n, p) tensor, and features that are not finite.
 
     Examples
     --------
@@ -130,8 +117,7 @@ def extract_features(encoder: nn.Module, images: Tensor, batch_size: int = 512) 
             if not isinstance(output, Tensor):
                 raise TypeError(f"the encoder must return one tensor, got {type(output).__name__}")
             if output.ndim != 2 or len(output) != len(block):
-                shapes = f"({len(block)}, p), got {tuple(output.shape)}"
-                raise ValueError(f"the encoder must return features of shape {shapes}")
+                raise ValueError(f"the encoder must return shape ({len(block)}, p), got {tuple(output.shape)}")
             blocks.append(output.float().cpu())
     # Concatenation outside inference mode gives an ordinary tensor, which autograd accepts later.
     return finite_rows("the encoder's features", torch.cat(blocks))
@@ -145,7 +131,7 @@ def knn_protocol(n_train: int) -> str:
 def knn_accuracy(
     train_x: Data, train_y: Data, test_x: Data, test_y: Data, k: int = NEIGHBORS, temperature: float = TEMPERATURE
 ) -> float:
-    """Accuracy of the weighted k-nearest-neighbor classifier.
+    """Accuracy of the weighted k-nearest-neighbor classifier of Wu et al. (2018), arXiv:1805.01978.
 
     The k training rows of highest cosine similarity s to a test row vote for their class with weight
     ``exp(s / temperature)``. The class with the largest sum is predicted, the first one in sorted order on a tie.
@@ -154,31 +140,9 @@ def knn_accuracy(
     Parameters
     ----------
     train_x, train_y, test_x, test_y : array-like or Tensor
-        Features and labels, as in `linear_probe`.
-    k : int, default 200
-        Number of neighbors. If there are fewer training rows, all of them vote and a UserWarning says so.
-    temperature : float, default 0.5
-        Temperature of the weights.
-
-    Returns
-    -------
-    float
-        Share of test rows that are classified correctly.
-
-    Raises
-    ------
-    ValueError
-        For bad splits, as in `linear_probe`, and for a row of zeros, which has no direction.
-
-    References
-    ----------
-    Wu et al. (2018), "Unsupervised Feature Learning via Non-Parametric Instance Discrimination", arXiv:1805.01978.
-
-    Examples
-    --------
-    >>> from hsic_lab.evaluation import knn_accuracy
-    >>> knn_accuracy([[1.0, 0.1], [0.1, 1.0]], ["cat", "dog"], [[0.9, 0.0]], ["cat"], k=1)
-    1.0
+        Features and labels, as in `linear_probe`. A row of zeros has no direction and is refused.
+    k, temperature : int, default 200, and float, default 0.5
+        Number of neighbors (all training rows vote if there are fewer, with a UserWarning), and temperature.
     """
     train, test, train_y, test_y = check_splits(train_x, train_y, test_x, test_y)
     if k < 1:
@@ -188,9 +152,8 @@ def knn_accuracy(
     if k > len(train):
         warnings.warn(f"k = {k} is larger than the {len(train)} training rows: all of them vote", stacklevel=2)
     classes, codes = np.unique(train_y, return_inverse=True)
-    class_of = torch.as_tensor(codes, device=train.device)
     bank, queries = unit_rows("train_x", train), unit_rows("test_x", test.to(train))
-    predictions = []
+    class_of, predictions = torch.as_tensor(codes, device=train.device), []
     for block in queries.split(max(1, _BLOCK_ELEMENTS // len(bank))):
         similarity, neighbors = (block @ bank.T).topk(min(k, len(bank)), dim=1)
         # Subtracting the largest similarity of a row keeps the order of its votes, and exp cannot overflow.
