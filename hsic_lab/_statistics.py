@@ -2,29 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy.stats import t
-
-LEVEL = 0.95
 
 
 @dataclass(frozen=True)
 class PairedDifference:
     """Result of `paired_difference`; ``str()`` is a sentence with the verdict.
 
-    Attributes
-    ----------
-    first, second, value : str
-        Names of the two levels, and of the column that is compared.
-    mean, low, high : float
-        Mean of the differences and its 95 % t interval, which is NaN for one seed.
-    differences : Series
-        `second` minus `first` for every seed.
-    n_failed : int
-        Number of seeds that are left out because a run failed.
+    It holds the names of the two levels, the mean of the differences `second` minus `first`, its 95 % t interval (NaN
+    for one seed), the difference of every seed, and the number of seeds that are left out because a run failed.
     """
 
     first: str
@@ -37,12 +26,10 @@ class PairedDifference:
     value: str = "accuracy"
 
     def __str__(self) -> str:
-        n = len(self.differences)
-        points = self.value == "accuracy"
+        n, points = len(self.differences), self.value == "accuracy"
         mean, low, high = (f"{100 * v:+.1f}" if points else f"{v:+.3g}" for v in (self.mean, self.low, self.high))
         text = f"{self.second} minus {self.first}: {mean} {'points' if points else self.value}, "
-        text += f"95 % interval {low} to {high}, " if n > 1 else ""
-        text += f"{n} seed{'s' * (n != 1)}"
+        text += (f"95 % interval {low} to {high}, " if n > 1 else "") + f"{n} seed{'s' * (n != 1)}"
         return text + (f" ({self.n_failed} more lost to failed runs)" if self.n_failed else "") + f": {self.verdict}"
 
     @property
@@ -56,42 +43,22 @@ class PairedDifference:
 
 
 def paired_difference(
-    frame: pd.DataFrame,
-    factor: str,
-    first: Any,
-    second: Any,
-    *,
-    value: str = "accuracy",
-    evaluation: str = "linear",
-    names: tuple[str, str] | None = None,
+    frame: pd.DataFrame, factor: str, first, second, *, value: str = "accuracy", evaluation: str = "linear", names=None
 ) -> PairedDifference:
     """Mean difference between two levels of a factor, paired by seed, with a 95 % t interval.
 
     With the m differences of the seeds, their mean and standard deviation s (divisor m - 1), the interval is
-    ``mean +- t_{0.975, m-1} s / sqrt(m)``. Pairing removes what runs of one seed share, such as initial weights and
-    images. Intervals are not corrected for multiple comparisons.
+    ``mean +- t_{0.975, m-1} s / sqrt(m)`` (Student, 1908). Pairing removes what runs of one seed share, such as initial
+    weights and images. Intervals are not corrected for multiple comparisons.
 
     Parameters
     ----------
     frame : DataFrame
-        Table of `run_ablation`, reduced to one run per level of `factor` and seed.
-    factor : str
-        Column of the levels.
-    first, second : object
-        Levels; None is an empty cell.
-    value, evaluation : str
-        Column to compare, and the evaluation whose rows are used.
-    names : tuple of str or None
-        Names of the levels in the verdict.
-
-    Raises
-    ------
-    ValueError
-        For an unknown column or level, two runs of one level and seed, and levels without a common seed.
-
-    References
-    ----------
-    Student (1908), "The Probable Error of a Mean", Biometrika 6(1).
+        Table of `run_ablation`, reduced to one run per level and seed; at least one seed has a run of both levels.
+    factor, first, second : str, object, object
+        Column of the levels, and the two levels; None is an empty cell.
+    value, evaluation, names : str, str, tuple of str or None
+        Column to compare, evaluation whose rows are used, and names of the levels in the verdict.
 
     Examples
     --------
@@ -101,9 +68,8 @@ def paired_difference(
     >>> print(paired_difference(frame.assign(accuracy=[0.5, 0.6, 0.52, 0.63]), "loss", "a", "b"))
     b minus a: +2.5 points, 95 % interval -3.9 to +8.9, 2 seeds: no difference shown
     """
-    for column in (factor, value):
-        if column not in frame:
-            raise ValueError(f"the frame lacks the column {column!r}, it has {list(frame.columns)}")
+    if unknown := [column for column in (factor, value) if column not in frame]:
+        raise ValueError(f"the frame lacks the column {unknown[0]!r}, it has {list(frame.columns)}")
     frame = _chosen(frame, evaluation)
     sides = []
     for level in (first, second):
@@ -112,17 +78,16 @@ def paired_difference(
             raise ValueError(f"no run has {factor} = {level!r}; there are {sorted(frame[factor].unique(), key=str)}")
         if len(twice := side.loc[side["seed"].duplicated(), "seed"]):
             settings = side.columns[: side.columns.get_loc("seed")].drop(["run"], errors="ignore")
-            several = ", ".join(name for name in settings if side[name].nunique(dropna=False) > 1)
-            remedy = f"reduce the frame to one level of {several or 'everything else'}"
-            raise ValueError(f"seed {twice.iloc[0]} of {factor} = {level!r} occurs twice: {remedy}")
+            several = ", ".join(name for name in settings if side[name].nunique(dropna=False) > 1) or "everything else"
+            raise ValueError(f"seed {twice.iloc[0]} of {factor} = {level!r} occurs twice: keep one level of {several}")
         sides.append(side.set_index("seed")[value])
-    both = pd.concat(sides, axis=1, keys=["first", "second"]).dropna()
-    if both.empty:
+    both = pd.concat(sides, axis=1, keys=["first", "second"])
+    differences = (both["second"] - both["first"]).dropna()
+    if differences.empty:
         raise ValueError(f"no seed has a finished run of both {first!r} and {second!r}")
-    n_failed = len(set(sides[0].index) | set(sides[1].index)) - len(both)
-    differences = both["second"] - both["first"]
-    names = (str(first), str(second)) if names is None else names
-    return PairedDifference(*names, *mean_interval(differences), differences, n_failed, value)
+    first, second = names or (str(first), str(second))
+    failed = len(both) - len(differences)
+    return PairedDifference(first, second, *mean_interval(differences), differences, failed, value)
 
 
 def summarize(
@@ -130,31 +95,20 @@ def summarize(
 ) -> pd.DataFrame:
     """Mean of a column over the seeds of each group, with the 95 % t interval ``mean +- t_{0.975, m-1} s / sqrt(m)``.
 
+    The columns are `by`, `mean, low, high, seeds` and `n_failed`; the failed runs enter no mean.
+
     Parameters
     ----------
-    frame : DataFrame
-        Table of `run_ablation`.
+    frame, value, evaluation
+        As in `paired_difference`.
     by : sequence of str
         Columns that form the groups: all factors that vary. A seed that occurs twice in a group is an error.
-    value, evaluation : str
-        Column to average, and the evaluation whose rows are used.
-
-    Returns
-    -------
-    DataFrame
-        One row per group, in the order of the table: `by`, `mean, low, high, seeds` and `n_failed`, the number of runs
-        without a value, which enter no mean.
     """
     chosen = _chosen(frame, evaluation)
     if len(twice := chosen[chosen.duplicated([*by, "seed"])]):
         group, seed = twice.iloc[0][list(by)].to_dict(), twice["seed"].iloc[0]
         raise ValueError(f"seed {seed} occurs twice in {group}: add every factor that varies to `by`")
-    return _group_means(chosen, by, value)
-
-
-def _group_means(frame: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFrame:
-    """The table of `summarize`."""
-    groups = frame.groupby(list(by), sort=False, dropna=False)[value]
+    groups = chosen.groupby(list(by), sort=False, dropna=False)[value]
     rows = [(*key, *mean_interval(part), part.notna().sum(), part.isna().sum()) for key, part in groups]
     return pd.DataFrame(rows, columns=[*by, "mean", "low", "high", "seeds", "n_failed"])
 
@@ -165,25 +119,23 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
     x = x[~np.isnan(x)]
     if len(x) < 2:
         return (float(x[0]) if len(x) else np.nan), np.nan, np.nan
-    half = t.ppf(0.5 + LEVEL / 2, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x))
+    half = t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x))
     return float(x.mean()), float(x.mean() - half), float(x.mean() + half)
 
 
 def _chosen(frame: pd.DataFrame, evaluation: str) -> pd.DataFrame:
     """The rows of one evaluation."""
-    chosen = frame[frame["evaluation"] == evaluation]
-    if chosen.empty:
-        found = sorted(frame["evaluation"].unique())
-        raise ValueError(f"the frame has no evaluation {evaluation!r}, it has {found}")
+    if (chosen := frame[frame["evaluation"] == evaluation]).empty:
+        raise ValueError(f"the frame has no evaluation {evaluation!r}, it has {sorted(frame['evaluation'].unique())}")
     return chosen
 
 
 def probe_summary(table: pd.DataFrame) -> pd.DataFrame:
     """Mean and standard deviation (divisor m - 1, NaN for one split) of a `probe_table` over its splits."""
-    grouped = table.groupby("representation", sort=False)["accuracy"]
-    return grouped.agg(mean="mean", std="std", splits="size")
+    return table.groupby("representation", sort=False)["accuracy"].agg(mean="mean", std="std", splits="size")
 
 
 def few_label_summary(table: pd.DataFrame) -> pd.DataFrame:
     """Mean accuracy of a `few_label_curve` and its 95 % t interval over the seeds (NaN for one seed)."""
-    return _group_means(table, ["representation", "per_class"], "accuracy").drop(columns="n_failed")
+    runs = table.assign(evaluation="linear", seed=range(len(table)))  # every row enters the mean
+    return summarize(runs, ["representation", "per_class"]).drop(columns="n_failed")
