@@ -2,8 +2,8 @@
 
 import math
 
-import pandas as pd
 import torch
+from pandas import DataFrame
 from torch import Tensor
 
 from hsic_lab._checks import as_samples, no_autocast
@@ -22,35 +22,28 @@ VERDICTS = (*FAULTS, "redundant", "healthy", "not judged")
 # fmt: off
 CRITERIA = {
     "relative_spread": (
-        ">= {bound}", "complete collapse",
-        "rms distance of the rows from their mean, over that from 0; if it is small, cosines (nearest neighbors, "
-        "uniformity, alignment) see little but the mean"),
+        ">= {bound}", "complete collapse", "rms distance of the rows from their mean, over that from 0; if it is "
+        "small, cosines (nearest neighbors, uniformity, alignment) see little but the mean"),
     "dead_features": ("<= 0.1 d = {bound:.4g}", "dimensional collapse", "features that are constant, of {d}"),
     "feature_variance": ("none", "", "mean variance of the features"),
-    "rankme": (
-        ">= max(0.25 min(n - 1, d), 1.01) = {bound:.4g}", "dimensional collapse",
-        "dimensions in use: entropy rank of the singular values, centered"),
+    "rankme": (">= max(0.25 min(n - 1, d), 1.01) = {bound:.4g}", "dimensional collapse",
+               "dimensions in use: entropy rank of the singular values, centered"),
     "effective_rank": ("none", "", "dimensions that carry the variance: entropy rank of the covariance"),
-    "alpha_req": (
-        "none", "", "decay of the eigenvalues over ranks 11 to {last}: large is steep, 1 is said to be best"),
+    "alpha_req": ("none", "", "decay of the eigenvalues over ranks 11 to {last}: large is steep, 1 is said to be best"),
     "uniformity": ("none", "", "spread over the sphere: 0 in one point, about -4 all over it ({rows} rows)"),
     "redundancy": (
-        "<= sum C_ii^2 + 6 d / (n - 1) = {bound:.4g}", "redundant",
-        "squared norm of C off the diagonal above its noise floor; that of the diagonal if all features have a copy"),
-    "mean_diagonal": (
-        ">= 3 standard deviations of permuted rows = {bound:.3g}", "unrelated views",
-        "mean correlation of a feature with itself in the other view"),
-    "feature_sum_covariance": (
-        ">= -3 standard errors = {bound:.3g}", "branch anti-alignment",
-        "1'C1: do the branches agree in the sum of their features?"),
+        "<= sum C_ii^2 + 6 d / (n - 1) = {bound:.4g}", "redundant", "squared norm of C off the diagonal above its "
+        "noise floor; that of the diagonal if all features have a copy"),
+    "mean_diagonal": (">= 3 standard deviations of permuted rows = {bound:.3g}", "unrelated views",
+                      "mean correlation of a feature with itself in the other view"),
+    "feature_sum_covariance": (">= -3 standard errors = {bound:.3g}", "branch anti-alignment",
+                               "1'C1: do the branches agree in the sum of their features?"),
     "alignment": ("none", "", "squared distance of the views of an image on the sphere, 0 to 4"),
-    "lidar": (
-        "none", "", "effective number of directions in which images differ, measured by how views of one differ: at "
-        "most min(n - 1, d); without meaning for unrelated views"),
+    "lidar": ("none", "", "effective number of directions in which images differ, measured by how views of one differ: "
+              "at most min(n - 1, d); without meaning for unrelated views"),
     "cka_reference": ("none", "", "unbiased linear CKA with the reference: 1 if equal, 0 if unrelated"),
 }
 # fmt: on
-_COLUMNS = ["diagnostic", "value", "verdict", "threshold", "meaning"]
 Row = tuple[str, float, str, str, str]
 
 
@@ -59,10 +52,10 @@ def _judge(
 ) -> Row:
     """The row of one diagnostic; `fault` replaces the verdict of its criterion, `numbers` fill its meaning."""
     threshold, usual_fault, meaning = CRITERIA[name]
-    verdict = "not judged"
-    if threshold != "none" and judged and not math.isnan(value):
-        met = value >= bound if threshold.startswith(">=") else value <= bound
-        verdict = "healthy" if met else fault or usual_fault
+    met = value >= bound if threshold.startswith(">=") else value <= bound
+    verdict = "healthy" if met else fault or usual_fault
+    if threshold == "none" or not judged or math.isnan(value):
+        verdict = "not judged"
     return name + view, float(value), verdict, threshold.format(bound=bound), meaning.format(**numbers)
 
 
@@ -71,12 +64,8 @@ def _not_judged(name: str, value: float, meaning: str) -> Row:
 
 
 def diagnose(
-    z_a: Features,
-    z_b: Features | None = None,
-    *,
-    reference: Features | None = None,
-    factors: pd.DataFrame | None = None,
-) -> pd.DataFrame:
+    z_a: Features, z_b: Features | None = None, *, reference: Features | None = None, factors: DataFrame | None = None
+) -> DataFrame:
     """Compute all diagnostics of a representation and judge them.
 
     The verdict of a row is "healthy", a fault ("complete collapse", "branch anti-alignment", "unrelated views",
@@ -86,22 +75,14 @@ def diagnose(
     Parameters
     ----------
     z_a, z_b : Tensor or ndarray of shape (n, d)
-        Features of one view or of two views of the same images, at least 4 rows.
-    reference : Tensor or ndarray of shape (n, p), optional
-        Other features of the same rows, for CKA.
-    factors : DataFrame with n rows, optional
-        Known factors of variation, one per column.
+        Features of one or two views of the same images: at least 4 rows, with squares in the range of float32.
+    reference, factors : Tensor or ndarray of shape (n, p), and DataFrame with n rows, optional
+        Other features of the same rows, for CKA; and known factors of variation, one per column.
 
     Returns
     -------
     DataFrame
-        One row per diagnostic: `diagnostic, value, verdict, threshold, meaning`. ``frame.attrs["verdict"]`` is the
-        worst verdict of the rows.
-
-    Raises
-    ------
-    ValueError, TypeError
-        For fewer than 4 rows, values that are not finite or leave the range of float32, and inputs that do not match.
+        Columns `diagnostic, value, verdict, threshold, meaning`; ``frame.attrs["verdict"]`` is the worst verdict.
 
     Examples
     --------
@@ -129,7 +110,7 @@ def diagnose(
             _not_judged(f"cka_{factor}", value, f"unbiased CKA with the factor {factor} ({kernel} kernel, {m} rows)")
             for factor, kernel, value, m in measures.factor_dependence(z_a, factors).itertuples(index=False)
         ]
-    frame = pd.DataFrame(rows, columns=_COLUMNS)
+    frame = DataFrame(rows, columns=["diagnostic", "value", "verdict", "threshold", "meaning"])
     frame.attrs["verdict"] = min(frame["verdict"], key=VERDICTS.index)
     return frame
 
@@ -140,16 +121,12 @@ def _view_rows(z: Tensor, view: str) -> list[Row]:
     mean, variance = column_moments(z)
     dead, total = int((variance == 0).sum()), float(variance.sum())
     if 0 < (largest := float(variance.max().sqrt())) < _SMALLEST:
-        raise ValueError(
-            f"the largest standard deviation of z{view or '_a'} is {largest:.3g}, and squares leave float32 below "
-            f"{_SMALLEST:g}: rescale it"
-        )
+        what = f"the largest standard deviation of z{view or '_a'} is {largest:.3g}"
+        raise ValueError(f"{what}, and squares leave float32 below {_SMALLEST:g}: rescale it")
     spread = math.sqrt(total / (total + float(mean.square().sum()))) if total else 0.0
     fault = "" if total else "complete collapse"
     spectrum = covariance_spectrum(z)
-    least_rank = 0.25 * min(n - 1, d)
-    if d > 1:
-        least_rank = max(least_rank, 1.01)  # one direction has rank 1, up to rounding
+    least_rank = max(0.25 * min(n - 1, d), 1.01 if d > 1 else 0)  # one direction has rank 1, up to rounding
     rows = [
         _judge("relative_spread", spread, 0.001, view=view),
         _judge("dead_features", dead, 0.1 * d, view=view, fault=fault, d=d),
@@ -157,8 +134,7 @@ def _view_rows(z: Tensor, view: str) -> list[Row]:
         _judge("rankme", entropy_rank(spectrum.sqrt()), least_rank, view=view, fault=fault),
         _judge("effective_rank", entropy_rank(spectrum), view=view),
     ]
-    last = min(100, int((spectrum > 0).sum()))
-    if last > 11:
+    if (last := min(100, int((spectrum > 0).sum()))) > 11:
         rows.append(_judge("alpha_req", measures.power_law(spectrum, 11, last), view=view, last=last))
     if zero := int((z == 0).all(dim=1).sum()):
         return [*rows, _not_judged(f"uniformity{view}", math.nan, f"not defined: {zero} rows are 0")]
@@ -179,37 +155,30 @@ def _correlation_rows(z_a: Tensor, z_b: Tensor | None) -> list[Row]:
         return rows
     agreement = float((x * y).sum(dtype=torch.float64)) / (n * d)
     # Over permutations of the rows it has mean 0 and, for centered columns, variance |X Y'|^2 / (n^2 d^2 (n - 1)).
-    least = 3 * math.sqrt(_pairing_squared_norm(x, y) / (n - 1)) / (n * d)
+    with no_autocast(x):
+        squares = (x @ y.T).square() if n < d else (x.T @ x) * (y.T @ y)
+    least = 3 * math.sqrt(float(squares.sum(dtype=torch.float64)) / (n - 1)) / (n * d)
     total, deviation = _feature_sums(x, y)
     rows.append(_judge("mean_diagonal", agreement, least, judged=alive and least < 1))
     rows.append(_judge("feature_sum_covariance", total, -3 * deviation, judged=alive))
-    if any(bool((z == 0).all(dim=1).any()) for z in (z_a, z_b)):
-        rows.append(_not_judged("alignment", math.nan, "not defined: rows are 0"))
-    else:
-        rows.append(_judge("alignment", measures.alignment(z_a, z_b)))
-    try:
-        rows.append(_judge("lidar", measures.lidar((z_a, z_b))))
-    except ValueError as error:
-        rows.append(_not_judged("lidar", math.nan, f"not defined: {error}"))
+    for name, views in (("alignment", (z_a, z_b)), ("lidar", ((z_a, z_b),))):
+        try:
+            rows.append(_judge(name, getattr(measures, name)(*views)))
+        except ValueError as error:
+            rows.append(_not_judged(name, math.nan, f"not defined: {error}"))
     return rows
 
 
 def feature_variance(z: Features) -> Tensor:
-    """Variance (divisor n) of every feature, float64 of shape (d,); 0 for one that is constant up to rounding.
-
-    Parameters
-    ----------
-    z : Tensor or ndarray of shape (n, d)
-        Features.
-    """
+    """Variance (divisor n) of features (n, d), float64 of shape (d,); 0 for one that is constant up to rounding."""
     return column_moments(as_samples(z, "z").detach())[1]
 
 
 def redundancy(z_a: Features, z_b: Features | None = None) -> float:
     """Redundancy: ``sum_{i != j} C_ij^2 - d (d - 1) / (n - 1)``, the off-diagonal of C above its noise floor.
 
-    The sum is HSIC with linear kernels without its diagonal. For independent features ``C_ij^2`` has the mean
-    ``1 / (n - 1)``, so the result is 0 on average and often negative. Pairs with a constant feature do not count.
+    The sum is linear HSIC without its diagonal. For independent features ``C_ij^2`` has the mean ``1 / (n - 1)``, so
+    the result is 0 on average and often negative. Pairs with a constant feature do not count.
 
     Parameters
     ----------
@@ -219,14 +188,6 @@ def redundancy(z_a: Features, z_b: Features | None = None) -> float:
     References
     ----------
     Zbontar et al. (2021), "Barlow Twins", arXiv:2103.03230, equation 1; Tsai et al. (2021), arXiv:2104.13712.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from hsic_lab.diagnostics import redundancy
-    >>> z = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
-    >>> round(redundancy(z), 6)  # 0 less the noise floor 2 / 3
-    -0.666667
     """
     return _redundancy(*_standardized(z_a, z_b))[0]
 
@@ -234,34 +195,17 @@ def redundancy(z_a: Features, z_b: Features | None = None) -> float:
 def feature_sum_covariance(z_a: Features, z_b: Features | None = None) -> float:
     """Sum of the entries of C, ``1'C1``: the covariance between the views of the sum of the standardized features.
 
-    It is d for uncorrelated features that agree, and 0 at the optimum of the HSIC_SSL loss with shared weights. It is
-    negative if two branches with weights of their own oppose each other in their feature sums to lower that loss.
-
-    Parameters
-    ----------
-    z_a, z_b : Tensor or ndarray of shape (n, d)
-        Features of the two views; `z_a` alone is taken for both.
-
-    References
-    ----------
-    Tsai et al. (2021), arXiv:2104.13712.
+    It is d for uncorrelated features that agree, and 0 at the optimum of the HSIC_SSL loss (Tsai et al., 2021) with
+    shared weights. It is negative if two branches with weights of their own oppose each other in their feature sums to
+    lower that loss. Parameters are those of `redundancy`.
     """
     return _feature_sums(*_standardized(z_a, z_b))[0]
-
-
-def _pairing_squared_norm(x: Tensor, y: Tensor) -> float:
-    """The squared norm of X Y', through the smaller of n x n and d x d."""
-    n, d = x.shape
-    with no_autocast(x):
-        squared_norm = (x @ y.T).square() if n < d else (x.T @ x) * (y.T @ y)
-    return float(squared_norm.sum(dtype=torch.float64))
 
 
 def _standardized(z_a: Features, z_b: Features | None) -> tuple[Tensor, Tensor]:
     """Both views standardized; the same tensor twice for one view."""
     if z_b is None:
-        x = standardize(as_samples(z_a, "z_a").detach())
-        return x, x
+        return (standardize(as_samples(z_a, "z_a").detach()),) * 2
     x, y = as_views(z_a, z_b)
     return standardize(x), standardize(y)
 

@@ -1,10 +1,4 @@
-"""Ranks of a representation, spread on the sphere, agreement of two views, and dependence on known factors.
-
-All ranks use the eigenvalues lambda_1 >= lambda_2 >= ... of the covariance ``Z'Z / n`` of centered rows. They are
-computed in float64 on the smaller side (d x d or n x n), from blocks of Z, so no copy of Z in float64 is made. A
-singular value is the root of an eigenvalue: values below ``sqrt(max(n, d) 2^-52)`` times the largest one cannot be
-told from rounding and count as 0.
-"""
+"""Ranks of a representation, spread on the sphere, agreement of two views, and dependence on known factors."""
 
 from collections.abc import Iterable, Sequence
 
@@ -22,7 +16,6 @@ from hsic_lab.kernels import Delta, Gaussian, Kernel, Linear
 
 Features = Tensor | np.ndarray
 UNIFORMITY_ROWS = 8192  # 34 million pairs
-FACTOR_ROWS = 2048
 _STRIP, _TILE_ROWS = 512, 1024
 
 
@@ -34,10 +27,8 @@ def rankme(z: Features, center: bool = True) -> float:
 
     Parameters
     ----------
-    z : Tensor or ndarray of shape (n, d)
-        Features.
-    center : bool, default True
-        Subtract the column means; False is for comparison with published values.
+    z, center : Tensor or ndarray of shape (n, d), and bool, default True
+        As in `covariance_spectrum`. ``center=False`` is for comparison with published values.
 
     References
     ----------
@@ -56,45 +47,27 @@ def rankme(z: Features, center: bool = True) -> float:
 def effective_rank(z: Features) -> float:
     """Effective rank of the covariance, from 0 to min(n - 1, d): ``exp`` of the entropy of ``lambda_k / sum lambda``.
 
-    `rankme` uses the roots of the eigenvalues. It gives small directions more weight and is the larger of the two.
-
-    Parameters
-    ----------
-    z : Tensor or ndarray of shape (n, d)
-        Features.
-
-    References
-    ----------
-    Roy & Vetterli (2007), "The effective rank: A measure of effective dimensionality", EUSIPCO.
+    It is due to Roy & Vetterli (2007, EUSIPCO). `rankme` uses the roots of these eigenvalues: it gives small directions
+    more weight and is the larger of the two.
     """
     return entropy_rank(covariance_spectrum(z))
 
 
 def alpha_req(z: Features, first: int = 11, last: int = 100) -> float:
-    """Exponent alpha of the power law ``lambda_k ~ k^-alpha``, fitted over the ranks `first` to `last`.
+    """Exponent alpha of ``lambda_k ~ k^-alpha``, fitted to the `covariance_spectrum` over the ranks `first` to `last`.
 
-    The fit is least squares of log lambda_k on log k with weights 1/k, as in the code of the authors.
-
-    Parameters
-    ----------
-    z : Tensor or ndarray of shape (n, d)
-        Features with at least `last` eigenvalues above 0.
-    first, last : int
-        Ranks of the fit, counted from 1.
-
-    References
-    ----------
-    Agrawal et al. (2022), "alpha-ReQ", NeurIPS.
+    The fit is least squares of log lambda_k on log k with weights 1/k, as in the code of Agrawal et al. ("alpha-ReQ",
+    NeurIPS 2022). Ranks count from 1, and at least `last` eigenvalues of the features (n, d) must be above 0.
     """
     return power_law(covariance_spectrum(z), first, last)
 
 
 def lidar(views: Features | Sequence[Features], delta: float = 1e-4) -> float:
-    """LiDAR: the entropy rank of ``S_w^-1/2 S_b S_w^-1/2``, the directions that tell images apart.
+    """LiDAR (Thilak et al., 2024, arXiv:2312.04000): the number of directions that tell images apart.
 
-    With the mean m_i of the q views of image i, ``S_b = sum_i (m_i - m)(m_i - m)' / (n - 1)`` is the scatter between
-    images and ``S_w = sum_ik (z_ik - m_i)(z_ik - m_i)' / (n (q - 1)) + delta I`` the scatter within them. The result
-    is a number from 0 (equal means) to min(n - 1, d).
+    It is the entropy rank of ``S_w^-1/2 S_b S_w^-1/2``, from 0 to min(n - 1, d). With the mean m_i of the q views of
+    image i, ``S_b = sum_i (m_i - m)(m_i - m)' / (n - 1)`` is the scatter between images and
+    ``S_w = sum_ik (z_ik - m_i)(z_ik - m_i)' / (n (q - 1)) + delta I`` the scatter within them.
 
     Parameters
     ----------
@@ -102,15 +75,20 @@ def lidar(views: Features | Sequence[Features], delta: float = 1e-4) -> float:
         At least two views of every image.
     delta : float, default 1e-4
         Regularization, in squared units of the features: LiDAR depends on their scale.
-
-    References
-    ----------
-    Thilak et al. (2024), "LiDAR", arXiv:2312.04000.
     """
-    stacked = _stack_views(views)
+    if isinstance(views, Tensor | np.ndarray):
+        if views.ndim != 3:
+            raise ValueError(f"views must have shape (n, q, d), got {tuple(views.shape)}")
+        views = views.swapaxes(0, 1)
+    parts = [as_samples(z, f"views[{i}]").detach() for i, z in enumerate(views)]
+    if len({part.shape for part in parts}) > 1:
+        raise ValueError(f"all views must have the same shape, got {[tuple(part.shape) for part in parts]}")
+    n, q = len(parts[0]) if parts else 0, len(parts)
+    if n < 2 or q < 2:
+        raise ValueError(f"needs at least 2 images and 2 views of each, got {n} and {q}")
     if not delta > 0:
         raise ValueError(f"delta must be positive, got {delta}")
-    n, q, d = stacked.shape
+    stacked, d = torch.stack(parts, dim=1), parts[0].shape[1]
     # The q - 1 contrasts between the views of an image span the differences of the views from their mean.
     contrasts = torch.as_tensor(helmert(q), device=stacked.device)
     blocks = stacked.split(max(1, _BLOCK_ELEMENTS // (q * d)))
@@ -118,10 +96,8 @@ def lidar(views: Features | Sequence[Features], delta: float = 1e-4) -> float:
     within = within / (n * (q - 1)) + delta * torch.eye(d, dtype=torch.float64, device=stacked.device)
     lower, failed = torch.linalg.cholesky_ex(within)
     if failed:
-        raise ValueError(
-            f"views of one image differ by up to {float(within.diagonal().max()):.3g} (variance), in fewer directions "
-            f"than there are features, and beside this delta = {delta:g} is rounding: rescale them or raise delta"
-        )
+        spread = f"up to {float(within.diagonal().max()):.3g} (variance), in fewer directions than there are features"
+        raise ValueError(f"views of an image differ by {spread}: delta = {delta:g} is rounding, rescale or raise delta")
     mean = sum(block.sum(dim=(0, 1), dtype=torch.float64) for block in blocks) / (n * q)
     centered = (block.double().mean(dim=1) - mean for block in blocks)
     if n < d:
@@ -134,7 +110,10 @@ def lidar(views: Features | Sequence[Features], delta: float = 1e-4) -> float:
 
 
 def covariance_spectrum(z: Features, center: bool = True) -> Tensor:
-    """Eigenvalues of the covariance ``Z'Z / n`` in descending order, float64 of shape (min(n, d),).
+    """Eigenvalues lambda_1 >= lambda_2 >= ... of the covariance ``Z'Z / n``, float64 of shape (min(n, d),).
+
+    They are computed in float64 on the smaller side (d x d or n x n), from blocks of Z, without a copy of Z in float64.
+    Values below ``max(n, d) 2^-52`` times the largest one cannot be told from rounding and count as 0.
 
     Parameters
     ----------
@@ -146,8 +125,7 @@ def covariance_spectrum(z: Features, center: bool = True) -> Tensor:
     z = as_samples(z, "z").detach()
     mean, variance = column_moments(z)
     n, d = z.shape
-    origin = mean if center else torch.zeros_like(mean)
-    alive = (variance > 0) if center else torch.ones_like(variance, dtype=torch.bool)
+    origin, alive = (mean, variance > 0) if center else (torch.zeros_like(mean), torch.ones_like(mean))
     if d <= n:
         parts = ((block - origin) * alive for block in row_blocks(z))
     else:
@@ -159,10 +137,7 @@ def covariance_spectrum(z: Features, center: bool = True) -> Tensor:
 def entropy_rank(weights: Tensor) -> float:
     """``exp`` of the entropy of weights (k,) >= 0 over their sum; 0 if all of them are 0."""
     weights = weights[weights > 0]
-    if not len(weights):
-        return 0.0
-    p = weights / weights.sum()
-    return float(torch.exp(-(p * p.log()).sum()))
+    return float(torch.special.entr(weights / weights.sum()).sum().exp()) if len(weights) else 0.0
 
 
 def power_law(eigenvalues: Tensor, first: int, last: int) -> float:
@@ -177,22 +152,6 @@ def power_law(eigenvalues: Tensor, first: int, last: int) -> float:
     weights = 1 / ranks / (1 / ranks).sum()
     x, y = x - weights @ x, y - weights @ y
     return -float((weights * x) @ y / ((weights * x) @ x))
-
-
-def _stack_views(views: Features | Sequence[Features]) -> Tensor:
-    """The views of `lidar` as one tensor (n, q, d)."""
-    if isinstance(views, Tensor | np.ndarray):
-        if views.ndim != 3:
-            raise ValueError(f"views must have shape (n, q, d), got {tuple(views.shape)}")
-        views = views.swapaxes(0, 1)
-    parts = [as_samples(z, f"views[{i}]").detach() for i, z in enumerate(views)]
-    shapes = [tuple(part.shape) for part in parts]
-    if len(set(shapes)) > 1:
-        raise ValueError(f"all views must have the same shape, got {shapes}")
-    n, q = len(parts[0]) if parts else 0, len(parts)
-    if n < 2 or q < 2:
-        raise ValueError(f"needs at least 2 images and 2 views of each, got {n} and {q}")
-    return torch.stack(parts, dim=1)
 
 
 def _gram(parts: Iterable[Tensor], size: int, device: torch.device) -> Tensor:
@@ -223,20 +182,10 @@ def as_views(z_a: Features, z_b: Features) -> tuple[Tensor, Tensor]:
 
 
 def alignment(z_a: Features, z_b: Features, power: float = 2) -> float:
-    """Alignment: the mean of ``|u_i - v_i|^power`` over pairs of normalized rows, 0 if the views agree.
+    """Alignment: the mean of ``|u_i - v_i|^power`` over pairs of normalized rows of two views (n, d); no row may be 0.
 
-    With power 2 it is twice one minus the mean cosine similarity, at most 4.
-
-    Parameters
-    ----------
-    z_a, z_b : Tensor or ndarray of shape (n, d)
-        Two views; no row may be 0.
-    power : float, default 2
-        Exponent.
-
-    References
-    ----------
-    Wang & Isola (2020), arXiv:2005.10242, equation 7.
+    It is 0 if the views agree. With power 2 it is twice one minus the mean cosine similarity, at most 4. It is equation
+    7 of Wang & Isola (2020), arXiv:2005.10242.
     """
     z_a, z_b = as_views(z_a, z_b)
     if not power > 0:
@@ -249,20 +198,14 @@ def uniformity(z: Features, t: float = 2, max_rows: int = UNIFORMITY_ROWS, seed:
     """Uniformity: ``log mean exp(-t |u_i - u_j|^2)`` over pairs of different normalized rows.
 
     It is 0 if all rows have one direction, about -2 t if they spread over a sphere of many dimensions. It takes
-    O(max_rows^2 d) time, and memory does not grow with the number of pairs.
+    O(max_rows^2 d) time, in little memory. It is equation 9 of Wang & Isola (2020), arXiv:2005.10242.
 
     Parameters
     ----------
-    z : Tensor or ndarray of shape (n, d)
-        Features; no row may be 0.
-    t : float, default 2
-        Inverse temperature.
+    z, t : Tensor or ndarray of shape (n, d), and float, default 2
+        Features, of which no row may be 0; and inverse temperature.
     max_rows, seed : int
         Of more rows than this, a random subset of this size is used, drawn with the seed.
-
-    References
-    ----------
-    Wang & Isola (2020), arXiv:2005.10242, equation 9.
     """
     z = as_samples(z, "z").detach()
     if not t > 0:
@@ -294,38 +237,29 @@ def drawn_rows(z: Tensor, max_rows: int, seed: int) -> Tensor:
 
 
 def factor_dependence(
-    features: Features, factors: pd.DataFrame, kernel: Kernel | None = None, max_rows: int = FACTOR_ROWS, seed: int = 0
+    features: Features, factors: pd.DataFrame, kernel: Kernel | None = None, max_rows: int = 2048, seed: int = 0
 ) -> pd.DataFrame:
     """Dependence of features on known factors of variation: unbiased CKA with each of them, near 0 for none.
 
-    It takes O(n^2 d) time and O(n^2) memory.
+    CKA is 0 for constant features, and for a factor with all values equal or all different labels. It takes O(n^2 d)
+    time and O(n^2) memory. The columns of the table are `factor, kernel, cka, n`.
 
     Parameters
     ----------
     features : Tensor or ndarray of shape (n, d)
         Features.
     factors : DataFrame with n rows
-        One factor per column. Integers, booleans, strings and categories are labels and take the kernel `Delta`; real
-        numbers take `Gaussian()`.
-    kernel : Kernel or None
-        Kernel of the features, None for linear.
-    max_rows, seed : int
-        Of more rows than this, a random subset of this size is used, drawn with the seed.
-
-    Returns
-    -------
-    DataFrame
-        One row per factor: `factor, kernel, cka, n`. CKA is 0 for constant features, and for a factor with all values
-        equal or all different labels.
+        Factors by column. Integers, booleans, strings and categories take the kernel `Delta`, real numbers `Gaussian`.
+    kernel, max_rows, seed : Kernel or None, int, int
+        Kernel of the features, None for linear; and a random subset of the rows as in `uniformity`.
 
     Examples
     --------
     >>> import pandas as pd, torch
     >>> from hsic_lab.diagnostics import factor_dependence
-    >>> digit = torch.arange(40) % 2
-    >>> table = factor_dependence(torch.nn.functional.one_hot(digit).float(), pd.DataFrame({"digit": digit}))
-    >>> round(float(table["cka"][0]), 6)
-    1.0
+    >>> print(factor_dependence(torch.eye(2).repeat(20, 1), pd.DataFrame({"digit": [3, 7] * 20})).round(6))
+      factor kernel  cka   n
+    0  digit  Delta  1.0  40
     """
     features = as_samples(features, "features").detach()
     if not isinstance(factors, pd.DataFrame) or not len(factors.columns):
