@@ -10,19 +10,15 @@ from scipy.stats import t
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """Result of `paired_difference`; ``str()`` is a sentence with the verdict.
-
-    It holds the names of the two levels, the mean of the differences `second` minus `first`, its 95 % t interval (NaN
-    for one seed), the difference of every seed, and the number of seeds that are left out because a run failed.
-    """
+    """Result of `paired_difference`; ``str()`` is a sentence. The interval `low`, `high` is NaN for one seed."""
 
     first: str
     second: str
     mean: float
     low: float
     high: float
-    differences: pd.Series
-    n_failed: int = 0
+    differences: pd.Series  # second minus first, by seed
+    n_failed: int = 0  # seeds that are left out because a run failed
     value: str = "accuracy"
 
     def __str__(self) -> str:
@@ -35,10 +31,8 @@ class PairedDifference:
     @property
     def verdict(self) -> str:
         """The level that is ahead, if the interval excludes 0."""
-        if np.isnan(self.low):
-            return "one seed shows no difference"
-        if self.low <= 0 <= self.high:
-            return "no difference shown"
+        if np.isnan(self.low) or self.low <= 0 <= self.high:
+            return "one seed shows no difference" if np.isnan(self.low) else "no difference shown"
         return f"{self.second if self.low > 0 else self.first} {'is ahead' if self.value == 'accuracy' else 'has more'}"
 
 
@@ -64,8 +58,8 @@ def paired_difference(
     --------
     >>> import pandas as pd
     >>> from hsic_lab.ablation import paired_difference
-    >>> frame = pd.DataFrame({"loss": ["a", "a", "b", "b"], "seed": [0, 1, 0, 1], "evaluation": "linear"})
-    >>> print(paired_difference(frame.assign(accuracy=[0.5, 0.6, 0.52, 0.63]), "loss", "a", "b"))
+    >>> frame = pd.DataFrame({"loss": [*"aabb"], "seed": [0, 1, 0, 1], "accuracy": [0.5, 0.6, 0.52, 0.63]})
+    >>> print(paired_difference(frame.assign(evaluation="linear"), "loss", "a", "b"))
     b minus a: +2.5 points, 95 % interval -3.9 to +8.9, 2 seeds: no difference shown
     """
     if unknown := [column for column in (factor, value) if column not in frame]:
@@ -115,8 +109,7 @@ def summarize(
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
     """Mean and 95 % t interval of the values that are not missing; the interval of one value is NaN."""
-    x = np.asarray(values, dtype=np.float64)
-    x = x[~np.isnan(x)]
+    x = pd.Series(values, dtype=np.float64).dropna().to_numpy()
     if len(x) < 2:
         return (float(x[0]) if len(x) else np.nan), np.nan, np.nan
     half = t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x))

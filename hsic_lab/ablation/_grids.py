@@ -6,7 +6,7 @@ import json
 import math
 import os
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -51,16 +51,11 @@ class Grid:
 
     Parameters
     ----------
-    name : str
-        Name of the table.
-    question : str
-        The question that the table answers, in one line.
-    base : mapping
-        Settings of all runs.
-    cross : mapping of str to sequence
-        Values of each factor; all their combinations are run.
-    include : sequence of mapping
-        Further combinations of settings, each crossed with `cross`.
+    name, question : str
+        Name of the table, and the question that it answers, in one line.
+    base, cross, include : mapping, mapping of str to sequence, sequence of mapping
+        Settings of all runs; values of each factor, of which all combinations are run; and further combinations of
+        settings, each crossed with `cross`.
     seeds : int or sequence of int
         How many seeds (0, 1, ...) or which ones.
     data : mapping
@@ -110,12 +105,10 @@ class Grid:
         for name in self.evaluate:
             check_choice(name, EVALUATIONS, "an entry of evaluate")
         if not self.seed_list or min(self.seed_list) < 0 or len(set(self.seed_list)) < len(self.seed_list):
-            accepted = "a number of at least 1, or distinct numbers of at least 0"
-            raise ValueError(f"seeds must be {accepted}, got {self.seeds!r}")
+            raise ValueError(f"seeds must be a number from 1 on, or distinct numbers from 0 on, got {self.seeds!r}")
 
     @property
     def seed_list(self) -> Sequence[int]:
-        """The seeds."""
         return range(self.seeds) if isinstance(self.seeds, int) else self.seeds
 
     @property
@@ -125,71 +118,45 @@ class Grid:
 
     def plan(self) -> list[Planned]:
         """All trainings, seed by seed, so that an unfinished ablation has complete replications first."""
-        planned = []
-        for seed, combination in itertools.product(self.seed_list, self._combinations()):
-            config = make_config({**self.base, **combination, "seed": seed})
-            planned.append(Planned(config, combination, dict(self.data)))
-        keys = [one.key for one in planned]
-        if len(set(keys)) < len(keys):
-            twice = next(one for one in planned if keys.count(one.key) > 1)
-            raise ValueError(f"two combinations of the grid {self.name!r} are the same training: {twice.factors}")
-        return planned
-
-    def _combinations(self) -> Iterator[dict[str, Any]]:
-        for included in self.include or ({},):
-            for values in itertools.product(*self.cross.values()):
-                yield {**dict(zip(self.cross, values, strict=True)), **included}
+        planned: dict[str, Planned] = {}
+        combinations = itertools.product(self.seed_list, self.include or [{}], itertools.product(*self.cross.values()))
+        for seed, added, values in combinations:
+            factors = dict(zip(self.cross, values, strict=True)) | dict(added)
+            one = Planned(make_config({**self.base, **factors, "seed": seed}), factors, dict(self.data))
+            if planned.setdefault(one.key, one) is not one:
+                raise ValueError(f"two combinations of the grid {self.name!r} are the same training: {factors}")
+        return list(planned.values())
 
 
 def read_grid(source: str | os.PathLike | Mapping[str, Any]) -> Grid:
-    """Read a grid from a TOML file or a mapping; raise ValueError for what a grid does not accept.
-
-    Parameters
-    ----------
-    source : path or mapping
-        The fields of `Grid`. A file without a name is named by its stem.
-    """
+    """Read a `Grid` from a mapping or a TOML file of its fields; a file without a name is named by its stem."""
     if isinstance(source, Mapping):
-        return _grid(source)
+        for name in source:
+            check_choice(name, tuple(f.name for f in fields(Grid)), "a key of the grid")
+        if "name" not in source:
+            raise ValueError("a grid must have a name")
+        return Grid(**source)
     path = Path(source)
     try:
-        return _grid({"name": path.stem} | tomllib.loads(path.read_text(encoding="utf-8")))
+        return read_grid({"name": path.stem} | tomllib.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _grid(settings: Mapping[str, Any]) -> Grid:
-    for name in settings:
-        check_choice(name, tuple(f.name for f in fields(Grid)), "a key of the grid")
-    if "name" not in settings:
-        raise ValueError("a grid must have a name")
-    return Grid(**settings)
-
-
 def make_config(settings: Mapping[str, Any]) -> TrainConfig:
-    """Make the config that fields and shorthands describe; raise ValueError for settings that contradict each other.
-
-    Parameters
-    ----------
-    settings : mapping
-        Settings, as in `Grid`.
-    """
-    values: dict[str, Any] = {
-        name: tuple(v) if isinstance(v, list) else v for name, v in settings.items() if name in FIELDS
-    }
+    """Make the config that settings, as in `Grid`, describe; raise ValueError if they contradict each other."""
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items() if k in FIELDS}
     options = {_LOSS_OPTIONS[name]: settings[name] for name in settings if name in _LOSS_OPTIONS}
     if options:
         values["loss_options"] = values.get("loss_options", {}) | options
     if "lambda_times_d" in settings:
         if "lambda_param" in settings:
             raise ValueError("lambda_param and lambda_times_d say the same thing: give one of them")
-        width = values.get("projector", TrainConfig.projector)[-1]
-        values["lambda_param"] = settings["lambda_times_d"] / width
+        values["lambda_param"] = settings["lambda_times_d"] / values.get("projector", TrainConfig.projector)[-1]
     if "learning_rate_rule" in settings:
         rule = check_choice(settings["learning_rate_rule"], tuple(RULES), "learning_rate_rule")
-        batch = values.get("batch_size", TrainConfig.batch_size)
-        rate = values.get("learning_rate", TrainConfig.learning_rate)
-        values["learning_rate"] = rate * math.pow(batch / 256, RULES[rule])
+        usual = asdict(TrainConfig()) | values
+        values["learning_rate"] = usual["learning_rate"] * math.pow(usual["batch_size"] / 256, RULES[rule])
     try:
         return TrainConfig(**values)
     except ValueError as error:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import lru_cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,11 @@ from hsic_lab.evaluation._features import knn_protocol
 from hsic_lab.training import Run, TrainConfig, train_or_load
 from hsic_lab.training._config import processor
 
-RESULT, RUN, LOCK = "result.json", "run", "lock"
+RESULT, LOCK = "result.json", "lock"
 LINEAR_PROTOCOL = "logistic regression on frozen features, penalty chosen on a part of the training split"
 _VERSION = 2  # of the content of a stored result; results of another version are evaluated again
 Rows = list[dict[str, Any]]
+Names = tuple[str, ...]
 
 
 def run_ablation(
@@ -45,7 +47,7 @@ def run_ablation(
     progress: bool = True,
     retry_failed: bool = False,
 ) -> pd.DataFrame:
-    """Train and evaluate every run of a grid.
+    """Train and evaluate every run of a grid; a grid that is not accepted raises ValueError before anything is trained.
 
     Every run is kept in ``folder/KEY``, where KEY is a hash of its settings and data. A second call does only what is
     missing, an interrupted training continues from its last checkpoint, grids share the runs they have in common, and
@@ -53,10 +55,8 @@ def run_ablation(
 
     Parameters
     ----------
-    grid : Grid, mapping or path
-        The grid, or what `read_grid` reads.
-    folder : path
-        Where the runs are kept.
+    grid, folder : Grid, mapping or path, and path
+        The grid, or what `read_grid` reads; and the folder of the runs.
     seeds : int or sequence of int, optional
         Seeds in place of those of the grid.
     data : ImageData, optional
@@ -65,10 +65,8 @@ def run_ablation(
     n_jobs : int, optional
         Number of processes, as in joblib. Under ``joblib.parallel_config("dask")`` or ``("ray")`` the runs go to that
         cluster; its workers need access to `folder` and one thread each, because training seeds the global generator.
-    progress : bool, default True
-        Show a progress bar.
-    retry_failed : bool, default False
-        Try failed runs again.
+    progress, retry_failed : bool
+        Show a progress bar; try failed runs again.
 
     Returns
     -------
@@ -78,11 +76,6 @@ def run_ablation(
         "failed: reason" with missing values); of C on held-out pairs the means `diagonal` and `off_diagonal`, and
         `energy`, the squared norm of the off-diagonal; `steps`; `seconds` of training; `hardware, threads, torch,
         hsic_lab, precision`; `rankme` of the test features; `split, n_train, n_test`.
-
-    Raises
-    ------
-    ValueError
-        For a grid that is not accepted, before anything is trained.
     """
     grid = grid if isinstance(grid, Grid) else read_grid(grid)
     grid = grid if seeds is None else replace(grid, seeds=seeds)
@@ -93,8 +86,8 @@ def run_ablation(
     missing = [one for one in plan if results[one.key] is None]
     tasks = [delayed(_run_one)(one, folder / one.key, data, *options) for one in missing]
     made = zip(missing, Parallel(n_jobs=n_jobs, return_as="generator")(tasks), strict=True)
-    done = len(plan) - len(missing)
-    for one, rows in tqdm(made, grid.name, len(plan), initial=done, unit="run", disable=not progress):
+    bar = tqdm(made, grid.name, len(plan), initial=len(plan) - len(missing), unit="run", disable=not progress)
+    for one, rows in bar:
         results[one.key] = rows
     for one in missing:  # last, because other processes are working on these
         if results[one.key] is None:
@@ -130,12 +123,7 @@ def content_digest(data: ImageData | str) -> str:
 
 
 def _run_one(
-    planned: Planned,
-    folder: Path,
-    data: ImageData | None,
-    evaluations: tuple[str, ...],
-    retry_failed: bool,
-    wait: bool = False,
+    planned: Planned, folder: Path, data: ImageData | None, evaluations: Names, retry_failed: bool, wait: bool = False
 ) -> Rows | None:
     """Read or make the rows of one training; None if another process works on it, unless `wait` is set."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -144,7 +132,7 @@ def _run_one(
         with FileLock(folder / LOCK, timeout=-1 if wait else 0):
             rows = _stored_rows(planned, folder, evaluations, retry_failed)
             if rows is None:
-                rows = _train_and_evaluate(planned, folder / RUN, data, evaluations)
+                rows = _train_and_evaluate(planned, folder / "run", data, evaluations)
                 content = _identity(planned, evaluations) | {"config": asdict(planned.config), "rows": rows}
                 replace_file(folder / RESULT, lambda path: path.write_text(json.dumps(content, indent=1)))
             return rows
@@ -152,15 +140,14 @@ def _run_one(
         return None
 
 
-def _identity(planned: Planned, evaluations: tuple[str, ...]) -> dict[str, Any]:
+def _identity(planned: Planned, evaluations: Names) -> dict[str, Any]:
     """What a stored result must contain, beside an equal config, to answer the request."""
     return {"version": _VERSION, "data": planned.data, "evaluations": list(evaluations)}
 
 
-def _stored_rows(planned: Planned, folder: Path, evaluations: tuple[str, ...], retry_failed: bool) -> Rows | None:
+def _stored_rows(planned: Planned, folder: Path, evaluations: Names, retry_failed: bool) -> Rows | None:
     """The rows of a stored result, None if there is none that answers the request."""
-    path = folder / RESULT
-    if not path.exists():
+    if not (path := folder / RESULT).exists():
         return None
     try:
         content = json.loads(path.read_text())
@@ -173,7 +160,7 @@ def _stored_rows(planned: Planned, folder: Path, evaluations: tuple[str, ...], r
     return None if content != _identity(planned, evaluations) or (retry_failed and failed) else rows
 
 
-def _train_and_evaluate(planned: Planned, folder: Path, data: ImageData | None, evaluations: tuple[str, ...]) -> Rows:
+def _train_and_evaluate(planned: Planned, folder: Path, data: ImageData | None, evaluations: Names) -> Rows:
     """The rows of one training; a failure is recorded in them."""
     versions = {"torch": torch.__version__, "hsic_lab": __version__}
     made_with = {"hardware": processor(), "threads": torch.get_num_threads()} | versions
@@ -196,23 +183,20 @@ def _train_and_evaluate(planned: Planned, folder: Path, data: ImageData | None, 
 @lru_cache(maxsize=2)  # a process that makes many runs reads its images once
 def _load(dataset: str, sizes: tuple[tuple[str, Any], ...], folder: Path) -> ImageData:
     """The images of a run; `sizes` are the items of `Planned.data`."""
-    if dataset == "digit_scenes":
-        return load(dataset, **dict(sizes))
-    return cut(load(dataset, folder), dict(sizes))
+    return load(dataset, **dict(sizes)) if dataset == "digit_scenes" else cut(load(dataset, folder), dict(sizes))
 
 
 def cut(data: ImageData, sizes: Mapping[str, Any]) -> ImageData:
     """Reduce each split to the `n_train` and `n_test` images that `Grid` describes."""
-    parts = {"train": data.train, "test": data.test}
+    parts: dict[str, Any] = {"train": data.train, "test": data.test}
     for split, images in parts.items():
-        n = sizes.get(f"n_{split}", len(images))
-        if n > len(images):
+        if (n := sizes.get(f"n_{split}", len(images))) > len(images):
             raise ValueError(f"n_{split} must be at most the {len(images)} images of {data.name}, got {n}")
         parts[split] = images.sample(n) if n < len(images) else images
-    return replace(data, train=parts["train"], test=parts["test"])
+    return replace(data, **parts)
 
 
-def _evaluate(run: Run, data: ImageData, evaluations: tuple[str, ...]) -> Rows:
+def _evaluate(run: Run, data: ImageData, evaluations: Names) -> Rows:
     """One row per evaluation of a finished run on the test split."""
     train_x, test_x = (extract_features(run.encoder, split.images) for split in (data.train, data.test))
     splits = train_x, data.train.labels, test_x, data.test.labels
@@ -232,65 +216,41 @@ def _evaluate(run: Run, data: ImageData, evaluations: tuple[str, ...]) -> Rows:
     }
     rows = []
     for name in evaluations:
-        linear = name == "linear"
-        accuracy = linear_probe(*splits).accuracy if linear else knn_accuracy(*splits)
-        protocol = LINEAR_PROTOCOL if linear else knn_protocol(len(train_x))
+        accuracy = linear_probe(*splits).accuracy if name == "linear" else knn_accuracy(*splits)
+        protocol = LINEAR_PROTOCOL if name == "linear" else knn_protocol(len(train_x))
         rows.append({"evaluation": name, "accuracy": accuracy, "protocol": protocol} | shared)
     return rows
 
 
 def _settings(one: Planned, grid: str) -> dict[str, Any]:
     """The columns of a run's settings."""
-    settings = {name: _cell(value) for name, value in one.factors.items()}
-    shown = ("dataset", "loss", "batch_size", "epochs", "seed")
-    settings |= {name: getattr(one.config, name) for name in shown if name not in settings}
-    settings["learning_rate"] = one.config.learning_rate  # the one that was used, also if a rule made it
-    return {"grid": grid, "run": one.key} | settings | {"d": one.config.projector[-1]}
-
-
-def _cell(value: Any) -> Any:
-    """The value of a factor in a table."""
-    if isinstance(value, list | tuple):
-        return "-".join(map(str, value)) or "none"
-    return json.dumps(value) if isinstance(value, dict) else value
+    settings = {"grid": grid, "run": one.key} | one.factors
+    for name in ("dataset", "loss", "batch_size", "epochs", "seed"):
+        settings.setdefault(name, getattr(one.config, name))
+    settings |= {"learning_rate": one.config.learning_rate, "d": one.config.projector[-1]}  # the rate after any rule
+    for name, value in settings.items():
+        if isinstance(value, list | tuple):
+            settings[name] = "-".join(map(str, value)) or "none"
+        elif isinstance(value, dict):
+            settings[name] = json.dumps(value)
+    return settings
 
 
 def write_table(frame: pd.DataFrame, grid: Grid, path: Path, command: str) -> None:
-    """Write a table of `run_ablation` as CSV, below lines with "#" that hold the grid and the command.
-
-    Parameters
-    ----------
-    frame, grid, path
-        Table, the grid that made it, and the file.
-    command : str
-        The command that made the table.
-    """
-    head: dict[str, Any] = {"question": grid.question}
-    head |= {"base": dict(grid.base), "cross": dict(grid.cross), "include": list(grid.include), "data": dict(grid.data)}
-    head["command"] = command
-    lines = [f"# {name}: {value if isinstance(value, str) else json.dumps(value)}" for name, value in head.items()]
+    """Write a table of `run_ablation` as CSV, below lines with "#" that hold the grid and the command that made it."""
+    parts = {"base": dict(grid.base), "cross": dict(grid.cross), "include": list(grid.include), "data": dict(grid.data)}
+    lines = [f"# {name}: {json.dumps(value)}" for name, value in parts.items()]
+    text = "\n".join([f"# question: {grid.question}", *lines, f"# command: {command}", frame.to_csv(index=False)])
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = "\n".join(lines) + "\n" + frame.to_csv(index=False)
     replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def read_table(path: str | os.PathLike) -> pd.DataFrame:
-    """Read a table that `write_table` wrote; raise ValueError for another file.
-
-    Returns
-    -------
-    DataFrame
-        The table; ``attrs`` holds the lines above it: question, base, data, command.
-    """
-    head: dict[str, str] = {}
+    """Read a table that `write_table` wrote; ``attrs`` holds the lines above it: question, base, data, command."""
     with open(path, encoding="utf-8") as file:
-        for line in file:
-            if not line.startswith("# "):
-                break
-            name, _, value = line[2:].rstrip("\n").partition(": ")
-            head[name] = value
-        file.seek(0)
-        frame = pd.read_csv(file, skiprows=len(head))
+        lines = takewhile(lambda line: line.startswith("# "), file)
+        head = dict(line[2:].rstrip("\n").partition(": ")[::2] for line in lines)
+    frame = pd.read_csv(path, skiprows=len(head))
     if not {"question", "command"} <= head.keys() or "evaluation" not in frame:
         raise ValueError(f"{path} is no table of an ablation: it begins with {list(head) or list(frame.columns)[:3]}")
     frame.attrs.update(head)

@@ -213,8 +213,7 @@ def uniformity(z: Features, t: float = 2, max_rows: int = UNIFORMITY_ROWS, seed:
     if min(len(z), max_rows) < 2:
         raise ValueError(f"needs at least 2 rows, got shape {tuple(z.shape)} and max_rows {max_rows}")
     u = unit_rows("z", drawn_rows(z, max_rows, seed))
-    tiles = u.split(_TILE_ROWS)
-    sums = []
+    tiles, sums = u.split(_TILE_ROWS), []
     with no_autocast(u):
         for i, left in enumerate(tiles):
             for j, right in enumerate(tiles[i:], start=i):
@@ -246,9 +245,7 @@ def factor_dependence(
 
     Parameters
     ----------
-    features : Tensor or ndarray of shape (n, d)
-        Features.
-    factors : DataFrame with n rows
+    features, factors : Tensor or ndarray of shape (n, d), and DataFrame with n rows
         Factors by column. Integers, booleans, strings and categories take the kernel `Delta`, real numbers `Gaussian`.
     kernel, max_rows, seed : Kernel or None, int, int
         Kernel of the features, None for linear; and a random subset of the rows as in `uniformity`.
@@ -267,8 +264,7 @@ def factor_dependence(
     if len(factors) != len(features):
         raise ValueError(f"features and factors must have the same number of rows, got {len(features)}, {len(factors)}")
     features = drawn_rows(features, max_rows, seed)
-    n = len(features)
-    if n < 4:
+    if (n := len(features)) < 4:
         raise ValueError(f"needs at least 4 rows, got {n}")
     gram_x = _unit_gram(kernel or Linear(), features)
     rows = []
