@@ -1,4 +1,4 @@
-"""Intervals and paired differences: SciPy as oracle, coverage by simulation, and what must not be said."""
+"""Intervals and paired differences against SciPy, their coverage by simulation, and what is refused."""
 
 import numpy as np
 import pandas as pd
@@ -30,7 +30,7 @@ def test_paired_interval_is_that_of_the_paired_t_test_and_covers():
     generator = np.random.default_rng(0)
     covered = 0
     for _ in range(400):
-        shared = generator.normal(0.7, 0.2, 5)  # what a seed does to both sides: pairing must take it out
+        shared = generator.normal(0.7, 0.2, 5)  # shared by both sides, removed by pairing
         first, second = shared + generator.normal(0, 0.01, 5), shared + 0.02 + generator.normal(0, 0.01, 5)
         found = paired_difference(table(first, second), "loss", "a", "b")
         covered += found.low <= 0.02 <= found.high
@@ -50,7 +50,7 @@ def test_paired_interval_is_that_of_the_paired_t_test_and_covers():
         ([np.nan, 0.61, 0.7], "2 seeds (1 more lost to failed runs)"),
     ],
 )
-def test_verdict(second, words):
+def test_verdict_of_the_interval(second, words):
     assert words in str(paired_difference(table([0.5, 0.6, 0.7], second), "loss", "a", "b"))
 
 
@@ -62,11 +62,11 @@ def test_order_of_rows_is_irrelevant_and_names_are_used():
     assert str(one) == str(other) and str(one).startswith("HSIC_SSL minus Barlow Twins: +20.0 points")
 
 
-def test_refusals():
+def test_ambiguous_frames_are_refused():
     frame = table([0.1, 0.2], [0.3, 0.4])
     with pytest.raises(ValueError, match=r"no run has loss = 'c'; there are \['a', 'b'\]"):
         paired_difference(frame, "loss", "a", "c")
-    with pytest.raises(ValueError, match=r"seed 0 of loss = 'a' stands twice: .* one level of size$"):
+    with pytest.raises(ValueError, match=r"seed 0 of loss = 'a' occurs twice: .* one level of size$"):
         sizes = (frame.assign(size=size)[["size", *frame.columns]] for size in (8, 64))
         paired_difference(pd.concat(sizes), "loss", "a", "b")
     with pytest.raises(ValueError, match="lacks the column 'los'"):
@@ -83,17 +83,17 @@ def test_summary_keeps_the_tables_order_and_counts_seeds():
     assert summary[["size", "loss"]].to_numpy().tolist() == [[64, "a"], [64, "b"], [8, "a"], [8, "b"]]
     np.testing.assert_allclose(summary["mean"], [0.4, 0.1, 0.2, 0.4])
     assert summary["seeds"].tolist() == [2, 1, 1, 1]
-    assert summary["lost"].tolist() == [0, 0, 1, 0]
+    assert summary["n_failed"].tolist() == [0, 0, 1, 0]
     np.testing.assert_allclose(summary["low"][0], 0.4 - stats.t.ppf(0.975, 1) * 0.1)
 
 
-def test_other_factors_are_no_repetitions():
+def test_levels_of_another_factor_are_not_averaged():
     frame = pd.concat([table([0.3, 0.5], [0.1, 0.2], size=64), table([0.2, 0.1], [0.4, 0.3], size=8)])
-    with pytest.raises(ValueError, match=r"seed 0 stands twice in {'loss': 'a'}"):
+    with pytest.raises(ValueError, match=r"seed 0 occurs twice in {'loss': 'a'}"):
         summarize(frame, ["loss"])
 
 
-def test_points_are_of_accuracy_alone():
+def test_only_accuracy_is_given_in_points():
     frame = table([50.0, 60.0], [55.5, 65.0]).rename(columns={"accuracy": "rankme"})
     found = str(paired_difference(frame, "loss", "a", "b", value="rankme"))
     assert found.startswith("b minus a: +5.25 rankme, ") and found.endswith("b has more")

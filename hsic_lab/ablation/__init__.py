@@ -1,4 +1,4 @@
-"""ablation."""
+"""Ablations: grids of trainings, tables of their results, and paired comparisons."""
 
 from hsic_lab._statistics import PairedDifference, paired_difference, summarize
 from hsic_lab.ablation._grids import Grid, make_config, read_grid

@@ -1,16 +1,16 @@
-"""The images of a grid's runs: what identifies them, and the part of a set that a grid asks for."""
+"""Running the trainings of a grid, keeping their results, and writing tables."""
 
 import json
 import os
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from functools import lru_cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from filelock import FileLock, Timeout
@@ -20,194 +20,21 @@ from tqdm.auto import tqdm
 from hsic_lab import __version__
 from hsic_lab._io import replace_file
 from hsic_lab.ablation._grids import Grid, Planned, read_grid
+from hsic_lab.correlation import off_diagonal
 from hsic_lab.datasets import LOADERS, ImageData, data_folder, load
 from hsic_lab.datasets._folders import content_digest
 from hsic_lab.datasets._published import check_name, full_name
 from hsic_lab.diagnostics import rankme
 from hsic_lab.evaluation import extract_features, knn_accuracy, linear_probe
+from hsic_lab.evaluation._features import knn_protocol
 from hsic_lab.training import Run, TrainConfig, train_or_load
 from hsic_lab.training._config import processor
-from hsic_lab.training._run import plain
 
-SCENES = "digit_scenes"
-
-
-def load_data(dataset: str, sizes: dict[str, Any]) -> ImageData:
-    return _loaded(dataset, tuple(sorted(sizes.items())), data_folder())
-
-
-@lru_cache(maxsize=2)  # a process that makes many runs reads its images once
-def _loaded(dataset: str, sizes: tuple[tuple[str, Any], ...], folder: Path) -> ImageData:
-    return load(dataset, **dict(sizes)) if dataset == SCENES else cut(load(dataset, folder), dict(sizes))
-
-
-def cut(data: ImageData, sizes: Mapping[str, Any]) -> ImageData:
-    """The `n_train` and `n_test` images of each split that `Grid.data` means."""
-    for split, images in (("train", data.train), ("test", data.test)):
-        n = sizes.get(f"n_{split}", len(images))
-        if n > len(images):
-            raise ValueError(f"n_{split} must be at most the {len(images)} images of {data.name}, got {n}")
-        if n < len(images):
-            data = replace(data, **{split: images.sample(n)})
-    return data
-
-
-def with_data(plan: list[Planned], data: ImageData | None) -> list[Planned]:
-    """The plan with what the trained-on set is called and, of a set of the user's own, what it holds now."""
-    if data is not None:
-        own = {"sha256": content_digest(data)}
-        return [replace(one, config=replace(one.config, dataset=data.name), data=one.data | own) for one in plan]
-    contents: dict[str, dict[str, str]] = {}
-    for name in {one.config.dataset for one in plan}:
-        check_name(name)
-        contents[name] = {} if name in LOADERS else {"folder": content_digest(full_name(name))}
-    return [
-        replace(
-            one,
-            config=replace(one.config, dataset=full_name(one.config.dataset)),
-            data=one.data | contents[one.config.dataset],
-        )
-        for one in plan
-    ]
-
-
-RESULT, RUN, LOCK = "result.json", "run", "lock"
-NEIGHBORS, TEMPERATURE = 200, 0.5
-_VERSION = 2  # of what a stored result holds: results of another version are evaluated again
-
-
-def run_one(
-    planned: Planned,
-    folder: Path,
-    evaluations: tuple[str, ...],
-    data: ImageData | None,
-    retry_failed: bool,
-    wait: bool = False,
-) -> list[dict[str, Any]] | None:
-    """The rows of one training: read, or made; None if another process is at it and `wait` is not set."""
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        # The system lets go of the lock when its holder dies, however it dies.
-        with FileLock(folder / LOCK, timeout=-1 if wait else 0):
-            rows = stored_rows(planned, folder, evaluations, retry_failed)
-            if rows is None:
-                rows = _made(planned, folder, evaluations, data)
-                content = _identity(planned, evaluations) | {"rows": rows}
-                replace_file(folder / RESULT, lambda path: path.write_text(json.dumps(content, indent=1)))
-            return rows
-    except Timeout:
-        return None
-
-
-def _made(planned: Planned, folder: Path, evaluations: tuple[str, ...], data: ImageData | None) -> list[dict[str, Any]]:
-    metadata = {
-        "hardware": processor(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "hsic_lab": __version__,
-    }
-    started = time.perf_counter()
-    try:
-        data = load_data(planned.config.dataset, planned.data) if data is None else cut(data, planned.data)
-        run = train_or_load(planned.config, folder / RUN, data, progress=False)
-        return _evaluated(run, data, evaluations, metadata)
-    except Exception as error:  # whatever went wrong with this run is its result; the others go on
-        state = f"failed: {type(error).__name__}: {error}"
-        seconds = time.perf_counter() - started
-        return [
-            {"evaluation": name, "accuracy": float("nan"), "state": state, "seconds": seconds} | metadata
-            for name in evaluations
-        ]
-
-
-def _evaluated(
-    run: Run, data: ImageData, evaluations: tuple[str, ...], metadata: dict[str, Any]
-) -> list[dict[str, Any]]:
-    c = run.snapshots[max(run.snapshots)].double()
-    d, diagonal = len(c), c.diagonal()
-    shared = (
-        {
-            "state": run.status,
-            "diagonal": diagonal.mean().item(),
-            "off_diagonal": ((c.sum() - diagonal.sum()) / max(1, d * (d - 1))).item(),
-            "energy": (c.square().sum() - diagonal.square().sum()).item(),
-            "steps": int(run.history["step"].iloc[-1]),
-            "seconds": run.history["seconds"].iloc[-1],
-        }
-        | metadata
-        | {name: run.metadata[name] for name in ("hardware", "precision", "threads")}
-    )
-    train_x, test_x = (extract_features(run.encoder, split.images) for split in (data.train, data.test))
-    shared["rankme"] = rankme(test_x)
-    shared |= {"split": f"{data.name} test", "n_train": len(train_x), "n_test": len(test_x)}
-    labels = data.train.labels, data.test.labels
-    k = min(NEIGHBORS, len(train_x))
-    measure = {
-        "linear": lambda: linear_probe(train_x, labels[0], test_x, labels[1]).accuracy,
-        "knn": lambda: knn_accuracy(train_x, labels[0], test_x, labels[1], k=k, temperature=TEMPERATURE),
-    }
-    protocol = {
-        "linear": "logistic regression on frozen features, penalty chosen on a part of the training split",
-        "knn": f"weighted kNN, k = {k}, temperature {TEMPERATURE}",
-    }
-    return [
-        {"evaluation": name, "accuracy": measure[name](), "protocol": protocol[name]} | shared for name in evaluations
-    ]
-
-
-def _identity(planned: Planned, evaluations: tuple[str, ...]) -> dict[str, Any]:
-    """What a stored result must say of itself to be the result that is asked for."""
-    return {"version": _VERSION, "config": plain(planned.config), "data": planned.data, "evaluations": [*evaluations]}
-
-
-def stored_rows(
-    planned: Planned, folder: Path, evaluations: tuple[str, ...], retry_failed: bool
-) -> list[dict[str, Any]] | None:
-    path = folder / RESULT
-    if not path.exists():
-        return None
-    try:
-        content = json.loads(path.read_text())
-        content["config"] = plain(TrainConfig.from_json(content["config"]))  # settings and names younger than the file
-        rows, config = content.pop("rows"), content["config"]
-        same = content == _identity(planned, evaluations)
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error}): remove it, and the run is evaluated again") from error
-    if config != plain(planned.config):  # a default has changed since: neither answer with it nor write over it
-        raise ValueError(f"{path} was made under other defaults: move {path.parent} away or choose another folder")
-    if not same or (retry_failed and any(row["state"] != "finished" for row in rows)):
-        return None
-    return rows
-
-
-def write_table(frame: pd.DataFrame, grid: Grid, path: Path, command: str) -> None:
-    """The table as a CSV file that begins, behind `#`, with the question, the base settings, the data, the command."""
-    plan = {"base": dict(grid.base), "cross": dict(grid.cross), "listed": list(grid.listed), "data": dict(grid.data)}
-    head = {"question": grid.question} | plan | {"command": command}
-    lines = [f"# {name}: {value if isinstance(value, str) else json.dumps(value)}" for name, value in head.items()]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = "\n".join(lines) + "\n" + frame.to_csv(index=False)
-    replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-
-def read_table(path: str | os.PathLike) -> pd.DataFrame:
-    """A table that `write_table` wrote, the lines at its head in `attrs`: question, base, data, command.
-
-    Raises ValueError naming the file if it is no such table.
-    """
-    head: dict[str, str] = {}
-    with open(path, encoding="utf-8") as file:
-        for line in file:
-            if not line.startswith("# "):
-                break
-            name, _, value = line[2:].rstrip("\n").partition(": ")
-            head[name] = value
-        file.seek(0)
-        frame = pd.read_csv(file, skiprows=len(head))
-    if not {"question", "command"} <= head.keys() or "evaluation" not in frame:
-        raise ValueError(f"{path} is no table of an ablation: it begins with {list(head) or list(frame.columns)[:3]}")
-    frame.attrs.update(head)
-    return frame
+RESULT, LOCK = "result.json", "lock"
+LINEAR_PROTOCOL = "logistic regression on frozen features, penalty chosen on a part of the training split"
+_VERSION = 2  # of the content of a stored result; results of another version are evaluated again
+Rows = list[dict[str, Any]]
+Names = tuple[str, ...]
 
 
 def run_ablation(
@@ -220,78 +47,200 @@ def run_ablation(
     progress: bool = True,
     retry_failed: bool = False,
 ) -> pd.DataFrame:
-    """Train and evaluate all that the grid plans; one row a run and evaluation.
+    """Train and evaluate every run of a grid; a grid that is not accepted raises ValueError before anything is trained.
 
-    grid:    a `Grid`, its mapping or the path of its TOML file; `seeds` in place of those that it names
-    folder:  every run is kept in `folder/KEY`, KEY being the hash of its settings and data: called again, only what is
-             missing is done, a killed training goes on from its last checkpoint, grids share the runs they have in
-             common, and other processes may work on the same folder at the same time
-    data:    a set of your own in place of the config's `dataset`, cut to the grid's `n_train` and `n_test`; its
-             images and labels enter the hash, as names, lengths and times of change of files do in a `dataset` folder
-    n_jobs:  processes, as in joblib: None is 1 or what `joblib.parallel_config` says, -1 one a core. Cores are divided
-             among local processes. Under `parallel_config("dask")` or `("ray")` the runs go to that cluster, whose
-             workers must see `folder`, each with one thread (training seeds the generator of its process)
-    retry_failed: runs that failed before are tried again
+    Every run is kept in ``folder/KEY``, where KEY is a hash of its settings and data. A second call does only what is
+    missing, an interrupted training continues from its last checkpoint, grids share the runs they have in common, and
+    several processes can work on one folder. A run that fails is a row of the table; the others go on.
 
-    Columns: `grid, run` (the key), the grid's factors, `dataset, loss, batch_size, d, learning_rate, epochs, seed`;
-    `evaluation` ("linear", "knn"), `accuracy`, `split, protocol, n_train, n_test`; `state` ("finished", or
-    "failed: why" with NaN for what could not be measured); of C on held-out pairs `diagonal, off_diagonal` (means)
-    and `energy` (sum of squared off-diagonal entries); `rankme` of the test features; `steps, seconds` (of training),
-    `hardware, precision, threads, torch, hsic_lab`. Raises ValueError, before it trains anything, for a grid that is
-    not accepted.
+    Parameters
+    ----------
+    grid, folder : Grid, mapping or path, and path
+        The grid, or what `read_grid` reads; and the folder of the runs.
+    seeds : int or sequence of int, optional
+        Seeds in place of those of the grid.
+    data : ImageData, optional
+        A data set of your own in place of the named one. A hash of its images and labels is part of the key; for a
+        folder of images it is a hash of names, sizes and times of change.
+    n_jobs : int, optional
+        Number of processes, as in joblib. Under ``joblib.parallel_config("dask")`` or ``("ray")`` the runs go to that
+        cluster; its workers need access to `folder` and one thread each, because training seeds the global generator.
+    progress, retry_failed : bool
+        Show a progress bar; try failed runs again.
+
+    Returns
+    -------
+    DataFrame
+        One row per run and evaluation: `grid, run` (the key), the factors of the grid, `dataset, loss, batch_size,
+        epochs, seed, learning_rate, d`; `evaluation` ("linear" or "knn"), `accuracy, protocol`; `state` ("finished", or
+        "failed: reason" with missing values); of C on held-out pairs the means `diagonal` and `off_diagonal`, and
+        `energy`, the squared norm of the off-diagonal; `steps`; `seconds` of training; `hardware, threads, torch,
+        hsic_lab, precision`; `rankme` of the test features; `split, n_train, n_test`.
     """
     grid = grid if isinstance(grid, Grid) else read_grid(grid)
     grid = grid if seeds is None else replace(grid, seeds=seeds)
     folder = Path(folder).absolute()
-    plan = with_data(grid.plan(), data)
-    evaluations = tuple(grid.evaluate)
-    runs = {one.key: one for one in plan}
-    results = {key: stored_rows(one, folder / key, evaluations, retry_failed) for key, one in runs.items()}
-    missing = {key: runs[key] for key, rows in results.items() if rows is None}
-    with _progress(grid, folder, plan, progress):
-        tasks = [delayed(run_one)(one, folder / key, evaluations, data, retry_failed) for key, one in missing.items()]
-        results |= zip(missing, Parallel(n_jobs=n_jobs)(tasks), strict=True)
-        # What another process holds is waited for last, when there is nothing else to do.
-        for key, one in missing.items():
-            if results[key] is None:
-                results[key] = run_one(one, folder / key, evaluations, data, retry_failed, wait=True)
+    plan = plan_runs(grid, data)
+    options = tuple(grid.evaluate), retry_failed
+    results: dict[str, Rows | None] = {one.key: _stored_rows(one, folder / one.key, *options) for one in plan}
+    missing = [one for one in plan if results[one.key] is None]
+    tasks = [delayed(_run_one)(one, folder / one.key, data, *options) for one in missing]
+    made = zip(missing, Parallel(n_jobs=n_jobs, return_as="generator")(tasks), strict=True)
+    bar = tqdm(made, grid.name, len(plan), initial=len(plan) - len(missing), unit="run", disable=not progress)
+    for one, rows in bar:
+        results[one.key] = rows
+    for one in missing:  # last, because other processes are working on these
+        if results[one.key] is None:
+            results[one.key] = _run_one(one, folder / one.key, data, *options, wait=True)
+    return pd.DataFrame([_settings(one, grid.name) | row for one in plan for row in results[one.key] or ()])
+
+
+def plan_runs(grid: Grid, data: ImageData | None) -> list[Planned]:
+    """Plan the runs, with the full name of each data set and, unless it is published, a digest of its content."""
+    plan = grid.plan()
+    if data is None and "dataset" not in {*grid.base, *grid.factors}:
+        raise ValueError('a grid must name its data set, for instance base.dataset = "digit_scenes"')
+    known: dict[str, tuple[str, dict[str, str]]] = {}
+    for name in {one.config.dataset for one in plan}:
+        if data is not None:
+            known[name] = data.name, {"sha256": content_digest(data)}
+        else:
+            check_name(name)
+            known[name] = full_name(name), {} if name in LOADERS else {"folder": content_digest(full_name(name))}
+    named = [(one, *known[one.config.dataset]) for one in plan]
+    return [replace(one, config=replace(one.config, dataset=name), data=one.data | new) for one, name, new in named]
+
+
+def _run_one(
+    planned: Planned, folder: Path, data: ImageData | None, evaluations: Names, retry_failed: bool, wait: bool = False
+) -> Rows | None:
+    """Read or make the rows of one training; None if another process works on it, unless `wait` is set."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        # The system releases the lock when the process that holds it ends.
+        with FileLock(folder / LOCK, timeout=-1 if wait else 0):
+            rows = _stored_rows(planned, folder, evaluations, retry_failed)
+            if rows is None:
+                rows = _train_and_evaluate(planned, folder / "run", data, evaluations)
+                content = _identity(planned, evaluations) | {"config": asdict(planned.config), "rows": rows}
+                replace_file(folder / RESULT, lambda path: path.write_text(json.dumps(content, indent=1)))
+            return rows
+    except Timeout:
+        return None
+
+
+def _identity(planned: Planned, evaluations: Names) -> dict[str, Any]:
+    """What a stored result must contain, beside an equal config, to answer the request."""
+    return {"version": _VERSION, "data": planned.data, "evaluations": list(evaluations)}
+
+
+def _stored_rows(planned: Planned, folder: Path, evaluations: Names, retry_failed: bool) -> Rows | None:
+    """The rows of a stored result, None if there is none that answers the request."""
+    if not (path := folder / RESULT).exists():
+        return None
+    try:
+        content = json.loads(path.read_text())
+        rows, config = content.pop("rows"), TrainConfig.from_json(content.pop("config"))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}): remove it, and the run is evaluated again") from error
+    if config != planned.config:  # a default has changed: neither use the result nor overwrite it
+        raise ValueError(f"{path} was made under other defaults: move {path.parent} away or choose another folder")
+    failed = any(row["state"] != "finished" for row in rows)
+    return None if content != _identity(planned, evaluations) or (retry_failed and failed) else rows
+
+
+def _train_and_evaluate(planned: Planned, folder: Path, data: ImageData | None, evaluations: Names) -> Rows:
+    """The rows of one training; a failure is recorded in them."""
+    versions = {"torch": torch.__version__, "hsic_lab": __version__}
+    made_with = {"hardware": processor(), "threads": torch.get_num_threads()} | versions
+    started = time.perf_counter()
+    try:
+        if data is None:
+            data = _load(planned.config.dataset, tuple(sorted(planned.data.items())), data_folder())
+        else:
+            data = cut(data, planned.data)
+        run = train_or_load(planned.config, folder, data, progress=False)
+        # The conditions of the training, which may be older than the evaluation.
+        made_with |= {name: run.metadata[name] for name in ("hardware", "precision", "threads")}
+        return [row | made_with for row in _evaluate(run, data, evaluations)]
+    except Exception as error:  # the failure is the result of this run, and the other runs go on
+        result = {"accuracy": float("nan"), "state": f"failed: {type(error).__name__}: {error}"}
+        result |= {"seconds": time.perf_counter() - started} | made_with
+        return [{"evaluation": name} | result for name in evaluations]
+
+
+@lru_cache(maxsize=2)  # a process that makes many runs reads its images once
+def _load(dataset: str, sizes: tuple[tuple[str, Any], ...], folder: Path) -> ImageData:
+    """The images of a run; `sizes` are the items of `Planned.data`."""
+    return load(dataset, **dict(sizes)) if dataset == "digit_scenes" else cut(load(dataset, folder), dict(sizes))
+
+
+def cut(data: ImageData, sizes: Mapping[str, Any]) -> ImageData:
+    """Reduce each split to the `n_train` and `n_test` images that `Grid` describes."""
+    parts: dict[str, Any] = {"train": data.train, "test": data.test}
+    for split, images in parts.items():
+        if (n := sizes.get(f"n_{split}", len(images))) > len(images):
+            raise ValueError(f"n_{split} must be at most the {len(images)} images of {data.name}, got {n}")
+        parts[split] = images.sample(n) if n < len(images) else images
+    return replace(data, **parts)
+
+
+def _evaluate(run: Run, data: ImageData, evaluations: Names) -> Rows:
+    """One row per evaluation of a finished run on the test split."""
+    train_x, test_x = (extract_features(run.encoder, split.images) for split in (data.train, data.test))
+    splits = train_x, data.train.labels, test_x, data.test.labels
+    c = run.snapshots[max(run.snapshots)].double().numpy()
+    off = off_diagonal(c)
+    shared = {
+        "state": run.status,
+        "diagonal": float(np.diagonal(c).mean()),
+        "off_diagonal": float(off.sum() / max(1, off.size)),
+        "energy": float(np.square(off).sum()),
+        "steps": int(run.history["step"].iloc[-1]),
+        "seconds": run.history["seconds"].iloc[-1],
+        "rankme": rankme(test_x),
+        "split": f"{data.name} test",
+        "n_train": len(train_x),
+        "n_test": len(test_x),
+    }
     rows = []
-    for one in plan:
-        settings = {name: _cell(value) for name, value in one.factors.items()}
-        shown = ("dataset", "loss", "batch_size", "epochs", "seed")
-        settings |= {name: getattr(one.config, name) for name in shown if name not in settings}
-        settings["learning_rate"] = one.config.learning_rate  # what was used, also where a rule made it
-        settings["d"] = one.config.projector[-1]
-        rows += [{"grid": grid.name, "run": one.key} | settings | row for row in results[one.key]]
-    return pd.DataFrame(rows)
+    for name in evaluations:
+        accuracy = linear_probe(*splits).accuracy if name == "linear" else knn_accuracy(*splits)
+        protocol = LINEAR_PROTOCOL if name == "linear" else knn_protocol(len(train_x))
+        rows.append({"evaluation": name, "accuracy": accuracy, "protocol": protocol} | shared)
+    return rows
 
 
-def _cell(value: Any) -> Any:
-    """A factor's value as a table holds it."""
-    if isinstance(value, list | tuple):
-        return "-".join(map(str, value)) or "none"
-    return json.dumps(value) if isinstance(value, dict) else value
+def _settings(one: Planned, grid: str) -> dict[str, Any]:
+    """The columns of a run's settings."""
+    settings = {"grid": grid, "run": one.key} | one.factors
+    for name in ("dataset", "loss", "batch_size", "epochs", "seed"):
+        settings.setdefault(name, getattr(one.config, name))
+    settings |= {"learning_rate": one.config.learning_rate, "d": one.config.projector[-1]}  # the rate after any rule
+    for name, value in settings.items():
+        if isinstance(value, list | tuple):
+            settings[name] = "-".join(map(str, value)) or "none"
+        elif isinstance(value, dict):
+            settings[name] = json.dumps(value)
+    return settings
 
 
-@contextmanager
-def _progress(grid: Grid, folder: Path, plan: list[Planned], shown: bool) -> Iterator[None]:
-    """A bar of the runs that are done, with the time left: counted on disk, whoever does them, wherever."""
-    done = threading.Event()
+def write_table(frame: pd.DataFrame, grid: Grid, path: Path, command: str) -> None:
+    """Write a table of `run_ablation` as CSV, below lines with "#" that hold the grid and the command that made it."""
+    parts = {"base": dict(grid.base), "cross": dict(grid.cross), "include": list(grid.include), "data": dict(grid.data)}
+    lines = [f"# {name}: {json.dumps(value)}" for name, value in parts.items()]
+    text = "\n".join([f"# question: {grid.question}", *lines, f"# command: {command}", frame.to_csv(index=False)])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
-    def count() -> int:
-        return sum((folder / one.key / RESULT).exists() for one in plan)
 
-    with tqdm(total=len(plan), initial=count(), desc=grid.name, unit="run", disable=not shown) as bar:
-
-        def watch() -> None:
-            while not done.wait(1.0):
-                bar.update(count() - bar.n)
-
-        watcher = threading.Thread(target=watch, daemon=True)
-        watcher.start()
-        try:
-            yield
-        finally:
-            done.set()
-            watcher.join()
-            bar.update(count() - bar.n)
+def read_table(path: str | os.PathLike) -> pd.DataFrame:
+    """Read a table that `write_table` wrote; ``attrs`` holds the lines above it: question, base, data, command."""
+    with open(path, encoding="utf-8") as file:
+        lines = takewhile(lambda line: line.startswith("# "), file)
+        head = dict(line[2:].rstrip("\n").partition(": ")[::2] for line in lines)
+    frame = pd.read_csv(path, skiprows=len(head))
+    if not {"question", "command"} <= head.keys() or "evaluation" not in frame:
+        raise ValueError(f"{path} is no table of an ablation: it begins with {list(head) or list(frame.columns)[:3]}")
+    frame.attrs.update(head)
+    return frame

@@ -1,4 +1,4 @@
-"""diagnostics."""
+"""Diagnostics of a representation: collapse, redundancy, agreement of views, known factors."""
 
 from hsic_lab.diagnostics._diagnose import diagnose, feature_sum_covariance, feature_variance, redundancy
 from hsic_lab.diagnostics._measures import (

@@ -1,11 +1,4 @@
-"""How many dimensions a representation uses: RankMe, effective rank, alpha-ReQ and LiDAR, from spectra in float64.
-
-All of them read the same eigenvalues, `lambda_1 >= lambda_2 >= ...` of the covariance `Z'Z / n` of centered rows. They
-are computed on the smaller side (d x d or n x n) from blocks of rows or columns, so that no copy of Z in float64 is
-made. A singular value is the root of an eigenvalue: values below `sqrt(max(n, d) 2^-52)` of the largest one (3e-6 at
-50 000 rows, 7e-7 at 2048) cannot be told from rounding and count as 0. A dead feature (constant up to rounding)
-counts as 0, as everywhere in this library.
-"""
+"""Ranks of a representation, spread on the sphere, agreement of two views, and dependence on known factors."""
 
 from collections.abc import Iterable, Sequence
 
@@ -15,70 +8,96 @@ import torch
 from scipy.linalg import helmert
 from torch import Tensor
 
-from hsic_lab._checks import as_samples, check_views, is_constant, no_autocast
+from hsic_lab._checks import as_samples, check_views, drawn_rows, is_constant, no_autocast
 from hsic_lab.cka import near_one, u_center
 from hsic_lab.correlation import _BLOCK_ELEMENTS, column_moments, l2_normalize, row_blocks
 from hsic_lab.hsic._joint import as_column
 from hsic_lab.kernels import Delta, Gaussian, Kernel, Linear
 
 Features = Tensor | np.ndarray
-_STRIP = 512
+UNIFORMITY_ROWS = 8192  # 34 million pairs
+_STRIP, _TILE_ROWS = 512, 1024
 
 
 def rankme(z: Features, center: bool = True) -> float:
-    """RankMe of the rows of `z` `(n, d)`: `exp(-sum_k p_k log p_k)` with `p_k = sigma_k / sum sigma`.
+    """RankMe: ``exp(-sum_k p_k log p_k)`` with ``p_k = sigma_k / sum sigma``, over the singular values of Z.
 
-    The sigma_k are the singular values of the centered Z: at most min(n - 1, d) of them, and r equal ones read r. The
-    definition of Garrido et al. 2023 (arXiv 2210.02885) has two differences: it does not center, so that a mean far
-    from 0 passes for one dominant dimension (`center=False` is for comparison with figures from there), and it adds
-    1e-7 to every p_k, which reads 1.003 for rank 1 at d = 2048. Equal rows have RankMe 0.
-    Raises ValueError or TypeError for samples that are not floating, finite and at least two.
+    It counts the dimensions in use, from 0 for equal rows to min(n - 1, d): r equal singular values give r. The
+    original definition does not center, so a large mean looks like one dominant dimension, and adds 1e-7 to every p_k.
+
+    Parameters
+    ----------
+    z, center : Tensor or ndarray of shape (n, d), and bool, default True
+        As in `covariance_spectrum`. ``center=False`` is for comparison with published values.
+
+    References
+    ----------
+    Garrido et al. (2023), "RankMe", arXiv:2210.02885.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from hsic_lab.diagnostics import rankme
+    >>> round(rankme(torch.cat([torch.eye(4), -torch.eye(4)])), 6)
+    4.0
     """
     return entropy_rank(covariance_spectrum(z, center).sqrt())
 
 
 def effective_rank(z: Features) -> float:
-    """Effective rank (Roy & Vetterli 2007) of the covariance of `z` `(n, d)`: `exp` of the entropy of `lambda_k / tr`.
+    """Effective rank of the covariance, from 0 to min(n - 1, d): ``exp`` of the entropy of ``lambda_k / sum lambda``.
 
-    RankMe is the same of Z itself, whose singular values are the roots of these eigenvalues: it weighs small directions
-    more and is the larger of the two. Equal rows have effective rank 0. Raises as `rankme` does.
+    It is due to Roy & Vetterli (2007, EUSIPCO). `rankme` uses the roots of these eigenvalues: it gives small directions
+    more weight and is the larger of the two.
     """
     return entropy_rank(covariance_spectrum(z))
 
 
 def alpha_req(z: Features, first: int = 11, last: int = 100) -> float:
-    """The exponent alpha of `lambda_k ~ k^-alpha` over the ranks `first..last` (alpha-ReQ, Agrawal et al. 2022).
+    """Exponent alpha of ``lambda_k ~ k^-alpha``, fitted to the `covariance_spectrum` over the ranks `first` to `last`.
 
-    Least squares of log lambda_k on log k, weighted with 1/k as in the authors' code, for `z` `(n, d)`. Raises as
-    `rankme` does, and ValueError where fewer than `last` eigenvalues are above 0.
+    The fit is least squares of log lambda_k on log k with weights 1/k, as in the code of Agrawal et al. ("alpha-ReQ",
+    NeurIPS 2022). Ranks count from 1, and at least `last` eigenvalues of the features (n, d) must be above 0.
     """
     return power_law(covariance_spectrum(z), first, last)
 
 
 def lidar(views: Features | Sequence[Features], delta: float = 1e-4) -> float:
-    """LiDAR: the entropy rank of `S_w^-1/2 S_b S_w^-1/2` (Thilak et al. 2024, arXiv 2312.04000).
+    """LiDAR (Thilak et al., 2024, arXiv:2312.04000): the number of directions that tell images apart.
 
-    `views` is `(n, q, d)`, q >= 2 views of n images, or a sequence of q such `(n, d)`. With the mean m_i of the views
-    of image i, `S_b = sum_i (m_i - m)(m_i - m)' / (n - 1)` and `S_w = sum_ik (z_ik - m_i)(z_ik - m_i)' / (n (q - 1)) +
-    delta I`: the number of directions in which images differ more than views of one image do. `delta` has the unit of
-    S_w, so that LiDAR depends on the scale of the features; it is at most min(n - 1, d), and 0 where the means are
-    equal. Raises ValueError or TypeError for views that do not fit together.
+    It is the entropy rank of ``S_w^-1/2 S_b S_w^-1/2``, from 0 to min(n - 1, d). With the mean m_i of the q views of
+    image i, ``S_b = sum_i (m_i - m)(m_i - m)' / (n - 1)`` is the scatter between images and
+    ``S_w = sum_ik (z_ik - m_i)(z_ik - m_i)' / (n (q - 1)) + delta I`` the scatter within them.
+
+    Parameters
+    ----------
+    views : array of shape (n, q, d), or sequence of q arrays of shape (n, d)
+        At least two views of every image.
+    delta : float, default 1e-4
+        Regularization, in squared units of the features: LiDAR depends on their scale.
     """
-    stacked = _stack_views(views)
+    if isinstance(views, Tensor | np.ndarray):
+        if views.ndim != 3:
+            raise ValueError(f"views must have shape (n, q, d), got {tuple(views.shape)}")
+        views = views.swapaxes(0, 1)
+    parts = [as_samples(z, f"views[{i}]").detach() for i, z in enumerate(views)]
+    if len({part.shape for part in parts}) > 1:
+        raise ValueError(f"all views must have the same shape, got {[tuple(part.shape) for part in parts]}")
+    n, q = len(parts[0]) if parts else 0, len(parts)
+    if n < 2 or q < 2:
+        raise ValueError(f"needs at least 2 images and 2 views of each, got {n} and {q}")
     if not delta > 0:
         raise ValueError(f"delta must be positive, got {delta}")
-    n, q, d = stacked.shape
-    # The q - 1 contrasts between the views of an image span what is left of them without their mean.
+    stacked, d = torch.stack(parts, dim=1), parts[0].shape[1]
+    # The q - 1 contrasts between the views of an image span the differences of the views from their mean.
     contrasts = torch.as_tensor(helmert(q), device=stacked.device)
     blocks = stacked.split(max(1, _BLOCK_ELEMENTS // (q * d)))
     within = _gram(((contrasts @ block.double()).flatten(0, 1) for block in blocks), d, stacked.device)
     within = within / (n * (q - 1)) + delta * torch.eye(d, dtype=torch.float64, device=stacked.device)
     lower, failed = torch.linalg.cholesky_ex(within)
     if failed:
-        raise ValueError(
-            f"views of one image differ by up to {float(within.diagonal().max()):.3g} (variance), beside which delta = "
-            f"{delta:g} is rounding, and in fewer directions than there are features: rescale them or raise delta"
-        )
+        spread = f"up to {float(within.diagonal().max()):.3g} (variance), in fewer directions than there are features"
+        raise ValueError(f"views of an image differ by {spread}: delta = {delta:g} is rounding, rescale or raise delta")
     mean = sum(block.sum(dim=(0, 1), dtype=torch.float64) for block in blocks) / (n * q)
     centered = (block.double().mean(dim=1) - mean for block in blocks)
     if n < d:
@@ -91,15 +110,22 @@ def lidar(views: Features | Sequence[Features], delta: float = 1e-4) -> float:
 
 
 def covariance_spectrum(z: Features, center: bool = True) -> Tensor:
-    """Eigenvalues of `Z'Z / n`, descending, float64, of length min(n, d); `center` takes the column means off first.
+    """Eigenvalues lambda_1 >= lambda_2 >= ... of the covariance ``Z'Z / n``, float64 of shape (min(n, d),).
 
-    Raises as `rankme` does, and ValueError where the squares leave the range of float64.
+    They are computed in float64 on the smaller side (d x d or n x n), from blocks of Z, without a copy of Z in float64.
+    Values below ``max(n, d) 2^-52`` times the largest one cannot be told from rounding and count as 0.
+
+    Parameters
+    ----------
+    z : Tensor or ndarray of shape (n, d)
+        Features. A feature that is constant up to rounding counts as 0.
+    center : bool, default True
+        Subtract the column means.
     """
     z = as_samples(z, "z").detach()
     mean, variance = column_moments(z)
     n, d = z.shape
-    origin = mean if center else torch.zeros_like(mean)
-    alive = (variance > 0) if center else torch.ones_like(variance, dtype=torch.bool)
+    origin, alive = (mean, variance > 0) if center else (torch.zeros_like(mean), torch.ones_like(mean))
     if d <= n:
         parts = ((block - origin) * alive for block in row_blocks(z))
     else:
@@ -109,16 +135,13 @@ def covariance_spectrum(z: Features, center: bool = True) -> Tensor:
 
 
 def entropy_rank(weights: Tensor) -> float:
-    """`exp` of the entropy of weights `(k,)` >= 0 over their sum; 0 where all of them are 0."""
+    """``exp`` of the entropy of weights (k,) >= 0 over their sum; 0 if all of them are 0."""
     weights = weights[weights > 0]
-    if not len(weights):
-        return 0.0
-    p = weights / weights.sum()
-    return float(torch.exp(-(p * p.log()).sum()))
+    return float(torch.special.entr(weights / weights.sum()).sum().exp()) if len(weights) else 0.0
 
 
 def power_law(eigenvalues: Tensor, first: int, last: int) -> float:
-    """alpha of descending eigenvalues `(k,)`, as `alpha_req` defines it."""
+    """The exponent of `alpha_req` for descending eigenvalues (k,)."""
     positive = int((eigenvalues > 0).sum())
     if not 1 <= first < last:
         raise ValueError(f"the ranks must be 1 <= first < last, got first {first} and last {last}")
@@ -131,29 +154,11 @@ def power_law(eigenvalues: Tensor, first: int, last: int) -> float:
     return -float((weights * x) @ y / ((weights * x) @ x))
 
 
-def _stack_views(views: Features | Sequence[Features]) -> Tensor:
-    if isinstance(views, Tensor | np.ndarray):
-        if views.ndim != 3:
-            raise ValueError(f"views must have shape (n, q, d), got {tuple(views.shape)}")
-        n, q, d = views.shape
-        stacked = as_samples(views.reshape(n, q * d), "views").detach().reshape(n, q, d)
-    else:
-        parts = [as_samples(z, f"views[{i}]").detach() for i, z in enumerate(views)]
-        shapes = [tuple(part.shape) for part in parts]
-        if len(set(shapes)) > 1:
-            raise ValueError(f"all views must have the same shape, got {shapes}")
-        stacked = torch.stack(parts, dim=1) if parts else torch.empty(0, 0, 0)
-    n, q, d = stacked.shape
-    if n < 2 or q < 2:
-        raise ValueError(f"needs at least 2 images and 2 views of each, got {n} and {q}")
-    return stacked
-
-
 def _gram(parts: Iterable[Tensor], size: int, device: torch.device) -> Tensor:
-    """The sum of `P'P` over parts P `(m, size)` in float64."""
+    """The sum of P'P over parts P (m, size), in float64."""
     total = torch.zeros(size, size, dtype=torch.float64, device=device)
     for part in parts:
-        # Strips of the upper triangle: five eighths of the products at 2048 columns.
+        # Strips of the upper triangle need five eighths of the products at 2048 columns.
         for start in range(0, size, _STRIP):
             strip = slice(start, start + _STRIP)
             total[strip, start:].addmm_(part[:, strip].T, part[:, start:])
@@ -161,19 +166,15 @@ def _gram(parts: Iterable[Tensor], size: int, device: torch.device) -> Tensor:
 
 
 def _eigenvalues(gram: Tensor, side: int) -> Tensor:
-    """Descending eigenvalues of a positive semi-definite matrix; those that rounding could have made are 0."""
+    """Descending eigenvalues of a positive semi-definite matrix, with 0 for those that may be rounding."""
     if not gram.isfinite().all():
         raise ValueError("the squares of the features leave the range of float64: rescale them")
     values = torch.linalg.eigvalsh(gram).flip(0)
     return values.masked_fill(values <= side * torch.finfo(torch.float64).eps * values[0].abs(), 0)
 
 
-SPREAD_ROWS = 8192  # 34 million pairs
-_TILE_ROWS = 1024
-
-
 def as_views(z_a: Features, z_b: Features) -> tuple[Tensor, Tensor]:
-    """Two views `(n, d)`, checked, without gradients; the narrower dtype is raised to the wider."""
+    """Two checked views (n, d) without gradients; the narrower dtype is raised to the wider."""
     z_a, z_b = as_samples(z_a, "z_a").detach(), as_samples(z_b, "z_b").detach()
     check_views(z_a, z_b)
     dtype = torch.promote_types(z_a.dtype, z_b.dtype)
@@ -181,10 +182,10 @@ def as_views(z_a: Features, z_b: Features) -> tuple[Tensor, Tensor]:
 
 
 def alignment(z_a: Features, z_b: Features, power: float = 2) -> float:
-    """Mean of `|u_i - v_i|^power` over the pairs of unit rows of `z_a`, `z_b` `(n, d)`; 0 where the views agree.
+    """Alignment: the mean of ``|u_i - v_i|^power`` over pairs of normalized rows of two views (n, d); no row may be 0.
 
-    Wang & Isola 2020 (arXiv 2005.10242), eq. 7. With power 2 it is twice one minus the mean cosine similarity.
-    Raises ValueError or TypeError for views that do not fit together, zero rows and a power that is not positive.
+    It is 0 if the views agree. With power 2 it is twice one minus the mean cosine similarity, at most 4. It is equation
+    7 of Wang & Isola (2020), arXiv:2005.10242.
     """
     z_a, z_b = as_views(z_a, z_b)
     if not power > 0:
@@ -193,12 +194,18 @@ def alignment(z_a: Features, z_b: Features, power: float = 2) -> float:
     return float(distances.pow(power).mean(dtype=torch.float64))
 
 
-def uniformity(z: Features, t: float = 2, max_rows: int = SPREAD_ROWS, seed: int = 0) -> float:
-    """`log mean exp(-t |u_i - u_j|^2)` over the pairs of different unit rows of `z` `(n, d)` (Wang & Isola, eq. 9).
+def uniformity(z: Features, t: float = 2, max_rows: int = UNIFORMITY_ROWS, seed: int = 0) -> float:
+    """Uniformity: ``log mean exp(-t |u_i - u_j|^2)`` over pairs of different normalized rows.
 
-    0 where all rows point one way, about -2 t where they spread over a sphere of many dimensions. Above `max_rows`
-    rows, that many drawn without replacement with `seed` stand for all. O(max_rows^2 d) time, by tiles: memory does
-    not grow with the number of pairs. Raises ValueError or TypeError for fewer than two rows, zero rows, t <= 0.
+    It is 0 if all rows have one direction, about -2 t if they spread over a sphere of many dimensions. It takes
+    O(max_rows^2 d) time, in little memory. It is equation 9 of Wang & Isola (2020), arXiv:2005.10242.
+
+    Parameters
+    ----------
+    z, t : Tensor or ndarray of shape (n, d), and float, default 2
+        Features, of which no row may be 0; and inverse temperature.
+    max_rows, seed : int
+        Of more rows than this, a random subset of this size is used, drawn with the seed.
     """
     z = as_samples(z, "z").detach()
     if not t > 0:
@@ -206,8 +213,7 @@ def uniformity(z: Features, t: float = 2, max_rows: int = SPREAD_ROWS, seed: int
     if min(len(z), max_rows) < 2:
         raise ValueError(f"needs at least 2 rows, got shape {tuple(z.shape)} and max_rows {max_rows}")
     u = l2_normalize("z", drawn_rows(z, max_rows, seed))
-    tiles = u.split(_TILE_ROWS)
-    sums = []
+    tiles, sums = u.split(_TILE_ROWS), []
     with no_autocast(u):
         for i, left in enumerate(tiles):
             for j, right in enumerate(tiles[i:], start=i):
@@ -221,29 +227,28 @@ def uniformity(z: Features, t: float = 2, max_rows: int = SPREAD_ROWS, seed: int
     return float(torch.stack(sums).logsumexp(dim=0) - torch.tensor(pairs, dtype=torch.float64).log())
 
 
-def drawn_rows(z: Tensor, max_rows: int, seed: int) -> Tensor:
-    """All rows, or `max_rows` of them drawn without replacement; the same rows for one seed and one n."""
-    if len(z) <= max_rows:
-        return z
-    rows = torch.randperm(len(z), generator=torch.Generator().manual_seed(seed))[:max_rows]
-    return z[rows.to(z.device)]
-
-
-FACTOR_ROWS = 2048
-
-
 def factor_dependence(
-    features: Features, factors: pd.DataFrame, kernel: Kernel | None = None, max_rows: int = FACTOR_ROWS, seed: int = 0
+    features: Features, factors: pd.DataFrame, kernel: Kernel | None = None, max_rows: int = 2048, seed: int = 0
 ) -> pd.DataFrame:
-    """How much `features` `(n, d)` depend on each known factor (a column of `factors`): unbiased CKA, near 0 for none.
+    """Dependence of features on known factors of variation: unbiased CKA with each of them, near 0 for none.
 
-    Integers, booleans, strings and categories are labels and take the kernel `Delta`; real factors take `Gaussian()`;
-    features take `kernel`, linear if it is left out. O(n^2 d) time and O(n^2) memory, so that above `max_rows` rows
-    that many are drawn with `seed`. A factor without two different or without two equal rows, and constant features,
-    have 0.
+    CKA is 0 for constant features, and for a factor with all values equal or all different labels. It takes O(n^2 d)
+    time and O(n^2) memory. The columns of the table are `factor, kernel, cka, n`.
 
-    Returns one row a factor: `factor, kernel, cka, n`. Raises ValueError or TypeError for samples that do not match,
-    factors that are not finite, and fewer than 4 rows.
+    Parameters
+    ----------
+    features, factors : Tensor or ndarray of shape (n, d), and DataFrame with n rows
+        Factors by column. Integers, booleans, strings and categories take the kernel `Delta`, real numbers `Gaussian`.
+    kernel, max_rows, seed : Kernel or None, int, int
+        Kernel of the features, None for linear; and a random subset of the rows as in `uniformity`.
+
+    Examples
+    --------
+    >>> import pandas as pd, torch
+    >>> from hsic_lab.diagnostics import factor_dependence
+    >>> print(factor_dependence(torch.eye(2).repeat(20, 1), pd.DataFrame({"digit": [3, 7] * 20})).round(6))
+      factor kernel  cka   n
+    0  digit  Delta  1.0  40
     """
     features = as_samples(features, "features").detach()
     if not isinstance(factors, pd.DataFrame) or not len(factors.columns):
@@ -251,8 +256,7 @@ def factor_dependence(
     if len(factors) != len(features):
         raise ValueError(f"features and factors must have the same number of rows, got {len(features)}, {len(factors)}")
     features = drawn_rows(features, max_rows, seed)
-    n = len(features)
-    if n < 4:
+    if (n := len(features)) < 4:
         raise ValueError(f"needs at least 4 rows, got {n}")
     gram_x = _unit_gram(kernel or Linear(), features)
     rows = []
@@ -266,7 +270,7 @@ def factor_dependence(
 
 
 def _unit_gram(kernel: Kernel, x: Tensor) -> Tensor:
-    """U-centered Gram of norm 1, whose products are unbiased CKA; 0 where all pairs of different rows are alike."""
+    """U-centered Gram of norm 1, whose inner products are unbiased CKA; 0 if all pairs of rows are equally similar."""
     if is_constant(x):
         return torch.zeros(len(x), len(x), device=x.device)
     with no_autocast(x):

@@ -1,4 +1,4 @@
-"""evaluation."""
+"""Evaluation of frozen features: linear probes, nearest neighbors, few-label curves, confusion matrix."""
 
 from hsic_lab._statistics import few_label_summary, probe_summary
 from hsic_lab.evaluation._features import extract_features, knn_accuracy

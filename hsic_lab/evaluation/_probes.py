@@ -1,15 +1,17 @@
-"""How a probe chooses its L2 penalty without the test set: a stratified split and a path over C that ends in time."""
+"""Linear probes: logistic regression on frozen features, tables of probes, few-label curves, confusion matrix."""
 
-import time
+import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 
 import numpy as np
 import pandas as pd
 import torch
 from joblib import Parallel, delayed
+from scipy.special import logsumexp
+from sklearn import config_context
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import confusion_matrix
@@ -19,59 +21,21 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from hsic_lab._checks import as_labels, no_autocast
-from hsic_lab._softmax import SoftmaxSolver
-from hsic_lab.correlation import column_moments
-from hsic_lab.evaluation._features import Data, chance_accuracy, checked_splits
+from hsic_lab._checks import as_labels
+from hsic_lab.correlation import column_moments, to_array
+from hsic_lab.evaluation._features import Data, chance_accuracy, check_splits
 
-STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
-VALIDATION = 0.2  # the share of the training rows that is held out
-
-
-def check_strengths(strengths: Sequence[float], validation: float) -> None:
-    """ValueError unless the values of C are positive and finite, and the share is one."""
-    if not strengths or not all(np.isfinite(C) and C > 0 for C in strengths):
-        raise ValueError(f"strengths must be positive finite values of C, got {tuple(strengths)}")
-    if not 0 < validation < 1:
-        raise ValueError(f"validation must be a share between 0 and 1, got {validation}")
-
-
-def penalty_path(strengths: Sequence[float], score: Callable[[float], float]) -> dict[float, float]:
-    """`score(C)` for C in ascending order, until two values in a row are below the best so far.
-
-    Weaker penalties overfit more, and cost the most.
-    """
-    scores: dict[float, float] = {}
-    for C in strengths:
-        scores[C] = score(C)
-        if len(scores) > 2 and max(list(scores.values())[-2:]) < max(scores.values()):
-            break
-    return scores
-
-
-def stratified_split(x: np.ndarray, y: np.ndarray, size: int, seed: int) -> list[np.ndarray]:
-    """`[x_first, x_rest, y_first, y_rest]`, `size` rows in the first part, with the classes' shares kept."""
-    classes, counts = np.unique(y, return_counts=True)
-    if counts.min() < 2:
-        rare = classes[counts.argmin()].item()
-        raise ValueError(f"every class needs at least 2 training rows, class {rare!r} has {counts.min()}")
-    if min(size, len(y) - size) < len(classes):
-        raise ValueError(
-            f"{len(y)} training rows split into {size} and {len(y) - size}: each part needs a row for each "
-            f"of the {len(classes)} classes"
-        )
-    return train_test_split(x, y, train_size=size, stratify=y, random_state=seed)
-
-
+VALIDATION = 0.2
 _MAX_ITERATIONS = 10_000
+Pairs = Mapping[str, tuple[Data, Data]]
 
 
 @dataclass(frozen=True)
-class ProbeOutcome:
-    """What any fitted linear probe tells of its one look at the test set.
+class ProbeResult:
+    """Result of `linear_probe`.
 
-    `accuracy` is the share of `predictions` (n_test,) that are right; `C` is the inverse strength of the L2
-    penalty and `validation_scores` maps every C tried to its validation accuracy.
+    It holds the test accuracy, the chosen C, the validation accuracy of every C that was tried, the predicted labels of
+    the test rows, the sorted labels, and the fitted scaler and classifier of scikit-learn, which take NumPy arrays.
     """
 
     accuracy: float
@@ -81,13 +45,7 @@ class ProbeOutcome:
     n_train: int
     n_test: int
     classes: np.ndarray = field(repr=False)
-
-
-@dataclass(frozen=True)
-class ProbeResult(ProbeOutcome):
-    """The outcome of `linear_probe`; `model` is the fitted scikit-learn pipeline."""
-
-    model: Pipeline
+    model: Pipeline = field(repr=False)
 
 
 def linear_probe(
@@ -96,303 +54,206 @@ def linear_probe(
     test_x: Data,
     test_y: Data,
     *,
-    strengths: Sequence[float] = STRENGTHS,
+    Cs: Sequence[float] = (1e-3, 1e-2, 1e-1, 1.0, 10.0),
     validation: float = VALIDATION,
     seed: int = 0,
 ) -> ProbeResult:
-    """Multinomial logistic regression on standardized features, its L2 penalty chosen without the test set.
+    """Fit multinomial logistic regression on standardized features, with an L2 penalty chosen without the test rows.
 
-    `strengths` are values of C, the inverse penalty. Each is scored on a stratified share `validation` of the
-    training rows; the best one (the stronger penalty on a tie) is refitted on all training rows, and the test
-    rows are predicted once. The path over C starts from the strongest penalty, each solution starting the next,
-    with a looser tolerance, and ends once two values in a row score below the best; the refit starts afresh
-    and is solved to scikit-learn's default tolerance. Constant features count as zero.
+    The objective is ``C sum_i log-loss_i + |W|^2 / 2``. Each C, from the strongest penalty on, is scored on a
+    stratified part of the training rows, until two values in a row score below the best one. The best C (the smallest
+    on a tie) is refitted on all training rows, and the test rows are predicted once. Features that are constant up to
+    rounding get the weight 0. The solver is L-BFGS in float64. Tensors on a GPU stay there if scikit-learn dispatches
+    to torch, which needs version 1.9 and ``SCIPY_ARRAY_API=1`` set before SciPy is imported; else NumPy is used.
 
-    Raises ValueError as `labelled.checked_splits`, for a class with fewer than two training rows, and
-    for a C that is not positive; RuntimeError if the solver does not converge.
+    Parameters
+    ----------
+    train_x, train_y, test_x, test_y : array-like or Tensor
+        Features of shape (n, p), and labels of shape (n,): integers, booleans or strings.
+    Cs : sequence of float
+        Candidates for C, the inverse strength of the penalty.
+    validation, seed : float, default 0.2, and int, default 0
+        Share of the training rows on which C is chosen, and seed of that split.
+
+    Raises
+    ------
+    ValueError, RuntimeError
+        For a class with fewer than two training rows or without any; if the solver does not converge.
+
+    Examples
+    --------
+    >>> from hsic_lab.evaluation import linear_probe
+    >>> x, y = [[-1.2], [-1.0], [1.0], [1.1]] * 5, ["left", "left", "right", "right"] * 5
+    >>> linear_probe(x, y, [[-0.9], [1.3]], ["left", "right"]).accuracy
+    1.0
     """
-    train, test, train_y, test_y = checked_splits(train_x, train_y, test_x, test_y)
-    check_strengths(strengths, validation)
-    # Float64: the solver's line search is reliable there, for a quarter more time than in float32.
-    train, test = (x.cpu().double().numpy() for x in (train, test))
-
-    fit_rows = len(train) - round(validation * len(train))
-    fit_x, held_x, fit_y, held_y = stratified_split(train, train_y, fit_rows, seed)
-    scores = _validation_scores(fit_x, fit_y, held_x, held_y, sorted(strengths))
-    C = max(scores, key=scores.get)  # the first of equals: the strongest penalty
-
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=C, max_iter=_MAX_ITERATIONS))
-    with _solver():
-        model.fit(train, train_y)
-    predictions = model.predict(test)
-    return ProbeResult(
-        float(np.mean(predictions == test_y)),
-        C,
-        scores,
-        predictions,
-        n_train=len(train),
-        n_test=len(test),
-        classes=model.classes_,
-        model=model,
-    )
-
-
-@contextmanager
-def _solver() -> Iterator[None]:
-    """One BLAS thread, and a ConvergenceWarning is an error."""
-    # The solver alternates many small products with Python: a second thread gains nothing on idle cores, and
-    # its busy waiting made a fit ten times slower on cores that others use too.
-    with threadpool_limits(1), warnings.catch_warnings():
+    train, test, train_y, test_y = check_splits(train_x, train_y, test_x, test_y)
+    if not Cs or not all(np.isfinite(C) and C > 0 for C in Cs):
+        raise ValueError(f"Cs must be positive finite values of C, got {tuple(Cs)}")
+    if not (variance := column_moments(train)[1]).isfinite().all():
+        raise ValueError(f"features reach {float(train.abs().max()):.3g}, and their squares overflow: rescale them")
+    if not 0 < validation < 1:
+        raise ValueError(f"validation must be a share between 0 and 1, got {validation}")
+    # The line search of the solver is reliable in float64, for a quarter more time than in float32.
+    x = _for_sklearn(train.double().masked_fill(variance == 0, 0))
+    fit, held = validation_split(train_y, validation, seed)
+    # A looser tolerance, because weak penalties are rarely chosen and would take four fifths of the time.
+    search = make_pipeline(StandardScaler(), LogisticRegression(tol=1e-3, max_iter=_MAX_ITERATIONS, warm_start=True))
+    scores: dict[float, float] = {}
+    # The solver alternates many small products with Python code. A second BLAS thread gains nothing on idle cores,
+    # and its busy waiting makes a fit ten times slower on shared cores.
+    with threadpool_limits(1), config_context(array_api_dispatch=isinstance(x, Tensor)), warnings.catch_warnings():
         warnings.simplefilter("error", ConvergenceWarning)
         try:
-            yield
+            for C in sorted(Cs):
+                search.set_params(logisticregression__C=C).fit(x[fit], train_y[fit])
+                scores[C] = float(np.mean(to_array(search.predict(x[held])) == train_y[held]))
+                if len(scores) > 2 and max(list(scores.values())[-2:]) < max(scores.values()):
+                    break
+            C = max(scores, key=lambda C: scores[C])  # the first of equal scores belongs to the strongest penalty
+            model = make_pipeline(StandardScaler(), LogisticRegression(C=C, max_iter=_MAX_ITERATIONS)).fit(x, train_y)
+            predictions = to_array(model.predict(_for_sklearn(test.to(train.device).double())))
         except ConvergenceWarning as warning:
             raise RuntimeError(f"the linear probe did not converge: {warning}") from warning
+    for step in model:
+        vars(step).update({name: to_array(value) for name, value in vars(step).items() if isinstance(value, Tensor)})
+    accuracy = float(np.mean(predictions == test_y))
+    return ProbeResult(accuracy, C, scores, predictions, len(train), len(test), model.classes_, model)
 
 
-def _validation_scores(fit_x, fit_y, held_x, held_y, strengths: Sequence[float]) -> dict[float, float]:
-    """Validation accuracy for C in ascending order, each solution the start of the next."""
-    scaler = StandardScaler().fit(fit_x)
-    fit_x, held_x = scaler.transform(fit_x), scaler.transform(held_x)
-    # A looser tolerance: the weak penalties, rarely chosen, would otherwise take four fifths of the time.
-    model = LogisticRegression(tol=1e-3, max_iter=_MAX_ITERATIONS, warm_start=True)
+def validation_split(y: np.ndarray, held: float = VALIDATION, seed: int = 0) -> list[np.ndarray]:
+    """Positions of the rows to fit on, and of those held out: a share below 1 or a number of rows, stratified."""
+    classes, counts = np.unique(y, return_counts=True)
+    if counts.min() < 2:
+        rare = classes[counts.argmin()].item()
+        raise ValueError(f"every class needs at least 2 training rows, class {rare!r} has {counts.min()}")
+    size = len(y) - (round(held * len(y)) if held < 1 else int(held))
+    if min(size, len(y) - size) < len(classes):
+        parts = f"{len(y)} training rows split into {size} and {len(y) - size}"
+        raise ValueError(f"{parts}: each part needs a row for each of the {len(classes)} classes")
+    return train_test_split(np.arange(len(y)), train_size=size, stratify=y, random_state=seed)
 
-    def score(C: float) -> float:
-        with _solver():
-            model.set_params(C=C).fit(fit_x, fit_y)
-        return float(model.score(held_x, held_y))
 
-    return penalty_path(strengths, score)
+def _for_sklearn(x: Tensor) -> Tensor | np.ndarray:
+    """Keep a tensor on a GPU if scikit-learn can compute there, else return a NumPy array."""
+    return x if x.device.type == "cuda" and _dispatches() else x.cpu().numpy()
+
+
+def _dispatches() -> bool:
+    """Whether SciPy and scikit-learn compute on torch tensors."""
+    if os.environ.get("SCIPY_ARRAY_API") != "1" or not isinstance(logsumexp(torch.zeros(2)), Tensor):
+        return False  # not set, or set after SciPy was imported
+    return LogisticRegression().__sklearn_tags__().array_api_support
 
 
 def probe_table(
-    features: Mapping[str, tuple[Data, Data]],
-    train_y: Data,
-    test_y: Data,
-    splits: int = 3,
-    n_train: int | None = None,
-    n_jobs: int | None = None,
+    features: Pairs, train_y: Data, test_y: Data, splits: int = 3, n_train: int | None = None, n_jobs: int | None = None
 ) -> pd.DataFrame:
-    """Linear-probe accuracy of several representations, each over the same `splits` random training subsets.
+    """Linear-probe accuracy of several representations on the same random training subsets.
 
-    `features` maps a name to `(train_x, test_x)`. Split s draws a stratified subset of `n_train` training
-    rows (80 % of them by default) with seed s, the same rows for every representation, and probes it with its
-    own validation split. The spread is that of the probe's training rows: it says nothing about other
-    training seeds of the encoder. `n_jobs` processes share the work, as in scikit-learn: None is 1, -1 all cores.
+    The spread over the subsets measures the probe. It says nothing about other training seeds of the encoder.
 
-    Returns one row per (representation, split): `representation, split, accuracy, C, n_train, n_test,
-    chance`, where `chance` is the test accuracy of always answering the commonest training class.
+    Parameters
+    ----------
+    features, train_y, test_y : mapping of str to (train_x, test_x), and array-like or Tensor
+        Features of every representation and labels, as in `linear_probe`.
+    splits : int, default 3
+        Number of stratified subsets; the number of a subset is its seed.
+    n_train, n_jobs : int or None
+        Rows of a subset, None for 80 % of the training rows; and number of processes, as in scikit-learn.
+
+    Returns
+    -------
+    DataFrame
+        Columns `representation, split, accuracy, C, n_train, n_test` and `chance`, the test accuracy of always
+        predicting the most frequent training class.
     """
-    if not features:
-        raise ValueError("features must name at least one representation, got none")
     if splits < 1:
         raise ValueError(f"splits must be at least 1, got {splits}")
     train_y, test_y = as_labels("train_y", train_y), as_labels("test_y", test_y)
     size = round(0.8 * len(train_y)) if n_train is None else n_train
     if not 0 < size < len(train_y):
         raise ValueError(f"n_train must be between 1 and {len(train_y) - 1}, got {size}")
-    subsets = [stratified_split(np.arange(len(train_y)), train_y, size, s)[0] for s in range(splits)]
-    tasks = []
-    for name, (train_x, test_x) in features.items():
-        # Arrays, since joblib hands large ones to its processes without a copy.
-        train, test = (x.cpu().numpy() for x in checked_splits(train_x, train_y, test_x, test_y)[:2])
-        tasks += [
-            delayed(_probe_row)(name, split, train, train_y, subset, test, test_y)
-            for split, subset in enumerate(subsets)
-        ]
-    return pd.DataFrame(Parallel(n_jobs=n_jobs)(tasks)).assign(chance=chance_accuracy(train_y, test_y))
-
-
-def _probe_row(name, split, train, train_y, subset, test, test_y) -> dict[str, str | int | float]:
-    result = linear_probe(train[subset], train_y[subset], test, test_y, seed=split)
-    return {
-        "representation": name,
-        "split": split,
-        "accuracy": result.accuracy,
-        "C": result.C,
-        "n_train": result.n_train,
-        "n_test": result.n_test,
-    }
-
-
-@dataclass(frozen=True)
-class FastProbeResult(ProbeOutcome):
-    """The outcome of `fast_probe`, with the solution.
-
-    `coef` (K, p) and `intercept` (K,) are those of scikit-learn's LogisticRegression on `(x - mean) / scale`, with
-    K = 1 for two classes, in float64; the `scale` of a constant feature is infinite. `loss` is the objective there,
-    `iterations` are those of the last fit, `seconds` the time from checked features to predictions, the choice of C
-    included.
-    """
-
-    coef: Tensor = field(repr=False)
-    intercept: Tensor = field(repr=False)
-    mean: Tensor = field(repr=False)
-    scale: Tensor = field(repr=False)
-    loss: float
-    iterations: int
-    seconds: float
-
-
-def fast_probe(
-    train_x: Data,
-    train_y: Data,
-    test_x: Data,
-    test_y: Data,
-    *,
-    C: float | None = None,
-    strengths: Sequence[float] = STRENGTHS,
-    validation: float = VALIDATION,
-    seed: int = 0,
-    tolerance: float = 1e-4,
-) -> FastProbeResult:
-    """`linear_probe` for large sets: the same objective and the same choice of C, by torch's L-BFGS on the features.
-
-    Minimizes `C sum_i log-loss_i + |W|^2 / 2` over W and a free intercept, on features standardized by the training
-    rows: scikit-learn's LogisticRegression behind a StandardScaler, softmax for three classes or more, one logit for
-    two. Runs on the device of `train_x`, first in float32, then in float64 (near the optimum the values that a line
-    search compares agree in float32) until no entry of the gradient of the objective over `C n` exceeds `tolerance`,
-    scikit-learn's rule and default. Solvers that stop by it differ by a tenth of a point at 1e-4, not at 1e-6. With
-    `C` given nothing is chosen; else the path over `strengths` on a stratified share `validation` is that of
-    `linear_probe`, and so are the errors.
-    """
-    train, test, train_y, test_y = checked_splits(train_x, train_y, test_x, test_y)
-    check_strengths(strengths if C is None else (C,), validation)
-    test = test.to(train.device)
-    start = time.perf_counter()
-    classes, targets = np.unique(train_y, return_inverse=True)
-    scores: dict[float, float] = {}
-    if C is None:
-        fit_rows = len(train) - round(validation * len(train))
-        fit, held, *_ = stratified_split(np.arange(len(train)), train_y, fit_rows, seed)
-        scores = _fast_validation_scores(train, fit, held, targets[fit], targets[held], sorted(strengths))
-        C = max(scores, key=scores.get)  # the first of equals: the strongest penalty
-    mean, scale = _scaler(train)
-    with no_autocast(train):
-        standardized = (train - mean) / scale
-        solver = SoftmaxSolver(standardized, torch.as_tensor(targets, device=train.device), len(classes))
-        iterations = solver.fit(C, tolerance)
-        predictions = classes[solver.predict((test - mean) / scale).cpu().numpy()]
-        loss = solver.objective(C)
-    coef, intercept = solver.weights, solver.intercept
-    return FastProbeResult(
-        float(np.mean(predictions == test_y)),
-        C,
-        scores,
-        predictions,
-        len(train),
-        len(test),
-        classes,
-        coef,
-        intercept,
-        mean,
-        scale,
-        loss,
-        iterations,
-        time.perf_counter() - start,
-    )
+    draws = [
+        ({"split": split}, validation_split(train_y, len(train_y) - size, split)[0], split) for split in range(splits)
+    ]
+    return _probe_rows(features, train_y, test_y, draws, n_jobs)
 
 
 def few_label_curve(
-    features: Mapping[str, tuple[Data, Data]],
+    features: Pairs,
     train_y: Data,
     test_y: Data,
     per_class: Sequence[int] = (10, 50, 100),
     seeds: int = 5,
     n_jobs: int | None = None,
 ) -> pd.DataFrame:
-    """Linear-probe accuracy against the number of labelled rows of each class, over `seeds` draws of them.
+    """Linear-probe accuracy against the number of labeled training rows of each class.
 
-    `features` maps a name to `(train_x, test_x)`. Seed s shuffles every class once; its first m rows are the training
-    set for m labels per class, so that sets are nested, and the same for every representation. Each is probed by
-    `linear_probe` with its own validation split. `n_jobs` as in `evaluation.probe_table`.
+    Every seed shuffles each class once and takes its first rows, so its training sets are nested and the same for all
+    representations. The spread over the seeds says nothing about other training seeds of the encoder. The columns are
+    `representation, per_class, seed, accuracy, C, n_test, chance`, as in `probe_table`.
 
-    Returns one row per (representation, per_class, seed): `representation, per_class, seed, accuracy, C, n_test,
-    chance`. The spread is that of the labelled rows: it says nothing about other training seeds of the encoder.
-    Raises ValueError as `linear_probe`, and for a class with fewer rows than asked for.
+    Parameters
+    ----------
+    features, train_y, test_y, n_jobs
+        As in `probe_table`.
+    per_class, seeds : sequence of int, and int, default 5
+        Numbers of labeled rows of each class, and number of draws.
     """
-    if not isinstance(features, Mapping):
-        raise TypeError(f"features must map a name to (train_x, test_x), got {type(features).__name__}")
-    if not features or not per_class or seeds < 1:
-        raise ValueError(
-            "features and per_class must not be empty and seeds at least 1, got "
-            f"{list(features)}, {list(per_class)} and {seeds}"
-        )
+    if not per_class or seeds < 1:
+        raise ValueError(f"per_class must not be empty and seeds at least 1, got {list(per_class)} and {seeds}")
     train_y, test_y = as_labels("train_y", train_y), as_labels("test_y", test_y)
     classes, counts = np.unique(train_y, return_counts=True)
-    # `linear_probe` holds a fifth of the rows out, and needs a row of each class on both sides.
+    # The validation part of `linear_probe` needs a row of each class.
     fewest = next(m for m in range(2, 10) if round(VALIDATION * m * len(classes)) >= len(classes))
     if not fewest <= min(per_class) <= max(per_class) <= counts.min():
         rare = classes[counts.argmin()].item()
-        raise ValueError(
-            f"per_class must lie between {fewest}, of which one is held out for the penalty, and {counts.min()}, the "
-            f"rows of class {rare!r}, got {list(per_class)}"
-        )
-    shuffled = []
-    for seed in range(seeds):
+        limits = f"{fewest}, of which one is held out for the penalty, and {counts.min()}, the rows of class {rare!r}"
+        raise ValueError(f"per_class must lie between {limits}, got {list(per_class)}")
+    draws = []
+    for m, seed in product(per_class, range(seeds)):
         generator = np.random.default_rng(seed)
-        shuffled.append([generator.permutation(np.flatnonzero(train_y == label)) for label in classes])
-    tasks = []
-    for name, (train_x, test_x) in features.items():
-        train, test = (x.cpu().numpy() for x in checked_splits(train_x, train_y, test_x, test_y)[:2])
-        tasks += [
-            delayed(_curve_row)(name, m, seed, train[subset], train_y[subset], test, test_y)
-            for m in per_class
-            for seed in range(seeds)
-            for subset in [np.concatenate([rows[:m] for rows in shuffled[seed]])]
-        ]
-    return pd.DataFrame(Parallel(n_jobs=n_jobs)(tasks)).assign(chance=chance_accuracy(train_y, test_y))
+        shuffled = [generator.permutation(np.flatnonzero(train_y == label)) for label in classes]
+        draws.append(({"per_class": m, "seed": seed}, np.concatenate([rows[:m] for rows in shuffled]), seed))
+    return _probe_rows(features, train_y, test_y, draws, n_jobs).drop(columns="n_train")
+
+
+def _probe_rows(features: Pairs, train_y, test_y, draws: Sequence[tuple], n_jobs: int | None) -> pd.DataFrame:
+    """Probe every representation on every draw: columns of the table, training rows, seed of the validation split."""
+    if not isinstance(features, Mapping):
+        raise TypeError(f"features must map a name to (train_x, test_x), got {type(features).__name__}")
+    if not features:
+        raise ValueError("features must name at least one representation, got none")
+    # Arrays, because joblib hands large ones to its processes without a copy.
+    splits = [map(_for_sklearn, check_splits(x, train_y, test_x, test_y)[:2]) for x, test_x in features.values()]
+    tasks = (
+        delayed(linear_probe)(train[rows], train_y[rows], test, test_y, seed=seed)
+        for train, test in splits
+        for _, rows, seed in draws
+    )
+    results = zip(product(features, draws), Parallel(n_jobs=n_jobs)(tasks), strict=True)
+    table = [{"representation": name} | columns | vars(result) for (name, (columns, *_)), result in results]
+    shown = ["representation", *draws[0][0], "accuracy", "C", "n_train", "n_test"]
+    return pd.DataFrame(table, columns=shown).assign(chance=chance_accuracy(train_y, test_y))
 
 
 def confusion(test_y: Data, predictions: Data, class_names: Sequence[str] | None = None) -> pd.DataFrame:
-    """Counts of test rows by their class (rows, "true") and their prediction (columns, "predicted").
+    """Confusion matrix: counts of test rows by true class and predicted class.
 
-    `class_names[k]` names the label k = 0, 1, ...; left out, the labels that occur name themselves, sorted.
-    Raises ValueError for labels of different lengths, and labels without a name.
+    Parameters
+    ----------
+    test_y, predictions : array-like or Tensor of shape (n,)
+        True labels (rows of the result) and predicted labels (columns).
+    class_names : sequence of str or None
+        Names of the labels 0, 1, ...; None for the sorted labels that occur.
     """
     test_y, predictions = as_labels("test_y", test_y), as_labels("predictions", predictions)
     if len(test_y) != len(predictions):
         raise ValueError(f"test_y and predictions must have the same length, got {len(test_y)}, {len(predictions)}")
-    labels = names = np.union1d(test_y, predictions)
-    if class_names is not None:
-        names, nameless = list(class_names), np.setdiff1d(labels, np.arange(len(class_names)))
-        if len(nameless):
-            raise ValueError(f"class_names must name the labels 0 to {len(names) - 1}, got also {nameless.tolist()}")
-        labels = np.arange(len(names))
-    counts = confusion_matrix(test_y, predictions, labels=labels)
-    return pd.DataFrame(counts, pd.Index(names, name="true"), pd.Index(names, name="predicted"))
-
-
-def _fast_validation_scores(train, fit, held, fit_y, held_y, strengths) -> dict[float, float]:
-    device = train.device
-    mean, scale = _scaler(train[fit])
-    with no_autocast(train):
-        fit_x, held_x = ((train[torch.as_tensor(rows, device=device)] - mean) / scale for rows in (fit, held))
-        solver = SoftmaxSolver(fit_x, torch.as_tensor(fit_y, device=device), len(np.unique(fit_y)))
-        held_y = torch.as_tensor(held_y, device=device)
-
-        def score(C: float) -> float:
-            solver.fit(C, 1e-3)  # looser, as in `linear_probe`
-            return float((solver.predict(held_x) == held_y).double().mean())
-
-        return penalty_path(strengths, score)
-
-
-def _scaler(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of the columns; infinity for a constant one, of which 0 is left, and no rounding."""
-    mean, variance = column_moments(x)
-    if not variance.isfinite().all():
-        raise ValueError(f"features reach {float(x.abs().max()):.3g}, and squares leave {variance.dtype}: rescale them")
-    return mean, variance.sqrt().masked_fill(variance == 0, torch.inf)
-
-
-def _curve_row(name, m, seed, train, train_y, test, test_y) -> dict[str, str | int | float]:
-    result = linear_probe(train, train_y, test, test_y, seed=seed)
-    return {
-        "representation": name,
-        "per_class": m,
-        "seed": seed,
-        "accuracy": result.accuracy,
-        "C": result.C,
-        "n_test": result.n_test,
-    }
+    found = np.union1d(test_y, predictions)
+    labels = found if class_names is None else np.arange(len(class_names))
+    if len(nameless := np.setdiff1d(found, labels)):
+        raise ValueError(f"class_names must name the labels 0 to {len(labels) - 1}, got also {nameless.tolist()}")
+    axes = [pd.Index(list(labels if class_names is None else class_names), name=name) for name in ("true", "predicted")]
+    return pd.DataFrame(confusion_matrix(test_y, predictions, labels=labels), *axes)

@@ -22,8 +22,7 @@ from hsic_lab.cka import cka_or_nan
 from hsic_lab.correlation import cross_correlation
 from hsic_lab.diagnostics import covariance_spectrum, diagnose
 from hsic_lab.diagnostics._diagnose import FAULTS
-from hsic_lab.evaluation import knn_accuracy
-from hsic_lab.evaluation._probes import fast_probe
+from hsic_lab.evaluation import knn_accuracy, linear_probe
 from hsic_lab.independence import TestResult, gamma_test, permutation_test
 from hsic_lab.kernels import Delta, Gaussian
 from hsic_lab.plots import plot_cross_correlation, plot_embedding, plot_spectrum
@@ -203,9 +202,9 @@ def probe_table(embeddings: Embeddings) -> tuple[pd.DataFrame, str]:
     for split in range(SPLITS):
         train, test = train_test_split(np.arange(len(y)), test_size=0.3, stratify=y, random_state=split)
         parts = x[train], y[train], x[test], y[test]
-        results["linear probe"].append(fast_probe(*parts, seed=split).accuracy)
+        results["linear probe"].append(linear_probe(*parts, seed=split).accuracy)
         if not (x == 0).all(dim=1).any():  # such a row has no direction, and no neighbors
-            results["nearest neighbors"].append(knn_accuracy(*parts, k=min(200, len(train))))
+            results["nearest neighbors"].append(knn_accuracy(*parts))
         names, sizes = np.unique(y[train], return_counts=True)
         chances.append(float((y[test] == names[sizes.argmax()]).mean()))
     rows = [

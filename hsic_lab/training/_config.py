@@ -254,6 +254,8 @@ class TrainConfig:
         if values.get("loss") == "vicreg" and values.get("lambda_param") is not None:  # an early form of its weights
             weight = {"lambda_param": values.pop("lambda_param")}
             values["loss_options"] = weight | values.get("loss_options", {})
+        if "target" in (options := dict(values.get("loss_options", {}))):  # its name before version 0.2
+            values["loss_options"] = options | {"off_diagonal_target": options.pop("target")}
         return cls(**values)
 
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from hsic_lab._distributed import barrier, own_rows, processes, world_size
-from hsic_lab.datasets import ImageData, full_name, load
+from hsic_lab.datasets import ImageData, load
+from hsic_lab.datasets._published import full_name
 from hsic_lab.evaluation import extract_features
 from hsic_lab.training._callbacks import Callback, make_monitor
 from hsic_lab.training._config import TrainConfig, hardware, pick_device, resolved_precision

@@ -1,25 +1,28 @@
-"""Ablations: a row a run and evaluation, only what is missing is done, failures are rows, processes share a folder."""
+"""Ablations: rows of the table, resuming, failures, shared folders, clusters, and results of version 0.1."""
 
 import json
+import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 
-from hsic_lab import ablation
 from hsic_lab.ablation import Grid, read_grid, read_table, run_ablation, write_table
 from hsic_lab.ablation import _run as ablation_runs
-from hsic_lab.ablation._run import LOCK, RESULT, cut, with_data
+from hsic_lab.ablation._run import LOCK, RESULT, cut, plan_runs
 from hsic_lab.cli import app
 from hsic_lab.datasets import from_arrays, load
 from hsic_lab.evaluation import extract_features, linear_probe
 from hsic_lab.plots import plot_ablation, plot_ablation_map
-from hsic_lab.training import train
+from hsic_lab.training import TrainConfig, train
+
+VERSION_0_1 = Path(__file__).parents[1] / "data" / "version_0_1"
 
 BASE = {
     "dataset": "digits",
@@ -45,7 +48,7 @@ def grid(**changes):
     )
 
 
-def test_rows_are_those_of_training_and_evaluation_by_hand(tmp_path):
+def test_rows_equal_training_and_evaluation_by_hand(tmp_path):
     one = grid(evaluate=["linear", "knn"], cross={}, seeds=[4])
     frame = run_ablation(one, tmp_path / "a", progress=False)
     data = load("digits")
@@ -67,12 +70,12 @@ def test_rows_are_those_of_training_and_evaluation_by_hand(tmp_path):
 
 
 def by_class(n, classes=4):
-    """Images in the order of their classes, as folders are read."""
+    """Images sorted by class, as in a folder of classes."""
     pixels = np.random.default_rng(0).integers(256, size=(n, 8, 8, 3), dtype=np.uint8)
     return pixels, np.repeat(np.arange(classes), n // classes)
 
 
-def test_sizes_count_for_your_own_data_and_every_class_stays(tmp_path):
+def test_sizes_apply_to_own_data_and_keep_every_class(tmp_path):
     data = from_arrays(*by_class(80), *by_class(40), name="mine")
     one = grid(cross={}, data={"n_train": 20, "n_test": 8}, base=BASE | {"batch_size": 16})
     frame = run_ablation(one, tmp_path, data=data, progress=False)
@@ -83,10 +86,12 @@ def test_sizes_count_for_your_own_data_and_every_class_stays(tmp_path):
     shuffled_classes = replace(data, train=data.train.subset([*range(40, 60), *range(20), *range(60, 80)]))
     assert cut(shuffled_classes, {"n_train": 9}).train.labels.bincount().tolist() == [3, 0, 3, 3]
     mixed = replace(data, train=data.train.subset([5, 79, 6, 20, 40]))
-    assert cut(mixed, {"n_train": 2}).train.labels.tolist() == [0, 3], "the first: this order says nothing"
+    assert cut(mixed, {"n_train": 2}).train.labels.tolist() == [0, 3], (
+        "the first ones, because the split is not sorted by class"
+    )
 
 
-def test_a_folder_is_known_by_what_is_in_it(tmp_path, monkeypatch):
+def test_folder_is_identified_by_its_content(tmp_path, monkeypatch):
     def add(start, stop):
         for label in "ab":
             (tmp_path / "pics" / label).mkdir(parents=True, exist_ok=True)
@@ -105,7 +110,7 @@ def test_a_folder_is_known_by_what_is_in_it(tmp_path, monkeypatch):
     assert tables[0]["dataset"][0] == str(tmp_path / "pics")
 
 
-def test_a_killed_training_of_a_relative_folder_goes_on(tmp_path, monkeypatch):
+def test_killed_training_of_a_relative_folder_continues(tmp_path, monkeypatch):
     for label in "ab":
         (tmp_path / "pics" / label).mkdir(parents=True)
         for i in range(20):
@@ -117,26 +122,26 @@ def test_a_killed_training_of_a_relative_folder_goes_on(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(ablation_runs, "_evaluated", killed)
+        patch.setattr(ablation_runs, "_evaluate", killed)
         with pytest.raises(KeyboardInterrupt):
             run_ablation(one, "runs", progress=False)
     assert run_ablation(one, "runs", progress=False)["state"].tolist() == ["finished"]
 
 
-def test_only_what_is_missing_is_done(tmp_path, monkeypatch):
+def test_only_missing_runs_are_trained(tmp_path, monkeypatch):
     first = run_ablation(grid(), tmp_path, progress=False)
     calls = []
     original = ablation_runs.train_or_load
     monkeypatch.setattr(ablation_runs, "train_or_load", lambda *a, **k: calls.append(a) or original(*a, **k))
     with monkeypatch.context() as patch:
-        patch.setattr(ablation, "run_one", None)  # handed to no process: joblib would take it for leaking
+        patch.setattr(ablation_runs, "_run_one", None)  # must not be called
         again = run_ablation(grid(), tmp_path, progress=False)
     pd.testing.assert_frame_equal(first, again)
     assert calls == []
     more = run_ablation(grid(), tmp_path, seeds=2, progress=False)
     assert len(calls) == 2 and len(more) == 4
     pd.testing.assert_frame_equal(more.head(2), first)
-    (tmp_path / first["run"][0] / RESULT).unlink()  # killed between training and evaluation: the run is read
+    (tmp_path / first["run"][0] / RESULT).unlink()  # as if it was killed between training and evaluation
     assert run_ablation(grid(), tmp_path, progress=False)["accuracy"].tolist() == first["accuracy"].tolist()
     # Another evaluation of the same runs trains nothing either.
     knn_and_linear = run_ablation(grid(evaluate=["linear", "knn"]), tmp_path, progress=False)
@@ -144,7 +149,7 @@ def test_only_what_is_missing_is_done(tmp_path, monkeypatch):
     assert seconds == first["seconds"].tolist()
 
 
-def test_failed_run_is_a_row_and_is_tried_again_when_asked(tmp_path, monkeypatch):
+def test_failed_run_is_a_row_and_is_retried_on_request(tmp_path, monkeypatch):
     def fails_once(config, *rest, **more):
         if config.loss == "hsic_ssl" and not list(tmp_path.glob("*/" + RESULT)) == []:
             raise FloatingPointError("step 3: the loss is nan")
@@ -160,7 +165,7 @@ def test_failed_run_is_a_row_and_is_tried_again_when_asked(tmp_path, monkeypatch
     assert run_ablation(grid(), tmp_path, progress=False, retry_failed=True)["state"].tolist() == ["finished"] * 2
 
 
-def test_result_under_other_defaults_is_neither_used_nor_written_over(tmp_path):
+def test_result_under_other_defaults_is_neither_used_nor_overwritten(tmp_path):
     key = run_ablation(grid(cross={}), tmp_path, progress=False)["run"][0]
     path = tmp_path / key / RESULT
     content = json.loads(path.read_text())
@@ -171,12 +176,12 @@ def test_result_under_other_defaults_is_neither_used_nor_written_over(tmp_path):
     assert json.loads(path.read_text()) == content
 
 
-def test_all_failed_is_still_a_table(tmp_path):
+def test_table_of_failed_runs_only(tmp_path):
     frame = run_ablation(grid(base=BASE | {"batch_size": 1000}), tmp_path, progress=False)
     assert frame["accuracy"].isna().all() and frame["state"].str.contains("batch_size 1000").all()
 
 
-def test_damaged_result_names_file_and_remedy(tmp_path):
+def test_damaged_result_error_names_file_and_remedy(tmp_path):
     key = run_ablation(grid(cross={}), tmp_path, progress=False)["run"][0]
     (tmp_path / key / RESULT).write_text('{"version": 1')
     with pytest.raises(ValueError, match=rf"{key}/{RESULT} is damaged .* remove it"):
@@ -185,7 +190,7 @@ def test_damaged_result_names_file_and_remedy(tmp_path):
 
 @contextmanager
 def held_elsewhere(path, seconds):
-    """Another process that holds the lock at `path`; it lets go after so many seconds, or when it is killed."""
+    """Another process that holds the lock at `path` for some seconds, or until it is killed."""
     program = "import sys, time, filelock\nwith filelock.FileLock(sys.argv[1]): print(flush=True); time.sleep({})"
     path.parent.mkdir()
     command = [sys.executable, "-c", program.format(seconds), str(path)]
@@ -194,7 +199,7 @@ def held_elsewhere(path, seconds):
         yield process
 
 
-def test_run_that_another_process_holds_is_waited_for_last(tmp_path):
+def test_run_of_another_process_is_waited_for_last(tmp_path):
     held, free = grid().plan()
     with held_elsewhere(tmp_path / held.key / LOCK, 1.5):
         frame = run_ablation(grid(), tmp_path, progress=False)
@@ -203,30 +208,34 @@ def test_run_that_another_process_holds_is_waited_for_last(tmp_path):
     assert made[0] > made[1]
 
 
-def test_lock_of_a_dead_process_is_no_obstacle(tmp_path):
+def test_lock_of_a_dead_process_is_released(tmp_path):
     (one,) = grid(cross={}).plan()
     with held_elsewhere(tmp_path / one.key / LOCK, 600) as process:
         process.kill()
     assert run_ablation(grid(cross={}), tmp_path, progress=False)["state"].tolist() == ["finished"]
 
 
-def test_own_data(tmp_path):
+def test_own_data_is_identified_by_its_content(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (120, 16, 16), dtype=np.uint8)
     data = from_arrays(images, np.arange(120) % 3, name="mine")
     frame = run_ablation(
-        grid(cross={}, base=BASE | {"batch_size": 32, "dataset": "default"}, data={}),
+        grid(
+            cross={},
+            base={name: value for name, value in BASE.items() if name != "dataset"} | {"batch_size": 32},
+            data={},
+        ),
         tmp_path,
         data=data,
         progress=False,
     )
     assert frame["split"].tolist() == ["mine test"] and frame["dataset"].tolist() == ["mine"]
-    other = from_arrays(255 - images, np.arange(120) % 3, name="mine")  # of the same name, and not the same
-    plan = grid(cross={}, base=BASE | {"batch_size": 32}, data={}).plan()
-    (first,), (second,) = (with_data(plan, one) for one in (data, other))
+    other = from_arrays(255 - images, np.arange(120) % 3, name="mine")  # other images under the same name
+    plan = grid(cross={}, base=BASE | {"batch_size": 32}, data={})
+    (first,), (second,) = (plan_runs(plan, one) for one in (data, other))
     assert first.key == frame["run"][0] != second.key
 
 
-def test_on_a_dask_cluster(tmp_path):
+def test_dask_cluster_gives_the_same_table(tmp_path):
     from dask.distributed import Client, LocalCluster
     from joblib import parallel_config
 
@@ -240,16 +249,16 @@ def test_on_a_dask_cluster(tmp_path):
     assert frame["run"].tolist() == local["run"].tolist()
 
 
-def test_refused_before_anything_is_trained(tmp_path):
-    with pytest.raises(ValueError, match="unknown data set 'default'"):
-        run_ablation(grid(base={"dataset": "default"}), tmp_path, progress=False)
+def test_bad_data_is_refused_before_training(tmp_path):
+    with pytest.raises(ValueError, match="a grid must name its data set"):
+        run_ablation(grid(base={}), tmp_path, progress=False)
     with pytest.raises(ValueError, match="unknown data set 'digitz'"):
         run_ablation(grid(base={"dataset": "digitz"}), tmp_path, progress=False)
     frame = run_ablation(grid(cross={}, data={"n_train": 10**6}), tmp_path, progress=False)
     assert "n_train must be at most the 1352 images of digits, got 1000000" in frame["state"][0]
 
 
-def test_command_ends_with_1_and_the_reasons_if_a_run_failed(tmp_path, capsys):
+def test_command_exits_with_1_and_the_reasons_of_failures(tmp_path, capsys):
     settings = grid(cross={}, data={"n_train": 10**6})
     text = [f"[data]\nn_train = {settings.data['n_train']}", "[base]"]
     text += [f"{name} = {json.dumps(value)}" for name, value in BASE.items()]
@@ -260,7 +269,7 @@ def test_command_ends_with_1_and_the_reasons_if_a_run_failed(tmp_path, capsys):
     assert "1 of 1 runs failed:\n  failed: ValueError: n_train must be at most" in capsys.readouterr().err
 
 
-def test_command_table_and_images(tmp_path, monkeypatch, capsys):
+def test_command_writes_the_table_that_plots_draw(tmp_path, monkeypatch, capsys):
     lines = [
         'question = "why?"',
         "seeds = 2",
@@ -271,9 +280,9 @@ def test_command_table_and_images(tmp_path, monkeypatch, capsys):
         *(f"{name} = {json.dumps(value)}" for name, value in BASE.items() if name != "batch_size"),
         "[cross]",
         "batch_size = [32, 64]",
-        "[[listed]]",
+        "[[include]]",
         'loss = "barlow_twins"',
-        "[[listed]]",
+        "[[include]]",
         'loss = "hsic_ssl"',
         "loss_options = { off_diagonal_target = -0.5 }",
     ]
@@ -304,7 +313,7 @@ def test_command_table_and_images(tmp_path, monkeypatch, capsys):
     np.testing.assert_allclose(ax.get_lines()[1].get_ydata(), means)
 
 
-def test_written_table_reads_back_whatever_a_failure_says(tmp_path):
+def test_written_table_reads_back_with_any_failure_text(tmp_path):
     frame = pd.DataFrame({"evaluation": ["knn", "knn"], "state": ["finished", 'failed: "x", # y']})
     settings = read_grid({"name": "g", "question": "why: why?", "base": {"width": 2}})
     write_table(frame, settings, tmp_path / "t.csv", "hsic-lab ablate g.toml")
@@ -314,3 +323,39 @@ def test_written_table_reads_back_whatever_a_failure_says(tmp_path):
     frame.to_csv(tmp_path / "other.csv", index=False)
     with pytest.raises(ValueError, match=r"other\.csv is no table of an ablation"):
         read_table(tmp_path / "other.csv")
+
+
+def test_results_of_version_0_1_are_found_and_not_trained_again(tmp_path, monkeypatch):
+    shutil.copytree(VERSION_0_1 / "ablation", tmp_path / "runs")
+    base = {"dataset": "digits", "width": 1, "projector": (8, 4), "batch_size": 256, "epochs": 3, "snapshots": 3}
+    base |= {"log_every": 1, "device": "cpu", "precision": "float32", "views": "tsai2021", "loss": "hsic_ssl"}
+    small = Grid("small", base=base, cross={"batch_size": [128, 256]})  # "views" was called "report" there
+    monkeypatch.setattr(ablation_runs, "_run_one", None)  # must not be called
+    found, kept = run_ablation(small, tmp_path / "runs", progress=False), read_table(VERSION_0_1 / "ablation.csv")
+    pd.testing.assert_frame_equal(found[kept.columns], kept, check_exact=True)
+
+
+def test_run_of_version_0_1_is_evaluated_and_not_trained_again(tmp_path):
+    key = "a60a3ab7d409"
+    shutil.copytree(VERSION_0_1 / "ablation" / key, tmp_path / key)
+    (tmp_path / key / RESULT).unlink()
+    config = TrainConfig.from_json(json.loads((tmp_path / key / "run" / "run.json").read_text())["config"])
+    weights = (tmp_path / key / "run" / "weights.safetensors").read_bytes()
+    names = (
+        "dataset",
+        "width",
+        "projector",
+        "epochs",
+        "snapshots",
+        "log_every",
+        "device",
+        "precision",
+        "views",
+        "loss",
+    )
+    found = run_ablation(Grid("small", base={name: getattr(config, name) for name in names}), tmp_path, progress=False)
+    assert found["run"].unique().tolist() == [key]
+    assert (tmp_path / key / "run" / "weights.safetensors").read_bytes() == weights
+    kept = read_table(VERSION_0_1 / "ablation.csv").query("run == @key")
+    assert found["accuracy"].tolist() == pytest.approx(kept["accuracy"].tolist(), abs=1.01 / 445)
+    assert found["rankme"].tolist() == pytest.approx(kept["rankme"].tolist(), rel=1e-3)

@@ -1,4 +1,4 @@
-"""Grids: what is planned, the shorthands against their formulas, keys that tell settings apart, and what is refused."""
+"""Grids: planned trainings, shorthands against their formulas, keys of settings, and refused input."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +12,12 @@ from hsic_lab.training import TrainConfig
 ROOT = Path(__file__).parents[2]
 
 
-def test_crossed_listed_and_repeated():
+def test_plan_crosses_includes_and_repeats():
     grid = Grid(
         "g",
         base={"dataset": "digits", "width": 2},
         cross={"batch_size": [32, 64], "projector": [[8], [16, 4]]},
-        listed=[{"loss": "vicreg"}, {"loss": "hsic_ssl", "lambda_param": 0.1}],
+        include=[{"loss": "vicreg"}, {"loss": "hsic_ssl", "lambda_param": 0.1}],
         seeds=[3, 5],
     )
     plan = grid.plan()
@@ -56,7 +56,7 @@ def test_crossed_listed_and_repeated():
         ),
     ],
 )
-def test_shorthands(settings, expected):
+def test_shorthands_follow_their_formulas(settings, expected):
     assert make_config(settings) == TrainConfig(**expected)
 
 
@@ -67,9 +67,9 @@ def test_stored_results_of_version_0_1_have_the_same_key():
     assert Planned(config, {}, {"n_train": 10}).key == "8304988e8211"
 
 
-def test_key_is_of_what_decides_the_result():
+def test_key_depends_on_settings_and_data_only():
     one = Planned(TrainConfig(dataset="digits"), {}, {"n_train": 10})
-    same = Planned(TrainConfig(dataset="digits", width=16), {"width": 16}, {"n_train": 10})  # its default, said aloud
+    same = Planned(TrainConfig(dataset="digits", width=16), {"width": 16}, {"n_train": 10})  # its default
     assert one.key == same.key and len(one.key) == 12
     whole, real = (replace(one, config=replace(one.config, lambda_param=value)) for value in (1, 1.0))
     assert whole.key == real.key != one.key
@@ -82,6 +82,7 @@ def test_key_is_of_what_decides_the_result():
     [
         ("base = {wdith = 3}", "'wdith'"),
         ("sede = 3", "'sede'"),
+        ("listed = [{width = 4}]", "'listed'"),
         ("cross = {batch_size = []}", r"cross.batch_size must be a list of at least one value, got \[\]"),
         ("cross = {loss = 'vicreg'}", "cross.loss must be a list"),
         ("seeds = 0", "seeds must be"),
@@ -95,16 +96,16 @@ def test_key_is_of_what_decides_the_result():
         ("batch_size = [", "Invalid value"),
     ],
 )
-def test_refused_with_the_file_and_the_word(tmp_path, text, words):
+def test_bad_files_are_refused_with_their_name(tmp_path, text, words):
     (tmp_path / "g.toml").write_text(text)
     with pytest.raises(ValueError, match=words) as error:
         read_grid(tmp_path / "g.toml")
     assert "g.toml" in str(error.value)
 
 
-def test_refused_when_planned():
+def test_bad_combinations_are_refused_when_planned():
     with pytest.raises(ValueError, match="same training"):
-        Grid("g", listed=[{"width": 4}, {"width": 4}]).plan()
+        Grid("g", include=[{"width": 4}, {"width": 4}]).plan()
     with pytest.raises(ValueError, match="batch_size must be a whole number of at least 2, got 1"):
         Grid("g", cross={"batch_size": [1]}).plan()
     with pytest.raises(ValueError, match="the same thing"):
@@ -119,3 +120,12 @@ def test_refused_when_planned():
 def test_grids_of_the_project_can_be_planned(path):
     grid = read_grid(path)
     assert grid.question and all(one.config.dataset != "default" for one in grid.plan())
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "last"),
+    [("lambda", "12b8c3d03be5", "ff0face6b45e"), ("gpu_cifar10_width", "dec085518a29", "d16af6005c95")],
+)
+def test_keys_are_those_of_version_0_1(name, first, last):
+    plan = read_grid(ROOT / "data" / "grids" / f"{name}.toml").plan()
+    assert (plan[0].key, plan[-1].key) == (first, last)

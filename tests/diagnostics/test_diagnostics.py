@@ -1,4 +1,4 @@
-"""Diagnostics against closed forms: sphere, redundancy, feature sums, factors, and the verdicts on known failures."""
+"""Diagnostics against closed forms: sphere, redundancy, feature sums, factors, and verdicts on known failures."""
 
 import itertools
 import math
@@ -54,7 +54,7 @@ def gamed(n, d):
 # --- the sphere
 
 
-def test_alignment_and_uniformity_are_the_loops():
+def test_alignment_and_uniformity_equal_loops():
     z_a, z_b = normal(12, 3).numpy(), normal(12, 3, 1).numpy()
     u, v = (z / np.linalg.norm(z, axis=1, keepdims=True) for z in (z_a, z_b))
     for power in (1, 2, 3.5):
@@ -66,7 +66,7 @@ def test_alignment_and_uniformity_are_the_loops():
 
 
 @pytest.mark.parametrize("rows", [1, 5, 12])
-def test_tiles_change_nothing(monkeypatch, rows):
+def test_size_of_tiles_changes_nothing(monkeypatch, rows):
     z = normal(12, 3)
     whole = uniformity(z)
     monkeypatch.setattr(sphere, "_TILE_ROWS", rows)
@@ -99,7 +99,7 @@ def test_uniformity_of_many_rows_is_that_of_a_seeded_draw():
 
 
 @pytest.mark.parametrize("shape", [(200, 6), (20, 90)])
-def test_redundancy_and_feature_sums_are_read_off_c(shape):
+def test_redundancy_and_feature_sums_follow_from_c(shape):
     z_a, z_b = normal(*shape) + 50, normal(*shape, 1)
     n, d = shape
     for first, second in ((z_a, z_b), (z_a, None)):
@@ -109,7 +109,7 @@ def test_redundancy_and_feature_sums_are_read_off_c(shape):
         assert feature_sum_covariance(first, second) == pytest.approx(float(c.sum()), rel=1e-9, abs=1e-9)
 
 
-def test_the_noise_floor_is_gone_whatever_the_number_of_rows():
+def test_redundancy_of_independent_features_is_zero_for_any_number_of_rows():
     # peers: the raw squared_norm is d (d - 1) / (n - 1), 9.9 at n = 100 and 1.0 at n = 1000.
     for n in (100, 1000):
         values = [redundancy(normal(n, 32, 2 * s), normal(n, 32, 2 * s + 1)) for s in range(20)]
@@ -117,7 +117,7 @@ def test_the_noise_floor_is_gone_whatever_the_number_of_rows():
         assert abs(np.mean(values)) < 4 * error < 0.1 * 32 * 31 / (n - 1)
 
 
-def test_dead_features_leave_the_sum_and_the_floor():
+def test_dead_features_do_not_count_in_the_redundancy():
     z_a, z_b = normal(50, 6), normal(50, 6, 1)
     dead = torch.full((50, 3), 0.7, dtype=torch.float64)
     padded = torch.cat([z_a, dead], dim=1), torch.cat([z_b, dead], dim=1)
@@ -173,7 +173,7 @@ def test_factor_dependence_is_unbiased_cka():
     assert factor_dependence(x, same)["cka"].tolist() == pytest.approx([float(table.loc["real", "cka"])] * 2, rel=1e-6)
 
 
-def test_factors_tell_what_the_features_hold():
+def test_factor_dependence_finds_the_encoded_factor():
     labels = np.random.default_rng(0).integers(0, 4, 3000)
     x = torch.eye(4)[labels] + 0.3 * normal(3000, 4, dtype=torch.float32)
     frame = pd.DataFrame({"in": labels, "out": np.random.default_rng(1).integers(0, 4, 3000)})
@@ -215,7 +215,7 @@ CASES = {
 
 
 @pytest.mark.parametrize(("views", "verdict", "rows"), CASES.values(), ids=CASES)
-def test_verdicts(views, verdict, rows):
+def test_verdicts_on_known_failures(views, verdict, rows):
     frame = diagnose(*views)
     assert frame.attrs["verdict"] == verdict
     faults = frame[~frame["verdict"].isin(["healthy", "not judged"])]
@@ -236,13 +236,13 @@ def deviating():
     "z_a, z_b",
     [(deviating(), deviating()), ((Z[:200] - 2).clamp_min(0), (Z[:200] + 0.2 * normal(200, D, 3) - 2).clamp_min(0))],
 )
-def test_views_whose_variance_lies_in_few_rows_are_not_called_unrelated(z_a, z_b):
+def test_views_with_variance_in_few_rows_are_not_unrelated(z_a, z_b):
     row = diagnose(z_a, z_b).set_index("diagnostic").loc["mean_diagonal"]
     assert row["verdict"] == "healthy" and row["value"] > 2 * float(row["threshold"].split("=")[-1])
 
 
 @pytest.mark.parametrize("n, d", [(30, 5), (12, 40)])
-def test_the_rule_for_unrelated_views_is_the_deviation_of_re_pairings(n, d):
+def test_bound_for_unrelated_views_is_the_deviation_over_permutations(n, d):
     z_a, z_b = normal(n, d), normal(n, d, 1) + normal(n, d)
     limit = float(diagnose(z_a, z_b).set_index("diagnostic").loc["mean_diagonal", "threshold"].split("=")[-1])
     generator = torch.Generator().manual_seed(0)
@@ -253,12 +253,12 @@ def test_the_rule_for_unrelated_views_is_the_deviation_of_re_pairings(n, d):
 
 
 @pytest.mark.parametrize("n, d", [(4, 2), (4, 8), (9, 1)])
-def test_a_bound_that_no_views_can_reach_judges_nothing(n, d):
+def test_bound_above_1_gives_no_verdict(n, d):
     z = normal(n, d)
     assert diagnose(z, z.clone()).set_index("diagnostic").loc["mean_diagonal", "verdict"] == "not judged"
 
 
-def test_units_that_break_a_number_are_said_so():
+def test_values_out_of_range_are_named():
     with pytest.raises(ValueError, match=r"z_b reaches 4\.\d+e\+20, and squares leave float32 above 1e\+15"):
         diagnose(Z.float(), 1e20 * NEAR.float())
     doubled = 1e7 * torch.cat([Z, Z], dim=1), 1e7 * torch.cat([NEAR, NEAR], dim=1)
@@ -271,7 +271,7 @@ def test_units_that_break_a_number_are_said_so():
         assert frame.set_index("diagnostic").loc["cka_reference", "value"] == pytest.approx(1)
 
 
-def test_the_rule_for_unrelated_views_has_its_level():
+def test_bound_for_unrelated_views_has_its_level():
     # Few features, and correlated ones, so that the mean over features averages little out.
     mixed = normal(300 * 200, 4, 5) @ normal(4, 4, 6)
     views = zip(mixed.split(200), normal(300 * 200, 4, 7).split(200), strict=True)
@@ -280,7 +280,7 @@ def test_the_rule_for_unrelated_views_has_its_level():
     assert passed <= 3  # one in 741 is beyond three standard errors: 0.4 of 300 are expected
 
 
-def test_the_frame_holds_the_diagnostics():
+def test_frame_holds_the_diagnostics():
     factors = pd.DataFrame({"group": np.arange(N) % 3})
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -305,7 +305,7 @@ def test_the_frame_holds_the_diagnostics():
         assert frame[name] == pytest.approx(value, rel=1e-9), name
 
 
-def test_zero_rows_have_no_place_on_the_sphere():
+def test_zero_rows_leave_sphere_measures_undefined():
     holed = Z.clone()
     holed[3] = 0
     frame = diagnose(holed, NEAR).set_index("diagnostic")
@@ -336,20 +336,20 @@ def test_zero_rows_have_no_place_on_the_sphere():
         (lambda: redundancy(Z[:1]), ValueError, r"\(1, 16\)"),
     ],
 )
-def test_bad_input(call, error, quoted):
+def test_bad_diagnostics_input_is_refused(call, error, quoted):
     with pytest.raises(error, match=quoted):
         call()
 
 
 @pytest.mark.parametrize("n, d", [(1000, 2), (1000, 4), (5, 64)])
-def test_one_direction_is_a_collapse_however_few_features(n, d):
+def test_one_direction_is_a_collapse_for_any_number_of_features(n, d):
     frame = diagnose(normal(n, 1) @ normal(1, d, 1))
     assert frame.attrs["verdict"] == "dimensional collapse"
     assert frame.set_index("diagnostic")["value"]["rankme"] == pytest.approx(1, abs=1e-6)
     assert diagnose(normal(1000, 2)).attrs["verdict"] == "healthy"
 
 
-def test_a_unit_that_float32_cannot_square_is_refused():
+def test_scale_whose_squares_leave_float32_is_refused():
     z = normal(100, 6, dtype=torch.float32)
     frames = [diagnose(unit * z).set_index("diagnostic") for unit in (1.0, 1e-15, 1e12)]
     for frame in frames[1:]:
@@ -360,5 +360,5 @@ def test_a_unit_that_float32_cannot_square_is_refused():
     assert diagnose(torch.cat([z, 1e-30 * z[:, :1]], 1)).attrs["verdict"] == "healthy", "one such feature is no unit"
 
 
-def test_one_feature_may_be_healthy():
+def test_one_feature_can_be_healthy():
     assert diagnose(normal(200, 1)).attrs["verdict"] == "healthy"

@@ -28,7 +28,7 @@ def entropy_rank(weights):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("rank", [1, 2, 64, 256])
-def test_exact_rank_reads_itself_at_2048_features(rank, dtype):
+def test_equal_singular_values_give_their_number(rank, dtype):
     # peers.md C11: an epsilon in every p_k made this 1.266 for rank 1.
     z = equal_singular_values(320, 2048, rank).to(dtype)
     assert rankme(z) == pytest.approx(rank, abs=1e-4)
@@ -37,7 +37,7 @@ def test_exact_rank_reads_itself_at_2048_features(rank, dtype):
 
 @pytest.mark.parametrize("shape", [(300, 64), (40, 90), (90, 90)])
 @pytest.mark.parametrize("center", [True, False])
-def test_spectrum_is_numpys_svd(shape, center):
+def test_spectrum_equals_the_svd_of_numpy(shape, center):
     z = normal(*shape).numpy() * np.logspace(0, -4, shape[1]) + 0.3
     singular = np.linalg.svd(z - z.mean(axis=0) * center, compute_uv=False)
     spectrum = covariance_spectrum(z, center).numpy()
@@ -48,7 +48,7 @@ def test_spectrum_is_numpys_svd(shape, center):
 
 
 @pytest.mark.parametrize("elements", [1, 700, 4096])
-def test_blocks_change_nothing(monkeypatch, elements):
+def test_size_of_blocks_changes_nothing(monkeypatch, elements):
     tables = normal(50, 20, dtype=torch.float32), normal(20, 50, dtype=torch.float32)
     whole = [(covariance_spectrum(z), lidar((z, z + 0.1 * z.flip(0)))) for z in tables]
     monkeypatch.setattr("hsic_lab.correlation._BLOCK_ELEMENTS", elements)
@@ -58,7 +58,7 @@ def test_blocks_change_nothing(monkeypatch, elements):
 
 
 def test_isotropic_features_far_from_the_origin():
-    # peers.md C11: without centring the same features read 2.6.
+    # peers.md C11: without centering the same features read 2.6.
     z = normal(4000, 64, dtype=torch.float32) + 50
     assert rankme(z) == pytest.approx(63.9, abs=0.1)
     assert rankme(z, center=False) < 3.5
@@ -66,7 +66,7 @@ def test_isotropic_features_far_from_the_origin():
 
 
 @pytest.mark.parametrize("measure", [rankme, effective_rank])
-def test_what_a_rank_does_not_see(measure):
+def test_ranks_are_invariant_to_scale_rotation_copies_and_constants(measure):
     z = normal(200, 6)
     rank = measure(z)
     rotation = torch.linalg.qr(normal(6, 6, 3))[0]
@@ -84,7 +84,7 @@ def test_alpha_is_the_exponent_of_a_power_law(alpha):
     assert alpha_req(z) == pytest.approx(alpha, abs=1e-6)
 
 
-def test_alpha_is_the_weighted_fit():
+def test_alpha_equals_the_weighted_fit_of_numpy():
     z = (normal(500, 130) * torch.linspace(2, 0.1, 130)).numpy()
     eigenvalues = np.linalg.eigvalsh(np.cov(z.T, bias=True))[::-1]
     for first, last in ((11, 100), (1, 130), (40, 41)):
@@ -108,7 +108,7 @@ def lidar_oracle(views, delta):
 
 @pytest.mark.parametrize("shape", [(60, 2, 7), (50, 5, 12), (9, 3, 20), (12, 2, 12)])
 @pytest.mark.parametrize("delta", [1e-4, 0.5])
-def test_lidar_is_the_loop(shape, delta):
+def test_lidar_equals_the_loop(shape, delta):
     rng = np.random.default_rng(0)
     n, q, d = shape
     views = rng.normal(size=(n, 1, d)) * np.linspace(2, 0.1, d) + 0.3 * rng.normal(size=shape) + 5
@@ -149,6 +149,6 @@ Z = normal(10, 3)
         (lambda: lidar(()), ValueError, "got 0 and 0"),
     ],
 )
-def test_bad_input(call, error, quoted):
+def test_bad_spectra_input_is_refused(call, error, quoted):
     with pytest.raises(error, match=quoted):
         call()

@@ -1,4 +1,4 @@
-"""Frozen features, the linear probe and weighted nearest neighbors, against brute force and scikit-learn."""
+"""Frozen features, linear probe and weighted nearest neighbors against brute force and scikit-learn."""
 
 import warnings
 from dataclasses import FrozenInstanceError
@@ -42,7 +42,7 @@ def images(n=7):
 # --- features
 
 
-def test_arrays_are_no_images():
+def test_arrays_are_refused_as_images():
     with pytest.raises(TypeError, match=r"images must be a torch.Tensor, got ndarray; torch.as_tensor makes one"):
         extract_features(nn.Identity(), np.ones((4, 13)))
 
@@ -56,7 +56,7 @@ def test_features_are_the_eval_mode_output(batch_size):
     assert features.dtype == torch.float32 and not features.is_inference() and not features.requires_grad
 
 
-def test_float_images_pass_as_they_are():
+def test_float_images_are_passed_on_unchanged():
     x = torch.linspace(-3, 5, 14).reshape(7, 2)
     assert torch.equal(extract_features(nn.Identity(), x), x)
 
@@ -66,7 +66,7 @@ def test_double_encoder_gives_float32():
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_the_encoder_is_left_as_it_was(fails):
+def test_encoder_is_unchanged(fails):
     net = encoder().train()
     net[2].eval()  # a frozen BatchNorm inside a training network
     flags = [module.training for module in net.modules()]
@@ -92,7 +92,7 @@ def test_the_encoder_is_left_as_it_was(fails):
         (nn.LSTM(2, 2), torch.ones(4, 2), TypeError, "tuple"),
     ],
 )
-def test_bad_images_and_encoders(net, x, error, quoted):
+def test_bad_images_and_encoders_are_refused(net, x, error, quoted):
     with pytest.raises(error, match=quoted):
         extract_features(net, x)
 
@@ -105,18 +105,18 @@ def test_batch_size_must_be_positive():
 # --- linear probe
 
 
-def test_the_path_over_c_ends_where_weaker_penalties_only_overfit():
+def test_search_for_c_stops_where_weaker_penalties_overfit():
     rng = np.random.default_rng(0)
     y = np.repeat([0, 1], 60)
     x = rng.normal(size=(120, 200))
-    x[:, 0] += 1.5 * y  # one direction that tells, 199 to overfit with
+    x[:, 0] += 1.5 * y  # one informative direction, 199 to overfit with
     scores = linear_probe(x, y, x, y).validation_scores
     best = max(scores.values())
     assert list(scores)[-1] < 10 and all(score < best for score in list(scores.values())[-2:])
     assert best in list(scores.values())[:-2]
 
 
-def test_probe_is_scikit_learns_pipeline_at_the_chosen_c(digits):
+def test_probe_equals_the_pipeline_of_scikit_learn_at_the_chosen_c(digits):
     train_x, train_y, test_x, test_y = digits
     result = linear_probe(*digits)
     oracle = make_pipeline(StandardScaler(), LogisticRegression(C=result.C, max_iter=5000))
@@ -134,7 +134,7 @@ def test_probe_is_scikit_learns_pipeline_at_the_chosen_c(digits):
         result.accuracy = 1.0
 
 
-def test_the_test_rows_do_not_choose_c(digits):
+def test_test_rows_do_not_choose_c(digits):
     train_x, train_y, test_x, test_y = digits
     shuffled = np.random.default_rng(0).permutation(test_y)
     first, second = linear_probe(*digits), linear_probe(train_x, train_y, test_x, shuffled)
@@ -142,10 +142,10 @@ def test_the_test_rows_do_not_choose_c(digits):
     np.testing.assert_array_equal(first.predictions, second.predictions)
 
 
-def test_a_tie_takes_the_stronger_penalty():
+def test_tie_takes_the_stronger_penalty():
     x = np.concatenate([np.full((20, 1), -1.0), np.full((20, 1), 1.0)])
     y = np.repeat(["left", "right"], 20)
-    result = linear_probe(x, y, x, y, strengths=(10.0, 0.1, 1.0))
+    result = linear_probe(x, y, x, y, Cs=(10.0, 0.1, 1.0))
     assert (result.C, result.accuracy) == (0.1, 1.0)
     assert list(result.validation_scores) == [0.1, 1.0, 10.0]
 
@@ -164,7 +164,7 @@ def test_collapsed_features_give_chance():
     assert linear_probe(np.ones((50, 3)), y, np.ones((50, 3)), y).accuracy == 0.5
 
 
-def test_tensors_arrays_and_seeds(digits):
+def test_seed_decides_the_split_and_global_state_stays(digits):
     as_tensors = [torch.as_tensor(values) for values in digits]
     state = np.random.get_state()[1].copy()  # noqa: NPY002
     one, two, three = linear_probe(*digits), linear_probe(*as_tensors), linear_probe(*digits, seed=1)
@@ -172,7 +172,7 @@ def test_tensors_arrays_and_seeds(digits):
     np.testing.assert_array_equal(np.random.get_state()[1], state)  # noqa: NPY002
 
 
-def test_no_convergence_is_an_error(digits, monkeypatch):
+def test_missing_convergence_raises(digits, monkeypatch):
     monkeypatch.setattr(logistic, "_MAX_ITERATIONS", 2)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # a caller's filter must not hide it
@@ -181,7 +181,7 @@ def test_no_convergence_is_an_error(digits, monkeypatch):
 
 
 X, Y = np.arange(20.0).reshape(10, 2), np.arange(10) % 2
-BAD_PROBLEMS = [
+BAD_SPLITS = [
     ((X[:9], Y, X, Y), "9 rows and train_y 10"),
     ((X, Y, X, Y[:3]), "10 rows and test_y 3"),
     ((X, Y, X[:, :1], Y), "2 features and test_x 1"),
@@ -198,8 +198,8 @@ BAD_PROBLEMS = [
 
 
 @pytest.mark.parametrize("probe", [linear_probe, partial(knn_accuracy, k=1)])
-@pytest.mark.parametrize(("data", "quoted"), BAD_PROBLEMS)
-def test_bad_problems(probe, data, quoted):
+@pytest.mark.parametrize(("data", "quoted"), BAD_SPLITS)
+def test_bad_splits_are_refused(probe, data, quoted):
     with pytest.raises(ValueError, match=quoted):
         probe(*data)
 
@@ -207,13 +207,13 @@ def test_bad_problems(probe, data, quoted):
 @pytest.mark.parametrize(
     ("options", "quoted"),
     [
-        ({"strengths": ()}, r"\(\)"),
-        ({"strengths": (1.0, 0.0)}, r"\(1.0, 0.0\)"),
+        ({"Cs": ()}, r"\(\)"),
+        ({"Cs": (1.0, 0.0)}, r"\(1.0, 0.0\)"),
         ({"validation": 1.0}, "1.0"),
         ({"validation": 0.01}, "split into 10 and 0"),
     ],
 )
-def test_bad_options(options, quoted):
+def test_bad_options_are_refused(options, quoted):
     with pytest.raises(ValueError, match=quoted):
         linear_probe(X, Y, X, Y, **options)
 
@@ -249,7 +249,7 @@ def test_table_holds_paired_splits(digits):
     ("features", "options", "quoted"),
     [({}, {}, "none"), ({"a": (X, X)}, {"splits": 0}, "got 0"), ({"a": (X, X)}, {"n_train": 10}, "1 and 9, got 10")],
 )
-def test_bad_tables(features, options, quoted):
+def test_bad_table_input_is_refused(features, options, quoted):
     with pytest.raises(ValueError, match=quoted):
         probe_table(features, Y, Y, **options)
 
@@ -270,7 +270,7 @@ def brute_force_knn(train_x, train_y, test_x, test_y, k, temperature):
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 40), st.floats(0.05, 5), st.floats(1e-3, 1e3))
-def test_knn_is_the_brute_force_vote(seed, k, temperature, scale):
+def test_knn_equals_the_brute_force_vote(seed, k, temperature, scale):
     rng = np.random.default_rng(seed)
     train_y, test_y = np.arange(40) % 3, rng.integers(0, 3, 30)
     train_x = rng.normal(size=(40, 4)) + train_y[:, None]
@@ -308,16 +308,21 @@ def test_knn_takes_string_labels():
         assert knn_accuracy(X - 9, labels, X[:1] - 9, ["a"], k=3) == 1.0
 
 
+def test_fewer_rows_than_k_all_vote_with_a_warning():
+    with pytest.warns(UserWarning, match="k = 200 is larger than the 10 training rows"):
+        found = knn_accuracy(X - 9, Y, X - 9, Y)
+    assert found == knn_accuracy(X - 9, Y, X - 9, Y, k=10)
+
+
 @pytest.mark.parametrize(
     ("data", "options", "quoted"),
     [
-        ((X, Y, X, Y), {}, "10 training rows, got 200"),
         ((X, Y, X, Y), {"k": 0}, "got 0"),
         ((X, Y, X, Y), {"k": 1, "temperature": 0.0}, "got 0.0"),
         ((X * (X > 5), Y, X, Y), {"k": 1}, "train_x has 3 zero rows"),
         ((X, Y, X * (X > 3), Y), {"k": 1}, "test_x has 2 zero rows"),
     ],
 )
-def test_bad_neighbors(data, options, quoted):
+def test_bad_neighbor_input_is_refused(data, options, quoted):
     with pytest.raises(ValueError, match=quoted):
         knn_accuracy(*data, **options)

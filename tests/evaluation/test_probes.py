@@ -1,6 +1,9 @@
-"""The torch probe against scikit-learn's optimum; few-label curves, intervals and the confusion matrix."""
+"""Linear probes on any device, few-label curves and their intervals, and the confusion matrix."""
 
 import math
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -11,10 +14,8 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from hsic_lab import _softmax as softmax
 from hsic_lab.evaluation import _probes as probes
 from hsic_lab.evaluation import confusion, few_label_curve, few_label_summary, linear_probe
-from hsic_lab.evaluation._probes import fast_probe
 
 
 @pytest.fixture(scope="module")
@@ -33,76 +34,114 @@ def objective(x, y, C, coef, intercept):
 
 @pytest.mark.parametrize("classes", [2, 10])
 @pytest.mark.parametrize("C", [1e-3, 1.0])
-def test_the_optimum_is_scikit_learns(digits, classes, C):
+def test_model_minimizes_the_documented_objective(digits, classes, C):
     train_x, train_y, test_x, test_y = digits
     train_y, test_y = train_y % classes, test_y % classes
-    scaler = StandardScaler().fit(train_x)
-    oracle = LogisticRegression(C=C, tol=1e-9, max_iter=20_000).fit(scaler.transform(train_x), train_y)
-    result = fast_probe(train_x, train_y, test_x, test_y, C=C, tolerance=1e-7)  # beyond what float32 resolves
-    np.testing.assert_allclose(result.coef, oracle.coef_, atol=1e-4)
-    np.testing.assert_allclose(result.intercept, oracle.intercept_, atol=1e-3)
-    expected = objective(scaler.transform(train_x), train_y, C, oracle.coef_, oracle.intercept_)
-    assert result.loss == pytest.approx(expected, rel=1e-7)
-    x = (torch.as_tensor(train_x) - result.mean) / result.scale
-    assert result.loss == pytest.approx(objective(x.numpy(), train_y, C, result.coef.numpy(), result.intercept.numpy()))
-    np.testing.assert_array_equal(result.predictions, oracle.predict(scaler.transform(test_x)))
-    assert (result.C, result.validation_scores) == (C, {})
+    x = StandardScaler().fit_transform(train_x)
+    oracle = LogisticRegression(C=C, tol=1e-9, max_iter=20_000).fit(x, train_y)
+    model = linear_probe(train_x, train_y, test_x, test_y, Cs=(C,)).model[-1]
+    least = objective(x, train_y, C, oracle.coef_, oracle.intercept_)
+    assert least * (1 - 1e-9) <= objective(x, train_y, C, model.coef_, model.intercept_) <= least * 1.001
+    assert model.coef_.shape == (1 if classes == 2 else 10, 64)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_choice_and_the_accuracy_are_the_linear_probes(digits, dtype):
+def test_tensors_give_the_result_of_arrays(digits, dtype):
     train_x, train_y, test_x, test_y = digits
-    fast = fast_probe(torch.tensor(train_x, dtype=dtype), train_y, torch.tensor(test_x, dtype=dtype), test_y, seed=3)
-    slow = linear_probe(train_x, train_y, test_x, test_y, seed=3)
-    assert list(fast.validation_scores) == list(slow.validation_scores)
-    for C, score in slow.validation_scores.items():
-        assert fast.validation_scores[C] == pytest.approx(score, abs=1 / 120 + 1e-9)  # one held row
-    assert fast.C == slow.C and fast.accuracy == pytest.approx(slow.accuracy, abs=1 / 400 + 1e-9)
-    assert fast.coef.dtype == torch.float64 and fast.coef.shape == (10, 64) and fast.seconds > 0 and fast.iterations > 1
-    assert (fast.n_train, fast.n_test, fast.classes.tolist()) == (600, 400, list(range(10)))
-    assert fast.accuracy == np.mean(fast.predictions == test_y)
-    assert len(repr(fast)) < 500  # a line or two, without the arrays
-
-
-def test_test_labels_choose_nothing_and_constant_columns_count_nothing(digits):
-    train_x, train_y, test_x, test_y = digits
-    first = fast_probe(*digits)
-    second = fast_probe(train_x, train_y, test_x, np.roll(test_y, 7))
-    assert first.validation_scores == second.validation_scores
-    np.testing.assert_array_equal(first.predictions, second.predictions)
-    padded = [np.hstack([1e4 * x + 3e4, np.full((len(x), 2), 0.1)]) for x in (train_x, test_x)]
-    third = fast_probe(padded[0], train_y, padded[1], test_y)
-    assert third.accuracy == pytest.approx(first.accuracy, abs=1 / 400 + 1e-9)
-    assert (third.coef[:, -2:] == 0).all() and third.coef.isfinite().all()
+    tensors = linear_probe(torch.tensor(train_x, dtype=dtype), train_y, torch.tensor(test_x, dtype=dtype), test_y)
+    arrays = linear_probe(*digits)
+    assert tensors.validation_scores == arrays.validation_scores
+    np.testing.assert_array_equal(tensors.predictions, arrays.predictions)
+    assert len(repr(arrays)) < 500, "a line or two, without the arrays"
 
 
 def test_labels_may_be_strings(digits):
     train_x, train_y, test_x, test_y = digits
     names = np.array(["even", "odd"])
-    result = fast_probe(train_x, names[train_y % 2], test_x, names[test_y % 2], C=0.1)
-    assert result.classes.tolist() == ["even", "odd"] and result.accuracy > 0.85 and result.coef.shape == (1, 64)
+    result = linear_probe(train_x, names[train_y % 2], test_x, names[test_y % 2])
+    assert result.classes.tolist() == ["even", "odd"] and result.accuracy > 0.85
 
 
-def test_no_convergence_is_an_error(digits, monkeypatch):
-    monkeypatch.setattr(softmax, "_MAX_ITERATIONS", 2)
-    with pytest.raises(RuntimeError, match=r"did not converge: at C = 0[.]5 "):
-        fast_probe(*digits, C=0.5)
-
-
-@pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_the_gpu_finds_the_same_optimum(digits):
+def test_feature_that_is_constant_up_to_rounding_has_weight_0(digits):
     train_x, train_y, test_x, test_y = digits
-    here = fast_probe(*digits, C=0.1)
-    there = fast_probe(torch.tensor(train_x, device="cuda"), train_y, torch.tensor(test_x), test_y, C=0.1)
-    assert there.coef.device.type == "cuda" and there.accuracy == pytest.approx(here.accuracy, abs=1e-3)
-    assert there.loss == pytest.approx(here.loss, rel=1e-4)
+    rounding = np.float32(1e12) * (1 + np.float32(2**-23) * (np.arange(1000) % 3 - 1).astype(np.float32))
+    padded = [
+        np.hstack([x.astype(np.float32), part[:, None], np.full((len(x), 1), 0.1, dtype=np.float32)])
+        for x, part in ((train_x, rounding[:600]), (test_x, rounding[600:]))
+    ]
+    found = linear_probe(padded[0], train_y, padded[1], test_y)
+    assert found.accuracy == pytest.approx(linear_probe(*digits).accuracy, abs=1 / 400 + 1e-9)
+    assert (found.model[-1].coef_[:, -2:] == 0).all() and np.isfinite(found.model[-1].coef_).all()
+    np.testing.assert_array_equal(found.model.predict(padded[1]), found.predictions)
+
+
+def test_features_whose_squares_overflow_are_refused(digits):
+    train_x, train_y, test_x, test_y = digits
+    with pytest.raises(ValueError, match=r"features reach 1\.6e\+156, and their squares overflow"):
+        linear_probe(1e155 * train_x, train_y, 1e155 * test_x, test_y)
+
+
+def test_large_integers_keep_their_digits(digits):
+    train_x, train_y, test_x, test_y = digits
+    large = [(x * 1e9 + 1e17).astype(np.int64) for x in (train_x, test_x)]
+    assert linear_probe(large[0], train_y, large[1], test_y).accuracy > 0.85
+
+
+# --- tensors that stay on their device
+
+ON_DEVICE = """
+import sys
+import numpy as np
+import torch
+from sklearn.datasets import load_digits
+from hsic_lab.evaluation import _probes as probes
+from hsic_lab.evaluation import few_label_curve, linear_probe
+
+assert probes._dispatches()
+x, y = load_digits(return_X_y=True)
+x[:, 0] = 3.3
+train, test = torch.tensor(x[:600]), torch.tensor(x[600:1000])
+for labels in (y, np.array(list("abcdefghij"))[y], y % 2 == 0):
+    splits = train, labels[:600], test, labels[600:1000]
+    features = {"pixels": (train, test)}
+    expected = linear_probe(*splits)
+    curve = few_label_curve(features, labels[:600], labels[600:1000], (10,), seeds=2)
+    stayed = []
+    if sys.argv[1] == "cpu":
+        probes._for_sklearn, own = lambda x: stayed.append(x.device.type) or x, probes._for_sklearn
+    found = linear_probe(train.to(sys.argv[1]), *splits[1:])
+    features = {"pixels": (train.to(sys.argv[1]), test)}
+    assert few_label_curve(features, labels[:600], labels[600:1000], (10,), seeds=2).equals(curve)
+    if sys.argv[1] == "cpu":
+        probes._for_sklearn = own
+        assert stayed
+    assert found.C == expected.C and found.accuracy == expected.accuracy
+    assert found.validation_scores == expected.validation_scores
+    assert (found.predictions == expected.predictions).all()
+    assert (found.model.predict(test.numpy()) == found.predictions).all()
+    assert np.allclose(found.model[-1].coef_, expected.model[-1].coef_, atol=1e-3)
+"""
+CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+
+
+@pytest.mark.skipif(not LogisticRegression().__sklearn_tags__().array_api_support, reason="needs scikit-learn 1.9")
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.cuda, CUDA])])
+def test_tensors_that_stay_on_their_device_give_the_result_of_numpy(device):
+    environment = os.environ | {"SCIPY_ARRAY_API": "1"}
+    done = subprocess.run([sys.executable, "-c", ON_DEVICE, device], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif("SCIPY_ARRAY_API" in os.environ, reason="SciPy dispatches in this process")
+def test_a_variable_set_after_scipy_was_imported_is_not_used(monkeypatch):
+    monkeypatch.setenv("SCIPY_ARRAY_API", "1")
+    assert not probes._dispatches()
 
 
 # --- few labels
 
 
-def test_the_curve_probes_nested_balanced_subsets(digits, monkeypatch):
+def test_curve_probes_nested_balanced_subsets(digits, monkeypatch):
     train_x, train_y, test_x, test_y = digits
     seen = []
 
@@ -122,7 +161,7 @@ def test_the_curve_probes_nested_balanced_subsets(digits, monkeypatch):
     assert summary.loc[("pixels", 20), "mean"] > summary.loc[("pixels", 5), "mean"] > table["chance"].max()
 
 
-def test_the_interval_is_students():
+def test_interval_of_the_summary_is_students():
     values = [0.5, 0.6, 0.55, 0.7]
     table = pd.DataFrame({"representation": "a", "per_class": 10, "accuracy": values})
     row = few_label_summary(pd.concat([table, table.head(1).assign(per_class=50)])).set_index("per_class")
@@ -149,42 +188,20 @@ X, Y = np.arange(20.0).reshape(10, 2), np.arange(10) % 2
 @pytest.mark.parametrize(
     ("call", "quoted"),
     [
-        (lambda: fast_probe(X, Y[:9], X, Y), "10 rows and train_y 9"),
-        (lambda: fast_probe(X, Y, X, Y, C=0.0), r"\(0.0,\)"),
-        (lambda: fast_probe(X, Y, X, Y, strengths=()), r"\(\)"),
-        (lambda: fast_probe(X * np.nan, Y, X, Y), "10 of 10 rows"),
-        (lambda: fast_probe(X[:1], Y[:1], X, Y), "two classes"),
-        (lambda: few_label_curve({}, Y, Y), r"got \[\], "),
+        (lambda: linear_probe(X, Y, X, Y, Cs=(0.0,)), r"\(0.0,\)"),
+        (lambda: linear_probe(X[:1], Y[:1], X, Y), "two classes"),
+        (lambda: linear_probe(X, np.where(Y + X[:, 0] == 0, "rare", "a"), X, ["a"] * 10), "class 'rare' has 1"),
+        (lambda: few_label_curve({}, Y, Y, (5,)), "got none"),
+        (lambda: few_label_curve({"a": (X, X)}, Y, Y, ()), r"got \[\] and 5"),
         (lambda: few_label_curve({"a": (X, X)}, Y, Y, (5, 6)), r"and 5, the rows of class 0, got \[5, 6\]"),
         (lambda: few_label_curve({"a": (X, X)}, Y, Y, (2,)), r"between 4, of which one .*got \[2\]"),
         (lambda: few_label_curve({"a": (X, X)}, Y, Y, (2,), seeds=0), r"\[2\] and 0"),
         (lambda: few_label_curve({"a": (X, X[:, :1])}, Y, Y, (5,)), "2 features and test_x 1"),
-        (lambda: few_label_curve(X, Y, X, Y), "features must map a name"),
+        (lambda: few_label_curve(X, Y, Y, (5,)), "features must map a name"),
         (lambda: confusion(Y, Y[:3]), "got 10, 3"),
         (lambda: confusion(Y, Y, ["a"]), r"0 to 0, got also \[1\]"),
     ],
 )
-def test_bad_input(call, quoted):
+def test_bad_probe_input_is_refused(call, quoted):
     with pytest.raises((ValueError, TypeError), match=quoted):
         call()
-
-
-def test_what_is_constant_up_to_rounding_counts_nothing(digits):
-    train_x, train_y, test_x, test_y = digits
-    rounding = np.float32(1e12) * (1 + np.float32(2**-23) * (np.arange(1000) % 3 - 1).astype(np.float32))
-    padded = [np.hstack([x.astype(np.float32), part[:, None]]) for x, part in
-              ((train_x, rounding[:600]), (test_x, rounding[600:]))]  # fmt: skip
-    found = fast_probe(padded[0], train_y, padded[1], test_y)
-    assert found.accuracy == pytest.approx(fast_probe(*digits).accuracy, abs=1 / 400 + 1e-9)
-    assert (found.coef[:, -1] == 0).all() and found.scale[-1] == torch.inf
-
-
-def test_a_range_that_cannot_be_squared_and_a_class_of_one_are_named(digits):
-    train_x, train_y, test_x, test_y = digits
-    with pytest.raises(ValueError, match=r"features reach 1\.6e\+156, and squares leave torch\.float64"):
-        fast_probe(1e155 * train_x, train_y, 1e155 * test_x, test_y)
-    names = np.where(np.arange(600) == 17, "rare", train_y.astype(str))
-    with pytest.raises(ValueError, match="class 'rare' has 1"):
-        fast_probe(train_x, names, test_x, test_y.astype(str))
-    large = [(x * 1e9 + 1e17).astype(np.int64) for x in (train_x, test_x)]
-    assert fast_probe(large[0], train_y, large[1], test_y).accuracy > 0.85
