@@ -73,9 +73,10 @@ def check_images(images: Tensor) -> None:
         raise TypeError(f"images must be a torch.Tensor, got {type(images).__name__}; torch.as_tensor makes one")
     if images.ndim == 0 or images.numel() == 0:
         raise ValueError(f"images must hold at least one image, got shape {tuple(images.shape)}")
-    if not (images.is_floating_point() or (images.dtype == torch.uint8 and images.ndim == 4)):
-        given = f"{images.dtype} of shape {tuple(images.shape)}"
-        raise ValueError(f"images must be uint8 of shape (n, c, h, w) or floating point, got {given}")
+    if images.dtype == torch.uint8 and images.ndim != 4:
+        raise ValueError(f"uint8 images must have shape (n, c, h, w), got {tuple(images.shape)}")
+    if not (images.dtype == torch.uint8 or images.is_floating_point()):
+        raise ValueError(f"images must be uint8 or floating point, got {images.dtype}")
 
 
 def model_input(model: nn.Module, images: Tensor) -> Tensor:
