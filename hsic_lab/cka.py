@@ -13,8 +13,6 @@ from hsic_lab.kernels import Kernel, Linear
 
 __all__ = ["MinibatchCKA", "StreamingLinearCKA", "cka"]
 
-_DUAL_ROWS = 4096  # Grams of 128 MiB
-
 
 def cka(
     x: Tensor,
@@ -26,9 +24,8 @@ def cka(
 ) -> Tensor:
     """Centered kernel alignment: HSIC normalized like a correlation, ``HSIC(x, y) / sqrt(HSIC(x, x) HSIC(y, y))``.
 
-    It is 1 for equal samples. With linear kernels it does not change under rotations, shifts and isotropic scaling of
-    x or y; it does change under other linear maps. It is not defined, and raises ValueError, if HSIC(x, x) or
-    HSIC(y, y) is not positive: a constant sample, or a bandwidth that does not fit.
+    It is 1 for equal samples. With linear kernels it does not change under rotations, shifts and isotropic scaling. It
+    raises ValueError if HSIC(x, x) or HSIC(y, y) is not positive: a constant sample, or a bandwidth that does not fit.
 
     Parameters
     ----------
@@ -93,7 +90,7 @@ def _parts(x: Tensor, y: Tensor, kernel_x: Kernel, kernel_y: Kernel, estimator: 
     if estimator == "unbiased" and any(_is_small(*sample, value) for sample, value in zip(samples, own, strict=True)):
         # The unbiased HSIC leaves out the diagonal, nearly all of the Gram here: take it off first, in float64.
         x, y = (z.double() if z.is_floating_point() else z for z in (x, y))
-        samples, route = ((x, kernel_x), (y, kernel_y)), "dual" if len(x) <= _DUAL_ROWS else "tiled"
+        samples, route = ((x, kernel_x), (y, kernel_y)), "dual" if len(x) <= 4096 else "tiled"
         own = [hsic(z, z, kernel, kernel, estimator, route) for z, kernel in samples]
         own = [value * (value > _rounding(*sample, value)) for sample, value in zip(samples, own, strict=True)]
     xx, yy = (value.to(dtype) * (not is_constant(z)) for (z, _), value in zip(samples, own, strict=True))

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from difflib import get_close_matches
 from functools import partial
+from typing import Any
 
 import pandas as pd
 import torch
@@ -143,15 +144,13 @@ class _LayerGrams:
         return (u_center(gram) if self.unbiased else center(gram.double())).flatten()
 
 
-def _batches(images: Tensor | Iterable[Tensor | Sequence[Tensor]], batch_size: int) -> Iterator[Tensor]:
+def _batches(images: Tensor | Iterable[Any], batch_size: int) -> Iterator[Tensor]:
     """Checked batches without labels; one of fewer than 4 rows joins the one before it, the first one the next."""
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     latest = None
     for batch in images.split(batch_size) if isinstance(images, Tensor) and images.ndim else images:
         batch = batch[0] if isinstance(batch, tuple | list) else batch
-        if not isinstance(batch, Tensor):
-            raise TypeError(f"a batch of images must be a tensor, got {type(batch).__name__}")
         check_images(batch)
         if latest is not None and min(len(latest), len(batch)) < 4:
             batch = torch.cat([latest, batch])

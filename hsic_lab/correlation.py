@@ -72,8 +72,7 @@ def _column_mean(z: Tensor) -> Tensor:
 
 
 def _constant_columns(mean: Tensor, std: Tensor, dtype: torch.dtype) -> Tensor:
-    # A spread of at most 4 units in the last place of the mean is rounding.
-    return std <= mean.abs() * (4 * torch.finfo(dtype).eps)
+    return std <= mean.abs() * (4 * torch.finfo(dtype).eps)  # 4 units in the last place are rounding
 
 
 class _Standardize(Function):
@@ -215,9 +214,8 @@ def column_moments(z: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance (1/n) of the columns of `z` `(n, d)` in float64; the variance of a constant column is 0."""
     if len(z) < 2:
         raise ValueError(f"needs at least 2 rows, got shape {tuple(z.shape)}")
-    zero = torch.zeros((), dtype=torch.float64)
-    mean = sum((block.sum(dim=0) for block in row_blocks(z)), zero) / len(z)
-    variance = sum(((block - mean).square().sum(dim=0) for block in row_blocks(z)), zero) / len(z)
+    mean = torch.stack([block.sum(dim=0) for block in row_blocks(z)]).sum(dim=0) / len(z)
+    variance = torch.stack([(block - mean).square().sum(dim=0) for block in row_blocks(z)]).sum(dim=0) / len(z)
     return mean, variance.masked_fill(_constant_columns(mean, variance.sqrt(), z.dtype), 0)
 
 

@@ -42,17 +42,13 @@ class Kernel:
         if y is not None and x.shape[1] != y.shape[1]:
             raise ValueError(f"x and y must have the same number of columns, got {x.shape[1]} and {y.shape[1]}")
         if y is not None and x.is_floating_point() and y.is_floating_point():
-            dtype = torch.promote_types(x.dtype, y.dtype)
-            x, y = x.to(dtype), y.to(dtype)
+            x, y = (z.to(torch.promote_types(x.dtype, y.dtype)) for z in (x, y))
         with no_autocast(x):
             return self.fit(x if y is None else torch.cat([x, y])).gram(x, y)
 
     def samples(self, x: Tensor | np.ndarray, name: str) -> Tensor:
         """`x` as an (n, p) tensor that the kernel accepts, else ValueError or TypeError."""
-        try:
-            return as_samples(x, name)
-        except TypeError as error:
-            raise TypeError(f"{error} (class labels take the kernel Delta())") from None
+        return as_samples(x, name)
 
     def fit(self, x: Tensor) -> "Kernel":
         """The kernel with every bandwidth rule replaced by its value on `x`."""
@@ -120,8 +116,7 @@ class _Scaled(Kernel):
 
     def __post_init__(self) -> None:
         s = self.bandwidth
-        value = s.detach() if isinstance(s, Tensor) else s
-        if not (s == "median" if isinstance(s, str) else float(value) > 0):
+        if not (s == "median" if isinstance(s, str) else s > 0):
             raise ValueError(f'bandwidth must be "median" or a positive number, got {s!r}')
 
     def fit(self, x: Tensor) -> "Kernel":
@@ -132,10 +127,8 @@ class _Scaled(Kernel):
 class Gaussian(_Scaled):
     """Gaussian kernel ``k(x, x') = exp(-||x - x'||^2 / (2 s^2))`` with bandwidth s.
 
-    Parameters
-    ----------
-    bandwidth : float, Tensor or "median", default "median"
-        Positive, in the unit of x. "median" takes `median_distance` without gradient; a 0-d tensor may be learnable.
+    The bandwidth is positive, in the unit of x. "median", the default, takes `median_distance` without gradient; a 0-d
+    tensor may be learnable.
     """
 
     def gram(self, x: Tensor, y: Tensor | None) -> Tensor:

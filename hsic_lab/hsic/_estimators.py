@@ -74,8 +74,7 @@ def hsic(
         if estimator == "block" and block_size:
             count = len(x) // block_size
             blocks = zip(x.tensor_split(count), y.tensor_split(count), strict=True)
-            values = (_exact(*block, kernel_x, kernel_y, True, route, TILE_ROWS) for block in blocks)
-            return sum(values, torch.zeros(())) / count
+            return torch.stack([_exact(*block, kernel_x, kernel_y, True, route, TILE_ROWS) for block in blocks]).mean()
         return _exact(x, y, kernel_x, kernel_y, estimator == "unbiased", route, block_size or TILE_ROWS)
 
 
@@ -89,8 +88,7 @@ def paired_samples(x: Tensor, y: Tensor, kernel_x: Kernel, kernel_y: Kernel, at_
     if x.device != y.device:
         raise ValueError(f"x and y must be on one device, got {x.device} and {y.device}")
     if x.is_floating_point() and y.is_floating_point():
-        dtype = torch.promote_types(x.dtype, y.dtype)
-        x, y = x.to(dtype), y.to(dtype)
+        x, y = (z.to(torch.promote_types(x.dtype, y.dtype)) for z in (x, y))
     return x, y
 
 

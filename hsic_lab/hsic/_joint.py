@@ -75,9 +75,7 @@ def hsic_matrix(
     estimator: str = "biased",
     normalized: bool = False,
 ) -> Tensor:
-    """HSIC of every column of `x` with every column of `y`, for instance of features with known factors.
-
-    Needs O(n^2 p q) time and about 64 MiB for each side. No gradient flows.
+    """HSIC of every column of `x` with every column of `y`, for instance of features with factors, in O(n^2 p q) time.
 
     Parameters
     ----------
@@ -91,7 +89,7 @@ def hsic_matrix(
     Returns
     -------
     Tensor of shape (p, q)
-        The estimates in float64.
+        The estimates in float64, without gradient.
 
     Examples
     --------
@@ -102,16 +100,14 @@ def hsic_matrix(
     unbiased = check_choice(estimator, ("biased", "unbiased"), "estimator") == "unbiased"
     columns_x, columns_y = _columns(x, "x"), _columns(y, "y")
     # Both sides need one dtype, and labels have none.
-    wide = any(c.dtype == torch.float64 for c in (*columns_x.values(), *columns_y.values()))
-    dtype = torch.float64 if wide else torch.float32
+    dtypes = {c.dtype for c in (*columns_x.values(), *columns_y.values())}
+    dtype = torch.float64 if torch.float64 in dtypes else torch.float32
     grams_x = [_rows_of_gram(c, kernel_x or Linear(), name, dtype) for name, c in columns_x.items()]
     grams_y = [_rows_of_gram(c, kernel_y or Linear(), name, dtype) for name, c in columns_y.items()]
     first, first_y = (next(iter(columns.values())) for columns in (columns_x, columns_y))
     n, n_y = len(first), len(first_y)
-    if n != n_y:
-        raise ValueError(f"x and y must have the same number of rows, got {n} and {n_y}")
-    if n < (4 if unbiased else 2):
-        raise ValueError(f"needs at least {4 if unbiased else 2} rows, got {n}")
+    if n < (least := 4 if unbiased else 2) or n != n_y:
+        raise ValueError(f"x and y must have the same number of rows, at least {least}, got {n} and {n_y}")
     with torch.no_grad(), no_autocast(first):
         xy = xx = yy = torch.zeros((), dtype=torch.float64)
         row_sums: list[tuple[Tensor, Tensor]] = []
