@@ -22,9 +22,9 @@ def dhsic(*samples: Tensor, kernels: Sequence[Kernel] | None = None) -> Tensor:
     """Joint dependence of two or more variables (dHSIC).
 
     ``mean(K_1 ... K_m) + prod_j mean(K_j) - 2 mean_i prod_j (K_j 1/n)_i`` with elementwise products, the squared MMD
-    between the n rows and all n^m combinations of rows (Pfister et al. 2018, arXiv:1603.00285). For two variables it is
-    the biased `hsic`. With characteristic kernels its limit is 0 only if the variables are jointly independent;
-    pairwise independence is not enough. Needs O(n^2) memory.
+    between the n rows and all n^m combinations of rows (Pfister et al. 2018, arXiv:1603.00285). It is never negative;
+    for two variables it is the biased `hsic`. With characteristic kernels its limit is 0 only if the variables are
+    jointly independent; pairwise independence is not enough. Needs O(n^2) memory.
 
     Parameters
     ----------
