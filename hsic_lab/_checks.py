@@ -24,9 +24,7 @@ def as_samples(x: Tensor | np.ndarray, name: str, *, labels: bool = False) -> Te
     if not x.is_floating_point():
         if labels:
             return x
-        raise TypeError(
-            f"{name} must be floating point, got {x.dtype}: use {name}.double(), for labels the kernel Delta()"
-        )
+        raise TypeError(f"{name} must be floating point, got {x.dtype}: use {name}.double() or the kernel Delta()")
     if not (finite := torch.isfinite(x.detach())).all():
         raise ValueError(f"{name} holds {int((~finite).sum())} values that are NaN or infinite")
     return at_least_float32(x)
