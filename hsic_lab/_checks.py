@@ -18,30 +18,25 @@ def as_samples(x: Tensor | np.ndarray, name: str, *, labels: bool = False) -> Te
     if not isinstance(x, Tensor | np.ndarray):
         raise TypeError(f"{name} must be a torch.Tensor or a numpy.ndarray, got {type(x).__name__}")
     x = as_tensor(x)
-    if x.dim() == 1:
-        x = x[:, None]
+    x = x[:, None] if x.dim() == 1 else x
     if x.dim() != 2 or x.shape[1] == 0:
         raise ValueError(f"{name} must have shape (n, p) or (n,), got {tuple(x.shape)}")
     if not x.is_floating_point():
         if labels:
             return x
-        raise TypeError(f"{name} must be floating point, got {x.dtype}; convert it, for instance {name}.double()")
+        raise TypeError(f"{name} must be floating point, got {x.dtype}: use {name}.double() or the kernel Delta()")
     if not (finite := torch.isfinite(x.detach())).all():
         raise ValueError(f"{name} holds {int((~finite).sum())} values that are NaN or infinite")
     return at_least_float32(x)
 
 
 def as_tensor(x: ArrayLike | Tensor, *, shared: bool = False) -> Tensor:
-    """`x` as a tensor. Arrays that torch cannot wrap (negative strides, foreign byte order, read-only) are copied.
-
-    With `shared`, a read-only array such as a memory map is not copied; the caller must not write to the result.
-    """
+    """`x` as a tensor. Arrays that torch cannot wrap are copied; with `shared`, read-only memory maps are not."""
     if isinstance(x, Tensor):
         return x
     x = np.asarray(x)
-    native = x.dtype.newbyteorder("=")
-    if min(x.strides, default=0) < 0 or x.dtype != native or not (shared or x.flags.writeable):
-        x = np.array(x, native, order="C")
+    if min(x.strides, default=0) < 0 or not x.dtype.isnative or not (shared or x.flags.writeable):
+        x = np.array(x, x.dtype.newbyteorder("="), order="C")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         return torch.as_tensor(x)
@@ -66,8 +61,7 @@ def as_labels(name: str, y: ArrayLike | Tensor) -> np.ndarray:
 
 def finite_rows(name: str, x: Tensor) -> Tensor:
     """`x` `(n, p)` itself; ValueError if a value is not finite."""
-    bad = (~x.isfinite()).any(dim=1).nonzero()[:, 0]
-    if len(bad):
+    if len(bad := (~x.isfinite()).any(dim=1).nonzero()[:, 0]):
         raise ValueError(f"{name} must be finite: {len(bad)} of {len(x)} rows are not, first row {bad[0]}")
     return x
 

@@ -1,7 +1,4 @@
-"""Centered kernel alignment (CKA) of samples, of batches and of streams.
-
-This module can be called: ``from hsic_lab import cka; cka(x, y)`` is ``hsic_lab.cka.cka(x, y)``.
-"""
+"""Centered kernel alignment (CKA). The module can be called like `hsic_lab.cka.cka`."""
 
 import math
 import sys
@@ -11,12 +8,10 @@ from torch import Tensor
 
 from hsic_lab._checks import CallableModule, is_constant, no_autocast
 from hsic_lab.hsic import StreamingLinearHSIC, hsic
-from hsic_lab.hsic._estimators import CenteredRows, paired_samples, zero_diagonal
+from hsic_lab.hsic._estimators import CenteredRows, at_origin, paired_samples, zero_diagonal
 from hsic_lab.kernels import Kernel, Linear
 
 __all__ = ["MinibatchCKA", "StreamingLinearCKA", "cka"]
-
-_DUAL_ROWS = 4096  # Grams of 128 MiB
 
 
 def cka(
@@ -29,31 +24,23 @@ def cka(
 ) -> Tensor:
     """Centered kernel alignment: HSIC normalized like a correlation, ``HSIC(x, y) / sqrt(HSIC(x, x) HSIC(y, y))``.
 
-    It is 1 for equal samples. With linear kernels it does not change under rotations, shifts and isotropic scaling of
-    x or y; it does change under other linear maps.
+    It is 1 for equal samples. With linear kernels it does not change under rotations, shifts and isotropic scaling. It
+    raises ValueError if HSIC(x, x) or HSIC(y, y) is not positive: a constant sample, or a bandwidth that does not fit.
 
     Parameters
     ----------
-    x, y : Tensor of shape (n, p) and (n, q)
+    x, y : Tensor of shape (n, p), (n, q)
         Samples whose rows belong together.
-    kernel_x, kernel_y : Kernel, optional
-        One kernel for each sample; None means `Linear`.
+    kernel_x, kernel_y, route
+        As in `hsic`.
     estimator : {"unbiased", "biased"}, default "unbiased"
         "unbiased" (debiased CKA, n at least 4) is within [-1, 1] and near 0 for independent samples. "biased" is within
         [0, 1] and grows towards 1 with p / n even for independent samples: do not compare it between different n.
-    route : {"auto", "primal", "dual", "tiled"}, default "auto"
-        As for `hsic`.
 
     Returns
     -------
     Tensor of shape ()
         CKA; differentiable in `x`, `y` and bandwidths.
-
-    Raises
-    ------
-    ValueError, TypeError
-        As `hsic`, or if HSIC(x, x) or HSIC(y, y) is not positive: a constant sample, or a bandwidth so small that no
-        two rows are similar.
 
     References
     ----------
@@ -70,9 +57,7 @@ def cka(
     for name, sample in (("x", x), ("y", y)):
         if is_constant(sample):
             raise ValueError(f"{name} is constant: all {len(sample)} rows are equal, and CKA is not defined")
-    require_positive("x", float(xx.detach()))
-    require_positive("y", float(yy.detach()))
-    return xy / (xx.sqrt() * yy.sqrt())
+    return _ratio(xy, xx, yy)
 
 
 def cka_or_nan(x: Tensor, y: Tensor, kernel_x: Kernel | None = None, kernel_y: Kernel | None = None) -> float:
@@ -84,11 +69,11 @@ def cka_or_nan(x: Tensor, y: Tensor, kernel_x: Kernel | None = None, kernel_y: K
 def _checked_parts(
     x: Tensor, y: Tensor, kernel_x: Kernel | None, kernel_y: Kernel | None, estimator: str, route: str
 ) -> tuple[Tensor, ...]:
-    """The checked samples and their `_hsic_parts`."""
+    """The checked samples and their `_parts`."""
     kernel_x, kernel_y = kernel_x or Linear(), kernel_y or Linear()
     x, y = paired_samples(x, y, kernel_x, kernel_y, at_least=2)
     x, y = (near_one(z) if isinstance(kernel, Linear) else z for z, kernel in ((x, kernel_x), (y, kernel_y)))
-    return x, y, *_hsic_parts(x, y, kernel_x.fit(x), kernel_y.fit(y), estimator, route)
+    return x, y, *_parts(x, y, kernel_x.fit(x), kernel_y.fit(y), estimator, route)
 
 
 def near_one(x: Tensor) -> Tensor:
@@ -97,20 +82,15 @@ def near_one(x: Tensor) -> Tensor:
     return x / 2.0 ** math.floor(math.log2(largest)) if largest else x
 
 
-def _hsic_parts(
-    x: Tensor, y: Tensor, kernel_x: Kernel, kernel_y: Kernel, estimator: str = "unbiased", route: str = "auto"
-) -> tuple[Tensor, Tensor, Tensor]:
-    """HSIC(x, y), HSIC(x, x) and HSIC(y, y) for fitted kernels, exactly 0 where the value is only rounding.
-
-    The unbiased HSIC(x, x) has no part from the diagonal of the Gram, which may be nearly all of it. In that case all
-    three are computed in float64, by a route that takes the diagonal off first.
-    """
+def _parts(x: Tensor, y: Tensor, kernel_x: Kernel, kernel_y: Kernel, estimator: str, route: str) -> tuple[Tensor, ...]:
+    """HSIC(x, y), HSIC(x, x) and HSIC(y, y) for fitted kernels, exactly 0 where the value is only rounding."""
     samples = ((x, kernel_x), (y, kernel_y))
     own = [hsic(z, z, kernel, kernel, estimator, route) for z, kernel in samples]
     dtype = torch.promote_types(own[0].dtype, own[1].dtype)
     if estimator == "unbiased" and any(_is_small(*sample, value) for sample, value in zip(samples, own, strict=True)):
+        # The unbiased HSIC leaves out the diagonal, nearly all of the Gram here: take it off first, in float64.
         x, y = (z.double() if z.is_floating_point() else z for z in (x, y))
-        samples, route = ((x, kernel_x), (y, kernel_y)), "dual" if len(x) <= _DUAL_ROWS else "tiled"
+        samples, route = ((x, kernel_x), (y, kernel_y)), "dual" if len(x) <= 4096 else "tiled"
         own = [hsic(z, z, kernel, kernel, estimator, route) for z, kernel in samples]
         own = [value * (value > _rounding(*sample, value)) for sample, value in zip(samples, own, strict=True)]
     xx, yy = (value.to(dtype) * (not is_constant(z)) for (z, _), value in zip(samples, own, strict=True))
@@ -120,13 +100,13 @@ def _hsic_parts(
 
 def _is_small(x: Tensor, kernel: Kernel, self_hsic: Tensor) -> bool:
     """Whether the unbiased HSIC(x, x) is small beside the diagonal of the Gram."""
-    diagonal = torch.cat([kernel.gram(rows, None).diagonal() for rows in _at_origin(x, kernel).split(256)])
+    diagonal = torch.cat([kernel.gram(rows, None).diagonal() for rows in at_origin(x.detach(), kernel).split(256)])
     return bool(self_hsic <= 16 * len(x) * torch.finfo(self_hsic.dtype).eps * diagonal.square().mean())
 
 
 def _rounding(x: Tensor, kernel: Kernel, self_hsic: Tensor) -> Tensor:
     """Rounding error of the unbiased HSIC(x, x), from the off-diagonal entries of the Gram."""
-    x, squares = _at_origin(x, kernel), torch.zeros((), dtype=torch.float64)
+    x, squares = at_origin(x.detach(), kernel), torch.zeros((), dtype=torch.float64)
     for rows in torch.arange(len(x), device=x.device).split(512):
         gram = kernel.gram(x[rows], x).double()
         gram[torch.arange(len(rows)), rows] = 0
@@ -134,60 +114,39 @@ def _rounding(x: Tensor, kernel: Kernel, self_hsic: Tensor) -> Tensor:
     return 64 * torch.finfo(self_hsic.dtype).eps * squares / (len(x) * (len(x) - 3))
 
 
-def _at_origin(x: Tensor, kernel: Kernel) -> Tensor:
-    x = x.detach()
-    return x - x.mean(dim=0) if isinstance(kernel, Linear) else x
-
-
 def u_center(gram: Tensor) -> Tensor:
-    """The U-centered Gram A in float64, `(n, n)`: 0 on the diagonal, rows and columns sum to 0.
-
-    `<A, B>_F / (n (n - 3))` is the unbiased HSIC (Székely and Rizzo 2014), so unbiased CKA is the cosine of A and B.
-    A is exactly 0 if all pairs of different rows have one value, up to the rounding of the dtype of `gram`.
-    """
+    """The U-centered Gram A in float64; `<A, B>_F / (n (n - 3))` is the unbiased HSIC (Székely and Rizzo 2014)."""
     n, off = len(gram), zero_diagonal(gram.double())
     rows = off.sum(dim=1) / (n - 2)
     centered = zero_diagonal(off - rows[:, None] - rows[None, :] + rows.sum() / (n - 1))
-    rounding = 64 * torch.finfo(gram.dtype).eps * off.norm()
-    return torch.zeros_like(centered) if centered.norm() <= rounding else centered
+    # Exactly 0 if all pairs of different rows have one value, up to rounding.
+    return centered * (centered.norm() > 64 * torch.finfo(gram.dtype).eps * off.norm())
 
 
-def require_positive(name: str, self_hsic: float) -> None:
-    """ValueError unless HSIC of the sample `name` with itself is positive and finite."""
-    if not 0 < self_hsic < float("inf"):
-        raise ValueError(
-            f"CKA is not defined: HSIC({name}, {name}) is {self_hsic:.3g}, not positive and finite. Either all pairs "
-            f"of rows of {name} have the same kernel value (a constant sample, a bandwidth that does not fit), or the "
-            "values leave the range of the dtype"
-        )
+def _ratio(xy: Tensor, xx: Tensor, yy: Tensor) -> Tensor:
+    """CKA from HSIC(x, y), HSIC(x, x) and HSIC(y, y); ValueError unless the last two are positive and finite."""
+    for name, value in (("x", float(xx.detach())), ("y", float(yy.detach()))):
+        if not 0 < value < math.inf:
+            raise ValueError(f"CKA is not defined: HSIC({name}, {name}) is {value:.3g}, not positive and finite")
+    return xy / (xx.sqrt() * yy.sqrt())
 
 
 class MinibatchCKA:
     """Unbiased CKA of samples that arrive in batches.
 
-    The unbiased HSIC(x, y), HSIC(x, x) and HSIC(y, y) of the batches are averaged, with the rows of a batch as its
-    weight, and the ratio is formed at the end. So the result does not depend on the batch size, up to noise; one batch
-    gives exactly `cka`. A batch of fewer than 4 rows joins the batch before it (the first one: the batch after it). The
-    order of the other batches does not matter. Sums are float64; no gradient flows.
-
-    Parameters
-    ----------
-    kernel_x, kernel_y : Kernel, optional
-        One kernel for each sample; None means `Linear`. A median rule is fitted to the first batch and kept.
-
-    References
-    ----------
-    Nguyen, Raghu and Kornblith (2021), "Do Wide and Deep Networks Learn the Same Things?", arXiv:2010.15327, eq. 3.
+    Each unbiased HSIC is averaged over the batches, weighted by their rows, before the ratio is formed (Nguyen et al.
+    2021, arXiv:2010.15327, equation 3). So the batch size adds only noise; one batch gives exactly `cka`. A batch of
+    fewer than 4 rows joins the batch before it, the first one the batch after it. Kernels are as in `cka`; a median
+    rule is fitted to the first batch and kept. Sums are float64; no gradient flows.
 
     Examples
     --------
     >>> import torch
-    >>> x, y = torch.randn(2, 60, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     >>> metric = MinibatchCKA()
-    >>> for rows in torch.arange(60).split(20):
-    ...     metric.update(x[rows], x[rows] + y[rows])
-    >>> round(metric.compute().item(), 2)
-    0.46
+    >>> for rows in torch.arange(10.0).split(5):
+    ...     metric.update(rows, 3 - rows)
+    >>> metric.compute()
+    tensor(1., dtype=torch.float64)
     """
 
     def __init__(self, kernel_x: Kernel | None = None, kernel_y: Kernel | None = None) -> None:
@@ -201,7 +160,7 @@ class MinibatchCKA:
         self._latest: tuple[Tensor, Tensor] | None = None
 
     def update(self, x: Tensor, y: Tensor) -> None:
-        """Add a batch (n, p), (n, q), n at least 1. Raises ValueError or TypeError as `hsic`."""
+        """Add a batch (n, p), (n, q), n at least 1."""
         x, y = (z.detach() for z in paired_samples(x, y, self.kernel_x, self.kernel_y, at_least=1))
         if self._latest is not None:
             old_x, old_y = self._latest
@@ -215,30 +174,21 @@ class MinibatchCKA:
         self._latest = x.clone(), y.clone()  # the caller may reuse its buffers
 
     def compute(self) -> Tensor:
-        """CKA of the batches so far, a float64 tensor of shape (); more batches may follow.
-
-        Raises ValueError for fewer than 4 rows, or if the averaged HSIC(x, x) or HSIC(y, y) is not positive.
-        """
+        """CKA of the batches so far, a float64 tensor of shape (); more batches may follow."""
         if self._latest is None or len(self._latest[0]) < 4:
             raise ValueError(f"needs at least 4 rows, got {0 if self._latest is None else len(self._latest[0])}")
-        xy, xx, yy = self._sums + self._weighted(*self._latest)
-        require_positive("x", float(xx))
-        require_positive("y", float(yy))
-        return xy / (xx.sqrt() * yy.sqrt())
+        return _ratio(*(self._sums + self._weighted(*self._latest)))
 
     def _weighted(self, x: Tensor, y: Tensor) -> Tensor:
         """Rows times HSIC(x, y), HSIC(x, x) and HSIC(y, y)."""
         if self._kernels is None:
             self._kernels = self.kernel_x.fit(x), self.kernel_y.fit(y)
-        return len(x) * torch.stack([part.double() for part in _hsic_parts(x, y, *self._kernels)]).cpu()
+        parts = _parts(x, y, *self._kernels, "unbiased", "auto")
+        return len(x) * torch.stack(parts).double().cpu()
 
 
 class StreamingLinearCKA:
-    """Linear CKA of samples that arrive in chunks, equal to `cka` of all rows, in O((p + q)^2) memory.
-
-    Unlike `MinibatchCKA` it is exact for chunks of any size; it has linear kernels only. No gradient flows. It is used
-    as `MinibatchCKA`.
-    """
+    """Linear CKA of samples that arrive in chunks of any size, equal to `cka` of all rows, in O((p + q)^2) memory."""
 
     def __init__(self) -> None:
         self.reset()
@@ -249,7 +199,7 @@ class StreamingLinearCKA:
         self._eps = 0.0  # rounding unit of the narrowest dtype so far
 
     def update(self, x: Tensor, y: Tensor) -> None:
-        """Add rows (n, p) and (n, q), n at least 1. Raises ValueError or TypeError as `hsic`."""
+        """Add rows (n, p) and (n, q), n at least 1."""
         x, y = (z.detach() for z in paired_samples(x, y, Linear(), Linear(), at_least=1))
         with no_autocast(x):
             a, b = CenteredRows(x), CenteredRows(y)
@@ -258,17 +208,15 @@ class StreamingLinearCKA:
         self._eps = max(self._eps, torch.finfo(x.dtype).eps)
 
     def compute(self, estimator: str = "unbiased") -> Tensor:
-        """CKA of all rows so far, "unbiased" or "biased": a float64 tensor of shape (). Raises ValueError as `cka`."""
+        """CKA of all rows so far, "unbiased" or "biased": a float64 tensor of shape ()."""
         xy, xx, yy = (part.compute(estimator) for part in (self._xy, self._xx, self._yy))
         for name, part, value in (("x", self._xx, xx), ("y", self._yy, yy)):
             # The products of a chunk have the rounding error of its dtype.
             if value and value <= 64 * self._eps * part.compute("biased"):
                 raise ValueError(
-                    f"HSIC({name}, {name}) is {float(value):.3g}, no more than the rounding error of the largest rows: "
-                    "feed float64, or CKA is not defined (all pairs of rows have one kernel value)"
+                    f"CKA is not defined: HSIC({name}, {name}) is {value:.3g}, rounding error; feed float64"
                 )
-            require_positive(name, float(value))
-        return xy / (xx.sqrt() * yy.sqrt())
+        return _ratio(xy, xx, yy)
 
 
 sys.modules[__name__].__class__ = CallableModule

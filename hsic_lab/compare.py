@@ -5,23 +5,25 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from difflib import get_close_matches
 from functools import partial
+from typing import Any
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import Module
 
 from hsic_lab._checks import check_choice, is_constant
 from hsic_lab.cka import u_center
 from hsic_lab.evaluation._features import check_images, evaluating, model_input
-from hsic_lab.hsic import center
+from hsic_lab.hsic._estimators import at_origin, center
 from hsic_lab.kernels import Kernel, Linear
 
 __all__ = ["compare_models"]
 
 
 def compare_models(
-    model_a: nn.Module,
-    model_b: nn.Module,
+    model_a: Module,
+    model_b: Module,
     images: Tensor | Iterable[Tensor | Sequence[Tensor]],
     layers: Sequence[str] | None = None,
     layers_b: Sequence[str] | None = None,
@@ -31,38 +33,27 @@ def compare_models(
 ) -> pd.DataFrame:
     """CKA of every layer of one network with every layer of another, on the same images.
 
-    Activations of shape (n, ...) are flattened to (n, p) and turned into Gram matrices as soon as a layer returns them,
-    so that later in-place operations do not change them. Batches are combined as in `MinibatchCKA`. Both models run in
-    eval mode without gradients; their training flags are restored and the hooks removed, also after an error.
+    Activations are flattened to (n, p). Batches are combined as in `MinibatchCKA`. Both models run in eval mode without
+    gradients; their training flags are restored and the hooks removed, also after an error.
 
     Parameters
     ----------
     model_a, model_b : Module
-        The networks, each on its device. Rows of the result are layers of `model_a`, columns layers of `model_b`.
+        The networks, each on its device.
     images : Tensor of shape (n, c, h, w) or iterable of batches
-        At least 4 images. Batches may be shuffled and may hold labels after the images, as those of a DataLoader. uint8
-        is normalized to [-1, 1].
+        At least 4 images, uint8 or normalized. Batches may hold labels after the images, as those of a DataLoader.
     layers, layers_b : sequence of str, optional
-        Names from ``model.named_modules()``; "" is the model itself. None means all modules without submodules that the
-        forward pass calls, in the order of the calls; for `layers_b`, it means `layers`. The second call of a module in
-        one pass is a layer of its own, ``name#2``.
+        Names from ``model.named_modules()``. None means all called modules without submodules, in the order of the
+        calls, and for `layers_b` `layers`. The second call of a module in one pass is a layer of its own, ``name#2``.
     batch_size : int, default 256
         Rows of a batch if `images` is a tensor.
-    kernel : Kernel, optional
-        None means `Linear`. A median rule is fitted for each layer to the first batch.
-    estimator : {"unbiased", "biased"}, default "unbiased"
-        As for `cka`. "biased" depends on the batch size.
+    kernel, estimator
+        As in `cka`; a median rule is fitted for each layer to the first batch. "biased" depends on the batch size.
 
     Returns
     -------
     DataFrame
-        CKA with the names of the layers as index and columns.
-
-    Raises
-    ------
-    ValueError, TypeError
-        If a layer is unknown, not called, constant (CKA is not defined) or does not return one floating row for each
-        image, or if there are fewer than 4 images.
+        CKA with the layers of `model_a` as index and those of `model_b` as columns.
 
     Examples
     --------
@@ -77,31 +68,25 @@ def compare_models(
     grams_b = _LayerGrams("model_b", model_b, layers if layers_b is None else layers_b, kernel or Linear(), unbiased)
     ab = aa = bb = torch.zeros((), dtype=torch.float64)
     with evaluating(model_a, model_b), torch.inference_mode():
-        for batch in _joined(_batches(images, batch_size)):
-            a, b = grams_a(batch), grams_b(batch)
-            b = b.to(a.device)
+        for batch in _batches(images, batch_size):
+            a = grams_a(batch)
+            b = grams_b(batch).to(a.device)
             # Inner products of centered Grams are HSIC times n (n - 3) or n^2; the weight of a batch is another n.
             weight = 1 / (len(batch) - 3) if unbiased else 1 / len(batch)
             ab = ab + weight * (a @ b.T)
             aa = aa + weight * a.square().sum(dim=1)
             bb = bb + weight * b.square().sum(dim=1)
-    for grams, self_hsic in ((grams_a, aa), (grams_b, bb)):
-        if bad := [n for n, value in zip(grams.names, self_hsic.tolist(), strict=True) if not 0 < value < float("inf")]:
-            raise ValueError(
-                f"CKA is not defined for layers {bad} of {grams.owner}: their HSIC with themselves is not positive and "
-                "finite (they are constant on these images); leave them out"
-            )
+    for grams, own in ((grams_a, aa), (grams_b, bb)):
+        if bad := [name for name, value in zip(grams.names, own.tolist(), strict=True) if not 0 < value < float("inf")]:
+            raise ValueError(f"CKA is not defined for layers {bad} of {grams.owner}: constant or not finite there")
     matrix = (ab / (aa.sqrt()[:, None] * bb.sqrt())).cpu().numpy()
-    rows, columns = pd.Index(grams_a.names, name="model_a"), pd.Index(grams_b.names, name="model_b")
-    return pd.DataFrame(matrix, index=rows, columns=columns)
+    return pd.DataFrame(matrix, pd.Index(grams_a.names, name="model_a"), pd.Index(grams_b.names, name="model_b"))
 
 
 class _LayerGrams:
     """Called on a batch of images, returns the centered Grams of a model's layers, `(layers, n * n)` in float64."""
 
-    def __init__(
-        self, owner: str, model: nn.Module, layers: Sequence[str] | None, kernel: Kernel, unbiased: bool
-    ) -> None:
+    def __init__(self, owner: str, model: Module, layers: Sequence[str] | None, kernel: Kernel, unbiased: bool) -> None:
         self.owner, self.model, self.kernel, self.unbiased = owner, model, kernel, unbiased
         modules = dict(model.named_modules())
         if isinstance(layers, str):
@@ -109,10 +94,9 @@ class _LayerGrams:
         if layers is not None and not layers:
             raise ValueError(f"layers must name at least one layer of {owner}, got none; None means all")
         self.required = [] if layers is None else list(layers)
-        for name in self.required:
-            if name not in modules:
-                close = get_close_matches(name, modules, n=5, cutoff=0.4) or list(modules)[1:6]
-                raise ValueError(f"{owner} has no layer {name!r}; close: {', '.join(map(repr, close))}")
+        for name in [name for name in self.required if name not in modules]:
+            close = get_close_matches(name, modules, n=5, cutoff=0.4) or list(modules)[1:6]
+            raise ValueError(f"{owner} has no layer {name!r}; close: {', '.join(map(repr, close))}")
         leaves = [name for name, module in modules.items() if not any(module.children())]
         self.modules = {name: modules[name] for name in self.required or leaves}
         self.fitted: dict[str, Kernel] = {}
@@ -123,7 +107,7 @@ class _LayerGrams:
         grams: dict[str, Tensor] = {}
         calls: Counter[str] = Counter()
 
-        def hook(name: str, module: nn.Module, inputs: tuple, output: object) -> None:
+        def hook(name: str, module: Module, inputs: tuple, output: object) -> None:
             calls[name] += 1
             label = name if calls[name] == 1 else f"{name}#{calls[name]}"
             grams[label] = self._centered_gram(label, output, len(images))
@@ -148,43 +132,31 @@ class _LayerGrams:
         if not isinstance(output, Tensor):
             raise TypeError(f"layer {label!r} of {self.owner} must return a tensor, got {type(output).__name__}")
         if output.ndim == 0 or len(output) != n:
-            shape = tuple(output.shape)
-            raise ValueError(f"layer {label!r} of {self.owner} must return {n} rows, one an image, got shape {shape}")
+            raise ValueError(f"layer {label!r} of {self.owner} must return {n} rows, got shape {tuple(output.shape)}")
         x = output.reshape(n, -1)
         try:
             kernel = self.fitted.setdefault(label, self.kernel.fit(x))
             if is_constant(x):  # exactly 0, instead of rounding
                 return torch.zeros(n * n, dtype=torch.float64, device=x.device)
-            # As in `hsic`: the origin of a linear kernel changes its rounding error only.
-            gram = kernel(x - x.mean(dim=0) if isinstance(kernel, Linear) else x)
+            gram = kernel(at_origin(x, kernel))
         except (TypeError, ValueError) as error:
             raise type(error)(f"layer {label!r} of {self.owner}: {error}") from error
         return (u_center(gram) if self.unbiased else center(gram.double())).flatten()
 
 
-def _batches(images: Tensor | Iterable[Tensor | Sequence[Tensor]], batch_size: int) -> Iterator[Tensor]:
-    """Checked batches of images, without the labels that may follow the images in a batch."""
+def _batches(images: Tensor | Iterable[Any], batch_size: int) -> Iterator[Tensor]:
+    """Checked batches without labels; one of fewer than 4 rows joins the one before it, the first one the next."""
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    latest = None
     for batch in images.split(batch_size) if isinstance(images, Tensor) and images.ndim else images:
         batch = batch[0] if isinstance(batch, tuple | list) else batch
-        if not isinstance(batch, Tensor):
-            raise TypeError(f"a batch of images must be a tensor, got {type(batch).__name__}")
         check_images(batch)
-        yield batch
-
-
-def _joined(batches: Iterator[Tensor]) -> Iterator[Tensor]:
-    """The batches; one of fewer than 4 rows is joined to the batch before it (the first one: to the batch after it)."""
-    latest = None
-    for batch in batches:
-        if latest is None:
-            latest = batch
-        elif min(len(latest), len(batch)) < 4:
-            latest = torch.cat([latest, batch])
-        else:
+        if latest is not None and min(len(latest), len(batch)) < 4:
+            batch = torch.cat([latest, batch])
+        elif latest is not None:
             yield latest
-            latest = batch
+        latest = batch
     if latest is None or len(latest) < 4:
         raise ValueError(f"needs at least 4 images, got {0 if latest is None else len(latest)}")
     yield latest

@@ -11,8 +11,7 @@ from numpy.typing import ArrayLike
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 from torch import Tensor
-from torch.autograd import Function
-from torch.autograd.function import once_differentiable
+from torch.autograd.function import Function, once_differentiable
 
 from hsic_lab._checks import at_least_float32, check_choice, check_views, no_autocast, to_array
 
@@ -23,15 +22,13 @@ __all__ = [
 
 ORDERS = ("index", "diagonal", "cluster")
 _BLOCK_ELEMENTS = 1 << 23  # of a block in float64: 64 MiB
-# A column whose spread is below this many units in the last place of its mean varies by rounding alone.
-_ROUNDING_ULPS = 4
 
 
 def standardize(z: Tensor) -> Tensor:
     """Scale every column to mean 0 and variance 1 over the batch.
 
-    ``(z - mean) / std`` with ``std = sqrt(sum (z - mean)^2 / n)``, so that equal views correlate to exactly 1 at
-    every n. A column that is constant up to rounding becomes 0 and gets the gradient 0. Differentiable once.
+    ``(z - mean) / std`` with ``std = sqrt(sum (z - mean)^2 / n)``, so that equal views correlate to exactly 1 at every
+    n. A column that is constant up to rounding becomes 0 and gets the gradient 0. Differentiable once.
 
     Parameters
     ----------
@@ -42,11 +39,6 @@ def standardize(z: Tensor) -> Tensor:
     -------
     Tensor of shape (n, d)
         The standardized columns. NaN and infinite values make their column NaN.
-
-    Raises
-    ------
-    ValueError, TypeError
-        If `z` is not a floating tensor of shape (n, d) with n at least 2.
     """
     check_views(z, z)
     if len(z) < 2:
@@ -63,7 +55,7 @@ def standardize_forward(z: Tensor) -> tuple[Tensor, Tensor]:
     x -= _column_mean(x)
     variance = _column_mean(x * x)
     std = variance.sqrt()
-    # std / variance instead of 1 / std: NaN, not 0, if the squares overflowed.
+    # NaN, where 1 / std is 0, if the squares overflowed.
     scale = (std / variance).masked_fill_(_constant_columns(mean, std, z.dtype), 0)
     return x.mul_(scale), scale
 
@@ -80,8 +72,7 @@ def _column_mean(z: Tensor) -> Tensor:
 
 
 def _constant_columns(mean: Tensor, std: Tensor, dtype: torch.dtype) -> Tensor:
-    """Which columns of a sample of this `dtype` are constant up to rounding, `(d,)` booleans."""
-    return std <= mean.abs() * (_ROUNDING_ULPS * torch.finfo(dtype).eps)
+    return std <= mean.abs() * (4 * torch.finfo(dtype).eps)  # 4 units in the last place are rounding
 
 
 class _Standardize(Function):
@@ -99,9 +90,9 @@ class _Standardize(Function):
 
 
 def cross_correlation(z_a: Tensor, z_b: Tensor) -> Tensor:
-    """Correlation of every feature of view A with every feature of view B.
+    """Correlations ``C = standardize(z_a)' standardize(z_b) / n`` of the features of two views.
 
-    ``C = X' Y / n`` with ``X = standardize(z_a)`` and ``Y = standardize(z_b)``.
+    This is equation 2 of Zbontar et al. (2021), "Barlow Twins", arXiv:2103.03230.
 
     Parameters
     ----------
@@ -112,15 +103,6 @@ def cross_correlation(z_a: Tensor, z_b: Tensor) -> Tensor:
     -------
     Tensor of shape (d, d)
         C; rows belong to the features of `z_a`. Constant features have correlation 0.
-
-    Raises
-    ------
-    ValueError, TypeError
-        As `standardize`, or if the shapes or devices differ.
-
-    References
-    ----------
-    Zbontar et al. (2021), "Barlow Twins", arXiv:2103.03230, equation 2.
 
     Examples
     --------
@@ -137,77 +119,46 @@ def cross_correlation(z_a: Tensor, z_b: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class CorrelationSummary:
-    """Summary of a cross-correlation matrix C of n pairs, with the values that unrelated features give.
-
-    Attributes
-    ----------
-    mean_diagonal, rms_diagonal : float
-        Mean and root mean square of the diagonal.
-    mean_off_diagonal, rms_off_diagonal : float
-        Mean and root mean square of the other entries.
-    off_diagonal_squared_norm : float
-        Sum of the squares of the off-diagonal entries, the redundancy of the features.
-    total : float
-        Sum of all entries, ``1'C1``: the covariance of the feature sums of the two views.
-    expected_rms : float
-        ``1 / sqrt(n - 1)``, the root mean square of an entry of unrelated features.
-    expected_squared_norm : float
-        ``d (d - 1) / (n - 1)``, the value of `off_diagonal_squared_norm` for unrelated features.
-    lower_bound : float
-        ``-1 / (d - 1)``, the smallest `mean_off_diagonal` of a positive semi-definite C with unit diagonal.
-    spectrum : ndarray of shape (d,)
-        Singular values of C, largest first; computed when it is first read.
-
-    Examples
-    --------
-    >>> summary = CorrelationSummary.from_matrix([[1.0, 0.5], [0.5, 1.0]], n=5)
-    >>> summary.mean_off_diagonal, summary.expected_rms, summary.total
-    (0.5, 0.5, 3.0)
-    """
+    """Summary of a cross-correlation matrix C of n pairs, with the values that unrelated features give."""
 
     mean_diagonal: float
     rms_diagonal: float
     mean_off_diagonal: float
     rms_off_diagonal: float
-    off_diagonal_squared_norm: float
-    total: float
-    expected_rms: float
-    expected_squared_norm: float
-    lower_bound: float
+    off_diagonal_squared_norm: float  # sum of the squared off-diagonal entries, the redundancy of the features
+    total: float  # sum 1'C1 of all entries, the covariance of the feature sums of the two views
+    expected_rms: float  # 1 / sqrt(n - 1), the rms_off_diagonal of unrelated features
+    expected_squared_norm: float  # d (d - 1) / (n - 1), the off_diagonal_squared_norm of unrelated features
+    lower_bound: float  # -1 / (d - 1), the smallest mean_off_diagonal of a positive semi-definite C with unit diagonal
 
     @classmethod
     def from_matrix(cls, c: ArrayLike, n: int) -> "CorrelationSummary":
         """Summarize a matrix `c` of shape (d, d) that was computed from `n` pairs, with n at least 2."""
         c = square_matrix(c)
-        expected = expected_squared_norm(n, d := len(c))
-        diagonal, entries = np.diagonal(c), d * (d - 1)
-        squares = np.square(off_diagonal(c)).sum()
+        diagonal, others = np.diagonal(c), off_diagonal(c)
+        squares = np.square(others).sum()
         summary = cls(
             mean_diagonal=float(diagonal.mean()),
             rms_diagonal=float(np.sqrt(np.square(diagonal).mean())),
-            mean_off_diagonal=float((c.sum() - diagonal.sum()) / entries),
-            rms_off_diagonal=float(np.sqrt(squares / entries)),
+            mean_off_diagonal=float((c.sum() - diagonal.sum()) / others.size),
+            rms_off_diagonal=float(np.sqrt(squares / others.size)),
             off_diagonal_squared_norm=float(squares),
             total=float(c.sum()),
+            expected_squared_norm=expected_squared_norm(n, len(c)),
             expected_rms=(n - 1) ** -0.5,
-            expected_squared_norm=expected,
-            lower_bound=-1 / (d - 1),
+            lower_bound=-1 / (len(c) - 1),
         )
         summary.__dict__["_matrix"] = c  # for `spectrum`; not a field, so that `asdict` gives numbers only
         return summary
 
     @cached_property
     def spectrum(self) -> np.ndarray:
-        """Singular values of C, largest first."""
+        """Singular values of C, largest first, computed when they are first read."""
         return spectrum(self.__dict__["_matrix"])
 
 
 def expected_squared_norm(n: int, d: int) -> float:
-    """Expected sum of squared off-diagonal entries of C for `d` unrelated features and `n` pairs.
-
-    It is ``d (d - 1) / (n - 1)``, because the correlation of two independent columns, one of them normal, has mean 0
-    and variance ``1 / (n - 1)``. Raises ValueError if `n` or `d` is less than 2.
-    """
+    """Squared off-diagonal norm of C for unrelated features: d (d - 1) correlations of variance ``1 / (n - 1)``."""
     if n < 2 or d < 2:
         raise ValueError(f"needs at least 2 pairs and 2 features, got n = {n} and d = {d}")
     return d * (d - 1) / (n - 1)
@@ -215,12 +166,11 @@ def expected_squared_norm(n: int, d: int) -> float:
 
 def off_diagonal(c: np.ndarray) -> np.ndarray:
     """The ``d (d - 1)`` off-diagonal entries of a (d, d) array, row by row."""
-    # Without its first entry the matrix is d - 1 rows of d other entries and one diagonal one.
-    return np.ascontiguousarray(c).ravel()[1:].reshape(len(c) - 1, len(c) + 1)[:, :-1].ravel()
+    return c[~np.eye(len(c), dtype=bool)]
 
 
 def spectrum(c: ArrayLike) -> np.ndarray:
-    """Singular values of a (d, d) matrix, largest first, computed in float32. Raises ValueError as `feature_order`."""
+    """Singular values of a (d, d) matrix, largest first, computed in float32."""
     return torch.linalg.svdvals(torch.from_numpy(square_matrix(c)).float()).double().numpy()
 
 
@@ -230,7 +180,7 @@ def feature_order(c: ArrayLike, by: str = "index") -> np.ndarray:
     Parameters
     ----------
     c : array-like of shape (d, d)
-        A cross-correlation matrix, d at least 2.
+        A finite cross-correlation matrix, d at least 2.
     by : {"index", "diagonal", "cluster"}, default "index"
         "index" keeps the given order. "diagonal" puts the features on which the views agree best first. "cluster" puts
         related features side by side: the leaves of average linkage on the distance ``1 - (C + C') / 2``.
@@ -239,19 +189,8 @@ def feature_order(c: ArrayLike, by: str = "index") -> np.ndarray:
     -------
     ndarray of shape (d,)
         A permutation: row and column p of the heatmap are feature ``order[p]``.
-
-    Raises
-    ------
-    ValueError
-        If `c` is not square, has fewer than 2 rows or an entry that is not finite, or if `by` is unknown.
-
-    Examples
-    --------
-    >>> feature_order([[0.1, 0.0], [0.0, 0.9]], "diagonal")
-    array([1, 0])
     """
-    c = square_matrix(c)
-    check_choice(by, ORDERS, "order")
+    c, by = square_matrix(c), check_choice(by, ORDERS, "order")
     if by == "index":
         return np.arange(len(c))
     if by == "diagonal":
@@ -266,8 +205,8 @@ def square_matrix(c: ArrayLike) -> np.ndarray:
     c = to_array(c).astype(np.float64)
     if c.ndim != 2 or c.shape[0] != c.shape[1] or len(c) < 2:
         raise ValueError(f"c must have shape (d, d) with d at least 2, got {c.shape}")
-    if not np.isfinite(c).all():
-        raise ValueError(f"c must be finite, {(~np.isfinite(c)).sum()} of its {c.size} entries are not")
+    if bad := (~np.isfinite(c)).sum():
+        raise ValueError(f"c must be finite, {bad} of its {c.size} entries are not")
     return c
 
 
@@ -275,9 +214,8 @@ def column_moments(z: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance (1/n) of the columns of `z` `(n, d)` in float64; the variance of a constant column is 0."""
     if len(z) < 2:
         raise ValueError(f"needs at least 2 rows, got shape {tuple(z.shape)}")
-    zero = torch.zeros((), dtype=torch.float64)
-    mean = sum((block.sum(dim=0) for block in row_blocks(z)), zero) / len(z)
-    variance = sum(((block - mean).square().sum(dim=0) for block in row_blocks(z)), zero) / len(z)
+    mean = torch.stack([block.sum(dim=0) for block in row_blocks(z)]).sum(dim=0) / len(z)
+    variance = torch.stack([(block - mean).square().sum(dim=0) for block in row_blocks(z)]).sum(dim=0) / len(z)
     return mean, variance.masked_fill(_constant_columns(mean, variance.sqrt(), z.dtype), 0)
 
 
@@ -288,9 +226,7 @@ def row_blocks(z: Tensor) -> Iterator[Tensor]:
 
 def l2_normalize(name: str, x: Tensor) -> Tensor:
     """The rows of `x` `(n, p)` scaled to length 1; ValueError for a row of zeros."""
-    # Dividing by the largest entry first keeps the squares of tiny and huge features in the float range.
-    largest = x.abs().amax(dim=1, keepdim=True)
-    zero = (largest[:, 0] == 0).nonzero()[:, 0]
-    if len(zero):
+    if len(zero := (x == 0).all(dim=1).nonzero()[:, 0]):
         raise ValueError(f"{name} has {len(zero)} zero rows, which have no direction; the first is row {zero[0]}")
-    return F.normalize(x / largest, dim=1)
+    # Dividing by the largest entry first keeps the squares of tiny and huge features in the float range.
+    return F.normalize(x / x.abs().amax(dim=1, keepdim=True), dim=1)

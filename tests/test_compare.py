@@ -184,7 +184,7 @@ def test_errors_name_the_layer(module, layers, error, message):
         ([], ValueError, "at least 4 images, got 0"),
         (images(8)[:0], ValueError, "at least one image"),
         (images(8).int(), ValueError, "uint8 or floating point, got torch.int32"),
-        ([{"image": images(8)}], TypeError, "a batch of images must be a tensor, got dict"),
+        ([{"image": images(8)}], TypeError, "images must be a torch.Tensor, got dict"),
     ],
 )
 def test_errors_about_images(data, error, message):

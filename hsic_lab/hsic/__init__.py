@@ -1,7 +1,4 @@
-"""The Hilbert-Schmidt Independence Criterion (HSIC) of two samples, of several samples, and of a stream.
-
-This module can be called: ``from hsic_lab import hsic; hsic(x, y)`` is ``hsic_lab.hsic.hsic(x, y)``.
-"""
+"""The Hilbert-Schmidt Independence Criterion (HSIC). The module can be called like `hsic_lab.hsic.hsic`."""
 
 import sys
 

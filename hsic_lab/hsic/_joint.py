@@ -11,44 +11,32 @@ import torch
 from torch import Tensor
 
 from hsic_lab._checks import check_choice, is_constant, no_autocast
-from hsic_lab.hsic._estimators import from_sums, hsic
+from hsic_lab.hsic._estimators import at_origin, from_sums, hsic
 from hsic_lab.kernels import Delta, Kernel, Linear
 
 Table: TypeAlias = Tensor | np.ndarray | pd.DataFrame | Mapping[str, Tensor]
-
-# Entries of the stacked Grams in memory at a time: 64 MiB in float32.
-_ENTRIES = 2**24
+_ENTRIES = 2**24  # of the stacked Grams in memory at a time: 64 MiB in float32
 
 
 def dhsic(*samples: Tensor, kernels: Sequence[Kernel] | None = None) -> Tensor:
     """Joint dependence of two or more variables (dHSIC).
 
     ``mean(K_1 ... K_m) + prod_j mean(K_j) - 2 mean_i prod_j (K_j 1/n)_i`` with elementwise products, the squared MMD
-    between the n rows and all n^m combinations of rows. It is never negative, and equal to the biased `hsic` for two
-    variables. With characteristic kernels its limit is 0 only if the variables are jointly independent; pairwise
-    independence is not enough. Needs O(n^2) memory.
+    between the n rows and all n^m combinations of rows (Pfister et al. 2018, arXiv:1603.00285). It is never negative;
+    for two variables it is the biased `hsic`. With characteristic kernels its limit is 0 only if the variables are
+    jointly independent; pairwise independence is not enough. Needs O(n^2) memory.
 
     Parameters
     ----------
     *samples : Tensor of shape (n, p_1), ..., (n, p_m)
         Variables whose rows belong together, at least two.
     kernels : sequence of Kernel, optional
-        One kernel for each variable; None means `Linear`. From three variables on, linear and polynomial kernels
-        depend on the origin.
+        One for each variable; None means `Linear`. Linear and polynomial kernels depend on the origin here if m > 2.
 
     Returns
     -------
     Tensor of shape ()
         The estimate; differentiable.
-
-    Raises
-    ------
-    ValueError, TypeError
-        As `hsic`, or if the number of kernels differs from the number of samples.
-
-    References
-    ----------
-    Pfister et al. (2018), "Kernel-based Tests for Joint Independence", arXiv:1603.00285.
 
     Examples
     --------
@@ -67,9 +55,8 @@ def dhsic(*samples: Tensor, kernels: Sequence[Kernel] | None = None) -> Tensor:
     if len({len(x) for x in checked}) != 1 or len(checked[0]) < 2:
         raise ValueError(f"samples must have the same number of rows, 2 or more, got {[len(x) for x in checked]}")
     if len(samples) == 2:
-        return hsic(
-            checked[0], checked[1], kernels[0], kernels[1]
-        )  # which centers and so keeps the digits that the three means would cancel
+        # `hsic` centers the Grams, and so keeps the digits that the three means would cancel.
+        return hsic(checked[0], checked[1], kernels[0], kernels[1])
     joint = rows = mean = torch.ones((), dtype=torch.float64)
     dtypes = [x.dtype for x in checked if x.is_floating_point()] or [torch.get_default_dtype()]
     with no_autocast(checked[0]):
@@ -88,57 +75,40 @@ def hsic_matrix(
     estimator: str = "biased",
     normalized: bool = False,
 ) -> Tensor:
-    """HSIC of every column of `x` with every column of `y`, for instance of features with known factors.
-
-    Needs O(n^2 p q) time and about 64 MiB for each side. No gradient flows.
+    """HSIC of every column of `x` with every column of `y`, for instance of features with factors, in O(n^2 p q) time.
 
     Parameters
     ----------
     x, y : Tensor, ndarray, DataFrame or mapping of names to columns, p and q columns of n rows
         Columns of integers, booleans or strings are labels and take the kernel `Delta`.
-    kernel_x, kernel_y : Kernel, optional
-        Kernels of the floating columns; None means `Linear`. A median rule is fitted to every column.
-    estimator : {"biased", "unbiased"}, default "biased"
-        As for `hsic`.
+    kernel_x, kernel_y, estimator
+        As in `hsic`, without "block". The kernels are for floating columns; a median rule is fitted to every column.
     normalized : bool, default False
-        Divide by ``sqrt(HSIC(x_i, x_i) HSIC(y_j, y_j))``, which gives the CKA of the pair. A constant column gets 0, as
-        does a column whose unbiased HSIC with itself is not positive.
+        Divide by ``sqrt(HSIC(x_i, x_i) HSIC(y_j, y_j))``: CKA, or 0 where one of the two is not positive.
 
     Returns
     -------
     Tensor of shape (p, q)
-        The estimates in float64.
-
-    Raises
-    ------
-    ValueError, TypeError
-        As `hsic`, or if columns differ in length or have equal names.
+        The estimates in float64, without gradient.
 
     Examples
     --------
     >>> import numpy as np
-    >>> x = np.array([[0.0, 1.0], [1.0, -1.0], [2.0, -1.0], [3.0, 1.0]])
-    >>> hsic_matrix(x, {"class": np.array([0, 0, 1, 1])}, normalized=True)
-    tensor([[0.8000],
-            [0.0000]], dtype=torch.float64)
+    >>> hsic_matrix(np.arange(4.0), {"class": np.array([0, 0, 1, 1])}, normalized=True)
+    tensor([[0.8000]], dtype=torch.float64)
     """
     unbiased = check_choice(estimator, ("biased", "unbiased"), "estimator") == "unbiased"
     columns_x, columns_y = _columns(x, "x"), _columns(y, "y")
     # Both sides need one dtype, and labels have none.
-    wide = any(c.dtype == torch.float64 for c in (*columns_x.values(), *columns_y.values()))
-    grams_x, grams_y = (
-        [
-            _rows_of_gram(c, kernel or Linear(), name, torch.float64 if wide else torch.float32)
-            for name, c in side.items()
-        ]
-        for side, kernel in ((columns_x, kernel_x), (columns_y, kernel_y))
-    )
-    n, n_y = (len(next(iter(columns.values()))) for columns in (columns_x, columns_y))
-    if n != n_y:
-        raise ValueError(f"x and y must have the same number of rows, got {n} and {n_y}")
-    if n < (4 if unbiased else 2):
-        raise ValueError(f"needs at least {4 if unbiased else 2} rows, got {n}")
-    with torch.no_grad():
+    dtypes = {c.dtype for c in (*columns_x.values(), *columns_y.values())}
+    dtype = torch.float64 if torch.float64 in dtypes else torch.float32
+    grams_x = [_rows_of_gram(c, kernel_x or Linear(), name, dtype) for name, c in columns_x.items()]
+    grams_y = [_rows_of_gram(c, kernel_y or Linear(), name, dtype) for name, c in columns_y.items()]
+    first, first_y = (next(iter(columns.values())) for columns in (columns_x, columns_y))
+    n, n_y = len(first), len(first_y)
+    if n < (least := 4 if unbiased else 2) or n != n_y:
+        raise ValueError(f"x and y must have the same number of rows, at least {least}, got {n} and {n_y}")
+    with torch.no_grad(), no_autocast(first):
         xy = xx = yy = torch.zeros((), dtype=torch.float64)
         row_sums: list[tuple[Tensor, Tensor]] = []
         size = max(1, _ENTRIES // (n * max(len(grams_x), len(grams_y))))
@@ -171,8 +141,7 @@ def _columns(x: Table, name: str) -> dict[str, Tensor]:
     if isinstance(x, pd.DataFrame | Mapping):
         columns = {f"{name}[{key!r}]": as_column(x[key]) for key in x}
     elif isinstance(x, Tensor | np.ndarray) and x.ndim in (1, 2):
-        table = torch.as_tensor(x)
-        table = table[:, None] if table.dim() == 1 else table
+        table = torch.as_tensor(x if x.ndim == 2 else x[:, None])
         columns = {f"{name}[:, {i}]": column for i, column in enumerate(table.T)}
     else:
         raise TypeError(f"{name} must be a table: a tensor, array, data frame or mapping, got {type(x).__name__}")
@@ -198,16 +167,8 @@ def as_column(column: Tensor | np.ndarray | pd.Series) -> Tensor:
 def _rows_of_gram(column: Tensor, kernel: Kernel, name: str, dtype: torch.dtype) -> Callable[[slice], Tensor]:
     """A function that gives rows of the Gram of a column."""
     kernel = kernel if column.is_floating_point() else Delta()
-    column = kernel.samples(column.detach(), name)
-    if isinstance(kernel, Linear):
-        # HSIC does not depend on the origin of a linear kernel, but its rounding error does.
-        column = column - column.mean(dim=0)
+    column = at_origin(kernel.samples(column.detach(), name), kernel)
     if is_constant(column):  # exactly 0, instead of rounding
         return lambda rows: torch.zeros(len(column[rows]), len(column), dtype=dtype, device=column.device)
     fitted = kernel.fit(column)
-
-    def gram(rows: slice) -> Tensor:
-        with no_autocast(column):
-            return fitted.gram(column[rows], column).to(dtype)
-
-    return gram
+    return lambda rows: fitted.gram(column[rows], column).to(dtype)
