@@ -175,8 +175,7 @@ class SelfSupervisedEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         """Return rows as uint8 images, or as standardized float32 rows."""
         labels = np.zeros(len(rows), dtype=np.int64)
         if self._image_shape is None:
-            rows = self._scaler.transform(rows).astype(np.float32)
-            return Images(torch.from_numpy(rows), torch.from_numpy(labels))
+            return Images(torch.from_numpy(self._scaler.transform(rows).astype(np.float32)), torch.from_numpy(labels))
         if rows.shape[1] != np.prod(self._image_shape):
             raise ValueError(f"image_shape {self._image_shape} does not fit the {rows.shape[1]} columns of X")
         images = rows.reshape(len(rows), *self._image_shape)

@@ -134,15 +134,14 @@ class DigitScenes:
 
 def _compose(factors: Factors, size: int, digits: Tensor, photographs: Tensor) -> Tensor:
     """Paint the outline over the background, and the ink over both."""
-    n, device = len(factors["x"]), factors["x"].device
-    pixel = (torch.arange(size, device=device) + 0.5) / size  # centers, in scene sides
+    pixel = (torch.arange(size, device=factors["x"].device) + 0.5) / size  # centers, in scene sides
     height, width = photographs.shape[-2] // 2, photographs.shape[-1]
     side = factors["crop_scale"] * height
     left = factors["crop_x"] * (width - side)
     top = factors["crop_y"] * (height - side) + factors["photograph"] * height
     columns = (left[:, None] + side[:, None] * pixel) * (2 / width) - 1
     rows = (top[:, None] + side[:, None] * pixel) * (1 / height) - 1
-    scene = _bilinear(photographs.expand(n, -1, -1, -1), rows, columns, "border")
+    scene = _bilinear(photographs.expand(len(side), -1, -1, -1), rows, columns, "border")
     box = factors["scale"][:, None] * ((8 + 2 * MARGIN) / 8)  # with the margin
     rows = (pixel - factors["y"][:, None]) / box * 2
     columns = (pixel - factors["x"][:, None]) / box * 2
