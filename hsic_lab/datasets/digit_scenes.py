@@ -75,7 +75,7 @@ class DigitScenes:
         self._parts: dict[str, tuple[Tensor, ...]] = {"cpu": (_upsampled_digits(), _photographs(size))}
 
     def draw(self, n: int, generator: Seed, label: Tensor | None = None) -> Factors:
-        """Draw the factors of n scenes, independent of each other; "digit" is uniform given "class", the ``label``.
+        """Draw the factors of n independent scenes; "digit" is uniform given "class", which is ``label`` if given.
 
         Returns a dict of tensors (n,). int64: "digit" (0..1796), "class" (0..9), "photograph" (0: china.jpg, 1:
         flower.jpg). float32: the center "x", "y" (0.33..0.67) and side "scale" (0.45..0.75) of the digit's box, in
