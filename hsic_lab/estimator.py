@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from joblib import effective_n_jobs
-from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils import check_random_state
@@ -27,25 +26,16 @@ from hsic_lab.training._run import SETTINGS
 class CorruptedRows:
     """Two views of each row of a table, in which random entries are replaced by other entries of the same column.
 
-    In each view, an entry is replaced with probability ``corruption`` by the entry of a random row of the batch. SCARF
-    corrupts one view only; here both views have one distribution.
+    SCARF corrupts one view only; here both views have one distribution.
 
     Parameters
     ----------
     corruption : float, default 0.3
-        Probability that an entry is replaced. ValueError is raised if it is not between 0 and 1.
+        Probability, between 0 and 1, that an entry is replaced by that of a random row of the batch.
 
     References
     ----------
     Bahri et al. (2022), "SCARF", arXiv:2106.15147.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from hsic_lab.estimator import CorruptedRows
-    >>> view_a, view_b = CorruptedRows(0.3)(torch.randn(8, 5), torch.Generator().manual_seed(0))
-    >>> view_a.shape
-    torch.Size([8, 5])
     """
 
     def __init__(self, corruption: float = 0.3) -> None:
@@ -72,14 +62,10 @@ class SelfSupervisedEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
 
     Parameters
     ----------
-    loss : str, default "barlow_twins"
-        Name of the loss, see :class:`~hsic_lab.training.TrainConfig`.
-    lambda_param : float or None, default None
-        Weight of the redundancy term; None means ``1 / d``, where d is the last width of ``projector``.
-    projector : tuple of int, default (512, 128)
-        Widths of the projector after the encoder.
-    width : int, default 16
-        Channels of the first layer of the default encoder, which has ``16 * width`` features for a table.
+    loss, lambda_param : str, float or None, default "barlow_twins", None
+        As in :class:`~hsic_lab.training.TrainConfig`; None means 1 / (last width of ``projector``) for Barlow Twins.
+    projector, width : tuple of int, int, default (512, 128), 16
+        Widths of the projector; channels of the default encoder's first layer (``16 * width`` features for a table).
     encoder : str or Module, default "auto"
         "auto" (`ConvEncoder`, or an MLP with two layers for a table); "resnet18", "resnet34" or "resnet50" for images;
         or a module, of which a copy is trained, from images in [-1, 1] or standardized rows to features ``(n, p)``.
@@ -88,33 +74,23 @@ class SelfSupervisedEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         rows ``(m, p)``. None means :class:`~hsic_lab.views.TwoViews` or :class:`CorruptedRows`.
     image_shape : tuple of int or None, default None
         ``(h, w)``, ``(h, w, c)`` or ``(c, h, w)``, if X holds flattened images.
-    epochs : int, default 22
-        Passes over X.
-    batch_size : int, default 256
-        Pairs that the loss sees at once; all of X if it has fewer rows. A smaller last batch is left out.
-    learning_rate : float, default 2e-3
-        Largest learning rate.
+    epochs, batch_size, learning_rate : int, int, float, default 22, 256, 2e-3
+        Passes over X, pairs that the loss sees at once (at most all; a smaller last batch is left out), and peak rate.
     random_state : int, RandomState instance or None, default None
         Source of all random numbers. Pass an int for equal results of several calls.
     n_jobs : int or None, default None
         Threads of torch in `fit` and `transform`. None changes nothing, -1 means all cores.
-    device : str, default "auto"
-        "auto" (CUDA if available), "cpu" or "cuda". The fitted networks are kept on the CPU.
-    verbose : int, default 0
-        Whether to show a progress bar.
+    device, verbose : str, int, default "auto", 0
+        "auto" (CUDA if available), "cpu" or "cuda", where the networks are trained; whether to show a progress bar.
 
     Attributes
     ----------
     encoder_, projector_ : Module
-        The trained networks, in evaluation mode.
+        The trained networks, on the CPU and in evaluation mode.
     history_ : DataFrame
         One row for each logged step: the loss and its terms, the mean diagonal and off-diagonal entry of C.
     correlation_ : ndarray of shape (d, d)
         C after training, in evaluation mode, of views of the first 2048 rows of X.
-    n_features_in_ : int
-        Number of features seen during `fit`; for images, the number of their values.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
-        Names of features seen during `fit`, if X has string names.
 
     Examples
     --------
@@ -143,58 +119,25 @@ class SelfSupervisedEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         device: str = "auto",
         verbose: int = 0,
     ) -> None:
-        self.loss = loss
-        self.lambda_param = lambda_param
-        self.projector = projector
-        self.width = width
-        self.encoder = encoder
-        self.views = views
-        self.image_shape = image_shape
-        self.epochs = epochs
-        self.batch_size = batch_size
-        self.learning_rate = learning_rate
-        self.random_state = random_state
-        self.n_jobs = n_jobs
-        self.device = device
-        self.verbose = verbose
+        self.loss, self.lambda_param, self.projector, self.width = loss, lambda_param, projector, width
+        self.encoder, self.views, self.image_shape, self.epochs = encoder, views, image_shape, epochs
+        self.batch_size, self.learning_rate, self.random_state = batch_size, learning_rate, random_state
+        self.n_jobs, self.device, self.verbose = n_jobs, device, verbose
 
-    def fit(self, X: ArrayLike | Tensor, y: Any = None) -> "SelfSupervisedEncoder":
-        """Train the encoder on X. After Ctrl-C the networks of that moment are kept, and KeyboardInterrupt is raised.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features), or images
-            At least two rows.
-        y : None
-            Ignored.
-
-        Returns
-        -------
-        self : object
-            The fitted transformer.
-
-        Raises
-        ------
-        ValueError, FloatingPointError
-            If X or a parameter is not accepted; if the loss becomes infinite or NaN.
-        """
+    def fit(self, X: Any, y: Any = None) -> "SelfSupervisedEncoder":
+        """Train the encoder on X. Ctrl-C keeps the networks of that moment and raises KeyboardInterrupt."""
         shape = getattr(X, "shape", ())[1:] if getattr(X, "ndim", 2) > 2 else self.image_shape
         rows = self._rows(X, reset=True)
         self._image_shape = None if shape is None else tuple(shape)
         if self._image_shape is None:
             self._scaler = StandardScaler().fit(rows)
         config = TrainConfig(
-            loss=self.loss,
-            lambda_param=self.lambda_param,
+            **{k: getattr(self, k) for k in ("loss", "lambda_param", "width", "epochs", "learning_rate", "device")},
             projector=tuple(self.projector),
-            width=self.width,
             encoder=self.encoder if isinstance(self.encoder, str) and self.encoder != "auto" else "conv",
-            epochs=self.epochs,
             batch_size=min(self.batch_size, len(rows)),
-            learning_rate=self.learning_rate,
             snapshots=2,
             checkpoint_every=self.epochs,
-            device=self.device,
             seed=check_random_state(self.random_state).randint(np.iinfo(np.int32).max),
         )
         images = self._images(rows)
@@ -203,15 +146,14 @@ class SelfSupervisedEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         views = CorruptedRows() if self.views is None and self._image_shape is None else self.views
         with tempfile.TemporaryDirectory() as folder, _threads(self.n_jobs):
             try:
-                run = train(config, Path(folder, "run"), data, bool(self.verbose), encoder=encoder, views=views)
+                self._keep(train(config, Path(folder, "run"), data, bool(self.verbose), encoder=encoder, views=views))
             except KeyboardInterrupt:
                 if Path(folder, "run", SETTINGS).exists():  # otherwise nothing was trained
                     self._keep(Run.load(Path(folder, "run"), encoder))
                 raise
-        self._keep(run)
         return self
 
-    def transform(self, X: ArrayLike | Tensor) -> np.ndarray:
+    def transform(self, X: Any) -> np.ndarray:
         """Return the encoder's features of X, float32 of shape (n_samples, p); each row depends on its own row of X."""
         check_is_fitted(self, "encoder_")
         with _threads(self.n_jobs):
@@ -223,8 +165,7 @@ class SelfSupervisedEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         if of_images and (kind := np.asarray(X).dtype).kind in "iu" and kind != np.uint8:
             raise ValueError(f"X holds images as {kind}: convert them to uint8, or to floats in [0, 1]")
         if getattr(X, "ndim", 2) > 2:
-            shape = tuple(X.shape[1:])
-            if not reset and shape != self._image_shape:
+            if not reset and (shape := tuple(X.shape[1:])) != self._image_shape:
                 raise ValueError(f"X has images of shape {shape}, fit saw {self._image_shape or 'rows of numbers'}")
             X = np.asarray(X).reshape(len(X), -1)
         dtypes = [np.float64, np.float32, np.uint8]
@@ -234,8 +175,7 @@ class SelfSupervisedEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         """Return rows as uint8 images, or as standardized float32 rows."""
         labels = np.zeros(len(rows), dtype=np.int64)
         if self._image_shape is None:
-            rows = self._scaler.transform(rows).astype(np.float32)
-            return Images(torch.from_numpy(rows), torch.from_numpy(labels))
+            return Images(torch.from_numpy(self._scaler.transform(rows).astype(np.float32)), torch.from_numpy(labels))
         if rows.shape[1] != np.prod(self._image_shape):
             raise ValueError(f"image_shape {self._image_shape} does not fit the {rows.shape[1]} columns of X")
         images = rows.reshape(len(rows), *self._image_shape)
@@ -249,19 +189,18 @@ class SelfSupervisedEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
             return None
         if self.encoder != "auto":
             raise ValueError(f"encoder must be 'auto' or a module where X holds rows, got {self.encoder!r}")
-        layers, n = [], self.n_features_in_
+        layers: list[nn.Module] = []
+        width = 16 * self.width
         with torch.random.fork_rng(devices=[]):
             torch.random.default_generator.manual_seed(seed)
-            for width in 2 * [16 * self.width]:
+            for n in (self.n_features_in_, width):
                 layers += [nn.Linear(n, width, bias=False), nn.BatchNorm1d(width), nn.ReLU(inplace=True)]
-                n = width
         return nn.Sequential(*layers)
 
     def _keep(self, run: Run) -> None:
         """Set the fitted attributes."""
         self.encoder_, self.projector_ = run.encoder.cpu().eval(), run.projector.cpu().eval()
-        self.history_ = run.history
-        self.correlation_ = run.snapshots[max(run.snapshots)].numpy()
+        self.history_, self.correlation_ = run.history, run.snapshots[max(run.snapshots)].numpy()
         self._n_features_out = next(self.projector_.parameters()).shape[1]
 
     def __sklearn_tags__(self):

@@ -7,8 +7,8 @@ import re
 import time
 import warnings
 from collections.abc import Sequence
+from os import PathLike
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -36,20 +36,17 @@ def find_images(folder: Path) -> list[Path]:
 
 def find_classes(folder: Path) -> dict[str, list[Path]]:
     """Return the images of each visible sub-folder, in alphabetical order of the sub-folders."""
-    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
-    if not names:
+    visible = (path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    classes = {path.name: find_images(path) for path in sorted(visible)}
+    if not classes:
         raise ValueError(f"{folder} has no sub-folder: expected one folder of images a class")
-    classes = {name: find_images(folder / name) for name in names}
     if empty := [name for name, files in classes.items() if not files]:
         raise ValueError(f"{folder / empty[0]} holds no image; accepted are files ending in {sorted(SUFFIXES)}")
     return classes
 
 
 def decode(path: Path, size: int | None) -> np.ndarray:
-    """Decode an image to uint8 RGB (3, h, w), turned as its EXIF orientation says; of an animation the first frame.
-
-    With `size`, the shorter side is resized to it (bilinear, antialiased) and the central square is cut out.
-    """
+    """Decode an image (its first frame, upright by EXIF) to uint8 RGB (3, h, w), resized and cropped to `size`."""
     from PIL import Image, ImageOps
 
     try:
@@ -69,23 +66,15 @@ def decode(path: Path, size: int | None) -> np.ndarray:
 
 
 def decode_all(files: Sequence[Path], size: int | None, keep_in: Path) -> Tensor:
-    """Decode images on all cores to one uint8 tensor (n, 3, h, w), mapped from a file that is kept in `keep_in`.
-
-    The name of the file holds a digest of the images: a changed folder is decoded again, its former array is removed.
-    """
+    """Decode images to one uint8 tensor (n, 3, h, w), mapped from a file in `keep_in` whose name is their digest."""
     label = "as_is" if size is None else f"{size}px"
     kept = keep_in / CACHE.format(size=label, digest=_files_digest(files, keep_in))
     if not kept.is_file():
-        shape = (len(files), *decode(files[0], size).shape)
-
-        def write(path: Path) -> None:
-            _fill(np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape), files, size).flush()
-
         try:
-            replace_file(kept, write)
+            replace_file(kept, lambda path: _decode_to(path, files, size))
         except OSError as error:
             warnings.warn(f"decoded images are not kept, every load decodes again: {error}", stacklevel=2)
-            return torch.from_numpy(_fill(np.empty(shape, np.uint8), files, size))
+            return torch.from_numpy(_decode_to(None, files, size))
         # A temporary file may belong to a living process; after a day it belongs to a killed one.
         begun = keep_in.glob(f".{CACHE.format(size='*', digest='*')}.*")
         old = {path for path in begun if time.time() - path.stat().st_mtime > 24 * 3600}
@@ -108,8 +97,10 @@ def read_classes(
     return [Images(part, numbers) for part, numbers in zip(parts, labels, strict=True)], rest, names
 
 
-def _fill(array: Any, files: Sequence[Path], size: int | None) -> Any:
-    """Decode all files into the rows of `array`, and return it."""
+def _decode_to(path: Path | None, files: Sequence[Path], size: int | None) -> np.ndarray:
+    """Decode all files on all cores to the rows of one array, in a new .npy file or in memory."""
+    shape = (len(files), *decode(files[0], size).shape)
+    array = np.lib.format.open_memmap(path, "w+", np.uint8, shape) if path else np.empty(shape, np.uint8)
 
     def one(row: int) -> None:
         image = decode(files[row], size)
@@ -131,7 +122,7 @@ def _files_digest(files: Sequence[Path], root: Path) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
 
 
-def content_digest(data: ImageData | str | os.PathLike) -> str:
+def content_digest(data: ImageData | str | PathLike) -> str:
     """Hash all images and labels of a data set, or paths, sizes and times of change of a folder of images."""
     if not isinstance(data, ImageData):
         return _files_digest(find_images(Path(data)), Path(data))
@@ -142,12 +133,8 @@ def content_digest(data: ImageData | str | os.PathLike) -> str:
     return content.hexdigest()[:16]
 
 
-def from_folder(
-    path: str | os.PathLike, size: int | None = None, test_fraction: float = 0.2, seed: int = 0
-) -> ImageData:
-    """Read a data set from folders of images, one folder a class.
-
-    Images become RGB. They are decoded once; the result is kept in the folder and mapped into memory.
+def from_folder(path: str | PathLike, size: int | None = None, test_fraction: float = 0.2, seed: int = 0) -> ImageData:
+    """Read a data set from folders of images, one a class; decoded images (RGB) are kept there and mapped into memory.
 
     Parameters
     ----------
@@ -162,7 +149,6 @@ def from_folder(
     Returns
     -------
     ImageData
-        The data set, which may have no ``unlabelled`` part.
     """
     path = Path(os.path.abspath(Path(path).expanduser()))
     if not path.is_dir():
@@ -202,25 +188,21 @@ def from_arrays(
         uint8, or floats in [0, 1], which are rounded to multiples of 1/255; c is 1 or 3.
     labels, test_labels : array of shape (n,)
         Integers, booleans or strings; class numbers are positions in the sorted distinct values of ``labels``.
-    class_names : sequence of str or None
-        Names of the sorted distinct labels. None takes the labels themselves.
-    name : str, default "arrays"
-        Name of the data set.
+    class_names, name : sequence of str or None, str, default "arrays"
+        Names of the sorted distinct labels, None for the labels themselves; name of the data set.
     test_fraction, seed : float, int, default 0.2, 0
         As in :func:`from_folder`, where no test images are given.
 
     Returns
     -------
     ImageData
-        The data set.
 
     Examples
     --------
     >>> import numpy as np
     >>> from hsic_lab.datasets import from_arrays
-    >>> data = from_arrays(np.zeros((10, 8, 8), np.uint8), ["cat", "dog"] * 5)
-    >>> data.class_names, data.train.images.shape
-    (('cat', 'dog'), torch.Size([8, 1, 8, 8]))
+    >>> from_arrays(np.zeros((10, 8, 8), np.uint8), ["cat", "dog"] * 5).train.images.shape
+    torch.Size([8, 1, 8, 8])
     """
     if (test_images is None) != (test_labels is None):
         raise ValueError("test_images and test_labels go together: one is given without the other")
@@ -229,11 +211,13 @@ def from_arrays(
     if class_names is not None and len(class_names) != len(known):
         raise ValueError(f"class_names must name the {len(known)} classes of labels, got {len(class_names)}")
     names = tuple(str(label) for label in (known if class_names is None else class_names))
-    train = Images(_as_images("images", images), _positions(values, known))
+    train = Images(_as_images("images", images), _class_numbers(values, known))
     if test_images is None or test_labels is None:
         train, test = _hold_out(train, test_fraction, seed)
     else:
-        test = Images(_as_images("test_images", test_images), _positions(as_labels("test_labels", test_labels), known))
+        test = Images(
+            _as_images("test_images", test_images), _class_numbers(as_labels("test_labels", test_labels), known)
+        )
     rest = train.images[:0] if unlabelled is None else _as_images("unlabelled", unlabelled)
     return ImageData(name, train, test, names, _without_labels(rest))
 
@@ -248,7 +232,7 @@ def _as_images(name: str, images: ArrayLike | Tensor) -> Tensor:
     first, last = pixels.shape[1] in (1, 3), pixels.shape[3] in (1, 3)
     if first == last:
         found = f"{tuple(pixels.shape)}: on {'both' if first else 'neither'}"
-        raise ValueError(f"{name} must have 1 or 3 channels on axis 1 or on axis 3, got {found}")
+        raise ValueError(f"{name} must have 1 or 3 channels on axis 1 or 3, got {found}")
     if last:
         pixels = pixels.permute(0, 3, 1, 2)
     if pixels.is_floating_point():
@@ -259,8 +243,7 @@ def _as_images(name: str, images: ArrayLike | Tensor) -> Tensor:
     return pixels.contiguous()
 
 
-def _positions(labels: np.ndarray, known: np.ndarray) -> Tensor:
-    """Return the class numbers of labels."""
+def _class_numbers(labels: np.ndarray, known: np.ndarray) -> Tensor:
     if strange := sorted(set(labels.tolist()) - set(known.tolist())):
         raise ValueError(f"test_labels holds {strange[0]!r}, which labels does not")
     return torch.from_numpy(np.searchsorted(known, labels).astype(np.int64))

@@ -23,20 +23,10 @@ class Images:
 
     Attributes
     ----------
-    images : Tensor of shape (n, c, h, w) or (n, ...)
-        uint8 images, or float32 rows of any shape, such as a table ``(n, p)``. Encoders receive float32 rows unchanged.
-    labels : Tensor of shape (n,)
-        Class numbers as int64, on the device of the images; -1 stands for an unknown class.
+    images, labels : Tensor of shape (n, c, h, w) or (n, ...), (n,)
+        uint8 images, or float32 rows of any shape, which encoders receive as they are; int64 class numbers or -1.
     factors : DataFrame or None
         Known factors of variation, one row an image.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from hsic_lab.datasets import Images
-    >>> table = Images(torch.zeros(6, 4), torch.tensor([0, 0, 0, 1, 1, 1]))
-    >>> table.sample(2).labels
-    tensor([0, 1])
     """
 
     images: Tensor
@@ -60,8 +50,7 @@ class Images:
     def sample(self, n: int) -> Images:
         """Return n images, or all if there are fewer: the first n, or evenly spaced ones if the classes are sorted."""
         n = min(n, len(self))
-        # A split is sorted by class if it has as many blocks of equal labels as classes.
-        by_class = int((self.labels.diff() != 0).sum()) < len(self.labels.unique())
+        by_class = int((self.labels.diff() != 0).sum()) < len(self.labels.unique())  # one block of rows a class
         positions = torch.arange(n, device=self.labels.device)
         return self.subset(positions * len(self) // max(1, n) if by_class else positions)
 
@@ -80,14 +69,10 @@ class ImageData:
 
     Attributes
     ----------
-    name : str
-        Name of the data set; a run keeps it as its ``config.dataset``.
-    train, test : Images
-        The labeled splits.
-    class_names : tuple of str
-        Name of each class number.
-    unlabelled : Images or None
-        Further images to train on, with label -1, of the same shape and dtype.
+    name, class_names : str, tuple of str
+        Name of the data set, which a run keeps as its ``config.dataset``, and of each class number.
+    train, test, unlabelled : Images, Images, Images or None
+        The labeled splits, and further images to train on, with label -1. All have one shape and dtype.
     scenes : DigitScenes or None
         Renderer of fresh training pairs, for a synthetic data set.
     """
@@ -101,10 +86,8 @@ class ImageData:
 
     def __post_init__(self) -> None:
         parts = {"train": self.train, "test": self.test, "unlabelled": self.unlabelled}
-        images = {name: part.images for name, part in parts.items() if part is not None}
-        shapes = {name: tuple(part.shape[1:]) for name, part in images.items()}
-        dtypes = {name: part.dtype for name, part in images.items()}
-        for kind, found in (("shape (c, h, w)", shapes), ("dtype", dtypes)):
+        for kind, of in (("shape (c, h, w)", lambda x: tuple(x.shape[1:])), ("dtype", lambda x: x.dtype)):
+            found = {name: of(part.images) for name, part in parts.items() if part is not None}
             if len(set(found.values())) > 1:
                 raise ValueError(f"the images of all parts of {self.name!r} must have one {kind}, got {found}")
 
@@ -115,10 +98,7 @@ class ImageData:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Shape of the images in ``trained_on`` and a hash of some of them; runs keep it as "pictures"."""
-        shapes, content = [], hashlib.sha256()
-        for part in self.trained_on:
-            shapes.append(" x ".join(map(str, part.shape)))
-            for image in part[:: max(1, len(part) // 256)]:  # some hundred images
-                content.update(image.cpu().contiguous().numpy().tobytes())
-        return f"{' and '.join(shapes)} ({content.hexdigest()[:16]})"
+        """Shape of the images in ``trained_on`` and a hash of some hundred of them; runs keep it as "pictures"."""
+        shapes = " and ".join(" x ".join(map(str, part.shape)) for part in self.trained_on)
+        some = [part[:: max(1, len(part) // 256)].cpu().contiguous().numpy().tobytes() for part in self.trained_on]
+        return f"{shapes} ({hashlib.sha256(b''.join(some)).hexdigest()[:16]})"

@@ -9,7 +9,6 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from inspect import signature
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
@@ -19,13 +18,10 @@ from torch import Tensor
 
 from hsic_lab.datasets._folders import find_classes, from_folder, read_classes
 from hsic_lab.datasets._images import UNKNOWN, ImageData, Images
-from hsic_lab.datasets.digit_scenes import N_CLASSES, DigitScenes, digit_index
+from hsic_lab.datasets.digit_scenes import DigitScenes, digit_index
 
-DIGIT_NAMES = tuple(str(digit) for digit in range(N_CLASSES))
-FASHION_NAMES = (
-    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
-)  # fmt: skip
-FASHION_URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
+DIGIT_NAMES = tuple("0123456789")
+CLOTHES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 FASHION_MD5 = {
     "train-images-idx3-ubyte.gz": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
     "train-labels-idx1-ubyte.gz": "25c81989df183df01b3e8a0aad5dffbe",
@@ -44,41 +40,29 @@ class Source:
     downloads: dict[str, str]
 
     def missing(self, data_folder: Path) -> list[str]:
-        """Return the needed files that do not exist."""
         return [name for name in self.files if not (data_folder / self.folder / name).exists()]
 
 
 # Every MD5 was found in at least two independent places. CIFAR: https://www.cs.toronto.edu/~kriz/cifar.html. STL-10 and
 # Fashion-MNIST: torchvision. Tiny ImageNet: its authors publish none; several independent loaders agree on this one.
 SOURCES = {
-    "cifar10": Source(
-        "CIFAR-10", "cifar-10-batches-bin",
+    "cifar10": Source("CIFAR-10", "cifar-10-batches-bin",
         (*(f"data_batch_{number}.bin" for number in range(1, 6)), "test_batch.bin", "batches.meta.txt"),
-        {"https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz": "c32a1d4ab5d03f1284b67883e8d87530"},
-    ),
-    "cifar100": Source(
-        "CIFAR-100", "cifar-100-binary", ("train.bin", "test.bin", "fine_label_names.txt"),
-        {"https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz": "03b5dce01913d631647c71ecec9e9cb8"},
-    ),
+        {"https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz": "c32a1d4ab5d03f1284b67883e8d87530"}),
+    "cifar100": Source("CIFAR-100", "cifar-100-binary", ("train.bin", "test.bin", "fine_label_names.txt"),
+        {"https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz": "03b5dce01913d631647c71ecec9e9cb8"}),
     "fashion_mnist": Source("Fashion-MNIST", "fashion-mnist", tuple(FASHION_MD5),
-                            {FASHION_URL + name: md5 for name, md5 in FASHION_MD5.items()}),
-    "stl10": Source(
-        "STL-10", "stl10_binary",
+        {f"http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/{f}": md5 for f, md5 in FASHION_MD5.items()}),
+    "stl10": Source("STL-10", "stl10_binary",
         ("train_X.bin", "train_y.bin", "test_X.bin", "test_y.bin", "unlabeled_X.bin", "class_names.txt"),
-        {"http://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz": "91f7769df0f17e558f3565bffb0c7dfb"},
-    ),
-    "tiny_imagenet": Source(
-        "Tiny ImageNet", "tiny-imagenet-200", ("train", "val", "words.txt"),
-        {"http://cs231n.stanford.edu/tiny-imagenet-200.zip": "90528d7ca1a48142e341f4ef8d21d0de"},
-    ),
+        {"http://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz": "91f7769df0f17e558f3565bffb0c7dfb"}),
+    "tiny_imagenet": Source("Tiny ImageNet", "tiny-imagenet-200", ("train", "val", "words.txt"),
+        {"http://cs231n.stanford.edu/tiny-imagenet-200.zip": "90528d7ca1a48142e341f4ef8d21d0de"}),
 }  # fmt: skip
 
 
 def unpack(archive: Path, target: Path, missing: list[str]) -> None:
-    """Unpack an archive's folder `target.name` beside its place, then move it there: all of it, or what is `missing`.
-
-    `pooch.Untar` is not used: on Python 3.11 it does not check where members go.
-    """
+    """Unpack an archive's folder `target.name` beside its place, then move it there: all, or what is `missing`."""
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
         try:
             if archive.suffix == ".zip":
@@ -90,7 +74,7 @@ def unpack(archive: Path, target: Path, missing: list[str]) -> None:
                     file.extractall(temporary)
             else:
                 with tarfile.open(archive) as file:
-                    file.extractall(temporary, filter="data")  # needs Python 3.11.4
+                    file.extractall(temporary, filter="data")  # pooch omits this filter on Python 3.11
         except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError) as error:
             raise ValueError(f"{archive} cannot be unpacked: {error}. Delete it and get it again") from error
         folder = Path(temporary, target.name)
@@ -128,7 +112,9 @@ def _read_names(path: Path, expected: int) -> tuple[str, ...]:
     return names
 
 
-def _checked_labels(path: Path, labels: Tensor, low: int, high: int) -> Tensor:
+def _checked_labels(path: Path, labels: Tensor, low: int, high: int, n: int) -> Tensor:
+    if len(labels) != n:
+        raise ValueError(f"{path} holds {len(labels)} labels for {n} images")
     wrong = ((labels < low) | (labels > high)).nonzero()[:1]
     if len(wrong):
         raise ValueError(f"{path}: record {int(wrong)} has the label {int(labels[wrong])}, expected {low}..{high}")
@@ -144,9 +130,8 @@ def _digits() -> ImageData:
 
 
 def _digit_scenes(n_train: int = 8000, n_test: int = 2000, seed: int = 0) -> ImageData:
-    scenes = DigitScenes("train")
-    train = scenes.sample(n_train, 2 * seed)
-    test = DigitScenes("test").sample(n_test, 2 * seed + 1)  # one seed would give both splits the same colors
+    scenes = DigitScenes("train")  # the seeds of the splits differ: one seed would give both the same colors
+    train, test = scenes.sample(n_train, 2 * seed), DigitScenes("test").sample(n_test, 2 * seed + 1)
     return ImageData("digit_scenes", train, test, DIGIT_NAMES, scenes=scenes)
 
 
@@ -159,50 +144,42 @@ def _cifar(path: Path, n_classes: int) -> ImageData:
     def read(name: str, records: int) -> Images:
         size = (path / name).stat().st_size
         if size == 0 or size % record:
-            expected = f"{records * record} ({records} records) or another positive multiple of {record}"
-            raise ValueError(f"{path / name} has {size} bytes, expected {expected}")
+            raise ValueError(f"{path / name} has {size} bytes, expected {records * record} or a multiple of {record}")
         rows = torch.from_numpy(np.fromfile(path / name, np.uint8)).view(-1, record)
-        labels = _checked_labels(path / name, rows[:, label_bytes - 1], 0, n_classes - 1)
+        labels = _checked_labels(path / name, rows[:, label_bytes - 1], 0, n_classes - 1, len(rows))
         return Images(rows[:, label_bytes:].reshape(-1, 3, 32, 32), labels)
 
-    names = _read_names(path / names_file, n_classes)
     parts = [read(name, 50_000 // len(train_files)) for name in train_files]
     held = dict(zip(train_files, map(len, parts), strict=True))
     if len(set(held.values())) > 1:  # a file that was cut between two records is well formed
         raise ValueError(f"the training files in {path} must hold equally many records, got {held}")
     train = Images(torch.cat([part.images for part in parts]), torch.cat([part.labels for part in parts]))
-    return ImageData(f"cifar{n_classes}", train, read(test_file, 10_000), names)
+    return ImageData(f"cifar{n_classes}", train, read(test_file, 10_000), _read_names(path / names_file, n_classes))
 
 
 def _fashion_mnist(path: Path) -> ImageData:
     splits = []
     for prefix in ("train", "t10k"):
-        images, labels = path / f"{prefix}-images-idx3-ubyte.gz", path / f"{prefix}-labels-idx1-ubyte.gz"
-        pixels, numbers = _read_idx(images, 3)[:, None], _read_idx(labels, 1)
-        if len(pixels) != len(numbers):
-            raise ValueError(f"{images} holds {len(pixels)} images, {labels} {len(numbers)} labels")
-        splits.append(Images(pixels, _checked_labels(labels, numbers, 0, 9)))
-    return ImageData("fashion_mnist", splits[0], splits[1], FASHION_NAMES)
+        images, file = _read_idx(path / f"{prefix}-images-idx3-ubyte.gz", 3), path / f"{prefix}-labels-idx1-ubyte.gz"
+        splits.append(Images(images[:, None], _checked_labels(file, _read_idx(file, 1), 0, 9, len(images))))
+    return ImageData("fashion_mnist", splits[0], splits[1], CLOTHES)
 
 
 def _stl10(path: Path) -> ImageData:
     """Read channels that are stored column after column (https://cs.stanford.edu/~acoates/stl10/), as mapped images."""
 
     def read(split: str) -> Images:
-        file, labels = path / f"{split}_X.bin", path / f"{split}_y.bin"
+        file = path / f"{split}_X.bin"
         n, rest = divmod(file.stat().st_size, 3 * 96 * 96)
         if n == 0 or rest:
             raise ValueError(f"{file} has {file.stat().st_size} bytes, expected a positive multiple of {3 * 96 * 96}")
         images = torch.from_numpy(np.memmap(file, np.uint8, "c", shape=(n, 3, 96, 96))).transpose(2, 3)
         if split == "unlabeled":
             return Images(images, torch.full((n,), UNKNOWN))
-        numbers = torch.from_numpy(np.fromfile(labels, np.uint8))
-        if len(numbers) != n:
-            raise ValueError(f"{labels} holds {len(numbers)} labels, {file} {n} images")
-        return Images(images, _checked_labels(labels, numbers, 1, 10) - 1)
+        labels = torch.from_numpy(np.fromfile(path / f"{split}_y.bin", np.uint8))
+        return Images(images, _checked_labels(path / f"{split}_y.bin", labels, 1, 10, n) - 1)
 
-    names = _read_names(path / "class_names.txt", 10)
-    return ImageData("stl10", read("train"), read("test"), names, read("unlabeled"))
+    return ImageData("stl10", read("train"), read("test"), _read_names(path / "class_names.txt", 10), read("unlabeled"))
 
 
 def _tiny_imagenet(path: Path) -> ImageData:
@@ -270,8 +247,6 @@ def load(name: str, folder: str | os.PathLike | None = None, **options: int) -> 
     check_name(name)
     if name not in LOADERS:
         return from_folder(name, **options)
-    if strange := sorted(options.keys() - signature(LOADERS[name]).parameters.keys()):
-        raise TypeError(f"{name} has no option {strange[0]!r}")
     if name not in SOURCES:
         return LOADERS[name](**options)
     path, source = data_folder(folder) / SOURCES[name].folder, SOURCES[name]
@@ -307,10 +282,8 @@ def download(name: str, folder: str | os.PathLike | None = None, progress: bool 
 
     Parameters
     ----------
-    name, folder : str, path or None
-        As in :func:`load`.
-    progress : bool, default True
-        Whether to show a progress bar.
+    name, folder, progress : str, path or None, bool, default True
+        As in :func:`load`; whether to show a progress bar.
 
     Returns
     -------

@@ -1,7 +1,6 @@
 """Rendered scenes of handwritten digits with known factors of variation."""
 
-from __future__ import annotations
-
+import operator
 from collections.abc import Iterable
 
 import numpy as np
@@ -14,8 +13,6 @@ from torch.nn import functional as F
 from hsic_lab._checks import check_choice, is_whole
 from hsic_lab.datasets._images import Images
 
-N_CLASSES = 10
-
 
 def digit_index(split: str) -> Tensor:
     """Return the positions (int64, ascending) of the split "train" or "test" in scikit-learn's 1797 handwritten digits.
@@ -26,29 +23,24 @@ def digit_index(split: str) -> Tensor:
     """
     check_choice(split, ("train", "test"), "split")
     labels, chosen = load_digits().target, []
-    for label in range(N_CLASSES):
+    for label in range(10):
         members = np.flatnonzero(labels == label)
-        n_train = len(members) - len(members) // 4
-        chosen.append(members[:n_train] if split == "train" else members[n_train:])
+        n_test = len(members) // 4
+        chosen.append(members[:-n_test] if split == "train" else members[-n_test:])
     return torch.from_numpy(np.sort(np.concatenate(chosen)).astype(np.int64))
 
 
+Seed = torch.Generator | int
 Factors = dict[str, Tensor]  # column name -> (n,): int64 for "digit", "class" and "photograph", else float32
 
 # The factors that two views can share, with their columns. A shared digit also shares its class.
 SHAREABLE = {
-    "class": ("class",),
-    "digit": ("digit", "class"),
-    "position": ("x", "y"),
-    "scale": ("scale",),
-    "colour": ("red", "green", "blue"),
-    "background": ("photograph", "crop_x", "crop_y", "crop_scale"),
-}
+    "class": ("class",), "digit": ("digit", "class"), "position": ("x", "y"), "scale": ("scale",),
+    "colour": ("red", "green", "blue"), "background": ("photograph", "crop_x", "crop_y", "crop_scale"),
+}  # fmt: skip
 COLUMNS = ("digit", "class", "x", "y", "scale", "red", "green", "blue") + SHAREABLE["background"]
-CENTER = (0.33, 0.67)  # range of the center of the digit's 8x8 box, in scene sides
-SCALE = (0.45, 0.75)  # range of the side of that box, in scene sides
+CENTER, SCALE = (0.33, 0.67), (0.45, 0.75)  # ranges of center and side of the digit's 8x8 box, in scene sides
 CROP_SCALE = (0.3, 0.9)  # range of the side of the crop, in photograph heights
-OUTLINE = 0.8  # opacity of the outline, which keeps the digit legible on any background
 UPSAMPLED, MARGIN = 6, 2  # pixels for each pixel of an 8x8 digit; empty pixels around it, for the outline
 BLOCK = 1024  # scenes rendered at once, which bounds the memory
 
@@ -68,8 +60,7 @@ class DigitScenes:
     Examples
     --------
     >>> from hsic_lab.datasets import DigitScenes
-    >>> view_a, view_b = DigitScenes("train").pairs(4, 0, shared=("digit", "background"))
-    >>> view_a.shape
+    >>> DigitScenes("train").pairs(4, 0, shared=("digit", "background"))[0].shape
     torch.Size([4, 3, 32, 32])
     """
 
@@ -80,11 +71,11 @@ class DigitScenes:
         labels = torch.from_numpy(load_digits().target.astype(np.int64))
         index = digit_index(split)
         self._members = index[torch.argsort(labels[index], stable=True)]  # the split's digits, sorted by class
-        self._counts = torch.bincount(labels[index], minlength=N_CLASSES)
+        self._counts = torch.bincount(labels[index], minlength=10)
         self._parts: dict[str, tuple[Tensor, ...]] = {"cpu": (_upsampled_digits(), _photographs(size))}
 
-    def draw(self, n: int, generator: torch.Generator | int) -> Factors:
-        """Draw the factors of n scenes, independent of each other; "digit" is uniform given "class".
+    def draw(self, n: int, generator: Seed, label: Tensor | None = None) -> Factors:
+        """Draw the factors of n independent scenes; "digit" is uniform given "class", which is ``label`` if given.
 
         Returns a dict of tensors (n,). int64: "digit" (0..1796), "class" (0..9), "photograph" (0: china.jpg, 1:
         flower.jpg). float32: the center "x", "y" (0.33..0.67) and side "scale" (0.45..0.75) of the digit's box, in
@@ -92,11 +83,21 @@ class DigitScenes:
         (0..1) of the square crop from the left (top) to the right (bottom) edge of the photograph; its side
         "crop_scale" (0.3..0.9), in photograph heights.
         """
-        return self._draw(n, _as_generator(generator), None)
+        if n < 1:
+            raise ValueError(f"the number of scenes must be at least 1, got {n}")
+        generator = _as_generator(generator)
+        device = generator.device
+        u = torch.rand(11, n, generator=generator, device=device)  # the same count for any `shared`
+        if label is None:
+            label = _choice(u[0], torch.tensor(10, device=device))
+        counts, members = self._counts.to(device), self._members.to(device)
+        digit = members[(counts.cumsum(0) - counts)[label] + _choice(u[1], counts[label])]
+        place, scale, crop_scale = _between(u[5:7], CENTER), _between(u[9], SCALE), _between(u[10], CROP_SCALE)
+        photograph = torch.randint(2, (n,), generator=generator, device=device)
+        values = (digit, label, *place, scale, *u[2:5], photograph, *u[7:9], crop_scale)
+        return dict(zip(COLUMNS, values, strict=True))
 
-    def draw_pairs(
-        self, n: int, generator: torch.Generator | int, shared: Iterable[str] = ("digit",)
-    ) -> tuple[Factors, Factors]:
+    def draw_pairs(self, n: int, generator: Seed, shared: Iterable[str] = ("digit",)) -> tuple[Factors, Factors]:
         """Draw the factors of n pairs of views; those in ``shared``, keys of ``SHAREABLE``, are equal in both.
 
         All others are independent, see :meth:`draw`. For one seed, the first view is the same for any ``shared``. With
@@ -107,18 +108,16 @@ class DigitScenes:
         shared, generator = tuple(shared), _as_generator(generator)
         if unknown := [name for name in shared if name not in SHAREABLE]:
             raise ValueError(f"unknown factor to share: {unknown}; accepted are {sorted(SHAREABLE)}")
-        first = self._draw(n, generator, None)
-        second = self._draw(n, generator, first["class"] if "class" in shared else None)
+        first = self.draw(n, generator)
+        second = self.draw(n, generator, first["class"] if "class" in shared else None)
         return first, second | {column: first[column] for name in shared for column in SHAREABLE[name]}
 
-    def pairs(
-        self, n: int, generator: torch.Generator | int, shared: Iterable[str] = ("digit",)
-    ) -> tuple[Tensor, Tensor]:
+    def pairs(self, n: int, generator: Seed, shared: Iterable[str] = ("digit",)) -> tuple[Tensor, Tensor]:
         """Render the factors of :meth:`draw_pairs`: two uint8 tensors (n, 3, size, size), row i of both is a pair."""
         first, second = self.draw_pairs(n, generator, shared)
         return self.render(first), self.render(second)
 
-    def sample(self, n: int, seed: torch.Generator | int = 0) -> Images:
+    def sample(self, n: int, seed: Seed = 0) -> Images:
         """Render the factors of :meth:`draw`: n images with their classes as labels and their factors."""
         factors = self.draw(n, seed)
         frame = pd.DataFrame({column: values.cpu().numpy() for column, values in factors.items()})
@@ -129,44 +128,27 @@ class DigitScenes:
         device = str(factors["x"].device)
         if device not in self._parts:
             self._parts[device] = tuple(part.to(device) for part in self._parts["cpu"])
-        blocks = zip(*(values.split(BLOCK) for values in factors.values()), strict=True)
-        scenes = (dict(zip(factors, block, strict=True)) for block in blocks)
-        return torch.cat([_compose(block, *self._parts[device], self.size) for block in scenes])
-
-    def _draw(self, n: int, generator: torch.Generator, label: Tensor | None) -> Factors:
-        if n < 1:
-            raise ValueError(f"the number of scenes must be at least 1, got {n}")
-        device = generator.device
-        u = torch.rand(11, n, generator=generator, device=device)  # the same count for any `shared`
-        if label is None:
-            label = _choice(u[0], torch.tensor(N_CLASSES, device=device))
-        counts, members = self._counts.to(device), self._members.to(device)
-        digit = members[(counts.cumsum(0) - counts)[label] + _choice(u[1], counts[label])]
-        x, y, crop_x, crop_y = _between(u[5], CENTER), _between(u[6], CENTER), u[7], u[8]
-        scale, crop_scale = _between(u[9], SCALE), _between(u[10], CROP_SCALE)
-        photograph = torch.randint(2, (n,), generator=generator, device=device)
-        values = (digit, label, x, y, scale, *u[2:5], photograph, crop_x, crop_y, crop_scale)
-        return dict(zip(COLUMNS, values, strict=True))
+        blocks = ({k: v[i : i + BLOCK] for k, v in factors.items()} for i in range(0, len(factors["x"]), BLOCK))
+        return torch.cat([_compose(block, self.size, *self._parts[device]) for block in blocks])
 
 
-def _compose(factors: Factors, digits: Tensor, photographs: Tensor, size: int) -> Tensor:
+def _compose(factors: Factors, size: int, digits: Tensor, photographs: Tensor) -> Tensor:
     """Paint the outline over the background, and the ink over both."""
-    n, device = len(factors["x"]), factors["x"].device
-    pixel = (torch.arange(size, device=device) + 0.5) / size  # centers, in scene sides
+    pixel = (torch.arange(size, device=factors["x"].device) + 0.5) / size  # centers, in scene sides
     height, width = photographs.shape[-2] // 2, photographs.shape[-1]
     side = factors["crop_scale"] * height
     left = factors["crop_x"] * (width - side)
     top = factors["crop_y"] * (height - side) + factors["photograph"] * height
     columns = (left[:, None] + side[:, None] * pixel) * (2 / width) - 1
     rows = (top[:, None] + side[:, None] * pixel) * (1 / height) - 1
-    scene = _bilinear(photographs.expand(n, -1, -1, -1), rows, columns, "border")
+    scene = _bilinear(photographs.expand(len(side), -1, -1, -1), rows, columns, "border")
     box = factors["scale"][:, None] * ((8 + 2 * MARGIN) / 8)  # with the margin
     rows = (pixel - factors["y"][:, None]) / box * 2
     columns = (pixel - factors["x"][:, None]) / box * 2
     ink, outline = _bilinear(digits[factors["digit"]], rows, columns, "zeros").split(1, dim=1)
     color = torch.stack([factors["red"], factors["green"], factors["blue"]], dim=1)[:, :, None, None]
     opposite = (color.mean(dim=1, keepdim=True) < 0.5).to(color.dtype)  # white around a dark digit
-    scene = torch.lerp(scene, opposite, OUTLINE * outline)
+    scene = torch.lerp(scene, opposite, 0.8 * outline)  # keeps the digit legible on any background
     return torch.lerp(scene, color, ink).mul_(255).round_().to(torch.uint8)
 
 
@@ -204,9 +186,5 @@ def _choice(u: Tensor, count: Tensor) -> Tensor:
     return torch.minimum((u * count).long(), count - 1)
 
 
-def _as_generator(seed: torch.Generator | int) -> torch.Generator:
-    if isinstance(seed, torch.Generator):
-        return seed
-    if not is_whole(seed):
-        raise TypeError(f"a seed must be an integer or a torch.Generator, got {seed!r}")
-    return torch.Generator().manual_seed(int(seed))
+def _as_generator(seed: Seed) -> torch.Generator:
+    return seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(operator.index(seed))

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate, islice
 
 import numpy as np
 import torch
@@ -13,8 +14,6 @@ from hsic_lab.training._networks import Views, make_views
 from hsic_lab.views import normalize
 
 AHEAD = 2  # batches that are read before they are asked for
-FREE_SHARE = 0.5  # of a GPU's free memory that a data set may take; the rest is for training
-MAPPED_ABOVE = 1 << 30  # bytes; a larger data set on the CPU is read from disk
 SNAPSHOT_PAIRS = 2048  # pairs of which a run keeps C
 
 
@@ -27,9 +26,10 @@ class ImageSource:
 
     def __init__(self, parts: Sequence[Tensor], device: torch.device | str, resident: bool | None = None) -> None:
         self.device = torch.device(device)
-        self.resident = self._fits(sum(part.nbytes for part in parts)) if resident is None else resident
+        most = torch.cuda.mem_get_info(self.device)[0] // 2 if self.device.type == "cuda" else 1 << 30
+        self.resident = sum(part.nbytes for part in parts) <= most if resident is None else resident
         self.parts = [part.to(self.device) if self.resident else part for part in parts]
-        self.starts = [sum(len(part) for part in parts[:i]) for i in range(len(parts) + 1)]
+        self.starts = [0, *accumulate(map(len, parts))]
 
     def __len__(self) -> int:
         return self.starts[-1]
@@ -42,18 +42,13 @@ class ImageSource:
 
     def _prefetched(self, rows: Sequence[Tensor]) -> Iterator[Tensor]:
         pinned = self.device.type == "cuda"
-
-        def prepare(index: Tensor) -> Tensor:
-            batch = self._gather(index)
-            return batch.pin_memory() if pinned else batch
-
+        read = (lambda index: self._gather(index).pin_memory()) if pinned else self._gather
         with ThreadPoolExecutor(1) as pool:
-            waiting = [pool.submit(prepare, index) for index in rows[:AHEAD]]
+            waiting = [pool.submit(read, index) for index in rows[:AHEAD]]
             try:
-                for index in [*rows[AHEAD:], *[None] * min(AHEAD, len(rows))]:
+                for number in range(len(rows)):
                     batch = waiting.pop(0).result()
-                    if index is not None:
-                        waiting.append(pool.submit(prepare, index))
+                    waiting += [pool.submit(read, index) for index in rows[number + AHEAD :][:1]]
                     yield batch.to(self.device, non_blocking=pinned)
             finally:
                 pool.shutdown(cancel_futures=True)  # the caller may leave in the middle of an epoch
@@ -68,18 +63,12 @@ class ImageSource:
             batch[rows] = part[index[rows] - start]
         return batch
 
-    def _fits(self, nbytes: int) -> bool:
-        if self.device.type == "cuda":
-            return nbytes <= FREE_SHARE * torch.cuda.mem_get_info(self.device)[0]
-        return nbytes <= MAPPED_ABOVE
-
 
 class TrainingPairs:
     """Batches of pairs of views, of all images in `ImageData.trained_on` or of fresh scenes, epoch by epoch.
 
     Every process draws the whole batch and returns its `rows` of it, so k processes hold the batch of one process.
-    `len` is the number of batches in an epoch; a ragged last batch is dropped. For `resident` see `ImageSource`.
-    Raises ValueError if a batch is larger than the training set.
+    `len` is the number of batches in an epoch; a ragged last batch is dropped. `resident` is as in `ImageSource`.
     """
 
     def __init__(
@@ -95,8 +84,7 @@ class TrainingPairs:
         if self.n < self.size:
             raise ValueError(f"batch_size {self.size} is larger than the {self.n} training images")
         self.seed, self.shared, self.device, self.rows = config.seed, config.shared, device, rows
-        self.scenes = data.scenes
-        self.views = make_views(config, data, views)
+        self.scenes, self.views = data.scenes, make_views(config, data, views)
         self.source = None if data.scenes else ImageSource(data.trained_on, device, resident)
 
     def __len__(self) -> int:
@@ -106,15 +94,12 @@ class TrainingPairs:
         """Yield the batches of an epoch after the first `skip`, whose random numbers are drawn too."""
         generator = seeded_generator(self.device, self.seed, number)
         pairs = self._scene_pairs(self.scenes, generator) if self.scenes else self._view_pairs(generator)
-        for batch, views in enumerate(pairs):
-            if batch >= skip:
-                view_a, view_b = views
-                yield prepared(view_a, self.device), prepared(view_b, self.device)
+        for view_a, view_b in islice(pairs, skip, None):
+            yield prepared(view_a, self.device), prepared(view_b, self.device)
 
     def _scene_pairs(self, scenes: DigitScenes, generator: torch.Generator) -> Iterator[Iterator[Tensor]]:
         for _ in range(len(self)):
-            pair = scenes.draw_pairs(self.size, generator, self.shared)
-            # Rendered on demand: skipped batches are drawn only.
+            pair = scenes.draw_pairs(self.size, generator, self.shared)  # skipped batches are drawn but not rendered
             yield (scenes.render({k: v[self.rows] for k, v in factors.items()}) for factors in pair)
 
     def _view_pairs(self, generator: torch.Generator) -> Iterator[Iterator[Tensor]]:
@@ -131,18 +116,16 @@ def held_out_pairs(
     data: ImageData, config: TrainConfig, device: torch.device, views: Views | None = None
 ) -> tuple[Tensor, Tensor]:
     """Return pairs of views of test images or scenes, which are the same for all runs on a set with these views."""
-    generator = seeded_generator(device, 0, 1 << 30)
+    generator, make = seeded_generator(device, 0, 1 << 30), make_views(config, data, views)
     if data.scenes:
-        pair = DigitScenes("test", data.scenes.size).pairs(SNAPSHOT_PAIRS, generator, config.shared)
+        view_a, view_b = DigitScenes("test", data.scenes.size).pairs(SNAPSHOT_PAIRS, generator, config.shared)
     else:
-        make = make_views(config, data, views)
         assert make is not None  # these are images, not scenes
-        pair = make(data.test.sample(SNAPSHOT_PAIRS).images.to(device), generator)
-    return prepared(pair[0], device), prepared(pair[1], device)
+        view_a, view_b = make(data.test.sample(SNAPSHOT_PAIRS).images.to(device), generator)
+    return prepared(view_a, device), prepared(view_b, device)
 
 
 def seeded_generator(device: torch.device, *key: int) -> torch.Generator:
-    """Return a generator on the device that is seeded with `seed_of` the key."""
     return torch.Generator(device).manual_seed(seed_of(*key))
 
 
