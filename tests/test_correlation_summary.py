@@ -19,7 +19,7 @@ from hsic_lab.correlation import (
     spectrum,
 )
 from hsic_lab.explorer import as_images, feature_pair
-from hsic_lab.plots import matrix_figure
+from hsic_lab.plots._heatmaps import matrix_figure
 
 
 def some_matrix(d, seed=0):

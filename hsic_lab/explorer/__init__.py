@@ -31,8 +31,8 @@ from hsic_lab.correlation import (
     to_array,
 )
 from hsic_lab.evaluation import extract_features
-from hsic_lab.plots import matrix_figure
-from hsic_lab.plots._canvas import DIVERGING, PALETTE
+from hsic_lab.plots import DIVERGING, PALETTE
+from hsic_lab.plots._heatmaps import matrix_figure
 from hsic_lab.training import Event, Run
 from hsic_lab.training._data import SNAPSHOT_PAIRS
 

@@ -1,11 +1,9 @@
-"""plots."""
+"""Plots of arrays and data frames; only `set_theme` changes settings of matplotlib."""
 
-from hsic_lab.plots._canvas import set_theme
+from hsic_lab.plots._canvas import DIVERGING, PALETTE, SEQUENTIAL, set_theme
 from hsic_lab.plots._curves import (
     history_figure,
     plot_ablation,
-    plot_ablation_map,
-    plot_confusion,
     plot_diagnostics,
     plot_few_labels,
     plot_history,
@@ -13,18 +11,19 @@ from hsic_lab.plots._curves import (
 )
 from hsic_lab.plots._heatmaps import (
     compare_cross_correlations,
-    in_words,
-    matrix_figure,
+    plot_ablation_map,
     plot_cka,
+    plot_confusion,
     plot_cross_correlation,
 )
 from hsic_lab.plots._samples import plot_embedding, plot_pairs, plot_spectrum, plot_views
 
 __all__ = [
+    "DIVERGING",
+    "PALETTE",
+    "SEQUENTIAL",
     "compare_cross_correlations",
     "history_figure",
-    "in_words",
-    "matrix_figure",
     "plot_ablation",
     "plot_ablation_map",
     "plot_cka",

@@ -151,18 +151,12 @@ def test_one_run_draws_a_line_per_column():
     assert first.get_color() != second.get_color()
 
 
-def test_runs_from_a_mapping_and_from_a_column_are_the_same():
-    runs = {"a": history(), "b": history(0.1)}
-    tidy = pd.concat([run.assign(run=name) for name, run in runs.items()])
-    columns = ["loss", "diagonal"]
-    drawn = [plot_history(runs, columns=columns), plot_history(tidy, columns=columns, by="run")]
-    for one, other in zip(*(ax.get_lines() for ax in drawn), strict=True):
-        np.testing.assert_array_equal(one.get_xydata(), other.get_xydata())
-        assert one.get_label() == other.get_label()
-    lines = drawn[0].get_lines()
+def test_colors_are_runs_and_line_styles_are_columns():
+    lines = plot_history({"a": history(), "b": history(0.1)}, columns=["loss", "diagonal"]).get_lines()
     assert [line.get_label() for line in lines] == ["a, loss", "a, diagonal", "b, loss", "b, diagonal"]
     assert lines[0].get_color() == lines[1].get_color() != lines[2].get_color()
     assert lines[0].get_linestyle() == lines[2].get_linestyle() != lines[1].get_linestyle()
+    np.testing.assert_array_equal(lines[3].get_xydata(), history(0.1)[["step", "diagonal"]])
 
 
 def test_unsorted_steps_are_drawn_in_order():
@@ -246,7 +240,6 @@ EYE = np.eye(2)
         (lambda: compare_cross_correlations({"a": {"x": EYE}, "b": {"y": EYE}}), r"\['x'\].*\['y'\]"),
         (lambda: plot_history(history().drop(columns="step")), r"\['step'\]"),
         (lambda: plot_history(history(), columns=["accuracy"]), "accuracy"),
-        (lambda: plot_history(history(), by="seed"), "seed"),
         (lambda: plot_history(pd.concat([history(), history()])), "step 0 occurs twice"),
         (lambda: plot_history({}), r"got \{\}"),
         (lambda: history_figure({"a": history()}, 1), "got 1"),
