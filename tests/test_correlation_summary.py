@@ -4,7 +4,6 @@ import matplotlib
 
 matplotlib.use("Agg")
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -18,7 +17,6 @@ from hsic_lab.correlation import (
     off_diagonal,
     spectrum,
 )
-from hsic_lab.explorer import as_images, feature_pair
 from hsic_lab.plots._heatmaps import matrix_figure
 
 
@@ -68,54 +66,6 @@ def test_clustering_puts_copies_side_by_side(seed):
     c = np.where(group[:, None] == group, 0.8, 0.0) + 0.1 * some_matrix(30, seed)
     ordered = group[feature_order(c, "cluster")]
     assert (np.diff(ordered) != 0).sum() == 5  # six runs of one group each
-
-
-def test_cell_taken_apart():
-    generator = torch.Generator().manual_seed(0)
-    z_a, z_b = (torch.randn(50, 7, generator=generator) for _ in range(2))
-    pair = feature_pair(z_a, z_b, 2, 6, extremes=3)
-    assert pair.correlation == pytest.approx(float(cross_correlation(z_a, z_b)[2, 6]), abs=1e-6)
-    assert pair.correlation == pytest.approx(np.corrcoef(z_a[:, 2], z_b[:, 6])[0, 1], abs=1e-6)
-    ranked = np.argsort(z_a[:, 2].numpy())
-    np.testing.assert_array_equal(pair.extremes_a, [*ranked[:3], *ranked[-3:]])
-    np.testing.assert_array_equal(pair.extremes_b, np.argsort(z_b[:, 6].numpy())[[0, 1, 2, -3, -2, -1]])
-    few = feature_pair(z_a[:5], z_b[:5], 0, 0, extremes=4)
-    assert len(few.extremes_a) == 4  # no image at both ends
-    with pytest.raises(ValueError, match=r"0 to 6, got \(7, 0\)"):
-        feature_pair(z_a, z_b, 7, 0)
-
-
-def test_images_from_bytes_and_floats_agree():
-    pixels = torch.randint(0, 256, (4, 3, 5, 5), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    np.testing.assert_array_equal(as_images(pixels.float() / 127.5 - 1), as_images(pixels))
-    for bad, words in [
-        (pixels[0], "shape"),
-        (pixels[:, :2], "c = 1 or 3"),
-        (pixels.float(), "uint8 or floats"),
-        (pixels.int(), "int32"),
-    ]:
-        with pytest.raises(ValueError, match=words):
-            as_images(bad)
-
-
-def test_figure_shows_matrices_in_order_on_one_scale():
-    panels = {"one": some_matrix(12), "two": some_matrix(20, 1)}
-    figure = matrix_figure(panels, {"one": 50, "two": 100}, limit=0.5, order="diagonal")
-    images = [ax.get_images()[0] for ax in figure.axes if ax.get_images()]
-    for image, c in zip(images, panels.values(), strict=True):
-        order = np.argsort(-np.diagonal(c), kind="stable")
-        np.testing.assert_array_equal(image.get_array(), c[order][:, order])
-        assert image.get_clim() == (-0.5, 0.5)
-    words = [ax.get_xlabel() for ax in figure.axes]
-    assert any(f"1ᵀC1 = {panels['one'].sum():.1f}".replace("-", "−") in text for text in words)
-    plt.close(figure)
-
-
-def test_more_panels_than_colors_and_numbers_of_any_kind():
-    figure = matrix_figure({f"{i}": some_matrix(4, i) for i in range(12)}, np.int64(50))
-    histogram = next(ax for ax in figure.axes if ax.get_title() == "diagonal")
-    assert len(histogram.patches) == 12
-    plt.close(figure)
 
 
 BAD = {

@@ -87,7 +87,7 @@ function histogram(svg, shown, { low, high, bins, band, lines = [], xlabel, desc
   chart(svg, { x: [low, high], y: [0, most * 1.05], xlabel, ylabel: "share", description }, (toX, toY) => {
     if (band) {
       const [from, to] = [toX(Math.max(low, -band)), toX(Math.min(high, band))];
-      svg.append(shape("rect", { x: from, width: to - from, y: 8, height: toY(0) - 8, class: "chance" }));
+      svg.append(shape("rect", { x: from, width: to - from, y: 8, height: toY(0) - 8, class: "expected" }));
     }
     all.forEach((values, k) => {
       let path = `M${toX(low)},${toY(0)}`;

@@ -62,7 +62,7 @@ class Explorer {
     this.bar = element("div", { class: "bar", "aria-hidden": "true" }, this.barCanvas, this.barWords);
     this.panels = element("div", { class: "panels" });
     this.charts = ["diagonal", "off", "spectrum"].map((name) => shape("svg", { "data-chart": name }));
-    const captions = ["Diagonal", "Off-diagonal; gray: chance, dashed: −1/(d−1)", "Singular values of C"];
+    const captions = ["Diagonal", "Off-diagonal; gray: expected if independent, dashed: −1/(d−1)", "Singular values of C"];
     this.chartRow = element("div", { class: "charts" }, ...this.charts.map((svg, k) =>
       element("figure", {}, element("figcaption", {}, captions[k]), svg)));
     this.behind = element("div", { class: "behind", "aria-live": "polite" });
@@ -155,7 +155,7 @@ class Explorer {
     const points = behind.x.length < behind.n ? `the first ${behind.x.length} of ${behind.n}` : behind.n;
     const caption = element("figcaption", {},
       `${behind.name}, step ${behind.step}: ${points} pairs, correlation ${signed(behind.correlation, 3)}`);
-    const strips = element("div", { class: "pictures" });
+    const strips = element("div", { class: "images" });
     const words = { images_a: `feature ${behind.i} of view A`, images_b: `feature ${behind.j} of view B` };
     for (const [key, of] of Object.entries(words)) {
       if (!behind[key]) continue;

@@ -56,9 +56,10 @@ class Heatmap {
     const s = matrix.summary;
     this.sums.replaceChildren(
       `step ${matrix.step}: mean diagonal ${signed(s.mean_diagonal, 3)}, off-diagonal mean ${signed(s.mean_off_diagonal, 4)}, ` +
-        `rms ${signed(s.rms_off_diagonal, 3)} (chance ${signed(s.expected_rms, 3)})`,
+        `rms ${signed(s.rms_off_diagonal, 3)} (expected if independent: ${signed(s.expected_rms, 3)})`,
       element("br"), `1ᵀC1 = ${signed(s.total, 1)}`,
-      element("br"), `Σ off-diagonal² = ${signed(s.off_diagonal_squared_norm, 1)}, chance ${signed(s.expected_squared_norm, 1)}`,
+      element("br"), `Σ off-diagonal² = ${signed(s.off_diagonal_squared_norm, 1)} ` +
+        `(expected if independent: ${signed(s.expected_squared_norm, 1)})`,
     );
     this.canvas.setAttribute("aria-label", `Cross-correlation matrix at step ${matrix.step}. ${HELP}`);
     this.canvas.dataset.step = matrix.step;

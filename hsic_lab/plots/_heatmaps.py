@@ -349,7 +349,7 @@ def _histograms(
     for color, (title, c) in zip(cycle(PALETTE), matrices.items(), strict=False):
         for ax, values, span in ((diagonal, np.diagonal(c), (low, 1)), (rest, others[title], (-half, half))):
             look = {"histtype": "stepfilled", "alpha": 0.45, "color": color, "label": title}
-            ax.hist(np.clip(values, *span), 40, span, weights=np.full(len(values), 1 / len(values)), **look)
+            ax.hist(np.clip(values, *span), 40, range=span, weights=np.full(len(values), 1 / len(values)), **look)
     for bound in {summary.lower_bound for summary in summaries.values()}:
         rest.axvline(bound, color=QUIET, linestyle="--", linewidth=1)
     diagonal.set(title="diagonal", xlabel="C of a feature with itself", ylabel="share")

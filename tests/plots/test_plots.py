@@ -14,8 +14,9 @@ import pandas as pd
 import pytest
 import torch
 
-from hsic_lab.plots import _samples as plots
 from hsic_lab.plots import (
+    DIVERGING,
+    PALETTE,
     compare_cross_correlations,
     history_figure,
     plot_cross_correlation,
@@ -25,7 +26,8 @@ from hsic_lab.plots import (
     plot_spectrum,
     plot_views,
 )
-from hsic_lab.plots._canvas import DIVERGING
+from hsic_lab.plots._heatmaps import matrix_figure
+from hsic_lab.plots._samples import unit_images
 
 
 def matrix(d, seed=0):
@@ -264,7 +266,7 @@ def test_bad_input(draw, quoted):
 
 
 def test_the_palette_is_the_color_blind_safe_one():
-    assert plots.PALETTE[:3] == ["#0173b2", "#de8f05", "#029e73"]
+    assert PALETTE[:3] == ["#0173b2", "#de8f05", "#029e73"]
 
 
 def test_plot_views_has_a_titled_row_for_every_augmentation():
@@ -283,3 +285,36 @@ def test_a_diagonal_matrix_has_an_off_diagonal_of_zero_in_its_caption(diagonal):
     axes = plot_cross_correlation(np.diag(diagonal))
     assert any("rms off-diagonal 0.000" in text.get_text() for text in axes.texts)
     plt.close(axes.figure)
+
+
+def test_figure_shows_matrices_in_order_on_one_scale():
+    panels = {"one": matrix(12), "two": matrix(20, 1)}
+    figure = matrix_figure(panels, {"one": 50, "two": 100}, limit=0.5, order="diagonal")
+    images = [ax.get_images()[0] for ax in figure.axes if ax.get_images()]
+    for image, c in zip(images, panels.values(), strict=True):
+        order = np.argsort(-np.diagonal(c), kind="stable")
+        np.testing.assert_array_equal(image.get_array(), c[order][:, order])
+        assert image.get_clim() == (-0.5, 0.5)
+    words = [ax.get_xlabel() for ax in figure.axes]
+    assert any(f"1ᵀC1 = {panels['one'].sum():.1f}".replace("-", "−") in text for text in words)
+    plt.close(figure)
+
+
+def test_more_panels_than_colors_and_numbers_of_any_kind():
+    figure = matrix_figure({f"{i}": matrix(4, i) for i in range(12)}, np.int64(50))
+    histogram = next(ax for ax in figure.axes if ax.get_title() == "diagonal")
+    assert len(histogram.patches) == 12
+    plt.close(figure)
+
+
+def test_unit_images_from_bytes_and_floats_agree():
+    pixels = torch.randint(0, 256, (4, 3, 5, 5), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    np.testing.assert_allclose(unit_images(pixels.float() / 127.5 - 1), unit_images(pixels), atol=1e-6)
+    for bad, words in [
+        (pixels[0], "shape"),
+        (pixels[:, :2], "c = 1 or 3"),
+        (pixels.float(), "uint8 or floats"),
+        (pixels.int(), "int32"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            unit_images(bad)
