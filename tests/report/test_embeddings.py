@@ -82,7 +82,7 @@ def test_two_files_and_labels_of_a_third(tmp_path):
 
 
 def test_of_a_large_file_rows_are_drawn_the_same_of_both_views(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "MOST_VALUES", 20)
+    monkeypatch.setattr(module, "MAX_VALUES", 20)
     z = np.arange(300.0).reshape(100, 3)
     np.save(tmp_path / "a.npy", z)
     np.save(tmp_path / "b.npy", z + 1)

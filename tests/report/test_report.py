@@ -1,4 +1,4 @@
-"""The page holds the numbers that the library computes, loads nothing, and bad files end in a sentence."""
+"""The page holds the numbers of the library and loads nothing; bad files give an error of one line."""
 
 import re
 import sys
@@ -15,18 +15,17 @@ from sklearn.decomposition import PCA
 
 from hsic_lab import cli
 from hsic_lab.cka import cka
-from hsic_lab.correlation import cross_correlation
+from hsic_lab.correlation import CorrelationSummary, cross_correlation
 from hsic_lab.diagnostics import _diagnose as diagnostics
 from hsic_lab.diagnostics import diagnose
 from hsic_lab.plots import plot_embedding
 from hsic_lab.report import Embeddings, write_report
 from hsic_lab.report._page import (
     VERDICTS,
-    Section,
+    _cells,
     _correlation,
     as_embeddings,
     independence_table,
-    make_page,
     probe_table,
     report_html,
     similarity_table,
@@ -41,17 +40,18 @@ OTHER, NOISE = (torch.from_numpy(RNG.normal(size=(N, width))).float() for width 
 
 
 class Page(HTMLParser):
-    """Tables as lists of rows of words, the page's words, and every address that a browser would load."""
+    """Tables as lists of rows of words, the words of the page, alt texts, and all addresses that a browser loads."""
 
     def __init__(self, text):
         super().__init__()
-        self.tables, self.words, self.loaded, self.open = [], [], [], []
+        self.tables, self.words, self.loaded, self.alt, self.open = [], [], [], [], []
         self.feed(text)
         assert self.open == [], "every element is closed"
 
     def handle_starttag(self, tag, attributes):
         if tag not in ("meta", "img", "br"):
             self.open.append(tag)
+        self.alt += [dict(attributes).get("alt", "")] if tag == "img" else []
         self.loaded += [value for name, value in attributes if name in ("src", "href", "srcset", "data")]
         if tag == "table":
             self.tables.append([])
@@ -78,7 +78,7 @@ def test_page_of_two_views(tmp_path):
     assert all(address.startswith("data:image/png;base64,") for address in page.loaded) and len(page.loaded) == 3
     assert "url(" not in path.read_text() and "@import" not in path.read_text()
     words = " ".join(page.words)
-    assert "<i>mine</i> & yours.npz" in words and f"two views of {N} rows and {D} features; 3 kinds of labels" in words
+    assert "<i>mine</i> & yours.npz" in words and f"two views of {N} rows and {D} features; 3 different labels" in words
     frame = diagnose(A, B)
     assert f"Verdict: {frame.attrs['verdict']}" in words and VERDICTS[frame.attrs["verdict"]] in words
     board, probe, similarity, tests = page.tables
@@ -127,11 +127,11 @@ def test_verdict_stands_at_the_top(z_a, z_b, verdict, tmp_path):
     assert "nan" not in " ".join(page.words).lower().split()
 
 
-def test_the_reader_is_told_what_was_judged_and_what_was_not_used(tmp_path):
+def test_page_names_other_rows_and_unused_arrays(tmp_path):
     assert set(VERDICTS) == set(diagnostics.VERDICTS)
     found = Embeddings(A, B, np.arange(100) % 2, features=OTHER[:100], note="Not used: when")
-    words = " ".join(page_of(write_report(found, tmp_path / "page.html")).words)
-    assert "Labels and cloud are of other rows: 100 x 5 features. Not used: when" in words
+    words = " ".join(" ".join(page_of(write_report(found, tmp_path / "page.html")).words).split())
+    assert "Labels and principal axes are of other rows: 100 x 5 features. Not used: when" in words
 
 
 def test_similarity_and_independence_of_unrelated_views():
@@ -147,10 +147,10 @@ def test_probe_leaves_out_rare_classes_and_says_so():
     labels[:5] = "rare"
     table, note = probe_table(Embeddings(A, labels=labels))
     assert table["train rows"].tolist() == [164] * 2 and table["test rows"].tolist() == [71] * 2
-    left_out = "1 of 4 classes have fewer than 10 of the 240 rows drawn and are left out."
+    left_out = "1 of 4 classes have fewer than 10 of the 240 rows sampled and are left out."
     assert note == f"235 of 240 rows were used; {left_out}"
     table, note = probe_table(Embeddings(A, labels=np.arange(N)))
-    assert table.empty and note.endswith("there is nothing to tell apart.")
+    assert table.empty and note.endswith("there is nothing to predict.")
     table, _ = probe_table(Embeddings(torch.cat([A[:-1], torch.zeros(1, D)]), labels=LABELS))
     assert table["evaluation"].tolist() == ["linear probe"], "a zero row has no neighbors"
 
@@ -164,16 +164,35 @@ def test_a_killed_write_leaves_the_previous_page(tmp_path, monkeypatch):
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
-def test_a_pvalue_below_all_floats_is_no_zero():
-    table = pd.DataFrame({"statistic": [0.0], "pvalue": [0.0]})
-    page = Page(make_page("t", "", ("v", "w", None), [Section("s", [], tables=[table])], ""))
-    assert page.tables == [[["statistic", "pvalue"], ["0", "< 1e-300"]]]
+def test_pvalue_below_all_floats_is_not_zero():
+    cells = _cells(pd.DataFrame({"statistic": [0.0], "pvalue": [0.0]}))
+    assert cells == {"columns": ["statistic", "pvalue"], "rows": [[("number", "0"), ("number", "< 1e-300")]]}
 
 
-def test_everything_given_is_escaped():
+def test_all_text_is_escaped():
     evil = '<script>alert("x")</script>'
-    page = make_page(evil, evil, (evil, evil, None), [Section(evil, [evil])], evil)
-    assert "<script" not in page and page.count("&lt;script&gt;") == 8
+    page = report_html(Embeddings(A, labels=np.array([evil] * N), name=evil, note=evil))
+    assert "<script" not in page and page.count("&lt;script&gt;alert(&#34;x&#34;)") == 3
+
+
+def test_every_image_has_a_text_that_says_what_it_shows(tmp_path):
+    heatmaps, spectrum, axes = page_of(write_report(Embeddings(A, B, LABELS), tmp_path / "page.html")).alt
+    summary = CorrelationSummary.from_matrix(cross_correlation(A, B), N)
+    assert f"Two heatmaps of the {D} x {D} correlation matrix" in heatmaps and "histogram" in heatmaps
+    assert f"{summary.mean_diagonal:.2f}" in heatmaps and f"{summary.rms_off_diagonal:.3f}" in heatmaps
+    ratio = np.linalg.cond((A - A.mean(0)).numpy())
+    assert "Singular values" in spectrum and f"view A: {D} positive values of at most {D}" in spectrum
+    assert f"{1 / ratio:.2g}" in spectrum and "view B" in spectrum
+    assert "Scatter plot of the rows: principal axis 1 (" in axes and "colored by 3 labels" in axes
+
+
+def test_page_has_the_summary_of_the_correlations(tmp_path):
+    words = " ".join(" ".join(page_of(write_report((A, B), tmp_path / "page.html")).words).split())
+    summary = CorrelationSummary.from_matrix(cross_correlation(A, B), N)
+    assert f"{summary.rms_off_diagonal:.3g} (expected if independent: {summary.expected_rms:.3g})" in words
+    squares = summary.off_diagonal_squared_norm, summary.expected_squared_norm
+    assert "{:.4g} (expected if independent: {:.4g})".format(*squares) in words
+    assert f"The sum of all entries is {summary.total:.4g}." in words
 
 
 # The command, in this process: what `hsic-lab` runs.
@@ -239,8 +258,8 @@ BAD = {
     "pickled.npz": (lambda path: np.savez(path, z_a=np.array([{}, []], dtype=object)), "pickled Python objects"),
     "huge.npy": (huge, "cannot be read"),
     "huge.npz": (huge_npz, "save it as .npy"),
-    "norows.npy": (lambda path: np.save(path, np.zeros((0, 8))), "cannot"),
-    "nocolumns.npy": (lambda path: np.save(path, np.zeros((8, 0))), "cannot"),
+    "norows.npy": (lambda path: np.save(path, np.zeros((0, 8))), r"at least 4 rows .* got shape \(0, 8\)"),
+    "nocolumns.npy": (lambda path: np.save(path, np.zeros((8, 0))), r"2 to 8192 columns, got shape \(8, 0\)"),
     "onerow.npy": (lambda path: np.save(path, A[:1]), r"at least 4 rows .* got shape \(1, 8\)"),
     "vector.npy": (lambda path: np.save(path, A[:, 0]), r"one or two matrices"),
     "wide.npy": (lambda path: np.save(path, np.zeros((4, 8193), np.int8)), r"2 to 8192 columns"),
@@ -258,7 +277,7 @@ BAD = {
     "index.csv": (lambda path: path.write_text(",f1,f2\n" + "1.5,2,3\n" * 9), "a column has no name"),
     "unnamed.csv": (lambda path: path.write_text("Unnamed: 0,f1,f2\n" + "1,2,3\n" * 9), "'Unnamed: 0' looks like"),
     "class.csv": (lambda path: path.write_text("f0,f1,class\n" + "1.5,2,3\n" * 9), "column 'class' is no feature"),
-    "twice.csv": (lambda path: path.write_text("f0,f1,f0\n" + "1.5,2,3\n" * 9), "column 'f0' stands twice"),
+    "twice.csv": (lambda path: path.write_text("f0,f1,f0\n" + "1.5,2,3\n" * 9), "column 'f0' occurs twice"),
     "header.csv": (lambda path: path.write_text("f0,f1\n"), "no row below the names"),
     "ragged.csv": (lambda path: path.write_text("f0,f1\n1,2\n3\n"), "cannot be read"),
     "gaps.csv": (lambda path: path.write_text("f0,f1\n" + "1,2\n" * 5 + "3,\n"), "1 of 6 rows hold NaN"),
@@ -322,7 +341,7 @@ def test_plot_embedding_is_pca():
 
 def test_correlations_on_the_page_are_c(monkeypatch, tmp_path):
     drawn = []
-    monkeypatch.setattr("hsic_lab.plots._heatmaps.plot_cross_correlation", lambda c, ax, *_: drawn.append(c))
+    monkeypatch.setattr("hsic_lab.report._page.plot_cross_correlation", lambda c, ax, *_: drawn.append(c))
     write_report((A, B), tmp_path / "page.html")
     torch.testing.assert_close(torch.from_numpy(drawn[0]), cross_correlation(A, B))
 
