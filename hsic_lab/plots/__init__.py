@@ -1,4 +1,4 @@
-"""Plots of arrays and data frames; only `set_theme` changes settings of matplotlib."""
+"""Plots of arrays and data frames. Each ``plot_*`` function draws on ``ax`` or a new figure and returns the axes."""
 
 from hsic_lab.plots._canvas import DIVERGING, PALETTE, SEQUENTIAL, set_theme
 from hsic_lab.plots._curves import (

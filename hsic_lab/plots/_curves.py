@@ -40,10 +40,6 @@ def plot_history(
     columns : sequence of str
         The columns to draw.
 
-    Returns
-    -------
-    Axes
-
     Raises
     ------
     ValueError
@@ -153,10 +149,6 @@ def plot_ablation(
     value, evaluation : str
         The column to draw, and the evaluation whose rows are used.
 
-    Returns
-    -------
-    Axes
-
     Raises
     ------
     ValueError
@@ -206,10 +198,6 @@ def plot_probe(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ax : Axes, optional
         Where to draw; a new figure by default.
 
-    Returns
-    -------
-    Axes
-
     Examples
     --------
     >>> import pandas as pd
@@ -246,10 +234,6 @@ def plot_few_labels(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
         A table of ``few_label_curve``.
     ax : Axes, optional
         Where to draw; a new figure by default.
-
-    Returns
-    -------
-    Axes
 
     Examples
     --------
@@ -288,10 +272,6 @@ def plot_diagnostics(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ax : Axes, optional
         Where to draw; a new figure by default.
 
-    Returns
-    -------
-    Axes
-
     Examples
     --------
     >>> import pandas as pd
@@ -301,7 +281,7 @@ def plot_diagnostics(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """
     wanted = ["diagnostic", "value", "verdict", "threshold"]
     require_columns(frame, wanted)
-    ax = axes_or_new(ax, 8.4, 0.6 + 0.26 * len(frame))
+    ax = axes_or_new(ax, 9.4, 0.6 + 0.26 * len(frame))
     for line, row in enumerate(frame[wanted].itertuples(index=False)):
         fault, healthy = row.verdict not in _NO_FAULT, row.verdict == "healthy"
         ink = PALETTE[3] if fault else PALETTE[2] if healthy else QUIET
@@ -310,7 +290,7 @@ def plot_diagnostics(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
         ax.text(0.48, line, value, ha="right", va="center", fontsize="small")
         ax.text(0.55, line, row.verdict, va="center", color=ink, fontsize="small")
         if row.verdict != "not judged":
-            ax.text(1.35, line, row.threshold, va="center", color=QUIET, fontsize="small")
+            ax.text(1.22, line, row.threshold, va="center", color=QUIET, fontsize="small")
     ax.set_yticks(range(len(frame)), frame["diagnostic"].str.replace("_", " "), fontsize="small")
     ax.set(xlim=(-0.05, 2.6), ylim=(len(frame) - 0.5, -0.5), xticks=[])
     ax.tick_params(axis="y", length=0)

@@ -45,10 +45,6 @@ def plot_cross_correlation(
     colorbar : bool, default True
         Whether to draw a color bar. It has an arrow at an end that entries exceed.
 
-    Returns
-    -------
-    Axes
-
     Examples
     --------
     >>> import torch
@@ -122,10 +118,6 @@ def plot_cka(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ax : Axes, optional
         Where to draw; a new figure by default.
 
-    Returns
-    -------
-    Axes
-
     Examples
     --------
     >>> import pandas as pd
@@ -159,10 +151,6 @@ def plot_confusion(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
         Counts as ``confusion`` returns them: a row for each true class, a column for each predicted class.
     ax : Axes, optional
         Where to draw; a new figure by default.
-
-    Returns
-    -------
-    Axes
 
     Examples
     --------
@@ -206,10 +194,6 @@ def plot_ablation_map(
     value, evaluation : str
         The column to draw, and the evaluation whose rows are used.
 
-    Returns
-    -------
-    Axes
-
     Examples
     --------
     >>> import pandas as pd
@@ -222,7 +206,7 @@ def plot_ablation_map(
     table = summarize(frame, [row, column], value=value, evaluation=evaluation)
     orders = [table[name].drop_duplicates().tolist() for name in (row, column)]
     means = table.pivot(index=row, columns=column, values="mean").reindex(index=orders[0], columns=orders[1])
-    ax = axes_or_new(ax, 1.0 * means.shape[1] + 2.6, 0.6 * means.shape[0] + 1.4)
+    ax = axes_or_new(ax, 1.0 * means.shape[1] + 2.6, max(0.6 * means.shape[0] + 1.4, 3.2))  # room for the bar's label
     form, ticks = (".1%", PercentFormatter(1)) if value == "accuracy" else (".3g", None)
     bar = {"label": value_label(value, evaluation), "format": ticks}
     sns.heatmap(means, ax=ax, cmap=SEQUENTIAL, annot=True, fmt=form, cbar_kws=bar, linewidths=0.5)
@@ -239,9 +223,9 @@ def matrix_figure(
 ) -> Figure:
     """Heatmaps of several matrices C (d, d) on one color scale, with their histograms and spectra.
 
-    `n` is the number of pairs behind the matrices, one for all or by title. `order` is an argument of `feature_order`, or
-    the permutation of the features by title. The gray band in the histogram of the off-diagonal entries is two standard
-    deviations ``1/sqrt(n-1)`` of unrelated features around 0, for the smallest n. The dashed lines are at ``-1/(d-1)``.
+    `n` is the number of pairs behind the matrices, one for all or by title. `order` is an argument of `feature_order`,
+    or the permutation of the features by title. The gray band in the histogram of the off-diagonal entries is two
+    standard deviations ``1/sqrt(n-1)`` of unrelated features around 0, for the smallest n.
     """
     if not panels:
         raise ValueError("panels must hold at least one matrix, got none")
@@ -250,6 +234,7 @@ def matrix_figure(
     pairs = n if isinstance(n, Mapping) else dict.fromkeys(matrices, n)
     summaries = {title: CorrelationSummary.from_matrix(c, pairs[title]) for title, c in matrices.items()}
     figure = plt.figure(figsize=(4.1 * len(matrices) + 4.1, 5.8), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.12)
     grid = figure.add_gridspec(3, len(matrices) + 1, width_ratios=[1] * len(matrices) + [0.85])
     heatmaps = [figure.add_subplot(grid[:, column]) for column in range(len(matrices))]
     for ax, (title, c) in zip(heatmaps, matrices.items(), strict=True):
@@ -353,6 +338,7 @@ def _histograms(
     for bound in {summary.lower_bound for summary in summaries.values()}:
         rest.axvline(bound, color=QUIET, linestyle="--", linewidth=1)
     diagonal.set(title="diagonal", xlabel="C of a feature with itself", ylabel="share")
-    rest.set(title="off-diagonal", xlabel="C of two features\n(gray: if independent, dashed: −1/(d−1))", ylabel="share")
+    rest.set(title="off-diagonal", ylabel="share")
+    rest.set_xlabel("C of two features\ngray: expected if independent\ndashed: −1/(d−1)", fontsize="small")
     if len(matrices) > 1:
         diagonal.legend(frameon=False, fontsize="small")

@@ -32,10 +32,6 @@ def plot_spectrum(values: ArrayLike, ax: Axes | None = None, label: str | None =
     label : str, optional
         Name of the spectrum in a legend.
 
-    Returns
-    -------
-    Axes
-
     Examples
     --------
     >>> from hsic_lab.plots import plot_spectrum
@@ -73,10 +69,6 @@ def plot_embedding(z: ArrayLike, labels: ArrayLike | None = None, ax: Axes | Non
         The label of each row.
     ax : Axes, optional
         Where to draw; a new figure by default.
-
-    Returns
-    -------
-    Axes
 
     Raises
     ------
@@ -132,10 +124,6 @@ def plot_pairs(view_a: ArrayLike, view_b: ArrayLike, n: int = 8, ax: Axes | None
         The number of pairs, at most m.
     ax : Axes, optional
         Where to draw; a new figure by default.
-
-    Returns
-    -------
-    Axes
 
     Examples
     --------

@@ -240,7 +240,7 @@ def _open_csv(path: Path) -> Iterator[Arrays]:
     table = _csv_table(path)
     names = [name for name in table.column_names if name not in LABELS]
     counted = ([str(i + first) for i in range(len(names))] for first in (0, 1))
-    if all(map(_is_number, names)) and names not in counted:
+    if pd.to_numeric(pd.Series(names), errors="coerce").notna().all() and names not in counted:
         raise ValueError(f"the first line holds numbers, {', '.join(names[:3])}, ...: give every column a name there")
     yield _table_arrays(table)
 
@@ -304,14 +304,6 @@ def _check_columns(table: pa.Table) -> None:
             raise ValueError(f"column {name!r} looks like an index, not a feature: save the table without it")
         if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
             raise ValueError(f"column {name!r} holds {kind}, not numbers; labels belong into a column {_LABEL_NAMES}")
-
-
-def _is_number(name: str) -> bool:
-    try:
-        float(name)
-    except ValueError:
-        return False
-    return True
 
 
 # From arrays to embeddings.

@@ -178,6 +178,7 @@ def _correlation(z_a: Tensor, z_b: Tensor | None) -> dict[str, Any]:
     diagonal, off = (np.clip(part, -1, 1) for part in (c.diagonal(), off_diagonal(c)))  # rounding may exceed 1
     finer_limit = float(np.clip(np.quantile(np.abs(off), 0.99), 0.01, 1))
     figure, axes = plt.subplots(1, 3, figsize=(12.6, 4.2), layout="constrained", width_ratios=(1, 1, 0.8))
+    figure.get_layout_engine().set(w_pad=0.1)
     for ax, limit, title in ((axes[0], 1.0, "C"), (axes[1], finer_limit, "C, a finer color scale")):
         plot_cross_correlation(c, ax, limit, title)
         if z_b is None:
