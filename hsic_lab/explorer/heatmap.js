@@ -2,7 +2,7 @@
 
 const MOST_BLOCKS = 512; // a side; above it a pixel is the mean of a square block
 
-// Block means of the window {row, column, size} of a d x d matrix whose features stand in `order` (null: as they come).
+// Block means of the window {row, column, size} of a d x d matrix whose features stand in `order` (null: by index).
 // A block that the diagonal passes through shows the mean of its diagonal entries alone, else nobody would see it.
 function blockMeans(matrix, d, order, view) {
   const { row, column, size } = view;

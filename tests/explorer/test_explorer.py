@@ -153,7 +153,7 @@ def test_widget_comes_with_an_image_for_pages_without_widgets(tmp_path):
     assert Image.open(io.BytesIO(base64.b64decode(data["image/png"]))).width > 600
 
 
-def test_figure_is_of_the_step_asked_for(tmp_path):
+def test_figure_shows_the_given_step(tmp_path):
     run = run_of(tmp_path)
     explorer = CorrelationExplorer(run, limit=0.5)
     for step, shown in ((None, 25), (10, 10), (24, 10)):
@@ -194,19 +194,19 @@ BAD = {
 
 
 @pytest.mark.parametrize(("make", "error", "words"), BAD.values(), ids=BAD)
-def test_bad_input_is_refused(tmp_path, make, error, words):
+def test_bad_input_raises(tmp_path, make, error, words):
     with pytest.raises(error, match=words):
         make(tmp_path)
 
 
-def test_damaged_snapshots_are_refused(tmp_path):
+def test_damaged_snapshots_raise(tmp_path):
     run = run_of(tmp_path)
     run.snapshots[10] = torch.ones(3, 4)
     with pytest.raises(ValueError, match=r"step 10 cannot be shown: c must have shape .* got \(3, 4\)"):
         CorrelationExplorer(run)
 
 
-def test_unknown_request_is_an_error():
+def test_unknown_request_raises():
     explorer = CorrelationExplorer(*Z)
     with pytest.raises(ValueError, match="'nothing'"):
         answers(explorer, kind="nothing", panel=0, step=0)

@@ -1,4 +1,4 @@
-"""What the images show: the arrays, scales, lines and labels drawn, not the pixels."""
+"""Plots draw the given arrays, scales, lines and labels. Pixels are not compared."""
 
 import os
 import subprocess
@@ -59,7 +59,7 @@ DRAW = {
 
 
 @pytest.mark.parametrize("draw", DRAW.values(), ids=DRAW)
-def test_the_given_axes_come_back_and_settings_stay(draw):
+def test_given_axes_are_returned_and_settings_are_kept(draw):
     before = dict(matplotlib.rcParams)
     _, (ax, other) = plt.subplots(1, 2)
     assert draw(ax=ax) is ax
@@ -68,7 +68,7 @@ def test_the_given_axes_come_back_and_settings_stay(draw):
     assert dict(matplotlib.rcParams) == before
 
 
-def test_import_changes_no_setting_and_set_theme_does():
+def test_only_set_theme_changes_settings():
     script = (
         "import matplotlib, matplotlib.pyplot; before = dict(matplotlib.rcParams)\n"
         "from hsic_lab import plots\n"
@@ -103,13 +103,13 @@ def test_heatmap_shows_the_matrix_on_a_centered_scale(as_type):
 @pytest.mark.parametrize(
     ("scale", "limit", "extend"), [(1, 1.0, "neither"), (1, 0.5, "max"), (-1, 0.5, "min"), (1, 0.1, "both")]
 )
-def test_color_bar_says_where_entries_pass_the_limit(scale, limit, extend):
+def test_color_bar_has_an_arrow_where_entries_exceed_the_limit(scale, limit, extend):
     image = plot_cross_correlation(scale * matrix(16), limit=limit).get_images()[0]
     assert image.colorbar.extend == extend
 
 
 @pytest.mark.parametrize("d", [513, 1024, 1100])
-def test_large_matrices_show_block_means_with_an_undiluted_diagonal(d):
+def test_large_matrices_show_block_means_and_means_of_the_diagonal(d):
     c = matrix(d)
     c[np.arange(d), np.arange(d)] = np.linspace(0.5, 1, d)
     ax = plot_cross_correlation(c)
@@ -166,7 +166,7 @@ def test_unsorted_steps_are_drawn_in_order():
     np.testing.assert_array_equal(line.get_xydata(), history()[["step", "loss"]])
 
 
-def test_history_figure_has_the_references():
+def test_history_figure_has_reference_lines():
     figure = history_figure({"a": history(), "b": history(0.1)}, dimension=64)
     loss, diagonal, off = figure.axes
     np.testing.assert_allclose(loss.get_lines()[0].get_ydata(), history()["loss"] / 64)
@@ -197,7 +197,7 @@ def test_one_split_has_no_spread():
     assert "50.0%" in [text.get_text() for text in plot_probe(probes().head(1)).texts]
 
 
-def test_spectrum_of_samples_is_that_of_their_covariance():
+def test_spectrum_of_samples_is_the_spectrum_of_their_covariance():
     z = np.random.default_rng(0).normal(size=(40, 5)) + 3
     ax = plot_spectrum(torch.as_tensor(z), label="z")
     eigenvalues = np.sqrt(np.linalg.eigvalsh(np.cov(z.T))[::-1])
@@ -214,7 +214,7 @@ def test_spectrum_of_samples_is_that_of_their_covariance():
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("as_bytes", [True, False])
-def test_pairs_stand_above_each_other(channels, as_bytes):
+def test_view_a_is_above_view_b(channels, as_bytes):
     rng = np.random.default_rng(0)
     a, b = rng.integers(0, 256, (2, 5, channels, 8, 6), dtype=np.uint8)
     given = (a, b) if as_bytes else (torch.tensor(a) / 127.5 - 1, torch.tensor(b) / 127.5 - 1)
@@ -259,13 +259,13 @@ EYE = np.eye(2)
         (lambda: plot_pairs(IMAGES[:, :2], IMAGES), r"\(9, 2, 8, 8\)"),
     ],
 )
-def test_bad_input(draw, quoted):
+def test_bad_input_raises(draw, quoted):
     with pytest.raises(ValueError, match=quoted):
         draw()
     assert plt.get_fignums() == []
 
 
-def test_the_palette_is_the_color_blind_safe_one():
+def test_palette_is_color_blind_safe():
     assert PALETTE[:3] == ["#0173b2", "#de8f05", "#029e73"]
 
 
@@ -281,13 +281,13 @@ def test_plot_views_has_a_titled_row_for_every_augmentation():
 
 
 @pytest.mark.parametrize("diagonal", [np.full(100, 0.9), *np.random.default_rng(0).uniform(size=(12, 100))])
-def test_a_diagonal_matrix_has_an_off_diagonal_of_zero_in_its_caption(diagonal):
+def test_caption_of_a_diagonal_matrix_has_off_diagonal_zero(diagonal):
     axes = plot_cross_correlation(np.diag(diagonal))
     assert any("rms off-diagonal 0.000" in text.get_text() for text in axes.texts)
     plt.close(axes.figure)
 
 
-def test_figure_shows_matrices_in_order_on_one_scale():
+def test_matrix_figure_shows_ordered_matrices_on_one_scale():
     panels = {"one": matrix(12), "two": matrix(20, 1)}
     figure = matrix_figure(panels, {"one": 50, "two": 100}, limit=0.5, order="diagonal")
     images = [ax.get_images()[0] for ax in figure.axes if ax.get_images()]
@@ -300,7 +300,7 @@ def test_figure_shows_matrices_in_order_on_one_scale():
     plt.close(figure)
 
 
-def test_more_panels_than_colors_and_numbers_of_any_kind():
+def test_matrix_figure_takes_more_panels_than_colors_and_numpy_integers():
     figure = matrix_figure({f"{i}": matrix(4, i) for i in range(12)}, np.int64(50))
     histogram = next(ax for ax in figure.axes if ax.get_title() == "diagonal")
     assert len(histogram.patches) == 12

@@ -34,8 +34,8 @@ from hsic_lab.report._page import (
 RNG = np.random.default_rng(0)
 N, D = 240, 8
 LABELS = RNG.integers(0, 3, N)
-CAUSE = RNG.normal(size=(3, D))[LABELS] * 2 + RNG.normal(size=(N, D))
-A, B = (torch.from_numpy(CAUSE + 0.5 * RNG.normal(size=(N, D))).float() for _ in "ab")
+SHARED = RNG.normal(size=(3, D))[LABELS] * 2 + RNG.normal(size=(N, D))
+A, B = (torch.from_numpy(SHARED + 0.5 * RNG.normal(size=(N, D))).float() for _ in "ab")
 OTHER, NOISE = (torch.from_numpy(RNG.normal(size=(N, width))).float() for width in (5, 40))
 
 
@@ -94,7 +94,7 @@ def test_page_of_two_views(tmp_path):
     assert [row[2] for row in tests[1:]] == [str(N)] * 3 and all(float(row[4]) <= 0.01 for row in tests[1:])
 
 
-def test_page_of_one_view_and_its_sources(tmp_path):
+def test_page_of_one_view_takes_tensors_arrays_and_tuples(tmp_path):
     for source in (A, A.numpy(), A.double().numpy(), (A,)):
         page = page_of(write_report(source, tmp_path / "page.html"))
         assert len(page.tables) == 1 and "one view of" in " ".join(page.words)
@@ -117,7 +117,7 @@ def test_page_of_one_view_and_its_sources(tmp_path):
         (OTHER, OTHER.roll(1, 0), "unrelated views"),
     ],
 )
-def test_verdict_stands_at_the_top(z_a, z_b, verdict, tmp_path):
+def test_verdict_is_at_the_top(z_a, z_b, verdict, tmp_path):
     labels = np.arange(len(z_a)) % 2
     path = write_report(Embeddings(z_a, z_b, labels), tmp_path / "page.html")
     page, text = page_of(path), path.read_text()
@@ -134,7 +134,7 @@ def test_page_names_other_rows_and_unused_arrays(tmp_path):
     assert "Labels and principal axes are of other rows: 100 x 5 features. Not used: when" in words
 
 
-def test_similarity_and_independence_of_unrelated_views():
+def test_unrelated_views_have_no_similarity_and_no_dependence():
     unrelated = Embeddings(A, OTHER[:, torch.arange(D) % 5] + 0.01 * NOISE[:, :D])
     assert similarity_table(unrelated.z_a, unrelated.z_b, None)["CKA"].abs().max() < 0.1
     table = independence_table(unrelated)
@@ -142,7 +142,7 @@ def test_similarity_and_independence_of_unrelated_views():
     assert np.isnan(similarity_table(A, torch.ones(N, D), None)["CKA"]).all()
 
 
-def test_probe_leaves_out_rare_classes_and_says_so():
+def test_probe_leaves_out_rare_classes_and_notes_it():
     labels = LABELS.astype(str)
     labels[:5] = "rare"
     table, note = probe_table(Embeddings(A, labels=labels))
@@ -155,7 +155,7 @@ def test_probe_leaves_out_rare_classes_and_says_so():
     assert table["evaluation"].tolist() == ["linear probe"], "a zero row has no neighbors"
 
 
-def test_a_killed_write_leaves_the_previous_page(tmp_path, monkeypatch):
+def test_failed_write_leaves_the_previous_page(tmp_path, monkeypatch):
     path = write_report(A, tmp_path / "page.html")
     before = path.read_bytes()
     monkeypatch.setattr("hsic_lab.report._page.report_html", lambda *_: "\ud800")
@@ -175,7 +175,7 @@ def test_all_text_is_escaped():
     assert "<script" not in page and page.count("&lt;script&gt;alert(&#34;x&#34;)") == 3
 
 
-def test_every_image_has_a_text_that_says_what_it_shows(tmp_path):
+def test_every_image_has_alt_text_that_describes_it(tmp_path):
     heatmaps, spectrum, axes = page_of(write_report(Embeddings(A, B, LABELS), tmp_path / "page.html")).alt
     summary = CorrelationSummary.from_matrix(cross_correlation(A, B), N)
     assert f"Two heatmaps of the {D} x {D} correlation matrix" in heatmaps and "histogram" in heatmaps
@@ -195,7 +195,7 @@ def test_page_has_the_summary_of_the_correlations(tmp_path):
     assert f"The sum of all entries is {summary.total:.4g}." in words
 
 
-# The command, in this process: what `hsic-lab` runs.
+# The command `hsic-lab inspect`, run in this process.
 
 
 def inspect(monkeypatch, capsys, *arguments):
@@ -205,7 +205,7 @@ def inspect(monkeypatch, capsys, *arguments):
     return stop.value.code, capsys.readouterr()
 
 
-def test_command_writes_beside_the_file_or_where_told(tmp_path, monkeypatch, capsys):
+def test_command_writes_beside_the_file_or_to_the_given_path(tmp_path, monkeypatch, capsys):
     np.save(tmp_path / "a.npy", A)
     np.save(tmp_path / "b.npy", B)
     np.save(tmp_path / "labels.npy", LABELS)
@@ -231,7 +231,7 @@ def truncated(path):
 
 
 def huge(path):
-    """A header that promises 2^40 rows, and a few bytes behind it."""
+    """Write a header of 2^40 rows, followed by a few bytes."""
     with path.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (1 << 40, 8)})
         file.write(bytes(64))
@@ -288,7 +288,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_files_end_in_a_sentence_and_exit_code_2(name, tmp_path, monkeypatch, capsys):
+def test_bad_files_give_one_line_and_exit_code_2(name, tmp_path, monkeypatch, capsys):
     write, words = BAD[name]
     write(tmp_path / name)
     before = set(tmp_path.iterdir())
@@ -308,7 +308,7 @@ def test_bad_files_end_in_a_sentence_and_exit_code_2(name, tmp_path, monkeypatch
         (None, LABELS + 0.5, "integers, booleans or strings"),
     ],
 )
-def test_files_that_do_not_match(second, labels, words, tmp_path, monkeypatch, capsys):
+def test_files_that_do_not_match_raise(second, labels, words, tmp_path, monkeypatch, capsys):
     np.save(tmp_path / "a.npy", A)
     arguments = [tmp_path / "a.npy"]
     for option, name, value in ((None, "b.npy", second), ("--labels", "l.npy", labels)):
@@ -319,7 +319,7 @@ def test_files_that_do_not_match(second, labels, words, tmp_path, monkeypatch, c
     assert code == 2 and re.search(words, said.err) and said.err.count("\n") == 1
 
 
-def test_plot_embedding_is_pca():
+def test_plot_embedding_shows_principal_components():
     ax = plot_embedding(A, LABELS)
     points = np.concatenate([np.asarray(part.get_offsets()) for part in ax.collections])
     oracle = PCA(2, svd_solver="full").fit(A.numpy())
@@ -339,14 +339,14 @@ def test_plot_embedding_is_pca():
             plot_embedding(z, labels)
 
 
-def test_correlations_on_the_page_are_c(monkeypatch, tmp_path):
+def test_page_shows_the_cross_correlation_matrix(monkeypatch, tmp_path):
     drawn = []
     monkeypatch.setattr("hsic_lab.report._page.plot_cross_correlation", lambda c, ax, *_: drawn.append(c))
     write_report((A, B), tmp_path / "page.html")
     torch.testing.assert_close(torch.from_numpy(drawn[0]), cross_correlation(A, B))
 
 
-def test_every_correlation_is_counted(monkeypatch):
+def test_histogram_counts_every_correlation(monkeypatch):
     counted = []
     monkeypatch.setattr(Axes, "hist", lambda self, x, **look: counted.append(((x >= -1) & (x <= 1)).sum()))
     monkeypatch.setattr(Axes, "legend", lambda *_, **__: None)
@@ -356,7 +356,7 @@ def test_every_correlation_is_counted(monkeypatch):
 
 
 @pytest.mark.parametrize("unit", [1e-12, 1.0, 1e8])
-def test_sick_embeddings_have_a_page(unit, tmp_path):
+def test_degenerate_embeddings_have_a_page(unit, tmp_path):
     collapsed = A[:1].expand(N, D).clone()
     collapsed[7] = A[7]
     for pair in ((unit * collapsed, unit * collapsed.clone()), (unit * A, unit * B), (torch.eye(N)[:, :50],) * 2):
@@ -365,7 +365,7 @@ def test_sick_embeddings_have_a_page(unit, tmp_path):
     assert table["CKA"].isna().tolist() == [True, True]
 
 
-def test_a_column_that_hardly_moves_is_no_traceback(tmp_path, monkeypatch, capsys):
+def test_nearly_constant_column_has_a_page(tmp_path, monkeypatch, capsys):
     frame = pd.DataFrame(A.numpy()).add_prefix("f").assign(time=1.7e12 + 6e5 * np.linspace(0, 1, len(A)), label=LABELS)
     frame.to_csv(tmp_path / "stamped.csv", index=False)
     code, said = inspect(monkeypatch, capsys, tmp_path / "stamped.csv")
@@ -374,7 +374,7 @@ def test_a_column_that_hardly_moves_is_no_traceback(tmp_path, monkeypatch, capsy
 
 
 @pytest.mark.parametrize("name", ["a.npy", "page", "page.pdf"])
-def test_a_page_overwrites_no_data(tmp_path, name):
+def test_page_does_not_overwrite_data(tmp_path, name):
     np.save(tmp_path / "a.npy", A)
     before = (tmp_path / "a.npy").read_bytes()
     with pytest.raises(ValueError, match=rf"ending in \.html, got .*{name}"):
@@ -385,12 +385,12 @@ def test_a_page_overwrites_no_data(tmp_path, name):
         write_report(A.numpy() * 1j, tmp_path / "page.html")
 
 
-def test_features_of_another_network_are_no_shuffled_rows():
+def test_features_of_two_networks_are_explained():
     other = torch.randn(300, 6, generator=torch.Generator().manual_seed(0))
     page = report_html(Embeddings(other, other.flip(1)))
     assert "unrelated views" in page and "the features are not (two different networks)" in page
 
 
-def test_all_zero_rows_are_said_so_in_every_section():
+def test_sections_without_a_figure_say_that_all_rows_are_equal():
     page = report_html(Embeddings(torch.zeros(20, 4)))
     assert page.count("All rows are equal: there is nothing to draw.") == 2
