@@ -15,7 +15,6 @@ import numpy as np
 import torch
 import traitlets
 from matplotlib.figure import Figure
-from numpy.typing import ArrayLike
 from PIL import Image
 from torch import Tensor
 
@@ -126,6 +125,13 @@ class _Panel:
     features: Callable[[], Projections] | None = None
     run: Run | None = None
 
+    def __post_init__(self) -> None:
+        for step, c in self.snapshots.items():
+            try:
+                square_matrix(c)
+            except ValueError as error:
+                raise ValueError(f"C of step {step} cannot be shown: {error}") from error
+
     @property
     def newest(self) -> int:
         return max(self.snapshots)
@@ -157,17 +163,14 @@ def _panel(name: str, source: Run | Projections, images: Projections | None, sam
         kind = type(source).__name__
         raise TypeError(f"{name!r} must be a Run, its folder or a pair of projections (z_a, z_b), got {kind}")
     z_a, z_b = (torch.as_tensor(z).detach() for z in source)
-    c = cross_correlation(z_a, z_b)
-    _check_matrix(c, f"C of {name!r}")
     if images is not None and len(images[0]) != len(z_a):
-        raise ValueError(f"there must be one image a row, got {len(images[0])} images and {len(z_a)} rows of {name!r}")
-    return _Panel({0: c}, len(z_a), lambda: (z_a, z_b))
+        raise ValueError(
+            f"there must be one image for each row, got {len(images[0])} images and {len(z_a)} rows of {name!r}"
+        )
+    return _Panel({0: cross_correlation(z_a, z_b)}, len(z_a), lambda: (z_a, z_b))
 
 
 def _run_panel(run: Run, images: Projections | None, samples: int | None) -> _Panel:
-    for step, c in run.snapshots.items():
-        _check_matrix(c, f"the snapshot of step {step}")
-
     def features() -> Projections:
         network = torch.nn.Sequential(run.encoder, run.projector)
         return tuple(extract_features(network, view) for view in images)
@@ -176,25 +179,18 @@ def _run_panel(run: Run, images: Projections | None, samples: int | None) -> _Pa
     return _Panel(run.snapshots, n, None if images is None else features, run)
 
 
-def _check_matrix(c: ArrayLike, name: str) -> None:
-    try:
-        square_matrix(c)
-    except ValueError as error:
-        raise ValueError(f"{name} cannot be shown: {error}") from error
-
-
 def _image_views(images: Tensor | Sequence[Tensor] | None) -> Projections | None:
     """Return checked images of both views, from a pair or from one tensor for both."""
     if images is None:
         return None
     pair = (images, images) if isinstance(images, Tensor) else tuple(images)
     if len(pair) != 2:
-        raise ValueError(f"images must be one tensor or a pair, one a view, got {len(pair)}")
+        raise ValueError(f"images must be one tensor or a pair of tensors, got {len(pair)}")
     pair = tuple(torch.as_tensor(view) for view in pair)
     for view in pair:
-        unit_images(view)
+        unit_images(view if view.is_floating_point() else view[:1])  # the range of bytes needs no check
     if len(pair[0]) != len(pair[1]):
-        raise ValueError(f"the views must hold one image a pair, got {len(pair[0])} and {len(pair[1])}")
+        raise ValueError(f"both views must have the same number of images, got {len(pair[0])} and {len(pair[1])}")
     return pair
 
 
@@ -234,7 +230,7 @@ class CorrelationExplorer(anywidget.AnyWidget):
 
     Raises
     ------
-    ValueError
+    ValueError, TypeError
         If a matrix is not finite or not square, n or d is below 2, or the images do not match the rows.
 
     Examples

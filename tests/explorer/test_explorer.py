@@ -182,7 +182,7 @@ BAD = {
         ValueError,
         "got 30 and 9",
     ),
-    "three views": (lambda _: CorrelationExplorer(*Z, images=(pixels(),) * 3), ValueError, "one a view, got 3"),
+    "three views": (lambda _: CorrelationExplorer(*Z, images=(pixels(),) * 3), ValueError, "pair of tensors, got 3"),
     "images that are none": (lambda _: CorrelationExplorer(*Z, images=Z[0]), ValueError, r"\(n, c, h, w\)"),
     "run without a snapshot": (
         lambda path: CorrelationExplorer(run_of(path, steps=())),
