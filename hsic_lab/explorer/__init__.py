@@ -141,10 +141,8 @@ class _Panel:
         return max((s for s in self.snapshots if s <= step), default=min(self.snapshots))
 
 
-def _panels(
-    source: Source | Mapping[str, Source] | None, images: Projections | None, samples: int | None
-) -> dict[str, _Panel]:
-    """Return the panels by name."""
+def _panels(source: Any, images: Projections | None, samples: int | None) -> dict[str, _Panel]:
+    """Return the panels of the first argument of `CorrelationExplorer` by name."""
     sources = {} if source is None else source if isinstance(source, Mapping) else {None: source}
     panels = {}
     for name, one in sources.items():
@@ -171,27 +169,27 @@ def _panel(name: str, source: Run | Projections, images: Projections | None, sam
 
 
 def _run_panel(run: Run, images: Projections | None, samples: int | None) -> _Panel:
-    def features() -> Projections:
-        network = torch.nn.Sequential(run.encoder, run.projector)
-        return tuple(extract_features(network, view) for view in images)
-
     n = run.metadata.get("held_out_pairs", SNAPSHOT_PAIRS) if samples is None else samples  # old runs have no such key
-    return _Panel(run.snapshots, n, None if images is None else features, run)
+    return _Panel(run.snapshots, n, None if images is None else lambda: _project(run, *images), run)
+
+
+def _project(run: Run, images_a: Tensor, images_b: Tensor) -> Projections:
+    network = torch.nn.Sequential(run.encoder, run.projector)
+    return extract_features(network, images_a), extract_features(network, images_b)
 
 
 def _image_views(images: Tensor | Sequence[Tensor] | None) -> Projections | None:
     """Return checked images of both views, from a pair or from one tensor for both."""
     if images is None:
         return None
-    pair = (images, images) if isinstance(images, Tensor) else tuple(images)
-    if len(pair) != 2:
-        raise ValueError(f"images must be one tensor or a pair of tensors, got {len(pair)}")
-    pair = tuple(torch.as_tensor(view) for view in pair)
-    for view in pair:
+    if not isinstance(images, Tensor) and len(images) != 2:
+        raise ValueError(f"images must be one tensor or a pair of tensors, got {len(images)}")
+    a, b = (images, images) if isinstance(images, Tensor) else map(torch.as_tensor, images)
+    for view in (a, b):
         unit_images(view if view.is_floating_point() else view[:1])  # the range of bytes needs no check
-    if len(pair[0]) != len(pair[1]):
-        raise ValueError(f"both views must have the same number of images, got {len(pair[0])} and {len(pair[1])}")
-    return pair
+    if len(a) != len(b):
+        raise ValueError(f"both views must have the same number of images, got {len(a)} and {len(b)}")
+    return a, b
 
 
 def _image_urls(images: Tensor, rows: np.ndarray) -> list[str]:
@@ -247,7 +245,7 @@ class CorrelationExplorer(anywidget.AnyWidget):
     _esm = "\n".join((_FOLDER / name).read_text(encoding="utf-8") for name in _SCRIPTS)
     _css = _FOLDER / "explorer.css"
 
-    panels = traitlets.List().tag(sync=True)
+    panels = traitlets.List(traitlets.Dict()).tag(sync=True)
     colors = traitlets.Bytes().tag(sync=True)
     orders = traitlets.Dict().tag(sync=True)
     latest = traitlets.Dict().tag(sync=True)  # the newest matrix, for a browser that connects later
@@ -266,10 +264,8 @@ class CorrelationExplorer(anywidget.AnyWidget):
         samples: int | None = None,
         limit: float = 1.0,
     ) -> None:
-        if z_b is not None:
-            source = (source, z_b)
         self._images, self._samples = _image_views(images), samples
-        self._panels = _panels(source, self._images, samples)
+        self._panels = _panels(source if z_b is None else (source, z_b), self._images, samples)
         self._features: dict[int, tuple[int, Projections]] = {}  # of the newest step of a panel
         super().__init__(limit=limit)
         self.colors = matplotlib.colormaps[DIVERGING](np.arange(256), bytes=True)[:, :3].tobytes()
@@ -304,16 +300,16 @@ class CorrelationExplorer(anywidget.AnyWidget):
             orders[name] = feature_order(panel.snapshots[panel.newest], self.order)
         return matrix_figure(matrices, pairs, self.limit, orders)
 
-    def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict, dict]:
+    def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict, dict] | None:
         """Return the widget, and `figure` as an image for pages on which widgets do not run."""
-        data, metadata = super()._repr_mimebundle_(**kwargs)
-        if self._panels:
+        bundle = super()._repr_mimebundle_(**kwargs)
+        if bundle is not None and self._panels:
             buffer = io.BytesIO()
             figure = self.figure()
             figure.savefig(buffer, format="png", dpi=100)
             plt.close(figure)
-            data["image/png"] = base64.b64encode(buffer.getvalue()).decode()
-        return data, metadata
+            bundle[0]["image/png"] = base64.b64encode(buffer.getvalue()).decode()
+        return bundle
 
     @traitlets.validate("limit")
     def _positive(self, proposal: dict) -> float:

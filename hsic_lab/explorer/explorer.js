@@ -1,7 +1,7 @@
-// The explorer's view: controls, heatmaps, charts, and what is behind a cell. The kernel is asked for matrices that are
-// not here yet, spectra, orders and samples; everything else happens in the browser.
+// The view of the explorer: controls, heatmaps, charts, and the samples of a cell. The kernel sends missing matrices,
+// spectra, orders and samples; the browser does everything else.
 
-const HALVES = [0.05, 0.1, 0.2, 0.5, 1]; // half the axis of the off-diagonal histogram
+const HALVES = [0.05, 0.1, 0.2, 0.5, 1]; // half the width of the off-diagonal histogram
 const ORDER_NAMES = { index: "as they are", diagonal: "by diagonal", cluster: "by clustering" };
 
 function control(words, input) {
@@ -76,7 +76,7 @@ class Explorer {
     return [...new Set(this.model.get("panels").flatMap((panel) => panel.steps))].sort((a, b) => a - b);
   }
 
-  // What panel `index` shows at a step: its newest matrix that is not later.
+  // The step that panel `index` shows: its newest one that is not later.
   at(index, step) {
     const { steps } = this.model.get("panels")[index];
     return steps.filter((one) => one <= step).pop() ?? steps[0];
@@ -107,7 +107,7 @@ class Explorer {
     drawColorBar(this.barCanvas, bytesOf(model.get("colors")));
     const shown = panels.map((_, index) => [index, this.at(index, step)]);
     const present = shown.map(([index, at]) => store.matrices.get(store.key(index, at)));
-    // Entries beyond the ends share their colors, which the signs say; rounding is not beyond.
+    // A sign marks an end of the color scale that entries exceed by more than rounding.
     const above = present.some((matrix) => matrix?.highest > limit + 1e-5) ? "\u2265" : "";
     const below = present.some((matrix) => matrix?.lowest < -limit - 1e-5) ? "\u2264" : "";
     const ends = [above + number(limit), number(0), below + number(-limit)];

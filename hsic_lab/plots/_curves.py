@@ -1,6 +1,7 @@
 """Curves and bars of training histories, probes, ablations and diagnostics."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -211,7 +212,7 @@ def plot_probe(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
         ax.barh(position, values.mean(), height=0.6, color=PALETTE[0], alpha=0.35)
         ax.plot(values, [position] * len(values), "o", color=PALETTE[0], markeredgecolor="white")
         words = f"{100 * values.mean():.1f} ± {values.std():.1%}" if len(values) > 1 else f"{values.mean():.1%}"
-        place = {"xytext": (8, 0), "textcoords": "offset points", "va": "center", "fontsize": "small"}
+        place: dict[str, Any] = {"xytext": (8, 0), "textcoords": "offset points", "va": "center", "fontsize": "small"}
         ax.annotate(words, (values.max(), position), **place)
     for chance in frame["chance"].unique():
         dashed_line(ax, chance, "chance", vertical=True, xytext=(0, 2), ha="center", va="bottom")

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import ArrayLike
 
@@ -56,13 +57,11 @@ def plot_cross_correlation(
     ax = axes_or_new(ax, 4.8, 4.4)
     image = _draw_matrix(ax, matrix, norm, title)
     if colorbar:
-        _color_bar(image, [matrix], ax=ax, shrink=0.75)
+        _color_bar(image, [matrix], limit, ax=ax, shrink=0.75)
     return ax
 
 
-def compare_cross_correlations(
-    panels: Mapping[str, ArrayLike] | Mapping[str, Mapping[str, ArrayLike]], limit: float = 1.0
-) -> Figure:
+def compare_cross_correlations(panels: Mapping[str, ArrayLike | Mapping[str, ArrayLike]], limit: float = 1.0) -> Figure:
     """Heatmaps of several cross-correlation matrices with one color scale and one color bar.
 
     Parameters
@@ -89,7 +88,7 @@ def compare_cross_correlations(
     """
     if not panels:
         raise ValueError("panels must hold at least one matrix, got none")
-    rows = panels if isinstance(next(iter(panels.values())), Mapping) else {"": panels}
+    rows: Mapping[str, Any] = panels if isinstance(next(iter(panels.values())), Mapping) else {"": panels}
     columns = list(next(iter(rows.values())))
     for name, row in rows.items():
         if list(row) != columns:
@@ -101,7 +100,7 @@ def compare_cross_correlations(
     figure, axes = plt.subplots(len(rows), len(columns), squeeze=False, layout="constrained", figsize=size)
     for ax, matrix, title in zip(axes.flat, matrices, titles, strict=True):
         image = _draw_matrix(ax, matrix, norm, title)
-    _color_bar(image, matrices, ax=axes, shrink=0.9 if len(rows) == 1 else 0.6, aspect=25)
+    _color_bar(image, matrices, limit, ax=axes, shrink=0.9 if len(rows) == 1 else 0.6, aspect=25)
     return figure
 
 
@@ -233,15 +232,15 @@ def matrix_figure(
     matrices = {title: square_matrix(c) for title, c in panels.items()}
     pairs = n if isinstance(n, Mapping) else dict.fromkeys(matrices, n)
     summaries = {title: CorrelationSummary.from_matrix(c, pairs[title]) for title, c in matrices.items()}
-    figure = plt.figure(figsize=(4.1 * len(matrices) + 4.1, 5.8), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.12)
+    size = (4.1 * len(matrices) + 4.1, 5.8)
+    figure = plt.figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.12))
     grid = figure.add_gridspec(3, len(matrices) + 1, width_ratios=[1] * len(matrices) + [0.85])
     heatmaps = [figure.add_subplot(grid[:, column]) for column in range(len(matrices))]
     for ax, (title, c) in zip(heatmaps, matrices.items(), strict=True):
         positions = feature_order(c, order) if isinstance(order, str) else order[title]
         image = _draw_matrix(ax, c[np.ix_(positions, positions)], norm, title)
         ax.set_xlabel(f"feature of view B\n\n{_in_words(summaries[title])}")
-    _color_bar(image, list(matrices.values()), ax=heatmaps, location="left", shrink=0.6, aspect=30)
+    _color_bar(image, list(matrices.values()), limit, ax=heatmaps, location="left", shrink=0.6, aspect=30)
     diagonal, rest, values = (figure.add_subplot(grid[row, -1]) for row in range(3))
     _histograms(diagonal, rest, matrices, summaries)
     for c in matrices.values():
@@ -307,9 +306,9 @@ def _diverging_norm(limit: float) -> Normalize:
     return Normalize(-limit, limit)
 
 
-def _color_bar(image: AxesImage, matrices: Sequence[np.ndarray], **layout: Any) -> None:
+def _color_bar(image: AxesImage, matrices: Sequence[np.ndarray], limit: float, **layout: Any) -> None:
     """Add a color bar with arrows at the ends that entries exceed by more than rounding."""
-    limit = image.norm.vmax * (1 + 1e-6)
+    limit *= 1 + 1e-6
     below, above = min(matrix.min() for matrix in matrices) < -limit, max(matrix.max() for matrix in matrices) > limit
     extend = ("both" if above else "min") if below else ("max" if above else "neither")
     image.figure.colorbar(image, label="correlation", extend=extend, **layout)

@@ -1,6 +1,7 @@
 """Plots of samples: spectra, embeddings and pairs of images."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -37,17 +38,16 @@ def plot_spectrum(values: ArrayLike, ax: Axes | None = None, label: str | None =
     >>> from hsic_lab.plots import plot_spectrum
     >>> ax = plot_spectrum([3.0, 1.0, 0.1], label="features")
     """
-    values = to_array(values).astype(np.float64)
-    if values.ndim not in (1, 2) or values.size == 0 or not np.isfinite(values).all():
-        raise ValueError(f"values must be finite, of shape (n, d) or (r,), got shape {values.shape}")
-    if values.ndim == 2:
-        values = np.linalg.svd(values - values.mean(axis=0), compute_uv=False)
-    if values.min() < 0 or values.max() == 0:
-        raise ValueError(f"singular values must be >= 0, one > 0, got {values.min()} to {values.max()}")
+    z = to_array(values).astype(np.float64)
+    if z.ndim not in (1, 2) or z.size == 0 or not np.isfinite(z).all():
+        raise ValueError(f"values must be finite, of shape (n, d) or (r,), got shape {z.shape}")
+    singular = np.linalg.svd(z - z.mean(axis=0), compute_uv=False) if z.ndim == 2 else z
+    if singular.min() < 0 or singular.max() == 0:
+        raise ValueError(f"singular values must be >= 0, one > 0, got {singular.min()} to {singular.max()}")
     ax = axes_or_new(ax, 5.2, 3.4)
-    values = np.sort(values)[::-1] / values.max()
     color = PALETTE[len(ax.get_lines()) % len(PALETTE)]
-    ax.plot(np.arange(1, len(values) + 1), values, label=label, color=color, linewidth=1.8)
+    index = np.arange(1, len(singular) + 1)
+    ax.plot(index, np.sort(singular)[::-1] / singular.max(), label=label, color=color, linewidth=1.8)
     ax.set(yscale="log", xlabel="index", ylabel="singular value / largest")
     ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     if label is not None:
@@ -85,28 +85,28 @@ def plot_embedding(z: ArrayLike, labels: ArrayLike | None = None, ax: Axes | Non
         raise ValueError(f"z must be finite, of shape (n, d) with n and d at least 2, got shape {z.shape}")
     if not (z != z[:1]).any():
         raise ValueError(f"z must have rows that differ, got {len(z)} equal rows")
-    if labels is not None and (labels := to_array(labels)).shape != (len(z),):
-        raise ValueError(f"labels must have shape ({len(z)},), one a row of z, got {labels.shape}")
+    classes = None if labels is None else to_array(labels)
+    if classes is not None and classes.shape != (len(z),):
+        raise ValueError(f"labels must have shape ({len(z)},), one a row of z, got {classes.shape}")
     unit = np.abs(z).max()  # squares of very large or small values leave float32
     pca = PCA(2, svd_solver="randomized" if min(z.shape) > 64 else "full", random_state=0).fit(z / unit)
     shown = np.linspace(0, len(z) - 1, min(len(z), _MAX_POINTS)).astype(int)
     x, y = unit * pca.transform(z[shown] / unit).T
     ax = axes_or_new(ax, 5.6, 4.4)
-    look = {"s": 9, "linewidths": 0, "alpha": 0.7, "rasterized": True}
-    if labels is None:
+    look: dict[str, Any] = {"s": 9, "linewidths": 0, "alpha": 0.7, "rasterized": True}
+    if classes is None:
         ax.scatter(x, y, color="C0", **look)
     else:
-        labels = labels[shown]
-        names, counts = np.unique(labels, return_counts=True)
+        classes = classes[shown]
+        names, counts = np.unique(classes, return_counts=True)
         colored = sorted(names[np.argsort(-counts, kind="stable")[:_MAX_COLORS]])
-        rest = ~np.isin(labels, colored)
+        rest = ~np.isin(classes, colored)
         if rest.any():
             ax.scatter(x[rest], y[rest], color=QUIET, label=f"others ({len(names) - _MAX_COLORS})", **look)
         palette = sns.color_palette("colorblind" if len(colored) <= 10 else "husl", len(colored))
         for name, color in zip(colored, palette, strict=True):
-            ax.scatter(x[labels == name], y[labels == name], color=color, label=str(name), **look)
-        columns = 1 if len(colored) <= 12 else 2
-        place = {"loc": "center left", "bbox_to_anchor": (1, 0.5), "ncols": columns}
+            ax.scatter(x[classes == name], y[classes == name], color=color, label=str(name), **look)
+        place: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1, 0.5), "ncols": 1 + (len(colored) > 12)}
         ax.legend(frameon=False, fontsize="small", markerscale=2, **place)
     shares = pca.explained_variance_ratio_
     ax.set(xlabel=f"principal axis 1 ({shares[0]:.0%})", ylabel=f"principal axis 2 ({shares[1]:.0%})")

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -132,15 +133,15 @@ def read_embeddings(path: str | Path, second: str | Path | None = None, labels: 
     if second is not None:
         other = _read(Path(second))
         if found.z_b is not None or other.z_b is not None:
-            both = path if found.z_b is not None else second
-            raise ValueError(f"two files must hold one view each, and {both} holds two")
+            raise ValueError(
+                f"two files must hold one view each; {path if found.z_b is not None else second} holds two"
+            )
         if found.rows != other.rows:
             raise ValueError(f"the views must have the same shape; {path} and {second} have different numbers of rows")
-        given = found.labels if found.labels is not None else other.labels
-        both = labels is None and other.labels is not None
-        if both and not np.array_equal(given.astype(str), other.labels.astype(str)):
+        given = [one.labels for one in (found, other) if one.labels is not None]
+        if labels is None and len(given) == 2 and not np.array_equal(given[0].astype(str), given[1].astype(str)):
             raise ValueError(f"the labels in {path} and {second} differ: their rows are not the same images in order")
-        found = replace(found, z_b=other.z_a, labels=given, name=f"{found.name} and {other.name}")
+        found = replace(found, z_b=other.z_a, labels=given[0] if given else None, name=f"{found.name} and {other.name}")
     if labels is not None:
         if found.rows is not None:
             raise ValueError(f"{labels}: rows were sampled, so the labels must be in the file of the embeddings")
@@ -323,15 +324,15 @@ def _assemble(path: Path, shapes: Shapes, get: Callable[[str], np.ndarray | Tens
     n, d = shapes[views[0]]
     if known is not None and shapes[known] != (n,):
         raise ValueError(f"{n} rows need as many labels, got {shapes[known][0]}")
-    rows = slice(None)
+    rows: Any = slice(None)
     if n * d > MAX_VALUES:
         rows = np.sort(np.random.default_rng(0).choice(n, MAX_VALUES // d, replace=False))
     z = [real_floats(get(name)[rows], f"array {name!r}") for name in views]
     labels = None if known is None else _plain_labels(get(known), path)[rows]
     unused = [name for name in shapes if name not in (*views, known)]
     note = f"Not used: {', '.join(unused)}" if unused else ""
-    source_rows = n if len(z[0]) < n else None
-    return Embeddings(*z, *[None] * (2 - len(z)), labels, name=path.name, rows=source_rows, note=note)
+    z_b, source_rows = z[1] if len(z) == 2 else None, n if len(z[0]) < n else None
+    return Embeddings(z[0], z_b, labels, name=path.name, rows=source_rows, note=note)
 
 
 def _check_shapes(name: str, shapes: list[tuple[int, ...]]) -> None:
@@ -354,17 +355,20 @@ def _checked_sizes(shapes: Shapes) -> Shapes:
 
 def real_floats(values: np.ndarray | Tensor, name: str) -> Tensor:
     """Return real numbers as float32 on the CPU; raise ValueError for others, and outside the range of float32."""
-    array = isinstance(values, np.ndarray)
-    if not (values.dtype.kind in "iuf" if array else not values.is_complex() and values.dtype != torch.bool):
+    if isinstance(values, np.ndarray):
+        real = values.dtype.kind in "iuf"
+    else:
+        real = not values.is_complex() and values.dtype != torch.bool
+    if not real:
         raise ValueError(f"{name} must hold real numbers, got {values.dtype}")
-    with np.errstate(over="ignore", under="ignore"):  # checked below
-        # An array is copied: a memory map is read-only, and its file may change.
-        floats = np.array(values, "f4", order="C") if array else values.detach().to("cpu", torch.float32)
+    # An array is copied because a memory map is read-only and its file may change. The range is checked below.
+    with np.errstate(over="ignore", under="ignore"):
+        copied = np.array(values, "f4", order="C") if isinstance(values, np.ndarray) else values.detach().cpu().float()
     wide = str(values.dtype).endswith("float64") and 0 not in values.shape
     largest = float(max(values.max(), -values.min())) if wide else 0.0
-    if np.isfinite(largest) and (largest > torch.finfo(torch.float32).max or (largest > 0 and not floats.any())):
+    if np.isfinite(largest) and (largest > torch.finfo(torch.float32).max or (largest > 0 and not copied.any())):
         raise ValueError(f"{name} reaches {largest:.3g}, outside the range of float32: rescale it")
-    return torch.as_tensor(floats)
+    return torch.as_tensor(copied)
 
 
 def _plain_labels(values: object, source: object) -> np.ndarray:

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
@@ -99,7 +100,8 @@ def write_report(source: Source, path: str | Path, *, reference: Tensor | np.nda
         if len(reference) != len(found.z_a):
             raise ValueError(f"reference must have a row for each of the {len(found.z_a)} rows, got {len(reference)}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = report_html(found, reference)
+    with torch.no_grad(), plt.rc_context({"axes.spines.top": False, "axes.spines.right": False, "font.size": 10}):
+        text = report_html(found, reference)
     replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
     return path
 
@@ -113,11 +115,10 @@ def as_embeddings(source: Source) -> Embeddings:
     views = source if isinstance(source, tuple) else (source,)
     if not 1 <= len(views) <= 2 or not all(isinstance(z, Tensor | np.ndarray) for z in views):
         raise TypeError(f"source must be one array (n, d) or a pair of them, got {[type(z).__name__ for z in views]}")
-    return Embeddings(*(real_floats(z, "the source") for z in views))
+    z = [real_floats(view, "the source") for view in views]
+    return Embeddings(z[0], z[1] if len(z) == 2 else None)
 
 
-@torch.no_grad()
-@plt.rc_context({"axes.spines.top": False, "axes.spines.right": False, "font.size": 10})
 def report_html(found: Embeddings, reference: Tensor | None = None) -> str:
     """Return the text of the page; the template escapes all values."""
     frame = diagnose(found.z_a, found.z_b)
@@ -177,8 +178,8 @@ def _correlation(z_a: Tensor, z_b: Tensor | None) -> dict[str, Any]:
     summary = CorrelationSummary.from_matrix(c, len(z_a))
     diagonal, off = (np.clip(part, -1, 1) for part in (c.diagonal(), off_diagonal(c)))  # rounding may exceed 1
     finer_limit = float(np.clip(np.quantile(np.abs(off), 0.99), 0.01, 1))
-    figure, axes = plt.subplots(1, 3, figsize=(12.6, 4.2), layout="constrained", width_ratios=(1, 1, 0.8))
-    figure.get_layout_engine().set(w_pad=0.1)
+    layout = ConstrainedLayoutEngine(w_pad=0.1)
+    figure, axes = plt.subplots(1, 3, figsize=(12.6, 4.2), layout=layout, width_ratios=(1, 1, 0.8))
     for ax, limit, title in ((axes[0], 1.0, "C"), (axes[1], finer_limit, "C, a finer color scale")):
         plot_cross_correlation(c, ax, limit, title)
         if z_b is None:
@@ -197,7 +198,7 @@ def _correlation(z_a: Tensor, z_b: Tensor | None) -> dict[str, Any]:
 def _spectrum(z_a: Tensor, z_b: Tensor | None) -> dict[str, Any]:
     """Return the figure of the spectrum with its numbers, nothing if all rows are equal."""
     rows = sample(len(z_a), SPECTRUM_ROWS)
-    values = {}
+    values: dict[str, Tensor] = {}
     for name, z in (("view A", z_a), ("view B", z_b)):
         if z is not None and (z != z[:1]).any():
             part = covariance_spectrum(z[rows]).sqrt()
@@ -218,8 +219,9 @@ def _principal_axes(found: Embeddings) -> dict[str, Any]:
     z = found.z_a if found.features is None else found.features
     if not (z != z[:1]).any():
         return {}
-    ax = plot_embedding(z, found.labels)
-    return {"axis_names": (ax.get_xlabel(), ax.get_ylabel()), "principal_axes": _png(ax.figure)}
+    figure, ax = plt.subplots(figsize=(5.6, 4.4), layout="constrained")
+    plot_embedding(z, found.labels, ax)
+    return {"axis_names": (ax.get_xlabel(), ax.get_ylabel()), "principal_axes": _png(figure)}
 
 
 def sample(n: int, most: int, seed: int = 0) -> np.ndarray:
@@ -229,8 +231,8 @@ def sample(n: int, most: int, seed: int = 0) -> np.ndarray:
 
 def similarity_table(z_a: Tensor, z_b: Tensor | None, reference: Tensor | None) -> pd.DataFrame:
     """Return unbiased CKA of every pair among the views and the reference; NaN if it is not defined."""
-    views = {"view A": z_a, "view B": z_b, "the reference": reference}
-    views = {name: z for name, z in views.items() if z is not None}
+    given = (("view A", z_a), ("view B", z_b), ("the reference", reference))
+    views = {name: z for name, z in given if z is not None}
     rows = []
     for a, b in itertools.combinations(views, 2):
         for name, kernel, most in (

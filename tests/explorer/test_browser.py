@@ -165,8 +165,12 @@ def colored(matrix, limit=1.0):
     return matplotlib.colormaps[DIVERGING](Normalize(-limit, limit)(matrix), bytes=True)[..., :3]
 
 
-def step_of(found):
-    return [int(canvas.get_attribute("data-step")) for canvas in found.locator("canvas[data-step]").all()]
+def wait_for_step(page, found, *steps):
+    """Wait until the heatmaps of an explorer show these steps."""
+    shown = "e => [...e.querySelectorAll('canvas[data-step]')].map(c => c.dataset.step).join()"
+    page.wait_for_function(
+        f"([e, steps]) => ({shown})(e) == steps", arg=[found.element_handle(), ",".join(map(str, steps))]
+    )
 
 
 def set_range(found, name, value):
@@ -185,16 +189,15 @@ def explorers(lab, page):
 def test_slider_and_click_show_steps_and_samples(explorers):
     page, shown = explorers, explorer(explorers, 2)
     wanted = snapshots()
-    assert step_of(shown) == [25, 25]
+    wait_for_step(page, shown, 25, 25)
     np.testing.assert_array_equal(pixels(shown), colored(wanted[25].double().numpy()))
     slider = shown.locator("[data-control=step]")
     slider.focus()
     page.keyboard.press("Home")
-    page.wait_for_function("e => e.querySelector('canvas[data-step]').dataset.step == 0", arg=shown.element_handle())
-    assert step_of(shown) == [0, 0]
+    wait_for_step(page, shown, 0, 0)
     np.testing.assert_array_equal(pixels(shown), colored(wanted[0].double().numpy()))
     page.keyboard.press("End")
-    page.wait_for_function("e => e.querySelector('canvas[data-step]').dataset.step == 25", arg=shown.element_handle())
+    wait_for_step(page, shown, 25, 25)
     np.testing.assert_array_equal(pixels(shown), colored(wanted[25].double().numpy()))
 
     canvas = shown.locator("canvas[data-step]").first
@@ -212,6 +215,7 @@ def test_slider_and_click_show_steps_and_samples(explorers):
 
 def test_panels_have_colors_and_a_training_adds_panels(explorers):
     live = explorer(explorers, 3)
+    wait_for_step(explorers, live, 25, 25)
     assert live.locator(".title").all_inner_texts() == ["first", "second"]
     colors = live.locator(".swatch").evaluate_all("all => all.map(e => getComputedStyle(e).backgroundColor)")
     wanted = [tuple(round(255 * part) for part in matplotlib.colors.to_rgb(color)) for color in PALETTE[:2]]
