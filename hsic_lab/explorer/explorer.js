@@ -2,7 +2,7 @@
 // spectra, orders and samples; the browser does everything else.
 
 const HALVES = [0.05, 0.1, 0.2, 0.5, 1]; // half the width of the off-diagonal histogram
-const ORDER_NAMES = { index: "as they are", diagonal: "by diagonal", cluster: "by clustering" };
+const ORDER_NAMES = { index: "by index", diagonal: "by diagonal", cluster: "by clustering" };
 
 function control(words, input) {
   return element("label", {}, words, input);

@@ -262,9 +262,13 @@ def test_heatmap_shows_the_matrix(explorers):
     assert len(pixels(small)) == 5
 
 
-def test_notebooks_run_in_jupyterlab(lab, page):
+def test_quickstart_runs_in_jupyterlab(lab, page):
     cells = run_all(page, lab, "00_quickstart")
     assert sum("image/png" in o.get("data", {}) for cell in cells for o in cell["outputs"]) >= 4
+    assert page.errors == []
+
+
+def test_explorer_notebook_runs_in_jupyterlab(lab, page):
     run_all(page, lab, "04_reading_cross_correlation")
     assert explorer(page, 2).locator(".title").all_inner_texts() == ["digit", "position", "colour", "background"]
     assert page.errors == []
