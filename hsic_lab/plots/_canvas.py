@@ -52,7 +52,7 @@ def value_label(value: str, evaluation: str) -> str:
 
 
 def dashed_line(ax: Axes, value: float, label: str, *, vertical: bool = False, **text: Any) -> None:
-    """Draw a labelled reference line across the axes; `text` places the label relative to the end of the line."""
+    """Draw a labeled reference line across the axes; `text` places the label relative to the end of the line."""
     (ax.axvline if vertical else ax.axhline)(value, color=QUIET, linestyle="--", linewidth=1)
     coordinates = ("data", "axes fraction") if vertical else ("axes fraction", "data")
     text |= {"textcoords": "offset points", "color": QUIET, "fontsize": "small", "annotation_clip": False}

@@ -252,7 +252,7 @@ def plot_few_labels(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     for chance in frame["chance"].unique():
         dashed_line(ax, chance, "chance", xytext=(0, -2), ha="right", va="top")
     sizes = sorted(frame["per_class"].unique())
-    ax.set(xscale="log", ylim=(0, 1), xlabel="labelled images per class", ylabel="test accuracy of the linear probe")
+    ax.set(xscale="log", ylim=(0, 1), xlabel="labeled images per class", ylabel="test accuracy of the linear probe")
     ax.set_xticks(sizes, [str(size) for size in sizes])
     ax.xaxis.set_minor_locator(NullLocator())
     ax.yaxis.set_major_formatter(PercentFormatter(1))

@@ -255,7 +255,7 @@ def matrix_figure(
 def _draw_cells(
     ax: Axes, frame: pd.DataFrame, values: np.ndarray, texts: Sequence[str], names: tuple[str, str]
 ) -> AxesImage:
-    """Draw values from 0 to 1 as cells with texts, labelled by the frame; `names` are those of the axes."""
+    """Draw values from 0 to 1 as cells with texts, labeled by the frame; `names` are those of the axes."""
     image = ax.imshow(values, cmap=SEQUENTIAL, norm=Normalize(0, 1), interpolation="nearest")
     for axis, labels, name in ((ax.xaxis, frame.columns, names[0]), (ax.yaxis, frame.index, names[1])):
         shown = range(0, len(labels), -(-len(labels) // 39))
