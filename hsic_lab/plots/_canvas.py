@@ -14,22 +14,12 @@ DIVERGING = "RdBu_r"
 SEQUENTIAL = "viridis"
 QUIET = "0.4"  # the gray of reference lines and of secondary text
 MARKERS = "osD^vPX*"
-PROBE_NAMES = {"linear": "linear probe", "knn": "weighted kNN"}
 
 
 def set_theme() -> None:
-    """Set the theme of the project's figures. Call it once, at the top of a notebook.
-
-    Examples
-    --------
-    >>> set_theme()
-    """
-    sns.set_theme(
-        context="notebook",
-        style="ticks",
-        palette="colorblind",
-        rc={"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "figure.dpi": 110},
-    )
+    """Set the theme of the project's figures. Call it once, at the top of a notebook."""
+    rc = {"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "figure.dpi": 110}
+    sns.set_theme(style="ticks", palette="colorblind", rc=rc)
 
 
 def axes_or_new(ax: Axes | None, width: float, height: float) -> Axes:
@@ -47,7 +37,7 @@ def require_columns(frame: pd.DataFrame, columns: Sequence[str]) -> None:
 
 def value_label(value: str, evaluation: str) -> str:
     """Return the axis label of a column of an ablation table."""
-    kind = PROBE_NAMES.get(evaluation, evaluation)
+    kind = {"linear": "linear probe", "knn": "weighted kNN"}.get(evaluation, evaluation)
     return f"test accuracy ({kind})" if value == "accuracy" else value.replace("_", " ")
 
 
@@ -59,7 +49,7 @@ def dashed_line(ax: Axes, value: float, label: str, *, vertical: bool = False, *
     ax.annotate(label, (value, 1) if vertical else (1, value), xycoords=coordinates, **text)
 
 
-def line_with_band(ax: Axes, x: ArrayLike, frame: pd.DataFrame, number: int, label: str) -> None:
+def draw_band(ax: Axes, x: ArrayLike, frame: pd.DataFrame, number: int, label: str) -> None:
     """Draw the column `mean` of the frame with the band from `low` to `high`, in the color of this number."""
     color = PALETTE[number % len(PALETTE)]
     ax.fill_between(x, frame["low"], frame["high"], color=color, alpha=0.15, linewidth=0)

@@ -1,7 +1,6 @@
 """Curves and bars of training histories, probes, ablations and diagnostics."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -11,18 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
 
 from hsic_lab._statistics import few_label_summary, summarize
-from hsic_lab.plots._canvas import (
-    PALETTE,
-    QUIET,
-    axes_or_new,
-    dashed_line,
-    line_with_band,
-    require_columns,
-    value_label,
-)
+from hsic_lab.plots._canvas import PALETTE, QUIET, axes_or_new, dashed_line, draw_band, require_columns, value_label
 
 _LINE_STYLES = ("-", "--", ":", "-.")
-_NO_FAULT = ("healthy", "redundant", "not judged")
 
 
 def plot_history(
@@ -35,16 +25,11 @@ def plot_history(
     Parameters
     ----------
     frame : DataFrame or mapping of str to DataFrame
-        One run, or several runs by name.
+        One run, or several runs by name; a step occurs once in a run.
     ax : Axes, optional
         Where to draw; a new figure by default.
-    columns : sequence of str
+    columns : sequence of str, default ("loss",)
         The columns to draw.
-
-    Raises
-    ------
-    ValueError
-        If a column is missing, a run is empty, or a step occurs twice in one run.
 
     Examples
     --------
@@ -69,7 +54,7 @@ def plot_history(
 
 
 def history_figure(runs: Mapping[str, pd.DataFrame], dimension: int) -> Figure:
-    """Loss per feature, and the mean diagonal and off-diagonal entries of C during training.
+    """Figure of the loss per feature, and of the mean diagonal and off-diagonal entries of C, during training.
 
     Dashed lines mark the target 1 of the diagonal, the target 0 of the off-diagonal entries, and ``-1/(d-1)``, the
     smallest mean off-diagonal correlation of d standardized features.
@@ -80,25 +65,12 @@ def history_figure(runs: Mapping[str, pd.DataFrame], dimension: int) -> Figure:
         Histories by name, with the columns ``step, loss, diagonal, off_diagonal``.
     dimension : int
         The width d of C, at least 2.
-
-    Returns
-    -------
-    Figure
-
-    Examples
-    --------
-    >>> import pandas as pd
-    >>> from hsic_lab.plots import history_figure
-    >>> columns = {"step": [0, 10], "loss": [64.0, 30.0], "diagonal": [0.2, 0.8], "off_diagonal": [0.1, 0.0]}
-    >>> figure = history_figure({"Barlow Twins": pd.DataFrame(columns)}, dimension=64)
     """
     if dimension < 2:
         raise ValueError(f"dimension must be at least 2, got {dimension}")
     runs = _runs(runs, ["loss", "diagonal", "off_diagonal"])
-    figure = plt.figure(figsize=(9.5, 4.0), layout="constrained")
-    grid = figure.add_gridspec(2, 2)
-    loss, diagonal = figure.add_subplot(grid[:, 0]), figure.add_subplot(grid[0, 1])
-    off = figure.add_subplot(grid[1, 1], sharex=diagonal)
+    figure, axes = plt.subplot_mosaic("ld;lo", figsize=(9.5, 4.0), layout="constrained")
+    loss, diagonal, off = axes.values()
     plot_history({name: run.assign(loss=run["loss"] / dimension) for name, run in runs.items()}, loss)
     loss.set(ylabel="loss / d", title="loss per feature")
     for ax, column in ((diagonal, "diagonal"), (off, "off_diagonal")):
@@ -136,8 +108,7 @@ def plot_ablation(
 ) -> Axes:
     """Mean over seeds of `value` against the factor `x`, with 95 % t intervals as bands.
 
-    Positive numbers have a logarithmic axis. Other levels stand at equal distances, in the order of the table. A level
-    with one seed has no band.
+    Positive numbers have a logarithmic axis; other levels stand in the order of the table. One seed has no band.
 
     Parameters
     ----------
@@ -148,37 +119,24 @@ def plot_ablation(
     ax : Axes, optional
         Where to draw; a new figure by default.
     value, evaluation : str
-        The column to draw, and the evaluation whose rows are used.
-
-    Raises
-    ------
-    ValueError
-        If a column is missing, `x` is empty in some rows, or a seed occurs twice in a group.
-
-    Examples
-    --------
-    >>> import pandas as pd
-    >>> from hsic_lab.plots import plot_ablation
-    >>> frame = pd.DataFrame({"d": [8, 8, 16, 16], "seed": [0, 1, 0, 1], "accuracy": [0.5, 0.6, 0.7, 0.8]})
-    >>> ax = plot_ablation(frame.assign(evaluation="linear"), "d")
+        The column to draw, and the evaluation whose rows are used. A seed occurs once in a group.
     """
     require_columns(frame, [x, value, *([hue] if hue else [])])
     table = summarize(frame, [x] if hue is None else [hue, x], value=value, evaluation=evaluation)
     if table[x].isna().any():
         raise ValueError(f"the column {x!r} is empty in some rows: give every row a level")
     ax = axes_or_new(ax, 5.6, 3.6)
-    levels = table[x].drop_duplicates().tolist()
     numeric = pd.api.types.is_numeric_dtype(table[x]) and table[x].min() > 0
-    position = {level: level if numeric else i for i, level in enumerate(levels)}
-    table = table.assign(position=table[x].map(position).astype(float))
+    codes, levels = pd.factorize(table[x])
+    table = table.assign(position=table[x] if numeric else codes)
     lines = [("", table)] if hue is None else table.groupby(hue, sort=False, dropna=False)
     for number, (name, rows) in enumerate(lines):
         rows = rows.sort_values("position")
-        line_with_band(ax, rows["position"], rows, number, "none" if pd.isna(name) else str(name))
+        draw_band(ax, rows["position"], rows, number, "none" if pd.isna(name) else str(name))
     if numeric:
         ax.set_xscale("log", base=2)
         ax.xaxis.set_minor_locator(NullLocator())
-    ax.set_xticks([position[level] for level in levels], [f"{v:g}" if numeric else str(v) for v in levels])
+    ax.set_xticks(levels if numeric else range(len(levels)), [f"{v:g}" if numeric else str(v) for v in levels])
     ax.set(xlabel=x.replace("_", " "), ylabel=value_label(value, evaluation))
     if value == "accuracy":
         ax.yaxis.set_major_formatter(PercentFormatter(1))
@@ -198,12 +156,6 @@ def plot_probe(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
         A table of ``probe_table``, with the columns ``representation, accuracy, chance``.
     ax : Axes, optional
         Where to draw; a new figure by default.
-
-    Examples
-    --------
-    >>> import pandas as pd
-    >>> from hsic_lab.plots import plot_probe
-    >>> ax = plot_probe(pd.DataFrame({"representation": ["pixels"], "accuracy": [0.5], "chance": 0.1}))
     """
     require_columns(frame, ["representation", "accuracy", "chance"])
     groups = list(frame.groupby("representation", sort=False)["accuracy"])
@@ -212,8 +164,7 @@ def plot_probe(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
         ax.barh(position, values.mean(), height=0.6, color=PALETTE[0], alpha=0.35)
         ax.plot(values, [position] * len(values), "o", color=PALETTE[0], markeredgecolor="white")
         words = f"{100 * values.mean():.1f} ± {values.std():.1%}" if len(values) > 1 else f"{values.mean():.1%}"
-        place: dict[str, Any] = {"xytext": (8, 0), "textcoords": "offset points", "va": "center", "fontsize": "small"}
-        ax.annotate(words, (values.max(), position), **place)
+        ax.annotate(words, (values.max(), position), (8, 0), textcoords="offset points", va="center", fontsize="small")
     for chance in frame["chance"].unique():
         dashed_line(ax, chance, "chance", vertical=True, xytext=(0, 2), ha="center", va="bottom")
     ax.set_yticks(range(len(groups)), [str(name) for name, _ in groups])
@@ -225,9 +176,7 @@ def plot_probe(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
 
 def plot_few_labels(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Test accuracy against the number of labels per class, with 95 % intervals over seeds as bands.
-
-    The dashed line is chance. With one seed there is no band.
+    """Test accuracy against labels per class, with 95 % intervals over seeds as bands; the dashed line is chance.
 
     Parameters
     ----------
@@ -235,20 +184,13 @@ def plot_few_labels(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
         A table of ``few_label_curve``.
     ax : Axes, optional
         Where to draw; a new figure by default.
-
-    Examples
-    --------
-    >>> import pandas as pd
-    >>> from hsic_lab.plots import plot_few_labels
-    >>> columns = {"representation": "pixels", "per_class": [10, 100], "seed": 0, "accuracy": [0.3, 0.5], "chance": 0.1}
-    >>> ax = plot_few_labels(pd.DataFrame(columns))
     """
     require_columns(frame, ["representation", "per_class", "seed", "accuracy", "chance"])
     ax = axes_or_new(ax, 6.0, 4.0)
     summary = few_label_summary(frame).sort_values("per_class")
     for number, name in enumerate(frame["representation"].unique()):
         rows = summary[summary["representation"] == name]
-        line_with_band(ax, rows["per_class"], rows, number, str(name))
+        draw_band(ax, rows["per_class"], rows, number, str(name))
     for chance in frame["chance"].unique():
         dashed_line(ax, chance, "chance", xytext=(0, -2), ha="right", va="top")
     sizes = sorted(frame["per_class"].unique())
@@ -272,19 +214,11 @@ def plot_diagnostics(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
         A table of ``diagnose``, with the columns ``diagnostic, value, verdict, threshold``.
     ax : Axes, optional
         Where to draw; a new figure by default.
-
-    Examples
-    --------
-    >>> import pandas as pd
-    >>> from hsic_lab.plots import plot_diagnostics
-    >>> row = {"diagnostic": "dead_features", "value": 0.0, "verdict": "healthy", "threshold": "<= 6.4"}
-    >>> ax = plot_diagnostics(pd.DataFrame([row]))
     """
-    wanted = ["diagnostic", "value", "verdict", "threshold"]
-    require_columns(frame, wanted)
+    require_columns(frame, ["diagnostic", "value", "verdict", "threshold"])
     ax = axes_or_new(ax, 9.4, 0.6 + 0.26 * len(frame))
-    for line, row in enumerate(frame[wanted].itertuples(index=False)):
-        fault, healthy = row.verdict not in _NO_FAULT, row.verdict == "healthy"
+    for line, row in enumerate(frame.itertuples(index=False)):
+        fault, healthy = row.verdict not in ("healthy", "redundant", "not judged"), row.verdict == "healthy"
         ink = PALETTE[3] if fault else PALETTE[2] if healthy else QUIET
         ax.plot(0, line, "X" if fault else "o", color=ink, markerfacecolor=ink if fault or healthy else "none")
         value = f"{int(row.value)}" if float(row.value).is_integer() else f"{row.value:.3g}"

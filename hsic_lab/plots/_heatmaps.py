@@ -21,9 +21,6 @@ from hsic_lab.correlation import CorrelationSummary, feature_order, off_diagonal
 from hsic_lab.plots._canvas import DIVERGING, PALETTE, QUIET, SEQUENTIAL, axes_or_new, require_columns, value_label
 from hsic_lab.plots._samples import plot_spectrum
 
-_MAX_PIXELS = 512  # a side of a heatmap of C; larger matrices are shown as block means
-_HALF_WIDTHS = (0.05, 0.1, 0.2, 0.5, 1.0)  # of the axis of the off-diagonal histogram
-
 
 def plot_cross_correlation(
     c: ArrayLike, ax: Axes | None = None, limit: float = 1.0, title: str | None = None, colorbar: bool = True
@@ -52,8 +49,7 @@ def plot_cross_correlation(
     >>> from hsic_lab.plots import plot_cross_correlation
     >>> ax = plot_cross_correlation(torch.eye(8), title="perfect")
     """
-    norm = _diverging_norm(limit)
-    matrix = square_matrix(c)
+    norm, matrix = _diverging_norm(limit), square_matrix(c)
     ax = axes_or_new(ax, 4.8, 4.4)
     image = _draw_matrix(ax, matrix, norm, title)
     if colorbar:
@@ -62,29 +58,14 @@ def plot_cross_correlation(
 
 
 def compare_cross_correlations(panels: Mapping[str, ArrayLike | Mapping[str, ArrayLike]], limit: float = 1.0) -> Figure:
-    """Heatmaps of several cross-correlation matrices with one color scale and one color bar.
+    """Figure of several cross-correlation matrices as heatmaps with one color scale and one color bar.
 
     Parameters
     ----------
     panels : mapping of str to array-like of shape (d, d), or mapping of str to such a mapping
-        Matrices by title (one row), or by row and column, for example by loss and by "before" and "after".
+        Matrices by title, in one row, or by row and column, such as loss and "before" or "after", the same in all rows.
     limit : float, default 1.0
         End of the color scale.
-
-    Returns
-    -------
-    Figure
-
-    Raises
-    ------
-    ValueError
-        If there is no matrix, or the rows have different columns.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from hsic_lab.plots import compare_cross_correlations
-    >>> figure = compare_cross_correlations({"before": torch.full((4, 4), 0.5), "after": torch.eye(4)})
     """
     if not panels:
         raise ValueError("panels must hold at least one matrix, got none")
@@ -116,33 +97,22 @@ def plot_cka(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
         A table of ``compare_models``: a row for each layer of model a, a column for each layer of model b.
     ax : Axes, optional
         Where to draw; a new figure by default.
-
-    Examples
-    --------
-    >>> import pandas as pd
-    >>> from hsic_lab.plots import plot_cka
-    >>> ax = plot_cka(pd.DataFrame([[1.0, 0.3], [0.3, 1.0]], ["conv", "fc"], ["conv", "fc"]))
     """
     if frame.empty:
         raise ValueError(f"frame must hold at least one row and column, got shape {frame.shape}")
     values = frame.to_numpy(dtype=np.float64)
     if not np.isfinite(values).all():
         raise ValueError(f"frame must be finite, {(~np.isfinite(values)).sum()} of its {values.size} values are not")
-    rows, columns = values.shape
-    annotated = values.size <= 144
-    cell = 0.46 if annotated else 0.2
-    ax = axes_or_new(ax, *(min(max(cell * count, 1.5), 8) + 2.4 for count in (columns, rows)))
-    # Adding 0.0 turns a rounded -0.0 into 0.0.
-    texts = [f"{round(value, 2) + 0.0:.2f}" for value in values.flat] if annotated else []
+    cell = 0.46 if (annotated := values.size <= 144) else 0.2
+    ax = axes_or_new(ax, *(min(max(cell * count, 1.5), 8) + 2.4 for count in values.shape[::-1]))
+    texts = [f"{value:z.2f}" for value in values.flat] if annotated else []
     image = _draw_cells(ax, frame, values, texts, ("model b", "model a"))
     ax.figure.colorbar(image, ax=ax, shrink=0.75, label="CKA", extend="min" if values.min() < -1e-6 else "neither")
     return ax
 
 
 def plot_confusion(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Heatmap of a confusion matrix; the color of a cell is its share of the true class.
-
-    Up to 20 classes every cell shows its count, except 0.
+    """Heatmap of a confusion matrix: colors are shares of the true class; up to 20 classes, cells show their counts.
 
     Parameters
     ----------
@@ -150,15 +120,9 @@ def plot_confusion(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
         Counts as ``confusion`` returns them: a row for each true class, a column for each predicted class.
     ax : Axes, optional
         Where to draw; a new figure by default.
-
-    Examples
-    --------
-    >>> import pandas as pd
-    >>> from hsic_lab.plots import plot_confusion
-    >>> ax = plot_confusion(pd.DataFrame([[9, 1], [2, 8]], ["cat", "dog"], ["cat", "dog"]))
     """
     counts = frame.to_numpy()
-    if counts.ndim != 2 or counts.shape[0] != counts.shape[1] or not counts.size:
+    if counts.shape[0] != counts.shape[1] or not counts.size:
         raise ValueError(f"frame must be square with at least one class, got shape {counts.shape}")
     if not (np.isfinite(counts).all() and (counts >= 0).all()):
         raise ValueError("frame must hold counts, got entries that are negative or not finite")
@@ -184,22 +148,10 @@ def plot_ablation_map(
 
     Parameters
     ----------
-    frame : DataFrame
-        A table of ``run_ablation``.
     row, column : str
         The columns of the two factors.
-    ax : Axes, optional
-        Where to draw; a new figure by default.
-    value, evaluation : str
-        The column to draw, and the evaluation whose rows are used.
-
-    Examples
-    --------
-    >>> import pandas as pd
-    >>> from hsic_lab.plots import plot_ablation_map
-    >>> runs = [(8, 32, 0.5), (16, 32, 0.6), (8, 64, 0.7), (16, 64, 0.8)]
-    >>> frame = pd.DataFrame(runs, columns=["d", "batch_size", "accuracy"]).assign(seed=0, evaluation="linear")
-    >>> ax = plot_ablation_map(frame, "d", "batch_size")
+    frame, ax, value, evaluation
+        As in `plot_ablation`.
     """
     require_columns(frame, [row, column, value])
     table = summarize(frame, [row, column], value=value, evaluation=evaluation)
@@ -232,14 +184,17 @@ def matrix_figure(
     matrices = {title: square_matrix(c) for title, c in panels.items()}
     pairs = n if isinstance(n, Mapping) else dict.fromkeys(matrices, n)
     summaries = {title: CorrelationSummary.from_matrix(c, pairs[title]) for title, c in matrices.items()}
-    size = (4.1 * len(matrices) + 4.1, 5.8)
-    figure = plt.figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.12))
+    figure = plt.figure(figsize=(4.1 * len(matrices) + 4.1, 5.8), layout=ConstrainedLayoutEngine(w_pad=0.12))
     grid = figure.add_gridspec(3, len(matrices) + 1, width_ratios=[1] * len(matrices) + [0.85])
     heatmaps = [figure.add_subplot(grid[:, column]) for column in range(len(matrices))]
     for ax, (title, c) in zip(heatmaps, matrices.items(), strict=True):
         positions = feature_order(c, order) if isinstance(order, str) else order[title]
         image = _draw_matrix(ax, c[np.ix_(positions, positions)], norm, title)
-        ax.set_xlabel(f"feature of view B\n\n{_in_words(summaries[title])}")
+        summary = summaries[title]
+        words = f"1ᵀC1 = {summary.total:.1f}".replace("-", "−")
+        words += f"\nΣ off-diagonal² = {summary.off_diagonal_squared_norm:.1f}"
+        words += f"\n(expected if independent: {summary.expected_squared_norm:.1f})"
+        ax.set_xlabel(f"feature of view B\n\n{words}")
     _color_bar(image, list(matrices.values()), limit, ax=heatmaps, location="left", shrink=0.6, aspect=30)
     diagonal, rest, values = (figure.add_subplot(grid[row, -1]) for row in range(3))
     _histograms(diagonal, rest, matrices, summaries)
@@ -253,7 +208,7 @@ def matrix_figure(
 
 
 def _draw_cells(
-    ax: Axes, frame: pd.DataFrame, values: np.ndarray, texts: Sequence[str], names: tuple[str, str]
+    ax: Axes, frame: pd.DataFrame, values: np.ndarray, texts: list[str], names: tuple[str, str]
 ) -> AxesImage:
     """Draw values from 0 to 1 as cells with texts, labeled by the frame; `names` are those of the axes."""
     image = ax.imshow(values, cmap=SEQUENTIAL, norm=Normalize(0, 1), interpolation="nearest")
@@ -287,12 +242,9 @@ def _draw_matrix(ax: Axes, matrix: np.ndarray, norm: Normalize, title: str | Non
 
 
 def _block_means(matrix: np.ndarray) -> tuple[np.ndarray, int]:
-    """Return the means of at most 512 x 512 blocks, and the width of a block.
-
-    A plain mean would hide the diagonal, and single entries would show noise as a pattern.
-    """
+    """Return the means of at most 512 x 512 blocks, for the diagonal of its entries alone, and the width of a block."""
     d = len(matrix)
-    width = -(-d // _MAX_PIXELS)
+    width = -(-d // 512)
     starts = np.arange(0, d, width)
     sizes = np.diff(starts, append=d)
     means = np.add.reduceat(np.add.reduceat(matrix, starts, 0), starts, 1) / np.outer(sizes, sizes)
@@ -314,20 +266,13 @@ def _color_bar(image: AxesImage, matrices: Sequence[np.ndarray], limit: float, *
     image.figure.colorbar(image, label="correlation", extend=extend, **layout)
 
 
-def _in_words(summary: CorrelationSummary) -> str:
-    """Return the sum of C and its off-diagonal squared norm as lines of text."""
-    expected = f"(expected if independent: {summary.expected_squared_norm:.1f})"
-    total = f"{summary.total:.1f}".replace("-", "−")
-    return f"1ᵀC1 = {total}\nΣ off-diagonal² = {summary.off_diagonal_squared_norm:.1f}\n{expected}"
-
-
 def _histograms(
     diagonal: Axes, rest: Axes, matrices: Mapping[str, np.ndarray], summaries: Mapping[str, CorrelationSummary]
 ) -> None:
     others = {title: off_diagonal(c) for title, c in matrices.items()}
     widest = max(np.quantile(np.abs(values), 0.999) for values in others.values())
     band = 2 * max(summary.expected_rms for summary in summaries.values())
-    half = next((width for width in _HALF_WIDTHS if width >= max(widest, 1.2 * band)), 1.0)
+    half = next((width for width in (0.05, 0.1, 0.2, 0.5) if width >= max(widest, 1.2 * band)), 1.0)
     low = 0.0 if min(np.diagonal(c).min() for c in matrices.values()) >= 0 else -1.0
     rest.axvspan(-band, band, color="0.88", zorder=0)
     for color, (title, c) in zip(cycle(PALETTE), matrices.items(), strict=False):

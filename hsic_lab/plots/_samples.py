@@ -32,11 +32,6 @@ def plot_spectrum(values: ArrayLike, ax: Axes | None = None, label: str | None =
         Where to draw; a new figure by default.
     label : str, optional
         Name of the spectrum in a legend.
-
-    Examples
-    --------
-    >>> from hsic_lab.plots import plot_spectrum
-    >>> ax = plot_spectrum([3.0, 1.0, 0.1], label="features")
     """
     z = to_array(values).astype(np.float64)
     if z.ndim not in (1, 2) or z.size == 0 or not np.isfinite(z).all():
@@ -46,8 +41,8 @@ def plot_spectrum(values: ArrayLike, ax: Axes | None = None, label: str | None =
         raise ValueError(f"singular values must be >= 0, one > 0, got {singular.min()} to {singular.max()}")
     ax = axes_or_new(ax, 5.2, 3.4)
     color = PALETTE[len(ax.get_lines()) % len(PALETTE)]
-    index = np.arange(1, len(singular) + 1)
-    ax.plot(index, np.sort(singular)[::-1] / singular.max(), label=label, color=color, linewidth=1.8)
+    shares = np.sort(singular)[::-1] / singular.max()
+    ax.plot(np.arange(1, len(shares) + 1), shares, label=label, color=color, linewidth=1.8)
     ax.set(yscale="log", xlabel="index", ylabel="singular value / largest")
     ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     if label is not None:
@@ -64,16 +59,11 @@ def plot_embedding(z: ArrayLike, labels: ArrayLike | None = None, ax: Axes | Non
     Parameters
     ----------
     z : array-like of shape (n, d)
-        Finite samples, n and d at least 2.
+        Finite samples that are not all equal, n and d at least 2.
     labels : array-like of shape (n,), optional
         The label of each row.
     ax : Axes, optional
         Where to draw; a new figure by default.
-
-    Raises
-    ------
-    ValueError
-        If the shapes do not match, or all rows are equal.
 
     Examples
     --------
@@ -124,12 +114,6 @@ def plot_pairs(view_a: ArrayLike, view_b: ArrayLike, n: int = 8, ax: Axes | None
         The number of pairs, at most m.
     ax : Axes, optional
         Where to draw; a new figure by default.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from hsic_lab.plots import plot_pairs
-    >>> ax = plot_pairs(torch.zeros(4, 3, 8, 8), torch.ones(4, 3, 8, 8), n=4)
     """
     a, b = (unit_images(view, name).transpose(0, 2, 3, 1) for name, view in (("view_a", view_a), ("view_b", view_b)))
     if a.shape != b.shape:
@@ -137,13 +121,9 @@ def plot_pairs(view_a: ArrayLike, view_b: ArrayLike, n: int = 8, ax: Axes | None
     if not 1 <= n <= len(a):
         raise ValueError(f"n must be between 1 and the {len(a)} pairs given, got {n}")
     ax = axes_or_new(ax, 1.1 * n + 0.6, 2.4)
-    _, height, width, _ = a.shape
-    gap = max(1, width // 16)
-    rows = []
-    for view, below in ((a, gap), (b, 0)):
-        tiles = np.pad(view[:n], ((0, 0), (0, below), (0, gap), (0, 0)), constant_values=1)
-        rows.append(np.concatenate(tiles, axis=1)[:, :-gap])
-    mosaic = np.concatenate(rows) if a.shape[-1] == 3 else np.concatenate(rows)[..., 0]
+    height, gap = a.shape[1], max(1, a.shape[2] // 16)
+    tiles = np.pad(np.stack([a[:n], b[:n]]), ((0, 0), (0, 0), (0, gap), (0, gap), (0, 0)), constant_values=1)
+    mosaic = np.concatenate(np.concatenate(tiles, axis=1), axis=1)[:-gap, :-gap]
     ax.imshow(mosaic, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     ax.set_xticks([])
     ax.set_yticks([height / 2, 1.5 * height + gap], ["view A", "view B"])
@@ -154,7 +134,7 @@ def plot_pairs(view_a: ArrayLike, view_b: ArrayLike, n: int = 8, ax: Axes | None
 
 
 def plot_views(pairs: Mapping[str, tuple[ArrayLike, ArrayLike]], n: int = 8) -> Figure:
-    """Pairs of views under several augmentations, one row of `plot_pairs` for each.
+    """Figure of pairs of views under several augmentations, one row of `plot_pairs` for each.
 
     Parameters
     ----------
@@ -162,21 +142,11 @@ def plot_views(pairs: Mapping[str, tuple[ArrayLike, ArrayLike]], n: int = 8) -> 
         The two views by the name of the augmentation, as in `plot_pairs`.
     n : int, default 8
         The number of pairs in a row.
-
-    Returns
-    -------
-    Figure
-
-    Examples
-    --------
-    >>> import torch
-    >>> from hsic_lab.plots import plot_views
-    >>> figure = plot_views({"dark": (torch.zeros(2, 1, 8, 8), -torch.ones(2, 1, 8, 8))}, n=2)
     """
     if not pairs:
         raise ValueError("pairs must hold at least one pair of views, got none")
-    size = (1.1 * n + 0.6, 2.6 * len(pairs))
-    figure, axes = plt.subplots(len(pairs), 1, figsize=size, squeeze=False, layout="constrained")
+    rows = len(pairs)
+    figure, axes = plt.subplots(rows, figsize=(1.1 * n + 0.6, 2.6 * rows), squeeze=False, layout="constrained")
     for ax, (title, (view_a, view_b)) in zip(axes[:, 0], pairs.items(), strict=True):
         plot_pairs(view_a, view_b, n, ax).set_title(title)
     return figure
