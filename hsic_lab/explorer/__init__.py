@@ -42,32 +42,16 @@ Projections = tuple[Tensor, Tensor]
 Source = Run | str | os.PathLike | Projections
 
 _FOLDER = Path(__file__).parent
-_SCRIPTS = (
-    "heatmap.js",
-    "charts.js",
-    "store.js",
-    "panel.js",
-    "explorer.js",
-)  # joined to one module; the last one exports
-_BINS = 400  # of a histogram over [-1, 1]
-_MAX_POINTS = 2000  # of a scatter plot
-
-
-# The data: panels with matrices, and the samples behind one entry.
+# They are joined to one module. The last one exports.
+_SCRIPTS = ("heatmap.js", "charts.js", "store.js", "panel.js", "explorer.js")
 
 
 @dataclass(frozen=True)
 class FeaturePair:
-    """Feature i of view A and feature j of view B over the same n images.
+    """Feature i of view A and feature j of view B over the same n images: the standardized `x` and `y` of shape (n,).
 
-    Attributes
-    ----------
-    x, y : ndarray of shape (n,)
-        The standardized features.
-    correlation : float
-        ``C_ij``, the mean of ``x * y``.
-    extremes_a, extremes_b : ndarray of int
-        Indices of the images with the lowest values, then of those with the highest, of `x` and of `y`.
+    `correlation` is ``C_ij``, the mean of ``x * y``. `extremes_a, extremes_b` are the indices of the images with the
+    lowest values of `x` and of `y`, then of those with the highest.
     """
 
     x: np.ndarray
@@ -89,17 +73,12 @@ def feature_pair(z_a: Tensor, z_b: Tensor, i: int, j: int, extremes: int = 4) ->
     extremes : int, default 4
         The number of images at each end, at most n / 2.
 
-    Returns
-    -------
-    FeaturePair
-
     Examples
     --------
     >>> import torch
     >>> from hsic_lab.explorer import feature_pair
-    >>> z = torch.tensor([[0.0, 1.0], [1.0, 0.0], [2.0, 5.0]])
-    >>> feature_pair(z, z, 0, 0, extremes=1).extremes_a.tolist()
-    [0, 2]
+    >>> feature_pair(torch.eye(3), torch.eye(3), 0, 0).extremes_a.tolist()
+    [1, 0]
     """
     d = z_a.shape[1]
     if not (0 <= i < d and 0 <= j < d):
@@ -114,15 +93,11 @@ def feature_pair(z_a: Tensor, z_b: Tensor, i: int, j: int, extremes: int = 4) ->
 
 @dataclass(eq=False)
 class _Panel:
-    """One heatmap: a run, or one pair of projections.
+    """One heatmap: a run, or one pair of projections."""
 
-    `snapshots` maps a step to C; it is the mapping of the run itself and grows while the run trains. `n` is the number
-    of pairs behind each C. `features` returns the projections of both views by the newest network; None without images.
-    """
-
-    snapshots: Mapping[int, Tensor]
-    n: int
-    features: Callable[[], Projections] | None = None
+    snapshots: Mapping[int, Tensor]  # C by step: the mapping of the run itself, which grows while the run trains
+    n: int  # the number of pairs behind each C
+    features: Callable[[], Projections] | None = None  # projects both views with the newest networks
     run: Run | None = None
 
     def __post_init__(self) -> None:
@@ -156,21 +131,15 @@ def _panel(name: str, source: Run | Projections, images: Projections | None, sam
     if isinstance(source, Run):
         if not source.snapshots:
             raise ValueError(f"{name!r} has no snapshot of C yet: pass the explorer's callback to train instead")
-        return _run_panel(source, images, samples)
+        n = source.metadata.get("held_out_pairs", SNAPSHOT_PAIRS) if samples is None else samples  # old runs lack it
+        return _Panel(source.snapshots, n, None if images is None else lambda: _project(source, *images), source)
     if not (isinstance(source, tuple) and len(source) == 2):
         kind = type(source).__name__
         raise TypeError(f"{name!r} must be a Run, its folder or a pair of projections (z_a, z_b), got {kind}")
     z_a, z_b = (torch.as_tensor(z).detach() for z in source)
     if images is not None and len(images[0]) != len(z_a):
-        raise ValueError(
-            f"there must be one image for each row, got {len(images[0])} images and {len(z_a)} rows of {name!r}"
-        )
+        raise ValueError(f"every row needs an image, got {len(images[0])} images and {len(z_a)} rows of {name!r}")
     return _Panel({0: cross_correlation(z_a, z_b)}, len(z_a), lambda: (z_a, z_b))
-
-
-def _run_panel(run: Run, images: Projections | None, samples: int | None) -> _Panel:
-    n = run.metadata.get("held_out_pairs", SNAPSHOT_PAIRS) if samples is None else samples  # old runs have no such key
-    return _Panel(run.snapshots, n, None if images is None else lambda: _project(run, *images), run)
 
 
 def _project(run: Run, images_a: Tensor, images_b: Tensor) -> Projections:
@@ -202,9 +171,6 @@ def _image_urls(images: Tensor, rows: np.ndarray) -> list[str]:
     return urls
 
 
-# The widget.
-
-
 class CorrelationExplorer(anywidget.AnyWidget):
     """Notebook widget with heatmaps of C: training steps, zoom, orders of the features, and the samples behind a cell.
 
@@ -215,8 +181,7 @@ class CorrelationExplorer(anywidget.AnyWidget):
     Parameters
     ----------
     source : Run, path, tuple of two Tensors, Tensor, or mapping of str to these, optional
-        A run or its folder, a pair of projections of shape (n, d), or several of them by name. None waits for a
-        training that gets `callback`.
+        A run or its folder, a pair of projections (n, d), or several of them by name. None waits for `callback`.
     z_b : Tensor of shape (n, d), optional
         The projections of view B, if `source` is those of view A.
     images : Tensor of shape (n, c, h, w) or pair of them, optional
@@ -226,19 +191,13 @@ class CorrelationExplorer(anywidget.AnyWidget):
     limit : float, default 1.0
         End of the color scale.
 
-    Raises
-    ------
-    ValueError, TypeError
-        If a matrix is not finite or not square, n or d is below 2, or the images do not match the rows.
-
     Examples
     --------
     In a notebook, for a finished run, for two runs side by side, and for a training that starts afterwards::
 
         CorrelationExplorer(run)
         CorrelationExplorer({"Barlow Twins": run_a, "HSIC_SSL": run_b}, images=(view_a, view_b))
-        live = CorrelationExplorer()
-        display(live)
+        display(live := CorrelationExplorer())
         train(config, folder, callbacks=[live.callback])
     """
 
@@ -284,7 +243,7 @@ class CorrelationExplorer(anywidget.AnyWidget):
         if not any(panel.run is event.run for panel in self._panels.values()):
             name = event.run.folder.name
             name = name if name not in self._panels else str(event.run.folder)
-            self._panels[name] = _run_panel(event.run, self._images, self._samples)
+            self._panels[name] = _panel(name, event.run, self._images, self._samples)
         index = [panel.run for panel in self._panels.values()].index(event.run)
         self.latest = self._matrix(index, event.step)
         self._send_panels()
@@ -334,7 +293,7 @@ class CorrelationExplorer(anywidget.AnyWidget):
         c = panel.snapshots[step].float().cpu().numpy()
         matrix = {"panel": index, "step": step, "summary": asdict(CorrelationSummary.from_matrix(c, panel.n))}
         for key, values in (("diagonal_counts", np.diagonal(c)), ("off_counts", off_diagonal(c))):
-            matrix[key] = np.histogram(np.clip(values, -1, 1), _BINS, (-1, 1))[0].tolist()
+            matrix[key] = np.histogram(np.clip(values, -1, 1), 400, (-1, 1))[0].tolist()
         return matrix | {"lowest": float(c.min()), "highest": float(c.max()), "matrix": c.tobytes()}
 
     def _answer(self, request: dict[str, Any]) -> None:
@@ -353,7 +312,7 @@ class CorrelationExplorer(anywidget.AnyWidget):
         self.orders = {"by": self.order, "positions": [feature_order(c, self.order).tolist() for c in newest]}
 
     def _send_behind(self) -> None:
-        """Send the samples behind `cell`."""
+        """Send the samples behind `cell`, at most 2000 points of the scatter plot."""
         if not self.cell:
             self.behind = {}
             return
@@ -361,16 +320,14 @@ class CorrelationExplorer(anywidget.AnyWidget):
         name, panel = self._panel(index)
         behind = {"panel": index, "i": i, "j": j, "name": name}
         if panel.features is None:
-            self.behind = behind | {
-                "missing": "Give the explorer images=(view_a, view_b) to see the samples of a cell."
-            }
+            self.behind = behind | {"missing": "To see the samples of a cell, pass images=(view_a, view_b)."}
             return
         if self._features.get(index, (None,))[0] != panel.newest:
             self._features[index] = panel.newest, panel.features()
         step, projections = self._features[index]
         pair = feature_pair(*projections, i, j)
         behind |= {"step": step, "n": len(pair.x), "correlation": pair.correlation}
-        behind |= {axis: np.round(getattr(pair, axis)[:_MAX_POINTS], 3).tolist() for axis in "xy"}
+        behind |= {axis: np.round(getattr(pair, axis)[:2000], 3).tolist() for axis in "xy"}
         for number, (view, rows) in enumerate((("a", pair.extremes_a), ("b", pair.extremes_b))):
             behind[f"extremes_{view}"] = rows.tolist()
             if self._images is not None:
