@@ -2,7 +2,7 @@
 
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,9 @@ from hsic_lab.training import Run
 from hsic_lab.training._data import held_out_pairs
 
 MAX_VALUES = 1 << 28  # of a view: 1 GiB in float32, for example 131 072 x 2048
-MAX_FEATURES = 1 << 13  # C of more features has over 256 MiB in float32
-MIN_ROWS = 4
+MIN_ROWS, MAX_FEATURES = 4, 1 << 13  # C of more features has over 256 MiB in float32
 VIEWS = (("z_a", "z_b"), ("a", "b"))
 LABELS = ("labels", "label", "y", "targets", "target")
-NO_FEATURES = (*LABELS, "class", "classes")
-INDICES = ("id", "ids", "index", "idx")
 _LABEL_NAMES = ", ".join(LABELS)
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -37,34 +34,11 @@ Arrays = tuple[Shapes, Callable[[str], np.ndarray | Tensor]]  # the shapes, and 
 
 @dataclass(frozen=True, eq=False)
 class Embeddings:
-    """The features that a report is about.
+    """The features of a page: one or two finite views `z_a, z_b` of shape (n, d), n at least 4 and d from 2 to 8192.
 
-    Attributes
-    ----------
-    z_a, z_b : Tensor of shape (n, d)
-        One or two views in float32; rows of one index are one image.
-    labels : ndarray of shape (n,) or None
-        Integers or strings, one for each row.
-    features : Tensor of shape (m, p) or None
-        The rows of the labels, if these are not the rows of `z_a`. For a run: the features of its encoder.
-    name : str
-        Title of the page.
-    rows : int or None
-        The number of rows in the source, if `z_a` is a sample of them.
-    note : str
-        A remark about the source that the page shows.
-
-    Raises
-    ------
-    ValueError
-        For fewer than 4 rows or 2 columns, more than 8192 columns, values that are not finite, and different shapes.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from hsic_lab.report import Embeddings
-    >>> Embeddings(torch.randn(100, 8), name="random features").z_a.shape
-    torch.Size([100, 8])
+    `labels` of shape (n,) are integers or strings. `features` of shape (m, p) are the rows of the labels if these are
+    not the rows of `z_a`; for a run, the features of its encoder. `rows` is the number of rows of the source if `z_a`
+    is a sample of them. The page has the title `name` and shows the remark `note`.
     """
 
     z_a: Tensor
@@ -90,52 +64,27 @@ class Embeddings:
 def read_embeddings(path: str | Path, second: str | Path | None = None, labels: str | Path | None = None) -> Embeddings:
     """Read embeddings from a file or from the folder of a run.
 
-    ==========================  ========================================================================================
-    ``.npy``                    one view (n, d)
-    ``.npz, .safetensors``      arrays ``z_a`` and ``z_b``, or ``a`` and ``b``, or one or two matrices of any names
-    ``.csv, .parquet``          one view in all columns, or two views in columns ``a_NAME`` and ``b_NAME``
-    folder of a run             projections of its held-out pairs; features of test images with their labels
-    ==========================  ========================================================================================
+    * ``.npy``: one view (n, d)
+    * ``.npz, .safetensors``: arrays ``z_a`` and ``z_b``, or ``a`` and ``b``, or one or two matrices of any names
+    * ``.csv, .parquet``: one view in all columns, or two views in columns ``a_NAME`` and ``b_NAME``
+    * folder of a run: projections of its held-out pairs; features of test images with their labels
 
-    Labels are in an array or column ``labels, label, y, targets`` or ``target``. Nothing is unpickled.
+    Labels are in an array or column ``labels, label, y, targets`` or ``target``. Nothing is unpickled. A file that
+    could be misunderstood, or that does not match the others, raises ValueError.
 
     Parameters
     ----------
     path : path
         A file or folder as above. Of a view with more than 2^28 values a random sample of rows is used. A ``.npy`` file
         may have any size, other files at most 2^29 values.
-    second : path, optional
-        A file with the other view.
-    labels : path, optional
-        A ``.npy, .csv`` or ``.parquet`` file with the labels.
-
-    Returns
-    -------
-    Embeddings
-        The views in float32, with the labels if there are any.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        If a file does not exist, cannot be read, could be misunderstood, or does not match the others.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> import numpy as np
-    >>> from hsic_lab.report import read_embeddings
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     np.save(f"{folder}/z.npy", np.random.default_rng(0).normal(size=(20, 3)))
-    ...     read_embeddings(f"{folder}/z.npy").z_a.shape
-    torch.Size([20, 3])
+    second, labels : path, optional
+        A file with the other view, and a ``.npy, .csv`` or ``.parquet`` file with the labels.
     """
     found = _read(Path(path))
     if second is not None:
         other = _read(Path(second))
         if found.z_b is not None or other.z_b is not None:
-            raise ValueError(
-                f"two files must hold one view each; {path if found.z_b is not None else second} holds two"
-            )
+            raise ValueError(f"two files must hold one view each; {path if found.z_b is not None else second} has two")
         if found.rows != other.rows:
             raise ValueError(f"the views must have the same shape; {path} and {second} have different numbers of rows")
         given = [one.labels for one in (found, other) if one.labels is not None]
@@ -154,8 +103,8 @@ def _read(path: Path) -> Embeddings:
         return _read_run(path)
     if path.suffix not in READERS:
         raise ValueError(f"{path}: accepted are files ending in {', '.join(READERS)} and run folders")
-    with _named_errors(path), READERS[path.suffix](path) as (shapes, get):
-        return _assemble(path, shapes, get)
+    with _named_errors(path):
+        return _assemble(path, *READERS[path.suffix](path))
 
 
 def _read_run(folder: Path) -> Embeddings:
@@ -184,58 +133,48 @@ def _read_labels(path: Path) -> np.ndarray:
         return _plain_labels(table[names[0]].to_pandas(), path)
 
 
-_CLEARER = {  # words of NumPy, and what a reader of the message understands
-    "mmap length is greater than file size": "the file is shorter than its header says: it was cut off",
-    "Python objects in dtype": "it holds pickled Python objects, which are not read",
-}
-
-
 @contextmanager
 def _named_errors(path: Path) -> Iterator[None]:
     """Turn errors of the libraries that read files into a ValueError of one line that names the file."""
+    clearer = {  # than the words of NumPy
+        "mmap length is greater than file size": "the file is shorter than its header says: it was cut off",
+        "Python objects in dtype": "it holds pickled Python objects, which are not read",
+    }
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist")
     try:
         yield
     except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, SafetensorError, pa.ArrowException) as error:
         words = (str(error).strip() or type(error).__name__).splitlines()[0]
-        words = next((ours for theirs, ours in _CLEARER.items() if theirs in words), words)
+        words = next((ours for theirs, ours in clearer.items() if theirs in words), words)
         raise ValueError(words if path.name in words else f"{path} cannot be read: {words}") from error
 
 
-# One reader for each kind of file. It checks sizes before it loads anything.
-
-
-@contextmanager
-def _open_npy(path: Path) -> Iterator[Arrays]:
+def _npy(path: Path) -> Arrays:
     # open_memmap refuses pickled objects; np.load would take any text for a pickle.
     array = np.lib.format.open_memmap(path, mode="r")
-    yield {"z_a": array.shape}, lambda name: array
+    return {"z_a": array.shape}, lambda name: array
 
 
-@contextmanager
-def _open_npz(path: Path) -> Iterator[Arrays]:
-    with np.load(path, allow_pickle=False) as archive:
-        shapes = {}
-        for name in archive.files:  # the headers alone: a compressed archive may unpack to any size
-            with archive.zip.open(f"{name}.npy") as member:
-                version = np.lib.format.read_magic(member)
-                reader = (np.lib.format.read_array_header_1_0, np.lib.format.read_array_header_2_0)[version[0] > 1]
-                shapes[name], _, dtype = reader(member)
-                if dtype.hasobject:
-                    raise ValueError(f"array {name!r} holds pickled Python objects, which are not read")
-        yield _checked_sizes(shapes), archive.__getitem__
+def _npz(path: Path) -> Arrays:
+    archive, shapes = np.load(path, allow_pickle=False), {}
+    for name in archive.files:  # the headers alone: a compressed archive may unpack to any size
+        with archive.zip.open(f"{name}.npy") as member:
+            version = np.lib.format.read_magic(member)
+            reader = (np.lib.format.read_array_header_1_0, np.lib.format.read_array_header_2_0)[version[0] > 1]
+            shapes[name], _, dtype = reader(member)
+            if dtype.hasobject:
+                raise ValueError(f"array {name!r} holds pickled Python objects, which are not read")
+    return _checked_sizes(shapes), archive.__getitem__
 
 
-@contextmanager
-def _open_safetensors(path: Path) -> Iterator[Arrays]:
-    with safe_open(path, framework="pt") as archive:
-        shapes = {name: tuple(archive.get_slice(name).get_shape()) for name in archive.keys()}  # noqa: SIM118
-        yield _checked_sizes(shapes), archive.get_tensor
+def _safetensors(path: Path) -> Arrays:
+    archive = safe_open(path, framework="pt")
+    shapes = {name: tuple(archive.get_slice(name).get_shape()) for name in archive.keys()}  # noqa: SIM118
+    return _checked_sizes(shapes), archive.get_tensor
 
 
-@contextmanager
-def _open_csv(path: Path) -> Iterator[Arrays]:
+def _csv(path: Path) -> Arrays:
     if (size := path.stat().st_size) > 16 * MAX_VALUES:
         raise ValueError(f"{path} has {size} bytes of text: save it as .npy, of which rows are sampled")
     table = _csv_table(path)
@@ -243,23 +182,17 @@ def _open_csv(path: Path) -> Iterator[Arrays]:
     counted = ([str(i + first) for i in range(len(names))] for first in (0, 1))
     if pd.to_numeric(pd.Series(names), errors="coerce").notna().all() and names not in counted:
         raise ValueError(f"the first line holds numbers, {', '.join(names[:3])}, ...: give every column a name there")
-    yield _table_arrays(table)
+    return _table_arrays(table)
 
 
-@contextmanager
-def _open_parquet(path: Path) -> Iterator[Arrays]:
+def _parquet(path: Path) -> Arrays:
     metadata = pa.parquet.read_metadata(path)
     _checked_sizes({"the table": (metadata.num_rows, metadata.num_columns)})
-    yield _table_arrays(pa.parquet.read_table(path))
+    return _table_arrays(pa.parquet.read_table(path))
 
 
-READERS: dict[str, Callable[[Path], AbstractContextManager[Arrays]]] = {
-    ".npy": _open_npy,
-    ".npz": _open_npz,
-    ".csv": _open_csv,
-    ".parquet": _open_parquet,
-    ".safetensors": _open_safetensors,
-}
+# Each reader checks sizes before it loads an array.
+READERS = {".npy": _npy, ".npz": _npz, ".csv": _csv, ".parquet": _parquet, ".safetensors": _safetensors}
 
 
 def _csv_table(path: Path) -> pa.Table:
@@ -270,7 +203,20 @@ def _table_arrays(table: pa.Table) -> Arrays:
     """Return the views and the labels of a table; raise ValueError for columns that could be misunderstood."""
     if not table.num_rows:
         raise ValueError("there is no row below the names of the columns")
-    _check_columns(table)
+    refused = () if set(LABELS) & set(table.column_names) else ("class", "classes")
+    for name, kind in zip(table.column_names, table.schema.types, strict=True):
+        if table.column_names.count(name) > 1:
+            raise ValueError(f"column {name!r} occurs twice")
+        if name in LABELS:
+            continue
+        if name.lower() in (*LABELS, *refused):
+            raise ValueError(f"column {name!r} is no feature: labels are called {_LABEL_NAMES}")
+        if name in ("", "__index_level_0__"):
+            raise ValueError("a column has no name, probably an index: save the table without it (index=False)")
+        if name.lower() in ("id", "ids", "index", "idx") or name.startswith("Unnamed:"):
+            raise ValueError(f"column {name!r} looks like an index, not a feature: save the table without it")
+        if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+            raise ValueError(f"column {name!r} holds {kind}, not numbers; labels belong into a column {_LABEL_NAMES}")
     names = [name for name in table.column_names if name not in LABELS]
     view_a, view_b = ([name for name in names if name.startswith(prefix)] for prefix in ("a_", "b_"))
     if not (view_a and view_b):
@@ -290,26 +236,6 @@ def _table_arrays(table: pa.Table) -> Arrays:
     return {name: array.shape for name, array in arrays.items()}, arrays.__getitem__
 
 
-def _check_columns(table: pa.Table) -> None:
-    known = LABELS if set(LABELS) & set(table.column_names) else NO_FEATURES
-    for name, kind in zip(table.column_names, table.schema.types, strict=True):
-        if table.column_names.count(name) > 1:
-            raise ValueError(f"column {name!r} occurs twice")
-        if name in LABELS:
-            continue
-        if name.lower() in known:
-            raise ValueError(f"column {name!r} is no feature: labels are called {_LABEL_NAMES}")
-        if name in ("", "__index_level_0__"):
-            raise ValueError("a column has no name, probably an index: save the table without it (index=False)")
-        if name.lower() in INDICES or name.startswith("Unnamed:"):
-            raise ValueError(f"column {name!r} looks like an index, not a feature: save the table without it")
-        if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
-            raise ValueError(f"column {name!r} holds {kind}, not numbers; labels belong into a column {_LABEL_NAMES}")
-
-
-# From arrays to embeddings.
-
-
 def _assemble(path: Path, shapes: Shapes, get: Callable[[str], np.ndarray | Tensor]) -> Embeddings:
     """Choose the views and the labels among arrays by name and shape, and load them."""
     known = next((name for name in LABELS if name in shapes), None)
@@ -324,15 +250,17 @@ def _assemble(path: Path, shapes: Shapes, get: Callable[[str], np.ndarray | Tens
     n, d = shapes[views[0]]
     if known is not None and shapes[known] != (n,):
         raise ValueError(f"{n} rows need as many labels, got {shapes[known][0]}")
-    rows: Any = slice(None)
-    if n * d > MAX_VALUES:
-        rows = np.sort(np.random.default_rng(0).choice(n, MAX_VALUES // d, replace=False))
+    rows: Any = sample(n, MAX_VALUES // d) if n * d > MAX_VALUES else slice(None)
     z = [real_floats(get(name)[rows], f"array {name!r}") for name in views]
     labels = None if known is None else _plain_labels(get(known), path)[rows]
-    unused = [name for name in shapes if name not in (*views, known)]
-    note = f"Not used: {', '.join(unused)}" if unused else ""
+    unused = ", ".join(name for name in shapes if name not in (*views, known))
     z_b, source_rows = z[1] if len(z) == 2 else None, n if len(z[0]) < n else None
-    return Embeddings(z[0], z_b, labels, name=path.name, rows=source_rows, note=note)
+    return Embeddings(z[0], z_b, labels, None, path.name, source_rows, f"Not used: {unused}" if unused else "")
+
+
+def sample(n: int, most: int) -> np.ndarray:
+    """Return ``min(n, most)`` of the rows 0 to n - 1, drawn without replacement, in ascending order."""
+    return np.sort(np.random.default_rng(0).choice(n, min(n, most), replace=False))
 
 
 def _check_shapes(name: str, shapes: list[tuple[int, ...]]) -> None:
@@ -348,8 +276,9 @@ def _checked_sizes(shapes: Shapes) -> Shapes:
     """Return the shapes; raise ValueError for an array that is too large to be read whole."""
     for name, shape in shapes.items():
         if np.prod(shape, dtype=float) > 2 * MAX_VALUES:
-            most = f"more than {2 * MAX_VALUES} values"
-            raise ValueError(f"{name} has shape {shape}, {most}: save it as .npy, of which rows are sampled")
+            raise ValueError(
+                f"{name} has shape {shape}, more than {2 * MAX_VALUES} values: save it as .npy to sample rows"
+            )
     return shapes
 
 
@@ -372,7 +301,6 @@ def real_floats(values: np.ndarray | Tensor, name: str) -> Tensor:
 
 
 def _plain_labels(values: object, source: object) -> np.ndarray:
-    """Return labels (n,) as integers or strings."""
     labels = np.asarray(values)
     if missing := int(pd.isna(labels).sum()):
         raise ValueError(f"{source}: {missing} labels are missing")

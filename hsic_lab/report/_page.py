@@ -12,7 +12,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from sklearn.model_selection import train_test_split
 from torch import Tensor
@@ -29,7 +28,7 @@ from hsic_lab.independence import TestResult, gamma_test, permutation_test
 from hsic_lab.kernels import Delta, Gaussian
 from hsic_lab.plots import PALETTE, plot_cross_correlation, plot_embedding, plot_spectrum
 from hsic_lab.plots._canvas import QUIET
-from hsic_lab.report._embeddings import Embeddings, read_embeddings, real_floats
+from hsic_lab.report._embeddings import Embeddings, read_embeddings, real_floats, sample
 from hsic_lab.training import Run
 
 Source = Embeddings | Run | Tensor | np.ndarray | tuple | str | Path
@@ -57,7 +56,7 @@ VERDICTS = {
 
 
 def write_report(source: Source, path: str | Path, *, reference: Tensor | np.ndarray | None = None) -> Path:
-    """Write an HTML page about embeddings or a run.
+    """Write an HTML page about embeddings or a run, and return its path.
 
     The page has a verdict, the correlation of the features, spectrum, principal axes, diagnostics, accuracy of a linear
     probe and of nearest neighbors, CKA, and tests of independence. It is one file that loads nothing else. Correlations
@@ -71,16 +70,6 @@ def write_report(source: Source, path: str | Path, *, reference: Tensor | np.nda
         The file to write, ending in ``.html``.
     reference : Tensor or ndarray of shape (n, p), optional
         Other features of the same rows, for CKA.
-
-    Returns
-    -------
-    Path
-        The path of the page.
-
-    Raises
-    ------
-    ValueError, TypeError
-        If the path has another ending, the reference has other rows, or `Embeddings` or `read_embeddings` raise it.
 
     Examples
     --------
@@ -121,32 +110,24 @@ def as_embeddings(source: Source) -> Embeddings:
 
 def report_html(found: Embeddings, reference: Tensor | None = None) -> str:
     """Return the text of the page; the template escapes all values."""
-    frame = diagnose(found.z_a, found.z_b)
-    probe, probe_note = probe_table(found)
-    verdict, (n, d) = frame.attrs["verdict"], found.z_a.shape
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    template = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True).get_template("page.html")
-    return template.render(
-        found=found,
-        n=n,
-        d=d,
-        classes=0 if found.labels is None else len(np.unique(found.labels)),
-        verdict=verdict,
-        explanation=VERDICTS[verdict],
-        kind="good" if verdict == "healthy" else "bad" if verdict in FAULTS else "",
-        **_correlation(found.z_a, found.z_b),
-        **_spectrum(found.z_a, found.z_b),
-        **_principal_axes(found),
-        diagnostics=_cells(frame),
-        probe=_cells(probe),
-        probe_note=probe_note,
-        neighbors=NEIGHBORS,
-        splits=SPLITS,
-        similarity=_cells(similarity_table(found.z_a, found.z_b, reference)),
-        independence=_cells(independence_table(found)),
-        version=hsic_lab.__version__,
-        torch_version=torch.__version__,
-    )
+    frame, (probe, probe_note) = diagnose(found.z_a, found.z_b), probe_table(found)
+    similarity = similarity_table(found.z_a, found.z_b, reference)
+    tables = {"diagnostics": frame, "probe": probe, "similarity": similarity, "independence": independence_table(found)}
+    figures = _correlation(found.z_a, found.z_b) | _spectrum(found.z_a, found.z_b) | _principal_axes(found)
+    verdict = frame.attrs["verdict"]
+    kind = "good" if verdict == "healthy" else "bad" if verdict in FAULTS else ""
+    classes = 0 if found.labels is None else len(np.unique(found.labels))
+    source = {"found": found, "n": len(found.z_a), "d": found.z_a.shape[1], "classes": classes}
+    judged = {"verdict": verdict, "kind": kind, "explanation": VERDICTS[verdict], "probe_note": probe_note}
+    used = {
+        "neighbors": NEIGHBORS,
+        "splits": SPLITS,
+        "version": hsic_lab.__version__,
+        "torch_version": torch.__version__,
+    }
+    cells = {name: _cells(table) for name, table in tables.items()}
+    pages = jinja2.Environment(loader=jinja2.PackageLoader("hsic_lab", "report"), autoescape=True, trim_blocks=True)
+    return pages.get_template("page.html").render(source | judged | used | figures | cells)
 
 
 def _cells(frame: pd.DataFrame) -> dict[str, list]:
@@ -162,11 +143,11 @@ def _cell(name: str, value: object) -> tuple[str, str]:
         return "number", "not defined" if value != value else f"{value + 0.0:.4g}"
     if isinstance(value, int):
         return "number", str(value)
-    alarm = name == "verdict" and value in FAULTS
-    return "alarm" if alarm else "", str(value).replace("_", " ") if name == "diagnostic" else str(value)
+    kind = "alarm" if name == "verdict" and value in FAULTS else ""
+    return kind, str(value).replace("_", " ") if name == "diagnostic" else str(value)
 
 
-def _png(figure: Figure) -> str:
+def _png(figure: Any) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120, bbox_inches="tight")
     plt.close(figure)
@@ -219,30 +200,20 @@ def _principal_axes(found: Embeddings) -> dict[str, Any]:
     z = found.z_a if found.features is None else found.features
     if not (z != z[:1]).any():
         return {}
-    figure, ax = plt.subplots(figsize=(5.6, 4.4), layout="constrained")
-    plot_embedding(z, found.labels, ax)
-    return {"axis_names": (ax.get_xlabel(), ax.get_ylabel()), "principal_axes": _png(figure)}
-
-
-def sample(n: int, most: int, seed: int = 0) -> np.ndarray:
-    """Return ``min(n, most)`` of the rows 0 to n - 1, drawn without replacement, in ascending order."""
-    return np.sort(np.random.default_rng(seed).choice(n, min(n, most), replace=False))
+    ax = plot_embedding(z, found.labels)
+    return {"axis_names": (ax.get_xlabel(), ax.get_ylabel()), "principal_axes": _png(ax.figure)}
 
 
 def similarity_table(z_a: Tensor, z_b: Tensor | None, reference: Tensor | None) -> pd.DataFrame:
     """Return unbiased CKA of every pair among the views and the reference; NaN if it is not defined."""
     given = (("view A", z_a), ("view B", z_b), ("the reference", reference))
     views = {name: z for name, z in given if z is not None}
+    kernels = (("linear", None, CKA_ROWS), ("Gaussian, median bandwidth", Gaussian(), GAUSSIAN_ROWS))
     rows = []
-    for a, b in itertools.combinations(views, 2):
-        for name, kernel, most in (
-            ("linear", None, CKA_ROWS),
-            ("Gaussian, median bandwidth", Gaussian(), GAUSSIAN_ROWS),
-        ):
-            chosen = sample(len(z_a), most)
-            rows.append(
-                (f"{a} and {b}", name, cka_or_nan(views[a][chosen], views[b][chosen], kernel, kernel), len(chosen))
-            )
+    for (a, b), (name, kernel, most) in itertools.product(itertools.combinations(views, 2), kernels):
+        chosen = sample(len(z_a), most)
+        value = cka_or_nan(views[a][chosen], views[b][chosen], kernel, kernel)
+        rows.append((f"{a} and {b}", name, value, len(chosen)))
     return pd.DataFrame(rows, columns=["between", "kernel", "CKA", "rows"])
 
 
@@ -269,25 +240,20 @@ def independence_table(found: Embeddings) -> pd.DataFrame:
 
 
 def probe_table(found: Embeddings) -> tuple[pd.DataFrame, str]:
-    """Return the accuracy of a linear probe and of nearest neighbors over random splits, and which rows were used.
-
-    Classes with fewer than 10 sampled rows are left out. Without labels or two other classes the table is empty.
-    """
+    """Return the accuracies on random splits of a linear probe and of nearest neighbors, and which rows were used."""
     if found.labels is None:
         return pd.DataFrame(), ""
     x = found.z_a if found.features is None else found.features
     chosen = sample(len(x), min(PROBE_ROWS, PROBE_VALUES // x.shape[1]))
-    x, y = x[chosen], found.labels[chosen]
-    classes, counts = np.unique(y, return_counts=True)
-    kept = np.isin(y, classes[counts >= MIN_CLASS_ROWS])
-    x, y, left_out = x[kept], y[kept], int((counts < MIN_CLASS_ROWS).sum())
+    classes, counts = np.unique(found.labels[chosen], return_counts=True)
+    frequent = classes[counts >= MIN_CLASS_ROWS]
+    kept = chosen[np.isin(found.labels[chosen], frequent)]
+    x, y = x[kept], found.labels[kept]
     note = f"{len(y)} of {len(found.labels)} rows were used"
-    if left_out:
-        rare = (
-            f"{left_out} of {len(classes)} classes have fewer than {MIN_CLASS_ROWS} of the {len(chosen)} rows sampled"
-        )
-        note += f"; {rare} and are left out"
-    if len(classes) - left_out < 2:
+    if left_out := len(classes) - len(frequent):
+        note += f"; {left_out} of {len(classes)} classes have fewer than {MIN_CLASS_ROWS} of the {len(chosen)} rows "
+        note += "sampled and are left out"
+    if len(frequent) < 2:
         return pd.DataFrame(), f"{note}: there is nothing to predict."
     splits = []
     for seed in range(SPLITS):
