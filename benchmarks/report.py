@@ -1,8 +1,8 @@
-"""The report on two views of 50 000 x 2 048 with labels, as `hsic-lab inspect` makes it: time and peak memory.
+"""Time and peak memory of `hsic-lab inspect` on two views of 50 000 x 2 048 with labels.
 
     python benchmarks/report.py [rows] [width] [views]
 
-Peak memory counts the files' mapped pages that were touched. On cores that others use too, look at the seconds of CPU.
+Peak memory includes the pages of the mapped files that were read. On a shared machine compare the CPU seconds.
 """
 
 import resource
@@ -18,16 +18,16 @@ CLASSES, LATENTS = 100, 200
 
 
 def write(folder: Path, rows: int, width: int, views: int) -> list[Path]:
-    """Features of `LATENTS` causes, 100 classes, and noise of their own in each view."""
+    """Write features of 200 latent factors, whose means depend on the class, with independent noise in each view."""
     rng = np.random.default_rng(0)
     labels = rng.integers(0, CLASSES, rows)
     np.save(folder / "labels.npy", labels)
     means = rng.standard_normal((CLASSES, LATENTS), np.float32)
     mixing = rng.standard_normal((LATENTS, width), np.float32) / LATENTS**0.5
     paths = [folder / f"view_{name}.npy" for name in "ab"[:views]]
-    causes = means[labels] + rng.standard_normal((rows, LATENTS), np.float32)
+    factors = means[labels] + rng.standard_normal((rows, LATENTS), np.float32)
     for path in paths:
-        np.save(path, causes @ mixing + 0.5 * rng.standard_normal((rows, width), np.float32))
+        np.save(path, factors @ mixing + 0.5 * rng.standard_normal((rows, width), np.float32))
     return paths
 
 

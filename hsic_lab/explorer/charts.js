@@ -1,7 +1,7 @@
-// Small charts as SVG, in the colors and the type of the page around them.
+// Small SVG charts in the colors and the font of the page.
 
 const SVG = "http://www.w3.org/2000/svg";
-const TICKS = { x: 4, y: 3 }; // at most, about
+const TICKS = { x: 4, y: 3 }; // approximate maxima
 const SIZE = { width: 280, height: 150, left: 46, right: 10, top: 8, bottom: 36 };
 
 function shape(name, attributes, text) {
@@ -11,7 +11,7 @@ function shape(name, attributes, text) {
   return node;
 }
 
-// A frame with ticks; `draw(x, y, svg)` adds what it shows, x and y being the scales.
+// A frame with ticks; `draw(x, y, svg)` adds the content, with the scales x and y.
 function chart(svg, { x, y, xlabel, ylabel, description, log = false, size = SIZE, most = TICKS }, draw) {
   const { width, height, left, right, top, bottom } = size;
   svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
@@ -48,7 +48,7 @@ function ticks(low, high, most) {
   return values;
 }
 
-// Powers of ten, every second one where there are many.
+// Powers of ten; every second one if there are many.
 function decades(low, high) {
   const [from, to] = [Math.ceil(Math.log10(low) - 1e-9), Math.floor(Math.log10(high) + 1e-9)];
   const values = [];
@@ -70,7 +70,7 @@ function signed(value, digits) {
   return (value < 0 && Number(words) > 0 ? "\u2212" : "") + words; // no minus zero
 }
 
-// Counts over [-1, 1] as shares in coarser bins over [low, high]; what lies outside joins the outermost bin.
+// Counts over [-1, 1] as shares in coarser bins over [low, high]; values outside are counted in the outermost bin.
 function shares(counts, low, high, bins) {
   const total = counts.reduce((a, b) => a + b, 0), out = new Array(bins).fill(0);
   counts.forEach((count, k) => {
@@ -87,7 +87,7 @@ function histogram(svg, shown, { low, high, bins, band, lines = [], xlabel, desc
   chart(svg, { x: [low, high], y: [0, most * 1.05], xlabel, ylabel: "share", description }, (toX, toY) => {
     if (band) {
       const [from, to] = [toX(Math.max(low, -band)), toX(Math.min(high, band))];
-      svg.append(shape("rect", { x: from, width: to - from, y: 8, height: toY(0) - 8, class: "chance" }));
+      svg.append(shape("rect", { x: from, width: to - from, y: 8, height: toY(0) - 8, class: "expected" }));
     }
     all.forEach((values, k) => {
       let path = `M${toX(low)},${toY(0)}`;

@@ -1,8 +1,8 @@
-// The explorer's view: controls, heatmaps, charts, and what is behind a cell. The kernel is asked for matrices that are
-// not here yet, spectra, orders and samples; everything else happens in the browser.
+// The view of the explorer: controls, heatmaps, charts, and the samples of a cell. The kernel sends missing matrices,
+// spectra, orders and samples; the browser does everything else.
 
-const HALVES = [0.05, 0.1, 0.2, 0.5, 1]; // half the axis of the off-diagonal histogram
-const ORDER_NAMES = { index: "as they are", diagonal: "by diagonal", cluster: "by clustering" };
+const HALVES = [0.05, 0.1, 0.2, 0.5, 1]; // half the width of the off-diagonal histogram
+const ORDER_NAMES = { index: "by index", diagonal: "by diagonal", cluster: "by clustering" };
 
 function control(words, input) {
   return element("label", {}, words, input);
@@ -62,7 +62,7 @@ class Explorer {
     this.bar = element("div", { class: "bar", "aria-hidden": "true" }, this.barCanvas, this.barWords);
     this.panels = element("div", { class: "panels" });
     this.charts = ["diagonal", "off", "spectrum"].map((name) => shape("svg", { "data-chart": name }));
-    const captions = ["Diagonal", "Off-diagonal; gray: chance, dashed: −1/(d−1)", "Singular values of C"];
+    const captions = ["Diagonal", "Off-diagonal; gray: expected if independent, dashed: −1/(d−1)", "Singular values of C"];
     this.chartRow = element("div", { class: "charts" }, ...this.charts.map((svg, k) =>
       element("figure", {}, element("figcaption", {}, captions[k]), svg)));
     this.behind = element("div", { class: "behind", "aria-live": "polite" });
@@ -76,7 +76,7 @@ class Explorer {
     return [...new Set(this.model.get("panels").flatMap((panel) => panel.steps))].sort((a, b) => a - b);
   }
 
-  // What panel `index` shows at a step: its newest matrix that is not later.
+  // The step that panel `index` shows: its newest one that is not later.
   at(index, step) {
     const { steps } = this.model.get("panels")[index];
     return steps.filter((one) => one <= step).pop() ?? steps[0];
@@ -107,7 +107,7 @@ class Explorer {
     drawColorBar(this.barCanvas, bytesOf(model.get("colors")));
     const shown = panels.map((_, index) => [index, this.at(index, step)]);
     const present = shown.map(([index, at]) => store.matrices.get(store.key(index, at)));
-    // Entries beyond the ends share their colors, which the signs say; rounding is not beyond.
+    // A sign marks an end of the color scale that entries exceed by more than rounding.
     const above = present.some((matrix) => matrix?.highest > limit + 1e-5) ? "\u2265" : "";
     const below = present.some((matrix) => matrix?.lowest < -limit - 1e-5) ? "\u2264" : "";
     const ends = [above + number(limit), number(0), below + number(-limit)];
@@ -155,7 +155,7 @@ class Explorer {
     const points = behind.x.length < behind.n ? `the first ${behind.x.length} of ${behind.n}` : behind.n;
     const caption = element("figcaption", {},
       `${behind.name}, step ${behind.step}: ${points} pairs, correlation ${signed(behind.correlation, 3)}`);
-    const strips = element("div", { class: "pictures" });
+    const strips = element("div", { class: "images" });
     const words = { images_a: `feature ${behind.i} of view A`, images_b: `feature ${behind.j} of view B` };
     for (const [key, of] of Object.entries(words)) {
       if (!behind[key]) continue;

@@ -1,12 +1,12 @@
-// A matrix on a canvas: block means of a window of it, looked up in a table of colors.
+// A matrix on a canvas: block means of a window, with colors from a table.
 
-const MOST_BLOCKS = 512; // a side; above it a pixel is the mean of a square block
+const MAX_BLOCKS = 512; // on a side; in larger windows a pixel is the mean of a square block
 
-// Block means of the window {row, column, size} of a d x d matrix whose features stand in `order` (null: as they come).
-// A block that the diagonal passes through shows the mean of its diagonal entries alone, else nobody would see it.
+// Block means of the window {row, column, size} of a d x d matrix whose features have this `order` (null: by index).
+// A block on the diagonal shows the mean of its diagonal entries, because a plain mean would hide the diagonal.
 function blockMeans(matrix, d, order, view) {
   const { row, column, size } = view;
-  const width = Math.ceil(size / MOST_BLOCKS), side = Math.ceil(size / width);
+  const width = Math.ceil(size / MAX_BLOCKS), side = Math.ceil(size / width);
   const length = (block) => Math.min(width, size - block * width);
   const columns = order ? order.subarray(column, column + size) : null;
   const values = new Float64Array(side * side);
@@ -47,7 +47,7 @@ function drawMatrix(canvas, blocks, colors, limit) {
   context.putImageData(image, 0, 0);
 }
 
-// As matplotlib's map of 256 colors on Normalize(-limit, limit).
+// The same rule as a matplotlib color map of 256 colors with Normalize(-limit, limit).
 function colorIndex(value, limit) {
   return Math.min(255, Math.max(0, Math.floor(((value / limit + 1) / 2) * 256)));
 }
@@ -62,7 +62,7 @@ function drawColorBar(canvas, colors) {
   }
 }
 
-// The square window of at least 4 features that holds both, inside a matrix of d.
+// The square window of at least 4 features at this row and column, moved inside a matrix of size d.
 function fitted(row, column, size, d) {
   const least = Math.min(4, d);
   const s = Math.round(Math.min(d, Math.max(least, size)));

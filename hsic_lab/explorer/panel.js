@@ -1,4 +1,4 @@
-// One heatmap: drawing, zoom, the entry under the pointer, the keys.
+// One heatmap: drawing, zoom, the entry under the pointer, keys.
 
 const HELP =
   "Hover for one entry, click for its samples. Drag a box to zoom; the wheel zooms once a heatmap has the focus. " +
@@ -56,16 +56,17 @@ class Heatmap {
     const s = matrix.summary;
     this.sums.replaceChildren(
       `step ${matrix.step}: mean diagonal ${signed(s.mean_diagonal, 3)}, off-diagonal mean ${signed(s.mean_off_diagonal, 4)}, ` +
-        `rms ${signed(s.rms_off_diagonal, 3)} (chance ${signed(s.expected_rms, 3)})`,
+        `rms ${signed(s.rms_off_diagonal, 3)} (expected if independent: ${signed(s.expected_rms, 3)})`,
       element("br"), `1ᵀC1 = ${signed(s.total, 1)}`,
-      element("br"), `Σ off-diagonal² = ${signed(s.off_diagonal_squared_norm, 1)}, chance ${signed(s.expected_squared_norm, 1)}`,
+      element("br"), `Σ off-diagonal² = ${signed(s.off_diagonal_squared_norm, 1)} ` +
+        `(expected if independent: ${signed(s.expected_squared_norm, 1)})`,
     );
     this.canvas.setAttribute("aria-label", `Cross-correlation matrix at step ${matrix.step}. ${HELP}`);
     this.canvas.dataset.step = matrix.step;
     this.mark();
   }
 
-  // The cell whose samples are shown, and the box being dragged.
+  // Mark the cell whose samples are shown, and the box that is dragged.
   mark(box) {
     const { row, column, size } = this.window;
     this.overlay.setAttribute("viewBox", `0 0 ${size} ${size}`);
@@ -73,7 +74,7 @@ class Heatmap {
     const [panel, i, j] = this.view.model.get("cell");
     if (panel === this.index) {
       const at = (feature) => (this.order ? this.order.indexOf(feature) : feature);
-      const least = Math.max(1, size / 60); // visible however small the cell
+      const least = Math.max(1, size / 60); // keeps a small cell visible
       boxes.push([at(j) - column + 0.5 - least / 2, at(i) - row + 0.5 - least / 2, least, least]);
     }
     if (box) boxes.push(box);
@@ -81,7 +82,7 @@ class Heatmap {
       ["halo", "line"].map((name) => shape("rect", { x, y, width, height, class: name }))));
   }
 
-  // [row, column] of an event as positions in the whole matrix.
+  // The [row, column] of an event, as positions in the whole matrix.
   at(event) {
     const box = this.canvas.getBoundingClientRect();
     const part = (value, from, length) => Math.min(0.999999, Math.max(0, (value - from) / length));
@@ -97,7 +98,7 @@ class Heatmap {
     if (!this.matrix) return;
     const [i, j] = [this.feature(p), this.feature(q)];
     const words = `A ${i}, B ${j}: C = ${signed(this.matrix.values[i * this.d + j], 4)}`;
-    const width = Math.ceil(this.window.size / MOST_BLOCKS);
+    const width = Math.ceil(this.window.size / MAX_BLOCKS);
     this.readout.textContent = width > 1 ? `${words} (a pixel is the mean of ${width} × ${width})` : words;
   }
 
@@ -145,7 +146,7 @@ class Heatmap {
     canvas.addEventListener("pointercancel", () => (start = null));
     canvas.addEventListener("wheel", (event) => {
       if (document.activeElement !== canvas && canvas.getRootNode().activeElement !== canvas) return;
-      event.preventDefault(); // without the focus the page scrolls, as anywhere
+      event.preventDefault(); // without the focus the wheel scrolls the page
       this.zoomAround(this.at(event), event.deltaY < 0 ? 0.8 : 1.25);
     }, { passive: false });
     canvas.addEventListener("keydown", (event) => this.press(event));
@@ -167,6 +168,6 @@ class Heatmap {
     else if (event.key === "0" || event.key === "Escape") this.zoom(0, 0, this.d);
     else return;
     event.preventDefault();
-    event.stopPropagation(); // the notebook has its own meaning for these keys
+    event.stopPropagation(); // the notebook uses these keys too
   }
 }

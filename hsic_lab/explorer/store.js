@@ -1,12 +1,12 @@
-// The matrices that the browser keeps, and what it asks of the kernel.
+// The matrices that the browser keeps, and its requests to the kernel.
 
-const MOST_BYTES = 2 ** 28; // matrices kept in the browser: 16 of 2048 x 2048
+const MAX_BYTES = 2 ** 28; // matrices kept in the browser: 16 of 2048 x 2048
 
 function bytesOf(buffer) {
   return new Uint8Array(buffer.buffer ?? buffer, buffer.byteOffset ?? 0, buffer.byteLength);
 }
 
-// What came from the kernel, by panel and step, and what is asked of it: one request at a time, the shown ones first.
+// Answers of the kernel by panel and step, and requests: one at a time, those for shown panels first.
 class Store {
   constructor(model, changed) {
     this.model = model;
@@ -23,12 +23,12 @@ class Store {
   take(message, buffer) {
     const key = this.key(message.panel, message.step);
     const bytes = bytesOf(buffer);
-    // Copied: a view of floats needs an aligned start.
+    // The bytes are copied because an array of floats needs an aligned start.
     this.matrices.set(key, { ...message, values: new Float32Array(bytes.slice().buffer) });
     let kept = 0;
     for (const [old, one] of [...this.matrices].reverse()) {
       kept += one.values.byteLength;
-      if (kept > MOST_BYTES && old !== key) this.matrices.delete(old);
+      if (kept > MAX_BYTES && old !== key) this.matrices.delete(old);
     }
   }
 
@@ -39,7 +39,7 @@ class Store {
     this.changed();
   }
 
-  // `shown` and `others` are [panel, step]; a moving slider should not queue spectra, so they wait until it is still.
+  // `shown` and `others` are [panel, step]. Spectra are requested only while the slider is still.
   request(shown, others, still) {
     if (this.pending) return;
     const lacks = (map) => ([panel, step]) => !map.has(this.key(panel, step));
@@ -53,7 +53,7 @@ class Store {
       for (const one of this.matrices.values()) bytes += one.values.byteLength;
       next = others.find(([panel, step]) => {
         const d = this.model.get("panels")[panel].d;
-        return !this.matrices.has(this.key(panel, step)) && bytes + 4 * d * d < MOST_BYTES;
+        return !this.matrices.has(this.key(panel, step)) && bytes + 4 * d * d < MAX_BYTES;
       });
       kind = "matrix";
     }

@@ -1,11 +1,9 @@
-"""plots."""
+"""Plots of arrays and data frames. Each ``plot_*`` function draws on ``ax`` or a new figure and returns the axes."""
 
-from hsic_lab.plots._canvas import set_theme
+from hsic_lab.plots._canvas import DIVERGING, PALETTE, SEQUENTIAL, set_theme
 from hsic_lab.plots._curves import (
     history_figure,
     plot_ablation,
-    plot_ablation_map,
-    plot_confusion,
     plot_diagnostics,
     plot_few_labels,
     plot_history,
@@ -13,30 +11,15 @@ from hsic_lab.plots._curves import (
 )
 from hsic_lab.plots._heatmaps import (
     compare_cross_correlations,
-    in_words,
-    matrix_figure,
+    plot_ablation_map,
     plot_cka,
+    plot_confusion,
     plot_cross_correlation,
 )
 from hsic_lab.plots._samples import plot_embedding, plot_pairs, plot_spectrum, plot_views
 
 __all__ = [
-    "compare_cross_correlations",
-    "history_figure",
-    "in_words",
-    "matrix_figure",
-    "plot_ablation",
-    "plot_ablation_map",
-    "plot_cka",
-    "plot_confusion",
-    "plot_cross_correlation",
-    "plot_diagnostics",
-    "plot_embedding",
-    "plot_few_labels",
-    "plot_history",
-    "plot_pairs",
-    "plot_probe",
-    "plot_spectrum",
-    "plot_views",
-    "set_theme",
-]
+    "DIVERGING", "PALETTE", "SEQUENTIAL", "compare_cross_correlations", "history_figure", "plot_ablation",
+    "plot_ablation_map", "plot_cka", "plot_confusion", "plot_cross_correlation", "plot_diagnostics", "plot_embedding",
+    "plot_few_labels", "plot_history", "plot_pairs", "plot_probe", "plot_spectrum", "plot_views", "set_theme",
+]  # fmt: skip

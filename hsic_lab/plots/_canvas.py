@@ -1,34 +1,56 @@
-"""What all images share: colors, the theme, axes to draw on, the columns asked of a frame."""
+"""Colors, theme and small drawing helpers that all plots share."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from numpy.typing import ArrayLike
 
 PALETTE = sns.color_palette("colorblind").as_hex()
 DIVERGING = "RdBu_r"
 SEQUENTIAL = "viridis"
-QUIET = "0.4"  # the gray of reference lines and second-rank text
+QUIET = "0.4"  # the gray of reference lines and of secondary text
+MARKERS = "osD^vPX*"
 
 
 def set_theme() -> None:
-    """The look of the project's figures from now on: call it once, at the top of a notebook."""
-    sns.set_theme(
-        context="notebook",
-        style="ticks",
-        palette="colorblind",
-        rc={"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "figure.dpi": 110},
-    )
+    """Set the theme of the project's figures. Call it once, at the top of a notebook."""
+    rc = {"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "figure.dpi": 110}
+    sns.set_theme(style="ticks", palette="colorblind", rc=rc)
 
 
 def axes_or_new(ax: Axes | None, width: float, height: float) -> Axes:
-    """The given axes, or those of a new figure of that size in inches."""
+    """Return the given axes, or the axes of a new figure of this size in inches."""
     return ax if ax is not None else plt.subplots(figsize=(width, height), layout="constrained")[1]
 
 
 def require_columns(frame: pd.DataFrame, columns: Sequence[str]) -> None:
-    """ValueError if the frame lacks one of `columns`."""
+    """Raise ValueError if the frame lacks one of `columns` or has no rows."""
     if missing := [column for column in columns if column not in frame]:
         raise ValueError(f"the frame lacks the columns {missing}, it has {list(frame.columns)}")
+    if not len(frame):
+        raise ValueError("frame must hold at least one row, got none")
+
+
+def value_label(value: str, evaluation: str) -> str:
+    """Return the axis label of a column of an ablation table."""
+    kind = {"linear": "linear probe", "knn": "weighted kNN"}.get(evaluation, evaluation)
+    return f"test accuracy ({kind})" if value == "accuracy" else value.replace("_", " ")
+
+
+def dashed_line(ax: Axes, value: float, label: str, *, vertical: bool = False, **text: Any) -> None:
+    """Draw a labeled reference line across the axes; `text` places the label relative to the end of the line."""
+    (ax.axvline if vertical else ax.axhline)(value, color=QUIET, linestyle="--", linewidth=1)
+    coordinates = ("data", "axes fraction") if vertical else ("axes fraction", "data")
+    text |= {"textcoords": "offset points", "color": QUIET, "fontsize": "small", "annotation_clip": False}
+    ax.annotate(label, (value, 1) if vertical else (1, value), xycoords=coordinates, **text)
+
+
+def draw_band(ax: Axes, x: ArrayLike, frame: pd.DataFrame, number: int, label: str) -> None:
+    """Draw the column `mean` of the frame with the band from `low` to `high`, in the color of this number."""
+    color = PALETTE[number % len(PALETTE)]
+    ax.fill_between(x, frame["low"], frame["high"], color=color, alpha=0.15, linewidth=0)
+    ax.plot(x, frame["mean"], color=color, marker=MARKERS[number % len(MARKERS)], markersize=5, label=label)

@@ -1,4 +1,4 @@
-"""report."""
+"""HTML report about embeddings or a run."""
 
 from hsic_lab.report._embeddings import Embeddings, read_embeddings
 from hsic_lab.report._page import write_report

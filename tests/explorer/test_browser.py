@@ -1,4 +1,4 @@
-"""The notebooks in a real browser: JupyterLab from a clean kernel, the explorer's controls, what the image does."""
+"""The explorer and two notebooks in JupyterLab in a real browser: controls, drawn pixels, samples of a cell."""
 
 import json
 import os
@@ -15,16 +15,15 @@ import matplotlib
 import nbformat
 import numpy as np
 import pytest
-from explorer_page import matrices
+from explorer_page import matrices, snapshots
 from matplotlib.colors import Normalize
-from test_notebooks import pipeline
 
 from hsic_lab.correlation import feature_order
-from hsic_lab.plots._canvas import DIVERGING
+from hsic_lab.plots import DIVERGING, PALETTE
 from hsic_lab.plots._heatmaps import _block_means
 
-pytest.importorskip("playwright", reason="needs playwright: pip install -e '.[dev]'")
-from playwright.sync_api import sync_playwright
+jupytext = pytest.importorskip("jupytext", reason="needs jupytext: pip install -e '.[dev]'")
+playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install -e '.[dev]'")
 
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = shutil.which("chromium")
@@ -46,7 +45,7 @@ DONE = f"{NOTEBOOK}.context.model.toJSON().cells.filter(c => c.cell_type == 'cod
 
 @dataclass(frozen=True)
 class Lab:
-    """A server's address and the folder that it shows."""
+    """The address of a server and the folder that it shows."""
 
     address: str
     folder: Path
@@ -54,10 +53,14 @@ class Lab:
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    """A JupyterLab with copies of the notebooks, settings of its own and this interpreter as kernel."""
+    """A JupyterLab with its own settings, this interpreter as kernel, two notebooks and the page of explorers."""
     folder = tmp_path_factory.mktemp("lab")
-    for source in pipeline.sources():
-        nbformat.write(pipeline.convert(source), folder / f"{source.stem}.ipynb")
+    for name in ("00_quickstart", "04_reading_cross_correlation"):
+        nbformat.write(jupytext.read(ROOT / "notebooks" / f"{name}.py"), folder / f"{name}.ipynb")
+    source = (ROOT / "tests" / "explorer" / "explorer_page.py").read_text(encoding="utf-8")
+    page = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
+    page.metadata = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
+    nbformat.write(page, folder / "explorers.ipynb")
     kernel = folder / ".jupyter" / "kernels" / "python3"
     kernel.mkdir(parents=True)
     argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
@@ -70,8 +73,8 @@ def lab(tmp_path_factory):
         for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")
     }
     environment = {k: v for k, v in os.environ.items() if k != "MPLBACKEND"} | own
-    environment |= {"JUPYTER_PATH": str(folder / ".jupyter"), "OMP_NUM_THREADS": "1"}
-    environment |= {"HSIC_LAB_FAST": "1", "PYTHONPATH": str(ROOT)}
+    environment |= {"JUPYTER_PATH": str(folder / ".jupyter"), "OMP_NUM_THREADS": "1", "HSIC_LAB_FAST": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -114,7 +117,7 @@ def wait_for_server(address, server, log):
 
 
 def run_all(page, lab, name, timeout=300):
-    """Open a notebook, run its cells in a fresh kernel, return the executed notebook."""
+    """Open a notebook, run its cells in a fresh kernel, and return the executed cells."""
     page.goto(f"{lab.address}/lab/tree/{name}.ipynb?token=lab&reset")
     page.wait_for_function(
         f"window.jupyterapp && {NOTEBOOK}?.sessionContext?.session?.kernel?.status == 'idle'", timeout=60_000
@@ -132,9 +135,9 @@ def run_all(page, lab, name, timeout=300):
 
 @pytest.fixture(scope="module")
 def page(lab):
-    """A tab that fails the test on an error that no script caught."""
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+    """A browser tab that records errors of scripts."""
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         tab = chromium.new_page(viewport={"width": 1500, "height": 1700})
         tab.errors = []
         tab.on("pageerror", lambda error: tab.errors.append(str(error)))
@@ -143,7 +146,7 @@ def page(lab):
 
 
 def explorer(page, number):
-    """The explorer of that number on the page, once its heatmaps are drawn."""
+    """Wait until the heatmaps of an explorer are drawn, and return the explorer."""
     found = page.locator(".hsic-explorer").nth(number)
     found.scroll_into_view_if_needed()
     found.locator("canvas[data-step]").last.wait_for()
@@ -151,7 +154,7 @@ def explorer(page, number):
 
 
 def pixels(found, panel=0):
-    """What a heatmap shows, (side, side, 3)."""
+    """The colors of a heatmap, (side, side, 3)."""
     canvas = found.locator("canvas[data-step]").nth(panel).element_handle()
     flat = canvas.evaluate("c => [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]")
     side = round((len(flat) / 4) ** 0.5)
@@ -162,8 +165,12 @@ def colored(matrix, limit=1.0):
     return matplotlib.colormaps[DIVERGING](Normalize(-limit, limit)(matrix), bytes=True)[..., :3]
 
 
-def step_of(found):
-    return [int(canvas.get_attribute("data-step")) for canvas in found.locator("canvas[data-step]").all()]
+def wait_for_step(page, found, *steps):
+    """Wait until the heatmaps of an explorer show these steps."""
+    shown = "e => [...e.querySelectorAll('canvas[data-step]')].map(c => c.dataset.step).join()"
+    page.wait_for_function(
+        f"([e, steps]) => ({shown})(e) == steps", arg=[found.element_handle(), ",".join(map(str, steps))]
+    )
 
 
 def set_range(found, name, value):
@@ -171,42 +178,53 @@ def set_range(found, name, value):
     slider.evaluate("(s, v) => { s.value = v; s.dispatchEvent(new Event('input', {bubbles: true})); }", value)
 
 
-def test_explorer_notebook_in_jupyterlab(lab, page, tmp_path):
-    run_all(page, lab, "04_reading_cross_correlation")
-    shown = explorer(page, 1)
-    before, (last, _) = pixels(shown), step_of(shown)
+@pytest.fixture
+def explorers(lab, page):
+    """The page of explorers, executed in a fresh kernel."""
+    run_all(page, lab, "explorers")
+    yield page
+    assert page.errors == []
+
+
+def test_slider_and_click_show_steps_and_samples(explorers):
+    page, shown = explorers, explorer(explorers, 2)
+    wanted = snapshots()
+    wait_for_step(page, shown, 25, 25)
+    np.testing.assert_array_equal(pixels(shown), colored(wanted[25].double().numpy()))
     slider = shown.locator("[data-control=step]")
     slider.focus()
     page.keyboard.press("Home")
-    page.wait_for_function("e => e.querySelector('canvas[data-step]').dataset.step == 0", arg=shown.element_handle())
-    assert last > 0 and step_of(shown) == [0, 0]
-    assert (pixels(shown) != before).any(axis=2).mean() > 0.5
+    wait_for_step(page, shown, 0, 0)
+    np.testing.assert_array_equal(pixels(shown), colored(wanted[0].double().numpy()))
     page.keyboard.press("End")
-    np.testing.assert_array_equal(pixels(shown), before)
+    wait_for_step(page, shown, 25, 25)
+    np.testing.assert_array_equal(pixels(shown), colored(wanted[25].double().numpy()))
 
     canvas = shown.locator("canvas[data-step]").first
     box = canvas.bounding_box()
-    canvas.click(position={"x": box["width"] * 5.5 / 128, "y": box["height"] * 3.5 / 128})  # row 3, column 5
+    canvas.click(position={"x": box["width"] * 5.5 / 16, "y": box["height"] * 3.5 / 16})  # row 3, column 5
     shown.locator("svg[data-chart=scatter] circle").first.wait_for()
     assert shown.locator("svg[data-chart=scatter] circle").count() == 1024
     assert "feature 3 of view A" in shown.locator(".behind").inner_text()
     assert "feature 5 of view B" in shown.locator(".behind").inner_text()
     images = shown.locator(".strip img")
-    assert images.count() == 16
+    assert images.count() == 16 and all(image.get_attribute("alt") for image in images.all())
     assert all(image.evaluate("i => i.complete && i.naturalWidth == 32") for image in images.all())
-    shown.screenshot(path=tmp_path / "explorer.png")
-
-    live = explorer(page, 2)
-    assert live.locator(".title").all_inner_texts() == ["digit", "position", "colour", "background"]
-    assert page.errors == []
+    assert "expected if independent" in shown.locator(".sums").first.inner_text()
 
 
-def test_image_is_the_matrix(lab, page):
+def test_panels_have_colors_and_a_training_adds_panels(explorers):
+    live = explorer(explorers, 3)
+    wait_for_step(explorers, live, 25, 25)
+    assert live.locator(".title").all_inner_texts() == ["first", "second"]
+    colors = live.locator(".swatch").evaluate_all("all => all.map(e => getComputedStyle(e).backgroundColor)")
+    wanted = [tuple(round(255 * part) for part in matplotlib.colors.to_rgb(color)) for color in PALETTE[:2]]
+    assert colors == [f"rgb{color}" for color in wanted]
+
+
+def test_heatmap_shows_the_matrix(explorers):
     """Colors, block means, order, zoom, keys and hover, against the same matrices computed here."""
-    source = lab.folder / "drawn.py"
-    shutil.copy(ROOT / "tests" / "explorer_page.py", source)
-    nbformat.write(pipeline.convert(source), source.with_suffix(".ipynb"))
-    run_all(page, lab, "drawn")
+    page = explorers
     small, large = explorer(page, 0), explorer(page, 1)
     c, big = (matrix.double().numpy() for matrix in matrices())
     assert np.abs(pixels(small).astype(int) - colored(c)).max() == 0
@@ -242,10 +260,15 @@ def test_image_is_the_matrix(lab, page):
     page.mouse.move(box["x"] + box["width"] * 0.6, box["y"] + box["height"] * 0.4, steps=3)
     page.mouse.up()
     assert len(pixels(small)) == 5
+
+
+def test_quickstart_runs_in_jupyterlab(lab, page):
+    cells = run_all(page, lab, "00_quickstart")
+    assert sum("image/png" in o.get("data", {}) for cell in cells for o in cell["outputs"]) >= 4
     assert page.errors == []
 
 
-def test_quickstart_in_jupyterlab(lab, page):
-    cells = run_all(page, lab, "00_quickstart")
-    assert sum("image/png" in o.get("data", {}) for cell in cells for o in cell["outputs"]) >= 4
+def test_explorer_notebook_runs_in_jupyterlab(lab, page):
+    run_all(page, lab, "04_reading_cross_correlation")
+    assert explorer(page, 2).locator(".title").all_inner_texts() == ["digit", "position", "colour", "background"]
     assert page.errors == []

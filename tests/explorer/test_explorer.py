@@ -1,4 +1,4 @@
-"""The explorer's kernel side: what it tells the browser, how it answers, what it refuses. See also test_browser."""
+"""The explorer in Python: messages to the browser, answers, and errors. test_browser tests the JavaScript."""
 
 import base64
 import io
@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from hsic_lab.correlation import cross_correlation
-from hsic_lab.explorer import CorrelationExplorer
-from hsic_lab.plots._canvas import DIVERGING
+from hsic_lab.explorer import CorrelationExplorer, feature_pair
+from hsic_lab.plots import DIVERGING, PALETTE
 from hsic_lab.training import Event, Run, TrainConfig, train
 
 
@@ -42,7 +42,7 @@ def answers(explorer, **request):
     return sent[0]
 
 
-def test_matrix_travels_exactly_with_the_numbers_beside_it(tmp_path):
+def test_matrix_is_sent_exactly_with_its_summary(tmp_path):
     run = run_of(tmp_path)
     explorer = CorrelationExplorer({"one": run, "two": projections(d=9)})
     assert [(p["name"], p["steps"], p["d"], p["n"]) for p in explorer.panels] == [
@@ -62,14 +62,15 @@ def test_matrix_travels_exactly_with_the_numbers_beside_it(tmp_path):
     assert newest["step"] == 25 and newest["matrix"] == run.snapshots[25].numpy().tobytes()
 
 
-def test_colors_are_the_projects_map():
-    explorer = CorrelationExplorer(*projections())
+def test_colors_are_the_diverging_map_and_the_palette():
+    explorer = CorrelationExplorer({"one": projections(), "two": projections(d=9)})
+    assert [panel["color"] for panel in explorer.panels] == PALETTE[:2]
     for k in (0, 60, 128, 255):
         wanted = matplotlib.colormaps[DIVERGING](k, bytes=True)[:3]
         assert tuple(explorer.colors[3 * k : 3 * k + 3]) == wanted
 
 
-def test_cell_brings_samples_and_images():
+def test_cell_shows_samples_and_images():
     z_a, z_b = projections()
     images = pixels(), pixels(seed=1)
     explorer = CorrelationExplorer(z_a, z_b, images)
@@ -86,7 +87,7 @@ def test_cell_brings_samples_and_images():
     assert explorer.behind == {}
 
 
-def test_a_folder_is_the_run_in_it(tmp_path):
+def test_folder_is_read_as_its_run(tmp_path):
     run = train(TrainConfig(dataset="digits", epochs=1, width=1, projector=(4,)), tmp_path / "run", progress=False)
     assert CorrelationExplorer(tmp_path / "run").latest["matrix"] == CorrelationExplorer(run).latest["matrix"]
     assert CorrelationExplorer(str(tmp_path / "run")).panels == CorrelationExplorer(run).panels
@@ -113,7 +114,7 @@ def test_order_of_the_newest_matrix_holds_for_all_steps(tmp_path):
     assert explorer.orders == {"by": "diagonal", "positions": [wanted]}
 
 
-def test_callback_shows_snapshots_as_they_come(tmp_path):
+def test_callback_shows_each_new_snapshot(tmp_path):
     first, second = run_of(tmp_path, steps=(0,), name="first"), run_of(tmp_path, steps=(0,), name="second")
     explorer = CorrelationExplorer()
     assert explorer.panels == [] and "image/png" not in explorer._repr_mimebundle_()[0]
@@ -129,7 +130,7 @@ def test_callback_shows_snapshots_as_they_come(tmp_path):
     assert explorer.latest["panel"] == 1
 
 
-def test_the_order_and_the_number_of_pairs_hold_for_what_comes_later(tmp_path):
+def test_order_and_number_of_pairs_hold_for_later_snapshots(tmp_path):
     first, second = run_of(tmp_path, steps=(0,), name="first"), run_of(tmp_path, steps=(0,), name="second")
     explorer = CorrelationExplorer(samples=445)
     explorer.order = "diagonal"
@@ -146,13 +147,13 @@ def test_the_order_and_the_number_of_pairs_hold_for_what_comes_later(tmp_path):
     matplotlib.pyplot.close(figure)
 
 
-def test_still_image_stands_beside_the_widget(tmp_path):
+def test_widget_comes_with_an_image_for_pages_without_widgets(tmp_path):
     data, _ = CorrelationExplorer(run_of(tmp_path))._repr_mimebundle_()
     assert "application/vnd.jupyter.widget-view+json" in data
     assert Image.open(io.BytesIO(base64.b64decode(data["image/png"]))).width > 600
 
 
-def test_figure_is_of_the_step_asked_for(tmp_path):
+def test_figure_shows_the_given_step(tmp_path):
     run = run_of(tmp_path)
     explorer = CorrelationExplorer(run, limit=0.5)
     for step, shown in ((None, 25), (10, 10), (24, 10)):
@@ -181,7 +182,7 @@ BAD = {
         ValueError,
         "got 30 and 9",
     ),
-    "three views": (lambda _: CorrelationExplorer(*Z, images=(pixels(),) * 3), ValueError, "one a view, got 3"),
+    "three views": (lambda _: CorrelationExplorer(*Z, images=(pixels(),) * 3), ValueError, "pair of tensors, got 3"),
     "images that are none": (lambda _: CorrelationExplorer(*Z, images=Z[0]), ValueError, r"\(n, c, h, w\)"),
     "run without a snapshot": (
         lambda path: CorrelationExplorer(run_of(path, steps=())),
@@ -193,21 +194,36 @@ BAD = {
 
 
 @pytest.mark.parametrize(("make", "error", "words"), BAD.values(), ids=BAD)
-def test_bad_input_is_refused(tmp_path, make, error, words):
+def test_bad_input_raises(tmp_path, make, error, words):
     with pytest.raises(error, match=words):
         make(tmp_path)
 
 
-def test_damaged_snapshots_are_refused(tmp_path):
+def test_damaged_snapshots_raise(tmp_path):
     run = run_of(tmp_path)
     run.snapshots[10] = torch.ones(3, 4)
     with pytest.raises(ValueError, match=r"step 10 cannot be shown: c must have shape .* got \(3, 4\)"):
         CorrelationExplorer(run)
 
 
-def test_unknown_request_is_an_error():
+def test_unknown_request_raises():
     explorer = CorrelationExplorer(*Z)
     with pytest.raises(ValueError, match="'nothing'"):
         answers(explorer, kind="nothing", panel=0, step=0)
     with pytest.raises(ValueError, match=r"0 to 5, got \(6, 0\)"):
         explorer.cell = [0, 6, 0]
+
+
+def test_feature_pair_has_the_samples_and_extremes_of_an_entry():
+    generator = torch.Generator().manual_seed(0)
+    z_a, z_b = (torch.randn(50, 7, generator=generator) for _ in range(2))
+    pair = feature_pair(z_a, z_b, 2, 6, extremes=3)
+    assert pair.correlation == pytest.approx(float(cross_correlation(z_a, z_b)[2, 6]), abs=1e-6)
+    assert pair.correlation == pytest.approx(np.corrcoef(z_a[:, 2], z_b[:, 6])[0, 1], abs=1e-6)
+    ranked = np.argsort(z_a[:, 2].numpy())
+    np.testing.assert_array_equal(pair.extremes_a, [*ranked[:3], *ranked[-3:]])
+    np.testing.assert_array_equal(pair.extremes_b, np.argsort(z_b[:, 6].numpy())[[0, 1, 2, -3, -2, -1]])
+    few = feature_pair(z_a[:5], z_b[:5], 0, 0, extremes=4)
+    assert len(few.extremes_a) == 4  # no image at both ends
+    with pytest.raises(ValueError, match=r"0 to 6, got \(7, 0\)"):
+        feature_pair(z_a, z_b, 7, 0)

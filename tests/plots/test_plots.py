@@ -1,4 +1,4 @@
-"""What the images show: the arrays, scales, lines and labels drawn, not the pixels."""
+"""Plots draw the given arrays, scales, lines and labels. Pixels are not compared."""
 
 import os
 import subprocess
@@ -14,8 +14,9 @@ import pandas as pd
 import pytest
 import torch
 
-from hsic_lab.plots import _samples as plots
 from hsic_lab.plots import (
+    DIVERGING,
+    PALETTE,
     compare_cross_correlations,
     history_figure,
     plot_cross_correlation,
@@ -25,7 +26,8 @@ from hsic_lab.plots import (
     plot_spectrum,
     plot_views,
 )
-from hsic_lab.plots._canvas import DIVERGING
+from hsic_lab.plots._heatmaps import matrix_figure
+from hsic_lab.plots._samples import unit_images
 
 
 def matrix(d, seed=0):
@@ -57,7 +59,7 @@ DRAW = {
 
 
 @pytest.mark.parametrize("draw", DRAW.values(), ids=DRAW)
-def test_the_given_axes_come_back_and_settings_stay(draw):
+def test_given_axes_are_returned_and_settings_are_kept(draw):
     before = dict(matplotlib.rcParams)
     _, (ax, other) = plt.subplots(1, 2)
     assert draw(ax=ax) is ax
@@ -66,7 +68,7 @@ def test_the_given_axes_come_back_and_settings_stay(draw):
     assert dict(matplotlib.rcParams) == before
 
 
-def test_import_changes_no_setting_and_set_theme_does():
+def test_only_set_theme_changes_settings():
     script = (
         "import matplotlib, matplotlib.pyplot; before = dict(matplotlib.rcParams)\n"
         "from hsic_lab import plots\n"
@@ -101,13 +103,13 @@ def test_heatmap_shows_the_matrix_on_a_centered_scale(as_type):
 @pytest.mark.parametrize(
     ("scale", "limit", "extend"), [(1, 1.0, "neither"), (1, 0.5, "max"), (-1, 0.5, "min"), (1, 0.1, "both")]
 )
-def test_color_bar_says_where_entries_pass_the_limit(scale, limit, extend):
+def test_color_bar_has_an_arrow_where_entries_exceed_the_limit(scale, limit, extend):
     image = plot_cross_correlation(scale * matrix(16), limit=limit).get_images()[0]
     assert image.colorbar.extend == extend
 
 
 @pytest.mark.parametrize("d", [513, 1024, 1100])
-def test_large_matrices_show_block_means_with_an_undiluted_diagonal(d):
+def test_large_matrices_show_block_means_and_means_of_the_diagonal(d):
     c = matrix(d)
     c[np.arange(d), np.arange(d)] = np.linspace(0.5, 1, d)
     ax = plot_cross_correlation(c)
@@ -151,18 +153,12 @@ def test_one_run_draws_a_line_per_column():
     assert first.get_color() != second.get_color()
 
 
-def test_runs_from_a_mapping_and_from_a_column_are_the_same():
-    runs = {"a": history(), "b": history(0.1)}
-    tidy = pd.concat([run.assign(run=name) for name, run in runs.items()])
-    columns = ["loss", "diagonal"]
-    drawn = [plot_history(runs, columns=columns), plot_history(tidy, columns=columns, by="run")]
-    for one, other in zip(*(ax.get_lines() for ax in drawn), strict=True):
-        np.testing.assert_array_equal(one.get_xydata(), other.get_xydata())
-        assert one.get_label() == other.get_label()
-    lines = drawn[0].get_lines()
+def test_colors_are_runs_and_line_styles_are_columns():
+    lines = plot_history({"a": history(), "b": history(0.1)}, columns=["loss", "diagonal"]).get_lines()
     assert [line.get_label() for line in lines] == ["a, loss", "a, diagonal", "b, loss", "b, diagonal"]
     assert lines[0].get_color() == lines[1].get_color() != lines[2].get_color()
     assert lines[0].get_linestyle() == lines[2].get_linestyle() != lines[1].get_linestyle()
+    np.testing.assert_array_equal(lines[3].get_xydata(), history(0.1)[["step", "diagonal"]])
 
 
 def test_unsorted_steps_are_drawn_in_order():
@@ -170,7 +166,7 @@ def test_unsorted_steps_are_drawn_in_order():
     np.testing.assert_array_equal(line.get_xydata(), history()[["step", "loss"]])
 
 
-def test_history_figure_has_the_references():
+def test_history_figure_has_reference_lines():
     figure = history_figure({"a": history(), "b": history(0.1)}, dimension=64)
     loss, diagonal, off = figure.axes
     np.testing.assert_allclose(loss.get_lines()[0].get_ydata(), history()["loss"] / 64)
@@ -201,7 +197,7 @@ def test_one_split_has_no_spread():
     assert "50.0%" in [text.get_text() for text in plot_probe(probes().head(1)).texts]
 
 
-def test_spectrum_of_samples_is_that_of_their_covariance():
+def test_spectrum_of_samples_is_the_spectrum_of_their_covariance():
     z = np.random.default_rng(0).normal(size=(40, 5)) + 3
     ax = plot_spectrum(torch.as_tensor(z), label="z")
     eigenvalues = np.sqrt(np.linalg.eigvalsh(np.cov(z.T))[::-1])
@@ -218,7 +214,7 @@ def test_spectrum_of_samples_is_that_of_their_covariance():
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("as_bytes", [True, False])
-def test_pairs_stand_above_each_other(channels, as_bytes):
+def test_view_a_is_above_view_b(channels, as_bytes):
     rng = np.random.default_rng(0)
     a, b = rng.integers(0, 256, (2, 5, channels, 8, 6), dtype=np.uint8)
     given = (a, b) if as_bytes else (torch.tensor(a) / 127.5 - 1, torch.tensor(b) / 127.5 - 1)
@@ -246,7 +242,6 @@ EYE = np.eye(2)
         (lambda: compare_cross_correlations({"a": {"x": EYE}, "b": {"y": EYE}}), r"\['x'\].*\['y'\]"),
         (lambda: plot_history(history().drop(columns="step")), r"\['step'\]"),
         (lambda: plot_history(history(), columns=["accuracy"]), "accuracy"),
-        (lambda: plot_history(history(), by="seed"), "seed"),
         (lambda: plot_history(pd.concat([history(), history()])), "step 0 occurs twice"),
         (lambda: plot_history({}), r"got \{\}"),
         (lambda: history_figure({"a": history()}, 1), "got 1"),
@@ -264,14 +259,14 @@ EYE = np.eye(2)
         (lambda: plot_pairs(IMAGES[:, :2], IMAGES), r"\(9, 2, 8, 8\)"),
     ],
 )
-def test_bad_input(draw, quoted):
+def test_bad_input_raises(draw, quoted):
     with pytest.raises(ValueError, match=quoted):
         draw()
     assert plt.get_fignums() == []
 
 
-def test_the_palette_is_the_color_blind_safe_one():
-    assert plots.PALETTE[:3] == ["#0173b2", "#de8f05", "#029e73"]
+def test_palette_is_color_blind_safe():
+    assert PALETTE[:3] == ["#0173b2", "#de8f05", "#029e73"]
 
 
 def test_plot_views_has_a_titled_row_for_every_augmentation():
@@ -286,7 +281,40 @@ def test_plot_views_has_a_titled_row_for_every_augmentation():
 
 
 @pytest.mark.parametrize("diagonal", [np.full(100, 0.9), *np.random.default_rng(0).uniform(size=(12, 100))])
-def test_a_diagonal_matrix_has_an_off_diagonal_of_zero_in_its_caption(diagonal):
+def test_caption_of_a_diagonal_matrix_has_off_diagonal_zero(diagonal):
     axes = plot_cross_correlation(np.diag(diagonal))
     assert any("rms off-diagonal 0.000" in text.get_text() for text in axes.texts)
     plt.close(axes.figure)
+
+
+def test_matrix_figure_shows_ordered_matrices_on_one_scale():
+    panels = {"one": matrix(12), "two": matrix(20, 1)}
+    figure = matrix_figure(panels, {"one": 50, "two": 100}, limit=0.5, order="diagonal")
+    images = [ax.get_images()[0] for ax in figure.axes if ax.get_images()]
+    for image, c in zip(images, panels.values(), strict=True):
+        order = np.argsort(-np.diagonal(c), kind="stable")
+        np.testing.assert_array_equal(image.get_array(), c[order][:, order])
+        assert image.get_clim() == (-0.5, 0.5)
+    words = [ax.get_xlabel() for ax in figure.axes]
+    assert any(f"1ᵀC1 = {panels['one'].sum():.1f}".replace("-", "−") in text for text in words)
+    plt.close(figure)
+
+
+def test_matrix_figure_takes_more_panels_than_colors_and_numpy_integers():
+    figure = matrix_figure({f"{i}": matrix(4, i) for i in range(12)}, np.int64(50))
+    histogram = next(ax for ax in figure.axes if ax.get_title() == "diagonal")
+    assert len(histogram.patches) == 12
+    plt.close(figure)
+
+
+def test_unit_images_from_bytes_and_floats_agree():
+    pixels = torch.randint(0, 256, (4, 3, 5, 5), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    np.testing.assert_allclose(unit_images(pixels.float() / 127.5 - 1), unit_images(pixels), atol=1e-6)
+    for bad, words in [
+        (pixels[0], "shape"),
+        (pixels[:, :2], "c = 1 or 3"),
+        (pixels.float(), "uint8 or floats"),
+        (pixels.int(), "int32"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            unit_images(bad)

@@ -1,4 +1,4 @@
-"""What the images of probes and verdicts show: lines, bands, cells and words."""
+"""Plots of probes and diagnostics: lines, bands, cells and texts."""
 
 import matplotlib
 
@@ -37,7 +37,7 @@ DRAW = {
 
 
 @pytest.mark.parametrize("draw", DRAW.values(), ids=DRAW)
-def test_the_given_axes_come_back_and_settings_stay(draw):
+def test_given_axes_are_returned_and_settings_are_kept(draw):
     before = dict(matplotlib.rcParams)
     _, (ax, other) = plt.subplots(1, 2)
     assert draw(ax=ax) is ax and not other.has_data()
@@ -45,7 +45,7 @@ def test_the_given_axes_come_back_and_settings_stay(draw):
     assert dict(matplotlib.rcParams) == before
 
 
-def test_few_label_lines_are_means_with_intervals_on_a_log_axis():
+def test_few_label_lines_are_means_with_intervals():
     ax = plot_few_labels(curve())
     summary = few_label_summary(curve()).set_index(["representation", "per_class"])
     assert ax.get_xscale() == "log" and [t.get_text() for t in ax.get_xticklabels()] == ["2", "10"]
@@ -62,7 +62,7 @@ def test_few_label_lines_are_means_with_intervals_on_a_log_axis():
     assert ax.get_lines()[2].get_ydata()[0] == 0.1
 
 
-def test_confusion_colors_are_shares_and_words_are_counts():
+def test_confusion_colors_are_shares_and_texts_are_counts():
     ax = plot_confusion(COUNTS)
     np.testing.assert_allclose(ax.images[0].get_array(), [[2 / 3, 1 / 3, 0], [0, 1, 0], [0, 0, 0]])
     assert [text.get_text() for text in ax.texts] == ["2", "1", "", "", "2", "", "", "", ""]
@@ -72,7 +72,7 @@ def test_confusion_colors_are_shares_and_words_are_counts():
     assert not many.texts and len(many.get_xticks()) == 30
 
 
-def test_the_board_says_what_the_frame_says():
+def test_diagnostics_show_the_texts_of_the_frame():
     ax = plot_diagnostics(FRAME)
     words = [text.get_text() for text in ax.texts]
     assert ax.get_title("left") == "verdict: complete collapse" and words.count("complete collapse") == 3
@@ -81,7 +81,7 @@ def test_the_board_says_what_the_frame_says():
         assert verdict in words and (threshold in words) == (verdict != "not judged")
 
 
-def test_the_board_crosses_faults_alone():
+def test_diagnostics_mark_only_faults_with_a_cross():
     z = torch.randn(200, 5, generator=torch.Generator().manual_seed(0))
     frame = pd.concat([diagnose(z, z.roll(1, 0)), diagnose(z.repeat(1, 3))])
     assert {"unrelated views", "redundant", "healthy", "not judged"} <= set(frame["verdict"])
@@ -100,7 +100,7 @@ def test_the_board_crosses_faults_alone():
         (lambda: plot_diagnostics(FRAME.drop(columns="verdict")), r"\['verdict'\]"),
     ],
 )
-def test_bad_input(draw, quoted):
+def test_bad_input_raises(draw, quoted):
     with pytest.raises(ValueError, match=quoted):
         draw()
     assert plt.get_fignums() == []

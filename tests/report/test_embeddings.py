@@ -1,4 +1,4 @@
-"""Every format gives back what was written to it, and what cannot be read is named in one sentence."""
+"""Every file format gives back the arrays that were written. Files that could be misread are refused."""
 
 import numpy as np
 import pandas as pd
@@ -43,7 +43,7 @@ WRITE = {
 
 
 @pytest.mark.parametrize("name", WRITE)
-def test_formats_give_back_what_was_written(name, tmp_path):
+def test_formats_give_back_the_written_arrays(name, tmp_path):
     WRITE[name](tmp_path / name)
     found = read_embeddings(tmp_path / name)
     assert found.z_a.dtype == torch.float32 and found.z_a.is_contiguous() and found.name == name
@@ -59,7 +59,7 @@ def test_formats_give_back_what_was_written(name, tmp_path):
         assert found.labels is None
 
 
-def test_half_precisions_and_whole_numbers(tmp_path):
+def test_half_precision_and_integers_become_float32(tmp_path):
     save_tensors({"a": torch.from_numpy(A).bfloat16(), "b": torch.from_numpy(B).half()}, tmp_path / "x.safetensors")
     found = read_embeddings(tmp_path / "x.safetensors")
     assert torch.equal(found.z_a, torch.from_numpy(A).bfloat16().float()) and found.z_b.dtype == torch.float32
@@ -67,7 +67,7 @@ def test_half_precisions_and_whole_numbers(tmp_path):
     assert read_embeddings(tmp_path / "x.npy").z_a.tolist() == LABELS.reshape(4, 3).tolist()
 
 
-def test_two_files_and_labels_of_a_third(tmp_path):
+def test_views_and_labels_come_from_three_files(tmp_path):
     np.save(tmp_path / "a.npy", A)
     frame(B).to_csv(tmp_path / "b.csv", index=False)
     for name, write in {
@@ -81,14 +81,17 @@ def test_two_files_and_labels_of_a_third(tmp_path):
         np.testing.assert_allclose(found.z_b, B, rtol=1e-6)
 
 
-def test_of_a_large_file_rows_are_drawn_the_same_of_both_views(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "MOST_VALUES", 20)
+def test_same_rows_of_both_views_are_sampled_from_large_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "MAX_VALUES", 20)
     z = np.arange(300.0).reshape(100, 3)
     np.save(tmp_path / "a.npy", z)
     np.save(tmp_path / "b.npy", z + 1)
     found = read_embeddings(tmp_path / "a.npy", tmp_path / "b.npy")
     assert found.rows == 100 and len(found.z_a) == 6 and torch.equal(found.z_a + 1, found.z_b)
     assert len({row for row, *_ in found.z_a.tolist()}) == 6
+    np.save(tmp_path / "longer.npy", np.concatenate([z, z]))
+    with pytest.raises(ValueError, match="different numbers of rows"):
+        read_embeddings(tmp_path / "a.npy", tmp_path / "longer.npy")
     frame(z[:10], label=np.arange(10)).to_parquet(tmp_path / "c.parquet", index=False)
     drawn = read_embeddings(tmp_path / "c.parquet")
     assert drawn.rows == 10 and len(drawn.z_a) == 6 and (drawn.z_a[:, 0] / 3).tolist() == drawn.labels.tolist()
@@ -97,7 +100,7 @@ def test_of_a_large_file_rows_are_drawn_the_same_of_both_views(tmp_path, monkeyp
         read_embeddings(tmp_path / "d.npz")
 
 
-def test_a_run_is_its_projections_and_its_encoders_features(tmp_path):
+def test_run_gives_its_projections_and_encoder_features(tmp_path):
     settings = TrainConfig(dataset="digits", epochs=1, width=1, projector=(6,), precision="float32")
     run = train(settings, tmp_path / "run", progress=False)
     found = read_embeddings(tmp_path / "run")
@@ -113,7 +116,7 @@ def test_a_run_is_its_projections_and_its_encoders_features(tmp_path):
         read_embeddings(tmp_path / "own")
 
 
-def test_a_run_with_views_of_its_own_is_not_read_with_others(tmp_path):
+def test_run_with_custom_views_is_refused(tmp_path):
     settings = TrainConfig(dataset="digits", epochs=1, width=1, projector=(6,))
 
     def views(images, generator):
@@ -159,13 +162,13 @@ def test_columns_of_two_views_are_paired_by_name(tmp_path):
         ("objects.npy", lambda path: np.save(path, np.array([{}]), allow_pickle=True), "pickled Python objects"),
     ],
 )
-def test_what_would_be_misread_is_refused(tmp_path, name, write, words):
+def test_ambiguous_files_are_refused(tmp_path, name, write, words):
     write(tmp_path / name)
     with pytest.raises(ValueError, match=words):
         read_embeddings(tmp_path / name)
 
 
-def test_what_is_not_used_is_named(tmp_path):
+def test_unused_arrays_are_named(tmp_path):
     np.savez(tmp_path / "x.npz", z=A, targets=LABELS, when=LABELS)
     found = read_embeddings(tmp_path / "x.npz")
     assert found.labels.tolist() == LABELS.tolist() and found.note == "Not used: when"
@@ -182,13 +185,13 @@ def test_what_is_not_used_is_named(tmp_path):
         ({"z_a": A, "features": B[:9], "labels": LABELS}, "9 rows need as many labels"),
     ],
 )
-def test_embeddings_fit_together(values, words):
+def test_embeddings_that_do_not_match_raise(values, words):
     tensors = {name: value if name == "labels" else torch.from_numpy(value) for name, value in values.items()}
     with pytest.raises(ValueError, match=words):
         Embeddings(**tensors)
 
 
-def test_labels_that_differ_say_that_the_rows_do(tmp_path):
+def test_different_labels_in_two_files_raise(tmp_path):
     np.savez(tmp_path / "a.npz", z=A, labels=LABELS)
     np.savez(tmp_path / "b.npz", z=B, labels=LABELS)
     assert read_embeddings(tmp_path / "a.npz", tmp_path / "b.npz").labels.tolist() == LABELS.tolist()
@@ -204,18 +207,18 @@ def test_labels_that_differ_say_that_the_rows_do(tmp_path):
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.uint16, np.uint64, np.float16])
-def test_quantised_embeddings_are_read_without_a_word(tmp_path, dtype):
+def test_quantized_embeddings_are_read_without_warnings(tmp_path, dtype):
     values = np.array([[0, 1], [2, 3], [127, 5], [6, -128 if dtype == np.int8 else 100]], dtype)
     np.save(tmp_path / "x.npy", values)
     assert read_embeddings(tmp_path / "x.npy").z_a.tolist() == values.tolist()
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.uint16])
-def test_tensors_of_rare_types_are_read(tmp_path, dtype):
+def test_tensors_of_rare_dtypes_are_read(tmp_path, dtype):
     save_tensors({"a": torch.arange(12.0).view(4, 3).to(dtype)}, tmp_path / "x.safetensors")
     assert read_embeddings(tmp_path / "x.safetensors").z_a.tolist() == torch.arange(12.0).view(4, 3).tolist()
 
 
-def test_a_feature_may_be_called_class_where_the_labels_are_known(tmp_path):
+def test_feature_may_be_called_class_if_there_are_labels(tmp_path):
     frame(y=LABELS).rename(columns={"f0": "class"}).to_csv(tmp_path / "x.csv", index=False)
     assert read_embeddings(tmp_path / "x.csv").z_a.shape == (12, 3)

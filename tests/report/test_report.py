@@ -1,4 +1,4 @@
-"""The page holds the numbers that the library computes, loads nothing, and bad files end in a sentence."""
+"""The page holds the numbers of the library and loads nothing; bad files give an error of one line."""
 
 import re
 import sys
@@ -15,18 +15,17 @@ from sklearn.decomposition import PCA
 
 from hsic_lab import cli
 from hsic_lab.cka import cka
-from hsic_lab.correlation import cross_correlation
+from hsic_lab.correlation import CorrelationSummary, cross_correlation
 from hsic_lab.diagnostics import _diagnose as diagnostics
 from hsic_lab.diagnostics import diagnose
 from hsic_lab.plots import plot_embedding
 from hsic_lab.report import Embeddings, write_report
 from hsic_lab.report._page import (
     VERDICTS,
-    Section,
+    _cells,
     _correlation,
     as_embeddings,
     independence_table,
-    make_page,
     probe_table,
     report_html,
     similarity_table,
@@ -35,23 +34,24 @@ from hsic_lab.report._page import (
 RNG = np.random.default_rng(0)
 N, D = 240, 8
 LABELS = RNG.integers(0, 3, N)
-CAUSE = RNG.normal(size=(3, D))[LABELS] * 2 + RNG.normal(size=(N, D))
-A, B = (torch.from_numpy(CAUSE + 0.5 * RNG.normal(size=(N, D))).float() for _ in "ab")
+SHARED = RNG.normal(size=(3, D))[LABELS] * 2 + RNG.normal(size=(N, D))
+A, B = (torch.from_numpy(SHARED + 0.5 * RNG.normal(size=(N, D))).float() for _ in "ab")
 OTHER, NOISE = (torch.from_numpy(RNG.normal(size=(N, width))).float() for width in (5, 40))
 
 
 class Page(HTMLParser):
-    """Tables as lists of rows of words, the page's words, and every address that a browser would load."""
+    """Tables as lists of rows of words, the words of the page, alt texts, and all addresses that a browser loads."""
 
     def __init__(self, text):
         super().__init__()
-        self.tables, self.words, self.loaded, self.open = [], [], [], []
+        self.tables, self.words, self.loaded, self.alt, self.open = [], [], [], [], []
         self.feed(text)
         assert self.open == [], "every element is closed"
 
     def handle_starttag(self, tag, attributes):
         if tag not in ("meta", "img", "br"):
             self.open.append(tag)
+        self.alt += [dict(attributes).get("alt", "")] if tag == "img" else []
         self.loaded += [value for name, value in attributes if name in ("src", "href", "srcset", "data")]
         if tag == "table":
             self.tables.append([])
@@ -78,7 +78,7 @@ def test_page_of_two_views(tmp_path):
     assert all(address.startswith("data:image/png;base64,") for address in page.loaded) and len(page.loaded) == 3
     assert "url(" not in path.read_text() and "@import" not in path.read_text()
     words = " ".join(page.words)
-    assert "<i>mine</i> & yours.npz" in words and f"two views of {N} rows and {D} features; 3 kinds of labels" in words
+    assert "<i>mine</i> & yours.npz" in words and f"two views of {N} rows and {D} features; 3 different labels" in words
     frame = diagnose(A, B)
     assert f"Verdict: {frame.attrs['verdict']}" in words and VERDICTS[frame.attrs["verdict"]] in words
     board, probe, similarity, tests = page.tables
@@ -94,7 +94,7 @@ def test_page_of_two_views(tmp_path):
     assert [row[2] for row in tests[1:]] == [str(N)] * 3 and all(float(row[4]) <= 0.01 for row in tests[1:])
 
 
-def test_page_of_one_view_and_its_sources(tmp_path):
+def test_page_of_one_view_takes_tensors_arrays_and_tuples(tmp_path):
     for source in (A, A.numpy(), A.double().numpy(), (A,)):
         page = page_of(write_report(source, tmp_path / "page.html"))
         assert len(page.tables) == 1 and "one view of" in " ".join(page.words)
@@ -117,7 +117,7 @@ def test_page_of_one_view_and_its_sources(tmp_path):
         (OTHER, OTHER.roll(1, 0), "unrelated views"),
     ],
 )
-def test_verdict_stands_at_the_top(z_a, z_b, verdict, tmp_path):
+def test_verdict_is_at_the_top(z_a, z_b, verdict, tmp_path):
     labels = np.arange(len(z_a)) % 2
     path = write_report(Embeddings(z_a, z_b, labels), tmp_path / "page.html")
     page, text = page_of(path), path.read_text()
@@ -127,14 +127,14 @@ def test_verdict_stands_at_the_top(z_a, z_b, verdict, tmp_path):
     assert "nan" not in " ".join(page.words).lower().split()
 
 
-def test_the_reader_is_told_what_was_judged_and_what_was_not_used(tmp_path):
+def test_page_names_other_rows_and_unused_arrays(tmp_path):
     assert set(VERDICTS) == set(diagnostics.VERDICTS)
     found = Embeddings(A, B, np.arange(100) % 2, features=OTHER[:100], note="Not used: when")
-    words = " ".join(page_of(write_report(found, tmp_path / "page.html")).words)
-    assert "Labels and cloud are of other rows: 100 x 5 features. Not used: when" in words
+    words = " ".join(" ".join(page_of(write_report(found, tmp_path / "page.html")).words).split())
+    assert "Labels and principal axes are of other rows: 100 x 5 features. Not used: when" in words
 
 
-def test_similarity_and_independence_of_unrelated_views():
+def test_unrelated_views_have_no_similarity_and_no_dependence():
     unrelated = Embeddings(A, OTHER[:, torch.arange(D) % 5] + 0.01 * NOISE[:, :D])
     assert similarity_table(unrelated.z_a, unrelated.z_b, None)["CKA"].abs().max() < 0.1
     table = independence_table(unrelated)
@@ -142,20 +142,20 @@ def test_similarity_and_independence_of_unrelated_views():
     assert np.isnan(similarity_table(A, torch.ones(N, D), None)["CKA"]).all()
 
 
-def test_probe_leaves_out_rare_classes_and_says_so():
+def test_probe_leaves_out_rare_classes_and_notes_it():
     labels = LABELS.astype(str)
     labels[:5] = "rare"
     table, note = probe_table(Embeddings(A, labels=labels))
     assert table["train rows"].tolist() == [164] * 2 and table["test rows"].tolist() == [71] * 2
-    left_out = "1 of 4 classes have fewer than 10 of the 240 rows drawn and are left out."
+    left_out = "1 of 4 classes have fewer than 10 of the 240 rows sampled and are left out."
     assert note == f"235 of 240 rows were used; {left_out}"
     table, note = probe_table(Embeddings(A, labels=np.arange(N)))
-    assert table.empty and note.endswith("there is nothing to tell apart.")
+    assert table.empty and note.endswith("there is nothing to predict.")
     table, _ = probe_table(Embeddings(torch.cat([A[:-1], torch.zeros(1, D)]), labels=LABELS))
     assert table["evaluation"].tolist() == ["linear probe"], "a zero row has no neighbors"
 
 
-def test_a_killed_write_leaves_the_previous_page(tmp_path, monkeypatch):
+def test_failed_write_leaves_the_previous_page(tmp_path, monkeypatch):
     path = write_report(A, tmp_path / "page.html")
     before = path.read_bytes()
     monkeypatch.setattr("hsic_lab.report._page.report_html", lambda *_: "\ud800")
@@ -164,19 +164,38 @@ def test_a_killed_write_leaves_the_previous_page(tmp_path, monkeypatch):
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
-def test_a_pvalue_below_all_floats_is_no_zero():
-    table = pd.DataFrame({"statistic": [0.0], "pvalue": [0.0]})
-    page = Page(make_page("t", "", ("v", "w", None), [Section("s", [], tables=[table])], ""))
-    assert page.tables == [[["statistic", "pvalue"], ["0", "< 1e-300"]]]
+def test_pvalue_below_all_floats_is_not_zero():
+    cells = _cells(pd.DataFrame({"statistic": [0.0], "pvalue": [0.0]}))
+    assert cells == {"columns": ["statistic", "pvalue"], "rows": [[("number", "0"), ("number", "< 1e-300")]]}
 
 
-def test_everything_given_is_escaped():
+def test_all_text_is_escaped():
     evil = '<script>alert("x")</script>'
-    page = make_page(evil, evil, (evil, evil, None), [Section(evil, [evil])], evil)
-    assert "<script" not in page and page.count("&lt;script&gt;") == 8
+    page = report_html(Embeddings(A, labels=np.array([evil] * N), name=evil, note=evil))
+    assert "<script" not in page and page.count("&lt;script&gt;alert(&#34;x&#34;)") == 3
 
 
-# The command, in this process: what `hsic-lab` runs.
+def test_every_image_has_alt_text_that_describes_it(tmp_path):
+    heatmaps, spectrum, axes = page_of(write_report(Embeddings(A, B, LABELS), tmp_path / "page.html")).alt
+    summary = CorrelationSummary.from_matrix(cross_correlation(A, B), N)
+    assert f"Two heatmaps of the {D} x {D} correlation matrix" in heatmaps and "histogram" in heatmaps
+    assert f"{summary.mean_diagonal:.2f}" in heatmaps and f"{summary.rms_off_diagonal:.3f}" in heatmaps
+    ratio = np.linalg.cond((A - A.mean(0)).numpy())
+    assert "Singular values" in spectrum and f"view A: {D} positive values of at most {D}" in spectrum
+    assert f"{1 / ratio:.2g}" in spectrum and "view B" in spectrum
+    assert "Scatter plot of the rows: principal axis 1 (" in axes and "colored by 3 labels" in axes
+
+
+def test_page_has_the_summary_of_the_correlations(tmp_path):
+    words = " ".join(" ".join(page_of(write_report((A, B), tmp_path / "page.html")).words).split())
+    summary = CorrelationSummary.from_matrix(cross_correlation(A, B), N)
+    assert f"{summary.rms_off_diagonal:.3g} (expected if independent: {summary.expected_rms:.3g})" in words
+    squares = summary.off_diagonal_squared_norm, summary.expected_squared_norm
+    assert "{:.4g} (expected if independent: {:.4g})".format(*squares) in words
+    assert f"The sum of all entries is {summary.total:.4g}." in words
+
+
+# The command `hsic-lab inspect`, run in this process.
 
 
 def inspect(monkeypatch, capsys, *arguments):
@@ -186,7 +205,7 @@ def inspect(monkeypatch, capsys, *arguments):
     return stop.value.code, capsys.readouterr()
 
 
-def test_command_writes_beside_the_file_or_where_told(tmp_path, monkeypatch, capsys):
+def test_command_writes_beside_the_file_or_to_the_given_path(tmp_path, monkeypatch, capsys):
     np.save(tmp_path / "a.npy", A)
     np.save(tmp_path / "b.npy", B)
     np.save(tmp_path / "labels.npy", LABELS)
@@ -212,7 +231,7 @@ def truncated(path):
 
 
 def huge(path):
-    """A header that promises 2^40 rows, and a few bytes behind it."""
+    """Write a header of 2^40 rows, followed by a few bytes."""
     with path.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (1 << 40, 8)})
         file.write(bytes(64))
@@ -239,8 +258,8 @@ BAD = {
     "pickled.npz": (lambda path: np.savez(path, z_a=np.array([{}, []], dtype=object)), "pickled Python objects"),
     "huge.npy": (huge, "cannot be read"),
     "huge.npz": (huge_npz, "save it as .npy"),
-    "norows.npy": (lambda path: np.save(path, np.zeros((0, 8))), "cannot"),
-    "nocolumns.npy": (lambda path: np.save(path, np.zeros((8, 0))), "cannot"),
+    "norows.npy": (lambda path: np.save(path, np.zeros((0, 8))), r"at least 4 rows .* got shape \(0, 8\)"),
+    "nocolumns.npy": (lambda path: np.save(path, np.zeros((8, 0))), r"2 to 8192 columns, got shape \(8, 0\)"),
     "onerow.npy": (lambda path: np.save(path, A[:1]), r"at least 4 rows .* got shape \(1, 8\)"),
     "vector.npy": (lambda path: np.save(path, A[:, 0]), r"one or two matrices"),
     "wide.npy": (lambda path: np.save(path, np.zeros((4, 8193), np.int8)), r"2 to 8192 columns"),
@@ -258,7 +277,7 @@ BAD = {
     "index.csv": (lambda path: path.write_text(",f1,f2\n" + "1.5,2,3\n" * 9), "a column has no name"),
     "unnamed.csv": (lambda path: path.write_text("Unnamed: 0,f1,f2\n" + "1,2,3\n" * 9), "'Unnamed: 0' looks like"),
     "class.csv": (lambda path: path.write_text("f0,f1,class\n" + "1.5,2,3\n" * 9), "column 'class' is no feature"),
-    "twice.csv": (lambda path: path.write_text("f0,f1,f0\n" + "1.5,2,3\n" * 9), "column 'f0' stands twice"),
+    "twice.csv": (lambda path: path.write_text("f0,f1,f0\n" + "1.5,2,3\n" * 9), "column 'f0' occurs twice"),
     "header.csv": (lambda path: path.write_text("f0,f1\n"), "no row below the names"),
     "ragged.csv": (lambda path: path.write_text("f0,f1\n1,2\n3\n"), "cannot be read"),
     "gaps.csv": (lambda path: path.write_text("f0,f1\n" + "1,2\n" * 5 + "3,\n"), "1 of 6 rows hold NaN"),
@@ -269,7 +288,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_files_end_in_a_sentence_and_exit_code_2(name, tmp_path, monkeypatch, capsys):
+def test_bad_files_give_one_line_and_exit_code_2(name, tmp_path, monkeypatch, capsys):
     write, words = BAD[name]
     write(tmp_path / name)
     before = set(tmp_path.iterdir())
@@ -289,7 +308,7 @@ def test_bad_files_end_in_a_sentence_and_exit_code_2(name, tmp_path, monkeypatch
         (None, LABELS + 0.5, "integers, booleans or strings"),
     ],
 )
-def test_files_that_do_not_match(second, labels, words, tmp_path, monkeypatch, capsys):
+def test_files_that_do_not_match_raise(second, labels, words, tmp_path, monkeypatch, capsys):
     np.save(tmp_path / "a.npy", A)
     arguments = [tmp_path / "a.npy"]
     for option, name, value in ((None, "b.npy", second), ("--labels", "l.npy", labels)):
@@ -300,7 +319,7 @@ def test_files_that_do_not_match(second, labels, words, tmp_path, monkeypatch, c
     assert code == 2 and re.search(words, said.err) and said.err.count("\n") == 1
 
 
-def test_plot_embedding_is_pca():
+def test_plot_embedding_shows_principal_components():
     ax = plot_embedding(A, LABELS)
     points = np.concatenate([np.asarray(part.get_offsets()) for part in ax.collections])
     oracle = PCA(2, svd_solver="full").fit(A.numpy())
@@ -320,14 +339,14 @@ def test_plot_embedding_is_pca():
             plot_embedding(z, labels)
 
 
-def test_correlations_on_the_page_are_c(monkeypatch, tmp_path):
+def test_page_shows_the_cross_correlation_matrix(monkeypatch, tmp_path):
     drawn = []
-    monkeypatch.setattr("hsic_lab.plots._heatmaps.plot_cross_correlation", lambda c, ax, *_: drawn.append(c))
+    monkeypatch.setattr("hsic_lab.report._page.plot_cross_correlation", lambda c, ax, *_: drawn.append(c))
     write_report((A, B), tmp_path / "page.html")
     torch.testing.assert_close(torch.from_numpy(drawn[0]), cross_correlation(A, B))
 
 
-def test_every_correlation_is_counted(monkeypatch):
+def test_histogram_counts_every_correlation(monkeypatch):
     counted = []
     monkeypatch.setattr(Axes, "hist", lambda self, x, **look: counted.append(((x >= -1) & (x <= 1)).sum()))
     monkeypatch.setattr(Axes, "legend", lambda *_, **__: None)
@@ -337,7 +356,7 @@ def test_every_correlation_is_counted(monkeypatch):
 
 
 @pytest.mark.parametrize("unit", [1e-12, 1.0, 1e8])
-def test_sick_embeddings_have_a_page(unit, tmp_path):
+def test_degenerate_embeddings_have_a_page(unit, tmp_path):
     collapsed = A[:1].expand(N, D).clone()
     collapsed[7] = A[7]
     for pair in ((unit * collapsed, unit * collapsed.clone()), (unit * A, unit * B), (torch.eye(N)[:, :50],) * 2):
@@ -346,7 +365,7 @@ def test_sick_embeddings_have_a_page(unit, tmp_path):
     assert table["CKA"].isna().tolist() == [True, True]
 
 
-def test_a_column_that_hardly_moves_is_no_traceback(tmp_path, monkeypatch, capsys):
+def test_nearly_constant_column_has_a_page(tmp_path, monkeypatch, capsys):
     frame = pd.DataFrame(A.numpy()).add_prefix("f").assign(time=1.7e12 + 6e5 * np.linspace(0, 1, len(A)), label=LABELS)
     frame.to_csv(tmp_path / "stamped.csv", index=False)
     code, said = inspect(monkeypatch, capsys, tmp_path / "stamped.csv")
@@ -355,7 +374,7 @@ def test_a_column_that_hardly_moves_is_no_traceback(tmp_path, monkeypatch, capsy
 
 
 @pytest.mark.parametrize("name", ["a.npy", "page", "page.pdf"])
-def test_a_page_overwrites_no_data(tmp_path, name):
+def test_page_does_not_overwrite_data(tmp_path, name):
     np.save(tmp_path / "a.npy", A)
     before = (tmp_path / "a.npy").read_bytes()
     with pytest.raises(ValueError, match=rf"ending in \.html, got .*{name}"):
@@ -366,12 +385,12 @@ def test_a_page_overwrites_no_data(tmp_path, name):
         write_report(A.numpy() * 1j, tmp_path / "page.html")
 
 
-def test_features_of_another_network_are_no_shuffled_rows():
+def test_features_of_two_networks_are_explained():
     other = torch.randn(300, 6, generator=torch.Generator().manual_seed(0))
     page = report_html(Embeddings(other, other.flip(1)))
     assert "unrelated views" in page and "the features are not (two different networks)" in page
 
 
-def test_all_zero_rows_are_said_so_in_every_section():
+def test_sections_without_a_figure_say_that_all_rows_are_equal():
     page = report_html(Embeddings(torch.zeros(20, 4)))
     assert page.count("All rows are equal: there is nothing to draw.") == 2
