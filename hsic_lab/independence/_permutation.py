@@ -74,7 +74,8 @@ def permutation_test(
 
     If x and y are independent and the rows of x or of y are exchangeable, ``P(pvalue <= a) <= a`` for every n, kernel
     and distribution. Independent draws are exchangeable. Rows of a time series are not: two independent autoregressive
-    series are rejected far too often (about 70 % of the time at level 0.05 for coefficient 0.9).
+    series are rejected far too often (about 70 % of the time at level 0.05 for coefficient 0.9). References: Gretton
+    et al. (2008), "A Kernel Statistical Test of Independence"; Song et al. (2012), equation 5, for the statistic.
 
     Parameters
     ----------
@@ -95,10 +96,6 @@ def permutation_test(
     -------
     TestResult
         With `null`. Values that differ from the statistic by less than rounding errors count as equal to it.
-
-    References
-    ----------
-    Gretton et al. (2008), "A Kernel Statistical Test of Independence". Song et al. (2012), equation 5, the statistic.
 
     Examples
     --------
@@ -150,8 +147,8 @@ def aggregated_test(
 
     For each pair of kernels, p_k is the share of pairings (observed and permuted) with an HSIC at least as large. The
     observed ``min_k p_k`` is compared with its permuted values, which corrects for the number of kernels and equals the
-    bisection of Schrab et al. at every level. ``P(pvalue <= a) <= a`` as for `permutation_test`, whose condition of
-    exchangeable rows holds here too. The mean of the p_k breaks ties.
+    bisection of Schrab et al. (2022, "Efficient Aggregated Kernel Tests using Incomplete U-statistics") at every level.
+    The mean of the p_k breaks ties. Level and condition (exchangeable rows) are those of `permutation_test`.
 
     Parameters
     ----------
@@ -164,11 +161,6 @@ def aggregated_test(
     -------
     TestResult
         `statistic` and `null` are ``-log10 min_k p_k``; `components` has unbiased HSIC and p_k of each pair.
-
-    References
-    ----------
-    Albert et al. (2022), "Adaptive Test of Independence Based on HSIC Measures". Schrab et al. (2022), "Efficient
-    Aggregated Kernel Tests using Incomplete U-statistics".
 
     Examples
     --------

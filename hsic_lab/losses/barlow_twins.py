@@ -17,7 +17,8 @@ class HSICSSLLoss(TwoViewLoss):
     ``lambda [d (d - 1) t^2 - 2 t (1'C1 - tr C)]``, where ``1'C1`` is the covariance of the feature sums of the two
     views. The target -1 cannot be reached: if C is positive semi-definite with unit diagonal, the mean of its
     off-diagonal entries is at least ``-1 / (d - 1)``. For a target other than 0, `terms` also returns "feature_sum",
-    ``-2 lambda t (1'C1 - tr C)``, and "constant", ``lambda d (d - 1) t^2``.
+    ``-2 lambda t (1'C1 - tr C)``, and "constant", ``lambda d (d - 1) t^2``. Reference: Tsai et al. (2021),
+    arXiv:2104.13712, equation 5; the authors' code differs from it, see `ReferenceCodeLoss`.
 
     Parameters
     ----------
@@ -27,10 +28,6 @@ class HSICSSLLoss(TwoViewLoss):
         Target t of the off-diagonal entries of C; -1 is the choice of Tsai et al. (2021).
     gather_distributed, route, contrast
         As in `BarlowTwinsLoss`.
-
-    References
-    ----------
-    Tsai et al. (2021), arXiv:2104.13712, equation 5. The authors' code differs from it: see `ReferenceCodeLoss`.
     """
 
     def __init__(
@@ -134,8 +131,8 @@ class BarlowTwinsLoss(HSICSSLLoss):
 class ReferenceCodeLoss(TwoViewLoss):
     """HSIC_SSL or Barlow Twins as the code of Tsai et al. (2021) computes it, to measure what its extra steps change.
 
-    The equation of `HSICSSLLoss`, with two steps before it that are not in the paper: `unit_rows` and `bessel`. With
-    both off use `HSICSSLLoss`, which is faster.
+    The equation of `HSICSSLLoss`, with two steps before it that are in github.com/yaohungt/Barlow-Twins-HSIC, main.py,
+    and not in the paper: `unit_rows` and `bessel`. With both off use `HSICSSLLoss`, which is faster.
 
     Parameters
     ----------
@@ -147,10 +144,6 @@ class ReferenceCodeLoss(TwoViewLoss):
         Standardize with ``n - 1``, and divide C by n: it is then ``(n - 1) / n`` times `cross_correlation`.
     gather_distributed : bool, default True
         As in `BarlowTwinsLoss`.
-
-    References
-    ----------
-    Tsai et al. (2021), arXiv:2104.13712, equation 5, and https://github.com/yaohungt/Barlow-Twins-HSIC, main.py.
     """
 
     def __init__(

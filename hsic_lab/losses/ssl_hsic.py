@@ -10,7 +10,7 @@ from hsic_lab.losses._base import TwoViewLoss, check_numbers
 
 
 class SSLHSICLoss(TwoViewLoss):
-    """SSL-HSIC loss: maximizes the dependence of the projection on the identity of the image, with any kernel.
+    """SSL-HSIC loss (Li et al. 2021, arXiv:2106.08320, equation 5): projections that depend on the image's identity.
 
     ``-HSIC(Z, Y) + gamma sqrt(HSIC(Z, Z))``, where Z are the N = nV projections of V >= 2 views of n images and Y is
     the identity of the image. Without the constant factor of one-hot labels, ``HSIC(Z, Y)`` is the mean of k over two
@@ -36,10 +36,6 @@ class SSLHSICLoss(TwoViewLoss):
     standardized : bool, default False
         Standardize the features of each view first. A linear kernel needs it: otherwise the loss is proportional to
         the squared scale of the projection, and training shrinks it or lets it grow without end.
-
-    References
-    ----------
-    Li et al. (2021), arXiv:2106.08320, equation 5. Rahimi and Recht (2007), for `random_features`.
     """
 
     many_views = True

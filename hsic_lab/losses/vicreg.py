@@ -13,7 +13,7 @@ from hsic_lab.losses._off_diagonal import CONTRASTS, ROUTES, split_squared_norm
 
 
 class VICRegLoss(TwoViewLoss):
-    """VICReg loss: similar views, features with standard deviation 1, and uncorrelated features within each view.
+    """VICReg loss (Bardes et al. 2022, arXiv:2105.04906): similar views; uncorrelated features of standard deviation 1.
 
     ``lambda s(Z, Z') + mu / 2 [v(Z) + v(Z')] + nu [c(Z) + c(Z')]``, where s is the mean squared difference,
     ``v(Z) = (1/d) sum_j max(0, 1 - sqrt(Var_j + eps))`` and ``c(Z) = (1/d) sum_{i != j} Cov_ij^2``, with variances and
@@ -30,10 +30,6 @@ class VICRegLoss(TwoViewLoss):
         Added to the variance for a finite gradient, at least 0.
     gather_distributed, route, contrast
         As in `BarlowTwinsLoss`; `route` and `contrast` concern the third term.
-
-    References
-    ----------
-    Bardes et al. (2022), arXiv:2105.04906, equation 6. Garrido et al. (2023), arXiv:2206.02574, theorem 3.3.
     """
 
     def __init__(
