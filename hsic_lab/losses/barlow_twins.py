@@ -62,9 +62,8 @@ class HSICSSLLoss(TwoViewLoss):
     def lower_bound(self, n: int, d: int) -> float:
         """Return the smallest loss of two identical views of shape (n, d).
 
-        At target 0 it is 0 if ``d <= n - 1``, else ``lambda (d^2 / (n - 1) - d)`` (Welch bound); at target -1 and large
-        n it is ``lambda d (d - 2)^2 / (d - 1)``. For ``contrast="samples"`` it is known for target 0 and
-        ``d >= n - 1``, where the rows form a simplex; otherwise NotImplementedError is raised.
+        For the contrast "samples" it is only known for target 0 and d >= n - 1, else NotImplementedError is raised. For
+        "dimensions" at target 0 it is 0 if d <= n - 1, else ``lambda (d^2 / (n - 1) - d)`` (Welch bound).
         """
         t, rank, weight = self.off_diagonal_target, min(n - 1, d), _weight(self.lambda_param, d)
         if self.contrast == "samples":
@@ -136,14 +135,12 @@ class ReferenceCodeLoss(TwoViewLoss):
 
     Parameters
     ----------
-    lambda_param, off_diagonal_target : float, default None and 0.0
-        As in `HSICSSLLoss`.
+    lambda_param, off_diagonal_target, gather_distributed
+        As in `HSICSSLLoss`, with the target 0 by default.
     unit_rows : bool, default True
         Scale every projection to length 1 before the columns are standardized; the loss then depends on their scales.
     bessel : bool, default True
         Standardize with ``n - 1``, and divide C by n: it is then ``(n - 1) / n`` times `cross_correlation`.
-    gather_distributed : bool, default True
-        As in `BarlowTwinsLoss`.
     """
 
     def __init__(

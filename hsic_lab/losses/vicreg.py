@@ -49,12 +49,11 @@ class VICRegLoss(TwoViewLoss):
         self.contrast = check_choice(contrast, CONTRASTS, "contrast")
 
     def _terms(self, z_a: Tensor, z_b: Tensor) -> dict[str, Tensor]:
-        parts = [self._of_one_view(z) for z in (z_a, z_b)]
-        hinge, covariance = (sum(part) for part in zip(*parts, strict=True))
+        (hinge_a, covariance_a), (hinge_b, covariance_b) = self._of_one_view(z_a), self._of_one_view(z_b)
         return {
             "invariance": self.lambda_param * F.mse_loss(z_a, z_b),
-            "variance": self.mu_param / 2 * hinge,
-            "covariance": self.nu_param * covariance,
+            "variance": self.mu_param / 2 * (hinge_a + hinge_b),
+            "covariance": self.nu_param * (covariance_a + covariance_b),
         }
 
     def _of_one_view(self, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -76,11 +75,7 @@ class VICRegLoss(TwoViewLoss):
         return 2 * self.lambda_param + self.mu_param * hinge + 2 * self.nu_param * off
 
     def lower_bound(self, n: int, d: int) -> float:
-        """Return the smallest loss of identical views whose features have one standard deviation (without eps).
-
-        It is 0 if ``d <= n - 1``; wider projections cannot be uncorrelated (Welch bound). Not known for the contrast
-        "samples".
-        """
+        """Return the smallest loss of identical views with equal variances, without eps; 0 if d <= n - 1."""
         if self.contrast == "samples":
             return super().lower_bound(n, d)
         excess = max(0.0, d / (n - 1) - 1)

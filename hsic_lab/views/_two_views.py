@@ -22,12 +22,10 @@ AUGMENTATIONS: dict[str, dict[str, Any]] = {
     # Chen et al. (2020), appendix A; github.com/google-research/simclr, data_util.py, color strength 1.
     "simclr": {"scale": (0.08, 1.0), "brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2, "blur": 0.5},
 }
-_SMALL = 32  # up to this many pixels the settings of the papers for CIFAR apply
 _SMALL_CHANGES: dict[str, dict[str, Any]] = {
     "tsai2021": {"scale": (0.08, 1.0), "grayscale": 0.2},
     "simclr": {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1, "blur": 0.0},  # appendix B.9
 }
-_CHUNK_BYTES = 1 << 20  # float32 images processed at a time on a CPU: about the L2 cache of a core
 Probability = float | tuple[float, float]
 
 
@@ -44,28 +42,14 @@ def augmentation(name: str, size: int, **changes: Any) -> "TwoViews":
         Key of `AUGMENTATIONS`; "default" has the defaults of `TwoViews`.
     size, **changes
         Side of the views in pixels, and settings of `TwoViews` that replace those of the augmentation.
-
-    Returns
-    -------
-    TwoViews
     """
     settings = AUGMENTATIONS[check_choice(name, tuple(AUGMENTATIONS), "augmentation")]
-    small = _SMALL_CHANGES.get(name, {}) if size <= _SMALL else {}
+    small = _SMALL_CHANGES.get(name, {}) if size <= 32 else {}
     return TwoViews(size, **settings | small | changes)
 
 
 def normalize(images: Tensor) -> Tensor:
-    """Scale images to float32 in [-1, 1], the input scale of the encoders.
-
-    Parameters
-    ----------
-    images : Tensor of shape (n, c, h, w)
-        uint8, scaled by ``x / 127.5 - 1``, or floating point in [0, 1], scaled by ``2 x - 1``; not modified.
-
-    Returns
-    -------
-    Tensor of shape (n, c, h, w)
-    """
+    """Scale images (n, c, h, w), uint8 or floating point in [0, 1], to float32 in [-1, 1], as the encoders need."""
     half = _half_range(images)
     return images.to(torch.float32).div(half).sub_(1)
 
@@ -81,20 +65,17 @@ class TwoViews:
     ----------
     size : int
         Side of the square views, in pixels.
-    scale, ratio : (float, float), default (0.2, 1.0) and (3/4, 4/3)
-        Ranges of the crop: its area as a share of the image, and its width divided by its height.
+    scale, ratio, sigma : (float, float), default (0.2, 1.0), (3/4, 4/3) and (0.1, 2.0)
+        Ranges: area of the crop as a share of the image, its width over its height, deviation of the blur in pixels.
     flip, jitter, grayscale : float or (float, float), default 0.5, 0.8 and 0.2
         Probabilities of a horizontal flip, of the four color changes, and of removing the color: one number, or a pair
         for view a and view b.
-    brightness, contrast, saturation : float, default 0.4
-        Strength v of the jitter: the factor is uniform in ``[max(0, 1 - v), 1 + v]``; 1 changes nothing.
-    hue : float, default 0.1
-        Strength of the hue jitter in full turns of the color wheel, at most 0.5: the turn is uniform in [-hue, hue].
+    brightness, contrast, saturation, hue : float, default 0.4, and 0.1 for hue
+        Strengths v of the color changes: factors are uniform in ``[max(0, 1 - v), 1 + v]``, where 1 changes nothing,
+        and the turn of the hue is uniform in [-hue, hue] full turns of the color wheel, hue at most 0.5.
     blur, solarize : float or (float, float), default 0.0
         Probabilities of a Gaussian blur, for views of 20 pixels or more, with a kernel of about a tenth of the side,
         and of inverting the pixels that are brighter than the middle.
-    sigma : (float, float), default (0.1, 2.0)
-        Range of the standard deviation of the blur, in pixels.
 
     Examples
     --------
@@ -165,7 +146,7 @@ class TwoViews:
         across = ops.resize_taps(left, crop_width, width, self.size, flip.squeeze(1) < _by_view(self.flip, flip))
         down = ops.resize_taps(top, crop_height, height, self.size)
         views = torch.empty(2 * n, channels, self.size, self.size, device=device, dtype=torch.float32)
-        chunk = n if device.type != "cpu" else max(1, _CHUNK_BYTES // (4 * channels * height * width))
+        chunk = n if device.type != "cpu" else max(1, 2**18 // (channels * height * width))  # 1 MiB, for the L2 cache
         with torch.autocast(device.type, enabled=False):  # autocast would round the pixels
             if color:
                 matrix, offset = self._draw_color(jitter, channels)
