@@ -129,7 +129,6 @@ class _Dual(Function):
 
 
 def _columns(z: Tensor, block: slice, standardized: bool) -> tuple[Tensor, Tensor | None]:
-    """The columns `block` of z, standardized if wanted, and the factors that standardized them."""
     return standardize_forward(z[:, block]) if standardized else (z[:, block], None)
 
 

@@ -12,8 +12,7 @@ from hsic_lab._checks import check_choice, is_whole
 
 AUGMENTATIONS: dict[str, dict[str, Any]] = {
     "default": {},
-    # Tsai et al. (2021), github.com/yaohungt/Barlow-Twins-HSIC, utils.py: 64-pixel crops of Tiny ImageNet and STL-10
-    # (`train` makes views as large as the images: 96 pixels for STL-10).
+    # Tsai et al. (2021), github.com/yaohungt/Barlow-Twins-HSIC, utils.py; for 64-pixel crops.
     "tsai2021": {"grayscale": 0.1},
     # Zbontar et al. (2021), appendix A; github.com/facebookresearch/barlowtwins, main.py; for 224 pixels.
     "barlow_twins": {"scale": (0.08, 1.0), "saturation": 0.2, "blur": (1.0, 0.1), "solarize": (0.0, 0.2)},
