@@ -66,7 +66,7 @@ class MLPProjector(nn.Sequential):
 
 
 class ResNetEncoder(nn.Module):
-    """ResNet without its classifier.
+    """ResNet (He et al. 2016, arXiv:1512.03385) without its classifier.
 
     Parameters are named and initialized as in torchvision, without ``fc``. The ``resnet50.pth`` of the official Barlow
     Twins release loads into ``ResNetEncoder(50, "imagenet")``; for weights with a classifier see `without_classifier`.
@@ -78,16 +78,10 @@ class ResNetEncoder(nn.Module):
         convolution) and 2048 features.
     stem : {"cifar", "imagenet"}, default "cifar"
         "imagenet" starts with a 7x7 convolution of stride 2 and a max-pool; "cifar", for images of about 32 pixels,
-        with a 3x3 convolution of stride 1.
+        with a 3x3 convolution of stride 1 (Chen et al. 2020, arXiv:2002.05709, appendix B.9).
     channels : int, default 3
         Channels of the images.
-
-    References
-    ----------
-    He et al. (2016), arXiv:1512.03385. Chen et al. (2020), arXiv:2002.05709, appendix B.9, for the "cifar" stem.
     """
-
-    maxpool: nn.Module
 
     def __init__(self, depth: int = 18, stem: str = "cifar", channels: int = 3) -> None:
         super().__init__()
@@ -105,8 +99,11 @@ class ResNetEncoder(nn.Module):
         for stage, (blocks, width) in enumerate(zip(_BLOCKS[depth], (64, 128, 256, 512), strict=True), start=1):
             first = _Block(before, width, factor, 1 if stage == 1 else 2)
             before = width * factor
-            others = [_Block(before, width, factor, 1) for _ in range(blocks - 1)]
-            setattr(self, f"layer{stage}", nn.Sequential(first, *others))
+            setattr(
+                self,
+                f"layer{stage}",
+                nn.Sequential(first, *(_Block(before, width, factor, 1) for _ in range(1, blocks))),
+            )
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.out_features = before
         for module in self.modules():
@@ -114,10 +111,7 @@ class ResNetEncoder(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return features (n, out_features) of images (n, channels, h, w).
-
-        Images have the scale that the weights were trained on, `views.normalize` for weights of this library.
-        """
+        """Return features (n, out_features) of images (n, channels, h, w) on the scale of the training's images."""
         _check_images(images, self.channels)
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         for stage in range(1, 5):

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,9 +14,6 @@ from hsic_lab._checks import no_autocast
 from hsic_lab.hsic import center
 from hsic_lab.hsic._estimators import paired_samples
 from hsic_lab.kernels import Gaussian, Kernel, Linear, factor, require_finite
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 Samples = Tensor | np.ndarray
 Labels = Tensor | np.ndarray | Sequence
@@ -38,8 +35,8 @@ class TestResult:
     distribution: Any = field(default=None, repr=False)  # frozen SciPy distribution of the statistic, or None
     components: pd.DataFrame | None = field(default=None, repr=False)  # HSIC and p-value of each pair of kernels
 
-    def plot(self, ax: "Axes | None" = None) -> "Axes":
-        """Draw the null distribution and the statistic as a vertical line, on `ax` or on new axes; return the axes."""
+    def plot(self, ax: Any = None) -> Any:
+        """Draw the null distribution and the statistic on Matplotlib's `ax`, or on new axes; return the axes."""
         import matplotlib.pyplot as plt
 
         ax = plt.subplots(figsize=(5.2, 3.2), layout="constrained")[1] if ax is None else ax
@@ -75,7 +72,8 @@ def permutation_test(
 
     If x and y are independent and the rows of x or of y are exchangeable, ``P(pvalue <= a) <= a`` for every n, kernel
     and distribution. Independent draws are exchangeable. Rows of a time series are not: two independent autoregressive
-    series are rejected far too often (about 70 % of the time at level 0.05 for coefficient 0.9).
+    series are rejected far too often (about 70 % of the time at level 0.05 for coefficient 0.9). The result has `null`.
+    References: Gretton et al. (2008), "A Kernel Statistical Test of Independence"; Song et al. (2012), equation 5.
 
     Parameters
     ----------
@@ -86,20 +84,10 @@ def permutation_test(
     permutations, seed : int, default 999 and 0
         Number of permutations, and the seed that they are drawn with.
     groups : labels of shape (n,) or None, default None
-        Test independence given the group: rows are permuted, and Grams are centered, within their group only. The
-        statistic is then the formula of unbiased HSIC applied to these Grams; the test stays exact.
+        Test independence given the group: rows are permuted, and Grams are centered, within groups. It stays exact.
     tolerance : float in (0, 1) or None, default None
         Replace each Gram K by ``X X'`` with ``tr(K - X X') <= tolerance tr K`` (incomplete Cholesky). The level stays
         exact; the statistic and the p-value approximate those of the Grams.
-
-    Returns
-    -------
-    TestResult
-        With `null`. Values that differ from the statistic by less than rounding errors count as equal to it.
-
-    References
-    ----------
-    Gretton et al. (2008), "A Kernel Statistical Test of Independence". Song et al. (2012), equation 5, the statistic.
 
     Examples
     --------
@@ -151,8 +139,9 @@ def aggregated_test(
 
     For each pair of kernels, p_k is the share of pairings (observed and permuted) with an HSIC at least as large. The
     observed ``min_k p_k`` is compared with its permuted values, which corrects for the number of kernels and equals the
-    bisection of Schrab et al. at every level. ``P(pvalue <= a) <= a`` as for `permutation_test`, whose condition of
-    exchangeable rows holds here too. The mean of the p_k breaks ties.
+    bisection of Schrab et al. (2022, "Efficient Aggregated Kernel Tests using Incomplete U-statistics") at every level.
+    The mean of the p_k breaks ties. Level and condition (exchangeable rows) are those of `permutation_test`.
+    `statistic` and `null` are ``-log10 min_k p_k``; `components` has unbiased HSIC and p_k of each pair.
 
     Parameters
     ----------
@@ -160,16 +149,6 @@ def aggregated_test(
         As in `permutation_test`.
     scales : tuple of float, default (0.25, 0.5, 1.0, 2.0, 4.0)
         Factors of the bandwidth of each kernel, positive. A kernel without a bandwidth is used once.
-
-    Returns
-    -------
-    TestResult
-        `statistic` and `null` are ``-log10 min_k p_k``; `components` has unbiased HSIC and p_k of each pair.
-
-    References
-    ----------
-    Albert et al. (2022), "Adaptive Test of Independence Based on HSIC Measures". Schrab et al. (2022), "Efficient
-    Aggregated Kernel Tests using Incomplete U-statistics".
 
     Examples
     --------
@@ -348,10 +327,9 @@ def _diagonal_products(diagonal_x: Tensor, diagonal_y: Tensor, permutations: Ten
 def _unbiased(products: Tensor, diagonal_x: Tensor, diagonal_y: Tensor, permutations: Tensor) -> Tensor:
     """Unbiased HSIC of permuted pairs `(B,)` from `sum_{i != j} K_ij L[pi_i, pi_j]` and the diagonals of K and L.
 
-    K and L are centered. This does not change unbiased HSIC (Song et al. 2012, equation 5), and the rows of a centered
-    Gram without its diagonal sum to `-K_ii`, so that the equation becomes
-    `[sum_{i != j} K_ij L_ij - 2/(n-2) sum_i K_ii L_ii + tr K tr L / ((n-1)(n-2))] / (n(n-3))`. The second term changes
-    with the permutation; the biased estimator lacks it and is a weaker statistic.
+    For centered K and L the equation of Song et al. (2012) is
+    `[sum_ij K_ij L_ij - n/(n-2) sum_i K_ii L_ii + tr K tr L / ((n-1)(n-2))] / (n(n-3))`. The second term changes with
+    the permutation; the biased estimator lacks it and is a weaker statistic.
     """
     n = len(diagonal_x)
     traces = diagonal_x.double().sum() * diagonal_y.double().sum()

@@ -15,12 +15,7 @@ class TwoViewLoss(nn.Module):
     """Base class of the losses of two views; a subclass implements ``_terms``.
 
     Losses are computed in float32 or better under any autocast and are differentiable once. Losses that are defined
-    for more than two views take the other views as further arguments.
-
-    Parameters
-    ----------
-    gather_distributed : bool, default True
-        As in `BarlowTwinsLoss`.
+    for more than two views take the other views as further arguments. `gather_distributed` is as in `BarlowTwinsLoss`.
     """
 
     many_views = False
@@ -31,31 +26,21 @@ class TwoViewLoss(nn.Module):
         self.gather_distributed = gather_distributed
 
     def forward(self, z_a: Tensor, z_b: Tensor, *more: Tensor) -> Tensor:
-        """Return the loss, a tensor of shape (): the sum of its `terms`.
-
-        Views are floating-point tensors of shape (n, d), n at least 2; rows of one index are one image. Other views,
-        and more views than the loss is defined for, raise TypeError or ValueError.
-        """
+        """Return the loss, the sum of its `terms`, of floating-point views (n, d), n at least 2; rows are images."""
         return reduce(torch.add, self.terms(z_a, z_b, *more).values())
 
     def terms(self, z_a: Tensor, z_b: Tensor, *more: Tensor) -> dict[str, Tensor]:
-        """Return the summands of the loss by name, with their weights; arguments and errors as in `forward`."""
+        """Return the summands of the loss by name, with their weights; arguments as in `forward`."""
         views = self._prepare(z_a, z_b, *more)
         with no_autocast(z_a):
             return self._terms(*views)
 
     def expected_if_independent(self, n: int, d: int) -> float:
-        """Return the expected loss of independent views of shape (n, d): the level of a network that learned nothing.
-
-        Raises NotImplementedError where it depends on the distribution of the projections.
-        """
+        """Return the expected loss of independent views (n, d); NotImplementedError if it depends on their values."""
         raise NotImplementedError(f"loss of independent views depends on the data for {type(self).__name__}")
 
     def lower_bound(self, n: int, d: int) -> float:
-        """Return the smallest loss of two identical views of shape (n, d).
-
-        Raises NotImplementedError where no closed form is known.
-        """
+        """Return the smallest loss of two identical views (n, d); NotImplementedError if no closed form is known."""
         raise NotImplementedError(f"no closed form of the smallest {type(self).__name__} is known for these settings")
 
     def extra_repr(self) -> str:

@@ -11,7 +11,6 @@ from hsic_lab.correlation import standardize_backward, standardize_forward
 ROUTES = ("auto", "primal", "dual")
 CONTRASTS = ("dimensions", "samples")
 _BLOCK_ELEMENTS = 1 << 17  # 512 KiB in float32: two blocks and their products fit into the L2 cache of a core
-_FEWEST_COLUMNS = 64  # shorter pieces of a row are read slowly
 
 
 def split_squared_norm(
@@ -20,15 +19,13 @@ def split_squared_norm(
     """Diagonal `(d,)` of `C = X'Y/n` and the off-diagonal part of its squared norm; `y` is `x` if it is left out.
 
     The squared norm is `||C||_F^2 = <XX', YY'>_F / n^2`: for centered columns, HSIC with linear kernels. Each side of
-    this equation has a diagonal that can be left out:
+    this equation has a diagonal that can be left out (Garrido et al. 2023, theorem 3.3, here for two views):
 
     * `contrast="dimensions"`: `sum_{i != j} C_ij^2`, over pairs of features (Barlow Twins, VICReg);
-    * `contrast="samples"`: `sum_{b != c} <x_b, x_c> <y_b, y_c> / n^2`, over pairs of images. The two differ by
-      `sum_i C_ii^2 - sum_b |x_b|^2 |y_b|^2 / n^2`: Garrido et al. (2023), theorem 3.3, here for two views.
+    * `contrast="samples"`: `sum_{b != c} <x_b, x_c> <y_b, y_c> / n^2`, over pairs of images.
 
-    Both are computed by both routes: "primal" forms C in O(n d^2), "dual" forms the two Grams in O(n^2 d), and "auto"
-    takes the cheaper route. Differentiable once. With `standardized`, x and y are standardized first; for backward, the
-    primal route keeps the standardized views and C; the dual route keeps the two Grams and standardizes again.
+    Both are computed by both routes, in O(n d^2) from C or in O(n^2 d) from the Grams. Differentiable once. With
+    `standardized`, x and y are standardized first; the dual route standardizes again for backward.
     """
     n, d = x.shape
     if route == "auto":
@@ -41,7 +38,7 @@ def split_squared_norm(
 def column_blocks(z: Tensor) -> list[slice]:
     """Slices that cover the columns of `z` `(n, d)`: blocks that fit the cache of a CPU, one block on a GPU."""
     n, d = z.shape
-    width = d if z.is_cuda else max(_FEWEST_COLUMNS, _BLOCK_ELEMENTS // n)
+    width = d if z.is_cuda else max(64, _BLOCK_ELEMENTS // n)  # pieces of fewer than 64 columns are read slowly
     return [slice(start, start + width) for start in range(0, d, width)]
 
 
@@ -58,7 +55,7 @@ class _Primal(Function):
         c = (x.T @ other).div_(len(x))
         diagonal = c.diagonal().clone()
         if samples:
-            squared_norm = c.square().sum() - _row_squared_norms(x) @ _row_squared_norms(other) / len(x) ** 2
+            squared_norm = c.square().sum() - x.square().sum(dim=1) @ other.square().sum(dim=1) / len(x) ** 2
         else:
             squared_norm = c.fill_diagonal_(0).square().sum()
         ctx.save_for_backward(x, y, c, *scales)
@@ -76,8 +73,8 @@ class _Primal(Function):
         with no_autocast(x):  # backward() may run inside the caller's autocast
             for_x, for_y = other @ weights.T, x @ weights
         if ctx.samples:
-            for_x -= scale / n * _row_squared_norms(other)[:, None] * x
-            for_y -= scale / n * _row_squared_norms(x)[:, None] * other
+            for_x -= scale / n * other.square().sum(dim=1, keepdim=True) * x
+            for_y -= scale / n * x.square().sum(dim=1, keepdim=True) * other
         if y is None:
             return for_x + for_y, None, None, None
         for gradient, z, scale in zip((for_x, for_y), (x, y), scales, strict=False):  # no scales: not standardized
@@ -132,17 +129,11 @@ class _Dual(Function):
 
 
 def _columns(z: Tensor, block: slice, standardized: bool) -> tuple[Tensor, Tensor | None]:
-    """The columns `block` of z, standardized if wanted, and the factors that standardized them."""
     return standardize_forward(z[:, block]) if standardized else (z[:, block], None)
 
 
 def _standardize_by_blocks(z: Tensor) -> tuple[Tensor, Tensor]:
-    """`standardize_forward`, block by block."""
     x, scale = torch.empty_like(z), z.new_empty(z.shape[1])
     for block in column_blocks(z):
         x[:, block], scale[block] = standardize_forward(z[:, block])
     return x, scale
-
-
-def _row_squared_norms(x: Tensor) -> Tensor:
-    return x.square().sum(dim=1)

@@ -17,7 +17,8 @@ class HSICSSLLoss(TwoViewLoss):
     ``lambda [d (d - 1) t^2 - 2 t (1'C1 - tr C)]``, where ``1'C1`` is the covariance of the feature sums of the two
     views. The target -1 cannot be reached: if C is positive semi-definite with unit diagonal, the mean of its
     off-diagonal entries is at least ``-1 / (d - 1)``. For a target other than 0, `terms` also returns "feature_sum",
-    ``-2 lambda t (1'C1 - tr C)``, and "constant", ``lambda d (d - 1) t^2``.
+    ``-2 lambda t (1'C1 - tr C)``, and "constant", ``lambda d (d - 1) t^2``. Reference: Tsai et al. (2021),
+    arXiv:2104.13712, equation 5; the authors' code differs from it, see `ReferenceCodeLoss`.
 
     Parameters
     ----------
@@ -27,10 +28,6 @@ class HSICSSLLoss(TwoViewLoss):
         Target t of the off-diagonal entries of C; -1 is the choice of Tsai et al. (2021).
     gather_distributed, route, contrast
         As in `BarlowTwinsLoss`.
-
-    References
-    ----------
-    Tsai et al. (2021), arXiv:2104.13712, equation 5. The authors' code differs from it: see `ReferenceCodeLoss`.
     """
 
     def __init__(
@@ -65,9 +62,8 @@ class HSICSSLLoss(TwoViewLoss):
     def lower_bound(self, n: int, d: int) -> float:
         """Return the smallest loss of two identical views of shape (n, d).
 
-        At target 0 it is 0 if ``d <= n - 1``, else ``lambda (d^2 / (n - 1) - d)`` (Welch bound); at target -1 and large
-        n it is ``lambda d (d - 2)^2 / (d - 1)``. For ``contrast="samples"`` it is known for target 0 and
-        ``d >= n - 1``, where the rows form a simplex; otherwise NotImplementedError is raised.
+        For the contrast "samples" it is only known for target 0 and d >= n - 1, else NotImplementedError is raised. For
+        "dimensions" at target 0 it is 0 if d <= n - 1, else ``lambda (d^2 / (n - 1) - d)`` (Welch bound).
         """
         t, rank, weight = self.off_diagonal_target, min(n - 1, d), _weight(self.lambda_param, d)
         if self.contrast == "samples":
@@ -134,23 +130,17 @@ class BarlowTwinsLoss(HSICSSLLoss):
 class ReferenceCodeLoss(TwoViewLoss):
     """HSIC_SSL or Barlow Twins as the code of Tsai et al. (2021) computes it, to measure what its extra steps change.
 
-    The equation of `HSICSSLLoss`, with two steps before it that are not in the paper: `unit_rows` and `bessel`. With
-    both off use `HSICSSLLoss`, which is faster.
+    The equation of `HSICSSLLoss`, with two steps before it that are in github.com/yaohungt/Barlow-Twins-HSIC, main.py,
+    and not in the paper: `unit_rows` and `bessel`. With both off use `HSICSSLLoss`, which is faster.
 
     Parameters
     ----------
-    lambda_param, off_diagonal_target : float, default None and 0.0
-        As in `HSICSSLLoss`.
+    lambda_param, off_diagonal_target, gather_distributed
+        As in `HSICSSLLoss`, with the target 0 by default.
     unit_rows : bool, default True
         Scale every projection to length 1 before the columns are standardized; the loss then depends on their scales.
     bessel : bool, default True
         Standardize with ``n - 1``, and divide C by n: it is then ``(n - 1) / n`` times `cross_correlation`.
-    gather_distributed : bool, default True
-        As in `BarlowTwinsLoss`.
-
-    References
-    ----------
-    Tsai et al. (2021), arXiv:2104.13712, equation 5, and https://github.com/yaohungt/Barlow-Twins-HSIC, main.py.
     """
 
     def __init__(

@@ -14,12 +14,12 @@ from hsic_lab.losses._off_diagonal import ROUTES, split_squared_norm
 
 
 class NTXentLoss(TwoViewLoss):
-    """NT-Xent (InfoNCE) loss of SimCLR, plain or debiased.
+    """NT-Xent (InfoNCE) loss of SimCLR (Chen et al. 2020, arXiv:2002.05709, equation 1), plain or debiased.
 
     ``mean_i [-s_ii+ / T + log sum_{j != i} exp(s_ij / T)]``, where s are cosines between the 2n projections of both
     views, ``s_ii+`` is that of the two views of one image, and T is the temperature. The length of a row does not
     matter. For the kernel ``k = s / T`` of small variance it is ``-HSIC(Z, Y) + E Var k / 2`` up to a constant, where
-    Y is the identity of the image, as in `SSLHSICLoss`. `terms` returns "alignment" and "uniformity", the two summands.
+    Y is the identity of the image, as in `SSLHSICLoss`. `terms` returns "alignment" and "uniformity".
 
     Parameters
     ----------
@@ -28,13 +28,8 @@ class NTXentLoss(TwoViewLoss):
     gather_distributed : bool, default True
         As in `BarlowTwinsLoss`.
     class_prior : float, default 0.0
-        Probability that a negative has the class of the anchor, in [0, 1). Above 0 the sum over negatives is debiased:
-        ``max((sum_neg - class_prior N exp(s+ / T)) / (1 - class_prior), N exp(-1 / T))`` with ``N = 2n - 2``.
-
-    References
-    ----------
-    Chen et al. (2020), SimCLR, arXiv:2002.05709, equation 1. Chuang et al. (2020), arXiv:2007.00224, for `class_prior`.
-    Li et al. (2021), arXiv:2106.08320, for the relation to HSIC.
+        Probability that a negative has the anchor's class, in [0, 1). Above 0 the sum over the N = 2n - 2 negatives
+        becomes ``max((sum_neg - class_prior N exp(s+ / T)) / (1 - class_prior), N exp(-1 / T))`` (arXiv:2007.00224).
     """
 
     def __init__(self, temperature: float = 0.5, gather_distributed: bool = True, class_prior: float = 0.0) -> None:
@@ -72,7 +67,7 @@ class NTXentLoss(TwoViewLoss):
 
 
 class SupConLoss(TwoViewLoss):
-    """Supervised contrastive loss: NT-Xent whose positives are all projections of the same label.
+    """Supervised contrastive loss (Khosla et al. 2020, arXiv:2004.11362): the positives have the label of the anchor.
 
     ``mean_i [-mean_{p in P(i)} s_ip / T + log sum_{j != i} exp(s_ij / T)]`` over the projections of two or more views,
     where s are cosines and P(i) are the other projections with the label of i; with `rescale` it is multiplied by T.
@@ -81,24 +76,11 @@ class SupConLoss(TwoViewLoss):
 
     Parameters
     ----------
-    temperature : float, default 0.5
-        Temperature T, positive; the default is that of lightly.
-    gather_distributed : bool, default True
-        As in `BarlowTwinsLoss`.
+    temperature, gather_distributed
+        As in `NTXentLoss`.
     rescale : bool, default True
         True: the equation times T, which is lightly's default. False: the equation as it is. The authors' code
         (github.com/HobbitLong/SupContrast) multiplies it by ``T / base_temperature``, 0.07 by default.
-
-    References
-    ----------
-    Khosla et al. (2020), arXiv:2004.11362, equation 2.
-
-    Examples
-    --------
-    >>> import torch
-    >>> z, labels = torch.eye(4), torch.tensor([0, 0, 1, 1])
-    >>> round(SupConLoss(temperature=0.1)(z, z, labels=labels).item(), 3)
-    0.667
     """
 
     many_views = True
@@ -113,15 +95,14 @@ class SupConLoss(TwoViewLoss):
         return reduce(torch.add, self.terms(z_a, z_b, *more, labels=labels).values())
 
     def terms(self, z_a: Tensor, z_b: Tensor, *more: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
-        """Return the summands of the loss by name; arguments as in `forward`."""
         views = self._prepare(z_a, z_b, *more)
         if labels is None:
             labels = torch.arange(len(views[0]), device=z_a.device)
         elif not isinstance(labels, Tensor):
             raise TypeError(f"labels must be a torch.Tensor, got {type(labels).__name__}")
         elif labels.shape != z_a.shape[:1] or labels.is_floating_point():
-            shapes = f"{tuple(z_a.shape[:1])}, got {labels.dtype} {tuple(labels.shape)}"
-            raise ValueError(f"labels must be integers of shape {shapes}")
+            got = f"{labels.dtype} {tuple(labels.shape)}"
+            raise ValueError(f"labels must be integers of shape {tuple(z_a.shape[:1])}, got {got}")
         elif self.gather_distributed:
             labels = all_gather_rows(labels)
         with no_autocast(z_a):
@@ -138,7 +119,7 @@ class SupConLoss(TwoViewLoss):
 
 
 class SpectralContrastiveLoss(TwoViewLoss):
-    """Spectral contrastive loss: aligns the views of an image and makes different images orthogonal.
+    """Spectral contrastive loss (HaoChen et al. 2021, arXiv:2106.04156): makes different images orthogonal.
 
     ``[-2 mean_b x_b'y_b + mean_{b != c} (x_b'y_c)^2] / mu``, where x and y are the rows of the views, shortened to
     length ``sqrt(mu)`` if they are longer. The second term is the off-diagonal squared norm of ``XY' / d``, as that of
@@ -152,10 +133,6 @@ class SpectralContrastiveLoss(TwoViewLoss):
         in the authors' code (github.com/jhaochenz/spectral_contrastive_learning).
     gather_distributed, route
         As in `BarlowTwinsLoss`, with the second moment in place of C.
-
-    References
-    ----------
-    HaoChen et al. (2021), arXiv:2106.04156, section 3.2.
     """
 
     def __init__(self, mu: float = 1.0, gather_distributed: bool = True, route: str = "auto") -> None:
@@ -165,13 +142,10 @@ class SpectralContrastiveLoss(TwoViewLoss):
 
     def _terms(self, z_a: Tensor, z_b: Tensor) -> dict[str, Tensor]:
         n, d = z_a.shape
-        # Routes are named by the matrix that they form from the batch, and here the batch is transposed.
-        route = {"auto": "auto", "primal": "dual", "dual": "primal"}[self.route]
+        route = {"auto": "auto", "primal": "dual", "dual": "primal"}[self.route]  # because the batch is transposed
         diagonal, squared_norm = split_squared_norm(self._shorten(z_a).T, self._shorten(z_b).T, route)
-        return {
-            "alignment": -2 * d / self.mu * diagonal.mean(),
-            "contrast": d**2 / (n * (n - 1) * self.mu) * squared_norm,
-        }
+        contrast = d**2 / (n * (n - 1) * self.mu) * squared_norm
+        return {"alignment": -2 * d / self.mu * diagonal.mean(), "contrast": contrast}
 
     def _shorten(self, z: Tensor) -> Tensor:
         radius = math.sqrt(self.mu)
@@ -183,26 +157,17 @@ class SpectralContrastiveLoss(TwoViewLoss):
 
     def lower_bound(self, n: int, d: int) -> float:
         """Return the smallest loss of identical views."""
-        # The loss is linear in the squared length of each row, so every row has full length or length 0. The m rows of
-        # full length are orthogonal (m <= d) or a tight frame (m > d, Welch bound).
+        # Rows have full length or length 0; the m rows of full length are orthogonal or a tight frame (Welch bound).
         return min(-2 * m / n + self.mu * max(0.0, m * (m / d - 1)) / (n * (n - 1)) for m in range(n + 1))
 
 
 class NegativeCosineSimilarity(TwoViewLoss):
-    """Negative cosine similarity, the loss of SimSiam; the loss of BYOL is 2 plus 2 times it.
+    """Negative cosine similarity, the loss of SimSiam (Chen and He 2021, arXiv:2011.10566, equation 1).
 
     ``-mean_b cos(p_b, z_b)``. It does not keep the projections apart: a constant projection has the smallest value, -1.
     SimSiam prevents this outside of the loss, by a predictor and a stop-gradient:
-    ``(loss(p_a, z_b.detach()) + loss(p_b, z_a.detach())) / 2``. A row of zeros has cosine 0.
-
-    Parameters
-    ----------
-    gather_distributed : bool, default True
-        As in `BarlowTwinsLoss`.
-
-    References
-    ----------
-    Chen and He (2021), arXiv:2011.10566, equation 1.
+    ``(loss(p_a, z_b.detach()) + loss(p_b, z_a.detach())) / 2``. The loss of BYOL is 2 plus 2 times it.
+    `gather_distributed` is as in `BarlowTwinsLoss`.
     """
 
     def _terms(self, z_a: Tensor, z_b: Tensor) -> dict[str, Tensor]:
@@ -213,5 +178,4 @@ class NegativeCosineSimilarity(TwoViewLoss):
         return 0.0
 
     def lower_bound(self, n: int, d: int) -> float:
-        """Return -1."""
         return -1.0

@@ -10,22 +10,20 @@ from hsic_lab.losses._base import TwoViewLoss, check_numbers
 
 
 class SSLHSICLoss(TwoViewLoss):
-    """SSL-HSIC loss: maximizes the dependence of the projection on the identity of the image, with any kernel.
+    """SSL-HSIC loss (Li et al. 2021, arXiv:2106.08320, equation 5): projections that depend on the image's identity.
 
     ``-HSIC(Z, Y) + gamma sqrt(HSIC(Z, Z))``, where Z are the N = nV projections of V >= 2 views of n images and Y is
     the identity of the image. Without the constant factor of one-hot labels, ``HSIC(Z, Y)`` is the mean of k over two
     views of one image minus the mean of k over all pairs; pairs of a projection with itself, which add a constant in
-    the authors' code, are left out of the first mean. ``HSIC(Z, Z) = tr(K H K H) / N^2``. `terms` returns "dependence"
-    and "self_dependence", the two summands.
+    the authors' code, are left out of the first mean. The `terms` are "dependence" and "self_dependence".
 
     Parameters
     ----------
     kernel : Kernel or {"imq", "gaussian", "laplace", "linear"}, default "imq"
         Kernel k of `hsic_lab.kernels`, or its name. The default is the authors' inverse multiquadric, with the median
-        rule in place of their learned scale. The scale of the rows matters; the authors normalize rows before the loss.
+        rule in place of their learned scale. The authors normalize rows before the loss.
     gamma : float, default 3.0
-        Weight of the second term, at least 0. The default is the authors', for views that share much of the image.
-        If the views share little, the projection can collapse; then use a smaller value.
+        Weight of the second term, at least 0. Use less than the authors' default if views share little and collapse.
     gather_distributed : bool, default True
         As in `BarlowTwinsLoss`.
     random_features : int or None, default None
@@ -34,12 +32,7 @@ class SSLHSICLoss(TwoViewLoss):
     seed : int, default 0
         Seed of the random features, the same in all processes.
     standardized : bool, default False
-        Standardize the features of each view first. A linear kernel needs it: otherwise the loss is proportional to
-        the squared scale of the projection, and training shrinks it or lets it grow without end.
-
-    References
-    ----------
-    Li et al. (2021), arXiv:2106.08320, equation 5. Rahimi and Recht (2007), for `random_features`.
+        Standardize the features of each view first. A linear kernel needs it, else the scale shrinks or grows forever.
     """
 
     many_views = True
@@ -85,7 +78,6 @@ class SSLHSICLoss(TwoViewLoss):
         return torch.empty(0) if self.random_features is None else self._generator.get_state()
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Restore what `get_extra_state` returned."""
         if len(state):
             self._generator.set_state(state)
 

@@ -13,7 +13,7 @@ from hsic_lab.losses._off_diagonal import CONTRASTS, ROUTES, split_squared_norm
 
 
 class VICRegLoss(TwoViewLoss):
-    """VICReg loss: similar views, features with standard deviation 1, and uncorrelated features within each view.
+    """VICReg loss (Bardes et al. 2022, arXiv:2105.04906): similar views; uncorrelated features of standard deviation 1.
 
     ``lambda s(Z, Z') + mu / 2 [v(Z) + v(Z')] + nu [c(Z) + c(Z')]``, where s is the mean squared difference,
     ``v(Z) = (1/d) sum_j max(0, 1 - sqrt(Var_j + eps))`` and ``c(Z) = (1/d) sum_{i != j} Cov_ij^2``, with variances and
@@ -30,10 +30,6 @@ class VICRegLoss(TwoViewLoss):
         Added to the variance for a finite gradient, at least 0.
     gather_distributed, route, contrast
         As in `BarlowTwinsLoss`; `route` and `contrast` concern the third term.
-
-    References
-    ----------
-    Bardes et al. (2022), arXiv:2105.04906, equation 6. Garrido et al. (2023), arXiv:2206.02574, theorem 3.3.
     """
 
     def __init__(
@@ -53,12 +49,11 @@ class VICRegLoss(TwoViewLoss):
         self.contrast = check_choice(contrast, CONTRASTS, "contrast")
 
     def _terms(self, z_a: Tensor, z_b: Tensor) -> dict[str, Tensor]:
-        parts = [self._of_one_view(z) for z in (z_a, z_b)]
-        hinge, covariance = (sum(part) for part in zip(*parts, strict=True))
+        (hinge_a, covariance_a), (hinge_b, covariance_b) = self._of_one_view(z_a), self._of_one_view(z_b)
         return {
             "invariance": self.lambda_param * F.mse_loss(z_a, z_b),
-            "variance": self.mu_param / 2 * hinge,
-            "covariance": self.nu_param * covariance,
+            "variance": self.mu_param / 2 * (hinge_a + hinge_b),
+            "covariance": self.nu_param * (covariance_a + covariance_b),
         }
 
     def _of_one_view(self, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -80,11 +75,7 @@ class VICRegLoss(TwoViewLoss):
         return 2 * self.lambda_param + self.mu_param * hinge + 2 * self.nu_param * off
 
     def lower_bound(self, n: int, d: int) -> float:
-        """Return the smallest loss of identical views whose features have one standard deviation (without eps).
-
-        It is 0 if ``d <= n - 1``; wider projections cannot be uncorrelated (Welch bound). Not known for the contrast
-        "samples".
-        """
+        """Return the smallest loss of identical views with equal variances, without eps; 0 if d <= n - 1."""
         if self.contrast == "samples":
             return super().lower_bound(n, d)
         excess = max(0.0, d / (n - 1) - 1)

@@ -7,23 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import hsic_lab.views._operations as ops
 from hsic_lab._checks import check_choice, is_whole
-from hsic_lab.views._operations import (
-    CROP_DRAWS,
-    blur_radius,
-    color_maps,
-    gaussian_blur,
-    gray_weights,
-    random_crops,
-    resize_rows,
-    resize_taps,
-    solarize,
-)
 
 AUGMENTATIONS: dict[str, dict[str, Any]] = {
     "default": {},
-    # Tsai et al. (2021), github.com/yaohungt/Barlow-Twins-HSIC, utils.py: 64-pixel crops of Tiny ImageNet and STL-10
-    # (`train` makes views as large as the images: 96 pixels for STL-10).
+    # Tsai et al. (2021), github.com/yaohungt/Barlow-Twins-HSIC, utils.py; for 64-pixel crops.
     "tsai2021": {"grayscale": 0.1},
     # Zbontar et al. (2021), appendix A; github.com/facebookresearch/barlowtwins, main.py; for 224 pixels.
     "barlow_twins": {"scale": (0.08, 1.0), "saturation": 0.2, "blur": (1.0, 0.1), "solarize": (0.0, 0.2)},
@@ -32,63 +21,34 @@ AUGMENTATIONS: dict[str, dict[str, Any]] = {
     # Chen et al. (2020), appendix A; github.com/google-research/simclr, data_util.py, color strength 1.
     "simclr": {"scale": (0.08, 1.0), "brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2, "blur": 0.5},
 }
-_SMALL = 32  # up to this many pixels the settings of the papers for CIFAR apply
 _SMALL_CHANGES: dict[str, dict[str, Any]] = {
     "tsai2021": {"scale": (0.08, 1.0), "grayscale": 0.2},
     "simclr": {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1, "blur": 0.0},  # appendix B.9
 }
-_COLOR_DRAWS = 6
-_FINISH_DRAWS = 3  # whether to blur, how much, whether to solarize
-_CHUNK_BYTES = 1 << 20  # float32 images processed at a time on a CPU: about the L2 cache of a core
 Probability = float | tuple[float, float]
 
 
 def augmentation(name: str, size: int, **changes: Any) -> "TwoViews":
     """Return the published augmentation `name` for views of `size` pixels.
 
-    Up to 32 pixels, "tsai2021" and "simclr" have the settings of their papers for CIFAR-10; for SimCLR these have half
-    the color strength and no blur. "barlow_twins" was published for 224 pixels and has the same settings at every size.
-    "solo" is solo-learn's version of it for CIFAR, without blur. Crops are always bilinear and colors are clamped once,
-    also where the original is bicubic or clamps between steps.
+    Up to 32 pixels, "tsai2021" and "simclr" have the settings of their papers for CIFAR-10. "barlow_twins" has those
+    for 224 pixels at every size; "solo" is solo-learn's version of it for CIFAR, without blur. Crops are always
+    bilinear and colors are clamped once, also where the original is bicubic or clamps between steps.
 
     Parameters
     ----------
     name : {"default", "tsai2021", "barlow_twins", "solo", "simclr"}
         Key of `AUGMENTATIONS`; "default" has the defaults of `TwoViews`.
-    size : int
-        Side of the views in pixels.
-    **changes
-        Settings of `TwoViews` that replace those of the augmentation, with its errors.
-
-    Examples
-    --------
-    >>> augmentation("simclr", 32).blur, augmentation("simclr", 32, blur=0.5).blur
-    ((0.0, 0.0), (0.5, 0.5))
+    size, **changes
+        Side of the views in pixels, and settings of `TwoViews` that replace those of the augmentation.
     """
     settings = AUGMENTATIONS[check_choice(name, tuple(AUGMENTATIONS), "augmentation")]
-    small = _SMALL_CHANGES.get(name, {}) if size <= _SMALL else {}
+    small = _SMALL_CHANGES.get(name, {}) if size <= 32 else {}
     return TwoViews(size, **settings | small | changes)
 
 
 def normalize(images: Tensor) -> Tensor:
-    """Scale images to float32 in [-1, 1], the input scale of the encoders.
-
-    Parameters
-    ----------
-    images : Tensor of shape (n, c, h, w)
-        uint8, scaled by ``x / 127.5 - 1``, or floating point in [0, 1], scaled by ``2 x - 1``; not modified.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If dtype, shape or values are not accepted.
-
-    Examples
-    --------
-    >>> import torch
-    >>> normalize(torch.tensor([0, 255], dtype=torch.uint8).view(1, 1, 1, 2))
-    tensor([[[[-1.,  1.]]]])
-    """
+    """Scale images (n, c, h, w), uint8 or floating point in [0, 1], to float32 in [-1, 1], as the encoders need."""
     half = _half_range(images)
     return images.to(torch.float32).div(half).sub_(1)
 
@@ -97,38 +57,24 @@ class TwoViews:
     """Two independently augmented views of each image of a batch, on the scale of `normalize`.
 
     The steps are, in this order: a random resized crop, a horizontal flip, color jitter, grayscale, one clamp to the
-    range of images, Gaussian blur, and solarization. Every probability is one number, or a pair for view a and view b.
-    Images with 1 channel get no saturation and hue; with 2, 4 or more channels, `jitter` and `grayscale` must be 0.
+    range of images, Gaussian blur, and solarization. Images with 1 channel get no saturation and hue; with 2, 4 or more
+    channels, `jitter` and `grayscale` must be 0.
 
     Parameters
     ----------
     size : int
         Side of the square views, in pixels.
-    scale : (float, float), default (0.2, 1.0)
-        Range of the area of the crop, as a share of the image.
-    ratio : (float, float), default (3/4, 4/3)
-        Range of the width of the crop divided by its height.
-    flip : float or (float, float), default 0.5
-        Probability of a horizontal flip.
-    brightness, contrast, saturation : float, default 0.4
-        Strength v of the jitter: the factor is uniform in ``[max(0, 1 - v), 1 + v]``; 1 changes nothing.
-    hue : float, default 0.1
-        Strength of the hue jitter in full turns of the color wheel, at most 0.5: the turn is uniform in [-hue, hue].
-    jitter : float or (float, float), default 0.8
-        Probability that the four color changes are applied.
-    grayscale : float or (float, float), default 0.2
-        Probability of removing the color.
-    blur : float or (float, float), default 0.0
-        Probability of a Gaussian blur, with a kernel of about a tenth of the side. Needs views of 20 pixels or more.
-    sigma : (float, float), default (0.1, 2.0)
-        Range of the standard deviation of the blur, in pixels.
-    solarize : float or (float, float), default 0.0
-        Probability of inverting the pixels that are brighter than the middle.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If `size` is not an integer, or if a setting is outside its range.
+    scale, ratio, sigma : (float, float), default (0.2, 1.0), (3/4, 4/3) and (0.1, 2.0)
+        Ranges: area of the crop as a share of the image, its width over its height, deviation of the blur in pixels.
+    flip, jitter, grayscale : float or (float, float), default 0.5, 0.8 and 0.2
+        Probabilities of a horizontal flip, of the four color changes, and of removing the color: one number, or a pair
+        for view a and view b.
+    brightness, contrast, saturation, hue : float, default 0.4, and 0.1 for hue
+        Strengths v of the color changes: factors are uniform in ``[max(0, 1 - v), 1 + v]``, where 1 changes nothing,
+        and the turn of the hue is uniform in [-hue, hue] full turns of the color wheel, hue at most 0.5.
+    blur, solarize : float or (float, float), default 0.0
+        Probabilities of a Gaussian blur, for views of 20 pixels or more, with a kernel of about a tenth of the side,
+        and of inverting the pixels that are brighter than the middle.
 
     Examples
     --------
@@ -173,24 +119,14 @@ class TwoViews:
         self.blur = _probabilities("blur", blur)
         self.sigma = _interval("sigma", sigma, math.inf)
         self.solarize = _probabilities("solarize", solarize)
-        if max(self.blur) > 0 and blur_radius(size) == 0:
+        if max(self.blur) > 0 and ops.blur_radius(size) == 0:
             raise ValueError(f"blur must be 0 for views below 20 pixels, got blur={blur!r} at size={size}")
 
     @torch.no_grad()
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Return view a and view b of the images.
+        """Return view a and view b, float32 (n, c, size, size) in [-1, 1], of images as for `normalize`.
 
-        Parameters
-        ----------
-        images : Tensor of shape (n, c, h, w)
-            Images as for `normalize`; not modified.
-        generator : torch.Generator or None
-            Source of all randomness, on the device of the images; None is torch's global generator.
-
-        Returns
-        -------
-        view_a, view_b : Tensor of shape (n, c, size, size)
-            float32 in [-1, 1]. Errors are those of `normalize`, and ValueError for another device or channel count.
+        All randomness is drawn from `generator`, on the device of the images; None is torch's global generator.
         """
         half = _half_range(images)
         n, channels, height, width = images.shape
@@ -202,14 +138,14 @@ class TwoViews:
         if generator is not None and generator.device.type != device.type:
             raise ValueError(f"generator is on {generator.device}, images on {device}: use one device")
         draw = partial(torch.rand, generator=generator, device=device, dtype=torch.float32)
-        crop, flip, jitter = draw(2 * n, CROP_DRAWS + 1 + _COLOR_DRAWS).split([CROP_DRAWS, 1, _COLOR_DRAWS], dim=1)
+        crop, flip, jitter = draw(2 * n, ops.CROP_DRAWS + 7).split([ops.CROP_DRAWS, 1, 6], dim=1)
         # Drawn last, so that the rest of a view does not depend on it.
-        finish = draw(2 * n, _FINISH_DRAWS) if max(*self.blur, *self.solarize) > 0 else None
-        top, left, crop_height, crop_width = random_crops(crop, height, width, self.scale, self.ratio)
-        across = resize_taps(left, crop_width, width, self.size, flip.squeeze(1) < _by_view(self.flip, flip))
-        down = resize_taps(top, crop_height, height, self.size)
+        finish = draw(2 * n, 3) if max(*self.blur, *self.solarize) > 0 else None
+        top, left, crop_height, crop_width = ops.random_crops(crop, height, width, self.scale, self.ratio)
+        across = ops.resize_taps(left, crop_width, width, self.size, flip.squeeze(1) < _by_view(self.flip, flip))
+        down = ops.resize_taps(top, crop_height, height, self.size)
         views = torch.empty(2 * n, channels, self.size, self.size, device=device, dtype=torch.float32)
-        chunk = n if device.type != "cpu" else max(1, _CHUNK_BYTES // (4 * channels * height * width))
+        chunk = n if device.type != "cpu" else max(1, 2**18 // (channels * height * width))  # 1 MiB, for the L2 cache
         with torch.autocast(device.type, enabled=False):  # autocast would round the pixels
             if color:
                 matrix, offset = self._draw_color(jitter, channels)
@@ -217,11 +153,11 @@ class TwoViews:
                 part = images[begin : begin + chunk].transpose(2, 3).to(torch.float32).contiguous()
                 for view, first in enumerate((begin, n + begin)):
                     rows = slice(first, first + len(part))
-                    narrow = resize_rows(part, *(x[rows] for x in across)).transpose(2, 3)
-                    pixels = resize_rows(narrow, *(x[rows] for x in down)).flatten(2)
+                    narrow = ops.resize_rows(part, *(x[rows] for x in across)).transpose(2, 3)
+                    pixels = ops.resize_rows(narrow, *(x[rows] for x in down)).flatten(2)
                     out = views[rows].flatten(2)
                     if color:
-                        gray = pixels.mean(dim=2) @ gray_weights(channels, device)
+                        gray = pixels.mean(dim=2) @ ops.gray_weights(channels, device)
                         shift = (offset[rows] * gray).div_(half).sub_(1)[:, None, None]
                         torch.baddbmm(shift, matrix[rows] / half, pixels, out=out)
                     else:
@@ -236,10 +172,10 @@ class TwoViews:
         if self.blur[view] > 0:
             chosen = (uniforms[:, 0] < self.blur[view]).nonzero().squeeze(1)
             sigma = uniforms[chosen, 1] * (self.sigma[1] - self.sigma[0]) + self.sigma[0]
-            views.index_copy_(0, chosen, gaussian_blur(views.index_select(0, chosen), sigma, blur_radius(self.size)))
+            views[chosen] = ops.gaussian_blur(views[chosen], sigma, ops.blur_radius(self.size))
         if self.solarize[view] > 0:
             chosen = (uniforms[:, 2] < self.solarize[view]).nonzero().squeeze(1)
-            views.index_copy_(0, chosen, solarize(views.index_select(0, chosen)))
+            views[chosen] = ops.solarize(views[chosen])
 
     def _draw_color(self, uniforms: Tensor, channels: int) -> tuple[Tensor, Tensor]:
         """Color matrices `(m, c, c)` and offsets `(m,)` from `(m, 6)` uniform numbers."""
@@ -247,11 +183,11 @@ class TwoViews:
         low = uniforms.new_tensor([max(0.0, 1 - v) for v in strengths] + [-self.hue])
         high = uniforms.new_tensor([1 + v for v in strengths] + [self.hue])
         factors = uniforms[:, :4] * (high - low) + low
-        neutral = factors.new_tensor([1.0, 1.0, 1.0, 0.0])
-        factors = torch.where((uniforms[:, 4] < _by_view(self.jitter, uniforms))[:, None], factors, neutral)
+        jittered = (uniforms[:, 4] < _by_view(self.jitter, uniforms))[:, None]
+        factors = torch.where(jittered, factors, factors.new_tensor([1.0, 1.0, 1.0, 0.0]))
         brightness, contrast, saturation, hue = factors.unbind(1)
         saturation = saturation.masked_fill(uniforms[:, 5] < _by_view(self.grayscale, uniforms), 0.0)
-        matrix, offset = color_maps(brightness, contrast, saturation, hue)
+        matrix, offset = ops.color_maps(brightness, contrast, saturation, hue)
         return (matrix if channels == 3 else (brightness * contrast)[:, None, None]), offset
 
 
