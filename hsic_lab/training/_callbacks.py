@@ -25,10 +25,8 @@ class Event:
 
     Attributes
     ----------
-    kind : {"step", "snapshot", "monitor"}
-        A logged step, a new snapshot of C, or an evaluation on training labels.
-    step : int
-        Number of updates so far.
+    kind, step : {"step", "snapshot", "monitor"}, int
+        A logged step, a new snapshot of C, or an evaluation on training labels; the number of updates so far.
     values : dict
         The new row of the history or of the monitor; empty for a snapshot.
     run : Run
@@ -45,18 +43,7 @@ Callback = Callable[[Event], None]
 
 
 class TensorBoardLogger:
-    """Callback that writes every number of an event to TensorBoard.
-
-    Parameters
-    ----------
-    folder : path
-        Where TensorBoard finds the logs.
-
-    Raises
-    ------
-    ModuleNotFoundError
-        If the package tensorboard is not installed.
-    """
+    """Callback that writes every number of an event to the logs of TensorBoard in a folder."""
 
     def __init__(self, folder: str | Path) -> None:
         try:
@@ -76,8 +63,7 @@ def make_monitor(kind: str, data: ImageData, seed: int = 0) -> Callable[[nn.Modu
     """A function from an encoder to a row with its accuracy, protocol and split; None for the kind "none".
 
     The training images are split once, stratified by class: `BANK` of them have labels, `QUERIES` are classified. The
-    encoder trains on all of them without labels: the accuracy compares runs, `hsic-lab probe` has the one to report.
-    Features that cannot be evaluated (NaN, zero rows) give a warning and the accuracy NaN.
+    accuracy compares runs, `hsic-lab probe` has the one to report. Features with NaN give a warning and accuracy NaN.
     """
     if kind == "none":
         return None

@@ -155,9 +155,9 @@ class LARS(torch.optim.Optimizer):
         clip: bool = False,
     ) -> None:
         if not (lr > 0 and 0 <= momentum <= 1 and weight_decay >= 0 and trust_coefficient > 0):
+            got = f"{lr!r}, {momentum!r}, {weight_decay!r}, {trust_coefficient!r}"
             raise ValueError(
-                "LARS needs lr > 0, momentum in [0, 1], weight_decay >= 0, trust_coefficient > 0, got "
-                f"{lr!r}, {momentum!r}, {weight_decay!r}, {trust_coefficient!r}"
+                f"LARS needs lr > 0, momentum in [0, 1], weight_decay >= 0, trust_coefficient > 0, got {got}"
             )
         rates = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
         super().__init__(params, rates | {"trust_coefficient": trust_coefficient, "adapt": adapt, "clip": clip})

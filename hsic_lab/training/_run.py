@@ -31,14 +31,10 @@ _STEP = "step_"
 class Run:
     """Result of one training: settings, history, snapshots of C and networks, in one folder.
 
-    The folder of an unfinished run also holds checkpoints, from which `train` resumes.
-
     Attributes
     ----------
-    folder : Path
-        Where the run is kept.
-    config : TrainConfig
-        The settings.
+    folder, config : Path, TrainConfig
+        Where the run is kept, and its settings.
     encoder, projector : nn.Module
         The networks. After `load` they are in evaluation mode on the CPU.
     status : str
@@ -46,8 +42,7 @@ class Run:
     metadata : dict
         Data set size and fingerprint, device, precision and versions.
     history : DataFrame
-        One row for each logged step: step, epoch, loss, the terms of the loss, mean diagonal and mean off-diagonal
-        entry of C, gradient norm, learning rate, seconds.
+        One row for each logged step: the loss and its terms, mean entries of C on and off the diagonal, and so on.
     snapshots : dict of int to Tensor of shape (d, d)
         C of the same held-out pairs by step, in evaluation mode. Step 0 is before training.
     monitor : DataFrame
@@ -79,20 +74,7 @@ class Run:
 
     @classmethod
     def load(cls, folder: str | os.PathLike, encoder: nn.Module | None = None) -> "Run":
-        """Read the folder of a run.
-
-        Parameters
-        ----------
-        folder : path
-            Folder that `train` wrote.
-        encoder : nn.Module or None, default None
-            Your own module if the run was trained with one. It receives the weights of the run.
-
-        Raises
-        ------
-        FileNotFoundError, ValueError
-            If the folder holds no run, or if a file is damaged or does not fit the others. The message names it.
-        """
+        """Read the folder of a run. `encoder` is your own module if it was trained with one; it gets the weights."""
         folder = Path(folder)
         config, status, metadata = read_settings(folder)
         networks = _both(*make_networks(config, metadata["channels"], encoder, metadata.get("features"))).eval()
@@ -100,9 +82,7 @@ class Run:
         try:
             networks.load_state_dict(weights)
         except RuntimeError as error:
-            raise ValueError(
-                f"{folder / WEIGHTS} does not fit the encoder and projector of {SETTINGS}: {error}"
-            ) from error
+            raise ValueError(f"{folder / WEIGHTS} does not fit the encoder of {SETTINGS}: {error}") from error
         history, snapshots = _read(folder / HISTORY, _read_history), read_snapshots(folder)
         monitor = _read(folder / MONITOR, _read_history) if (folder / MONITOR).exists() else pd.DataFrame()
         own, projector = networks.values()
@@ -167,8 +147,7 @@ class Checkpoint:
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     """Add a checkpoint to the folder and remove all but the newest `KEPT`.
 
-    The JSON file is written last. It holds its own SHA-256 digest and that of the tensors' file, so that a checkpoint
-    is complete or does not count, and later damage is noticed.
+    The JSON file is written last, with SHA-256 digests of itself and of the tensors: what is incomplete does not count.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step_{checkpoint.step:08d}.json"
@@ -193,10 +172,10 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
             checkpoint = _read_checkpoint(path)
         except (ValueError, OSError, KeyError, TypeError) as error:
             damaged.append(f"checkpoint {path} is damaged ({error})")
-            continue
-        for message in damaged:
-            warnings.warn(f"{message}; the one before it is used", stacklevel=2)
-        return checkpoint
+        else:
+            for message in damaged:
+                warnings.warn(f"{message}; the one before it is used", stacklevel=2)
+            return checkpoint
     if damaged:
         raise ValueError(f"{'; '.join(damaged)}. No other is left: remove {folder} to start over")
     return None

@@ -44,9 +44,13 @@ def training_lock() -> RLock:
 
 @contextmanager
 def freed_memory_kept() -> Iterator[None]:
-    """Within the block glibc reuses freed memory up to 1 GiB a block instead of returning it to the system at once."""
+    """Within the block glibc reuses freed memory up to 1 GiB a block, which saves 27 to 30 % of the time on a CPU.
+
+    Thresholds set through the environment are left alone. Others cannot be read: afterwards they are the largest that
+    glibc chooses by itself.
+    """
     chosen = {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"} & os.environ.keys()
-    if platform.libc_ver()[0] != "glibc" or chosen:  # thresholds that a user chose are left alone
+    if platform.libc_ver()[0] != "glibc" or chosen:
         yield
         return
     libc = ctypes.CDLL(None)
@@ -54,7 +58,7 @@ def freed_memory_kept() -> Iterator[None]:
         libc.mallopt(threshold, 1 << 30)
     try:
         yield
-    finally:  # glibc does not tell its thresholds: these are the largest to which it raises them by itself
+    finally:
         libc.mallopt(_MMAP_THRESHOLD, 1 << 25)
         libc.mallopt(_TRIM_THRESHOLD, 1 << 26)
         libc.malloc_trim(0)
@@ -77,10 +81,6 @@ def train(
     epochs. After Ctrl-C or SIGTERM the present step is finished and checkpointed. Under `torchrun` every process calls
     `train` alike and holds its rows of each batch; losses and batch normalization are those of one process with all
     rows. In one process one thread trains at a time: a callback must not wait for another training.
-
-    During a training on Linux, glibc keeps freed memory for reuse, which saves 27 to 30 % of the time on a CPU.
-    Afterwards the memory is returned. Thresholds set through the environment (MALLOC_..., GLIBC_TUNABLES) are left
-    alone; others cannot be read, and the largest that glibc chooses by itself are set.
 
     Parameters
     ----------
@@ -123,9 +123,8 @@ def train(
     >>> from hsic_lab.training import TrainConfig, train
     >>> config = TrainConfig(dataset="digits", width=1, projector=(8, 4), epochs=1, device="cpu")
     >>> with TemporaryDirectory() as folder:
-    ...     run = train(config, folder, progress=False)
-    >>> run.status, run.snapshots[0].shape
-    ('finished', torch.Size([4, 4]))
+    ...     train(config, folder, progress=False).status
+    'finished'
     """
     folder, device = Path(folder), pick_device(config.device)
     if encoder is not None:
@@ -155,20 +154,7 @@ def train(
 def train_or_load(config: TrainConfig, folder: str | Path, data: ImageData | None = None, progress: bool = True) -> Run:
     """The finished run of these settings: read from the folder, or trained, or resumed.
 
-    Parameters
-    ----------
-    config, folder, data, progress
-        As for `train`.
-
-    Returns
-    -------
-    Run
-        The finished run.
-
-    Raises
-    ------
-    FileExistsError
-        If `folder` holds a run of other settings or other images.
+    The parameters are those of `train`. FileExistsError is raised if `folder` holds a run of other settings or images.
     """
     folder = Path(folder)
     if (folder / SETTINGS).exists():
