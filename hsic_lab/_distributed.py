@@ -28,8 +28,7 @@ class _AllGatherRows(Function):
         sizes = [size for size, *_ in shapes]
         # Collectives need equal shapes, but the processes may hold different numbers of rows: pad, gather, cut.
         padded = torch.cat([rows, rows.new_zeros(max(sizes) - len(rows), *rows.shape[1:])])
-        gathered = [torch.empty_like(padded) for _ in sizes]
-        dist.all_gather(gathered, padded)
+        dist.all_gather(gathered := [torch.empty_like(padded) for _ in sizes], padded)
         start = sum(sizes[: dist.get_rank()])
         ctx.mine = slice(start, start + len(rows))
         return torch.cat([part[:size] for part, size in zip(gathered, sizes, strict=True)])

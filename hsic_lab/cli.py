@@ -39,6 +39,7 @@ data = typer.Typer(cls=_SetNames, rich_markup_mode=None)
 app.add_typer(data, name="data")
 RunFolder = Annotated[Path, typer.Argument(help="The folder of a run, as `hsic-lab train` writes it.")]
 Folder = Annotated[Path, typer.Option(help="Folder of the runs. Finished runs are reused.")]
+SET = typer.Option("--set", metavar="NAME=VALUE", help="Any field of TrainConfig, as TOML or JSON. Repeatable.")
 Output = Annotated[
     Path | None, typer.Option(help="Folder of the figures, or file of the table or report. Default: beside the run.")
 ]
@@ -102,10 +103,7 @@ def _train(
     folder: Annotated[Path, typer.Argument(help="A new folder for the run, or with --resume an unfinished one.")],
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in FOLDER, or start it.")] = False,
     recipe: Annotated[str | None, typer.Option(help="Settings of a publication: tsai2021, official or solo.")] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Any field of TrainConfig, as TOML or JSON. Repeatable."),
-    ] = None,
+    settings: Annotated[list[str] | None, SET] = None,
     tensorboard: Annotated[Path | None, typer.Option(help="Folder for the logs of TensorBoard.")] = None,
     **common: Any,
 ) -> None:
@@ -141,9 +139,8 @@ def _train(
 
 def _with_settings(function: Callable[..., None]) -> Callable[..., None]:
     """The function with an option for each setting in `COMMON`; help and defaults are those of TrainConfig."""
-    entries = re.findall(
-        r"^([\w, ]+) : .*\n((?:    .*\n?)+)", inspect.getdoc(lab.training.TrainConfig) or "", re.MULTILINE
-    )
+    doc = inspect.getdoc(lab.training.TrainConfig) or ""
+    entries = re.findall(r"^([\w, ]+) : .*\n((?:    .*\n?)+)", doc, re.MULTILINE)
     meaning = {name: " ".join(text.split()).replace("`", "") for names, text in entries for name in names.split(", ")}
     parameters = [p for name, p in inspect.signature(function).parameters.items() if name not in (*COMMON, "common")]
     for field in (field for field in fields(lab.training.TrainConfig) if field.name in COMMON):
@@ -155,9 +152,8 @@ def _with_settings(function: Callable[..., None]) -> Callable[..., None]:
         shown = "" if default in (None, False) else f" Default: {default}."
         option = f"--{field.name.removesuffix('_param').replace('_', '-')}"
         info = typer.Option(option, help=f"{meaning.get(field.name, '')}{choices}{shown}", show_default=False)
-        annotation = Annotated[kind | None, info]
-        keyword = inspect.Parameter.KEYWORD_ONLY
-        parameters.append(inspect.Parameter(field.name, keyword, default=None, annotation=annotation))
+        parameter = inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=None)
+        parameters.append(parameter.replace(annotation=Annotated[kind | None, info]))
     vars(function)["__signature__"] = inspect.Signature(parameters)
     return function
 
@@ -230,8 +226,8 @@ def ablate(
     states = frame.drop_duplicates("run")["state"]
     if (states != "finished").any():
         failed = states[states != "finished"].value_counts()
-        print(f"{failed.sum()} of {len(states)} runs failed:", file=sys.stderr)
-        print(*(f"  {state} ({count} of them)" for state, count in failed.items()), sep="\n", file=sys.stderr)
+        reasons = (f"  {state} ({count} of them)" for state, count in failed.items())
+        print(f"{failed.sum()} of {len(states)} runs failed:", *reasons, sep="\n", file=sys.stderr)
         raise typer.Exit(1)
 
 

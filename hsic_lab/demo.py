@@ -66,10 +66,9 @@ def run_demo(folder: Path = Path("runs/demo"), epochs: int = EPOCHS) -> list[Pat
     print(f"\nLinear probe, accuracy on {len(data.test)} test scenes (digits never trained on), 3 probe splits:\n")
     print(probe_summary(table).map(lambda value: f"{value:.3f}" if isinstance(value, float) else value).to_string())
     set_theme()
-    panels = {
-        title: {"before training": run.snapshots[0], "after training": run.snapshots[max(run.snapshots)]}
-        for title, run in runs.items()
-    }
+    panels = {}
+    for title, run in runs.items():
+        panels[title] = {"before training": run.snapshots[0], "after training": run.snapshots[max(run.snapshots)]}
     curves = history_figure({title: run.history for title, run in runs.items()}, demo_config("hsic_ssl").projector[-1])
     figures = {"correlation.png": compare_cross_correlations(panels), "training.png": curves}
     return [folder / "probe.csv", *save_figures(figures, folder), *(run.folder for run in runs.values())]

@@ -40,6 +40,7 @@ class Event:
 
 
 Callback = Callable[[Event], None]
+Monitor = Callable[[nn.Module], dict[str, Any]]
 
 
 class TensorBoardLogger:
@@ -59,7 +60,7 @@ class TensorBoardLogger:
         self.writer.flush()
 
 
-def make_monitor(kind: str, data: ImageData, seed: int = 0) -> Callable[[nn.Module], dict[str, Any]] | None:
+def make_monitor(kind: str, data: ImageData, seed: int = 0) -> Monitor | None:
     """A function from an encoder to a row with its accuracy, protocol and split; None for the kind "none".
 
     The training images are split once, stratified by class: `BANK` of them have labels, `QUERIES` are classified. The

@@ -208,10 +208,8 @@ class TrainConfig:
         if self.warmup_epochs > self.epochs:
             raise ValueError(f"warmup_epochs must be in 0..{self.epochs} (epochs), got {self.warmup_epochs!r}")
         if self.loss == "vicreg" and self.lambda_param is not None:
-            raise ValueError(
-                f"VICReg's lambda_param weighs its invariance, not a redundancy, got lambda_param={self.lambda_param}: "
-                "set loss_options, which take lambda_param, mu_param and nu_param"
-            )
+            meant = "VICReg's lambda_param weighs its invariance, not a redundancy: set it in loss_options"
+            raise ValueError(f"{meant}, got lambda_param={self.lambda_param}")
         try:
             LOSSES[self.loss](**self.loss_arguments)
         except TypeError as error:

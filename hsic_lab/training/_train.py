@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from threading import RLock
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -84,14 +83,10 @@ def train(
 
     Parameters
     ----------
-    config : TrainConfig
-        The settings.
-    folder : path
-        Folder for the run, under `torchrun` the same for all processes.
-    data : ImageData or None, default None
-        Images to train on in place of `config.dataset`.
-    progress : bool, default True
-        Show a progress bar.
+    config, folder : TrainConfig, path
+        The settings, and the folder for the run, under `torchrun` the same for all processes.
+    data, progress : ImageData or None, bool, default None, True
+        Images to train on in place of `config.dataset`, and whether to show a progress bar.
     resume : bool, default False
         Continue the run in `folder` from its newest undamaged checkpoint; start it if there is none, return it if it
         is finished. On a CPU the result is that of an uninterrupted training.
@@ -103,17 +98,10 @@ def train(
     callbacks : sequence of callables
         Each is called with an `Event` at every logged step, snapshot and evaluation of the monitor.
 
-    Returns
-    -------
-    Run
-        The finished run.
-
     Raises
     ------
-    FileExistsError
-        If `folder` holds a run and `resume` is False.
-    ValueError
-        If the run to resume has other settings or images, or if all its checkpoints are damaged.
+    FileExistsError, ValueError
+        If `folder` holds a run and `resume` is False; if it has other settings or only damaged checkpoints.
     FloatingPointError
         If the loss or its gradient is not finite. The run so far is kept, as after any other error.
 
@@ -135,11 +123,8 @@ def train(
         exists = (folder / SETTINGS).exists()
         if exists and not resume:
             raise FileExistsError(f"{folder} already holds a run: resume it, remove it, or choose another folder")
-        if exists:
-            stored, status, metadata = read_settings(folder)
-            _check_same(folder, stored, metadata, config, data, views)
-            if status == "finished":
-                return Run.load(folder, encoder)
+        if exists and _status_if_same(folder, config, data, views) == "finished":
+            return Run.load(folder, encoder)
         barrier()  # all processes have looked before one of them writes
         pairs = TrainingPairs(data, config, device, own_rows(config.batch_size), views)
         run = new_run(config, folder, data, device, encoder, views)
@@ -158,10 +143,9 @@ def train_or_load(config: TrainConfig, folder: str | Path, data: ImageData | Non
     """
     folder = Path(folder)
     if (folder / SETTINGS).exists():
-        stored, status, metadata = read_settings(folder)
         name = full_name(config.dataset) if data is None else data.name
         try:
-            _check_same(folder, stored, metadata, replace(config, dataset=name), data)
+            status = _status_if_same(folder, replace(config, dataset=name), data)
         except ValueError as error:
             raise FileExistsError(f"{error}: remove it or choose another folder") from error
         if status == "finished":
@@ -182,18 +166,11 @@ def new_run(
     features = {} if encoder is None else {"features": extract_features(encoder, images[:2]).shape[1]}
     networks = make_networks(config, images.shape[1], encoder, features.get("features"))
     metadata = {
-        "channels": images.shape[1],
-        "train_images": sum(map(len, data.trained_on)),
-        "pictures": data.fingerprint,
-        "device": str(device),
-        "hardware": hardware(device),
-        "precision": resolved_precision(config.precision, device),
-        "views": "by name" if views is None else "custom",
-        "processes": world_size(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
+        "channels": images.shape[1], "train_images": sum(map(len, data.trained_on)), "pictures": data.fingerprint,
+        "device": str(device), "hardware": hardware(device), "precision": resolved_precision(config.precision, device),
+        "views": "by name" if views is None else "custom", "processes": world_size(),
+        "threads": torch.get_num_threads(), "torch": torch.__version__, "python": platform.python_version(),
+    }  # fmt: skip
     return Run(folder, config, *networks, metadata=metadata | features)
 
 
@@ -205,8 +182,7 @@ def _fit(trainer: Trainer, held_out: Sequence[Tensor], progress: bool) -> Run:
             trainer.fit(held_out, stop, progress and trainer.writes)
         run.status = "finished"  # also if a signal came during the last step
     except BaseException as error:
-        stopped = isinstance(error, KeyboardInterrupt | SystemExit)
-        run.status = "interrupted" if stopped else f"failed: {error}"
+        run.status = "interrupted" if isinstance(error, KeyboardInterrupt | SystemExit) else f"failed: {error}"
         raise
     finally:
         trainer.online.eval()
@@ -224,24 +200,16 @@ def _resume(trainer: Trainer) -> None:
     if trainer.writes:  # remove the temporary files of a process that was killed while it wrote
         for path in (path for name in (*FILES, MONITOR) for path in folder.glob(f".{name}.*")):
             path.unlink(missing_ok=True)
-    checkpoint = load_checkpoint(folder / FOLDER)
-    if checkpoint is not None:
+    if (checkpoint := load_checkpoint(folder / FOLDER)) is not None:
         trainer.resume(checkpoint)
-        kept = read_snapshots(folder)
-        trainer.run.snapshots = {step: c for step, c in kept.items() if step <= checkpoint.step}
+        trainer.run.snapshots = {step: c for step, c in read_snapshots(folder).items() if step <= checkpoint.step}
     if trainer.writes:
         print(f"Resuming {folder} after step {trainer.step_count} of {trainer.steps}", flush=True)
 
 
-def _check_same(
-    folder: Path,
-    stored: TrainConfig,
-    metadata: dict[str, Any],
-    config: TrainConfig,
-    data: ImageData | None,
-    views: Views | None = None,
-) -> None:
-    """Raise ValueError unless the run in the folder has these settings, images and views. Old runs lack some facts."""
+def _status_if_same(folder: Path, config: TrainConfig, data: ImageData | None, views: Views | None = None) -> str:
+    """The status of the run in the folder; ValueError unless it has these settings, images and views."""
+    stored, status, metadata = read_settings(folder)
     there, here = asdict(stored), asdict(config)
     if different := {name: (there[name], here[name]) for name in here if there[name] != here[name]}:
         raise ValueError(f"{folder} holds a run with other settings (there, here): {different}")
@@ -251,3 +219,4 @@ def _check_same(
         )
     if "views" in metadata and (metadata["views"] == "custom") != (views is not None):
         raise ValueError(f"{folder} holds a run with{'out' * (views is not None)} views of its own: give the same")
+    return status

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from hsic_lab._distributed import across_processes, all_gather_rows, any_process, barrier, rank, world_size
 from hsic_lab.correlation import cross_correlation, standardize
-from hsic_lab.training._callbacks import Callback, Event
+from hsic_lab.training._callbacks import Callback, Event, Monitor
 from hsic_lab.training._config import resolved_precision
 from hsic_lab.training._data import TrainingPairs, seed_of
 from hsic_lab.training._networks import (
@@ -41,11 +41,7 @@ class Trainer:
     """One training: its networks, optimizer and history, and the number of updates so far."""
 
     def __init__(
-        self,
-        run: Run,
-        pairs: TrainingPairs,
-        monitor: Callable[[nn.Module], dict[str, Any]] | None = None,
-        callbacks: Sequence[Callback] = (),
+        self, run: Run, pairs: TrainingPairs, monitor: Monitor | None = None, callbacks: Sequence[Callback] = ()
     ) -> None:
         config, device = run.config, pairs.device
         self.run, self.config, self.pairs, self.device = run, config, pairs, device
