@@ -173,9 +173,7 @@ def _parse(name: str, text: str) -> Any:
 
 
 @app.command(epilog="Example: hsic-lab probe runs/first")
-def probe(
-    folder: RunFolder, splits: Annotated[int, typer.Option(help="Number of random training subsets.")] = 3
-) -> None:
+def probe(folder: RunFolder, splits: Annotated[int, typer.Option(help="Number of random subsets.")] = 3) -> None:
     """Evaluate the frozen features of a run on the test split: linear probe and weighted nearest neighbors."""
     run = lab.training.Run.load(folder)
     data = lab.datasets.load(run.config.dataset)

@@ -21,16 +21,10 @@ NEIGHBORS, TEMPERATURE = 200, 0.5
 
 @dataclass(frozen=True)
 class Event:
-    """What a callback receives.
+    """What a callback receives: its kind is "step" (a logged step), "snapshot" (a new C) or "monitor" (an evaluation).
 
-    Attributes
-    ----------
-    kind, step : {"step", "snapshot", "monitor"}, int
-        A logged step, a new snapshot of C, or an evaluation on training labels; the number of updates so far.
-    values : dict
-        The new row of the history or of the monitor; empty for a snapshot.
-    run : Run
-        Networks, snapshots and settings. Its history is updated at snapshots.
+    `values` is the new row of the history or of the monitor, empty for a snapshot. `run.history` is updated at
+    snapshots.
     """
 
     kind: str

@@ -62,7 +62,7 @@ class Run:
     def save(self) -> None:
         """Write all files of the folder. Each file is replaced as a whole."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        weights = _on_cpu(_both(self.encoder, self.projector).state_dict())
+        weights = _on_cpu(nn.ModuleDict({"encoder": self.encoder, "projector": self.projector}).state_dict())
         snapshots = {f"{_STEP}{step:06d}": c for step, c in self.snapshots.items()}
         settings = {"config": asdict(self.config), "state": self.status, "facts": self.metadata}
         replace_file(self.folder / HISTORY, lambda path: self.history.to_csv(path, index=False))
@@ -77,7 +77,8 @@ class Run:
         """Read the folder of a run. `encoder` is your own module if it was trained with one; it gets the weights."""
         folder = Path(folder)
         config, status, metadata = read_settings(folder)
-        networks = _both(*make_networks(config, metadata["channels"], encoder, metadata.get("features"))).eval()
+        encoder, projector = make_networks(config, metadata["channels"], encoder, metadata.get("features"))
+        networks = nn.ModuleDict({"encoder": encoder, "projector": projector}).eval()
         weights = _read(folder / WEIGHTS, load_file)
         try:
             networks.load_state_dict(weights)
@@ -85,8 +86,7 @@ class Run:
             raise ValueError(f"{folder / WEIGHTS} does not fit the encoder of {SETTINGS}: {error}") from error
         history, snapshots = _read(folder / HISTORY, _read_history), read_snapshots(folder)
         monitor = _read(folder / MONITOR, _read_history) if (folder / MONITOR).exists() else pd.DataFrame()
-        own, projector = networks.values()
-        return cls(folder, config, own, projector, status, metadata, history, snapshots, monitor)
+        return cls(folder, config, encoder, projector, status, metadata, history, snapshots, monitor)
 
 
 def read_settings(folder: Path) -> tuple[TrainConfig, str, dict[str, Any]]:
@@ -124,10 +124,6 @@ def _read(path: Path, reader: Callable[[Path], Any]) -> Any:
         raise FileNotFoundError(f"{path} is missing: the run was never saved whole; train it again") from None
     except Exception as error:
         raise ValueError(f"{path} is damaged ({error}); train the run again") from error
-
-
-def _both(encoder: nn.Module, projector: nn.Module) -> nn.ModuleDict:
-    return nn.ModuleDict({"encoder": encoder, "projector": projector})
 
 
 def _on_cpu(state: Mapping[str, Any]) -> dict[str, Tensor]:
