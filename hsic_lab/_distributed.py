@@ -27,7 +27,8 @@ class _AllGatherRows(Function):
             raise ValueError(f"processes must hold rows of one shape, got {shapes}")
         sizes = [size for size, *_ in shapes]
         # Collectives need equal shapes, but the processes may hold different numbers of rows: pad, gather, cut.
-        padded = torch.cat([rows, rows.new_zeros(max(sizes) - len(rows), *rows.shape[1:])])
+        padded = rows.new_zeros(max(sizes), *rows.shape[1:])
+        padded[: len(rows)] = rows
         dist.all_gather(gathered := [torch.empty_like(padded) for _ in sizes], padded)
         start = sum(sizes[: dist.get_rank()])
         ctx.mine = slice(start, start + len(rows))

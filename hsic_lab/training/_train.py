@@ -144,6 +144,7 @@ def train_or_load(config: TrainConfig, folder: str | Path, data: ImageData | Non
     folder = Path(folder)
     if (folder / SETTINGS).exists():
         name = full_name(config.dataset) if data is None else data.name
+        read_settings(folder)  # a damaged file is a ValueError, not another run
         try:
             status = _status_if_same(folder, replace(config, dataset=name), data)
         except ValueError as error:
@@ -213,10 +214,8 @@ def _status_if_same(folder: Path, config: TrainConfig, data: ImageData | None, v
     there, here = asdict(stored), asdict(config)
     if different := {name: (there[name], here[name]) for name in here if there[name] != here[name]}:
         raise ValueError(f"{folder} holds a run with other settings (there, here): {different}")
-    if data is not None and (found := metadata.get("pictures", data.fingerprint)) != data.fingerprint:
-        raise ValueError(
-            f"{folder} holds a run on other images, {found}; those of {data.name!r} are {data.fingerprint}"
-        )
+    if data is not None and (old := metadata.get("pictures", data.fingerprint)) != data.fingerprint:
+        raise ValueError(f"{folder} holds a run on other images, {old}; those of {data.name!r} are {data.fingerprint}")
     if "views" in metadata and (metadata["views"] == "custom") != (views is not None):
         raise ValueError(f"{folder} holds a run with{'out' * (views is not None)} views of its own: give the same")
     return status

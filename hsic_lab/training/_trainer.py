@@ -153,10 +153,8 @@ class Trainer:
 
     def log(self, row: dict[str, float], bar: tqdm) -> None:
         self.rows.append(row | {"seconds": self.seconds})
-        bar.set_postfix_str(
-            f"epoch {row['epoch']:.1f}, loss {row['loss']:.2f}, "
-            f"diagonal {row['diagonal']:.3f}, off-diagonal {row['off_diagonal']:+.4f}"
-        )
+        entries = f"diagonal {row['diagonal']:.3f}, off-diagonal {row['off_diagonal']:+.4f}"
+        bar.set_postfix_str(f"epoch {row['epoch']:.1f}, loss {row['loss']:.2f}, {entries}")
         self.tell("step", self.rows[-1])
 
     @torch.no_grad()
