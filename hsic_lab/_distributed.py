@@ -12,7 +12,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd import Function
-from torch.nn.parallel import DistributedDataParallel
 
 
 class _AllGatherRows(Function):
@@ -30,8 +29,7 @@ class _AllGatherRows(Function):
         # Collectives need equal shapes, but the processes may hold different numbers of rows: pad, gather, cut.
         padded = rows.new_zeros(max(sizes), *rows.shape[1:])
         padded[: len(rows)] = rows
-        gathered = [torch.empty_like(padded) for _ in sizes]
-        dist.all_gather(gathered, padded)
+        dist.all_gather(gathered := [torch.empty_like(padded) for _ in sizes], padded)
         start = sum(sizes[: dist.get_rank()])
         ctx.mine = slice(start, start + len(rows))
         return torch.cat([part[:size] for part, size in zip(gathered, sizes, strict=True)])
@@ -54,9 +52,7 @@ class _Sum(Function):
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> Tensor:
-        gradient = gradient.clone()
-        dist.all_reduce(gradient)
-        return gradient
+        return _Sum.forward(ctx, gradient)
 
 
 def world_size() -> int:
@@ -73,8 +69,7 @@ def all_gather_rows(z: Tensor) -> Tensor:
     """The rows of all processes in rank order, `(n_0 + ... + n_{k-1}, ...)`; `z` itself if there is one process.
 
     A loss of these rows has the same value in each of k processes. Its gradient with respect to `z` is k times that of
-    a single process with all rows; `DistributedDataParallel` divides by k when it averages. Raises ValueError in every
-    process if the rows differ in shape.
+    a single process with all rows; `DistributedDataParallel` divides by k when it averages.
     """
     return _AllGatherRows.apply(z) if world_size() > 1 else z
 
@@ -88,7 +83,6 @@ def own_rows(n: int) -> slice:
 
 
 def barrier() -> None:
-    """Wait until every process is here."""
     if world_size() > 1:
         dist.barrier()
 
@@ -103,12 +97,7 @@ def any_process(flag: bool, device: torch.device) -> bool:
 
 
 _trainings = itertools.count()
-
-
-@cache
-def _rendezvous() -> tuple[dist.Store, int, int]:
-    """The common store of the processes that `torchrun` started, the number of this one, and how many there are."""
-    return next(dist.rendezvous("env://"))
+_rendezvous = cache(lambda: next(dist.rendezvous("env://")))  # common store, number of this process, number of all
 
 
 @contextmanager
@@ -131,26 +120,15 @@ def processes(device: torch.device) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def data_parallel(network: nn.Module) -> nn.Module:
-    """The network in `DistributedDataParallel`, which averages gradients; itself if there is one process."""
-    return DistributedDataParallel(network) if world_size() > 1 else network
-
-
 def across_processes(network: nn.Module, device: torch.device) -> Any:
     """The network with batch normalization over the rows of all processes; itself if there is one process."""
     if world_size() == 1:
         return network
-    if device.type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(network)
-    return _converted(network)
+    return nn.SyncBatchNorm.convert_sync_batchnorm(network) if device.type == "cuda" else _converted(network)
 
 
 class AllRowsBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Batch normalization over the rows of all processes on the CPU, where torch has no `SyncBatchNorm`.
-
-    Mean and variance are sums over all processes, and the gradient passes through both. Parameters and buffers have
-    the names of `nn.BatchNorm2d`; in evaluation mode it is the same function.
-    """
+    """Batch normalization over the rows of all processes on the CPU, where torch has no `SyncBatchNorm`."""
 
     def _check_input_dim(self, input: Tensor) -> None:
         """Accept any shape (n, c, ...)."""
@@ -159,8 +137,7 @@ class AllRowsBatchNorm(nn.modules.batchnorm._BatchNorm):
         if not self.training:
             return super().forward(input)
         x = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
-        dims = [0, *range(2, x.dim())]
-        shape = [1, -1, *[1] * (x.dim() - 2)]
+        dims, shape = [0, *range(2, x.dim())], [1, -1, *[1] * (x.dim() - 2)]
         count = x.new_tensor(float(x.numel() // x.shape[1]))
         dist.all_reduce(count)
         mean = _Sum.apply(x.sum(dims)) / count

@@ -16,6 +16,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+import hsic_lab as lab  # loads its modules on first use: help must not wait for torch
+
 # Settings that have an option of their own. --set reaches all.
 COMMON = (
     "dataset", "loss", "lambda_param", "views", "encoder", "stem", "width", "projector", "batch_size", "micro_batch",
@@ -23,14 +25,24 @@ COMMON = (
     "compile",
 )  # fmt: skip
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-Folder = Annotated[Path, typer.Argument(help="The folder of a run, as `hsic-lab train` writes it.")]
+
+class _SetNames(TyperGroup):
+    """`data NAME` is `data show NAME`."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple:
+        return super().resolve_command(ctx, args if args[0] in self.commands else ["show", *args])
+
+
+HELP: dict[str, Any] = {"rich_markup_mode": None, "context_settings": {"help_option_names": ["-h", "--help"]}}
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, **HELP)
+data = typer.Typer(cls=_SetNames, rich_markup_mode=None)
+app.add_typer(data, name="data")
+RunFolder = Annotated[Path, typer.Argument(help="The folder of a run, as `hsic-lab train` writes it.")]
+Folder = Annotated[Path, typer.Option(help="Folder of the runs. Finished runs are reused.")]
+SET = typer.Option("--set", metavar="NAME=VALUE", help="Any field of TrainConfig, as TOML or JSON. Repeatable.")
+Output = Annotated[
+    Path | None, typer.Option(help="Folder of the figures, or file of the table or report. Default: beside the run.")
+]
 
 
 def main() -> None:
@@ -47,35 +59,20 @@ def main() -> None:
         sys.exit(2)
 
 
-@app.callback(invoke_without_command=True)
+@app.callback(invoke_without_command=True, epilog="Example: hsic-lab demo")
 def hsic_lab(version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False) -> None:
-    """Barlow Twins and HSIC: train encoders, evaluate their features, look at their correlations.
-
-    \b
-    Example:
-      hsic-lab demo
-    """
+    """Barlow Twins and HSIC: train encoders, evaluate their features, look at their correlations."""
     if version:
-        from hsic_lab import __version__
-
-        print(f"hsic-lab {__version__}")
+        print(f"hsic-lab {lab.__version__}")
         raise typer.Exit
 
 
-@app.command()
+@app.command(epilog="Example: hsic-lab demo --folder runs/demo")
 def demo(
-    folder: Annotated[Path, typer.Option(help="Folder for the runs, figures and the table.")] = Path("runs/demo"),
-    epochs: Annotated[int | None, typer.Option(help="Epochs of each training. Default: 14.")] = None,
+    folder: Folder = Path("runs/demo"), epochs: Annotated[int | None, typer.Option(help="Default: 14.")] = None
 ) -> None:
-    """Train Barlow Twins and HSIC_SSL on digit scenes, evaluate both, and draw C before and after training.
-
-    \b
-    Example:
-      hsic-lab demo --folder runs/demo
-    """
-    from hsic_lab.demo import EPOCHS, run_demo
-
-    written = run_demo(folder, EPOCHS if epochs is None else epochs)
+    """Train Barlow Twins and HSIC_SSL on digit scenes, evaluate both, and draw C before and after training."""
+    written = lab.demo.run_demo(folder, lab.demo.EPOCHS if epochs is None else epochs)
     print("\nWritten:", *(f"  {path}" for path in written), sep="\n")
     print(f"\nOpen {folder / 'correlation.png'} and {folder / 'training.png'}. Next: hsic-lab inspect {written[-1]}")
 
@@ -92,20 +89,13 @@ class _TrainCommand(TyperCommand):
         return super().get_params(ctx)
 
 
-@app.command(cls=_TrainCommand)
+@app.command(cls=_TrainCommand, epilog="Example: hsic-lab train runs/first --dataset cifar10 --loss hsic_ssl")
 def train() -> None:
     """Train an encoder and keep the run in FOLDER.
 
-    Without options it trains Barlow Twins on digit scenes. --set reaches the settings without an option of their own.
-
-    \b
-    Examples:
-      hsic-lab train runs/first --dataset cifar10 --loss hsic_ssl --epochs 50
-      hsic-lab train runs/first --resume
-      SimSiam:
-      hsic-lab train runs/simsiam --loss negative_cosine --set target=stop_gradient --set predictor=[64]
-      Four processes:
-      torchrun --nproc-per-node 4 --no-python hsic-lab train runs/four --batch-size 1024
+    Without options it trains Barlow Twins on digit scenes. --set reaches the settings without an option of their own:
+    SimSiam is --loss negative_cosine --set target=stop_gradient --set predictor=[64]. Several processes:
+    torchrun --nproc-per-node 4 --no-python hsic-lab train FOLDER.
     """
 
 
@@ -113,17 +103,10 @@ def _train(
     folder: Annotated[Path, typer.Argument(help="A new folder for the run, or with --resume an unfinished one.")],
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in FOLDER, or start it.")] = False,
     recipe: Annotated[str | None, typer.Option(help="Settings of a publication: tsai2021, official or solo.")] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Any field of TrainConfig, as TOML or JSON. Repeatable."),
-    ] = None,
+    settings: Annotated[list[str] | None, SET] = None,
     tensorboard: Annotated[Path | None, typer.Option(help="Folder for the logs of TensorBoard.")] = None,
     **common: Any,
 ) -> None:
-    from hsic_lab import datasets
-    from hsic_lab.training import TensorBoardLogger, TrainConfig
-    from hsic_lab.training import recipe as make_recipe
-    from hsic_lab.training import train as train_run
     from hsic_lab.training._run import SETTINGS, read_settings
 
     first = os.environ.get("RANK", "0") == "0"
@@ -137,18 +120,18 @@ def _train(
         given[name.strip()] = _parse(name.strip(), text)
     if resume and (folder / SETTINGS).exists():
         if given or recipe:
-            beside = ", ".join(sorted(given)) or "recipe"
-            raise ValueError(f"--resume takes its settings from {folder}, got {beside} too")
+            raise ValueError(f"--resume takes its settings from {folder}, got {', '.join(given) or 'recipe'} too")
         config = read_settings(folder)[0]
     else:
         if resume:
             print(f"No run in {folder} yet: starting one")
-        config = make_recipe(recipe, **given) if recipe else TrainConfig(**given)
+        config = lab.training.recipe(recipe, **given) if recipe else lab.training.TrainConfig(**given)
         if first and recipe is None and "dataset" not in given:
-            ready = [name for name in datasets.LOADERS if datasets.status(name) == "ready" and name != config.dataset]
-            print(f"Data set: {config.dataset}. Others found, for --dataset: {', '.join(ready)}")
-    loggers = [TensorBoardLogger(tensorboard)] if tensorboard else []
-    run = train_run(config, folder, resume=resume, callbacks=loggers)
+            ready = [name for name in lab.datasets.LOADERS if lab.datasets.status(name) == "ready"]
+            others = ", ".join(name for name in ready if name != config.dataset)
+            print(f"Data set: {config.dataset}. Others found, for --dataset: {others}")
+    loggers = [lab.training.TensorBoardLogger(tensorboard)] if tensorboard else []
+    run = lab.training.train(config, folder, resume=resume, callbacks=loggers)
     if first:
         print(run.history.tail(1).to_string(index=False))
         print(f"Left in {run.folder}; next: hsic-lab probe {run.folder}, hsic-lab plot {run.folder}")
@@ -156,12 +139,11 @@ def _train(
 
 def _with_settings(function: Callable[..., None]) -> Callable[..., None]:
     """The function with an option for each setting in `COMMON`; help and defaults are those of TrainConfig."""
-    from hsic_lab.training import TrainConfig
-
-    entries = re.findall(r"^(\w+) : .*\n((?:    .*\n?)+)", inspect.cleandoc(TrainConfig.__doc__ or ""), re.MULTILINE)
-    meaning = {name: " ".join(lines.split()).replace("`", "") for name, lines in entries}
-    parameters = [p for p in inspect.signature(function).parameters.values() if p.kind is not p.VAR_KEYWORD]
-    for field in (field for field in fields(TrainConfig) if field.name in COMMON):
+    doc = inspect.getdoc(lab.training.TrainConfig) or ""
+    entries = re.findall(r"^([\w, ]+) : .*\n((?:    .*\n?)+)", doc, re.MULTILINE)
+    meaning = {name: " ".join(text.split()).replace("`", "") for names, text in entries for name in names.split(", ")}
+    parameters = [p for name, p in inspect.signature(function).parameters.items() if name not in (*COMMON, "common")]
+    for field in (field for field in fields(lab.training.TrainConfig) if field.name in COMMON):
         kind: Any = field.type
         default, accepted = field.default, field.metadata["rule"][0].replace("'", "")
         if isinstance(default, tuple):
@@ -172,20 +154,15 @@ def _with_settings(function: Callable[..., None]) -> Callable[..., None]:
         info = typer.Option(option, help=f"{meaning.get(field.name, '')}{choices}{shown}", show_default=False)
         parameter = inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=None)
         parameters.append(parameter.replace(annotation=Annotated[kind | None, info]))
-
-    def command(**values: Any) -> None:
-        function(**values)
-
-    vars(command)["__signature__"] = inspect.Signature(parameters)
-    return command
+    vars(function)["__signature__"] = inspect.Signature(parameters)
+    return function
 
 
 def _parse(name: str, text: str) -> Any:
     """The value of a setting: widths joined by '-', TOML, JSON, or the text itself."""
     from hsic_lab._checks import check_choice
-    from hsic_lab.training import TrainConfig
 
-    kinds = {field.name: field.type for field in fields(TrainConfig)}
+    kinds = {field.name: field.type for field in fields(lab.training.TrainConfig)}
     kind, value = kinds[check_choice(name, tuple(kinds), "the name in --set")], text
     if kind == tuple[int, ...] and re.fullmatch(r"\d+(-\d+)*", text):
         return tuple(map(int, text.split("-")))
@@ -195,142 +172,89 @@ def _parse(name: str, text: str) -> Any:
     return text if kind is str and not isinstance(value, str) else value
 
 
-@app.command()
-def probe(folder: Folder, splits: Annotated[int, typer.Option(help="Number of random training subsets.")] = 3) -> None:
-    """Evaluate the frozen features of a run on the test split: linear probe and weighted nearest neighbors.
-
-    \b
-    Example:
-      hsic-lab probe runs/first
-    """
-    from hsic_lab.datasets import load
-    from hsic_lab.evaluation import extract_features, knn_accuracy, probe_summary, probe_table
-    from hsic_lab.training import Run
-
-    run = Run.load(folder)
-    data = load(run.config.dataset)
-    features = extract_features(run.encoder, data.train.images), extract_features(run.encoder, data.test.images)
-    table = probe_table({run.config.loss: features}, data.train.labels, data.test.labels, splits)
-    print(probe_summary(table).to_string())
+@app.command(epilog="Example: hsic-lab probe runs/first")
+def probe(folder: RunFolder, splits: Annotated[int, typer.Option(help="Number of random subsets.")] = 3) -> None:
+    """Evaluate the frozen features of a run on the test split: linear probe and weighted nearest neighbors."""
+    run = lab.training.Run.load(folder)
+    data = lab.datasets.load(run.config.dataset)
+    train, test = (lab.evaluation.extract_features(run.encoder, part.images) for part in (data.train, data.test))
+    table = lab.evaluation.probe_table({run.config.loss: (train, test)}, data.train.labels, data.test.labels, splits)
+    print(lab.evaluation.probe_summary(table).to_string())
     k = min(200, len(data.train))
-    accuracy = knn_accuracy(features[0], data.train.labels, features[1], data.test.labels, k=k)
+    accuracy = lab.evaluation.knn_accuracy(train, data.train.labels, test, data.test.labels, k=k)
     print(f"weighted kNN, k = {k}, temperature 0.5: {accuracy:.4f} on {len(data.test)} test images")
 
 
-@app.command()
-def plot(
-    folder: Folder, output: Annotated[Path | None, typer.Option(help="Folder for the figures. Default: FOLDER.")] = None
-) -> None:
-    """Draw C before and after the training of a run, and its training curves.
-
-    \b
-    Example:
-      hsic-lab plot runs/first --output figures
-    """
-    from hsic_lab.demo import save_figures
-    from hsic_lab.plots import compare_cross_correlations, history_figure, set_theme
-    from hsic_lab.training import Run
-
-    run = Run.load(folder)
+@app.command(epilog="Example: hsic-lab plot runs/first --output figures")
+def plot(folder: RunFolder, output: Output = None) -> None:
+    """Draw C before and after the training of a run, and its training curves."""
+    run = lab.training.Run.load(folder)
     if not run.snapshots:
         raise ValueError(f"{folder} holds no snapshot of C: its training stopped before the first step")
-    set_theme()
+    lab.plots.set_theme()
     last = max(run.snapshots)
     panels = {"before training": run.snapshots[0], f"step {last}": run.snapshots[last]}
-    figures = {"correlation.png": compare_cross_correlations(panels)}
+    figures = {"correlation.png": lab.plots.compare_cross_correlations(panels)}
     if len(run.history):
-        figures["training.png"] = history_figure({run.config.loss: run.history}, run.config.projector[-1])
-    print(*save_figures(figures, output or folder), sep="\n")
+        figures["training.png"] = lab.plots.history_figure({run.config.loss: run.history}, run.config.projector[-1])
+    print(*lab.demo.save_figures(figures, output or folder), sep="\n")
 
 
-@app.command()
+@app.command(epilog="Example: hsic-lab ablate lambda.toml --jobs 2")
 def ablate(
     grid: Annotated[Path, typer.Argument(help="A TOML file that says what varies. Examples are in data/grids.")],
-    output: Annotated[Path | None, typer.Option(help="CSV file for the table. Default: FOLDER/NAME.csv.")] = None,
-    folder: Annotated[Path, typer.Option(help="Folder of the runs. Finished runs are reused.")] = Path(
-        "runs/ablations"
-    ),
+    output: Output = None,
+    folder: Folder = Path("runs/ablations"),
     jobs: Annotated[int, typer.Option(help="Number of processes, -1 for one on each core.")] = 1,
     seeds: Annotated[int | None, typer.Option(help="Number of seeds, in place of those of the grid.")] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run again what failed before.")] = False,
 ) -> None:
     """Train and evaluate every run of a grid. Called again, it does what is missing.
 
-    The keys of a grid are those of hsic_lab.ablation.Grid; its settings are the fields of TrainConfig. The exit code
-    is 1 if a run failed.
-
-    \b
-    Example, with a grid of four combinations in lambda.toml:
-      seeds = 3
-      base = { dataset = "digit_scenes", epochs = 10 }
-      cross = { batch_size = [128, 256], loss = ["barlow_twins", "hsic_ssl"] }
-    \b
-      hsic-lab ablate lambda.toml --jobs 2
+    The keys of a grid are those of hsic_lab.ablation.Grid, its settings are the fields of TrainConfig. For four runs a
+    seed: cross = { batch_size = [128, 256], loss = ["barlow_twins", "hsic_ssl"] }. The exit code is 1 if a run failed.
     """
-    from hsic_lab.ablation import read_grid, run_ablation, write_table
-
-    plan = read_grid(grid)
-    frame = run_ablation(plan, folder, seeds=seeds, n_jobs=jobs, retry_failed=retry_failed)
+    plan = lab.ablation.read_grid(grid)
+    frame = lab.ablation.run_ablation(plan, folder, seeds=seeds, n_jobs=jobs, retry_failed=retry_failed)
     output = output or folder / f"{plan.name}.csv"
-    write_table(frame, plan, output, shlex.join(["hsic-lab", *sys.argv[1:]]))
+    lab.ablation.write_table(frame, plan, output, shlex.join(["hsic-lab", *sys.argv[1:]]))
     factors = [name for name in plan.factors if name in frame]
     groups = frame.groupby([*factors, "evaluation"], sort=False, dropna=False)["accuracy"]
-    print(groups.agg(["mean", "std", "count"]).to_string())
-    print(f"Left in {output}")
-    runs = frame.drop_duplicates("run")
-    if len(failed := runs[runs["state"] != "finished"]):
-        reasons = "\n".join(f"  {state} ({count} of them)" for state, count in failed["state"].value_counts().items())
-        print(f"{len(failed)} of {len(runs)} runs failed:\n{reasons}", file=sys.stderr)
+    print(groups.agg(["mean", "std", "count"]).to_string(), f"Left in {output}", sep="\n")
+    states = frame.drop_duplicates("run")["state"]
+    if (states != "finished").any():
+        failed = states[states != "finished"].value_counts()
+        reasons = (f"  {state} ({count} of them)" for state, count in failed.items())
+        print(f"{failed.sum()} of {len(states)} runs failed:", *reasons, sep="\n", file=sys.stderr)
         raise typer.Exit(1)
 
 
-@app.command("inspect")
+@app.command("inspect", epilog="Example: hsic-lab inspect embeddings.npz --labels labels.csv")
 def inspect_file(
     file: Annotated[Path, typer.Argument(help="A run, or .npy, .npz, .csv, .parquet or .safetensors with embeddings.")],
     second: Annotated[Path | None, typer.Argument(help="File with the second view of the same rows.")] = None,
     labels: Annotated[Path | None, typer.Option(help="File with a label for each row: .npy, .csv or .parquet.")] = None,
     reference: Annotated[Path | None, typer.Option(help="File with other features of the rows, for CKA.")] = None,
-    output: Annotated[Path | None, typer.Option(help="HTML file for the report. Default: beside the file.")] = None,
+    output: Output = None,
 ) -> None:
     """Write a report on embeddings: heatmap, spectrum, diagnostics, probe, CKA and independence tests on one page.
 
     An .npz or .safetensors file holds the arrays z_a and z_b, or a and b, or one or two matrices of any names. The
     columns of a .csv or .parquet file are all features, or a_... and b_... for two views. Labels are called labels,
     label, y, targets or target.
-
-    \b
-    Examples:
-      hsic-lab inspect runs/first
-      hsic-lab inspect embeddings.npz --labels labels.csv
     """
-    from hsic_lab.report import read_embeddings, write_report
-
-    found = read_embeddings(file, second, labels)
-    other = None if reference is None else read_embeddings(reference).z_a
-    print(write_report(found, output or file.resolve().with_name(f"{file.resolve().name}.html"), reference=other))
-
-
-class _SetNames(TyperGroup):
-    """`data NAME` is `data show NAME`."""
-
-    def resolve_command(self, ctx: Any, args: list[str]) -> tuple:
-        return super().resolve_command(ctx, args if args[0] in self.commands else ["show", *args])
+    found = lab.report.read_embeddings(file, second, labels)
+    other = None if reference is None else lab.report.read_embeddings(reference).z_a
+    print(
+        lab.report.write_report(
+            found, output or file.resolve().with_name(f"{file.resolve().name}.html"), reference=other
+        )
+    )
 
 
-data = typer.Typer(cls=_SetNames, rich_markup_mode=None)
-app.add_typer(data, name="data")
-
-
-@data.callback(invoke_without_command=True)
+@data.callback(invoke_without_command=True, epilog="Example: hsic-lab data get cifar10")
 def data_command(context: typer.Context) -> None:
-    """List, describe and download data sets.
-
-    \b
-    Examples:
-      hsic-lab data
-      hsic-lab data digits
-      hsic-lab data get cifar10
-    """
+    """List, describe and download data sets."""
     if context.invoked_subcommand is None:
         data_list()
 
@@ -338,11 +262,8 @@ def data_command(context: typer.Context) -> None:
 @data.command("list")
 def data_list() -> None:
     """List the data sets, and say which are ready."""
-    from hsic_lab import datasets
-
-    print(f"data folder: {datasets.data_folder().absolute()} (HSIC_LAB_DATA changes it)")
-    for name in datasets.LOADERS:
-        print(f"  {name}: {datasets.status(name)}")
+    print(f"data folder: {lab.datasets.data_folder().absolute()} (HSIC_LAB_DATA changes it)")
+    print(*(f"  {name}: {lab.datasets.status(name)}" for name in lab.datasets.LOADERS), sep="\n")
 
 
 @data.command("show")
@@ -351,9 +272,7 @@ def data_show(
     size: Annotated[int | None, typer.Option(help="For a folder: resize and crop the images to this square.")] = None,
 ) -> None:
     """Load a data set and describe it."""
-    from hsic_lab import datasets
-
-    loaded = datasets.load(name) if size is None else datasets.load(name, size=size)
+    loaded = lab.datasets.load(name) if size is None else lab.datasets.load(name, size=size)
     more = f", {len(loaded.unlabelled)} unlabelled" if loaded.unlabelled else ""
     print(f"{loaded.name}: {len(loaded.train)} training, {len(loaded.test)} test images{more}")
     print(f"shape (c, h, w): {tuple(loaded.train.images.shape[1:])}; classes: {', '.join(loaded.class_names)}")
@@ -365,6 +284,4 @@ def data_get(
     folder: Annotated[Path | None, typer.Option(help="Where to put it. Default: the data folder.")] = None,
 ) -> None:
     """Download a published set, check it, and unpack it."""
-    from hsic_lab import datasets
-
-    print(f"{name} is in {datasets.download(name, folder)}")
+    print(f"{name} is in {lab.datasets.download(name, folder)}")

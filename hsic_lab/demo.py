@@ -29,20 +29,15 @@ def demo_config(loss: str, epochs: int = EPOCHS) -> TrainConfig:
 def demo_probe(
     runs: Mapping[str, Run], data: ImageData, path: Path | None = None, n_jobs: int | None = None
 ) -> pd.DataFrame:
-    """Linear-probe accuracy over 3 splits for raw pixels, an untrained encoder and the runs.
-
-    `path` is a CSV file for the table. It is read if it is newer than the weights of the runs, else written.
-    """
+    """Probe accuracy of raw pixels, an untrained encoder and the runs; read from `path` if newer than the runs."""
     trained = max((run.folder / WEIGHTS).stat().st_mtime for run in runs.values())
     if path is not None and path.exists() and path.stat().st_mtime > trained:
         return pd.read_csv(path)
     config, splits = next(iter(runs.values())).config, (data.train.images, data.test.images)
     untrained, _ = make_networks(config, data.train.images.shape[1])
     features: dict[str, Any] = {"raw pixels": tuple(images.flatten(1).float() / 255 for images in splits)}
-    for title, encoder in {
-        "untrained encoder": untrained,
-        **{title: run.encoder for title, run in runs.items()},
-    }.items():
+    encoders = {"untrained encoder": untrained} | {title: run.encoder for title, run in runs.items()}
+    for title, encoder in encoders.items():
         features[title] = tuple(extract_features(encoder, images) for images in splits)
     # Half of the rows: a fit of 3072 pixels takes most of the time and gains nothing from all of them.
     labels = data.train.labels
@@ -71,11 +66,9 @@ def run_demo(folder: Path = Path("runs/demo"), epochs: int = EPOCHS) -> list[Pat
     print(f"\nLinear probe, accuracy on {len(data.test)} test scenes (digits never trained on), 3 probe splits:\n")
     print(probe_summary(table).map(lambda value: f"{value:.3f}" if isinstance(value, float) else value).to_string())
     set_theme()
-    panels = {
-        title: {"before training": run.snapshots[0], "after training": run.snapshots[max(run.snapshots)]}
-        for title, run in runs.items()
-    }
-    dimension = demo_config("barlow_twins").projector[-1]
-    curves = history_figure({title: run.history for title, run in runs.items()}, dimension)
+    panels = {}
+    for title, run in runs.items():
+        panels[title] = {"before training": run.snapshots[0], "after training": run.snapshots[max(run.snapshots)]}
+    curves = history_figure({title: run.history for title, run in runs.items()}, demo_config("hsic_ssl").projector[-1])
     figures = {"correlation.png": compare_cross_correlations(panels), "training.png": curves}
     return [folder / "probe.csv", *save_figures(figures, folder), *(run.folder for run in runs.values())]

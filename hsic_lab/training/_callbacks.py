@@ -21,18 +21,10 @@ NEIGHBORS, TEMPERATURE = 200, 0.5
 
 @dataclass(frozen=True)
 class Event:
-    """What a callback receives.
+    """What a callback receives: its kind is "step" (a logged step), "snapshot" (a new C) or "monitor" (an evaluation).
 
-    Attributes
-    ----------
-    kind : {"step", "snapshot", "monitor"}
-        A logged step, a new snapshot of C, or an evaluation on training labels.
-    step : int
-        Number of updates so far.
-    values : dict
-        The new row of the history or of the monitor; empty for a snapshot.
-    run : Run
-        Networks, snapshots and settings. Its history is updated at snapshots.
+    `values` is the new row of the history or of the monitor, empty for a snapshot. `run.history` is updated at
+    snapshots.
     """
 
     kind: str
@@ -42,21 +34,11 @@ class Event:
 
 
 Callback = Callable[[Event], None]
+Monitor = Callable[[nn.Module], dict[str, Any]]
 
 
 class TensorBoardLogger:
-    """Callback that writes every number of an event to TensorBoard.
-
-    Parameters
-    ----------
-    folder : path
-        Where TensorBoard finds the logs.
-
-    Raises
-    ------
-    ModuleNotFoundError
-        If the package tensorboard is not installed.
-    """
+    """Callback that writes every number of an event to the logs of TensorBoard in a folder."""
 
     def __init__(self, folder: str | Path) -> None:
         try:
@@ -72,12 +54,11 @@ class TensorBoardLogger:
         self.writer.flush()
 
 
-def make_monitor(kind: str, data: ImageData, seed: int = 0) -> Callable[[nn.Module], dict[str, Any]] | None:
+def make_monitor(kind: str, data: ImageData, seed: int = 0) -> Monitor | None:
     """A function from an encoder to a row with its accuracy, protocol and split; None for the kind "none".
 
     The training images are split once, stratified by class: `BANK` of them have labels, `QUERIES` are classified. The
-    encoder trains on all of them without labels: the accuracy compares runs, `hsic-lab probe` has the one to report.
-    Features that cannot be evaluated (NaN, zero rows) give a warning and the accuracy NaN.
+    accuracy compares runs, `hsic-lab probe` has the one to report. Features with NaN give a warning and accuracy NaN.
     """
     if kind == "none":
         return None

@@ -85,7 +85,7 @@ class TrainConfig:
     """Settings that decide what a training computes.
 
     Values are checked and brought to one form: numbers of NumPy become Python's, lists become tuples. Settings that
-    mean the same compare equal and give the same JSON.
+    mean the same compare equal and give the same JSON. A value that is not accepted raises ValueError.
 
     Parameters
     ----------
@@ -95,10 +95,8 @@ class TrainConfig:
         Name of the loss, a key of `LOSSES`.
     lambda_param : float or None, default None
         Weight of the redundancy term. None leaves it to the loss: 1/d for Barlow Twins and HSIC_SSL.
-    loss_options : dict, default {}
-        Further arguments of the loss.
-    loss_scale : float, default 1
-        Factor that multiplies all terms of the loss.
+    loss_options, loss_scale : dict, float, default {}, 1
+        Further arguments of the loss, and a factor that multiplies all its terms.
     views : str, default "default"
         Augmentation that makes two views of an image, a key of `views.AUGMENTATIONS`. Not for digit scenes.
     shared : tuple of str, default ("digit",)
@@ -113,48 +111,34 @@ class TrainConfig:
         Widths of the layers after the encoder. The last one is d, the dimension of the projections.
     predictor : tuple of int, default ()
         Hidden widths of a predictor after the projector. An empty list means no predictor.
-    target : str, default "same"
+    target, target_momentum : str, float, default "same", 0.99
         What a view is compared with: the projection of the other view ("same"), that projection without its gradient
-        ("stop_gradient"), or the projection by a slowly moving copy of the networks ("momentum").
-    target_momentum : float, default 0.99
-        Momentum of that copy at the start. It rises to 1 along a cosine.
+        ("stop_gradient"), or that of an average of past networks ("momentum"; its momentum rises from here to 1).
     batch_size : int, default 256
         Pairs that the loss sees at once, in all processes together.
     micro_batch : int or None, default None
-        Pairs that pass through the networks at once in each process. None means the whole batch. The gradient is that
-        of the whole batch, except that batch normalization uses the statistics of each part.
+        Pairs that pass through the networks at once in each process; None means all. The gradient is that of the whole
+        batch, except that batch normalization uses the statistics of each part.
     epochs : int, default 22
         Passes over the training images. The last incomplete batch of an epoch is left out.
     optimizer : str, default "adamw"
         Optimizer. "adam" adds weight decay to the gradient; "sgd" and "lars" use momentum.
-    learning_rate : float, default 0.002
-        Learning rate at the end of the warm-up.
-    bias_learning_rate : float or None, default None
-        The same for biases and batch normalization. None means `learning_rate`.
-    momentum : float, default 0.9
-        Momentum of "sgd" and "lars".
+    learning_rate, bias_learning_rate : float, default 0.002, None
+        Learning rate at the end of the warm-up; biases and batch normalization may have their own.
+    momentum, trust_coefficient, trust_clip : float, float, bool, default 0.9, 0.001, False
+        Of "sgd" and "lars"; of "lars"; and for "lars", whether no layer moves at more than the learning rate.
     weight_decay : float, default 0.0001
         Weight decay.
-    trust_coefficient : float, default 0.001
-        Trust coefficient of "lars".
-    trust_clip : bool, default False
-        For "lars": no layer moves at more than the learning rate.
-    schedule : str, default "cosine"
-        Learning rate after the warm-up: a cosine down to `final_learning_rate`, or constant.
-    final_learning_rate : float, default 0
-        Learning rate at the end of the cosine, as a share of `learning_rate`.
+    schedule, final_learning_rate : str, float, default "cosine", 0
+        Learning rate after the warm-up: constant, or a cosine down to this share of `learning_rate`.
     warmup_epochs : float or None, default None
         Epochs of a linear warm-up. None means 1.5, or half of a shorter training.
     snapshots : int, default 12
         Number of matrices C that are kept, at equal distances, the first one before training.
-    log_every : int, default 10
-        Steps between two rows of the history.
-    checkpoint_every : int, default 1
-        Epochs between two checkpoints.
+    log_every, checkpoint_every, monitor_every : int, default 10, 1, 5
+        Steps between two rows of the history; epochs between two checkpoints; epochs between two evaluations.
     monitor : str, default "none"
         Evaluation on training labels during training: k nearest neighbors or a linear probe.
-    monitor_every : int, default 5
-        Epochs between two such evaluations.
     seed : int, default 0
         Seed of the initialization, of the batches and of the views.
     device : str, default "auto"
@@ -164,18 +148,11 @@ class TrainConfig:
     compile : bool, default False
         Run the networks through `torch.compile`.
 
-    Raises
-    ------
-    ValueError
-        If a value is not accepted. The message quotes it and says what is accepted.
-
     Examples
     --------
     >>> from hsic_lab.training import TrainConfig
     >>> TrainConfig(projector=[256, 64]) == TrainConfig(projector=(256, 64))
     True
-    >>> TrainConfig(epochs=2).warmup_epochs
-    1.0
     """
 
     dataset: str = _setting("digit_scenes", _TEXT)
@@ -231,10 +208,8 @@ class TrainConfig:
         if self.warmup_epochs > self.epochs:
             raise ValueError(f"warmup_epochs must be in 0..{self.epochs} (epochs), got {self.warmup_epochs!r}")
         if self.loss == "vicreg" and self.lambda_param is not None:
-            raise ValueError(
-                f"VICReg's lambda_param weighs its invariance, not a redundancy, got lambda_param={self.lambda_param}: "
-                "set loss_options, which take lambda_param, mu_param and nu_param"
-            )
+            meant = "VICReg's lambda_param weighs its invariance, not a redundancy: set it in loss_options"
+            raise ValueError(f"{meant}, got lambda_param={self.lambda_param}")
         try:
             LOSSES[self.loss](**self.loss_arguments)
         except TypeError as error:
@@ -287,24 +262,13 @@ def recipe(name: str, **changes: Any) -> TrainConfig:
     ----------
     name : {"tsai2021", "official", "solo"}
         "tsai2021": Tsai et al. (2021), arXiv:2104.13712, for CIFAR-10. Their code also scales projections to unit
-        length; their equations and this recipe do not.
-        "official": Zbontar et al. (2021), arXiv:2103.03230, for ImageNet; give the `dataset`. The two learning rates
-        are 0.2 and 0.0048 per 256 images and scale with `batch_size`. Their code also starts the last scale of a
-        residual block at 0.
-        "solo": da Costa et al. (2022), github.com/vturrisi/solo-learn, for CIFAR. Their LARS divides by
-        ``|g| + wd |w|``, this one by ``|g + wd w|``; their projector has biases.
+        length; their equations and this recipe do not. "official": Zbontar et al. (2021), arXiv:2103.03230, for
+        ImageNet; give the `dataset`. The two learning rates are 0.2 and 0.0048 per 256 images and scale with
+        `batch_size`. Their code also starts the last scale of a residual block at 0. "solo": da Costa et al. (2022),
+        github.com/vturrisi/solo-learn, for CIFAR. Their LARS divides by ``|g| + wd |w|``, this one by ``|g + wd w|``;
+        their projector has biases.
     **changes
         Fields of `TrainConfig` that replace those of the recipe.
-
-    Returns
-    -------
-    TrainConfig
-        The settings.
-
-    Raises
-    ------
-    ValueError
-        If there is no recipe of this name or a change is not accepted.
 
     Examples
     --------

@@ -41,8 +41,7 @@ def make_views(config: TrainConfig, data: ImageData, views: Views | None = None)
         raise ValueError(f"views must be given as a function or as a setting, got both: views={config.views!r}")
     if data.scenes is not None and (views is not None or config.views != "default"):
         raise ValueError(
-            f"{data.name} takes views='default' and no function, got {views or config.views!r}: its pairs are two "
-            "scenes, not two views of one image"
+            f"{data.name} takes views='default' and no function, for it holds pairs, got {views or config.views!r}"
         )
     if data.scenes is not None or views is not None:
         return views
@@ -87,10 +86,7 @@ class OnlineNetwork(nn.Module):
 
 
 class TargetNetwork(nn.Module):
-    """A copy of encoder and projector that follows the online network: Grill et al. (2020), arXiv:2006.07733.
-
-    Batch normalization keeps statistics of its own passes.
-    """
+    """A copy of encoder and projector that follows the online network: Grill et al. (2020), arXiv:2006.07733."""
 
     def __init__(self, online: OnlineNetwork, momentum: float) -> None:
         super().__init__()
@@ -141,7 +137,6 @@ class LARS(torch.optim.Optimizer):
 
     `u = g + weight_decay w` for a gradient g, then `m <- momentum m + q u` and `w <- w - lr m`. In groups with `adapt`
     the factor q is `trust_coefficient |w| / |u|`, with `clip` that over lr and at most 1; it is 1 where a norm is 0.
-    The factor comes before the momentum, as in the official code.
     """
 
     def __init__(
@@ -155,31 +150,25 @@ class LARS(torch.optim.Optimizer):
         clip: bool = False,
     ) -> None:
         if not (lr > 0 and 0 <= momentum <= 1 and weight_decay >= 0 and trust_coefficient > 0):
-            raise ValueError(
-                "LARS needs lr > 0, momentum in [0, 1], weight_decay >= 0, trust_coefficient > 0, got "
-                f"{lr!r}, {momentum!r}, {weight_decay!r}, {trust_coefficient!r}"
-            )
+            needs = "LARS needs lr > 0, momentum in [0, 1], weight_decay >= 0, trust_coefficient > 0"
+            raise ValueError(f"{needs}, got {lr!r}, {momentum!r}, {weight_decay!r}, {trust_coefficient!r}")
         rates = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
         super().__init__(params, rates | {"trust_coefficient": trust_coefficient, "adapt": adapt, "clip": clip})
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         """Update every parameter that has a gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        with torch.enable_grad():
+            loss = None if closure is None else closure()
         for group in self.param_groups:
-            weights = [w for w in group["params"] if w.grad is not None]
-            if weights:
+            if weights := [w for w in group["params"] if w.grad is not None]:
                 self._update(weights, group)
         return loss
 
     def _update(self, weights: list[Tensor], group: dict[str, Any]) -> None:
         # One call for all parameters of each operation: a loop would launch a thousand small kernels.
-        updates = torch._foreach_add(
-            [w.grad for w in weights if w.grad is not None], weights, alpha=group["weight_decay"]
-        )
+        gradients = [w.grad for w in weights if w.grad is not None]
+        updates = torch._foreach_add(gradients, weights, alpha=group["weight_decay"])
         if group["adapt"]:
             norms = torch.stack(torch._foreach_norm(weights))
             update_norms = torch.stack(torch._foreach_norm(updates))

@@ -31,14 +31,10 @@ _STEP = "step_"
 class Run:
     """Result of one training: settings, history, snapshots of C and networks, in one folder.
 
-    The folder of an unfinished run also holds checkpoints, from which `train` resumes.
-
     Attributes
     ----------
-    folder : Path
-        Where the run is kept.
-    config : TrainConfig
-        The settings.
+    folder, config : Path, TrainConfig
+        Where the run is kept, and its settings.
     encoder, projector : nn.Module
         The networks. After `load` they are in evaluation mode on the CPU.
     status : str
@@ -46,8 +42,7 @@ class Run:
     metadata : dict
         Data set size and fingerprint, device, precision and versions.
     history : DataFrame
-        One row for each logged step: step, epoch, loss, the terms of the loss, mean diagonal and mean off-diagonal
-        entry of C, gradient norm, learning rate, seconds.
+        One row for each logged step: the loss and its terms, mean entries of C on and off the diagonal, and so on.
     snapshots : dict of int to Tensor of shape (d, d)
         C of the same held-out pairs by step, in evaluation mode. Step 0 is before training.
     monitor : DataFrame
@@ -67,7 +62,7 @@ class Run:
     def save(self) -> None:
         """Write all files of the folder. Each file is replaced as a whole."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        weights = _on_cpu(_both(self.encoder, self.projector).state_dict())
+        weights = _on_cpu(nn.ModuleDict({"encoder": self.encoder, "projector": self.projector}).state_dict())
         snapshots = {f"{_STEP}{step:06d}": c for step, c in self.snapshots.items()}
         settings = {"config": asdict(self.config), "state": self.status, "facts": self.metadata}
         replace_file(self.folder / HISTORY, lambda path: self.history.to_csv(path, index=False))
@@ -79,34 +74,19 @@ class Run:
 
     @classmethod
     def load(cls, folder: str | os.PathLike, encoder: nn.Module | None = None) -> "Run":
-        """Read the folder of a run.
-
-        Parameters
-        ----------
-        folder : path
-            Folder that `train` wrote.
-        encoder : nn.Module or None, default None
-            Your own module if the run was trained with one. It receives the weights of the run.
-
-        Raises
-        ------
-        FileNotFoundError, ValueError
-            If the folder holds no run, or if a file is damaged or does not fit the others. The message names it.
-        """
+        """Read the folder of a run. `encoder` is your own module if it was trained with one; it gets the weights."""
         folder = Path(folder)
         config, status, metadata = read_settings(folder)
-        networks = _both(*make_networks(config, metadata["channels"], encoder, metadata.get("features"))).eval()
+        encoder, projector = make_networks(config, metadata["channels"], encoder, metadata.get("features"))
+        networks = nn.ModuleDict({"encoder": encoder, "projector": projector}).eval()
         weights = _read(folder / WEIGHTS, load_file)
         try:
             networks.load_state_dict(weights)
         except RuntimeError as error:
-            raise ValueError(
-                f"{folder / WEIGHTS} does not fit the encoder and projector of {SETTINGS}: {error}"
-            ) from error
+            raise ValueError(f"{folder / WEIGHTS} does not fit the encoder of {SETTINGS}: {error}") from error
         history, snapshots = _read(folder / HISTORY, _read_history), read_snapshots(folder)
         monitor = _read(folder / MONITOR, _read_history) if (folder / MONITOR).exists() else pd.DataFrame()
-        own, projector = networks.values()
-        return cls(folder, config, own, projector, status, metadata, history, snapshots, monitor)
+        return cls(folder, config, encoder, projector, status, metadata, history, snapshots, monitor)
 
 
 def read_settings(folder: Path) -> tuple[TrainConfig, str, dict[str, Any]]:
@@ -146,10 +126,6 @@ def _read(path: Path, reader: Callable[[Path], Any]) -> Any:
         raise ValueError(f"{path} is damaged ({error}); train the run again") from error
 
 
-def _both(encoder: nn.Module, projector: nn.Module) -> nn.ModuleDict:
-    return nn.ModuleDict({"encoder": encoder, "projector": projector})
-
-
 def _on_cpu(state: Mapping[str, Any]) -> dict[str, Tensor]:
     """Copies that safetensors can write: contiguous, and apart where networks share a weight."""
     return {key: value.detach().to("cpu", copy=True).contiguous() for key, value in only_tensors(dict(state)).items()}
@@ -167,8 +143,7 @@ class Checkpoint:
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     """Add a checkpoint to the folder and remove all but the newest `KEPT`.
 
-    The JSON file is written last. It holds its own SHA-256 digest and that of the tensors' file, so that a checkpoint
-    is complete or does not count, and later damage is noticed.
+    The JSON file is written last, with SHA-256 digests of itself and of the tensors: what is incomplete does not count.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step_{checkpoint.step:08d}.json"
@@ -193,10 +168,10 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
             checkpoint = _read_checkpoint(path)
         except (ValueError, OSError, KeyError, TypeError) as error:
             damaged.append(f"checkpoint {path} is damaged ({error})")
-            continue
-        for message in damaged:
-            warnings.warn(f"{message}; the one before it is used", stacklevel=2)
-        return checkpoint
+        else:
+            for message in damaged:
+                warnings.warn(f"{message}; the one before it is used", stacklevel=2)
+            return checkpoint
     if damaged:
         raise ValueError(f"{'; '.join(damaged)}. No other is left: remove {folder} to start over")
     return None

@@ -15,17 +15,9 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from hsic_lab._distributed import (
-    across_processes,
-    all_gather_rows,
-    any_process,
-    barrier,
-    data_parallel,
-    rank,
-    world_size,
-)
+from hsic_lab._distributed import across_processes, all_gather_rows, any_process, barrier, rank, world_size
 from hsic_lab.correlation import cross_correlation, standardize
-from hsic_lab.training._callbacks import Callback, Event
+from hsic_lab.training._callbacks import Callback, Event, Monitor
 from hsic_lab.training._config import resolved_precision
 from hsic_lab.training._data import TrainingPairs, seed_of
 from hsic_lab.training._networks import (
@@ -49,11 +41,7 @@ class Trainer:
     """One training: its networks, optimizer and history, and the number of updates so far."""
 
     def __init__(
-        self,
-        run: Run,
-        pairs: TrainingPairs,
-        monitor: Callable[[nn.Module], dict[str, Any]] | None = None,
-        callbacks: Sequence[Callback] = (),
+        self, run: Run, pairs: TrainingPairs, monitor: Monitor | None = None, callbacks: Sequence[Callback] = ()
     ) -> None:
         config, device = run.config, pairs.device
         self.run, self.config, self.pairs, self.device = run, config, pairs, device
@@ -69,7 +57,7 @@ class Trainer:
         if self.target is not None:
             self.networks["target"] = self.target
         self.optimizer = make_optimizer(config, self.online)
-        self.network = data_parallel(self.online)
+        self.network = nn.parallel.DistributedDataParallel(self.online) if world_size() > 1 else self.online
         self.forward = torch.compile(self.network) if config.compile else self.network
         bfloat16 = resolved_precision(config.precision, device) == "bfloat16"
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=bfloat16)
@@ -107,21 +95,21 @@ class Trainer:
         self.online.train()  # a callback may have left it in evaluation mode
         step = self.step_count + 1
         set_learning_rate(self.optimizer, self.config, self.step_count, len(self.pairs))
-        learning_rate = self.optimizer.param_groups[0]["lr"]
         statistics = [buffer.clone() for buffer in self.online.buffers()]
         self.optimizer.zero_grad(set_to_none=True)
         terms, z_a, z_b = self.backward(view_a, view_b)
         gradient = nn.utils.get_total_norm(p.grad for p in self.online.parameters() if p.grad is not None)
         # One transfer for all numbers: each transfer waits for the device.
         *values, norm = torch.stack([*terms.values(), gradient]).tolist()
+        named = dict(zip(terms, values, strict=True))
         if not math.isfinite(sum(values) + norm):
             # Batch normalization has already averaged the bad batch into its running statistics.
             for buffer, before in zip(self.online.buffers(), statistics, strict=True):
                 buffer.copy_(before)
             raise FloatingPointError(
-                f"step {step} of {self.steps}: the loss is {sum(values)} ({dict(zip(terms, values, strict=True))}), "
-                f"the norm of its gradient {norm}. The weights are those before the step. Look for NaN in the images, "
-                f"or lower learning_rate ({self.config.learning_rate})."
+                f"step {step} of {self.steps}: the loss is {sum(values)} ({named}), the norm of its gradient {norm}. "
+                "The weights are those before the step. Look for NaN in the images, or lower learning_rate "
+                f"({self.config.learning_rate})."
             )
         self.optimizer.step()
         if self.target is not None:
@@ -129,38 +117,27 @@ class Trainer:
         self.step_count = step
         if step % self.config.log_every and step not in (1, self.steps):
             return None
-        diagonal, off_diagonal = diagonal_and_rest(z_a, z_b)
-        return {
-            "step": step,
-            "epoch": step / len(self.pairs),
-            "loss": reduce(torch.add, terms.values()).item(),
-            **dict(zip(terms, values, strict=True)),
-            "diagonal": diagonal,
-            "off_diagonal": off_diagonal,
-            "gradient_norm": norm,
-            "learning_rate": learning_rate,
-        }
+        row = {"step": step, "epoch": step / len(self.pairs), "loss": reduce(torch.add, terms.values()).item(), **named}
+        row["diagonal"], row["off_diagonal"] = diagonal_and_rest(z_a, z_b)
+        return row | {"gradient_norm": norm, "learning_rate": self.optimizer.param_groups[0]["lr"]}
 
     def backward(self, view_a: Tensor, view_b: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """Compute the gradients. Returns the named terms of the loss and the two projections, detached."""
         # The same number of parts in every process, because batch normalization waits for the others in each part.
         most = -(-self.config.batch_size // world_size())
         count = -(-most // (self.config.micro_batch or most))
-        halves = zip(view_a.tensor_split(count), view_b.tensor_split(count), strict=True)
-        parts = [torch.cat(half) for half in halves]
+        parts = [torch.cat(half) for half in zip(view_a.tensor_split(count), view_b.tensor_split(count), strict=True)]
         terms: dict[str, Tensor] = {}
 
         def forward(i: int) -> Outputs:
-            # One pass for both views, so that batch normalization sees them as one batch. What is random in the
-            # networks (dropout) depends on the seed, the step and the part alone, hence can be resumed.
-            seed = seed_of(self.config.seed, self.step_count, i, rank(), 1)
-            with seeded(seed, self.device), self.autocast:
+            # One pass for both views, so that batch normalization sees them as one batch. Dropout depends on the seed,
+            # the step and the part alone, hence can be resumed.
+            with seeded(seed_of(self.config.seed, self.step_count, i, rank(), 1), self.device), self.autocast:
                 p, z = self.forward(parts[i])
                 if self.target is None:
                     return p, z
                 # The second pass over parts, the one with a graph, needs no target: the first pass has compared it.
-                again = len(parts) > 1 and torch.is_grad_enabled()
-                return p, z, z.detach() if again else self.target(parts[i])
+                return p, z, z.detach() if len(parts) > 1 and torch.is_grad_enabled() else self.target(parts[i])
 
         def loss(outputs: Sequence[Outputs]) -> Tensor:
             columns = [join_views(column) for column in zip(*outputs, strict=True)]
@@ -168,20 +145,16 @@ class Trainer:
             return reduce(torch.add, terms.values())
 
         if len(parts) == 1:
-            outputs = [forward(0)]
-            loss(outputs).backward()
+            loss(outputs := [forward(0)]).backward()
         else:
             _, outputs = backward_in_parts(self.network, forward, len(parts), loss)
         z_a, z_b = join_views([part[1] for part in outputs])
         return {name: value.detach() for name, value in terms.items()}, z_a.detach(), z_b.detach()
 
     def log(self, row: dict[str, float], bar: tqdm) -> None:
-        """Add a row to the history and show it."""
         self.rows.append(row | {"seconds": self.seconds})
-        bar.set_postfix_str(
-            f"epoch {row['epoch']:.1f}, loss {row['loss']:.2f}, "
-            f"diagonal {row['diagonal']:.3f}, off-diagonal {row['off_diagonal']:+.4f}"
-        )
+        entries = f"diagonal {row['diagonal']:.3f}, off-diagonal {row['off_diagonal']:+.4f}"
+        bar.set_postfix_str(f"epoch {row['epoch']:.1f}, loss {row['loss']:.2f}, {entries}")
         self.tell("step", self.rows[-1])
 
     @torch.no_grad()
@@ -207,26 +180,22 @@ class Trainer:
             self.keep_checkpoint()
 
     def tell(self, kind: str, values: dict[str, Any]) -> None:
-        """Call the callbacks."""
         if self.writes:
             for callback in self.callbacks:
                 callback(Event(kind, self.step_count, values, self.run))
 
     def save_run(self) -> None:
-        """Write the files of the run's folder."""
         self.run.history, self.run.monitor = pd.DataFrame(self.rows), pd.DataFrame(self.monitor_rows)
         if self.writes:
             self.run.save()
 
     def keep_checkpoint(self) -> None:
-        """Write all that `resume` needs."""
         if self.writes:
             values = {"seconds": self.seconds, "history": self.rows, "monitor": self.monitor_rows}
             tensors = training_tensors(self.networks, self.optimizer)
             save_checkpoint(self.run.folder / FOLDER, Checkpoint(self.step_count, tensors, values))
 
     def resume(self, checkpoint: Checkpoint) -> None:
-        """Continue from a checkpoint."""
         restore_training(checkpoint.tensors, self.networks, self.optimizer, self.device)
         self.step_count, self.seconds = checkpoint.step, checkpoint.values["seconds"]
         self.rows, self.monitor_rows = checkpoint.values["history"], checkpoint.values["monitor"]
@@ -236,23 +205,18 @@ def diagonal_and_rest(z_a: Tensor, z_b: Tensor) -> tuple[float, float]:
     """Mean diagonal and mean off-diagonal entry of C over all processes, in O(n d): neither needs the matrix."""
     x, y = standardize(all_gather_rows(z_a)), standardize(all_gather_rows(z_b))
     n, d = x.shape
-    trace = (x * y).sum() / n
-    total = x.sum(dim=1) @ y.sum(dim=1) / n
+    trace, total = (x * y).sum() / n, x.sum(dim=1) @ y.sum(dim=1) / n
     return float(trace / d), float((total - trace) / max(1, d * (d - 1)))
 
 
 def backward_in_parts(
     network: nn.Module, forward: Callable[[int], Outputs], parts: int, loss: Callable[[Sequence[Outputs]], Tensor]
 ) -> tuple[Tensor, list[Outputs]]:
-    """Compute the gradient of a loss of the whole batch with one part in memory at a time: Gao et al. (2021).
+    """The loss of a whole batch, detached, and its outputs; computes the gradient with one part in memory at a time.
 
-    Gradient caching, arXiv:2101.06983. `forward(i)` first runs for every part without a graph. The loss of all outputs
-    is differentiated with respect to them. Then `forward(i)` runs again with a graph and passes back the share of part
-    i. The result is the gradient of the whole batch up to rounding, at the price of a second forward pass. Batch
-    normalization is the exception: it uses and tracks the statistics of each part.
-
-    `forward` must return the same for the same i both times. Outputs without a gradient, such as targets, only enter
-    the loss. Returns the loss, detached, and the outputs of all parts.
+    Gradient caching, Gao et al. (2021), arXiv:2101.06983: `forward(i)` runs for every part without a graph, the loss is
+    differentiated with respect to all outputs, and `forward(i)` runs again with a graph and passes back the share of
+    part i. It must return the same both times. Batch normalization uses and tracks the statistics of each part.
     """
     buffers = [buffer.clone() for buffer in network.buffers()]
     with torch.no_grad():
