@@ -15,82 +15,63 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for type checkers and editors; at run time `__getattr__` loads a name on first use
-    from hsic_lab.ablation import paired_difference as paired_difference
-    from hsic_lab.ablation import run_ablation as run_ablation
-    from hsic_lab.cka import MinibatchCKA as MinibatchCKA
-    from hsic_lab.cka import cka as cka
-    from hsic_lab.compare import compare_models as compare_models
-    from hsic_lab.correlation import cross_correlation as cross_correlation
-    from hsic_lab.correlation import standardize as standardize
-    from hsic_lab.datasets import load as load
-    from hsic_lab.diagnostics import diagnose as diagnose
-    from hsic_lab.encoders import ConvEncoder as ConvEncoder
-    from hsic_lab.encoders import MLPProjector as MLPProjector
-    from hsic_lab.encoders import ResNetEncoder as ResNetEncoder
-    from hsic_lab.estimator import SelfSupervisedEncoder as SelfSupervisedEncoder
-    from hsic_lab.evaluation import extract_features as extract_features
-    from hsic_lab.evaluation import knn_accuracy as knn_accuracy
-    from hsic_lab.evaluation import linear_probe as linear_probe
-    from hsic_lab.explorer import CorrelationExplorer as CorrelationExplorer
-    from hsic_lab.hsic import dhsic as dhsic
-    from hsic_lab.hsic import hsic as hsic
-    from hsic_lab.hsic import hsic_matrix as hsic_matrix
-    from hsic_lab.independence import aggregated_test as aggregated_test
-    from hsic_lab.independence import permutation_test as permutation_test
-    from hsic_lab.losses import BarlowTwinsLoss as BarlowTwinsLoss
-    from hsic_lab.losses import HSICSSLLoss as HSICSSLLoss
-    from hsic_lab.losses import NegativeCosineSimilarity as NegativeCosineSimilarity
-    from hsic_lab.losses import NTXentLoss as NTXentLoss
-    from hsic_lab.losses import SpectralContrastiveLoss as SpectralContrastiveLoss
-    from hsic_lab.losses import SSLHSICLoss as SSLHSICLoss
-    from hsic_lab.losses import SupConLoss as SupConLoss
-    from hsic_lab.losses import VICRegLoss as VICRegLoss
-    from hsic_lab.report import write_report as write_report
-    from hsic_lab.training import Run as Run
-    from hsic_lab.training import TrainConfig as TrainConfig
-    from hsic_lab.training import train as train
-    from hsic_lab.views import TwoViews as TwoViews
+    from hsic_lab.ablation import paired_difference, run_ablation
+    from hsic_lab.cka import MinibatchCKA, cka
+    from hsic_lab.compare import compare_models
+    from hsic_lab.correlation import CorrelationSummary, cross_correlation, standardize
+    from hsic_lab.datasets import load
+    from hsic_lab.diagnostics import diagnose
+    from hsic_lab.encoders import ConvEncoder, MLPProjector, ResNetEncoder
+    from hsic_lab.estimator import SelfSupervisedEncoder
+    from hsic_lab.evaluation import extract_features, knn_accuracy, linear_probe
+    from hsic_lab.explorer import CorrelationExplorer
+    from hsic_lab.hsic import dhsic, hsic, hsic_matrix
+    from hsic_lab.independence import aggregated_test, permutation_test
+    from hsic_lab.losses import (
+        BarlowTwinsLoss,
+        HSICSSLLoss,
+        NegativeCosineSimilarity,
+        NTXentLoss,
+        SpectralContrastiveLoss,
+        SSLHSICLoss,
+        SupConLoss,
+        VICRegLoss,
+    )
+    from hsic_lab.report import write_report
+    from hsic_lab.training import Run, TrainConfig, train
+    from hsic_lab.views import TwoViews
 
 __version__ = version("hsic-lab")
-
+__all__ = [
+    "BarlowTwinsLoss", "ConvEncoder", "CorrelationExplorer", "CorrelationSummary", "HSICSSLLoss", "MLPProjector",
+    "MinibatchCKA", "NTXentLoss", "NegativeCosineSimilarity", "ResNetEncoder", "Run", "SSLHSICLoss",
+    "SelfSupervisedEncoder", "SpectralContrastiveLoss", "SupConLoss", "TrainConfig", "TwoViews", "VICRegLoss",
+    "aggregated_test", "cka", "compare_models", "cross_correlation", "dhsic", "diagnose", "extract_features", "hsic",
+    "hsic_matrix", "knn_accuracy", "linear_probe", "load", "paired_difference", "permutation_test", "run_ablation",
+    "standardize", "train", "write_report",
+]  # fmt: skip
 _MODULES = (
     "ablation", "cka", "cli", "compare", "correlation", "datasets", "demo", "diagnostics", "encoders", "estimator",
     "evaluation", "explorer", "hsic", "independence", "kernels", "losses", "plots", "report", "training", "views",
 )  # fmt: skip
-_NAMES = {
-    "ablation": ("paired_difference", "run_ablation"),
-    "cka": ("MinibatchCKA",),
-    "compare": ("compare_models",),
-    "correlation": ("cross_correlation", "standardize"),
-    "datasets": ("load",),
-    "diagnostics": ("diagnose",),
-    "encoders": ("ConvEncoder", "MLPProjector", "ResNetEncoder"),
-    "estimator": ("SelfSupervisedEncoder",),
-    "evaluation": ("extract_features", "knn_accuracy", "linear_probe"),
-    "explorer": ("CorrelationExplorer",),
-    "hsic": ("dhsic", "hsic_matrix"),
-    "independence": ("aggregated_test", "permutation_test"),
-    "losses": (
-        "BarlowTwinsLoss", "HSICSSLLoss", "NTXentLoss", "NegativeCosineSimilarity", "SSLHSICLoss",
-        "SpectralContrastiveLoss", "SupConLoss", "VICRegLoss",
-    ),
-    "report": ("write_report",),
-    "training": ("Run", "TrainConfig", "train"),
-    "views": ("TwoViews",),
+_HOMES = {
+    "ablation": "paired_difference run_ablation", "cka": "MinibatchCKA", "compare": "compare_models",
+    "correlation": "CorrelationSummary cross_correlation standardize", "datasets": "load", "diagnostics": "diagnose",
+    "encoders": "ConvEncoder MLPProjector ResNetEncoder", "estimator": "SelfSupervisedEncoder",
+    "evaluation": "extract_features knn_accuracy linear_probe", "explorer": "CorrelationExplorer",
+    "hsic": "dhsic hsic_matrix", "independence": "aggregated_test permutation_test", "report": "write_report",
+    "training": "Run TrainConfig train", "views": "TwoViews",
 }  # fmt: skip
-_HOME = {name: module for module, names in _NAMES.items() for name in names}
-# `hsic_lab.hsic` and `hsic_lab.cka` are modules that can be called: `from hsic_lab import hsic; hsic(x, y)`.
-__all__ = sorted([*_MODULES, *_HOME])
 
 
 def __getattr__(name: str) -> Any:
-    if name in _MODULES:
+    if name in _MODULES:  # `hsic` and `cka` among them can be called like the functions of their names
         return import_module(f"{__name__}.{name}")
-    if name in _HOME:
-        value = globals()[name] = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-        return value
-    raise AttributeError(f"module 'hsic_lab' has no attribute {name!r}; it has {', '.join(__all__)}")
+    if name in __all__:
+        home = next((module for module, names in _HOMES.items() if name in names.split()), "losses")
+        return getattr(import_module(f"{__name__}.{home}"), name)
+    raise AttributeError(f"module 'hsic_lab' has no attribute {name!r}; it has {', '.join(__dir__())}")
 
 
 def __dir__() -> list[str]:
-    return [*__all__, "__version__"]
+    return sorted({*__all__, *_MODULES, "__version__"})

@@ -165,5 +165,4 @@ def make_config(settings: Mapping[str, Any]) -> TrainConfig:
     except ValueError as error:
         if not options:
             raise
-        asked = ", ".join(f"{name} is the option {_LOSS_OPTIONS[name]!r}" for name in settings if name in _LOSS_OPTIONS)
-        raise ValueError(f"{error} ({asked} of some losses: set `loss` to one of them)") from error
+        raise ValueError(f"{error} ({', '.join(options)}: only of some losses, set `loss` to one of them)") from error
