@@ -23,8 +23,7 @@ NEIGHBORS, TEMPERATURE = 200, 0.5
 class Event:
     """What a callback receives: its kind is "step" (a logged step), "snapshot" (a new C) or "monitor" (an evaluation).
 
-    `values` is the new row of the history or of the monitor, empty for a snapshot. `run.history` is updated at
-    snapshots.
+    `values` is the new row of the history or of the monitor. `run.history` is updated at snapshots.
     """
 
     kind: str
@@ -57,16 +56,14 @@ class TensorBoardLogger:
 def make_monitor(kind: str, data: ImageData, seed: int = 0) -> Monitor | None:
     """A function from an encoder to a row with its accuracy, protocol and split; None for the kind "none".
 
-    The training images are split once, stratified by class: `BANK` of them have labels, `QUERIES` are classified. The
-    accuracy compares runs, `hsic-lab probe` has the one to report. Features with NaN give a warning and accuracy NaN.
+    The training images are split once, stratified by class: `BANK` of them have labels, `QUERIES` are classified.
     """
     if kind == "none":
         return None
     labels = data.train.labels.cpu().numpy()
     n, queries = len(labels), min(QUERIES, max(1, len(labels) // 5))
-    bank, asked = train_test_split(
-        np.arange(n), train_size=min(BANK, n - queries), test_size=queries, stratify=labels, random_state=seed
-    )
+    sizes = {"train_size": min(BANK, n - queries), "test_size": queries}
+    bank, asked = train_test_split(np.arange(n), **sizes, stratify=labels, random_state=seed)
     if kind == "linear":  # classes too small for a probe are an error before the training, not during it
         linear_probe(torch.zeros(len(bank), 1), labels[bank], torch.zeros(1, 1), labels[asked[:1]], seed=seed)
     k = min(NEIGHBORS, len(bank))
@@ -80,10 +77,8 @@ def make_monitor(kind: str, data: ImageData, seed: int = 0) -> Monitor | None:
     def monitor(encoder: nn.Module) -> dict[str, Any]:
         try:
             parts = features(encoder, bank), labels[bank], features(encoder, asked), labels[asked]
-            if kind == "knn":
-                accuracy = knn_accuracy(*parts, k=k, temperature=TEMPERATURE)
-            else:
-                accuracy = linear_probe(*parts, seed=seed).accuracy
+            knn = kind == "knn"
+            accuracy = knn_accuracy(*parts, k, TEMPERATURE) if knn else linear_probe(*parts, seed=seed).accuracy
         except ValueError as error:  # features may collapse while the training goes on
             warnings.warn(f"the monitor cannot evaluate the features: {error}", stacklevel=2)
             accuracy = float("nan")

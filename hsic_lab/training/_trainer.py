@@ -17,21 +17,11 @@ from tqdm.auto import tqdm
 
 from hsic_lab._distributed import across_processes, all_gather_rows, any_process, barrier, rank, world_size
 from hsic_lab.correlation import cross_correlation, standardize
-from hsic_lab.training._callbacks import Callback, Event, Monitor
+from hsic_lab.training import _networks as networks
+from hsic_lab.training import _run as files
+from hsic_lab.training._callbacks import Event
 from hsic_lab.training._config import resolved_precision
 from hsic_lab.training._data import TrainingPairs, seed_of
-from hsic_lab.training._networks import (
-    OnlineNetwork,
-    TargetNetwork,
-    join_views,
-    loss_terms,
-    make_loss,
-    make_optimizer,
-    make_predictor,
-    seeded,
-    set_learning_rate,
-)
-from hsic_lab.training._run import FOLDER, Checkpoint, Run, restore_training, save_checkpoint, training_tensors
 
 SNAPSHOT_PART = 512  # images that pass through the network at once for a snapshot
 Outputs = tuple[Tensor, ...]
@@ -40,29 +30,25 @@ Outputs = tuple[Tensor, ...]
 class Trainer:
     """One training: its networks, optimizer and history, and the number of updates so far."""
 
-    def __init__(
-        self, run: Run, pairs: TrainingPairs, monitor: Monitor | None = None, callbacks: Sequence[Callback] = ()
-    ) -> None:
+    def __init__(self, run: files.Run, pairs: TrainingPairs, monitor: Any = None, callbacks: Any = ()) -> None:
         config, device = run.config, pairs.device
         self.run, self.config, self.pairs, self.device = run, config, pairs, device
-        self.monitor, self.callbacks = monitor, callbacks
-        self.writes = rank() == 0  # one process writes the files
-        online = OnlineNetwork(run.encoder, run.projector, make_predictor(config))
+        self.monitor, self.callbacks, self.writes = monitor, callbacks, rank() == 0  # one process writes the files
+        online = networks.OnlineNetwork(run.encoder, run.projector, networks.make_predictor(config))
         self.online = across_processes(online, device).to(device, memory_format=torch.channels_last)
         run.encoder, run.projector = self.online.encoder, self.online.projector
-        self.target = TargetNetwork(self.online, config.target_momentum) if config.target == "momentum" else None
-        self.loss = make_loss(config)
-        # All that a checkpoint holds beside the optimizer.
-        self.networks = nn.ModuleDict({"online": self.online, "loss": self.loss})
-        if self.target is not None:
-            self.networks["target"] = self.target
-        self.optimizer = make_optimizer(config, self.online)
+        self.target = (
+            networks.TargetNetwork(self.online, config.target_momentum) if config.target == "momentum" else None
+        )
+        self.loss = networks.make_loss(config)
+        targets = {} if self.target is None else {"target": self.target}
+        self.networks = nn.ModuleDict({"online": self.online, "loss": self.loss} | targets)  # what a checkpoint holds
+        self.optimizer = networks.make_optimizer(config, self.online)
         self.network = nn.parallel.DistributedDataParallel(self.online) if world_size() > 1 else self.online
         self.forward = torch.compile(self.network) if config.compile else self.network
         bfloat16 = resolved_precision(config.precision, device) == "bfloat16"
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=bfloat16)
         self.step_count, self.seconds, self.steps = 0, 0.0, config.epochs * len(pairs)
-        # The steps after which C is kept: evenly spaced, both ends included.
         self.snapshot_steps = set(np.linspace(0, self.steps, config.snapshots).round().astype(int).tolist())
         self.rows: list[dict[str, float]] = []
         self.monitor_rows: list[dict[str, Any]] = []
@@ -80,7 +66,10 @@ class Trainer:
                     row = self.step(*views)
                     self.seconds = time.perf_counter() - started
                     if row:
-                        self.log(row, bar)
+                        self.rows.append(row | {"seconds": self.seconds})
+                        entries = f"diagonal {row['diagonal']:.3f}, off-diagonal {row['off_diagonal']:+.4f}"
+                        bar.set_postfix_str(f"epoch {row['epoch']:.1f}, loss {row['loss']:.2f}, {entries}")
+                        self.tell("step", self.rows[-1])
                     bar.update()
                     if self.step_count in self.snapshot_steps:
                         self.keep_snapshot(held_out)
@@ -94,31 +83,32 @@ class Trainer:
         """One update. Returns the row of the history if this step is logged."""
         self.online.train()  # a callback may have left it in evaluation mode
         step = self.step_count + 1
-        set_learning_rate(self.optimizer, self.config, self.step_count, len(self.pairs))
+        networks.set_learning_rate(self.optimizer, self.config, self.step_count, len(self.pairs))
         statistics = [buffer.clone() for buffer in self.online.buffers()]
         self.optimizer.zero_grad(set_to_none=True)
         terms, z_a, z_b = self.backward(view_a, view_b)
         gradient = nn.utils.get_total_norm(p.grad for p in self.online.parameters() if p.grad is not None)
-        # One transfer for all numbers: each transfer waits for the device.
-        *values, norm = torch.stack([*terms.values(), gradient]).tolist()
+        *values, norm = torch.stack([*terms.values(), gradient]).tolist()  # one transfer, because each waits
         named = dict(zip(terms, values, strict=True))
         if not math.isfinite(sum(values) + norm):
             # Batch normalization has already averaged the bad batch into its running statistics.
             for buffer, before in zip(self.online.buffers(), statistics, strict=True):
                 buffer.copy_(before)
-            raise FloatingPointError(
-                f"step {step} of {self.steps}: the loss is {sum(values)} ({named}), the norm of its gradient {norm}. "
-                "The weights are those before the step. Look for NaN in the images, or lower learning_rate "
-                f"({self.config.learning_rate})."
-            )
+            bad = f"step {step} of {self.steps}: the loss is {sum(values)} ({named}), the norm of its gradient {norm}."
+            advice = f"Look for NaN in the images, or lower learning_rate ({self.config.learning_rate})."
+            raise FloatingPointError(f"{bad} The weights are those before the step. {advice}")
         self.optimizer.step()
         if self.target is not None:
             self.target.ema_update(self.online, step / self.steps)
         self.step_count = step
         if step % self.config.log_every and step not in (1, self.steps):
             return None
+        # Mean entries of C over all processes, in O(n d): neither needs the matrix.
+        x, y = standardize(all_gather_rows(z_a)), standardize(all_gather_rows(z_b))
+        n, d = x.shape
+        trace, total = (x * y).sum() / n, x.sum(dim=1) @ y.sum(dim=1) / n
         row = {"step": step, "epoch": step / len(self.pairs), "loss": reduce(torch.add, terms.values()).item(), **named}
-        row["diagonal"], row["off_diagonal"] = diagonal_and_rest(z_a, z_b)
+        row |= {"diagonal": float(trace / d), "off_diagonal": float((total - trace) / max(1, d * (d - 1)))}
         return row | {"gradient_norm": norm, "learning_rate": self.optimizer.param_groups[0]["lr"]}
 
     def backward(self, view_a: Tensor, view_b: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
@@ -130,9 +120,8 @@ class Trainer:
         terms: dict[str, Tensor] = {}
 
         def forward(i: int) -> Outputs:
-            # One pass for both views, so that batch normalization sees them as one batch. Dropout depends on the seed,
-            # the step and the part alone, hence can be resumed.
-            with seeded(seed_of(self.config.seed, self.step_count, i, rank(), 1), self.device), self.autocast:
+            # Both views are one batch for batch normalization. Dropout can be resumed: its seed depends on the step.
+            with networks.seeded(seed_of(self.config.seed, self.step_count, i, rank(), 1), self.device), self.autocast:
                 p, z = self.forward(parts[i])
                 if self.target is None:
                     return p, z
@@ -140,26 +129,19 @@ class Trainer:
                 return p, z, z.detach() if len(parts) > 1 and torch.is_grad_enabled() else self.target(parts[i])
 
         def loss(outputs: Sequence[Outputs]) -> Tensor:
-            columns = [join_views(column) for column in zip(*outputs, strict=True)]
-            terms.update(loss_terms(self.loss, self.config, columns[0], columns[-1]))
+            columns = [networks.join_views(column) for column in zip(*outputs, strict=True)]
+            terms.update(networks.loss_terms(self.loss, self.config, columns[0], columns[-1]))
             return reduce(torch.add, terms.values())
 
         if len(parts) == 1:
             loss(outputs := [forward(0)]).backward()
         else:
             _, outputs = backward_in_parts(self.network, forward, len(parts), loss)
-        z_a, z_b = join_views([part[1] for part in outputs])
+        z_a, z_b = networks.join_views([part[1] for part in outputs])
         return {name: value.detach() for name, value in terms.items()}, z_a.detach(), z_b.detach()
-
-    def log(self, row: dict[str, float], bar: tqdm) -> None:
-        self.rows.append(row | {"seconds": self.seconds})
-        entries = f"diagonal {row['diagonal']:.3f}, off-diagonal {row['off_diagonal']:+.4f}"
-        bar.set_postfix_str(f"epoch {row['epoch']:.1f}, loss {row['loss']:.2f}, {entries}")
-        self.tell("step", self.rows[-1])
 
     @torch.no_grad()
     def keep_snapshot(self, held_out: Sequence[Tensor]) -> None:
-        """Store C of the held-out pairs in evaluation mode, and the run so far."""
         if self.writes:
             self.online.eval()
             with self.autocast:
@@ -169,7 +151,6 @@ class Trainer:
             self.tell("snapshot", {})
 
     def end_epoch(self, epoch: int) -> None:
-        """Evaluate the monitor and write a checkpoint where the settings ask for them."""
         if self.monitor and (epoch % self.config.monitor_every == 0 or epoch == self.config.epochs):
             if self.writes:
                 row = {"step": self.step_count, "epoch": epoch} | self.monitor(self.online.encoder)
@@ -180,9 +161,8 @@ class Trainer:
             self.keep_checkpoint()
 
     def tell(self, kind: str, values: dict[str, Any]) -> None:
-        if self.writes:
-            for callback in self.callbacks:
-                callback(Event(kind, self.step_count, values, self.run))
+        for callback in self.callbacks if self.writes else ():
+            callback(Event(kind, self.step_count, values, self.run))
 
     def save_run(self) -> None:
         self.run.history, self.run.monitor = pd.DataFrame(self.rows), pd.DataFrame(self.monitor_rows)
@@ -192,31 +172,32 @@ class Trainer:
     def keep_checkpoint(self) -> None:
         if self.writes:
             values = {"seconds": self.seconds, "history": self.rows, "monitor": self.monitor_rows}
-            tensors = training_tensors(self.networks, self.optimizer)
-            save_checkpoint(self.run.folder / FOLDER, Checkpoint(self.step_count, tensors, values))
+            tensors = files.training_tensors(self.networks, self.optimizer)
+            files.save_checkpoint(self.run.folder / files.FOLDER, files.Checkpoint(self.step_count, tensors, values))
 
-    def resume(self, checkpoint: Checkpoint) -> None:
-        restore_training(checkpoint.tensors, self.networks, self.optimizer, self.device)
-        self.step_count, self.seconds = checkpoint.step, checkpoint.values["seconds"]
-        self.rows, self.monitor_rows = checkpoint.values["history"], checkpoint.values["monitor"]
-
-
-def diagonal_and_rest(z_a: Tensor, z_b: Tensor) -> tuple[float, float]:
-    """Mean diagonal and mean off-diagonal entry of C over all processes, in O(n d): neither needs the matrix."""
-    x, y = standardize(all_gather_rows(z_a)), standardize(all_gather_rows(z_b))
-    n, d = x.shape
-    trace, total = (x * y).sum() / n, x.sum(dim=1) @ y.sum(dim=1) / n
-    return float(trace / d), float((total - trace) / max(1, d * (d - 1)))
+    def resume(self) -> None:
+        """Continue from the newest undamaged checkpoint of the folder; without one, start from the beginning."""
+        folder = self.run.folder
+        if self.writes:  # remove the temporary files of a process that was killed while it wrote
+            for path in (path for name in (*files.FILES, files.MONITOR) for path in folder.glob(f".{name}.*")):
+                path.unlink(missing_ok=True)
+        if (checkpoint := files.load_checkpoint(folder / files.FOLDER)) is not None:
+            files.restore_training(checkpoint.tensors, self.networks, self.optimizer)
+            self.step_count, self.seconds = checkpoint.step, checkpoint.values["seconds"]
+            self.rows, self.monitor_rows = checkpoint.values["history"], checkpoint.values["monitor"]
+            snapshots = files.read_snapshots(folder).items()
+            self.run.snapshots = {step: c for step, c in snapshots if step <= checkpoint.step}
+        if self.writes:
+            print(f"Resuming {folder} after step {self.step_count} of {self.steps}", flush=True)
 
 
 def backward_in_parts(
-    network: nn.Module, forward: Callable[[int], Outputs], parts: int, loss: Callable[[Sequence[Outputs]], Tensor]
+    network: nn.Module, forward: Callable, parts: int, loss: Callable
 ) -> tuple[Tensor, list[Outputs]]:
-    """The loss of a whole batch, detached, and its outputs; computes the gradient with one part in memory at a time.
+    """Loss of a whole batch, detached, and outputs; the gradient is computed with one part in memory at a time.
 
-    Gradient caching, Gao et al. (2021), arXiv:2101.06983: `forward(i)` runs for every part without a graph, the loss is
-    differentiated with respect to all outputs, and `forward(i)` runs again with a graph and passes back the share of
-    part i. It must return the same both times. Batch normalization uses and tracks the statistics of each part.
+    Gradient caching, Gao et al. (2021), arXiv:2101.06983: every part runs without a graph, the loss is differentiated
+    with respect to all outputs, and each part runs again with a graph. `forward(i)` must return the same both times.
     """
     buffers = [buffer.clone() for buffer in network.buffers()]
     with torch.no_grad():
