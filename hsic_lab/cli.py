@@ -26,9 +26,7 @@ COMMON = (
 )  # fmt: skip
 
 
-class _SetNames(TyperGroup):
-    """`data NAME` is `data show NAME`."""
-
+class _SetNames(TyperGroup):  # `data NAME` is `data show NAME`
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple:
         return super().resolve_command(ctx, args if args[0] in self.commands else ["show", *args])
 
@@ -142,10 +140,9 @@ def _with_settings(function: Callable[..., None]) -> Callable[..., None]:
     meaning = {name: " ".join(text.split()).replace("`", "") for names, text in entries for name in names.split(", ")}
     parameters = [p for name, p in inspect.signature(function).parameters.items() if name not in (*COMMON, "common")]
     for field in (field for field in fields(lab.training.TrainConfig) if field.name in COMMON):
-        kind: Any = field.type
         default, accepted = field.default, field.metadata["rule"][0].replace("'", "")
-        if isinstance(default, tuple):
-            kind, default = str, "-".join(map(str, default))
+        kind: Any = str if isinstance(default, tuple) else field.type
+        default = "-".join(map(str, default)) if isinstance(default, tuple) else default
         choices = f" {accepted.capitalize()}." if accepted.startswith("one of") else ""
         shown = "" if default in (None, False) else f" Default: {default}."
         option = f"--{field.name.removesuffix('_param').replace('_', '-')}"

@@ -94,10 +94,8 @@ class TrainConfig:
         Augmentation that makes two views of an image, a key of `views.AUGMENTATIONS`. Not for digit scenes.
     shared : tuple of str, default ("digit",)
         Factors that the two views of a digit scene have in common. Other data sets ignore it.
-    encoder : str, default "conv"
-        Encoder. "custom" is a module given to `train`.
-    stem : str, default "cifar"
-        First layers of a ResNet: "cifar" for images of about 32 pixels, "imagenet" for larger ones.
+    encoder, stem : str, default "conv", "cifar"
+        Encoder; "custom" is a module given to `train`. Stem of a ResNet: "cifar" for about 32 pixels, else "imagenet".
     width : int, default 16
         Channels of the first convolution of the "conv" encoder.
     projector : tuple of int, default (512, 128)
@@ -126,8 +124,7 @@ class TrainConfig:
     warmup_epochs : float or None, default None
         Epochs of a linear warm-up. None means 1.5, or half of a shorter training.
     snapshots, log_every, checkpoint_every, monitor_every : int, default 12, 10, 1, 5
-        Number of matrices C kept, the first before training; steps between two rows of the history; epochs between two
-        checkpoints; epochs between two evaluations.
+        Number of matrices C kept; steps between rows of the history; epochs between checkpoints; between evaluations.
     monitor : str, default "none"
         Evaluation on training labels during training: k nearest neighbors or a linear probe.
     seed : int, default 0
@@ -276,8 +273,8 @@ def recipe(name: str, **changes: Any) -> TrainConfig:
 def pick_device(name: str) -> torch.device:
     """The device of this name; "auto" is CUDA if there is one, under `torchrun` "cuda" is the one of this process."""
     kind = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
-    if kind == "cuda" and (local := os.environ.get("LOCAL_RANK")) is not None:
-        kind = f"cuda:{local}"
+    if kind == "cuda" and "LOCAL_RANK" in os.environ:
+        kind = f"cuda:{os.environ['LOCAL_RANK']}"
     if not re.fullmatch(r"cpu|cuda(:\d+)?", kind):
         raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}")
     if kind != "cpu" and not torch.cuda.is_available():
@@ -300,7 +297,6 @@ def resolved_precision(precision: str, device: torch.device) -> str:
     """The precision itself, or for "auto" bfloat16 where the hardware multiplies it and float32 elsewhere."""
     if precision != "auto":
         return precision
-    if device.type == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported(False) else "float32"
-    native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    cpu = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    native = torch.cuda.is_bf16_supported(False) if device.type == "cuda" else cpu
     return "bfloat16" if native else "float32"

@@ -65,10 +65,7 @@ class ImageSource:
 
 
 class TrainingPairs:
-    """Batches of pairs of views, of all images in `ImageData.trained_on` or of fresh scenes, epoch by epoch.
-
-    Every process draws the whole batch and returns its `rows` of it. A ragged last batch is dropped.
-    """
+    """Batches of pairs of views of images or of fresh scenes. Each process draws the whole batch, yields its `rows`."""
 
     def __init__(
         self, data: ImageData, config: TrainConfig, device: torch.device, rows: slice,

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, nn, optim
 
 from hsic_lab.datasets import ImageData
 from hsic_lab.encoders import ConvEncoder, MLPProjector, ResNetEncoder
@@ -123,7 +123,7 @@ def join_views(parts: Tensors) -> list[Tensor]:
     return [torch.cat(halves) for halves in zip(*(part.chunk(2) for part in parts), strict=True)]
 
 
-class LARS(torch.optim.Optimizer):
+class LARS(optim.Optimizer):
     """Layer-wise adaptive rate scaling with momentum: You et al. (2017), arXiv:1708.03888, as Barlow Twins uses it.
 
     `u = g + weight_decay w` for a gradient g, then `m <- momentum m + q u` and `w <- w - lr m`. In groups with `adapt`
@@ -172,7 +172,7 @@ def parameter_groups(network: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
     return [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1]
 
 
-def make_optimizer(config: TrainConfig, network: nn.Module) -> torch.optim.Optimizer:
+def make_optimizer(config: TrainConfig, network: nn.Module) -> optim.Optimizer:
     """The optimizer of the settings, with the highest rate of a group under "peak". LARS does not decay vectors."""
     groups: list[dict[str, Any]] = [{"params": [p for p in network.parameters() if p.requires_grad]}]
     if config.optimizer == "lars" or config.bias_learning_rate is not None:
@@ -181,10 +181,9 @@ def make_optimizer(config: TrainConfig, network: nn.Module) -> torch.optim.Optim
         exempt = {"weight_decay": 0.0, "adapt": False} if config.optimizer == "lars" else {}
         groups = [{"params": weights}, {"params": vectors, "lr": bias_rate} | exempt]
     trust: dict[str, Any] = {"trust_coefficient": config.trust_coefficient, "clip": config.trust_clip}
-    kinds: dict[str, Callable[..., torch.optim.Optimizer]] = {
-        "lars": partial(LARS, momentum=config.momentum, **trust), "adamw": partial(torch.optim.AdamW, fused=True),
-        "sgd": partial(torch.optim.SGD, momentum=config.momentum, fused=True),
-        "adam": partial(torch.optim.Adam, fused=True),
+    kinds: dict[str, Callable[..., optim.Optimizer]] = {
+        "lars": partial(LARS, momentum=config.momentum, **trust), "adamw": partial(optim.AdamW, fused=True),
+        "sgd": partial(optim.SGD, momentum=config.momentum, fused=True), "adam": partial(optim.Adam, fused=True),
     }  # fmt: skip
     groups = [group for group in groups if group["params"]]
     optimizer = kinds[config.optimizer](groups, lr=config.learning_rate, weight_decay=config.weight_decay)
@@ -203,7 +202,7 @@ def rate_share(config: TrainConfig, step: float, warmup: float, steps: int) -> f
     return config.final_learning_rate + (1 - config.final_learning_rate) * cosine
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, config: TrainConfig, step: int, steps_per_epoch: int) -> None:
+def set_learning_rate(optimizer: optim.Optimizer, config: TrainConfig, step: int, steps_per_epoch: int) -> None:
     """Give every group its rate for the next update. The rate depends on the step alone: no state to resume."""
     share = rate_share(config, step, config.warmup_epochs * steps_per_epoch, config.epochs * steps_per_epoch)
     for group in optimizer.param_groups:

@@ -17,12 +17,11 @@ from hsic_lab._distributed import barrier, own_rows, processes, world_size
 from hsic_lab.datasets import ImageData, load
 from hsic_lab.datasets._published import full_name
 from hsic_lab.evaluation import extract_features
-from hsic_lab.training._callbacks import Callback, make_monitor
 from hsic_lab.training._config import TrainConfig, hardware, pick_device, resolved_precision
 from hsic_lab.training._data import TrainingPairs, held_out_pairs
 from hsic_lab.training._networks import Views, make_networks
 from hsic_lab.training._run import FOLDER, SETTINGS, Run, read_settings, remove_checkpoints
-from hsic_lab.training._trainer import Trainer, stop_error, stop_requests
+from hsic_lab.training._trainer import Callback, Trainer, make_monitor, stop_error, stop_requests
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # parameters of mallopt, from malloc.h
 _LOCKS: dict[int, RLock] = {}  # by process, because a child may be forked while a thread of its parent trains
@@ -58,10 +57,9 @@ def train(
 ) -> Run:  # fmt: skip
     """Train an encoder and keep the run in a folder.
 
-    The folder is written at the start, at every snapshot and at the end, with a checkpoint every `checkpoint_every`
-    epochs. After Ctrl-C or SIGTERM the present step is finished and checkpointed. Under `torchrun` every process calls
-    `train` alike and holds its rows of each batch; losses and batch normalization are those of one process with all
-    rows. In one process one thread trains at a time: a callback must not wait for another training.
+    The folder is written at the start, at every snapshot and at the end. After Ctrl-C or SIGTERM the present step is
+    finished and checkpointed. Under `torchrun` every process calls `train` alike and holds its rows of each batch; the
+    result is that of one process. One thread trains at a time: a callback must not wait for another training.
 
     Parameters
     ----------
