@@ -66,7 +66,7 @@ def measure(config: TrainConfig, data: ImageData, repetitions: int, peak: float,
     device = pick_device(config.device)
     pairs = TrainingPairs(data, config, device, slice(None))
     with tempfile.TemporaryDirectory() as folder:
-        run = new_run(config, Path(folder), data, device)
+        run = new_run(config, Path(folder), data)
     trainer = Trainer(run, pairs)
     trainer.online.train()
     stream = repeated(pairs)

@@ -26,8 +26,7 @@ class _AllGatherRows(Function):
         if any(other[1:] != shapes[0][1:] for other in shapes):
             raise ValueError(f"processes must hold rows of one shape, got {shapes}")
         sizes = [size for size, *_ in shapes]
-        # Collectives need equal shapes, but the processes may hold different numbers of rows: pad, gather, cut.
-        padded = rows.new_zeros(max(sizes), *rows.shape[1:])
+        padded = rows.new_zeros(max(sizes), *rows.shape[1:])  # collectives need equal shapes: pad, gather, cut
         padded[: len(rows)] = rows
         dist.all_gather(gathered := [torch.empty_like(padded) for _ in sizes], padded)
         start = sum(sizes[: dist.get_rank()])
@@ -36,9 +35,8 @@ class _AllGatherRows(Function):
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> Tensor:
-        gradient = gradient.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(gradient)
-        return gradient[ctx.mine]
+        dist.all_reduce(total := gradient.clone(memory_format=torch.contiguous_format))
+        return total[ctx.mine]
 
 
 class _Sum(Function):
@@ -46,9 +44,8 @@ class _Sum(Function):
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
-        x = x.clone()
-        dist.all_reduce(x)
-        return x
+        dist.all_reduce(total := x.clone())
+        return total
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> Tensor:
@@ -66,11 +63,7 @@ def rank() -> int:
 
 
 def all_gather_rows(z: Tensor) -> Tensor:
-    """The rows of all processes in rank order, `(n_0 + ... + n_{k-1}, ...)`; `z` itself if there is one process.
-
-    A loss of these rows has the same value in each of k processes. Its gradient with respect to `z` is k times that of
-    a single process with all rows; `DistributedDataParallel` divides by k when it averages.
-    """
+    """The rows of all k processes in rank order. Gradients are k-fold: `DistributedDataParallel` averages."""
     return _AllGatherRows.apply(z) if world_size() > 1 else z
 
 
@@ -91,8 +84,7 @@ def any_process(flag: bool, device: torch.device) -> bool:
     """Whether the flag is set in at least one process."""
     if world_size() == 1:
         return flag
-    flags = torch.tensor(float(flag), device=device)
-    dist.all_reduce(flags, dist.ReduceOp.MAX)
+    dist.all_reduce(flags := torch.tensor(float(flag), device=device), dist.ReduceOp.MAX)
     return bool(flags)
 
 
@@ -138,8 +130,7 @@ class AllRowsBatchNorm(nn.modules.batchnorm._BatchNorm):
             return super().forward(input)
         x = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
         dims, shape = [0, *range(2, x.dim())], [1, -1, *[1] * (x.dim() - 2)]
-        count = x.new_tensor(float(x.numel() // x.shape[1]))
-        dist.all_reduce(count)
+        dist.all_reduce(count := x.new_tensor(float(x.numel() // x.shape[1])))
         mean = _Sum.apply(x.sum(dims)) / count
         centered = x - mean.view(shape)
         variance = _Sum.apply(centered.square().sum(dims)) / count

@@ -26,9 +26,7 @@ COMMON = (
 )  # fmt: skip
 
 
-class _SetNames(TyperGroup):
-    """`data NAME` is `data show NAME`."""
-
+class _SetNames(TyperGroup):  # `data NAME` is `data show NAME`
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple:
         return super().resolve_command(ctx, args if args[0] in self.commands else ["show", *args])
 
@@ -39,9 +37,10 @@ data = typer.Typer(cls=_SetNames, rich_markup_mode=None)
 app.add_typer(data, name="data")
 RunFolder = Annotated[Path, typer.Argument(help="The folder of a run, as `hsic-lab train` writes it.")]
 Folder = Annotated[Path, typer.Option(help="Folder of the runs. Finished runs are reused.")]
+Epochs = Annotated[int | None, typer.Option(help="Default: 14.")]
 SET = typer.Option("--set", metavar="NAME=VALUE", help="Any field of TrainConfig, as TOML or JSON. Repeatable.")
 Output = Annotated[
-    Path | None, typer.Option(help="Folder of the figures, or file of the table or report. Default: beside the run.")
+    Path | None, typer.Option(help="Folder of figures, file of a table or report. Default: near the run.")
 ]
 
 
@@ -68,9 +67,7 @@ def hsic_lab(version: Annotated[bool, typer.Option("--version", help="Show the v
 
 
 @app.command(epilog="Example: hsic-lab demo --folder runs/demo")
-def demo(
-    folder: Folder = Path("runs/demo"), epochs: Annotated[int | None, typer.Option(help="Default: 14.")] = None
-) -> None:
+def demo(folder: Folder = Path("runs/demo"), epochs: Epochs = None) -> None:
     """Train Barlow Twins and HSIC_SSL on digit scenes, evaluate both, and draw C before and after training."""
     written = lab.demo.run_demo(folder, lab.demo.EPOCHS if epochs is None else epochs)
     print("\nWritten:", *(f"  {path}" for path in written), sep="\n")
@@ -127,9 +124,8 @@ def _train(
             print(f"No run in {folder} yet: starting one")
         config = lab.training.recipe(recipe, **given) if recipe else lab.training.TrainConfig(**given)
         if first and recipe is None and "dataset" not in given:
-            ready = [name for name in lab.datasets.LOADERS if lab.datasets.status(name) == "ready"]
-            others = ", ".join(name for name in ready if name != config.dataset)
-            print(f"Data set: {config.dataset}. Others found, for --dataset: {others}")
+            others = [n for n in lab.datasets.LOADERS if n != config.dataset and lab.datasets.status(n) == "ready"]
+            print(f"Data set: {config.dataset}. Others found, for --dataset: {', '.join(others)}")
     loggers = [lab.training.TensorBoardLogger(tensorboard)] if tensorboard else []
     run = lab.training.train(config, folder, resume=resume, callbacks=loggers)
     if first:
@@ -139,21 +135,19 @@ def _train(
 
 def _with_settings(function: Callable[..., None]) -> Callable[..., None]:
     """The function with an option for each setting in `COMMON`; help and defaults are those of TrainConfig."""
-    doc = inspect.getdoc(lab.training.TrainConfig) or ""
+    doc, keyword = inspect.getdoc(lab.training.TrainConfig) or "", inspect.Parameter.KEYWORD_ONLY
     entries = re.findall(r"^([\w, ]+) : .*\n((?:    .*\n?)+)", doc, re.MULTILINE)
     meaning = {name: " ".join(text.split()).replace("`", "") for names, text in entries for name in names.split(", ")}
     parameters = [p for name, p in inspect.signature(function).parameters.items() if name not in (*COMMON, "common")]
     for field in (field for field in fields(lab.training.TrainConfig) if field.name in COMMON):
-        kind: Any = field.type
         default, accepted = field.default, field.metadata["rule"][0].replace("'", "")
-        if isinstance(default, tuple):
-            kind, default = str, "-".join(map(str, default))
+        kind: Any = str if isinstance(default, tuple) else field.type
+        default = "-".join(map(str, default)) if isinstance(default, tuple) else default
         choices = f" {accepted.capitalize()}." if accepted.startswith("one of") else ""
         shown = "" if default in (None, False) else f" Default: {default}."
         option = f"--{field.name.removesuffix('_param').replace('_', '-')}"
         info = typer.Option(option, help=f"{meaning.get(field.name, '')}{choices}{shown}", show_default=False)
-        parameter = inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=None)
-        parameters.append(parameter.replace(annotation=Annotated[kind | None, info]))
+        parameters.append(inspect.Parameter(field.name, keyword, default=None, annotation=Annotated[kind | None, info]))
     vars(function)["__signature__"] = inspect.Signature(parameters)
     return function
 
@@ -222,8 +216,7 @@ def ablate(
     groups = frame.groupby([*factors, "evaluation"], sort=False, dropna=False)["accuracy"]
     print(groups.agg(["mean", "std", "count"]).to_string(), f"Left in {output}", sep="\n")
     states = frame.drop_duplicates("run")["state"]
-    if (states != "finished").any():
-        failed = states[states != "finished"].value_counts()
+    if len(failed := states[states != "finished"].value_counts()):
         reasons = (f"  {state} ({count} of them)" for state, count in failed.items())
         print(f"{failed.sum()} of {len(states)} runs failed:", *reasons, sep="\n", file=sys.stderr)
         raise typer.Exit(1)
@@ -245,11 +238,8 @@ def inspect_file(
     """
     found = lab.report.read_embeddings(file, second, labels)
     other = None if reference is None else lab.report.read_embeddings(reference).z_a
-    print(
-        lab.report.write_report(
-            found, output or file.resolve().with_name(f"{file.resolve().name}.html"), reference=other
-        )
-    )
+    page = output or file.resolve().with_name(f"{file.resolve().name}.html")
+    print(lab.report.write_report(found, page, reference=other))
 
 
 @data.callback(invoke_without_command=True, epilog="Example: hsic-lab data get cifar10")

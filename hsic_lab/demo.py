@@ -26,22 +26,18 @@ def demo_config(loss: str, epochs: int = EPOCHS) -> TrainConfig:
     return TrainConfig(dataset="digit_scenes", loss=loss, epochs=epochs)
 
 
-def demo_probe(
-    runs: Mapping[str, Run], data: ImageData, path: Path | None = None, n_jobs: int | None = None
-) -> pd.DataFrame:
+def demo_probe(runs: Mapping[str, Run], data: ImageData, path: Path | None = None, n_jobs: Any = None) -> pd.DataFrame:
     """Probe accuracy of raw pixels, an untrained encoder and the runs; read from `path` if newer than the runs."""
     trained = max((run.folder / WEIGHTS).stat().st_mtime for run in runs.values())
     if path is not None and path.exists() and path.stat().st_mtime > trained:
         return pd.read_csv(path)
     config, splits = next(iter(runs.values())).config, (data.train.images, data.test.images)
-    untrained, _ = make_networks(config, data.train.images.shape[1])
     features: dict[str, Any] = {"raw pixels": tuple(images.flatten(1).float() / 255 for images in splits)}
-    encoders = {"untrained encoder": untrained} | {title: run.encoder for title, run in runs.items()}
-    for title, encoder in encoders.items():
+    encoders = {"untrained encoder": make_networks(config, data.train.images.shape[1])[0]}
+    for title, encoder in (encoders | {title: run.encoder for title, run in runs.items()}).items():
         features[title] = tuple(extract_features(encoder, images) for images in splits)
-    # Half of the rows: a fit of 3072 pixels takes most of the time and gains nothing from all of them.
-    labels = data.train.labels
-    table = probe_table(features, labels, data.test.labels, splits=3, n_train=len(labels) // 2, n_jobs=n_jobs)
+    labels, half = data.train.labels, len(data.train) // 2  # a fit of 3072 pixels gains nothing from all rows
+    table = probe_table(features, labels, data.test.labels, splits=3, n_train=half, n_jobs=n_jobs)
     if path is not None:
         replace_file(path, lambda temporary: table.to_csv(temporary, index=False))
     return table
@@ -66,9 +62,8 @@ def run_demo(folder: Path = Path("runs/demo"), epochs: int = EPOCHS) -> list[Pat
     print(f"\nLinear probe, accuracy on {len(data.test)} test scenes (digits never trained on), 3 probe splits:\n")
     print(probe_summary(table).map(lambda value: f"{value:.3f}" if isinstance(value, float) else value).to_string())
     set_theme()
-    panels = {}
-    for title, run in runs.items():
-        panels[title] = {"before training": run.snapshots[0], "after training": run.snapshots[max(run.snapshots)]}
+    ends = {title: (run.snapshots[0], run.snapshots[max(run.snapshots)]) for title, run in runs.items()}
+    panels = {title: {"before training": first, "after training": last} for title, (first, last) in ends.items()}
     curves = history_figure({title: run.history for title, run in runs.items()}, demo_config("hsic_ssl").projector[-1])
     figures = {"correlation.png": compare_cross_correlations(panels), "training.png": curves}
     return [folder / "probe.csv", *save_figures(figures, folder), *(run.folder for run in runs.values())]

@@ -1,8 +1,8 @@
 """Training of encoders on two views, and the runs that it leaves on disk."""
 
-from hsic_lab.training._callbacks import Callback, Event, TensorBoardLogger
 from hsic_lab.training._config import LOSSES, TrainConfig, recipe
 from hsic_lab.training._run import Run
 from hsic_lab.training._train import train, train_or_load
+from hsic_lab.training._trainer import Callback, Event, TensorBoardLogger
 
 __all__ = ["LOSSES", "Callback", "Event", "Run", "TensorBoardLogger", "TrainConfig", "recipe", "train", "train_or_load"]

@@ -34,10 +34,6 @@ LOSSES: dict[str, Callable[..., losses.TwoViewLoss]] = {
 Rule = tuple[str, Callable[[Any], bool], Callable[[Any], Any]]
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _is_list_of(kind: type, value: Any) -> bool:
     return isinstance(value, tuple | list) and all(isinstance(v, kind) and not isinstance(v, bool) for v in value)
 
@@ -48,7 +44,7 @@ def _whole(low: int) -> Rule:
 
 def _number(low: float = -math.inf, high: float = math.inf) -> Rule:
     bound = f" in [{low}, {high}]" if high < math.inf else f" of at least {low}" if low > -math.inf else ""
-    return f"a finite number{bound}", lambda value: _is_number(value) and low <= value <= high, float
+    return f"a finite number{bound}", lambda v: _is_list_of(Real, [v]) and math.isfinite(v) and low <= v <= high, float
 
 
 def _one_of(*names: str) -> Rule:
@@ -60,20 +56,18 @@ def _or_none(rule: Rule) -> Rule:
     return f"{accepted}, or None", lambda v: v is None or test(v), lambda v: None if v is None else convert(v)
 
 
-_POSITIVE: Rule = ("a finite number above 0", lambda value: _is_number(value) and value > 0, float)
+_POSITIVE: Rule = ("a finite number above 0", lambda value: _number(0)[1](value) and value > 0, float)
 _BOOLEAN: Rule = ("true or false", lambda value: isinstance(value, bool), bool)
 _TEXT: Rule = ("a string", lambda value: isinstance(value, str | os.PathLike), os.fspath)
 _NAMES: Rule = ("a list of names", lambda value: _is_list_of(str, value), tuple)
 _WIDTHS: Rule = (
-    "a list of positive widths",
-    lambda value: _is_list_of(Integral, value) and min(value, default=1) > 0,
+    "a list of positive widths", lambda value: _is_list_of(Integral, value) and min(value, default=1) > 0,
     lambda value: tuple(map(int, value)),
-)
+)  # fmt: skip
 _TABLE: Rule = (
-    "a dictionary that JSON can hold",
-    lambda value: isinstance(value, Mapping),
+    "a dictionary that JSON can hold", lambda value: isinstance(value, Mapping),
     lambda value: json.loads(json.dumps(dict(value))),
-)
+)  # fmt: skip
 
 
 def _setting(default: Any, rule: Rule) -> Any:
@@ -84,8 +78,7 @@ def _setting(default: Any, rule: Rule) -> Any:
 class TrainConfig:
     """Settings that decide what a training computes.
 
-    Values are checked and brought to one form: numbers of NumPy become Python's, lists become tuples. Settings that
-    mean the same compare equal and give the same JSON. A value that is not accepted raises ValueError.
+    Values are checked, else ValueError, and brought to one form: settings that mean the same compare equal.
 
     Parameters
     ----------
@@ -101,10 +94,8 @@ class TrainConfig:
         Augmentation that makes two views of an image, a key of `views.AUGMENTATIONS`. Not for digit scenes.
     shared : tuple of str, default ("digit",)
         Factors that the two views of a digit scene have in common. Other data sets ignore it.
-    encoder : str, default "conv"
-        Encoder. "custom" is a module given to `train`.
-    stem : str, default "cifar"
-        First layers of a ResNet: "cifar" for images of about 32 pixels, "imagenet" for larger ones.
+    encoder, stem : str, default "conv", "cifar"
+        Encoder; "custom" is a module given to `train`. Stem of a ResNet: "cifar" for about 32 pixels, else "imagenet".
     width : int, default 16
         Channels of the first convolution of the "conv" encoder.
     projector : tuple of int, default (512, 128)
@@ -117,26 +108,23 @@ class TrainConfig:
     batch_size : int, default 256
         Pairs that the loss sees at once, in all processes together.
     micro_batch : int or None, default None
-        Pairs that pass through the networks at once in each process; None means all. The gradient is that of the whole
-        batch, except that batch normalization uses the statistics of each part.
+        Pairs that pass through the networks at once in each process, None for all. Only batch normalization differs.
     epochs : int, default 22
         Passes over the training images. The last incomplete batch of an epoch is left out.
     optimizer : str, default "adamw"
         Optimizer. "adam" adds weight decay to the gradient; "sgd" and "lars" use momentum.
     learning_rate, bias_learning_rate : float, default 0.002, None
         Learning rate at the end of the warm-up; biases and batch normalization may have their own.
-    momentum, trust_coefficient, trust_clip : float, float, bool, default 0.9, 0.001, False
-        Of "sgd" and "lars"; of "lars"; and for "lars", whether no layer moves at more than the learning rate.
     weight_decay : float, default 0.0001
         Weight decay.
+    momentum, trust_coefficient, trust_clip : float, float, bool, default 0.9, 0.001, False
+        Of "sgd" and "lars"; of "lars"; and for "lars", whether no layer moves at more than the learning rate.
     schedule, final_learning_rate : str, float, default "cosine", 0
         Learning rate after the warm-up: constant, or a cosine down to this share of `learning_rate`.
     warmup_epochs : float or None, default None
         Epochs of a linear warm-up. None means 1.5, or half of a shorter training.
-    snapshots : int, default 12
-        Number of matrices C that are kept, at equal distances, the first one before training.
-    log_every, checkpoint_every, monitor_every : int, default 10, 1, 5
-        Steps between two rows of the history; epochs between two checkpoints; epochs between two evaluations.
+    snapshots, log_every, checkpoint_every, monitor_every : int, default 12, 10, 1, 5
+        Number of matrices C kept; steps between rows of the history; epochs between checkpoints; between evaluations.
     monitor : str, default "none"
         Evaluation on training labels during training: k nearest neighbors or a linear probe.
     seed : int, default 0
@@ -263,10 +251,9 @@ def recipe(name: str, **changes: Any) -> TrainConfig:
     name : {"tsai2021", "official", "solo"}
         "tsai2021": Tsai et al. (2021), arXiv:2104.13712, for CIFAR-10. Their code also scales projections to unit
         length; their equations and this recipe do not. "official": Zbontar et al. (2021), arXiv:2103.03230, for
-        ImageNet; give the `dataset`. The two learning rates are 0.2 and 0.0048 per 256 images and scale with
-        `batch_size`. Their code also starts the last scale of a residual block at 0. "solo": da Costa et al. (2022),
-        github.com/vturrisi/solo-learn, for CIFAR. Their LARS divides by ``|g| + wd |w|``, this one by ``|g + wd w|``;
-        their projector has biases.
+        ImageNet; give the `dataset`. Learning rates are 0.2 and 0.0048 per 256 images. Their code also starts the last
+        scale of a residual block at 0. "solo": da Costa et al. (2022), github.com/vturrisi/solo-learn, for CIFAR. Their
+        LARS divides by ``|g| + wd |w|``, this one by ``|g + wd w|``; their projector has biases.
     **changes
         Fields of `TrainConfig` that replace those of the recipe.
 
@@ -286,8 +273,8 @@ def recipe(name: str, **changes: Any) -> TrainConfig:
 def pick_device(name: str) -> torch.device:
     """The device of this name; "auto" is CUDA if there is one, under `torchrun` "cuda" is the one of this process."""
     kind = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
-    if kind == "cuda" and (local := os.environ.get("LOCAL_RANK")) is not None:
-        kind = f"cuda:{local}"
+    if kind == "cuda" and "LOCAL_RANK" in os.environ:
+        kind = f"cuda:{os.environ['LOCAL_RANK']}"
     if not re.fullmatch(r"cpu|cuda(:\d+)?", kind):
         raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}")
     if kind != "cpu" and not torch.cuda.is_available():
@@ -296,24 +283,20 @@ def pick_device(name: str) -> torch.device:
 
 
 def hardware(device: torch.device) -> str:
-    """The name of the GPU or of the processor."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
 
 
 def processor() -> str:
     """The name of the processor if the system tells it, else its architecture."""
     cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = (line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
+    names = re.findall(r"^model name.*?: *(.*?) *$", cpuinfo.read_text() if cpuinfo.exists() else "", re.MULTILINE)
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def resolved_precision(precision: str, device: torch.device) -> str:
     """The precision itself, or for "auto" bfloat16 where the hardware multiplies it and float32 elsewhere."""
     if precision != "auto":
         return precision
-    if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported(False)
-    else:  # without bfloat16 dot products autocast is slower than float32
-        native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    cpu = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    native = torch.cuda.is_bf16_supported(False) if device.type == "cuda" else cpu
     return "bfloat16" if native else "float32"

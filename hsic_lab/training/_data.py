@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate, islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,7 +55,6 @@ class ImageSource:
                 pool.shutdown(cancel_futures=True)  # the caller may leave in the middle of an epoch
 
     def _gather(self, index: Tensor) -> Tensor:
-        """Return the images at positions `index`, in its order, from all parts."""
         if len(self.parts) == 1:
             return self.parts[0][index]
         batch = self.parts[0].new_empty(len(index), *self.parts[0].shape[1:])
@@ -65,21 +65,12 @@ class ImageSource:
 
 
 class TrainingPairs:
-    """Batches of pairs of views, of all images in `ImageData.trained_on` or of fresh scenes, epoch by epoch.
-
-    Every process draws the whole batch and returns its `rows` of it, so k processes hold the batch of one process.
-    `len` is the number of batches in an epoch; a ragged last batch is dropped. `resident` is as in `ImageSource`.
-    """
+    """Batches of pairs of views of images or of fresh scenes. Each process draws the whole batch, yields its `rows`."""
 
     def __init__(
-        self,
-        data: ImageData,
-        config: TrainConfig,
-        device: torch.device,
-        rows: slice,
-        views: Views | None = None,
-        resident: bool | None = None,
-    ) -> None:
+        self, data: ImageData, config: TrainConfig, device: torch.device, rows: slice,
+        views: Views | None = None, resident: bool | None = None,
+    ) -> None:  # fmt: skip
         self.n, self.size = sum(map(len, data.trained_on)), config.batch_size
         if self.n < self.size:
             raise ValueError(f"batch_size {self.size} is larger than the {self.n} training images")
@@ -103,7 +94,7 @@ class TrainingPairs:
             yield (scenes.render({k: v[self.rows] for k, v in factors.items()}) for factors in pair)
 
     def _view_pairs(self, generator: torch.Generator) -> Iterator[Iterator[Tensor]]:
-        assert self.source is not None and self.views is not None  # these are images, not scenes
+        assert self.source and self.views  # these are images, not scenes
         order = torch.randperm(self.n, generator=generator, device=self.device)
         for images in self.source.batches(order, self.size):
             views = list(self.views(images, generator))
@@ -112,17 +103,15 @@ class TrainingPairs:
             yield (view[self.rows] for view in views)
 
 
-def held_out_pairs(
-    data: ImageData, config: TrainConfig, device: torch.device, views: Views | None = None
-) -> tuple[Tensor, Tensor]:
+def held_out_pairs(data: ImageData, config: TrainConfig, device: torch.device, views: Any = None) -> list[Tensor]:
     """Return pairs of views of test images or scenes, which are the same for all runs on a set with these views."""
-    generator, make = seeded_generator(device, 0, 1 << 30), make_views(config, data, views)
+    make: Any = make_views(config, data, views)
+    generator = seeded_generator(device, 0, 1 << 30)
     if data.scenes:
-        view_a, view_b = DigitScenes("test", data.scenes.size).pairs(SNAPSHOT_PAIRS, generator, config.shared)
+        pair = DigitScenes("test", data.scenes.size).pairs(SNAPSHOT_PAIRS, generator, config.shared)
     else:
-        assert make is not None  # these are images, not scenes
-        view_a, view_b = make(data.test.sample(SNAPSHOT_PAIRS).images.to(device), generator)
-    return prepared(view_a, device), prepared(view_b, device)
+        pair = make(data.test.sample(SNAPSHOT_PAIRS).images.to(device), generator)
+    return [prepared(view, device) for view in pair]
 
 
 def seeded_generator(device: torch.device, *key: int) -> torch.Generator:

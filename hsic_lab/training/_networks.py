@@ -4,10 +4,11 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, nn, optim
 
 from hsic_lab.datasets import ImageData
 from hsic_lab.encoders import ConvEncoder, MLPProjector, ResNetEncoder
@@ -16,6 +17,7 @@ from hsic_lab.training._config import LOSSES, TrainConfig
 from hsic_lab.views import augmentation
 
 Views = Callable[[Tensor, torch.Generator], tuple[Tensor, Tensor]]
+Tensors = Sequence[Tensor]
 
 
 @contextmanager
@@ -31,7 +33,6 @@ def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
 
 
 def make_loss(config: TrainConfig) -> TwoViewLoss:
-    """The loss that the settings describe."""
     return LOSSES[config.loss](**config.loss_arguments)
 
 
@@ -40,19 +41,16 @@ def make_views(config: TrainConfig, data: ImageData, views: Views | None = None)
     if views is not None and config.views != "default":
         raise ValueError(f"views must be given as a function or as a setting, got both: views={config.views!r}")
     if data.scenes is not None and (views is not None or config.views != "default"):
-        raise ValueError(
-            f"{data.name} takes views='default' and no function, for it holds pairs, got {views or config.views!r}"
-        )
+        accepted = f"{data.name} takes views='default' and no function, for it holds pairs"
+        raise ValueError(f"{accepted}, got {views or config.views!r}")
     if data.scenes is not None or views is not None:
         return views
     if data.train.images.dtype != torch.uint8:
-        raise ValueError(f"{data.name!r} holds float32 rows: give a function, (rows, generator) -> (view_a, view_b)")
+        raise ValueError(f"{data.name!r} holds float32 rows: give views of your own")
     return augmentation(config.views, min(data.train.images.shape[-2:]))
 
 
-def make_networks(
-    config: TrainConfig, channels: int, encoder: nn.Module | None = None, features: int | None = None
-) -> tuple[nn.Module, nn.Module]:
+def make_networks(config: TrainConfig, channels: int, encoder: Any = None, features: Any = None) -> tuple[Any, Any]:
     """Encoder and projector as the seed initializes them; for "custom" the encoder given, with `features` outputs."""
     if (config.encoder == "custom") != (encoder is not None):
         given = "no module" if encoder is None else "a module"
@@ -62,12 +60,10 @@ def make_networks(
             encoder = ConvEncoder(config.width, channels)
         elif encoder is None:
             encoder = ResNetEncoder(int(config.encoder.removeprefix("resnet")), config.stem, channels)
-        outputs: Any = encoder.out_features if features is None else features
-        return encoder, MLPProjector([outputs, *config.projector])
+        return encoder, MLPProjector([encoder.out_features if features is None else features, *config.projector])
 
 
 def make_predictor(config: TrainConfig) -> nn.Module | None:
-    """The MLP that maps projections to projections, None if the settings describe none."""
     d = config.projector[-1]
     with seeded(config.seed + 1):
         return MLPProjector([d, *config.predictor, d]) if config.predictor else None
@@ -107,9 +103,7 @@ class TargetNetwork(nn.Module):
             torch._foreach_lerp_(list(own.parameters()), list(others.parameters()), 1 - m)
 
 
-def loss_terms(
-    loss: TwoViewLoss, config: TrainConfig, predicted: Sequence[Tensor], targets: Sequence[Tensor]
-) -> dict[str, Tensor]:
+def loss_terms(loss: TwoViewLoss, config: TrainConfig, predicted: Tensors, targets: Tensors) -> dict[str, Tensor]:
     """The named terms of the loss for `predicted = (p_a, p_b)` and `targets = (t_a, t_b)`, times `loss_scale`.
 
     With a predictor or another target than "same" each term is the mean over the pairs (p_a, t_b) and (p_b, t_a):
@@ -118,21 +112,18 @@ def loss_terms(
     if config.target == "same" and not config.predictor:
         terms = loss.terms(*predicted)
     else:
-        if config.target == "stop_gradient":
-            targets = [target.detach() for target in targets]
-        one, other = loss.terms(predicted[0], targets[1]), loss.terms(predicted[1], targets[0])
+        t_a, t_b = (target.detach() for target in targets) if config.target == "stop_gradient" else targets
+        one, other = loss.terms(predicted[0], t_b), loss.terms(predicted[1], t_a)
         terms = {name: 0.5 * (one[name] + other[name]) for name in one}
     return terms if config.loss_scale == 1 else {name: config.loss_scale * value for name, value in terms.items()}
 
 
-def join_views(parts: Sequence[Tensor]) -> list[Tensor]:
+def join_views(parts: Tensors) -> list[Tensor]:
     """The two views of a batch, from parts that each hold both views of some images, one after the other."""
-    if len(parts) == 1:
-        return list(parts[0].chunk(2))
     return [torch.cat(halves) for halves in zip(*(part.chunk(2) for part in parts), strict=True)]
 
 
-class LARS(torch.optim.Optimizer):
+class LARS(optim.Optimizer):
     """Layer-wise adaptive rate scaling with momentum: You et al. (2017), arXiv:1708.03888, as Barlow Twins uses it.
 
     `u = g + weight_decay w` for a gradient g, then `m <- momentum m + q u` and `w <- w - lr m`. In groups with `adapt`
@@ -140,15 +131,9 @@ class LARS(torch.optim.Optimizer):
     """
 
     def __init__(
-        self,
-        params: Iterable[Tensor] | Iterable[dict[str, Any]],
-        lr: float,
-        momentum: float = 0.9,
-        weight_decay: float = 0.0,
-        trust_coefficient: float = 1e-3,
-        adapt: bool = True,
-        clip: bool = False,
-    ) -> None:
+        self, params: Iterable[Any], lr: float, momentum: float = 0.9, weight_decay: float = 0.0,
+        trust_coefficient: float = 1e-3, adapt: bool = True, clip: bool = False,
+    ) -> None:  # fmt: skip
         if not (lr > 0 and 0 <= momentum <= 1 and weight_decay >= 0 and trust_coefficient > 0):
             needs = "LARS needs lr > 0, momentum in [0, 1], weight_decay >= 0, trust_coefficient > 0"
             raise ValueError(f"{needs}, got {lr!r}, {momentum!r}, {weight_decay!r}, {trust_coefficient!r}")
@@ -157,33 +142,28 @@ class LARS(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """Update every parameter that has a gradient."""
         with torch.enable_grad():
             loss = None if closure is None else closure()
         for group in self.param_groups:
-            if weights := [w for w in group["params"] if w.grad is not None]:
-                self._update(weights, group)
+            if not (weights := [w for w in group["params"] if w.grad is not None]):
+                continue
+            # One call for all parameters of each operation: a loop would launch a thousand small kernels.
+            updates = torch._foreach_add([w.grad for w in weights], weights, alpha=group["weight_decay"])
+            if group["adapt"]:
+                norms, update_norms = (torch.stack(torch._foreach_norm(tensors)) for tensors in (weights, updates))
+                scales = group["trust_coefficient"] * norms / update_norms
+                if group["clip"]:
+                    scales = (scales / group["lr"]).clamp(max=1)
+                scales = torch.where((norms > 0) & (update_norms > 0), scales, torch.ones_like(scales))
+                torch._foreach_mul_(updates, list(scales.unbind()))
+            for w in weights:
+                if "momentum_buffer" not in self.state[w]:
+                    self.state[w]["momentum_buffer"] = torch.zeros_like(w)
+            momenta = [self.state[w]["momentum_buffer"] for w in weights]
+            torch._foreach_mul_(momenta, group["momentum"])
+            torch._foreach_add_(momenta, updates)
+            torch._foreach_add_(weights, momenta, alpha=-group["lr"])
         return loss
-
-    def _update(self, weights: list[Tensor], group: dict[str, Any]) -> None:
-        # One call for all parameters of each operation: a loop would launch a thousand small kernels.
-        gradients = [w.grad for w in weights if w.grad is not None]
-        updates = torch._foreach_add(gradients, weights, alpha=group["weight_decay"])
-        if group["adapt"]:
-            norms = torch.stack(torch._foreach_norm(weights))
-            update_norms = torch.stack(torch._foreach_norm(updates))
-            scales = group["trust_coefficient"] * norms / update_norms
-            if group["clip"]:
-                scales = (scales / group["lr"]).clamp(max=1)
-            scales = torch.where((norms > 0) & (update_norms > 0), scales, torch.ones_like(scales))
-            torch._foreach_mul_(updates, list(scales.unbind()))
-        for w in weights:
-            if "momentum_buffer" not in self.state[w]:
-                self.state[w]["momentum_buffer"] = torch.zeros_like(w)
-        momenta = [self.state[w]["momentum_buffer"] for w in weights]
-        torch._foreach_mul_(momenta, group["momentum"])
-        torch._foreach_add_(momenta, updates)
-        torch._foreach_add_(weights, momenta, alpha=-group["lr"])
 
 
 def parameter_groups(network: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
@@ -192,28 +172,21 @@ def parameter_groups(network: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
     return [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1]
 
 
-def make_optimizer(config: TrainConfig, network: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer that the settings describe; every group keeps its highest learning rate under "peak".
-
-    LARS applies neither decay nor adaptation to vectors, as in Barlow Twins; the others decay all parameters.
-    """
+def make_optimizer(config: TrainConfig, network: nn.Module) -> optim.Optimizer:
+    """The optimizer of the settings, with the highest rate of a group under "peak". LARS does not decay vectors."""
     groups: list[dict[str, Any]] = [{"params": [p for p in network.parameters() if p.requires_grad]}]
     if config.optimizer == "lars" or config.bias_learning_rate is not None:
         weights, vectors = parameter_groups(network)
         bias_rate = config.learning_rate if config.bias_learning_rate is None else config.bias_learning_rate
         exempt = {"weight_decay": 0.0, "adapt": False} if config.optimizer == "lars" else {}
         groups = [{"params": weights}, {"params": vectors, "lr": bias_rate} | exempt]
+    trust: dict[str, Any] = {"trust_coefficient": config.trust_coefficient, "clip": config.trust_clip}
+    kinds: dict[str, Callable[..., optim.Optimizer]] = {
+        "lars": partial(LARS, momentum=config.momentum, **trust), "adamw": partial(optim.AdamW, fused=True),
+        "sgd": partial(optim.SGD, momentum=config.momentum, fused=True), "adam": partial(optim.Adam, fused=True),
+    }  # fmt: skip
     groups = [group for group in groups if group["params"]]
-    rates: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
-    optimizer: torch.optim.Optimizer
-    if config.optimizer == "lars":
-        trust: dict[str, Any] = {"trust_coefficient": config.trust_coefficient, "clip": config.trust_clip}
-        optimizer = LARS(groups, momentum=config.momentum, **trust, **rates)
-    elif config.optimizer == "sgd":
-        optimizer = torch.optim.SGD(groups, momentum=config.momentum, fused=True, **rates)
-    else:
-        kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[config.optimizer]
-        optimizer = kind(groups, fused=True, **rates)
+    optimizer = kinds[config.optimizer](groups, lr=config.learning_rate, weight_decay=config.weight_decay)
     for group in optimizer.param_groups:
         group["peak"] = group["lr"]
     return optimizer
@@ -229,7 +202,7 @@ def rate_share(config: TrainConfig, step: float, warmup: float, steps: int) -> f
     return config.final_learning_rate + (1 - config.final_learning_rate) * cosine
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, config: TrainConfig, step: int, steps_per_epoch: int) -> None:
+def set_learning_rate(optimizer: optim.Optimizer, config: TrainConfig, step: int, steps_per_epoch: int) -> None:
     """Give every group its rate for the next update. The rate depends on the step alone: no state to resume."""
     share = rate_share(config, step, config.warmup_epochs * steps_per_epoch, config.epochs * steps_per_epoch)
     for group in optimizer.param_groups:

@@ -109,10 +109,9 @@ def read_snapshots(folder: Path) -> dict[int, Tensor]:
 
 
 def _read_history(path: Path) -> pd.DataFrame:
-    if not path.read_text().strip():  # the run stopped before its first logged step
-        return pd.DataFrame()
-    history = pd.read_csv(path)
-    if "step" not in history:
+    empty = not path.read_text().strip()  # the run stopped before its first logged step
+    history = pd.DataFrame() if empty else pd.read_csv(path)
+    if not empty and "step" not in history:
         raise ValueError(f"no column 'step' among {list(history.columns)}")
     return history
 
@@ -141,10 +140,7 @@ class Checkpoint:
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
-    """Add a checkpoint to the folder and remove all but the newest `KEPT`.
-
-    The JSON file is written last, with SHA-256 digests of itself and of the tensors: what is incomplete does not count.
-    """
+    """Add a checkpoint, keep the newest `KEPT`. Its JSON file is written last, with digests of both files."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step_{checkpoint.step:08d}.json"
     weights = path.with_suffix(".safetensors")
@@ -152,10 +148,12 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     content = json.dumps({"step": checkpoint.step, "values": checkpoint.values, "tensors": _digest(weights)})
     document = json.dumps({"sha256": hashlib.sha256(content.encode()).hexdigest(), "content": content})
     replace_file(path, lambda temporary: temporary.write_text(document))
-    for old in _newest_first(folder)[KEPT:]:
+    for old in sorted(folder.glob("step_*.json"))[:-KEPT]:
         old.unlink()
-    # Also the files of a process that was killed while it wrote.
-    for file in [*folder.glob(".step_*"), *folder.glob("step_*.safetensors")]:
+    for file in [
+        *folder.glob(".step_*"),
+        *folder.glob("step_*.safetensors"),
+    ]:  # also of a process killed while it wrote
         if not file.with_suffix(".json").exists():
             file.unlink(missing_ok=True)
 
@@ -163,9 +161,15 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
 def load_checkpoint(folder: Path) -> Checkpoint | None:
     """The newest undamaged checkpoint, None if there is none; warns of damaged ones, ValueError if all are damaged."""
     damaged = []
-    for path in _newest_first(folder):
+    for path in sorted(folder.glob("step_*.json"), reverse=True):
         try:
-            checkpoint = _read_checkpoint(path)
+            document, weights = json.loads(path.read_text()), path.with_suffix(".safetensors")
+            if hashlib.sha256(document["content"].encode()).hexdigest() != document["sha256"]:
+                raise ValueError(f"the digest of {path.name} does not match its content")
+            content = json.loads(document["content"])
+            if _digest(weights) != content["tensors"]:
+                raise ValueError(f"the digest of {weights.name} does not match the one in {path.name}")
+            checkpoint = Checkpoint(content["step"], load_file(weights), content["values"])
         except (ValueError, OSError, KeyError, TypeError) as error:
             damaged.append(f"checkpoint {path} is damaged ({error})")
         else:
@@ -193,9 +197,7 @@ def training_tensors(networks: nn.ModuleDict, optimizer: torch.optim.Optimizer) 
     return tensors
 
 
-def restore_training(
-    tensors: Mapping[str, Tensor], networks: nn.ModuleDict, optimizer: torch.optim.Optimizer, device: torch.device
-) -> None:
+def restore_training(tensors: Mapping[str, Tensor], networks: nn.ModuleDict, optimizer: torch.optim.Optimizer) -> None:
     """Undo `training_tensors`. Raises RuntimeError if the tensors do not fit the networks."""
     state, modules, own = networks.state_dict(), dict(networks.named_modules()), {}
     moments: dict[int, dict[str, Tensor]] = {}
@@ -203,31 +205,16 @@ def restore_training(
     for key, value in tensors.items():
         where, _, name = key.rpartition(".")
         if key.startswith("optimizer."):
-            number = int(where.removeprefix("optimizer."))
-            # In the memory layout of the parameter, as the optimizer itself makes it.
-            like = parameters[number] if value.shape == parameters[number].shape else value
-            moments.setdefault(number, {})[name] = torch.empty_like(like, device=device).copy_(value)
+            parameter = parameters[number := int(where.removeprefix("optimizer."))]
+            like = parameter if value.shape == parameter.shape else value  # in the memory layout of the parameter
+            moments.setdefault(number, {})[name] = torch.empty_like(like, device=parameter.device).copy_(value)
         elif key in state or not hasattr(modules.get(where), name):
             own[key] = value
         else:  # a buffer outside the state, perhaps None so far
-            setattr(modules[where], name, value.to(device))
-    # Early checkpoints lack the state of the loss.
-    networks.load_state_dict({key: value for key, value in state.items() if key.startswith("loss.")} | own)
+            setattr(modules[where], name, value.to(parameters[0].device))
+    loss = {key: value for key, value in state.items() if key.startswith("loss.")}  # early checkpoints lack it
+    networks.load_state_dict(loss | own)
     optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
-
-
-def _newest_first(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step_*.json"), reverse=True)
-
-
-def _read_checkpoint(path: Path) -> Checkpoint:
-    document = json.loads(path.read_text())
-    if hashlib.sha256(document["content"].encode()).hexdigest() != document["sha256"]:
-        raise ValueError(f"the digest of {path.name} does not match its content")
-    content, weights = json.loads(document["content"]), path.with_suffix(".safetensors")
-    if _digest(weights) != content["tensors"]:
-        raise ValueError(f"the digest of {weights.name} does not match the one in {path.name}")
-    return Checkpoint(content["step"], load_file(weights), content["values"])
 
 
 def _digest(path: Path) -> str:

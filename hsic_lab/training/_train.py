@@ -8,30 +8,20 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from threading import RLock
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hsic_lab._distributed import barrier, own_rows, processes, world_size
 from hsic_lab.datasets import ImageData, load
 from hsic_lab.datasets._published import full_name
 from hsic_lab.evaluation import extract_features
-from hsic_lab.training._callbacks import Callback, make_monitor
 from hsic_lab.training._config import TrainConfig, hardware, pick_device, resolved_precision
 from hsic_lab.training._data import TrainingPairs, held_out_pairs
 from hsic_lab.training._networks import Views, make_networks
-from hsic_lab.training._run import (
-    FILES,
-    FOLDER,
-    MONITOR,
-    SETTINGS,
-    Run,
-    load_checkpoint,
-    read_settings,
-    read_snapshots,
-    remove_checkpoints,
-)
-from hsic_lab.training._trainer import Trainer, stop_error, stop_requests
+from hsic_lab.training._run import FOLDER, SETTINGS, Run, read_settings, remove_checkpoints
+from hsic_lab.training._trainer import Callback, Trainer, make_monitor, stop_error, stop_requests
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # parameters of mallopt, from malloc.h
 _LOCKS: dict[int, RLock] = {}  # by process, because a child may be forked while a thread of its parent trains
@@ -44,43 +34,32 @@ def training_lock() -> RLock:
 
 @contextmanager
 def freed_memory_kept() -> Iterator[None]:
-    """Within the block glibc reuses freed memory up to 1 GiB a block, which saves 27 to 30 % of the time on a CPU.
-
-    Thresholds set through the environment are left alone. Others cannot be read: afterwards they are the largest that
-    glibc chooses by itself.
-    """
+    """Let glibc reuse freed memory, unless the environment says how: saves 27 to 30 % of the time on a CPU."""
     chosen = {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"} & os.environ.keys()
     if platform.libc_ver()[0] != "glibc" or chosen:
         yield
         return
     libc = ctypes.CDLL(None)
-    for threshold in (_MMAP_THRESHOLD, _TRIM_THRESHOLD):
-        libc.mallopt(threshold, 1 << 30)
+    libc.mallopt(_MMAP_THRESHOLD, 1 << 30)
+    libc.mallopt(_TRIM_THRESHOLD, 1 << 30)
     try:
         yield
     finally:
-        libc.mallopt(_MMAP_THRESHOLD, 1 << 25)
+        libc.mallopt(_MMAP_THRESHOLD, 1 << 25)  # the old values cannot be read: the largest that glibc chooses itself
         libc.mallopt(_TRIM_THRESHOLD, 1 << 26)
         libc.malloc_trim(0)
 
 
 def train(
-    config: TrainConfig,
-    folder: str | Path,
-    data: ImageData | None = None,
-    progress: bool = True,
-    *,
-    resume: bool = False,
-    encoder: nn.Module | None = None,
-    views: Views | None = None,
+    config: TrainConfig, folder: str | Path, data: ImageData | None = None, progress: bool = True, *,
+    resume: bool = False, encoder: nn.Module | None = None, views: Views | None = None,
     callbacks: Sequence[Callback] = (),
-) -> Run:
+) -> Run:  # fmt: skip
     """Train an encoder and keep the run in a folder.
 
-    The folder is written at the start, at every snapshot and at the end, with a checkpoint every `checkpoint_every`
-    epochs. After Ctrl-C or SIGTERM the present step is finished and checkpointed. Under `torchrun` every process calls
-    `train` alike and holds its rows of each batch; losses and batch normalization are those of one process with all
-    rows. In one process one thread trains at a time: a callback must not wait for another training.
+    The folder is written at the start, at every snapshot and at the end. After Ctrl-C or SIGTERM the present step is
+    finished and checkpointed. Under `torchrun` every process calls `train` alike and holds its rows of each batch; the
+    result is that of one process. One thread trains at a time: a callback must not wait for another training.
 
     Parameters
     ----------
@@ -116,10 +95,8 @@ def train(
     'finished'
     """
     folder, device = Path(folder), pick_device(config.device)
-    if encoder is not None:
-        config = replace(config, encoder="custom")
     data = load(config.dataset) if data is None else data
-    config = replace(config, dataset=data.name)
+    config = replace(config, dataset=data.name, encoder=config.encoder if encoder is None else "custom")
     with training_lock(), processes(device), freed_memory_kept():
         exists = (folder / SETTINGS).exists()
         if exists and not resume:
@@ -128,13 +105,27 @@ def train(
             return Run.load(folder, encoder)
         barrier()  # all processes have looked before one of them writes
         pairs = TrainingPairs(data, config, device, own_rows(config.batch_size), views)
-        run = new_run(config, folder, data, device, encoder, views)
+        run = new_run(config, folder, data, encoder, views)
         trainer = Trainer(run, pairs, make_monitor(config.monitor, data), callbacks)
         if exists:
-            _resume(trainer)
+            trainer.resume()
         held_out = held_out_pairs(data, config, device, views)
         run.metadata["held_out_pairs"] = len(held_out[0])
-        return _fit(trainer, held_out, progress)
+        try:  # the run is stored with its status whatever happens
+            with stop_requests() as stop:
+                trainer.fit(held_out, stop, progress and trainer.writes)
+            run.status = "finished"  # also if a signal came during the last step
+        except BaseException as error:
+            run.status = "interrupted" if isinstance(error, KeyboardInterrupt | SystemExit) else f"failed: {error}"
+            raise
+        finally:
+            trainer.online.eval()
+            trainer.save_run()
+        if trainer.writes:
+            remove_checkpoints(folder / FOLDER)
+        if stop:
+            raise stop_error(stop)
+        return run
 
 
 def train_or_load(config: TrainConfig, folder: str | Path, data: ImageData | None = None, progress: bool = True) -> Run:
@@ -155,16 +146,9 @@ def train_or_load(config: TrainConfig, folder: str | Path, data: ImageData | Non
     return train(config, folder, data, progress, resume=True)
 
 
-def new_run(
-    config: TrainConfig,
-    folder: Path,
-    data: ImageData,
-    device: torch.device,
-    encoder: nn.Module | None = None,
-    views: Views | None = None,
-) -> Run:
+def new_run(config: TrainConfig, folder: Path, data: ImageData, encoder: Any = None, views: Any = None) -> Run:
     """A run with initialized networks; its metadata describe the data and the machine."""
-    images = data.train.images
+    images, device = data.train.images, pick_device(config.device)
     features = {} if encoder is None else {"features": extract_features(encoder, images[:2]).shape[1]}
     networks = make_networks(config, images.shape[1], encoder, features.get("features"))
     metadata = {
@@ -174,39 +158,6 @@ def new_run(
         "threads": torch.get_num_threads(), "torch": torch.__version__, "python": platform.python_version(),
     }  # fmt: skip
     return Run(folder, config, *networks, metadata=metadata | features)
-
-
-def _fit(trainer: Trainer, held_out: Sequence[Tensor], progress: bool) -> Run:
-    """Train to the end. The run is stored with its status whatever happens."""
-    run = trainer.run
-    try:
-        with stop_requests() as stop:
-            trainer.fit(held_out, stop, progress and trainer.writes)
-        run.status = "finished"  # also if a signal came during the last step
-    except BaseException as error:
-        run.status = "interrupted" if isinstance(error, KeyboardInterrupt | SystemExit) else f"failed: {error}"
-        raise
-    finally:
-        trainer.online.eval()
-        trainer.save_run()
-    if trainer.writes:
-        remove_checkpoints(run.folder / FOLDER)
-    if stop:
-        raise stop_error(stop)
-    return run
-
-
-def _resume(trainer: Trainer) -> None:
-    """Continue from the newest undamaged checkpoint of the folder; without one, start from the beginning."""
-    folder = trainer.run.folder
-    if trainer.writes:  # remove the temporary files of a process that was killed while it wrote
-        for path in (path for name in (*FILES, MONITOR) for path in folder.glob(f".{name}.*")):
-            path.unlink(missing_ok=True)
-    if (checkpoint := load_checkpoint(folder / FOLDER)) is not None:
-        trainer.resume(checkpoint)
-        trainer.run.snapshots = {step: c for step, c in read_snapshots(folder).items() if step <= checkpoint.step}
-    if trainer.writes:
-        print(f"Resuming {folder} after step {trainer.step_count} of {trainer.steps}", flush=True)
 
 
 def _status_if_same(folder: Path, config: TrainConfig, data: ImageData | None, views: Views | None = None) -> str:

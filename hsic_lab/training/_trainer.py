@@ -1,68 +1,129 @@
-"""The training loop: steps, snapshots of C, checkpoints, and an orderly stop on a signal."""
+"""The training loop: steps, snapshots of C, checkpoints, monitors, callbacks, and an orderly stop on a signal."""
 
 import math
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import reduce
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from hsic_lab._distributed import across_processes, all_gather_rows, any_process, barrier, rank, world_size
 from hsic_lab.correlation import cross_correlation, standardize
-from hsic_lab.training._callbacks import Callback, Event, Monitor
+from hsic_lab.datasets import ImageData
+from hsic_lab.evaluation import extract_features, knn_accuracy, linear_probe
+from hsic_lab.training import _networks as networks
+from hsic_lab.training import _run as files
 from hsic_lab.training._config import resolved_precision
 from hsic_lab.training._data import TrainingPairs, seed_of
-from hsic_lab.training._networks import (
-    OnlineNetwork,
-    TargetNetwork,
-    join_views,
-    loss_terms,
-    make_loss,
-    make_optimizer,
-    make_predictor,
-    seeded,
-    set_learning_rate,
-)
-from hsic_lab.training._run import FOLDER, Checkpoint, Run, restore_training, save_checkpoint, training_tensors
 
+BANK, QUERIES = 10_000, 2_000  # limits that keep a monitor cheaper than the training
+NEIGHBORS, TEMPERATURE = 200, 0.5
 SNAPSHOT_PART = 512  # images that pass through the network at once for a snapshot
 Outputs = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Event:
+    """What a callback receives: its kind is "step" (a logged step), "snapshot" (a new C) or "monitor" (an evaluation).
+
+    `values` is the new row of the history or of the monitor. `run.history` is updated at snapshots.
+    """
+
+    kind: str
+    step: int
+    values: dict[str, Any]
+    run: files.Run
+
+
+Callback = Callable[[Event], None]
+
+
+class TensorBoardLogger:
+    """Callback that writes every number of an event to the logs of TensorBoard in a folder."""
+
+    def __init__(self, folder: str | Path) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError("TensorBoardLogger needs tensorboard: pip install tensorboard") from error
+        self.writer = SummaryWriter(str(folder))
+
+    def __call__(self, event: Event) -> None:
+        for name, value in event.values.items():
+            if isinstance(value, int | float) and name != "step":
+                self.writer.add_scalar(f"{event.kind}/{name}", value, event.step)
+        self.writer.flush()
+
+
+def make_monitor(kind: str, data: ImageData, seed: int = 0) -> Callable[[nn.Module], dict[str, Any]] | None:
+    """A function from an encoder to a row with its accuracy, protocol and split; None for the kind "none".
+
+    The training images are split once, stratified by class: `BANK` of them have labels, `QUERIES` are classified.
+    """
+    if kind == "none":
+        return None
+    labels = data.train.labels.cpu().numpy()
+    n, queries = len(labels), min(QUERIES, max(1, len(labels) // 5))
+    sizes = {"train_size": min(BANK, n - queries), "test_size": queries}
+    bank, asked = train_test_split(np.arange(n), **sizes, stratify=labels, random_state=seed)
+    if kind == "linear":  # classes too small for a probe are an error before the training, not during it
+        linear_probe(torch.zeros(len(bank), 1), labels[bank], torch.zeros(1, 1), labels[asked[:1]], seed=seed)
+    k = min(NEIGHBORS, len(bank))
+    protocol = f"weighted kNN, k = {k}, temperature {TEMPERATURE}" if kind == "knn" else "linear probe"
+    split = {"split": "training images, labels of the bank only", "n_bank": len(bank), "n_queries": len(asked)}
+
+    def features(encoder: nn.Module, part: np.ndarray) -> Tensor:
+        blocks = torch.from_numpy(part).split(512)  # all images at once may not fit into memory
+        return torch.cat([extract_features(encoder, data.train.images[block]) for block in blocks])
+
+    def monitor(encoder: nn.Module) -> dict[str, Any]:
+        try:
+            parts = features(encoder, bank), labels[bank], features(encoder, asked), labels[asked]
+            accuracy = (
+                knn_accuracy(*parts, k, TEMPERATURE) if kind == "knn" else linear_probe(*parts, seed=seed).accuracy
+            )
+        except ValueError as error:  # features may collapse while the training goes on
+            warnings.warn(f"the monitor cannot evaluate the features: {error}", stacklevel=2)
+            accuracy = float("nan")
+        return {"accuracy": accuracy, "protocol": protocol} | split | {"split_seed": seed}
+
+    return monitor
 
 
 class Trainer:
     """One training: its networks, optimizer and history, and the number of updates so far."""
 
-    def __init__(
-        self, run: Run, pairs: TrainingPairs, monitor: Monitor | None = None, callbacks: Sequence[Callback] = ()
-    ) -> None:
+    def __init__(self, run: files.Run, pairs: TrainingPairs, monitor: Any = None, callbacks: Any = ()) -> None:
         config, device = run.config, pairs.device
         self.run, self.config, self.pairs, self.device = run, config, pairs, device
-        self.monitor, self.callbacks = monitor, callbacks
-        self.writes = rank() == 0  # one process writes the files
-        online = OnlineNetwork(run.encoder, run.projector, make_predictor(config))
+        self.monitor, self.callbacks, self.writes = monitor, callbacks, rank() == 0  # one process writes the files
+        online = networks.OnlineNetwork(run.encoder, run.projector, networks.make_predictor(config))
         self.online = across_processes(online, device).to(device, memory_format=torch.channels_last)
         run.encoder, run.projector = self.online.encoder, self.online.projector
-        self.target = TargetNetwork(self.online, config.target_momentum) if config.target == "momentum" else None
-        self.loss = make_loss(config)
-        # All that a checkpoint holds beside the optimizer.
-        self.networks = nn.ModuleDict({"online": self.online, "loss": self.loss})
-        if self.target is not None:
-            self.networks["target"] = self.target
-        self.optimizer = make_optimizer(config, self.online)
+        self.target = (
+            networks.TargetNetwork(self.online, config.target_momentum) if config.target == "momentum" else None
+        )
+        self.loss = networks.make_loss(config)
+        targets = {} if self.target is None else {"target": self.target}
+        self.networks = nn.ModuleDict({"online": self.online, "loss": self.loss} | targets)  # what a checkpoint holds
+        self.optimizer = networks.make_optimizer(config, self.online)
         self.network = nn.parallel.DistributedDataParallel(self.online) if world_size() > 1 else self.online
         self.forward = torch.compile(self.network) if config.compile else self.network
         bfloat16 = resolved_precision(config.precision, device) == "bfloat16"
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=bfloat16)
         self.step_count, self.seconds, self.steps = 0, 0.0, config.epochs * len(pairs)
-        # The steps after which C is kept: evenly spaced, both ends included.
         self.snapshot_steps = set(np.linspace(0, self.steps, config.snapshots).round().astype(int).tolist())
         self.rows: list[dict[str, float]] = []
         self.monitor_rows: list[dict[str, Any]] = []
@@ -80,7 +141,10 @@ class Trainer:
                     row = self.step(*views)
                     self.seconds = time.perf_counter() - started
                     if row:
-                        self.log(row, bar)
+                        self.rows.append(row | {"seconds": self.seconds})
+                        entries = f"diagonal {row['diagonal']:.3f}, off-diagonal {row['off_diagonal']:+.4f}"
+                        bar.set_postfix_str(f"epoch {row['epoch']:.1f}, loss {row['loss']:.2f}, {entries}")
+                        self.tell("step", self.rows[-1])
                     bar.update()
                     if self.step_count in self.snapshot_steps:
                         self.keep_snapshot(held_out)
@@ -94,31 +158,32 @@ class Trainer:
         """One update. Returns the row of the history if this step is logged."""
         self.online.train()  # a callback may have left it in evaluation mode
         step = self.step_count + 1
-        set_learning_rate(self.optimizer, self.config, self.step_count, len(self.pairs))
+        networks.set_learning_rate(self.optimizer, self.config, self.step_count, len(self.pairs))
         statistics = [buffer.clone() for buffer in self.online.buffers()]
         self.optimizer.zero_grad(set_to_none=True)
         terms, z_a, z_b = self.backward(view_a, view_b)
         gradient = nn.utils.get_total_norm(p.grad for p in self.online.parameters() if p.grad is not None)
-        # One transfer for all numbers: each transfer waits for the device.
-        *values, norm = torch.stack([*terms.values(), gradient]).tolist()
+        *values, norm = torch.stack([*terms.values(), gradient]).tolist()  # one transfer, because each waits
         named = dict(zip(terms, values, strict=True))
         if not math.isfinite(sum(values) + norm):
             # Batch normalization has already averaged the bad batch into its running statistics.
             for buffer, before in zip(self.online.buffers(), statistics, strict=True):
                 buffer.copy_(before)
-            raise FloatingPointError(
-                f"step {step} of {self.steps}: the loss is {sum(values)} ({named}), the norm of its gradient {norm}. "
-                "The weights are those before the step. Look for NaN in the images, or lower learning_rate "
-                f"({self.config.learning_rate})."
-            )
+            bad = f"step {step} of {self.steps}: the loss is {sum(values)} ({named}), the norm of its gradient {norm}."
+            advice = f"Look for NaN in the images, or lower learning_rate ({self.config.learning_rate})."
+            raise FloatingPointError(f"{bad} The weights are those before the step. {advice}")
         self.optimizer.step()
         if self.target is not None:
             self.target.ema_update(self.online, step / self.steps)
         self.step_count = step
         if step % self.config.log_every and step not in (1, self.steps):
             return None
+        # Mean entries of C over all processes, in O(n d): neither needs the matrix.
+        x, y = standardize(all_gather_rows(z_a)), standardize(all_gather_rows(z_b))
+        n, d = x.shape
+        trace, total = (x * y).sum() / n, x.sum(dim=1) @ y.sum(dim=1) / n
         row = {"step": step, "epoch": step / len(self.pairs), "loss": reduce(torch.add, terms.values()).item(), **named}
-        row["diagonal"], row["off_diagonal"] = diagonal_and_rest(z_a, z_b)
+        row |= {"diagonal": float(trace / d), "off_diagonal": float((total - trace) / max(1, d * (d - 1)))}
         return row | {"gradient_norm": norm, "learning_rate": self.optimizer.param_groups[0]["lr"]}
 
     def backward(self, view_a: Tensor, view_b: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
@@ -130,9 +195,8 @@ class Trainer:
         terms: dict[str, Tensor] = {}
 
         def forward(i: int) -> Outputs:
-            # One pass for both views, so that batch normalization sees them as one batch. Dropout depends on the seed,
-            # the step and the part alone, hence can be resumed.
-            with seeded(seed_of(self.config.seed, self.step_count, i, rank(), 1), self.device), self.autocast:
+            # Both views are one batch for batch normalization. Dropout can be resumed: its seed depends on the step.
+            with networks.seeded(seed_of(self.config.seed, self.step_count, i, rank(), 1), self.device), self.autocast:
                 p, z = self.forward(parts[i])
                 if self.target is None:
                     return p, z
@@ -140,26 +204,19 @@ class Trainer:
                 return p, z, z.detach() if len(parts) > 1 and torch.is_grad_enabled() else self.target(parts[i])
 
         def loss(outputs: Sequence[Outputs]) -> Tensor:
-            columns = [join_views(column) for column in zip(*outputs, strict=True)]
-            terms.update(loss_terms(self.loss, self.config, columns[0], columns[-1]))
+            columns = [networks.join_views(column) for column in zip(*outputs, strict=True)]
+            terms.update(networks.loss_terms(self.loss, self.config, columns[0], columns[-1]))
             return reduce(torch.add, terms.values())
 
         if len(parts) == 1:
             loss(outputs := [forward(0)]).backward()
         else:
             _, outputs = backward_in_parts(self.network, forward, len(parts), loss)
-        z_a, z_b = join_views([part[1] for part in outputs])
+        z_a, z_b = networks.join_views([part[1] for part in outputs])
         return {name: value.detach() for name, value in terms.items()}, z_a.detach(), z_b.detach()
-
-    def log(self, row: dict[str, float], bar: tqdm) -> None:
-        self.rows.append(row | {"seconds": self.seconds})
-        entries = f"diagonal {row['diagonal']:.3f}, off-diagonal {row['off_diagonal']:+.4f}"
-        bar.set_postfix_str(f"epoch {row['epoch']:.1f}, loss {row['loss']:.2f}, {entries}")
-        self.tell("step", self.rows[-1])
 
     @torch.no_grad()
     def keep_snapshot(self, held_out: Sequence[Tensor]) -> None:
-        """Store C of the held-out pairs in evaluation mode, and the run so far."""
         if self.writes:
             self.online.eval()
             with self.autocast:
@@ -169,7 +226,6 @@ class Trainer:
             self.tell("snapshot", {})
 
     def end_epoch(self, epoch: int) -> None:
-        """Evaluate the monitor and write a checkpoint where the settings ask for them."""
         if self.monitor and (epoch % self.config.monitor_every == 0 or epoch == self.config.epochs):
             if self.writes:
                 row = {"step": self.step_count, "epoch": epoch} | self.monitor(self.online.encoder)
@@ -180,9 +236,8 @@ class Trainer:
             self.keep_checkpoint()
 
     def tell(self, kind: str, values: dict[str, Any]) -> None:
-        if self.writes:
-            for callback in self.callbacks:
-                callback(Event(kind, self.step_count, values, self.run))
+        for callback in self.callbacks if self.writes else ():
+            callback(Event(kind, self.step_count, values, self.run))
 
     def save_run(self) -> None:
         self.run.history, self.run.monitor = pd.DataFrame(self.rows), pd.DataFrame(self.monitor_rows)
@@ -192,31 +247,30 @@ class Trainer:
     def keep_checkpoint(self) -> None:
         if self.writes:
             values = {"seconds": self.seconds, "history": self.rows, "monitor": self.monitor_rows}
-            tensors = training_tensors(self.networks, self.optimizer)
-            save_checkpoint(self.run.folder / FOLDER, Checkpoint(self.step_count, tensors, values))
+            tensors = files.training_tensors(self.networks, self.optimizer)
+            files.save_checkpoint(self.run.folder / files.FOLDER, files.Checkpoint(self.step_count, tensors, values))
 
-    def resume(self, checkpoint: Checkpoint) -> None:
-        restore_training(checkpoint.tensors, self.networks, self.optimizer, self.device)
-        self.step_count, self.seconds = checkpoint.step, checkpoint.values["seconds"]
-        self.rows, self.monitor_rows = checkpoint.values["history"], checkpoint.values["monitor"]
+    def resume(self) -> None:
+        """Continue from the newest undamaged checkpoint of the folder; without one, start from the beginning."""
+        folder = self.run.folder
+        if self.writes:  # remove the temporary files of a process that was killed while it wrote
+            for path in (path for name in (*files.FILES, files.MONITOR) for path in folder.glob(f".{name}.*")):
+                path.unlink(missing_ok=True)
+        if (checkpoint := files.load_checkpoint(folder / files.FOLDER)) is not None:
+            files.restore_training(checkpoint.tensors, self.networks, self.optimizer)
+            self.step_count, self.seconds = checkpoint.step, checkpoint.values["seconds"]
+            self.rows, self.monitor_rows = checkpoint.values["history"], checkpoint.values["monitor"]
+            snapshots = files.read_snapshots(folder).items()
+            self.run.snapshots = {step: c for step, c in snapshots if step <= checkpoint.step}
+        if self.writes:
+            print(f"Resuming {folder} after step {self.step_count} of {self.steps}", flush=True)
 
 
-def diagonal_and_rest(z_a: Tensor, z_b: Tensor) -> tuple[float, float]:
-    """Mean diagonal and mean off-diagonal entry of C over all processes, in O(n d): neither needs the matrix."""
-    x, y = standardize(all_gather_rows(z_a)), standardize(all_gather_rows(z_b))
-    n, d = x.shape
-    trace, total = (x * y).sum() / n, x.sum(dim=1) @ y.sum(dim=1) / n
-    return float(trace / d), float((total - trace) / max(1, d * (d - 1)))
+def backward_in_parts(network: nn.Module, forward: Callable, parts: int, loss: Callable) -> tuple[Tensor, list[Any]]:
+    """Loss of a whole batch, detached, and outputs; the gradient is computed with one part in memory at a time.
 
-
-def backward_in_parts(
-    network: nn.Module, forward: Callable[[int], Outputs], parts: int, loss: Callable[[Sequence[Outputs]], Tensor]
-) -> tuple[Tensor, list[Outputs]]:
-    """The loss of a whole batch, detached, and its outputs; computes the gradient with one part in memory at a time.
-
-    Gradient caching, Gao et al. (2021), arXiv:2101.06983: `forward(i)` runs for every part without a graph, the loss is
-    differentiated with respect to all outputs, and `forward(i)` runs again with a graph and passes back the share of
-    part i. It must return the same both times. Batch normalization uses and tracks the statistics of each part.
+    Gradient caching, Gao et al. (2021), arXiv:2101.06983: every part runs without a graph, the loss is differentiated
+    with respect to all outputs, and each part runs again with a graph. `forward(i)` must return the same both times.
     """
     buffers = [buffer.clone() for buffer in network.buffers()]
     with torch.no_grad():
@@ -239,16 +293,14 @@ def backward_in_parts(
 def stop_requests() -> Iterator[list[int]]:
     """Within the block a first SIGINT or SIGTERM is only noted in the list; a second one acts at once."""
     noted: list[int] = []
-    if threading.current_thread() is not threading.main_thread():  # other threads cannot catch signals
-        yield noted
-        return
+    main = threading.current_thread() is threading.main_thread()  # other threads cannot catch signals
 
     def note(number: int, frame: object) -> None:
         if noted:
             raise stop_error(noted)
         noted.append(number)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM) if main}
     try:
         yield noted
     finally:
