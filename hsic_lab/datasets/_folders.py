@@ -170,16 +170,10 @@ def from_folder(path: str | PathLike, size: int | None = None, test_fraction: fl
 
 
 def from_arrays(
-    images: ArrayLike | Tensor,
-    labels: ArrayLike | Tensor,
-    test_images: ArrayLike | Tensor | None = None,
-    test_labels: ArrayLike | Tensor | None = None,
-    unlabelled: ArrayLike | Tensor | None = None,
-    class_names: Sequence[str] | None = None,
-    name: str = "arrays",
-    test_fraction: float = 0.2,
-    seed: int = 0,
-) -> ImageData:
+    images: ArrayLike | Tensor, labels: ArrayLike | Tensor, test_images: ArrayLike | Tensor | None = None,
+    test_labels: ArrayLike | Tensor | None = None, unlabelled: ArrayLike | Tensor | None = None,
+    class_names: Sequence[str] | None = None, name: str = "arrays", test_fraction: float = 0.2, seed: int = 0,
+) -> ImageData:  # fmt: skip
     """Make a data set from arrays of images.
 
     Parameters
@@ -215,9 +209,8 @@ def from_arrays(
     if test_images is None or test_labels is None:
         train, test = _hold_out(train, test_fraction, seed)
     else:
-        test = Images(
-            _as_images("test_images", test_images), _class_numbers(as_labels("test_labels", test_labels), known)
-        )
+        numbers = _class_numbers(as_labels("test_labels", test_labels), known)
+        test = Images(_as_images("test_images", test_images), numbers)
     rest = train.images[:0] if unlabelled is None else _as_images("unlabelled", unlabelled)
     return ImageData(name, train, test, names, _without_labels(rest))
 

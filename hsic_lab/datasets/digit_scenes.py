@@ -92,7 +92,8 @@ class DigitScenes:
             label = _choice(u[0], torch.tensor(10, device=device))
         counts, members = self._counts.to(device), self._members.to(device)
         digit = members[(counts.cumsum(0) - counts)[label] + _choice(u[1], counts[label])]
-        place, scale, crop_scale = _between(u[5:7], CENTER), _between(u[9], SCALE), _between(u[10], CROP_SCALE)
+        ranges = ((u[5:7], CENTER), (u[9], SCALE), (u[10], CROP_SCALE))
+        place, scale, crop_scale = (low + (high - low) * part for part, (low, high) in ranges)
         photograph = torch.randint(2, (n,), generator=generator, device=device)
         values = (digit, label, *place, scale, *u[2:5], photograph, *u[7:9], crop_scale)
         return dict(zip(COLUMNS, values, strict=True))
@@ -175,10 +176,6 @@ def _photographs(size: int) -> Tensor:
     height = round(2 * size / CROP_SCALE[1])
     width = round(height * images.shape[-1] / images.shape[-2])
     return torch.cat(list(F.interpolate(images, (height, width), mode="area")), dim=1)[None]
-
-
-def _between(u: Tensor, bounds: tuple[float, float]) -> Tensor:
-    return bounds[0] + (bounds[1] - bounds[0]) * u
 
 
 def _choice(u: Tensor, count: Tensor) -> Tensor:

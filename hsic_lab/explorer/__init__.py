@@ -18,17 +18,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
+from hsic_lab import correlation as correlations
 from hsic_lab._checks import to_array
-from hsic_lab.correlation import (
-    ORDERS,
-    CorrelationSummary,
-    cross_correlation,
-    feature_order,
-    off_diagonal,
-    spectrum,
-    square_matrix,
-    standardize,
-)
 from hsic_lab.evaluation import extract_features
 from hsic_lab.plots import DIVERGING, PALETTE
 from hsic_lab.plots._heatmaps import matrix_figure
@@ -42,8 +33,7 @@ Projections = tuple[Tensor, Tensor]
 Source = Run | str | os.PathLike | Projections
 
 _FOLDER = Path(__file__).parent
-# They are joined to one module. The last one exports.
-_SCRIPTS = ("heatmap.js", "charts.js", "store.js", "panel.js", "explorer.js")
+_SCRIPTS = ("heatmap.js", "charts.js", "store.js", "panel.js", "explorer.js")  # one module; the last exports
 
 
 @dataclass(frozen=True)
@@ -85,7 +75,10 @@ def feature_pair(z_a: Tensor, z_b: Tensor, i: int, j: int, extremes: int = 4) ->
         raise ValueError(f"features are numbered 0 to {d - 1}, got ({i}, {j})")
     if extremes < 1:
         raise ValueError(f"extremes must be at least 1, got {extremes}")
-    x, y = (to_array(standardize(z[:, [column]])[:, 0]).astype(np.float64) for z, column in ((z_a, i), (z_b, j)))
+    x, y = (
+        to_array(correlations.standardize(z[:, [column]])[:, 0]).astype(np.float64)
+        for z, column in ((z_a, i), (z_b, j))
+    )
     count = min(extremes, len(x) // 2)
     ends = (np.argsort(values, kind="stable")[[*range(count), *range(-count, 0)]] for values in (x, y))
     return FeaturePair(x, y, float(np.mean(x * y)), *ends)
@@ -103,7 +96,7 @@ class _Panel:
     def __post_init__(self) -> None:
         for step, c in self.snapshots.items():
             try:
-                square_matrix(c)
+                correlations.square_matrix(c)
             except ValueError as error:
                 raise ValueError(f"C of step {step} cannot be shown: {error}") from error
 
@@ -139,7 +132,7 @@ def _panel(name: str, source: Run | Projections, images: Projections | None, sam
     z_a, z_b = (torch.as_tensor(z).detach() for z in source)
     if images is not None and len(images[0]) != len(z_a):
         raise ValueError(f"every row needs an image, got {len(images[0])} images and {len(z_a)} rows of {name!r}")
-    return _Panel({0: cross_correlation(z_a, z_b)}, len(z_a), lambda: (z_a, z_b))
+    return _Panel({0: correlations.cross_correlation(z_a, z_b)}, len(z_a), lambda: (z_a, z_b))
 
 
 def _project(run: Run, images_a: Tensor, images_b: Tensor) -> Projections:
@@ -210,19 +203,14 @@ class CorrelationExplorer(anywidget.AnyWidget):
     latest = traitlets.Dict().tag(sync=True)  # the newest matrix, for a browser that connects later
     behind = traitlets.Dict().tag(sync=True)  # the samples of `cell`
     step = traitlets.Int(0, min=0).tag(sync=True)
-    order = traitlets.Enum(ORDERS, "index").tag(sync=True)
+    order = traitlets.Enum(correlations.ORDERS, "index").tag(sync=True)
     limit = traitlets.Float(1.0).tag(sync=True)
     cell = traitlets.List(traitlets.Int()).tag(sync=True)
 
     def __init__(
-        self,
-        source: Source | Tensor | Mapping[str, Source] | None = None,
-        z_b: Tensor | None = None,
-        images: Tensor | Projections | None = None,
-        *,
-        samples: int | None = None,
-        limit: float = 1.0,
-    ) -> None:
+        self, source: Source | Tensor | Mapping[str, Source] | None = None, z_b: Tensor | None = None,
+        images: Tensor | Projections | None = None, *, samples: int | None = None, limit: float = 1.0,
+    ) -> None:  # fmt: skip
         self._images, self._samples = _image_views(images), samples
         self._panels = _panels(source if z_b is None else (source, z_b), self._images, samples)
         self._features: dict[int, tuple[int, Projections]] = {}  # of the newest step of a panel
@@ -256,7 +244,7 @@ class CorrelationExplorer(anywidget.AnyWidget):
         matrices, pairs, orders = {}, {}, {}
         for name, panel in self._panels.items():
             matrices[name], pairs[name] = panel.snapshots[panel.step_at(step)], panel.n
-            orders[name] = feature_order(panel.snapshots[panel.newest], self.order)
+            orders[name] = correlations.feature_order(panel.snapshots[panel.newest], self.order)
         return matrix_figure(matrices, pairs, self.limit, orders)
 
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict, dict] | None:
@@ -291,8 +279,12 @@ class CorrelationExplorer(anywidget.AnyWidget):
         panel = self._panel(index)[1]
         step = panel.step_at(step)
         c = panel.snapshots[step].float().cpu().numpy()
-        matrix = {"panel": index, "step": step, "summary": asdict(CorrelationSummary.from_matrix(c, panel.n))}
-        for key, values in (("diagonal_counts", np.diagonal(c)), ("off_counts", off_diagonal(c))):
+        matrix = {
+            "panel": index,
+            "step": step,
+            "summary": asdict(correlations.CorrelationSummary.from_matrix(c, panel.n)),
+        }
+        for key, values in (("diagonal_counts", np.diagonal(c)), ("off_counts", correlations.off_diagonal(c))):
             matrix[key] = np.histogram(np.clip(values, -1, 1), 400, (-1, 1))[0].tolist()
         return matrix | {"lowest": float(c.min()), "highest": float(c.max()), "matrix": c.tobytes()}
 
@@ -302,14 +294,17 @@ class CorrelationExplorer(anywidget.AnyWidget):
             matrix = self._matrix(index, step)
             self.send({"kind": kind} | {k: v for k, v in matrix.items() if k != "matrix"}, [matrix["matrix"]])
         elif kind == "spectrum":
-            values = spectrum(self._panel(index)[1].snapshots[step])
+            values = correlations.spectrum(self._panel(index)[1].snapshots[step])
             self.send({"kind": kind, "panel": index, "step": step, "values": values.tolist()})
         else:
             raise ValueError(f"the browser asked for {kind!r}, known are 'matrix' and 'spectrum'")
 
     def _send_orders(self) -> None:
         newest = [panel.snapshots[panel.newest] for panel in self._panels.values()]
-        self.orders = {"by": self.order, "positions": [feature_order(c, self.order).tolist() for c in newest]}
+        self.orders = {
+            "by": self.order,
+            "positions": [correlations.feature_order(c, self.order).tolist() for c in newest],
+        }
 
     def _send_behind(self) -> None:
         """Send the samples behind `cell`, at most 2000 points of the scatter plot."""

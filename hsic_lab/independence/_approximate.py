@@ -35,14 +35,9 @@ def gamma_test(x: Samples, y: Samples, kernel_x: Kernel | None = None, kernel_y:
 
 @torch.no_grad()
 def spectral_test(
-    x: Samples,
-    y: Samples,
-    kernel_x: Kernel | None = None,
-    kernel_y: Kernel | None = None,
-    *,
-    draws: int = 1000,
+    x: Samples, y: Samples, kernel_x: Kernel | None = None, kernel_y: Kernel | None = None, *, draws: int = 1000,
     seed: int = 0,
-) -> TestResult:
+) -> TestResult:  # fmt: skip
     """Test biased HSIC against its asymptotic null distribution, a weighted sum of chi-squares.
 
     At independence ``n HSIC`` tends to ``sum_ij a_i b_j N_ij^2`` with independent standard normal ``N_ij``, where a and
@@ -67,14 +62,9 @@ def spectral_test(
 
 @torch.no_grad()
 def block_test(
-    x: Samples,
-    y: Samples,
-    kernel_x: Kernel | None = None,
-    kernel_y: Kernel | None = None,
-    *,
-    block_size: int | None = None,
-    seed: int = 0,
-) -> TestResult:
+    x: Samples, y: Samples, kernel_x: Kernel | None = None, kernel_y: Kernel | None = None, *,
+    block_size: int | None = None, seed: int = 0,
+) -> TestResult:  # fmt: skip
     """Test the mean of unbiased HSIC over blocks of rows against a normal distribution.
 
     The rows are shuffled, because a sorted sample has no dependence within its blocks, and cut into

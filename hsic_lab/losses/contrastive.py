@@ -143,13 +143,11 @@ class SpectralContrastiveLoss(TwoViewLoss):
     def _terms(self, z_a: Tensor, z_b: Tensor) -> dict[str, Tensor]:
         n, d = z_a.shape
         route = {"auto": "auto", "primal": "dual", "dual": "primal"}[self.route]  # because the batch is transposed
-        diagonal, squared_norm = split_squared_norm(self._shorten(z_a).T, self._shorten(z_b).T, route)
+        radius = math.sqrt(self.mu)
+        x, y = (z * (radius / z.norm(dim=1, keepdim=True).clamp_min(radius)) for z in (z_a, z_b))
+        diagonal, squared_norm = split_squared_norm(x.T, y.T, route)
         contrast = d**2 / (n * (n - 1) * self.mu) * squared_norm
         return {"alignment": -2 * d / self.mu * diagonal.mean(), "contrast": contrast}
-
-    def _shorten(self, z: Tensor) -> Tensor:
-        radius = math.sqrt(self.mu)
-        return z * (radius / z.norm(dim=1, keepdim=True).clamp_min(radius))
 
     def expected_if_independent(self, n: int, d: int) -> float:
         """Return the expected loss of independent views with uniformly distributed directions and long rows."""

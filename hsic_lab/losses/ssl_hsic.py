@@ -38,14 +38,9 @@ class SSLHSICLoss(TwoViewLoss):
     many_views = True
 
     def __init__(
-        self,
-        kernel: Kernel | str = "imq",
-        gamma: float = 3.0,
-        gather_distributed: bool = True,
-        random_features: int | None = None,
-        seed: int = 0,
-        standardized: bool = False,
-    ) -> None:
+        self, kernel: Kernel | str = "imq", gamma: float = 3.0, gather_distributed: bool = True,
+        random_features: int | None = None, seed: int = 0, standardized: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__(gather_distributed)
         check_numbers(gamma=gamma)
         self.kernel = kernel if isinstance(kernel, Kernel) else named(kernel)

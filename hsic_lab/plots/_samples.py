@@ -26,10 +26,8 @@ def plot_spectrum(values: ArrayLike, ax: Axes | None = None, label: str | None =
 
     Parameters
     ----------
-    values : array-like of shape (n, d) or (r,)
-        Samples, which are centered first, or singular values.
-    ax : Axes, optional
-        Where to draw; a new figure by default.
+    values, ax : array-like of shape (n, d) or (r,), Axes or None
+        Samples, which are centered first, or singular values; where to draw, a new figure by default.
     label : str, optional
         Name of the spectrum in a legend.
     """
@@ -60,10 +58,8 @@ def plot_embedding(z: ArrayLike, labels: ArrayLike | None = None, ax: Axes | Non
     ----------
     z : array-like of shape (n, d)
         Finite samples that are not all equal, n and d at least 2.
-    labels : array-like of shape (n,), optional
-        The label of each row.
-    ax : Axes, optional
-        Where to draw; a new figure by default.
+    labels, ax : array-like of shape (n,) or None, Axes or None
+        The label of each row, and where to draw: a new figure by default.
 
     Examples
     --------
@@ -110,10 +106,8 @@ def plot_pairs(view_a: ArrayLike, view_b: ArrayLike, n: int = 8, ax: Axes | None
     ----------
     view_a, view_b : array-like of shape (m, c, h, w)
         Images with c = 1 or 3 channels, uint8 or floats in [-1, 1].
-    n : int, default 8
-        The number of pairs, at most m.
-    ax : Axes, optional
-        Where to draw; a new figure by default.
+    n, ax : int, default 8, and Axes or None
+        The number of pairs, at most m, and where to draw: a new figure by default.
     """
     a, b = (unit_images(view, name).transpose(0, 2, 3, 1) for name, view in (("view_a", view_a), ("view_b", view_b)))
     if a.shape != b.shape:
@@ -145,8 +139,8 @@ def plot_views(pairs: Mapping[str, tuple[ArrayLike, ArrayLike]], n: int = 8) -> 
     """
     if not pairs:
         raise ValueError("pairs must hold at least one pair of views, got none")
-    rows = len(pairs)
-    figure, axes = plt.subplots(rows, figsize=(1.1 * n + 0.6, 2.6 * rows), squeeze=False, layout="constrained")
+    size = (1.1 * n + 0.6, 2.6 * len(pairs))
+    figure, axes = plt.subplots(len(pairs), figsize=size, squeeze=False, layout="constrained")
     for ax, (title, (view_a, view_b)) in zip(axes[:, 0], pairs.items(), strict=True):
         plot_pairs(view_a, view_b, n, ax).set_title(title)
     return figure

@@ -119,12 +119,8 @@ def report_html(found: Embeddings, reference: Tensor | None = None) -> str:
     classes = 0 if found.labels is None else len(np.unique(found.labels))
     source = {"found": found, "n": len(found.z_a), "d": found.z_a.shape[1], "classes": classes}
     judged = {"verdict": verdict, "kind": kind, "explanation": VERDICTS[verdict], "probe_note": probe_note}
-    used = {
-        "neighbors": NEIGHBORS,
-        "splits": SPLITS,
-        "version": hsic_lab.__version__,
-        "torch_version": torch.__version__,
-    }
+    versions = {"version": hsic_lab.__version__, "torch_version": torch.__version__}
+    used = {"neighbors": NEIGHBORS, "splits": SPLITS} | versions
     cells = {name: _cells(table) for name, table in tables.items()}
     pages = jinja2.Environment(loader=jinja2.PackageLoader("hsic_lab", "report"), autoescape=True, trim_blocks=True)
     return pages.get_template("page.html").render(source | judged | used | figures | cells)
