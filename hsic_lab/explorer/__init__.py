@@ -31,7 +31,6 @@ __all__ = ["CorrelationExplorer", "FeaturePair", "feature_pair"]
 
 Projections = tuple[Tensor, Tensor]
 Source = Run | str | os.PathLike | Projections
-
 _FOLDER = Path(__file__).parent
 _SCRIPTS = ("heatmap.js", "charts.js", "store.js", "panel.js", "explorer.js")  # one module; the last exports
 
@@ -58,10 +57,8 @@ def feature_pair(z_a: Tensor, z_b: Tensor, i: int, j: int, extremes: int = 4) ->
     ----------
     z_a, z_b : Tensor of shape (n, d)
         Projections of the two views.
-    i, j : int
-        A feature of view A and a feature of view B, 0 to d - 1.
-    extremes : int, default 4
-        The number of images at each end, at most n / 2.
+    i, j, extremes : int, extremes 4 by default
+        A feature of view A and one of view B, 0 to d - 1; the number of images at each end, at most n / 2.
 
     Examples
     --------
@@ -179,10 +176,8 @@ class CorrelationExplorer(anywidget.AnyWidget):
         The projections of view B, if `source` is those of view A.
     images : Tensor of shape (n, c, h, w) or pair of them, optional
         The images of both views, uint8 or floats in [-1, 1]. A run projects them with its newest networks.
-    samples : int, optional
-        The number of pairs behind the snapshots of a run; by default what the run says.
-    limit : float, default 1.0
-        End of the color scale.
+    samples, limit : int or None, float, default 1.0
+        The number of pairs behind the snapshots of a run, None for what the run says; end of the color scale.
 
     Examples
     --------
@@ -196,7 +191,6 @@ class CorrelationExplorer(anywidget.AnyWidget):
 
     _esm = "\n".join((_FOLDER / name).read_text(encoding="utf-8") for name in _SCRIPTS)
     _css = _FOLDER / "explorer.css"
-
     panels = traitlets.List(traitlets.Dict()).tag(sync=True)
     colors = traitlets.Bytes().tag(sync=True)
     orders = traitlets.Dict().tag(sync=True)
@@ -229,8 +223,7 @@ class CorrelationExplorer(anywidget.AnyWidget):
         if event.kind != "snapshot":
             return
         if not any(panel.run is event.run for panel in self._panels.values()):
-            name = event.run.folder.name
-            name = name if name not in self._panels else str(event.run.folder)
+            name = event.run.folder.name if event.run.folder.name not in self._panels else str(event.run.folder)
             self._panels[name] = _panel(name, event.run, self._images, self._samples)
         index = [panel.run for panel in self._panels.values()].index(event.run)
         self.latest = self._matrix(index, event.step)
@@ -251,8 +244,7 @@ class CorrelationExplorer(anywidget.AnyWidget):
         """Return the widget, and `figure` as an image for pages on which widgets do not run."""
         bundle = super()._repr_mimebundle_(**kwargs)
         if bundle is not None and self._panels:
-            buffer = io.BytesIO()
-            figure = self.figure()
+            buffer, figure = io.BytesIO(), self.figure()
             figure.savefig(buffer, format="png", dpi=100)
             plt.close(figure)
             bundle[0]["image/png"] = base64.b64encode(buffer.getvalue()).decode()
@@ -271,12 +263,9 @@ class CorrelationExplorer(anywidget.AnyWidget):
             for index, (name, panel) in enumerate(self._panels.items())
         ]
 
-    def _panel(self, index: int) -> tuple[str, _Panel]:
-        return list(self._panels.items())[index]
-
     def _matrix(self, index: int, step: int) -> dict[str, Any]:
         """Return a matrix with its summary and histograms, as the browser reads it."""
-        panel = self._panel(index)[1]
+        panel = list(self._panels.values())[index]
         step = panel.step_at(step)
         c = panel.snapshots[step].float().cpu().numpy()
         matrix = {
@@ -294,7 +283,7 @@ class CorrelationExplorer(anywidget.AnyWidget):
             matrix = self._matrix(index, step)
             self.send({"kind": kind} | {k: v for k, v in matrix.items() if k != "matrix"}, [matrix["matrix"]])
         elif kind == "spectrum":
-            values = correlations.spectrum(self._panel(index)[1].snapshots[step])
+            values = correlations.spectrum(list(self._panels.values())[index].snapshots[step])
             self.send({"kind": kind, "panel": index, "step": step, "values": values.tolist()})
         else:
             raise ValueError(f"the browser asked for {kind!r}, known are 'matrix' and 'spectrum'")
@@ -312,7 +301,7 @@ class CorrelationExplorer(anywidget.AnyWidget):
             self.behind = {}
             return
         index, i, j = self.cell
-        name, panel = self._panel(index)
+        name, panel = list(self._panels.items())[index]
         behind = {"panel": index, "i": i, "j": j, "name": name}
         if panel.features is None:
             self.behind = behind | {"missing": "To see the samples of a cell, pass images=(view_a, view_b)."}

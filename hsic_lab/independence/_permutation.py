@@ -27,7 +27,6 @@ class TestResult:
     """
 
     __test__ = False  # pytest would take the class for a test case
-
     statistic: float
     pvalue: float
     method: str  # what was computed, in words

@@ -149,8 +149,7 @@ class ReferenceCodeLoss(TwoViewLoss):
             z_a, z_b = F.normalize(z_a), F.normalize(z_b)
         c = cross_correlation(z_a, z_b) * ((n - 1) / n if self.bessel else 1.0)
         off = (c - target).square().sum() - (c.diagonal() - target).square().sum()
-        invariance = (1 - c.diagonal()).square().sum()
-        return {"invariance": invariance, "redundancy": _weight(self.lambda_param, d) * off}
+        return {"invariance": (1 - c.diagonal()).square().sum(), "redundancy": _weight(self.lambda_param, d) * off}
 
 
 def _check_lambda(lambda_param: float | None) -> float | None:

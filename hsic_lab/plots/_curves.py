@@ -34,10 +34,8 @@ def plot_history(
     ----------
     frame : DataFrame or mapping of str to DataFrame
         One run, or several runs by name; a step occurs once in a run.
-    ax : Axes, optional
-        Where to draw; a new figure by default.
-    columns : sequence of str, default ("loss",)
-        The columns to draw.
+    ax, columns : Axes or None, sequence of str, default ("loss",)
+        Where to draw, a new figure by default; the columns to draw.
 
     Examples
     --------
@@ -69,10 +67,8 @@ def history_figure(runs: Mapping[str, pd.DataFrame], dimension: int) -> Figure:
 
     Parameters
     ----------
-    runs : mapping of str to DataFrame
-        Histories by name, with the columns ``step, loss, diagonal, off_diagonal``.
-    dimension : int
-        The width d of C, at least 2.
+    runs, dimension : mapping of str to DataFrame, int
+        Histories by name, with the columns ``step, loss, diagonal, off_diagonal``; the width d of C, at least 2.
     """
     if dimension < 2:
         raise ValueError(f"dimension must be at least 2, got {dimension}")

@@ -16,7 +16,6 @@ from hsic_lab._checks import to_array
 from hsic_lab.plots._canvas import PALETTE, QUIET, axes_or_new
 
 _MAX_COLORS = 20  # more classes cannot be told apart
-_MAX_POINTS = 5000
 
 
 def plot_spectrum(values: ArrayLike, ax: Axes | None = None, label: str | None = None) -> Axes:
@@ -76,7 +75,7 @@ def plot_embedding(z: ArrayLike, labels: ArrayLike | None = None, ax: Axes | Non
         raise ValueError(f"labels must have shape ({len(z)},), one a row of z, got {classes.shape}")
     unit = np.abs(z).max()  # squares of very large or small values leave float32
     pca = PCA(2, svd_solver="randomized" if min(z.shape) > 64 else "full", random_state=0).fit(z / unit)
-    shown = np.linspace(0, len(z) - 1, min(len(z), _MAX_POINTS)).astype(int)
+    shown = np.linspace(0, len(z) - 1, min(len(z), 5000)).astype(int)
     x, y = unit * pca.transform(z[shown] / unit).T
     ax = axes_or_new(ax, 5.6, 4.4)
     look: dict[str, Any] = {"s": 9, "linewidths": 0, "alpha": 0.7, "rasterized": True}
@@ -132,10 +131,8 @@ def plot_views(pairs: Mapping[str, tuple[ArrayLike, ArrayLike]], n: int = 8) -> 
 
     Parameters
     ----------
-    pairs : mapping of str to (array-like, array-like)
-        The two views by the name of the augmentation, as in `plot_pairs`.
-    n : int, default 8
-        The number of pairs in a row.
+    pairs, n : mapping of str to (array-like, array-like), int, default 8
+        The two views by the name of the augmentation, as in `plot_pairs`, and the number of pairs in a row.
     """
     if not pairs:
         raise ValueError("pairs must hold at least one pair of views, got none")
