@@ -105,10 +105,9 @@ def _decode_to(path: Path | None, files: Sequence[Path], size: int | None) -> np
     def one(row: int) -> None:
         image = decode(files[row], size)
         if image.shape != array.shape[1:]:
-            raise ValueError(
-                f"{files[row]} has {image.shape[2]} x {image.shape[1]} pixels, {files[0]} {array.shape[3]} x "
-                f"{array.shape[2]}: load(folder, size=64), for instance, resizes and crops all to one square"
-            )
+            (h, w), (height, width) = image.shape[1:], array.shape[2:]
+            found = f"{files[row]} has {w} x {h} pixels, {files[0]} {width} x {height}"
+            raise ValueError(f"{found}: load(folder, size=64), for instance, resizes and crops all to one square")
         array[row] = image
 
     thread_map(one, range(len(files)), desc="decoding", max_workers=os.cpu_count())
@@ -159,10 +158,9 @@ def from_folder(path: str | PathLike, size: int | None = None, test_fraction: fl
     folders = [path / name for name in ("train", "test", "val") if (path / name).is_dir()]
     if folders == [path / "train"]:
         raise ValueError(f"{path} has a folder train but neither test nor val")
-    if path / "train" in folders:
-        splits = [find_classes(folder) for folder in folders[:2]]
-    else:
-        splits = [find_classes(path)]
+    roots = folders[:2] if path / "train" in folders else [path]
+    splits = [find_classes(root) for root in roots]
+    if roots == [path]:
         splits[0].pop("unlabelled", None)
     parts, rest, names = read_classes(splits, size, path, unlabelled)
     train, test = parts if len(parts) == 2 else _hold_out(parts[0], test_fraction, seed)
@@ -170,16 +168,10 @@ def from_folder(path: str | PathLike, size: int | None = None, test_fraction: fl
 
 
 def from_arrays(
-    images: ArrayLike | Tensor,
-    labels: ArrayLike | Tensor,
-    test_images: ArrayLike | Tensor | None = None,
-    test_labels: ArrayLike | Tensor | None = None,
-    unlabelled: ArrayLike | Tensor | None = None,
-    class_names: Sequence[str] | None = None,
-    name: str = "arrays",
-    test_fraction: float = 0.2,
-    seed: int = 0,
-) -> ImageData:
+    images: ArrayLike | Tensor, labels: ArrayLike | Tensor, test_images: ArrayLike | Tensor | None = None,
+    test_labels: ArrayLike | Tensor | None = None, unlabelled: ArrayLike | Tensor | None = None,
+    class_names: Sequence[str] | None = None, name: str = "arrays", test_fraction: float = 0.2, seed: int = 0,
+) -> ImageData:  # fmt: skip
     """Make a data set from arrays of images.
 
     Parameters
@@ -215,9 +207,8 @@ def from_arrays(
     if test_images is None or test_labels is None:
         train, test = _hold_out(train, test_fraction, seed)
     else:
-        test = Images(
-            _as_images("test_images", test_images), _class_numbers(as_labels("test_labels", test_labels), known)
-        )
+        numbers = _class_numbers(as_labels("test_labels", test_labels), known)
+        test = Images(_as_images("test_images", test_images), numbers)
     rest = train.images[:0] if unlabelled is None else _as_images("unlabelled", unlabelled)
     return ImageData(name, train, test, names, _without_labels(rest))
 

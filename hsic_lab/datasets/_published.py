@@ -115,8 +115,7 @@ def _read_names(path: Path, expected: int) -> tuple[str, ...]:
 def _checked_labels(path: Path, labels: Tensor, low: int, high: int, n: int) -> Tensor:
     if len(labels) != n:
         raise ValueError(f"{path} holds {len(labels)} labels for {n} images")
-    wrong = ((labels < low) | (labels > high)).nonzero()[:1]
-    if len(wrong):
+    if len(wrong := ((labels < low) | (labels > high)).nonzero()[:1]):
         raise ValueError(f"{path}: record {int(wrong)} has the label {int(labels[wrong])}, expected {low}..{high}")
     return labels.long()
 

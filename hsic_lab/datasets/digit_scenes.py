@@ -22,11 +22,9 @@ def digit_index(split: str) -> Tensor:
     ``SVC()`` reaches 95.1 % test accuracy on it, and 99.3 % if every fourth digit of a class is held out.
     """
     check_choice(split, ("train", "test"), "split")
-    labels, chosen = load_digits().target, []
-    for label in range(10):
-        members = np.flatnonzero(labels == label)
-        n_test = len(members) // 4
-        chosen.append(members[:-n_test] if split == "train" else members[-n_test:])
+    labels = load_digits().target
+    members = [np.flatnonzero(labels == label) for label in range(10)]
+    chosen = [m[: -(len(m) // 4)] if split == "train" else m[-(len(m) // 4) :] for m in members]
     return torch.from_numpy(np.sort(np.concatenate(chosen)).astype(np.int64))
 
 
@@ -52,10 +50,9 @@ class DigitScenes:
 
     Parameters
     ----------
-    split : {"train", "test"}, default "train"
-        Digits to draw from, see :func:`digit_index`. Both splits use the same two photographs.
-    size : int, default 32
-        Height and width of the images in pixels, at least 8.
+    split, size : {"train", "test"}, default "train", int, default 32
+        Digits to draw from, see :func:`digit_index` (both splits use the same two photographs); height and width of the
+        images in pixels, at least 8.
 
     Examples
     --------
@@ -92,7 +89,8 @@ class DigitScenes:
             label = _choice(u[0], torch.tensor(10, device=device))
         counts, members = self._counts.to(device), self._members.to(device)
         digit = members[(counts.cumsum(0) - counts)[label] + _choice(u[1], counts[label])]
-        place, scale, crop_scale = _between(u[5:7], CENTER), _between(u[9], SCALE), _between(u[10], CROP_SCALE)
+        ranges = ((u[5:7], CENTER), (u[9], SCALE), (u[10], CROP_SCALE))
+        place, scale, crop_scale = (low + (high - low) * part for part, (low, high) in ranges)
         photograph = torch.randint(2, (n,), generator=generator, device=device)
         values = (digit, label, *place, scale, *u[2:5], photograph, *u[7:9], crop_scale)
         return dict(zip(COLUMNS, values, strict=True))
@@ -143,8 +141,7 @@ def _compose(factors: Factors, size: int, digits: Tensor, photographs: Tensor) -
     rows = (top[:, None] + side[:, None] * pixel) * (1 / height) - 1
     scene = _bilinear(photographs.expand(len(side), -1, -1, -1), rows, columns, "border")
     box = factors["scale"][:, None] * ((8 + 2 * MARGIN) / 8)  # with the margin
-    rows = (pixel - factors["y"][:, None]) / box * 2
-    columns = (pixel - factors["x"][:, None]) / box * 2
+    rows, columns = ((pixel - factors[axis][:, None]) / box * 2 for axis in "yx")
     ink, outline = _bilinear(digits[factors["digit"]], rows, columns, "zeros").split(1, dim=1)
     color = torch.stack([factors["red"], factors["green"], factors["blue"]], dim=1)[:, :, None, None]
     opposite = (color.mean(dim=1, keepdim=True) < 0.5).to(color.dtype)  # white around a dark digit
@@ -175,10 +172,6 @@ def _photographs(size: int) -> Tensor:
     height = round(2 * size / CROP_SCALE[1])
     width = round(height * images.shape[-1] / images.shape[-2])
     return torch.cat(list(F.interpolate(images, (height, width), mode="area")), dim=1)[None]
-
-
-def _between(u: Tensor, bounds: tuple[float, float]) -> Tensor:
-    return bounds[0] + (bounds[1] - bounds[0]) * u
 
 
 def _choice(u: Tensor, count: Tensor) -> Tensor:

@@ -18,17 +18,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
+from hsic_lab import correlation as correlations
 from hsic_lab._checks import to_array
-from hsic_lab.correlation import (
-    ORDERS,
-    CorrelationSummary,
-    cross_correlation,
-    feature_order,
-    off_diagonal,
-    spectrum,
-    square_matrix,
-    standardize,
-)
 from hsic_lab.evaluation import extract_features
 from hsic_lab.plots import DIVERGING, PALETTE
 from hsic_lab.plots._heatmaps import matrix_figure
@@ -40,10 +31,8 @@ __all__ = ["CorrelationExplorer", "FeaturePair", "feature_pair"]
 
 Projections = tuple[Tensor, Tensor]
 Source = Run | str | os.PathLike | Projections
-
 _FOLDER = Path(__file__).parent
-# They are joined to one module. The last one exports.
-_SCRIPTS = ("heatmap.js", "charts.js", "store.js", "panel.js", "explorer.js")
+_SCRIPTS = ("heatmap.js", "charts.js", "store.js", "panel.js", "explorer.js")  # one module; the last exports
 
 
 @dataclass(frozen=True)
@@ -68,10 +57,8 @@ def feature_pair(z_a: Tensor, z_b: Tensor, i: int, j: int, extremes: int = 4) ->
     ----------
     z_a, z_b : Tensor of shape (n, d)
         Projections of the two views.
-    i, j : int
-        A feature of view A and a feature of view B, 0 to d - 1.
-    extremes : int, default 4
-        The number of images at each end, at most n / 2.
+    i, j, extremes : int, extremes 4 by default
+        A feature of view A and one of view B, 0 to d - 1; the number of images at each end, at most n / 2.
 
     Examples
     --------
@@ -85,7 +72,10 @@ def feature_pair(z_a: Tensor, z_b: Tensor, i: int, j: int, extremes: int = 4) ->
         raise ValueError(f"features are numbered 0 to {d - 1}, got ({i}, {j})")
     if extremes < 1:
         raise ValueError(f"extremes must be at least 1, got {extremes}")
-    x, y = (to_array(standardize(z[:, [column]])[:, 0]).astype(np.float64) for z, column in ((z_a, i), (z_b, j)))
+    x, y = (
+        to_array(correlations.standardize(z[:, [column]])[:, 0]).astype(np.float64)
+        for z, column in ((z_a, i), (z_b, j))
+    )
     count = min(extremes, len(x) // 2)
     ends = (np.argsort(values, kind="stable")[[*range(count), *range(-count, 0)]] for values in (x, y))
     return FeaturePair(x, y, float(np.mean(x * y)), *ends)
@@ -103,7 +93,7 @@ class _Panel:
     def __post_init__(self) -> None:
         for step, c in self.snapshots.items():
             try:
-                square_matrix(c)
+                correlations.square_matrix(c)
             except ValueError as error:
                 raise ValueError(f"C of step {step} cannot be shown: {error}") from error
 
@@ -139,7 +129,7 @@ def _panel(name: str, source: Run | Projections, images: Projections | None, sam
     z_a, z_b = (torch.as_tensor(z).detach() for z in source)
     if images is not None and len(images[0]) != len(z_a):
         raise ValueError(f"every row needs an image, got {len(images[0])} images and {len(z_a)} rows of {name!r}")
-    return _Panel({0: cross_correlation(z_a, z_b)}, len(z_a), lambda: (z_a, z_b))
+    return _Panel({0: correlations.cross_correlation(z_a, z_b)}, len(z_a), lambda: (z_a, z_b))
 
 
 def _project(run: Run, images_a: Tensor, images_b: Tensor) -> Projections:
@@ -186,10 +176,8 @@ class CorrelationExplorer(anywidget.AnyWidget):
         The projections of view B, if `source` is those of view A.
     images : Tensor of shape (n, c, h, w) or pair of them, optional
         The images of both views, uint8 or floats in [-1, 1]. A run projects them with its newest networks.
-    samples : int, optional
-        The number of pairs behind the snapshots of a run; by default what the run says.
-    limit : float, default 1.0
-        End of the color scale.
+    samples, limit : int or None, float, default 1.0
+        The number of pairs behind the snapshots of a run, None for what the run says; end of the color scale.
 
     Examples
     --------
@@ -203,26 +191,20 @@ class CorrelationExplorer(anywidget.AnyWidget):
 
     _esm = "\n".join((_FOLDER / name).read_text(encoding="utf-8") for name in _SCRIPTS)
     _css = _FOLDER / "explorer.css"
-
     panels = traitlets.List(traitlets.Dict()).tag(sync=True)
     colors = traitlets.Bytes().tag(sync=True)
     orders = traitlets.Dict().tag(sync=True)
     latest = traitlets.Dict().tag(sync=True)  # the newest matrix, for a browser that connects later
     behind = traitlets.Dict().tag(sync=True)  # the samples of `cell`
     step = traitlets.Int(0, min=0).tag(sync=True)
-    order = traitlets.Enum(ORDERS, "index").tag(sync=True)
+    order = traitlets.Enum(correlations.ORDERS, "index").tag(sync=True)
     limit = traitlets.Float(1.0).tag(sync=True)
     cell = traitlets.List(traitlets.Int()).tag(sync=True)
 
     def __init__(
-        self,
-        source: Source | Tensor | Mapping[str, Source] | None = None,
-        z_b: Tensor | None = None,
-        images: Tensor | Projections | None = None,
-        *,
-        samples: int | None = None,
-        limit: float = 1.0,
-    ) -> None:
+        self, source: Source | Tensor | Mapping[str, Source] | None = None, z_b: Tensor | None = None,
+        images: Tensor | Projections | None = None, *, samples: int | None = None, limit: float = 1.0,
+    ) -> None:  # fmt: skip
         self._images, self._samples = _image_views(images), samples
         self._panels = _panels(source if z_b is None else (source, z_b), self._images, samples)
         self._features: dict[int, tuple[int, Projections]] = {}  # of the newest step of a panel
@@ -241,8 +223,7 @@ class CorrelationExplorer(anywidget.AnyWidget):
         if event.kind != "snapshot":
             return
         if not any(panel.run is event.run for panel in self._panels.values()):
-            name = event.run.folder.name
-            name = name if name not in self._panels else str(event.run.folder)
+            name = event.run.folder.name if event.run.folder.name not in self._panels else str(event.run.folder)
             self._panels[name] = _panel(name, event.run, self._images, self._samples)
         index = [panel.run for panel in self._panels.values()].index(event.run)
         self.latest = self._matrix(index, event.step)
@@ -256,15 +237,14 @@ class CorrelationExplorer(anywidget.AnyWidget):
         matrices, pairs, orders = {}, {}, {}
         for name, panel in self._panels.items():
             matrices[name], pairs[name] = panel.snapshots[panel.step_at(step)], panel.n
-            orders[name] = feature_order(panel.snapshots[panel.newest], self.order)
+            orders[name] = correlations.feature_order(panel.snapshots[panel.newest], self.order)
         return matrix_figure(matrices, pairs, self.limit, orders)
 
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict, dict] | None:
         """Return the widget, and `figure` as an image for pages on which widgets do not run."""
         bundle = super()._repr_mimebundle_(**kwargs)
         if bundle is not None and self._panels:
-            buffer = io.BytesIO()
-            figure = self.figure()
+            buffer, figure = io.BytesIO(), self.figure()
             figure.savefig(buffer, format="png", dpi=100)
             plt.close(figure)
             bundle[0]["image/png"] = base64.b64encode(buffer.getvalue()).decode()
@@ -283,16 +263,17 @@ class CorrelationExplorer(anywidget.AnyWidget):
             for index, (name, panel) in enumerate(self._panels.items())
         ]
 
-    def _panel(self, index: int) -> tuple[str, _Panel]:
-        return list(self._panels.items())[index]
-
     def _matrix(self, index: int, step: int) -> dict[str, Any]:
         """Return a matrix with its summary and histograms, as the browser reads it."""
-        panel = self._panel(index)[1]
+        panel = list(self._panels.values())[index]
         step = panel.step_at(step)
         c = panel.snapshots[step].float().cpu().numpy()
-        matrix = {"panel": index, "step": step, "summary": asdict(CorrelationSummary.from_matrix(c, panel.n))}
-        for key, values in (("diagonal_counts", np.diagonal(c)), ("off_counts", off_diagonal(c))):
+        matrix = {
+            "panel": index,
+            "step": step,
+            "summary": asdict(correlations.CorrelationSummary.from_matrix(c, panel.n)),
+        }
+        for key, values in (("diagonal_counts", np.diagonal(c)), ("off_counts", correlations.off_diagonal(c))):
             matrix[key] = np.histogram(np.clip(values, -1, 1), 400, (-1, 1))[0].tolist()
         return matrix | {"lowest": float(c.min()), "highest": float(c.max()), "matrix": c.tobytes()}
 
@@ -302,14 +283,17 @@ class CorrelationExplorer(anywidget.AnyWidget):
             matrix = self._matrix(index, step)
             self.send({"kind": kind} | {k: v for k, v in matrix.items() if k != "matrix"}, [matrix["matrix"]])
         elif kind == "spectrum":
-            values = spectrum(self._panel(index)[1].snapshots[step])
+            values = correlations.spectrum(list(self._panels.values())[index].snapshots[step])
             self.send({"kind": kind, "panel": index, "step": step, "values": values.tolist()})
         else:
             raise ValueError(f"the browser asked for {kind!r}, known are 'matrix' and 'spectrum'")
 
     def _send_orders(self) -> None:
         newest = [panel.snapshots[panel.newest] for panel in self._panels.values()]
-        self.orders = {"by": self.order, "positions": [feature_order(c, self.order).tolist() for c in newest]}
+        self.orders = {
+            "by": self.order,
+            "positions": [correlations.feature_order(c, self.order).tolist() for c in newest],
+        }
 
     def _send_behind(self) -> None:
         """Send the samples behind `cell`, at most 2000 points of the scatter plot."""
@@ -317,7 +301,7 @@ class CorrelationExplorer(anywidget.AnyWidget):
             self.behind = {}
             return
         index, i, j = self.cell
-        name, panel = self._panel(index)
+        name, panel = list(self._panels.items())[index]
         behind = {"panel": index, "i": i, "j": j, "name": name}
         if panel.features is None:
             self.behind = behind | {"missing": "To see the samples of a cell, pass images=(view_a, view_b)."}

@@ -35,14 +35,9 @@ def gamma_test(x: Samples, y: Samples, kernel_x: Kernel | None = None, kernel_y:
 
 @torch.no_grad()
 def spectral_test(
-    x: Samples,
-    y: Samples,
-    kernel_x: Kernel | None = None,
-    kernel_y: Kernel | None = None,
-    *,
-    draws: int = 1000,
+    x: Samples, y: Samples, kernel_x: Kernel | None = None, kernel_y: Kernel | None = None, *, draws: int = 1000,
     seed: int = 0,
-) -> TestResult:
+) -> TestResult:  # fmt: skip
     """Test biased HSIC against its asymptotic null distribution, a weighted sum of chi-squares.
 
     At independence ``n HSIC`` tends to ``sum_ij a_i b_j N_ij^2`` with independent standard normal ``N_ij``, where a and
@@ -67,14 +62,9 @@ def spectral_test(
 
 @torch.no_grad()
 def block_test(
-    x: Samples,
-    y: Samples,
-    kernel_x: Kernel | None = None,
-    kernel_y: Kernel | None = None,
-    *,
-    block_size: int | None = None,
-    seed: int = 0,
-) -> TestResult:
+    x: Samples, y: Samples, kernel_x: Kernel | None = None, kernel_y: Kernel | None = None, *,
+    block_size: int | None = None, seed: int = 0,
+) -> TestResult:  # fmt: skip
     """Test the mean of unbiased HSIC over blocks of rows against a normal distribution.
 
     The rows are shuffled, because a sorted sample has no dependence within its blocks, and cut into
@@ -116,7 +106,6 @@ def permutation_moments(gram_x: Tensor, gram_y: Tensor) -> tuple[float, float]:
     The mean is `tr K tr L / (n^2 (n-1))`: the diagonal contributes `tr K tr L / n`, and an off-diagonal entry of L has
     the mean `-tr L / (n (n-1))`, because the rows of a centered Gram sum to 0. For k(x, x) = 1 it is the formula of
     Gretton et al. (2008). The variance (Kazi-Aoual et al. 1995) is, with T = tr K, S = tr K^2, D = sum_i K_ii^2,
-
         [2 u(K) u(L) / ((n-1)^2 (n+1)(n-2)) + v(K) v(L) / ((n+1) n (n-1)(n-2)(n-3))] / n^4,
         u = (n-1) S - T^2,   v = n (n+1) D - (n-1)(T^2 + 2 S).
     """

@@ -27,7 +27,6 @@ class TestResult:
     """
 
     __test__ = False  # pytest would take the class for a test case
-
     statistic: float
     pvalue: float
     method: str  # what was computed, in words
@@ -58,16 +57,9 @@ def sampled_result(statistic: float, null: Tensor, method: str) -> TestResult:
 
 @torch.no_grad()
 def permutation_test(
-    x: Samples,
-    y: Samples,
-    kernel_x: Kernel | None = None,
-    kernel_y: Kernel | None = None,
-    *,
-    permutations: int = 999,
-    groups: Labels | None = None,
-    tolerance: float | None = None,
-    seed: int = 0,
-) -> TestResult:
+    x: Samples, y: Samples, kernel_x: Kernel | None = None, kernel_y: Kernel | None = None, *, permutations: int = 999,
+    groups: Labels | None = None, tolerance: float | None = None, seed: int = 0,
+) -> TestResult:  # fmt: skip
     """Exact test of independence: unbiased HSIC against its values when the rows of y are permuted.
 
     If x and y are independent and the rows of x or of y are exchangeable, ``P(pvalue <= a) <= a`` for every n, kernel
@@ -125,16 +117,10 @@ def permutation_test(
 
 @torch.no_grad()
 def aggregated_test(
-    x: Samples,
-    y: Samples,
-    kernel_x: Kernel | None = None,
-    kernel_y: Kernel | None = None,
-    *,
-    scales: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0),
-    permutations: int = 999,
-    groups: Labels | None = None,
+    x: Samples, y: Samples, kernel_x: Kernel | None = None, kernel_y: Kernel | None = None, *,
+    scales: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0), permutations: int = 999, groups: Labels | None = None,
     seed: int = 0,
-) -> TestResult:
+) -> TestResult:  # fmt: skip
     """Exact test of independence over several bandwidths: it rejects if any pair of kernels does (HSICAgg).
 
     For each pair of kernels, p_k is the share of pairings (observed and permuted) with an HSIC at least as large. The

@@ -7,14 +7,6 @@ from hsic_lab.losses.ssl_hsic import SSLHSICLoss
 from hsic_lab.losses.vicreg import VICRegLoss
 
 __all__ = [
-    "BarlowTwinsLoss",
-    "HSICSSLLoss",
-    "NTXentLoss",
-    "NegativeCosineSimilarity",
-    "ReferenceCodeLoss",
-    "SSLHSICLoss",
-    "SpectralContrastiveLoss",
-    "SupConLoss",
-    "TwoViewLoss",
-    "VICRegLoss",
-]
+    "BarlowTwinsLoss", "HSICSSLLoss", "NTXentLoss", "NegativeCosineSimilarity", "ReferenceCodeLoss", "SSLHSICLoss",
+    "SpectralContrastiveLoss", "SupConLoss", "TwoViewLoss", "VICRegLoss",
+]  # fmt: skip

@@ -20,10 +20,8 @@ def split_squared_norm(
 
     The squared norm is `||C||_F^2 = <XX', YY'>_F / n^2`: for centered columns, HSIC with linear kernels. Each side of
     this equation has a diagonal that can be left out (Garrido et al. 2023, theorem 3.3, here for two views):
-
     * `contrast="dimensions"`: `sum_{i != j} C_ij^2`, over pairs of features (Barlow Twins, VICReg);
     * `contrast="samples"`: `sum_{b != c} <x_b, x_c> <y_b, y_c> / n^2`, over pairs of images.
-
     Both are computed by both routes, in O(n d^2) from C or in O(n^2 d) from the Grams. Differentiable once. With
     `standardized`, x and y are standardized first; the dual route standardizes again for backward.
     """

@@ -31,17 +31,12 @@ class HSICSSLLoss(TwoViewLoss):
     """
 
     def __init__(
-        self,
-        lambda_param: float | None = None,
-        off_diagonal_target: float = -1.0,
-        gather_distributed: bool = True,
-        route: str = "auto",
-        contrast: str = "dimensions",
-    ) -> None:
+        self, lambda_param: float | None = None, off_diagonal_target: float = -1.0, gather_distributed: bool = True,
+        route: str = "auto", contrast: str = "dimensions",
+    ) -> None:  # fmt: skip
         super().__init__(gather_distributed)
         self.lambda_param, self.off_diagonal_target = _check_lambda(lambda_param), off_diagonal_target
-        self.route = check_choice(route, ROUTES, "route")
-        self.contrast = check_choice(contrast, CONTRASTS, "contrast")
+        self.route, self.contrast = check_choice(route, ROUTES, "route"), check_choice(contrast, CONTRASTS, "contrast")
 
     def _terms(self, z_a: Tensor, z_b: Tensor) -> dict[str, Tensor]:
         (n, d), target = z_a.shape, self.off_diagonal_target
@@ -118,12 +113,9 @@ class BarlowTwinsLoss(HSICSSLLoss):
     """
 
     def __init__(
-        self,
-        lambda_param: float | None = 5e-3,
-        gather_distributed: bool = True,
-        route: str = "auto",
+        self, lambda_param: float | None = 5e-3, gather_distributed: bool = True, route: str = "auto",
         contrast: str = "dimensions",
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__(lambda_param, 0.0, gather_distributed, route, contrast)
 
 
@@ -144,13 +136,9 @@ class ReferenceCodeLoss(TwoViewLoss):
     """
 
     def __init__(
-        self,
-        lambda_param: float | None = None,
-        off_diagonal_target: float = 0.0,
-        unit_rows: bool = True,
-        bessel: bool = True,
-        gather_distributed: bool = True,
-    ) -> None:
+        self, lambda_param: float | None = None, off_diagonal_target: float = 0.0, unit_rows: bool = True,
+        bessel: bool = True, gather_distributed: bool = True,
+    ) -> None:  # fmt: skip
         super().__init__(gather_distributed)
         self.lambda_param, self.off_diagonal_target = _check_lambda(lambda_param), off_diagonal_target
         self.unit_rows, self.bessel = unit_rows, bessel
@@ -161,8 +149,7 @@ class ReferenceCodeLoss(TwoViewLoss):
             z_a, z_b = F.normalize(z_a), F.normalize(z_b)
         c = cross_correlation(z_a, z_b) * ((n - 1) / n if self.bessel else 1.0)
         off = (c - target).square().sum() - (c.diagonal() - target).square().sum()
-        invariance = (1 - c.diagonal()).square().sum()
-        return {"invariance": invariance, "redundancy": _weight(self.lambda_param, d) * off}
+        return {"invariance": (1 - c.diagonal()).square().sum(), "redundancy": _weight(self.lambda_param, d) * off}
 
 
 def _check_lambda(lambda_param: float | None) -> float | None:

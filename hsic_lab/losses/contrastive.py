@@ -23,10 +23,8 @@ class NTXentLoss(TwoViewLoss):
 
     Parameters
     ----------
-    temperature : float, default 0.5
-        Temperature T, positive; the default is that of lightly.
-    gather_distributed : bool, default True
-        As in `BarlowTwinsLoss`.
+    temperature, gather_distributed : float, default 0.5, bool, default True
+        Temperature T, positive, by default that of lightly; the other as in `BarlowTwinsLoss`.
     class_prior : float, default 0.0
         Probability that a negative has the anchor's class, in [0, 1). Above 0 the sum over the N = 2n - 2 negatives
         becomes ``max((sum_neg - class_prior N exp(s+ / T)) / (1 - class_prior), N exp(-1 / T))`` (arXiv:2007.00224).
@@ -101,8 +99,9 @@ class SupConLoss(TwoViewLoss):
         elif not isinstance(labels, Tensor):
             raise TypeError(f"labels must be a torch.Tensor, got {type(labels).__name__}")
         elif labels.shape != z_a.shape[:1] or labels.is_floating_point():
-            got = f"{labels.dtype} {tuple(labels.shape)}"
-            raise ValueError(f"labels must be integers of shape {tuple(z_a.shape[:1])}, got {got}")
+            raise ValueError(
+                f"labels must be integers of shape ({len(z_a)},), got {labels.dtype} {tuple(labels.shape)}"
+            )
         elif self.gather_distributed:
             labels = all_gather_rows(labels)
         with no_autocast(z_a):
@@ -143,13 +142,11 @@ class SpectralContrastiveLoss(TwoViewLoss):
     def _terms(self, z_a: Tensor, z_b: Tensor) -> dict[str, Tensor]:
         n, d = z_a.shape
         route = {"auto": "auto", "primal": "dual", "dual": "primal"}[self.route]  # because the batch is transposed
-        diagonal, squared_norm = split_squared_norm(self._shorten(z_a).T, self._shorten(z_b).T, route)
+        radius = math.sqrt(self.mu)
+        x, y = (z * (radius / z.norm(dim=1, keepdim=True).clamp_min(radius)) for z in (z_a, z_b))
+        diagonal, squared_norm = split_squared_norm(x.T, y.T, route)
         contrast = d**2 / (n * (n - 1) * self.mu) * squared_norm
         return {"alignment": -2 * d / self.mu * diagonal.mean(), "contrast": contrast}
-
-    def _shorten(self, z: Tensor) -> Tensor:
-        radius = math.sqrt(self.mu)
-        return z * (radius / z.norm(dim=1, keepdim=True).clamp_min(radius))
 
     def expected_if_independent(self, n: int, d: int) -> float:
         """Return the expected loss of independent views with uniformly distributed directions and long rows."""

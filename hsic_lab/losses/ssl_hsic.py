@@ -24,13 +24,11 @@ class SSLHSICLoss(TwoViewLoss):
         rule in place of their learned scale. The authors normalize rows before the loss.
     gamma : float, default 3.0
         Weight of the second term, at least 0. Use less than the authors' default if views share little and collapse.
-    gather_distributed : bool, default True
-        As in `BarlowTwinsLoss`.
     random_features : int or None, default None
         Replace the kernel by this even number of random Fourier features, drawn at each call: time linear in n instead
         of quadratic. As in the authors' code, ``HSIC(Z, Z)`` then uses two draws.
-    seed : int, default 0
-        Seed of the random features, the same in all processes.
+    seed, gather_distributed : int, default 0, bool, default True
+        Seed of the random features, the same in all processes; the other as in `BarlowTwinsLoss`.
     standardized : bool, default False
         Standardize the features of each view first. A linear kernel needs it, else the scale shrinks or grows forever.
     """
@@ -38,14 +36,9 @@ class SSLHSICLoss(TwoViewLoss):
     many_views = True
 
     def __init__(
-        self,
-        kernel: Kernel | str = "imq",
-        gamma: float = 3.0,
-        gather_distributed: bool = True,
-        random_features: int | None = None,
-        seed: int = 0,
-        standardized: bool = False,
-    ) -> None:
+        self, kernel: Kernel | str = "imq", gamma: float = 3.0, gather_distributed: bool = True,
+        random_features: int | None = None, seed: int = 0, standardized: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__(gather_distributed)
         check_numbers(gamma=gamma)
         self.kernel = kernel if isinstance(kernel, Kernel) else named(kernel)

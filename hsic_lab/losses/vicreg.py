@@ -33,20 +33,13 @@ class VICRegLoss(TwoViewLoss):
     """
 
     def __init__(
-        self,
-        lambda_param: float = 25.0,
-        mu_param: float = 25.0,
-        nu_param: float = 1.0,
-        gather_distributed: bool = True,
-        eps: float = 1e-4,
-        route: str = "auto",
-        contrast: str = "dimensions",
-    ) -> None:
+        self, lambda_param: float = 25.0, mu_param: float = 25.0, nu_param: float = 1.0,
+        gather_distributed: bool = True, eps: float = 1e-4, route: str = "auto", contrast: str = "dimensions",
+    ) -> None:  # fmt: skip
         super().__init__(gather_distributed)
         check_numbers(lambda_param=lambda_param, mu_param=mu_param, nu_param=nu_param, eps=eps)
         self.lambda_param, self.mu_param, self.nu_param, self.eps = lambda_param, mu_param, nu_param, eps
-        self.route = check_choice(route, ROUTES, "route")
-        self.contrast = check_choice(contrast, CONTRASTS, "contrast")
+        self.route, self.contrast = check_choice(route, ROUTES, "route"), check_choice(contrast, CONTRASTS, "contrast")
 
     def _terms(self, z_a: Tensor, z_b: Tensor) -> dict[str, Tensor]:
         (hinge_a, covariance_a), (hinge_b, covariance_b) = self._of_one_view(z_a), self._of_one_view(z_b)

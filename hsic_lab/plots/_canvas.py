@@ -13,7 +13,6 @@ PALETTE = sns.color_palette("colorblind").as_hex()
 DIVERGING = "RdBu_r"
 SEQUENTIAL = "viridis"
 QUIET = "0.4"  # the gray of reference lines and of secondary text
-MARKERS = "osD^vPX*"
 
 
 def set_theme() -> None:
@@ -53,4 +52,4 @@ def draw_band(ax: Axes, x: ArrayLike, frame: pd.DataFrame, number: int, label: s
     """Draw the column `mean` of the frame with the band from `low` to `high`, in the color of this number."""
     color = PALETTE[number % len(PALETTE)]
     ax.fill_between(x, frame["low"], frame["high"], color=color, alpha=0.15, linewidth=0)
-    ax.plot(x, frame["mean"], color=color, marker=MARKERS[number % len(MARKERS)], markersize=5, label=label)
+    ax.plot(x, frame["mean"], color=color, marker="osD^vPX*"[number % 8], markersize=5, label=label)

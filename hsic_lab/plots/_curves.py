@@ -1,18 +1,26 @@
-"""Curves and bars of training histories, probes, ablations and diagnostics."""
+"""Plots of training histories, probes, ablations and diagnostics."""
 
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
 
 from hsic_lab._statistics import few_label_summary, summarize
-from hsic_lab.plots._canvas import PALETTE, QUIET, axes_or_new, dashed_line, draw_band, require_columns, value_label
-
-_LINE_STYLES = ("-", "--", ":", "-.")
+from hsic_lab.plots._canvas import (
+    PALETTE,
+    QUIET,
+    SEQUENTIAL,
+    axes_or_new,
+    dashed_line,
+    draw_band,
+    require_columns,
+    value_label,
+)
 
 
 def plot_history(
@@ -26,10 +34,8 @@ def plot_history(
     ----------
     frame : DataFrame or mapping of str to DataFrame
         One run, or several runs by name; a step occurs once in a run.
-    ax : Axes, optional
-        Where to draw; a new figure by default.
-    columns : sequence of str, default ("loss",)
-        The columns to draw.
+    ax, columns : Axes or None, sequence of str, default ("loss",)
+        Where to draw, a new figure by default; the columns to draw.
 
     Examples
     --------
@@ -44,7 +50,7 @@ def plot_history(
         for j, (column, name) in enumerate(zip(columns, names, strict=True)):
             label = name if not run_name else run_name if len(columns) == 1 else f"{run_name}, {name}"
             color, style = (j, 0) if len(runs) == 1 else (i, j)
-            look = {"color": PALETTE[color % len(PALETTE)], "linestyle": _LINE_STYLES[style % len(_LINE_STYLES)]}
+            look = {"color": PALETTE[color % len(PALETTE)], "linestyle": ("-", "--", ":", "-.")[style % 4]}
             ax.plot(run["step"], run[column], label=label, linewidth=1.8, **look)
     ax.set(xlabel="training step", ylabel=", ".join(names))
     ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
@@ -61,10 +67,8 @@ def history_figure(runs: Mapping[str, pd.DataFrame], dimension: int) -> Figure:
 
     Parameters
     ----------
-    runs : mapping of str to DataFrame
-        Histories by name, with the columns ``step, loss, diagonal, off_diagonal``.
-    dimension : int
-        The width d of C, at least 2.
+    runs, dimension : mapping of str to DataFrame, int
+        Histories by name, with the columns ``step, loss, diagonal, off_diagonal``; the width d of C, at least 2.
     """
     if dimension < 2:
         raise ValueError(f"dimension must be at least 2, got {dimension}")
@@ -98,26 +102,19 @@ def _runs(frame: pd.DataFrame | Mapping[str, pd.DataFrame], columns: Sequence[st
 
 
 def plot_ablation(
-    frame: pd.DataFrame,
-    x: str,
-    hue: str | None = None,
-    ax: Axes | None = None,
-    *,
-    value: str = "accuracy",
+    frame: pd.DataFrame, x: str, hue: str | None = None, ax: Axes | None = None, *, value: str = "accuracy",
     evaluation: str = "linear",
-) -> Axes:
+) -> Axes:  # fmt: skip
     """Mean over seeds of `value` against the factor `x`, with 95 % t intervals as bands.
 
     Positive numbers have a logarithmic axis; other levels stand in the order of the table. One seed has no band.
 
     Parameters
     ----------
-    frame : DataFrame
-        A table of ``run_ablation``.
+    frame, ax : DataFrame, Axes or None
+        A table of ``run_ablation``, and where to draw: a new figure by default.
     x, hue : str
         The columns of the factor on the axis and, optionally, of the factor with a line for each level.
-    ax : Axes, optional
-        Where to draw; a new figure by default.
     value, evaluation : str
         The column to draw, and the evaluation whose rows are used. A seed occurs once in a group.
     """
@@ -140,10 +137,35 @@ def plot_ablation(
     ax.set(xlabel=x.replace("_", " "), ylabel=value_label(value, evaluation))
     if value == "accuracy":
         ax.yaxis.set_major_formatter(PercentFormatter(1))
-        low, high = ax.get_ylim()  # the band of two seeds may leave the range of an accuracy
-        ax.set_ylim(max(low, 0), min(high, 1))
+        ax.set_ylim(*np.clip(ax.get_ylim(), 0, 1))  # the band of two seeds may leave the range of an accuracy
     if hue is not None:
         ax.legend(title=hue.replace("_", " "), frameon=False, fontsize="small")
+    return ax
+
+
+def plot_ablation_map(
+    frame: pd.DataFrame, row: str, column: str, ax: Axes | None = None, *, value: str = "accuracy",
+    evaluation: str = "linear",
+) -> Axes:  # fmt: skip
+    """Heatmap of the means over seeds for every combination of two factors, with the mean in each cell.
+
+    Parameters
+    ----------
+    row, column : str
+        The columns of the two factors.
+    frame, ax, value, evaluation
+        As in `plot_ablation`.
+    """
+    require_columns(frame, [row, column, value])
+    table = summarize(frame, [row, column], value=value, evaluation=evaluation)
+    orders = [table[name].drop_duplicates().tolist() for name in (row, column)]
+    means = table.pivot(index=row, columns=column, values="mean").reindex(index=orders[0], columns=orders[1])
+    ax = axes_or_new(ax, 1.0 * means.shape[1] + 2.6, max(0.6 * means.shape[0] + 1.4, 3.2))  # room for the bar's label
+    form, ticks = (".1%", PercentFormatter(1)) if value == "accuracy" else (".3g", None)
+    bar = {"label": value_label(value, evaluation), "format": ticks}
+    sns.heatmap(means, ax=ax, cmap=SEQUENTIAL, annot=True, fmt=form, cbar_kws=bar, linewidths=0.5)
+    ax.set(xlabel=column.replace("_", " "), ylabel=row.replace("_", " "))
+    ax.tick_params(axis="y", rotation=0)
     return ax
 
 
@@ -152,10 +174,8 @@ def plot_probe(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
     Parameters
     ----------
-    frame : DataFrame
-        A table of ``probe_table``, with the columns ``representation, accuracy, chance``.
-    ax : Axes, optional
-        Where to draw; a new figure by default.
+    frame, ax : DataFrame, Axes or None
+        A table of ``probe_table``, with the columns ``representation, accuracy, chance``, and where to draw.
     """
     require_columns(frame, ["representation", "accuracy", "chance"])
     groups = list(frame.groupby("representation", sort=False)["accuracy"])
@@ -180,10 +200,8 @@ def plot_few_labels(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
     Parameters
     ----------
-    frame : DataFrame
-        A table of ``few_label_curve``.
-    ax : Axes, optional
-        Where to draw; a new figure by default.
+    frame, ax : DataFrame, Axes or None
+        A table of ``few_label_curve``, and where to draw: a new figure by default.
     """
     require_columns(frame, ["representation", "per_class", "seed", "accuracy", "chance"])
     ax = axes_or_new(ax, 6.0, 4.0)
@@ -205,15 +223,13 @@ def plot_few_labels(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
 def plot_diagnostics(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """A line of text for each diagnostic: its value, its verdict and the rule that gave the verdict.
 
-    A filled circle is healthy, a cross is a fault, an empty circle is redundant or not judged. The title is the overall
-    verdict, ``frame.attrs["verdict"]``.
+    A filled circle is healthy, a cross a fault, an empty circle redundant or not judged. The title is the
+    overall verdict, ``frame.attrs["verdict"]``.
 
     Parameters
     ----------
-    frame : DataFrame
-        A table of ``diagnose``, with the columns ``diagnostic, value, verdict, threshold``.
-    ax : Axes, optional
-        Where to draw; a new figure by default.
+    frame, ax : DataFrame, Axes or None
+        A table of ``diagnose`` with the columns ``diagnostic, value, verdict, threshold``, and where to draw.
     """
     require_columns(frame, ["diagnostic", "value", "verdict", "threshold"])
     ax = axes_or_new(ax, 9.4, 0.6 + 0.26 * len(frame))

@@ -1,4 +1,4 @@
-"""Heatmaps of cross-correlation matrices, CKA tables, confusion matrices and ablations."""
+"""Heatmaps of cross-correlation matrices, CKA tables and confusion matrices."""
 
 from collections.abc import Mapping, Sequence
 from itertools import cycle
@@ -7,7 +7,6 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
@@ -16,9 +15,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import ArrayLike
 
-from hsic_lab._statistics import summarize
 from hsic_lab.correlation import CorrelationSummary, feature_order, off_diagonal, spectrum, square_matrix
-from hsic_lab.plots._canvas import DIVERGING, PALETTE, QUIET, SEQUENTIAL, axes_or_new, require_columns, value_label
+from hsic_lab.plots._canvas import DIVERGING, PALETTE, QUIET, SEQUENTIAL, axes_or_new
 from hsic_lab.plots._samples import plot_spectrum
 
 
@@ -32,16 +30,12 @@ def plot_cross_correlation(
 
     Parameters
     ----------
-    c : array-like of shape (d, d)
-        The matrix, d at least 2.
-    ax : Axes, optional
-        Where to draw; a new figure by default.
+    c, ax : array-like of shape (d, d), Axes or None
+        The matrix, d at least 2, and where to draw: a new figure by default.
     limit : float, default 1.0
         End of the color scale; larger entries share its color. Take 0.2 for the off-diagonal of a trained model.
-    title : str, optional
-        Title of the axes.
-    colorbar : bool, default True
-        Whether to draw a color bar. It has an arrow at an end that entries exceed.
+    title, colorbar : str or None, bool, default True
+        Title of the axes; whether to draw a color bar, with an arrow at an end that entries exceed.
 
     Examples
     --------
@@ -93,10 +87,8 @@ def plot_cka(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
     Parameters
     ----------
-    frame : DataFrame
-        A table of ``compare_models``: a row for each layer of model a, a column for each layer of model b.
-    ax : Axes, optional
-        Where to draw; a new figure by default.
+    frame, ax : DataFrame, Axes or None
+        A table of ``compare_models``, a row for each layer of model a, a column for each one of b; and where to draw.
     """
     if frame.empty:
         raise ValueError(f"frame must hold at least one row and column, got shape {frame.shape}")
@@ -116,10 +108,8 @@ def plot_confusion(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
     Parameters
     ----------
-    frame : DataFrame
-        Counts as ``confusion`` returns them: a row for each true class, a column for each predicted class.
-    ax : Axes, optional
-        Where to draw; a new figure by default.
+    frame, ax : DataFrame, Axes or None
+        Counts of ``confusion``, a row for each true class, a column for each predicted class; and where to draw.
     """
     counts = frame.to_numpy()
     if counts.shape[0] != counts.shape[1] or not counts.size:
@@ -135,43 +125,10 @@ def plot_confusion(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def plot_ablation_map(
-    frame: pd.DataFrame,
-    row: str,
-    column: str,
-    ax: Axes | None = None,
-    *,
-    value: str = "accuracy",
-    evaluation: str = "linear",
-) -> Axes:
-    """Heatmap of the means over seeds for every combination of two factors, with the mean in each cell.
-
-    Parameters
-    ----------
-    row, column : str
-        The columns of the two factors.
-    frame, ax, value, evaluation
-        As in `plot_ablation`.
-    """
-    require_columns(frame, [row, column, value])
-    table = summarize(frame, [row, column], value=value, evaluation=evaluation)
-    orders = [table[name].drop_duplicates().tolist() for name in (row, column)]
-    means = table.pivot(index=row, columns=column, values="mean").reindex(index=orders[0], columns=orders[1])
-    ax = axes_or_new(ax, 1.0 * means.shape[1] + 2.6, max(0.6 * means.shape[0] + 1.4, 3.2))  # room for the bar's label
-    form, ticks = (".1%", PercentFormatter(1)) if value == "accuracy" else (".3g", None)
-    bar = {"label": value_label(value, evaluation), "format": ticks}
-    sns.heatmap(means, ax=ax, cmap=SEQUENTIAL, annot=True, fmt=form, cbar_kws=bar, linewidths=0.5)
-    ax.set(xlabel=column.replace("_", " "), ylabel=row.replace("_", " "))
-    ax.tick_params(axis="y", rotation=0)
-    return ax
-
-
 def matrix_figure(
-    panels: Mapping[str, ArrayLike],
-    n: int | Mapping[str, int],
-    limit: float = 1.0,
+    panels: Mapping[str, ArrayLike], n: int | Mapping[str, int], limit: float = 1.0,
     order: str | Mapping[str, np.ndarray] = "index",
-) -> Figure:
+) -> Figure:  # fmt: skip
     """Heatmaps of several matrices C (d, d) on one color scale, with their histograms and spectra.
 
     `n` is the number of pairs behind the matrices, one for all or by title. `order` is an argument of `feature_order`,
@@ -207,9 +164,7 @@ def matrix_figure(
     return figure
 
 
-def _draw_cells(
-    ax: Axes, frame: pd.DataFrame, values: np.ndarray, texts: list[str], names: tuple[str, str]
-) -> AxesImage:
+def _draw_cells(ax: Axes, frame: pd.DataFrame, values: np.ndarray, texts: list[str], names: Sequence[str]) -> AxesImage:
     """Draw values from 0 to 1 as cells with texts, labeled by the frame; `names` are those of the axes."""
     image = ax.imshow(values, cmap=SEQUENTIAL, norm=Normalize(0, 1), interpolation="nearest")
     for axis, labels, name in ((ax.xaxis, frame.columns, names[0]), (ax.yaxis, frame.index, names[1])):
@@ -266,9 +221,7 @@ def _color_bar(image: AxesImage, matrices: Sequence[np.ndarray], limit: float, *
     image.figure.colorbar(image, label="correlation", extend=extend, **layout)
 
 
-def _histograms(
-    diagonal: Axes, rest: Axes, matrices: Mapping[str, np.ndarray], summaries: Mapping[str, CorrelationSummary]
-) -> None:
+def _histograms(diagonal: Axes, rest: Axes, matrices: dict[str, np.ndarray], summaries: dict[str, Any]) -> None:
     others = {title: off_diagonal(c) for title, c in matrices.items()}
     widest = max(np.quantile(np.abs(values), 0.999) for values in others.values())
     band = 2 * max(summary.expected_rms for summary in summaries.values())

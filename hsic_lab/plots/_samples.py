@@ -16,7 +16,6 @@ from hsic_lab._checks import to_array
 from hsic_lab.plots._canvas import PALETTE, QUIET, axes_or_new
 
 _MAX_COLORS = 20  # more classes cannot be told apart
-_MAX_POINTS = 5000
 
 
 def plot_spectrum(values: ArrayLike, ax: Axes | None = None, label: str | None = None) -> Axes:
@@ -26,10 +25,8 @@ def plot_spectrum(values: ArrayLike, ax: Axes | None = None, label: str | None =
 
     Parameters
     ----------
-    values : array-like of shape (n, d) or (r,)
-        Samples, which are centered first, or singular values.
-    ax : Axes, optional
-        Where to draw; a new figure by default.
+    values, ax : array-like of shape (n, d) or (r,), Axes or None
+        Samples, which are centered first, or singular values; where to draw, a new figure by default.
     label : str, optional
         Name of the spectrum in a legend.
     """
@@ -60,10 +57,8 @@ def plot_embedding(z: ArrayLike, labels: ArrayLike | None = None, ax: Axes | Non
     ----------
     z : array-like of shape (n, d)
         Finite samples that are not all equal, n and d at least 2.
-    labels : array-like of shape (n,), optional
-        The label of each row.
-    ax : Axes, optional
-        Where to draw; a new figure by default.
+    labels, ax : array-like of shape (n,) or None, Axes or None
+        The label of each row, and where to draw: a new figure by default.
 
     Examples
     --------
@@ -80,7 +75,7 @@ def plot_embedding(z: ArrayLike, labels: ArrayLike | None = None, ax: Axes | Non
         raise ValueError(f"labels must have shape ({len(z)},), one a row of z, got {classes.shape}")
     unit = np.abs(z).max()  # squares of very large or small values leave float32
     pca = PCA(2, svd_solver="randomized" if min(z.shape) > 64 else "full", random_state=0).fit(z / unit)
-    shown = np.linspace(0, len(z) - 1, min(len(z), _MAX_POINTS)).astype(int)
+    shown = np.linspace(0, len(z) - 1, min(len(z), 5000)).astype(int)
     x, y = unit * pca.transform(z[shown] / unit).T
     ax = axes_or_new(ax, 5.6, 4.4)
     look: dict[str, Any] = {"s": 9, "linewidths": 0, "alpha": 0.7, "rasterized": True}
@@ -110,10 +105,8 @@ def plot_pairs(view_a: ArrayLike, view_b: ArrayLike, n: int = 8, ax: Axes | None
     ----------
     view_a, view_b : array-like of shape (m, c, h, w)
         Images with c = 1 or 3 channels, uint8 or floats in [-1, 1].
-    n : int, default 8
-        The number of pairs, at most m.
-    ax : Axes, optional
-        Where to draw; a new figure by default.
+    n, ax : int, default 8, and Axes or None
+        The number of pairs, at most m, and where to draw: a new figure by default.
     """
     a, b = (unit_images(view, name).transpose(0, 2, 3, 1) for name, view in (("view_a", view_a), ("view_b", view_b)))
     if a.shape != b.shape:
@@ -138,15 +131,13 @@ def plot_views(pairs: Mapping[str, tuple[ArrayLike, ArrayLike]], n: int = 8) -> 
 
     Parameters
     ----------
-    pairs : mapping of str to (array-like, array-like)
-        The two views by the name of the augmentation, as in `plot_pairs`.
-    n : int, default 8
-        The number of pairs in a row.
+    pairs, n : mapping of str to (array-like, array-like), int, default 8
+        The two views by the name of the augmentation, as in `plot_pairs`, and the number of pairs in a row.
     """
     if not pairs:
         raise ValueError("pairs must hold at least one pair of views, got none")
-    rows = len(pairs)
-    figure, axes = plt.subplots(rows, figsize=(1.1 * n + 0.6, 2.6 * rows), squeeze=False, layout="constrained")
+    size = (1.1 * n + 0.6, 2.6 * len(pairs))
+    figure, axes = plt.subplots(len(pairs), figsize=size, squeeze=False, layout="constrained")
     for ax, (title, (view_a, view_b)) in zip(axes[:, 0], pairs.items(), strict=True):
         plot_pairs(view_a, view_b, n, ax).set_title(title)
     return figure

@@ -27,7 +27,6 @@ MIN_ROWS, MAX_FEATURES = 4, 1 << 13  # C of more features has over 256 MiB in fl
 VIEWS = (("z_a", "z_b"), ("a", "b"))
 LABELS = ("labels", "label", "y", "targets", "target")
 _LABEL_NAMES = ", ".join(LABELS)
-
 Shapes = Mapping[str, tuple[int, ...]]
 Arrays = tuple[Shapes, Callable[[str], np.ndarray | Tensor]]  # the shapes, and a function that loads one array
 
@@ -276,9 +275,8 @@ def _checked_sizes(shapes: Shapes) -> Shapes:
     """Return the shapes; raise ValueError for an array that is too large to be read whole."""
     for name, shape in shapes.items():
         if np.prod(shape, dtype=float) > 2 * MAX_VALUES:
-            raise ValueError(
-                f"{name} has shape {shape}, more than {2 * MAX_VALUES} values: save it as .npy to sample rows"
-            )
+            found = f"{name} has shape {shape}, more than {2 * MAX_VALUES} values"
+            raise ValueError(f"{found}: save it as .npy to sample rows")
     return shapes
 
 

@@ -37,7 +37,6 @@ Source = Embeddings | Run | Tensor | np.ndarray | tuple | str | Path
 SPECTRUM_ROWS, CKA_ROWS, GAUSSIAN_ROWS = 10_000, 10_000, 2000
 TEST_ROWS, GAMMA_ROWS, PERMUTATIONS = 500, 2000, 499
 PROBE_ROWS, PROBE_VALUES, SPLITS, MIN_CLASS_ROWS, NEIGHBORS = 10_000, 1 << 22, 3, 10, 200
-
 VERDICTS = {
     "healthy": "All rules that have a threshold hold. This does not prove that the features are useful for a task.",
     "complete collapse": "The rows hardly differ: the features are nearly the same for every input. If labels can be "
@@ -119,12 +118,7 @@ def report_html(found: Embeddings, reference: Tensor | None = None) -> str:
     classes = 0 if found.labels is None else len(np.unique(found.labels))
     source = {"found": found, "n": len(found.z_a), "d": found.z_a.shape[1], "classes": classes}
     judged = {"verdict": verdict, "kind": kind, "explanation": VERDICTS[verdict], "probe_note": probe_note}
-    used = {
-        "neighbors": NEIGHBORS,
-        "splits": SPLITS,
-        "version": hsic_lab.__version__,
-        "torch_version": torch.__version__,
-    }
+    used = dict(neighbors=NEIGHBORS, splits=SPLITS, version=hsic_lab.__version__, torch_version=torch.__version__)
     cells = {name: _cells(table) for name, table in tables.items()}
     pages = jinja2.Environment(loader=jinja2.PackageLoader("hsic_lab", "report"), autoescape=True, trim_blocks=True)
     return pages.get_template("page.html").render(source | judged | used | figures | cells)
@@ -212,8 +206,7 @@ def similarity_table(z_a: Tensor, z_b: Tensor | None, reference: Tensor | None) 
     rows = []
     for (a, b), (name, kernel, most) in itertools.product(itertools.combinations(views, 2), kernels):
         chosen = sample(len(z_a), most)
-        value = cka_or_nan(views[a][chosen], views[b][chosen], kernel, kernel)
-        rows.append((f"{a} and {b}", name, value, len(chosen)))
+        rows.append((f"{a} and {b}", name, cka_or_nan(views[a][chosen], views[b][chosen], kernel, kernel), len(chosen)))
     return pd.DataFrame(rows, columns=["between", "kernel", "CKA", "rows"])
 
 
