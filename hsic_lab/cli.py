@@ -13,8 +13,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-from typer.core import TyperCommand, TyperGroup
+try:
+    import typer
+    from typer.core import TyperCommand, TyperGroup
+except ModuleNotFoundError as error:
+    raise SystemExit(f"hsic-lab: {error}; the command needs the extra: pip install 'hsic-lab[lab]'") from error
 
 import hsic_lab as lab  # loads its modules on first use: help must not wait for torch
 

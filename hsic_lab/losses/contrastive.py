@@ -171,7 +171,7 @@ class NegativeCosineSimilarity(TwoViewLoss):
         return {"alignment": -(F.normalize(z_a) * F.normalize(z_b)).sum(dim=1).mean()}
 
     def expected_if_independent(self, n: int, d: int) -> float:
-        """Return 0, for uniformly distributed directions; if c is the mean direction of both views, it is -|c|^2."""
+        """Return 0, for uniformly distributed directions; with mean direction c in both views it is ``-||c||^2``."""
         return 0.0
 
     def lower_bound(self, n: int, d: int) -> float:
