@@ -165,4 +165,4 @@ def make_config(settings: Mapping[str, Any]) -> TrainConfig:
     except ValueError as error:
         if not options:
             raise
-        raise ValueError(f"{error} ({', '.join(options)}: only of some losses, set `loss` to one of them)") from error
+        raise ValueError(f"{error} (only some losses take {', '.join(options)}: set `loss` to one of them)") from error

@@ -9,6 +9,7 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
@@ -246,6 +247,8 @@ def load(name: str, folder: str | os.PathLike | None = None, **options: int) -> 
     check_name(name)
     if name not in LOADERS:
         return from_folder(name, **options)
+    if unknown := sorted(options.keys() - signature(LOADERS[name]).parameters.keys()):
+        raise TypeError(f"{name} has no option {unknown[0]!r}")
     if name not in SOURCES:
         return LOADERS[name](**options)
     path, source = data_folder(folder) / SOURCES[name].folder, SOURCES[name]

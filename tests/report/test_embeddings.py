@@ -112,7 +112,7 @@ def test_run_gives_its_projections_and_encoder_features(tmp_path):
         TrainConfig(dataset="digits", epochs=1, projector=(6,)), tmp_path / "own", None, False,
         encoder=ConvEncoder(1, 1),
     )  # fmt: skip
-    with pytest.raises(ValueError, match="encoder='custom' in the settings, and no module"):
+    with pytest.raises(ValueError, match="encoder must be 'custom' exactly if a module is given"):
         read_embeddings(tmp_path / "own")
 
 
