@@ -111,7 +111,8 @@ def test_api_pages_show_every_public_name(site):
         "plots",
     ):
         text = (site / "api" / f"{module}.html").read_text()
-        names = getattr(hsic_lab, module).__all__
+        package = getattr(hsic_lab, module)
+        names = [name for name in package.__all__ if hasattr(getattr(package, name), "__name__")]  # no type aliases
         missing = [name for name in names if not name.isupper() and f".{name}" not in text and f"{name}</" not in text]
         assert missing == [], module
 
