@@ -70,7 +70,7 @@ def test_every_image_has_alt_text(site):
     images = [(path, image) for path, page in pages(site).items() for image in page.images]
     assert len(images) > 60
     without = [(path, image.get("src")) for path, image in images if len(image.get("alt") or "") < 20]
-    assert [entry for entry in without if "logo" not in str(entry[1])] == []
+    assert [entry for entry in without if "_static/" not in str(entry[1])] == []
 
 
 def test_nothing_is_loaded_from_the_network(site):
@@ -112,7 +112,7 @@ def test_api_pages_show_every_public_name(site):
     ):
         text = (site / "api" / f"{module}.html").read_text()
         package = getattr(hsic_lab, module)
-        names = [name for name in package.__all__ if hasattr(getattr(package, name), "__name__")]  # no type aliases
+        names = [name for name in package.__all__ if name != "Callback"]  # a type alias
         missing = [name for name in names if not name.isupper() and f".{name}" not in text and f"{name}</" not in text]
         assert missing == [], module
 
