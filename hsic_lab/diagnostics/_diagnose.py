@@ -1,36 +1,74 @@
 """Variance, redundancy and feature sums of a representation, and a table of all diagnostics with verdicts."""
 
 import math
+import textwrap
 
 import torch
 from pandas import DataFrame
 from torch import Tensor
 
-from hsic_lab._checks import as_samples, no_autocast
+from hsic_lab._checks import as_samples, check_choice, no_autocast
 from hsic_lab.cka import cka_or_nan
 from hsic_lab.correlation import column_moments, standardize
 from hsic_lab.diagnostics import _measures as measures
-from hsic_lab.diagnostics._measures import Features, as_views, covariance_spectrum, entropy_rank
+from hsic_lab.diagnostics._measures import Features, as_views, covariance_spectrum, entropy_rank, noise_edge
 from hsic_lab.losses._off_diagonal import split_squared_norm
 
 _LARGEST, _SMALLEST = 1e15, 1e-18  # of a value and of the largest standard deviation, so that squares fit float32
 # From worst to best: the overall verdict is the first that occurs. "redundant" is usual without decorrelation.
 FAULTS = ("complete collapse", "branch anti-alignment", "unrelated views", "dimensional collapse")
 VERDICTS = (*FAULTS, "redundant", "healthy", "not judged")
+KINDS = ("unknown", "projections", "features", "data")
+_RANK_SHARE, _VARIANCE_SHARE = 0.13, 0.7  # of dimensional collapse; benchmarks/verdicts.py measures their error rates
+_SUMMARY = ("share_above_noise", "rank_above_noise", "effective_rank", "dead_features", "redundancy", "mean_diagonal")
+_REDUNDANT = (
+    "The features are correlated: the off-diagonal entries of C are larger than expected if independent, and larger "
+    "than its diagonal. "
+)
+_FEW = "The rows differ, but in far fewer directions than there are features. "
+# The words for a verdict, and those that replace them for one kind of features.
+EXPLANATIONS = {
+    "healthy": "All rules that have a threshold hold. This does not prove that the features are useful for a task.",
+    "complete collapse": "The rows hardly differ: the features are nearly the same for every input. If labels can be "
+    "predicted all the same, a large mean hides the differences: subtract the mean and look again.",
+    "branch anti-alignment": "The sums of the features of the two branches are negatively correlated. This can make a "
+    "loss with the off-diagonal target -1 small although nothing was learned.",
+    "unrelated views": "Feature i of one view does not agree with feature i of the other view. Possible reasons: "
+    "nothing was learned yet, the rows are not in the same order, or the features are not (two different networks).",
+    "dimensional collapse": _FEW,
+    "dimensional collapse of projections": _FEW + "The features of the encoder may be better: look at them, too.",
+    "dimensional collapse of data": _FEW + "If the columns have different units, divide each by its standard "
+    "deviation and look again: a column with a large variance hides the others.",
+    "redundant": _REDUNDANT + "Features of an encoder and raw data usually are, and that is no fault. Projections of a "
+    "network that was trained to decorrelate them should not be.",
+    "redundant of projections": _REDUNDANT + "If the loss asks for uncorrelated projections (Barlow Twins, HSIC_SSL, "
+    "VICReg), these rows do not show it: the run may be too short, lambda too small, or the projector too wide.",
+    "redundant of features": _REDUNDANT + "This is usual for the features of an encoder: a loss that decorrelates acts "
+    "on the projections.",
+    "redundant of data": _REDUNDANT + "This is usual for raw data: neighboring pixels, for example, are alike.",
+    "not judged": "No rule could be applied.",
+}
 
-# name: (threshold, verdict if it is not met, meaning). The threshold "none" judges nothing.
+# name: (threshold, verdict if it is not met, meaning). The threshold "none" judges nothing; the meaning says why.
 # fmt: off
 CRITERIA = {
     "relative_spread": (
         ">= {bound}", "complete collapse", "rms distance of the rows from their mean, over that from 0; if it is "
         "small, cosines (nearest neighbors, uniformity, alignment) see little but the mean"),
-    "dead_features": ("<= 0.1 d = {bound:.4g}", "dimensional collapse", "features that are constant, of {d}"),
-    "feature_variance": ("none", "", "mean variance of the features"),
-    "rankme": (">= max(0.25 min(n - 1, d), 1.01) = {bound:.4g}", "dimensional collapse",
-               "dimensions in use: entropy rank of the singular values, centered"),
-    "effective_rank": ("none", "", "dimensions that carry the variance: entropy rank of the covariance"),
-    "alpha_req": ("none", "", "decay of the eigenvalues over ranks 11 to {last}: large is steep, 1 is said to be best"),
-    "uniformity": ("none", "", "spread over the sphere: 0 in one point, about -4 all over it ({rows} rows)"),
+    "dead_features": ("<= 0.4 d = {bound:.4g}", "dimensional collapse", "features that are constant, of {d}"),
+    "feature_variance": ("none", "", "mean variance of the features; not judged: it depends on their unit"),
+    "share_above_noise": (
+        "none", "", "share of the variance in directions above the noise floor; judged in the next row"),
+    "rank_above_noise": (
+        ">= max(0.13 min(n - 1, d), 1.01) = {bound:.4g}, or share_above_noise < 0.7", "dimensional collapse",
+        "RankMe of the directions above the noise floor"),
+    "rankme": ("none", "", "entropy rank of the singular values, centered; not judged: it counts noise, too"),
+    "effective_rank": ("none", "", "entropy rank of the covariance: dimensions that carry the variance; not judged: it "
+                       "is small for the steep spectra of natural images"),
+    "alpha_req": ("none", "", "decay of the eigenvalues over ranks 11 to {last}: large is steep; not judged: 1 is said "
+                  "to be best, and no value is a fault"),
+    "uniformity": ("none", "", "spread over the sphere: 0 in one point, about -4 all over it ({rows} rows); not "
+                   "judged: classes in tight clusters may be wanted"),
     "redundancy": (
         "<= sum C_ii^2 + 6 d / (n - 1) = {bound:.4g}", "redundant", "squared norm of C off the diagonal above its "
         "noise floor; that of the diagonal if all features have a copy"),
@@ -38,39 +76,67 @@ CRITERIA = {
                       "mean correlation of a feature with itself in the other view"),
     "feature_sum_covariance": (">= -3 standard errors = {bound:.3g}", "branch anti-alignment",
                                "1'C1: do the branches agree in the sum of their features?"),
-    "alignment": ("none", "", "squared distance of the views of an image on the sphere, 0 to 4"),
+    "alignment": ("none", "", "squared distance of the views of an image on the sphere, 0 to 4; not judged: it grows "
+                  "with the strength of the augmentation"),
     "lidar": ("none", "", "effective number of directions in which images differ, measured by how views of one differ: "
-              "at most min(n - 1, d); without meaning for unrelated views"),
-    "cka_reference": ("none", "", "unbiased linear CKA with the reference: 1 if equal, 0 if unrelated"),
+              "at most min(n - 1, d); not judged: it depends on the augmentation"),
+    "cka_reference": ("none", "", "unbiased linear CKA with the reference: 1 if equal, 0 if unrelated; not judged: it "
+                      "depends on the reference"),
 }
 # fmt: on
 Row = tuple[str, float, str, str, str]
 
 
 def _judge(
-    name: str, value: float, bound: float = 0, view: str = "", judged: bool = True, fault: str = "", **numbers
-) -> Row:
-    """The row of one diagnostic; `fault` replaces the verdict of its criterion, `numbers` fill its meaning."""
+    name: str, value: float, bound: float = 0, view: str = "", exempt: bool = False, why_not: str = "", fault: str = "",
+    **numbers: int,
+) -> Row:  # fmt: skip
+    """The row of one diagnostic. A value that is `exempt` is healthy, one with a reason `why_not` is not judged.
+
+    `fault` replaces the verdict of the criterion, and `numbers` fill its meaning.
+    """
     threshold, usual_fault, meaning = CRITERIA[name]
-    met = value >= bound if threshold.startswith(">=") else value <= bound
+    met = exempt or (value >= bound if threshold.startswith(">=") else value <= bound)
     verdict = "healthy" if met else fault or usual_fault
-    if threshold == "none" or not judged or math.isnan(value):
+    if threshold == "none" or why_not:
         verdict = "not judged"
-    return name + view, float(value), verdict, threshold.format(bound=bound), meaning.format(**numbers)
+    meaning = meaning.format(**numbers) + (f"; not judged: {why_not}" if why_not else "")
+    return name + view, float(value), verdict, threshold.format(bound=bound), meaning
 
 
 def _not_judged(name: str, value: float, meaning: str) -> Row:
     return name, value, "not judged", "none", meaning
 
 
+class Diagnosis(DataFrame):
+    """The table of `diagnose`. ``str()`` is short: the verdict, its explanation and the numbers behind it."""
+
+    @property
+    def _constructor(self) -> type[DataFrame]:
+        return DataFrame  # a selection of rows is a plain table
+
+    def __str__(self) -> str:
+        (n, d), kind = self.attrs["shape"], self.attrs["kind"]
+        first = f"Verdict: {self.attrs['verdict']} ({n} rows, {d} features{'' if kind == 'unknown' else f', {kind}'})"
+        rows = zip(self["diagnostic"], self["value"], self["verdict"], strict=True)
+        shown = (row for row in rows if row[0] in _SUMMARY or row[2] in FAULTS)
+        lines = [f"  {name:22} {value:10.4g}   {verdict}" for name, value, verdict in shown]
+        return "\n".join([first, *textwrap.wrap(self.attrs["explanation"], 100), *lines])
+
+
 def diagnose(
-    z_a: Features, z_b: Features | None = None, *, reference: Features | None = None, factors: DataFrame | None = None
-) -> DataFrame:
+    z_a: Features, z_b: Features | None = None, *, reference: Features | None = None, factors: DataFrame | None = None,
+    kind: str = "unknown",
+) -> Diagnosis:  # fmt: skip
     """Compute all diagnostics of a representation and judge them.
 
     The verdict of a row is "healthy", a fault ("complete collapse", "branch anti-alignment", "unrelated views",
     "dimensional collapse", "redundant"), or "not judged" where no bound holds for every representation. The bounds are
     conventions to start from. Features that are constant up to rounding are counted and left out of C.
+
+    Features are in dimensional collapse if the directions above the noise floor carry at least 0.7 of the variance and
+    their RankMe is below ``0.13 min(n - 1, d)``. The noise floor is the largest eigenvalue of the covariance of n rows
+    of white noise with the same median eigenvalue (Marchenko & Pastur, 1967), and 0 for fewer than 8 directions.
 
     Parameters
     ----------
@@ -78,11 +144,15 @@ def diagnose(
         Features of one or two views of the same images: at least 4 rows, with squares in the range of float32.
     reference, factors : Tensor or ndarray of shape (n, p), and DataFrame with n rows, optional
         Other features of the same rows, for CKA; and known factors of variation, one per column.
+    kind : {"unknown", "projections", "features", "data"}, default "unknown"
+        What the features are, for the explanation of the verdict: projections that a loss was trained on, features of
+        an encoder, or raw data, in which constant columns are not judged.
 
     Returns
     -------
     DataFrame
-        Columns `diagnostic, value, verdict, threshold, meaning`; ``frame.attrs["verdict"]`` is the worst verdict.
+        Columns `diagnostic, value, verdict, threshold, meaning`. ``frame.attrs["verdict"]`` is the worst verdict, and
+        ``print(frame)`` shows it with its explanation, ``frame.attrs["explanation"]``, and the numbers behind it.
 
     Examples
     --------
@@ -92,6 +162,7 @@ def diagnose(
     >>> diagnose(z).attrs["verdict"], diagnose(z, z.flip(0)).attrs["verdict"]
     ('healthy', 'unrelated views')
     """
+    check_choice(kind, KINDS, "kind")
     z_a, z_b = (as_samples(z_a, "z_a").detach(), None) if z_b is None else as_views(z_a, z_b)
     n, d = z_a.shape
     if n < 4:
@@ -99,7 +170,8 @@ def diagnose(
     for name, z in (("z_a", z_a), ("z_b", z_b)):
         if z is not None and (largest := float(z.abs().max())) > _LARGEST:
             raise ValueError(f"{name} reaches {largest:.3g}, and squares leave float32 above {_LARGEST:g}: rescale it")
-    rows = _view_rows(z_a, "") + (_view_rows(z_b, "_b") if z_b is not None else []) + _correlation_rows(z_a, z_b)
+    rows = [row for z, view in ((z_a, ""), (z_b, "_b")) if z is not None for row in _view_rows(z, view, kind)]
+    rows += _correlation_rows(z_a, z_b)
     if reference is not None:
         reference = as_samples(reference, "reference").detach()
         if len(reference) != n:
@@ -107,15 +179,19 @@ def diagnose(
         rows.append(_judge("cka_reference", cka_or_nan(z_a, reference)))
     if factors is not None:
         rows += [
-            _not_judged(f"cka_{factor}", value, f"unbiased CKA with the factor {factor} ({kernel} kernel, {m} rows)")
+            _not_judged(
+                f"cka_{factor}", value, f"unbiased CKA with this factor ({kernel} kernel, {m} rows); not judged"
+            )
             for factor, kernel, value, m in measures.factor_dependence(z_a, factors).itertuples(index=False)
         ]
-    frame = DataFrame(rows, columns=["diagnostic", "value", "verdict", "threshold", "meaning"])
-    frame.attrs["verdict"] = min(frame["verdict"], key=VERDICTS.index)
+    frame = Diagnosis(rows, columns=["diagnostic", "value", "verdict", "threshold", "meaning"])
+    verdict = min(frame["verdict"], key=VERDICTS.index)
+    explanation = EXPLANATIONS.get(f"{verdict} of {kind}", EXPLANATIONS[verdict])
+    frame.attrs = {"verdict": verdict, "explanation": explanation, "kind": kind, "shape": (n, d)}
     return frame
 
 
-def _view_rows(z: Tensor, view: str) -> list[Row]:
+def _view_rows(z: Tensor, view: str, kind: str) -> list[Row]:
     """Diagnostics of one view."""
     n, d = z.shape
     mean, variance = column_moments(z)
@@ -125,13 +201,19 @@ def _view_rows(z: Tensor, view: str) -> list[Row]:
         raise ValueError(f"{what}, and squares leave float32 below {_SMALLEST:g}: rescale it")
     spread = math.sqrt(total / (total + float(mean.square().sum()))) if total else 0.0
     fault = "" if total else "complete collapse"
-    spectrum = covariance_spectrum(z)
-    least_rank = max(0.25 * min(n - 1, d), 1.01 if d > 1 else 0)  # one direction has rank 1, up to rounding
+    spectrum, most = covariance_spectrum(z), min(n - 1, d)
+    above = spectrum[spectrum > (noise_edge(spectrum, n, d) if most >= 8 else 0)]
+    share, rank = float(above.sum() / (spectrum.sum() or 1)), entropy_rank(above.sqrt())
+    bound = max(_RANK_SHARE * most, 1.01 if d > 1 else 0)  # one direction has rank 1, up to rounding
+    exempt = total > 0 and share < _VARIANCE_SHARE
+    usual = "columns of raw data may be constant" if kind == "data" and total else ""
     rows = [
         _judge("relative_spread", spread, 0.001, view=view),
-        _judge("dead_features", dead, 0.1 * d, view=view, fault=fault, d=d),
+        _judge("dead_features", dead, 0.4 * d, view=view, fault=fault, why_not=usual, d=d),
         _judge("feature_variance", total / d, view=view),
-        _judge("rankme", entropy_rank(spectrum.sqrt()), least_rank, view=view, fault=fault),
+        _judge("share_above_noise", share, view=view),
+        _judge("rank_above_noise", rank, bound, view=view, exempt=exempt, fault=fault),
+        _judge("rankme", entropy_rank(spectrum.sqrt()), view=view),
         _judge("effective_rank", entropy_rank(spectrum), view=view),
     ]
     if (last := min(100, int((spectrum > 0).sum()))) > 11:
@@ -147,10 +229,10 @@ def _correlation_rows(z_a: Tensor, z_b: Tensor | None) -> list[Row]:
     """Diagnostics of C, and of the agreement of two views."""
     n, d = z_a.shape
     x, y = _standardized(z_a, z_b)
-    alive = bool(x.any() and y.any())
+    dead = "" if x.any() and y.any() else "all features are constant"
     value, diagonal = _redundancy(x, y)
     # Six are three standard deviations of a sum of d (d - 1) / 2 pairs, each counted twice.
-    rows = [_judge("redundancy", value, diagonal + 6 * d / (n - 1), judged=alive)]
+    rows = [_judge("redundancy", value, diagonal + 6 * d / (n - 1), why_not=dead)]
     if z_b is None:
         return rows
     agreement = float((x * y).sum(dtype=torch.float64)) / (n * d)
@@ -159,8 +241,9 @@ def _correlation_rows(z_a: Tensor, z_b: Tensor | None) -> list[Row]:
         squares = (x @ y.T).square() if n < d else (x.T @ x) * (y.T @ y)
     least = 3 * math.sqrt(float(squares.sum(dtype=torch.float64)) / (n - 1)) / (n * d)
     total, deviation = _feature_sums(x, y)
-    rows.append(_judge("mean_diagonal", agreement, least, judged=alive and least < 1))
-    rows.append(_judge("feature_sum_covariance", total, -3 * deviation, judged=alive))
+    few = "" if least < 1 else "too few rows, correlations of permuted rows reach 1"
+    rows.append(_judge("mean_diagonal", agreement, least, why_not=dead or few))
+    rows.append(_judge("feature_sum_covariance", total, -3 * deviation, why_not=dead))
     for name, views in (("alignment", (z_a, z_b)), ("lidar", ((z_a, z_b),))):
         try:
             rows.append(_judge(name, getattr(measures, name)(*views)))

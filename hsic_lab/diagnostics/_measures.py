@@ -139,6 +139,19 @@ def entropy_rank(weights: Tensor) -> float:
     return float(torch.special.entr(weights / weights.sum()).sum().exp()) if len(weights) else 0.0
 
 
+def noise_edge(eigenvalues: Tensor, n: int, d: int) -> float:
+    """Largest eigenvalue of white noise (n, d) whose median eigenvalue is that of `eigenvalues`, descending.
+
+    It is the upper edge of the distribution of Marchenko & Pastur (1967), for centered rows.
+    """
+    few, many = sorted((n - 1, d))
+    root = np.sqrt(few / many)
+    angle = np.linspace(0, np.pi, 4001)  # of the eigenvalues 1 + root^2 - 2 root cos(angle), for the variance 1
+    unit = 1 + root**2 - 2 * root * np.cos(angle)
+    mass = np.cumsum(np.sin(angle) ** 2 / np.maximum(unit, 1e-12))
+    return float(eigenvalues[:few].median() * (1 + root) ** 2 / unit[np.searchsorted(mass, mass[-1] / 2)])
+
+
 def power_law(eigenvalues: Tensor, first: int, last: int) -> float:
     """The exponent of `alpha_req` for descending eigenvalues (k,)."""
     positive = int((eigenvalues > 0).sum())

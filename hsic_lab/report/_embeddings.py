@@ -37,7 +37,8 @@ class Embeddings:
 
     `labels` of shape (n,) are integers or strings. `features` of shape (m, p) are the rows of the labels if these are
     not the rows of `z_a`; for a run, the features of its encoder. `rows` is the number of rows of the source if `z_a`
-    is a sample of them. The page has the title `name` and shows the remark `note`.
+    is a sample of them. The page has the title `name` and shows the remark `note`. `kind` says what the views are, as
+    in `diagnose`.
     """
 
     z_a: Tensor
@@ -47,6 +48,7 @@ class Embeddings:
     name: str = "embeddings"
     rows: int | None = None
     note: str = ""
+    kind: str = "unknown"
 
     def __post_init__(self) -> None:
         views = [z for z in (self.z_a, self.z_b) if z is not None]
@@ -116,7 +118,9 @@ def _read_run(folder: Path) -> Embeddings:
         z_a, z_b = (torch.cat([run.projector(run.encoder(x)) for x in view.split(512)]) for view in pairs)
     judged = data.test.sample(min(MAX_VALUES // 4096, len(data.test)))
     features = extract_features(run.encoder, judged.images)
-    return Embeddings(z_a.float(), z_b.float(), judged.labels.numpy(), features, name=f"{folder} on {data.name}")
+    return Embeddings(
+        z_a.float(), z_b.float(), judged.labels.numpy(), features, f"{folder} on {data.name}", kind="projections"
+    )
 
 
 def _read_labels(path: Path) -> np.ndarray:

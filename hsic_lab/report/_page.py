@@ -37,21 +37,6 @@ Source = Embeddings | Run | Tensor | np.ndarray | tuple | str | Path
 SPECTRUM_ROWS, CKA_ROWS, GAUSSIAN_ROWS = 10_000, 10_000, 2000
 TEST_ROWS, GAMMA_ROWS, PERMUTATIONS = 500, 2000, 499
 PROBE_ROWS, PROBE_VALUES, SPLITS, MIN_CLASS_ROWS, NEIGHBORS = 10_000, 1 << 22, 3, 10, 200
-VERDICTS = {
-    "healthy": "All rules that have a threshold hold. This does not prove that the features are useful for a task.",
-    "complete collapse": "The rows hardly differ: the features are nearly the same for every input. If labels can be "
-    "predicted all the same, a large mean hides the differences: subtract the mean and look again.",
-    "branch anti-alignment": "The sums of the features of the two branches are negatively correlated. This can make a "
-    "loss with the off-diagonal target -1 small although nothing was learned.",
-    "unrelated views": "Feature i of one view does not agree with feature i of the other view. Possible reasons: "
-    "nothing was learned yet, the rows are not in the same order, or the features are not (two different networks). "
-    "The similarity and the tests below help to find the reason.",
-    "dimensional collapse": "The rows differ, but in far fewer directions than there are features.",
-    "redundant": "The features are correlated: the off-diagonal entries of C are larger than expected if independent, "
-    "and larger than its diagonal. This is no fault by itself: features that no loss has decorrelated, such as those "
-    "of an encoder or raw data, usually are. The value rankme says how many directions are in use.",
-    "not judged": "No rule could be applied.",
-}
 
 
 def write_report(source: Source, path: str | Path, *, reference: Tensor | np.ndarray | None = None) -> Path:
@@ -109,7 +94,7 @@ def as_embeddings(source: Source) -> Embeddings:
 
 def report_html(found: Embeddings, reference: Tensor | None = None) -> str:
     """Return the text of the page; the template escapes all values."""
-    frame, (probe, probe_note) = diagnose(found.z_a, found.z_b), probe_table(found)
+    frame, (probe, probe_note) = diagnose(found.z_a, found.z_b, kind=found.kind), probe_table(found)
     similarity = similarity_table(found.z_a, found.z_b, reference)
     tables = {"diagnostics": frame, "probe": probe, "similarity": similarity, "independence": independence_table(found)}
     figures = _correlation(found.z_a, found.z_b) | _spectrum(found.z_a, found.z_b) | _principal_axes(found)
@@ -117,7 +102,7 @@ def report_html(found: Embeddings, reference: Tensor | None = None) -> str:
     kind = "good" if verdict == "healthy" else "bad" if verdict in FAULTS else ""
     classes = 0 if found.labels is None else len(np.unique(found.labels))
     source = {"found": found, "n": len(found.z_a), "d": found.z_a.shape[1], "classes": classes}
-    judged = {"verdict": verdict, "kind": kind, "explanation": VERDICTS[verdict], "probe_note": probe_note}
+    judged = {"verdict": verdict, "kind": kind, "explanation": frame.attrs["explanation"], "probe_note": probe_note}
     used = dict(neighbors=NEIGHBORS, splits=SPLITS, version=hsic_lab.__version__, torch_version=torch.__version__)
     cells = {name: _cells(table) for name, table in tables.items()}
     pages = jinja2.Environment(loader=jinja2.PackageLoader("hsic_lab", "report"), autoescape=True, trim_blocks=True)

@@ -1,14 +1,19 @@
 """Diagnostics against closed forms: sphere, redundancy, feature sums, factors, and verdicts on known failures."""
 
+import importlib.util
 import itertools
 import math
 import warnings
+from decimal import Decimal
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.integrate import quad
 from scipy.special import ive
+from sklearn.datasets import load_digits
 
 from hsic_lab.cka import cka
 from hsic_lab.correlation import cross_correlation
@@ -24,6 +29,7 @@ from hsic_lab.diagnostics import (
     redundancy,
     uniformity,
 )
+from hsic_lab.diagnostics._diagnose import EXPLANATIONS, FAULTS, KINDS, VERDICTS
 from hsic_lab.kernels import Delta, Gaussian, Linear
 
 
@@ -182,6 +188,22 @@ def test_factor_dependence_finds_the_encoded_factor():
     assert table.equals(factor_dependence(x, frame, max_rows=500).set_index("factor"))
 
 
+def test_factors_are_converted_or_refused_with_the_count():
+    x = normal(60, 5)
+    value = x[:, 0].numpy().round(3)
+    days = pd.Timestamp("2020-01-01") + pd.to_timedelta(value, unit="D")
+    expected = factor_dependence(x, pd.DataFrame({"v": value}))["cka"][0]
+    same = {"decimal": [Decimal(str(v)) for v in value], "zone": days.tz_localize("Asia/Tokyo"), "date": days}
+    table = diagnose(x, factors=pd.DataFrame(same)).set_index("diagnostic")["value"]
+    for name in same:
+        assert table[f"cka_{name}"] == pytest.approx(expected, rel=1e-5), name
+    holes = {"object": pd.Series(["a", None] * 30), "floats": [np.nan, *value[1:]], "day": days.where(days != days[3])}
+    for name, column in holes.items():
+        missing = pd.isna(pd.Series(column)).sum()
+        with pytest.raises(ValueError, match=rf"factors\['{name}'\] holds {missing} missing values .* in 60 rows"):
+            diagnose(x, factors=pd.DataFrame({name: column}))
+
+
 # --- verdicts
 
 N, D = 600, 16
@@ -200,16 +222,16 @@ CASES = {
     "one dead feature": ((torch.cat([Z, Z[:, :1] * 0 + 0.1], 1), None), "healthy", set()),
     "half dead": ((torch.cat([Z, Z * 0 + 0.1], 1), None), "dimensional collapse", {"dead_features"}),
     "duplicated": ((Z.repeat(1, 3), NEAR.repeat(1, 3)), "redundant", {"redundancy"}),
-    "rank 3": ((Z[:, :3] @ normal(3, 64), None), "dimensional collapse", {"rankme", "redundancy"}),
-    "one branch of rank 2": ((Z, Z[:, [0, 1] * 8]), "dimensional collapse", {"rankme_b", "redundancy"}),
+    "rank 3": ((Z[:, :3] @ normal(3, 64), None), "dimensional collapse", {"rank_above_noise", "redundancy"}),
+    "one branch of rank 2": ((Z, Z[:, [0, 1] * 8]), "dimensional collapse", {"rank_above_noise_b", "redundancy"}),
     "simplex": ((simplex(N, D), simplex(N, D)), "healthy", set()),
     "gamed": (gamed(N, 32), "branch anti-alignment", {"feature_sum_covariance", "redundancy"}),
     "constant": (
         (torch.full((N, D), 0.1), NEAR.float()),
         "complete collapse",
-        {"relative_spread", "dead_features", "rankme"},
+        {"relative_spread", "dead_features", "rank_above_noise"},
     ),
-    "zero": ((torch.zeros(N, D), None), "complete collapse", {"relative_spread", "dead_features", "rankme"}),
+    "zero": ((torch.zeros(N, D), None), "complete collapse", {"relative_spread", "dead_features", "rank_above_noise"}),
     "nearly constant": ((1e-5 * Z + 1, None), "complete collapse", {"relative_spread"}),
 }
 
@@ -224,6 +246,112 @@ def test_verdicts_on_known_failures(views, verdict, rows):
     assert frame["diagnostic"].is_unique and (frame["threshold"] != "none").sum() == (
         frame["threshold"].str.contains("=").sum()
     )
+
+
+# --- dimensional collapse, and the words of the verdict
+
+
+def script():
+    path = Path(__file__).parents[2] / "benchmarks" / "verdicts.py"
+    spec = importlib.util.spec_from_file_location("verdicts", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_rates_of_false_alarm_and_miss():
+    verdicts = script()
+    shapes = itertools.product((50, 200), (16, 128), (7, 8))
+    rows = [(truth, verdicts.collapsed(z)) for n, d, seed in shapes for _, truth, z in verdicts.cases(n, d, seed)]
+    table = pd.DataFrame(rows, columns=["truth", "found"]).groupby("truth")["found"].agg(found="sum", seeds="size")
+    false_alarm, miss = verdicts.rates(table.reset_index())
+    assert table.loc["collapsed", "seeds"] > 80 and table.loc["ordinary", "seeds"] > 130
+    assert false_alarm <= 0.005 and miss <= 0.02
+
+
+@pytest.mark.parametrize("rank", [1, 4, 8])
+@pytest.mark.parametrize("noise", [0, 0.01, 0.3])
+@pytest.mark.parametrize("mean", [0, 30])
+def test_low_rank_under_noise_is_a_collapse(rank, noise, mean):
+    z = normal(1000, rank) @ normal(rank, 128, 1) + noise * normal(1000, 128, 2) + mean
+    frame = diagnose(z)
+    assert frame.attrs["verdict"] == "dimensional collapse"
+    assert frame.set_index("diagnostic")["value"]["rank_above_noise"] == pytest.approx(rank, rel=0.2)
+
+
+def spectrum(alpha, n, d):
+    rotation = torch.linalg.qr(normal(d, d, 5))[0]
+    return normal(n, d) * torch.arange(1, d + 1) ** (-alpha / 2) @ rotation
+
+
+DIGITS = torch.from_numpy(load_digits().data)
+ORDINARY = {
+    "pixels": DIGITS,
+    "few pixels": DIGITS[:60],
+    "pixels with a border": torch.nn.functional.pad(DIGITS.view(-1, 8, 8), (1, 1, 1, 0)).flatten(1),
+    "power law 1": spectrum(1, 400, 256),
+    "power law 1.5": spectrum(1.5, 400, 256),
+    "fewer rows than features": spectrum(1, 60, 256),
+    "large mean": spectrum(1, 400, 64) + 100,
+    "white": normal(300, 64),
+    "one direction of half the variance": normal(500, 64) + normal(500, 1, 3) @ normal(1, 64, 4),
+    "rank of a quarter": normal(300, 16) @ normal(16, 64, 1) + 0.1 * normal(300, 64, 2),
+    "two correlated features": normal(300, 1) + 0.5 * normal(300, 2, 1),
+}
+
+
+@pytest.mark.parametrize("z", ORDINARY.values(), ids=ORDINARY)
+def test_ordinary_features_are_not_called_collapsed(z):
+    assert not set(diagnose(z)["verdict"]) & set(FAULTS)
+
+
+@pytest.mark.parametrize("n, d", [(401, 100), (101, 100), (51, 500)])
+def test_noise_edge_is_that_of_marchenko_and_pastur(n, d):
+    few, many = sorted((n - 1, d))
+    low, high = ((1 + sign * math.sqrt(few / many)) ** 2 for sign in (-1, 1))
+    edge = sphere.noise_edge(torch.ones(few), n, d)  # in units of the median
+    mass, _ = quad(lambda x: math.sqrt((high - x) * (x - low)) / (2 * math.pi * few / many * x), low, high / edge)
+    assert mass == pytest.approx(0.5, abs=1e-3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_words_of_a_verdict_depend_on_what_the_features_are(kind):
+    redundant, few = diagnose(Z.repeat(1, 3), kind=kind), diagnose(Z[:, :2] @ normal(2, 64), kind=kind)
+    words = redundant.attrs["explanation"], few.attrs["explanation"]
+    assert ("no fault" in words[0] or "usual" in words[0]) == (kind != "projections")
+    assert ("raw data" in words[0]) == (kind in ("unknown", "data")) and ("units" in words[1]) == (kind == "data")
+    half = diagnose(torch.cat([Z, Z * 0 + 0.1], 1), kind=kind)
+    assert (half.attrs["verdict"] == "healthy") == (kind == "data"), "raw data may have constant columns"
+    assert diagnose(Z * 0, kind=kind).attrs["verdict"] == "complete collapse"
+    assert {name.split(" of ")[0] for name in EXPLANATIONS} == set(VERDICTS)
+
+
+@pytest.mark.parametrize("views", [(Z, None), (Z, NEAR), (Z, Z[:, [0, 1] * 8]), (Z * 0, NEAR)])
+def test_text_of_a_diagnosis_is_short(views):
+    frame = diagnose(*views, kind="features")
+    lines = str(frame).splitlines()
+    assert lines[0] == f"Verdict: {frame.attrs['verdict']} (600 rows, 16 features, features)"
+    assert len(lines) <= 14 and max(map(len, lines)) <= 100
+    table = frame.set_index("diagnostic")
+    numbers = {line.split()[0]: line.split(maxsplit=2)[1:] for line in lines if line.startswith("  ")}
+    assert len(numbers) >= 5
+    for name, (value, verdict) in numbers.items():
+        assert [value, verdict] == [f"{table['value'][name]:.4g}", table["verdict"][name]]
+    faults = frame.loc[frame["verdict"].isin(FAULTS), "diagnostic"]
+    assert set(faults) <= set(numbers)
+    assert str(frame.head(2)) == repr(frame.head(2)), "a selection is a plain table"
+
+
+def test_every_row_without_a_verdict_says_why():
+    frames = [
+        diagnose(Z, NEAR, reference=Z, factors=pd.DataFrame({"a": np.arange(N) % 3})),
+        diagnose(normal(4, 8), normal(4, 8)), diagnose(Z * 0, NEAR), diagnose(Z, kind="data"),
+    ]  # fmt: skip
+    for row in pd.concat(frames).itertuples():
+        if row.verdict == "not judged":
+            assert (
+                "not judged" in row.meaning or "judged in the next row" in row.meaning or "not defined" in row.meaning
+            )
 
 
 def deviating():
@@ -323,6 +451,7 @@ def test_zero_rows_leave_sphere_measures_undefined():
         (lambda: diagnose(Z * np.nan), ValueError, "z_a holds 9600 values that are NaN"),
         (lambda: diagnose(Z, Z / 0), ValueError, "z_b holds 9600"),
         (lambda: diagnose(Z.long()), TypeError, "int64"),
+        (lambda: diagnose(Z, kind="pixels"), ValueError, "kind must be one of 'unknown', .*, got 'pixels'"),
         (lambda: diagnose(Z.tolist()), TypeError, "list"),
         (lambda: diagnose(Z, reference=Z[:5]), ValueError, "got 600 and 5"),
         (lambda: diagnose(Z, factors=pd.DataFrame({"a": [1]})), ValueError, "got 600, 1"),
