@@ -18,7 +18,7 @@ from joblib import Parallel, delayed
 from tqdm.auto import tqdm
 
 from hsic_lab import __version__
-from hsic_lab._io import replace_file
+from hsic_lab._io import progress_options, replace_file
 from hsic_lab.ablation._grids import Grid, Planned, read_grid
 from hsic_lab.correlation import off_diagonal
 from hsic_lab.datasets import LOADERS, ImageData, data_folder, load
@@ -86,7 +86,8 @@ def run_ablation(
     missing = [one for one in plan if results[one.key] is None]
     tasks = [delayed(_run_one)(one, folder / one.key, data, *options) for one in missing]
     made = zip(missing, Parallel(n_jobs=n_jobs, return_as="generator")(tasks), strict=True)
-    bar = tqdm(made, grid.name, len(plan), initial=len(plan) - len(missing), unit="run", disable=not progress)
+    shown = progress_options(len(plan))
+    bar = tqdm(made, grid.name, len(plan), initial=len(plan) - len(missing), unit="run", disable=not progress, **shown)
     for one, rows in bar:
         results[one.key] = rows
     for one in missing:  # last, because other processes are working on these

@@ -3,6 +3,7 @@
 import base64
 import io
 import itertools
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ Source = Embeddings | Run | Tensor | np.ndarray | tuple | str | Path
 # Expensive measurements use a sample of the rows, so that a page takes seconds.
 SPECTRUM_ROWS, CKA_ROWS, GAUSSIAN_ROWS = 10_000, 10_000, 2000
 TEST_ROWS, GAMMA_ROWS, PERMUTATIONS = 500, 2000, 499
+LOG = logging.getLogger(__name__)  # the command line shows a line for each part that takes time
 PROBE_ROWS, PROBE_VALUES, SPLITS, MIN_CLASS_ROWS, NEIGHBORS = 10_000, 1 << 22, 3, 10, 200
 VERDICTS = {
     "healthy": "All rules that have a threshold hold. This does not prove that the features are useful for a task.",
@@ -109,7 +111,9 @@ def as_embeddings(source: Source) -> Embeddings:
 
 def report_html(found: Embeddings, reference: Tensor | None = None) -> str:
     """Return the text of the page; the template escapes all values."""
+    LOG.info("Diagnostics and probe ...")
     frame, (probe, probe_note) = diagnose(found.z_a, found.z_b), probe_table(found)
+    LOG.info("Verdict: %s. Similarity, tests and figures ...", frame.attrs["verdict"])
     similarity = similarity_table(found.z_a, found.z_b, reference)
     tables = {"diagnostics": frame, "probe": probe, "similarity": similarity, "independence": independence_table(found)}
     figures = _correlation(found.z_a, found.z_b) | _spectrum(found.z_a, found.z_b) | _principal_axes(found)
@@ -229,6 +233,10 @@ def independence_table(found: Embeddings) -> pd.DataFrame:
         codes = torch.from_numpy(np.unique(found.labels, return_inverse=True)[1])
         options = {"kernel_y": Delta(), "permutations": PERMUTATIONS}
         test("are features and labels independent?", permutation_test, TEST_ROWS, x, codes, **options)
+    if found.target is not None:
+        y = torch.from_numpy(found.target).to(found.z_a.dtype)
+        x, y = found.z_a[y.isfinite()], y[y.isfinite()]
+        test("are features and target independent?", permutation_test, TEST_ROWS, x, y, permutations=PERMUTATIONS)
     return pd.DataFrame(rows, columns=["question", "test", "rows", "statistic", "pvalue", "answer"])
 
 
