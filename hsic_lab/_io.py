@@ -1,6 +1,9 @@
-"""Atomic file writes."""
+"""Atomic file writes, and progress bars."""
 
+import builtins
+import math
 import os
+import sys
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -19,3 +22,20 @@ def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+class _Lines:
+    """A log: what would overwrite a line in a terminal is a line of its own."""
+
+    def write(self, text: str) -> None:
+        sys.stderr.write(text.replace("\r", "\n"))
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
+def progress_options(total: int) -> dict[str, Any]:
+    """Options of tqdm: a bar in a terminal or notebook, about ten lines in a log."""
+    if sys.stderr.isatty() or hasattr(builtins, "__IPYTHON__"):
+        return {"mininterval": 0.5}
+    return {"file": _Lines(), "miniters": max(1, total // 10), "mininterval": 0, "maxinterval": math.inf, "ncols": 100}

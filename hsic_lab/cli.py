@@ -2,14 +2,15 @@
 
 import inspect
 import json
+import logging
 import os
 import re
 import shlex
 import sys
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,6 +30,10 @@ COMMON = (
 )  # fmt: skip
 
 
+# Options of `train` for arguments of `from_folder`.
+_LOADING = {"size": "size", "test_fraction": "test_fraction", "split_seed": "seed", "train_folder": "train_folder"}
+
+
 class _SetNames(TyperGroup):  # `data NAME` is `data show NAME`
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple:
         return super().resolve_command(ctx, args if args[0] in self.commands else ["show", *args])
@@ -38,9 +43,30 @@ HELP: dict[str, Any] = {"rich_markup_mode": None, "context_settings": {"help_opt
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, **HELP)
 data = typer.Typer(cls=_SetNames, rich_markup_mode=None)
 app.add_typer(data, name="data")
-RunFolder = Annotated[Path, typer.Argument(help="The folder of a run, as `hsic-lab train` writes it.")]
+
+
+def _existing(path: Path | None) -> Path | None:
+    """Check a path before torch is loaded, which takes seconds."""
+    if path is not None and not path.exists():
+        raise FileNotFoundError(f"{path} does not exist")
+    return path
+
+
+def _a_run(path: Path) -> Path:
+    if not (path / "run.json").is_file() and not path.is_file():
+        raise FileNotFoundError(f"{path} is not a run: it has no run.json. `hsic-lab train` makes one.")
+    return path
+
+
+RunFolder = Annotated[Path, typer.Argument(help="The folder of a run, as `hsic-lab train` writes it.", callback=_a_run)]
 Folder = Annotated[Path, typer.Option(help="Folder of the runs. Finished runs are reused.")]
 Epochs = Annotated[int | None, typer.Option(help="Default: 14.")]
+RECIPES = """Settings of a publication: tsai2021 (Tsai et al. 2021, CIFAR-10), official (Zbontar et al. 2021, ImageNet)
+or solo (solo-learn, CIFAR). Options replace some of them."""
+FILE = "A run, or .npy, .npz, .csv, .tsv, .parquet, .safetensors or .pt with embeddings."
+LABEL_FILE = "File with a label for each row: .npy, .csv, .tsv or .parquet."
+REFERENCE = "File with other features of the rows, for CKA."
+GRID = "A TOML file that says what varies. Examples are in data/grids."
 SET = typer.Option("--set", metavar="NAME=VALUE", help="Any field of TrainConfig, as TOML or JSON. Repeatable.")
 Output = Annotated[
     Path | None, typer.Option(help="Folder of figures, file of a table or report. Default: near the run.")
@@ -64,6 +90,8 @@ def main() -> None:
 @app.callback(invoke_without_command=True, epilog="Example: hsic-lab demo")
 def hsic_lab(version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False) -> None:
     """Barlow Twins and HSIC: train encoders, evaluate their features, look at their correlations."""
+    for stream in (sys.stdout, sys.stderr):  # names of files may not be UTF-8
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     if version:
         print(f"hsic-lab {lab.__version__}")
         raise typer.Exit
@@ -102,11 +130,12 @@ def train() -> None:
 def _train(
     folder: Annotated[Path, typer.Argument(help="A new folder for the run, or with --resume an unfinished one.")],
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in FOLDER, or start it.")] = False,
-    recipe: Annotated[str | None, typer.Option(help="Settings of a publication: tsai2021, official or solo.")] = None,
+    recipe: Annotated[str | None, typer.Option(help=RECIPES)] = None,
     settings: Annotated[list[str] | None, SET] = None,
     tensorboard: Annotated[Path | None, typer.Option(help="Folder for the logs of TensorBoard.")] = None,
     **common: Any,
 ) -> None:
+    from hsic_lab.datasets._published import full_name
     from hsic_lab.training._run import SETTINGS, read_settings
 
     first = os.environ.get("RANK", "0") == "0"
@@ -118,10 +147,19 @@ def _train(
         if not equals:
             raise ValueError(f"--set must be NAME=VALUE, got {setting!r}")
         given[name.strip()] = _parse(name.strip(), text)
+    loading = {name: given.pop(option) for option, name in _LOADING.items() if option in given}
+    if "dataset" in given:
+        given["dataset"] = full_name(given["dataset"])
     if resume and (folder / SETTINGS).exists():
-        if given or recipe:
-            raise ValueError(f"--resume takes its settings from {folder}, got {', '.join(given) or 'recipe'} too")
-        config = read_settings(folder)[0]
+        config, _, metadata, *_ = read_settings(folder)
+        asked = lab.training.recipe(recipe, **given) if recipe else replace(config, **given)
+        names = [field.name for field in fields(config)] if recipe else list(given)
+        changed = [name for name in names if getattr(asked, name) != getattr(config, name)]
+        source = metadata.get("source") or {}
+        changed += [name for name, value in loading.items() if source.get(name) != value]
+        if changed:
+            raise ValueError(f"--resume takes its settings from {folder}, got other values of {', '.join(changed)}")
+        data = None
     else:
         if resume:
             print(f"No run in {folder} yet: starting one")
@@ -129,8 +167,9 @@ def _train(
         if first and recipe is None and "dataset" not in given:
             others = [n for n in lab.datasets.LOADERS if n != config.dataset and lab.datasets.status(n) == "ready"]
             print(f"Data set: {config.dataset}. Others found, for --dataset: {', '.join(others)}")
+        data = lab.datasets.load(config.dataset, **loading) if loading else None
     loggers = [lab.training.TensorBoardLogger(tensorboard)] if tensorboard else []
-    run = lab.training.train(config, folder, resume=resume, callbacks=loggers)
+    run = lab.training.train(config, folder, data, resume=resume, callbacks=loggers)
     if first:
         print(run.history.tail(1).to_string(index=False))
         print(f"Left in {run.folder}; next: hsic-lab probe {run.folder}, hsic-lab plot {run.folder}")
@@ -138,13 +177,18 @@ def _train(
 
 def _with_settings(function: Callable[..., None]) -> Callable[..., None]:
     """The function with an option for each setting in `COMMON`; help and defaults are those of TrainConfig."""
-    doc, keyword = inspect.getdoc(lab.training.TrainConfig) or "", inspect.Parameter.KEYWORD_ONLY
-    entries = re.findall(r"^([\w, ]+) : .*\n((?:    .*\n?)+)", doc, re.MULTILINE)
-    meaning = {name: " ".join(text.split()).replace("`", "") for names, text in entries for name in names.split(", ")}
-    parameters = [p for name, p in inspect.signature(function).parameters.items() if name not in (*COMMON, "common")]
+    meaning, keyword = _meanings(lab.training.TrainConfig), inspect.Parameter.KEYWORD_ONLY
+    loading, of_loading = inspect.signature(lab.datasets.from_folder).parameters, _meanings(lab.datasets.from_folder)
+    given = inspect.signature(function).parameters.items()
+    parameters = [p for name, p in given if name not in (*COMMON, *_LOADING, "common")]
+    for option, name in _LOADING.items():
+        kind: Any = loading[name].annotation
+        shown = "" if loading[name].default is None else f" Default: {loading[name].default}."
+        info = typer.Option(help=f"For a folder of images: {of_loading[name]}{shown}", show_default=False)
+        parameters.append(inspect.Parameter(option, keyword, default=None, annotation=Annotated[kind | None, info]))
     for field in (field for field in fields(lab.training.TrainConfig) if field.name in COMMON):
         default, accepted = field.default, field.metadata["rule"][0].replace("'", "")
-        kind: Any = str if isinstance(default, tuple) else field.type
+        kind = str if isinstance(default, tuple) else field.type
         default = "-".join(map(str, default)) if isinstance(default, tuple) else default
         choices = f" {accepted.capitalize()}." if accepted.startswith("one of") else ""
         shown = "" if default in (None, False) else f" Default: {default}."
@@ -153,6 +197,12 @@ def _with_settings(function: Callable[..., None]) -> Callable[..., None]:
         parameters.append(inspect.Parameter(field.name, keyword, default=None, annotation=Annotated[kind | None, info]))
     vars(function)["__signature__"] = inspect.Signature(parameters)
     return function
+
+
+def _meanings(documented: Any) -> dict[str, str]:
+    """The text about each parameter in the docstring."""
+    entries = re.findall(r"^([\w, ]+) : .*\n((?:    .*\n?)+)", inspect.getdoc(documented) or "", re.MULTILINE)
+    return {name: " ".join(text.split()).replace("`", "") for names, text in entries for name in names.split(", ")}
 
 
 def _parse(name: str, text: str) -> Any:
@@ -172,19 +222,27 @@ def _parse(name: str, text: str) -> Any:
 @app.command(epilog="Example: hsic-lab probe runs/first")
 def probe(folder: RunFolder, splits: Annotated[int, typer.Option(help="Number of random subsets.")] = 3) -> None:
     """Evaluate the frozen features of a run on the test split: linear probe and weighted nearest neighbors."""
+    from hsic_lab.evaluation._features import default_neighbors
+    from hsic_lab.training._data import data_of
+
     run = lab.training.Run.load(folder)
-    data = lab.datasets.load(run.config.dataset)
+    data = data_of(run.config.dataset, run.metadata)
+    if not data.class_names:
+        raise ValueError(f"{data.name} has no labels to predict: `hsic-lab inspect {folder}` needs none")
     train, test = (lab.evaluation.extract_features(run.encoder, part.images) for part in (data.train, data.test))
     table = lab.evaluation.probe_table({run.config.loss: (train, test)}, data.train.labels, data.test.labels, splits)
     print(lab.evaluation.probe_summary(table).to_string())
-    k = min(200, len(data.train))
-    accuracy = lab.evaluation.knn_accuracy(train, data.train.labels, test, data.test.labels, k=k)
+    k = default_neighbors(len(data.train))
+    accuracy = lab.evaluation.knn_accuracy(train, data.train.labels, test, data.test.labels)
     print(f"weighted kNN, k = {k}, temperature 0.5: {accuracy:.4f} on {len(data.test)} test images")
 
 
-@app.command(epilog="Example: hsic-lab plot runs/first --output figures")
+@app.command(epilog="Examples: hsic-lab plot runs/first --output figures; hsic-lab plot lambda.csv")
 def plot(folder: RunFolder, output: Output = None) -> None:
-    """Draw C before and after the training of a run, and its training curves."""
+    """Draw C before and after the training of a run, and its training curves; or a table of `hsic-lab ablate`."""
+    if folder.is_file():
+        print(*lab.demo.save_figures(_table_figures(folder), output or folder.parent), sep="\n")
+        return
     run = lab.training.Run.load(folder)
     if not run.snapshots:
         raise ValueError(f"{folder} holds no snapshot of C: its training stopped before the first step")
@@ -197,9 +255,45 @@ def plot(folder: RunFolder, output: Output = None) -> None:
     print(*lab.demo.save_figures(figures, output or folder), sep="\n")
 
 
+def _table_figures(path: Path) -> dict[str, Any]:
+    """A figure for each evaluation in a table of an ablation: the first factor against the others."""
+    frame = lab.ablation.read_table(path)
+    settings = [json.loads(frame.attrs["cross"]), *json.loads(frame.attrs["include"])]
+    factors = [name for name in dict.fromkeys(name for names in settings for name in names) if name in frame]
+    if not factors:
+        raise ValueError(f"{path} has no factor: its grid varies nothing")
+    if frame[factors].isna().any(axis=None):  # combinations of different settings
+        words = (", ".join(f"{k}={v}" for k, v in row.dropna().items()) for _, row in frame[factors].iterrows())
+        frame["settings"] = list(words)
+        factors = ["settings"]
+    if len(factors) > 2:
+        name = ", ".join(factors[1:])
+        frame[name] = frame[factors[1:]].astype(str).agg(", ".join, axis=1)
+        factors = [factors[0], name]
+    lab.plots.set_theme()
+    names = frame["evaluation"].unique()
+    return {f"{path.stem}_{e}.png": lab.plots.plot_ablation(frame, *factors, evaluation=e).figure for e in names}
+
+
+def _differences(frame: Any, factors: list[str]) -> Iterator[str]:
+    """A sentence for each difference from the first level of a factor, the other factors fixed, paired by seed."""
+    for evaluation in frame["evaluation"].unique():
+        for factor in factors:
+            others = [name for name in factors if name != factor]
+            for where, part in frame.groupby(others, sort=False, dropna=False) if others else [((), frame)]:
+                first, *rest = part[factor].where(part[factor].notna(), None).drop_duplicates()
+                fixed = "".join(f", {name} {value}" for name, value in zip(others, where, strict=True))
+                for level in rest:
+                    try:
+                        words = str(lab.ablation.paired_difference(part, factor, first, level, evaluation=evaluation))
+                    except ValueError as error:  # all runs of a level failed
+                        words = f"{level} minus {first}: {error}"
+                    yield f"  {evaluation}{fixed}: {factor} {words}"
+
+
 @app.command(epilog="Example: hsic-lab ablate lambda.toml --jobs 2")
 def ablate(
-    grid: Annotated[Path, typer.Argument(help="A TOML file that says what varies. Examples are in data/grids.")],
+    grid: Annotated[Path, typer.Argument(help=GRID, callback=_existing)],
     output: Output = None,
     folder: Folder = Path("runs/ablations"),
     jobs: Annotated[int, typer.Option(help="Number of processes, -1 for one on each core.")] = 1,
@@ -217,7 +311,8 @@ def ablate(
     lab.ablation.write_table(frame, plan, output, shlex.join(["hsic-lab", *sys.argv[1:]]))
     factors = [name for name in plan.factors if name in frame]
     groups = frame.groupby([*factors, "evaluation"], sort=False, dropna=False)["accuracy"]
-    print(groups.agg(["mean", "std", "count"]).to_string(), f"Left in {output}", sep="\n")
+    print(groups.agg(["mean", "std", "count"]).to_string(), "Differences, paired by seed:", sep="\n")
+    print(*_differences(frame, factors), f"Left in {output}; next: hsic-lab plot {output}", sep="\n")
     states = frame.drop_duplicates("run")["state"]
     if len(failed := states[states != "finished"].value_counts()):
         reasons = (f"  {state} ({count} of them)" for state, count in failed.items())
@@ -225,23 +320,34 @@ def ablate(
         raise typer.Exit(1)
 
 
-@app.command("inspect", epilog="Example: hsic-lab inspect embeddings.npz --labels labels.csv")
+@app.command("inspect", epilog="Example: hsic-lab inspect embeddings.parquet --label-column species --drop image_id")
 def inspect_file(
-    file: Annotated[Path, typer.Argument(help="A run, or .npy, .npz, .csv, .parquet or .safetensors with embeddings.")],
-    second: Annotated[Path | None, typer.Argument(help="File with the second view of the same rows.")] = None,
-    labels: Annotated[Path | None, typer.Option(help="File with a label for each row: .npy, .csv or .parquet.")] = None,
-    reference: Annotated[Path | None, typer.Option(help="File with other features of the rows, for CKA.")] = None,
+    file: Annotated[Path, typer.Argument(help=FILE, callback=_existing)],
+    second: Annotated[Path | None, typer.Argument(help="File with the second view.", callback=_existing)] = None,
+    labels: Annotated[Path | None, typer.Option(help=LABEL_FILE, callback=_existing)] = None,
+    label: Annotated[str | None, typer.Option("--label-column", "--label", help="Column or array of labels.")] = None,
+    drop: Annotated[list[str] | None, typer.Option(help="Column or array to leave out. Repeatable.")] = None,
+    view_a: Annotated[str | None, typer.Option(help="Array, or pattern of columns ('emb_*'), of a view.")] = None,
+    view_b: Annotated[str | None, typer.Option(help="The same for a second view.")] = None,
+    reference: Annotated[Path | None, typer.Option(help=REFERENCE, callback=_existing)] = None,
     output: Output = None,
 ) -> None:
     """Write a report on embeddings: heatmap, spectrum, diagnostics, probe, CKA and independence tests on one page.
 
-    An .npz or .safetensors file holds the arrays z_a and z_b, or a and b, or one or two matrices of any names. The
-    columns of a .csv or .parquet file are all features, or a_... and b_... for two views. Labels are called labels,
-    label, y, targets or target.
+    An .npz, .safetensors or .pt file holds the arrays z_a and z_b, or a and b, or one or two matrices of any names. The
+    columns of a .csv, .tsv or .parquet file are all features, or a_... and b_... for two views; Parquet may hold
+    columns of vectors. Labels are called labels, label, y, targets or target. A file that is not clear is refused.
     """
-    found = lab.report.read_embeddings(file, second, labels)
-    other = None if reference is None else lab.report.read_embeddings(reference).z_a
     page = output or file.resolve().with_name(f"{file.resolve().name}.html")
+    if page.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"the page needs a name ending in .html, got {page}")
+    found = lab.report.read_embeddings(file, second, labels, label=label, drop=drop or (), view_a=view_a, view_b=view_b)
+    views = "one view" if found.z_b is None else "two views"
+    print(f"{found.name}: {views} of {found.z_a.shape[0]} rows and {found.z_a.shape[1]} features. {found.note}")
+    other = None if reference is None else lab.report.read_embeddings(reference).z_a
+    log = logging.getLogger("hsic_lab")
+    log.setLevel(logging.INFO)
+    log.addHandler(logging.StreamHandler())  # a line for each part of the page that takes time
     print(lab.report.write_report(found, page, reference=other))
 
 
@@ -252,28 +358,32 @@ def data_command(context: typer.Context) -> None:
         data_list()
 
 
-@data.command("list")
+@data.command("list", epilog="Example: hsic-lab data list")
 def data_list() -> None:
     """List the data sets, and say which are ready."""
     print(f"data folder: {lab.datasets.data_folder().absolute()} (HSIC_LAB_DATA changes it)")
     print(*(f"  {name}: {lab.datasets.status(name)}" for name in lab.datasets.LOADERS), sep="\n")
 
 
-@data.command("show")
+@data.command("show", epilog="Example: hsic-lab data show photos --size 64")
 def data_show(
     name: Annotated[str, typer.Argument(help="Name of a set, or a folder with one folder of images for each class.")],
     size: Annotated[int | None, typer.Option(help="For a folder: resize and crop the images to this square.")] = None,
+    train_folder: Annotated[str | None, typer.Option(help="For a folder: the one in it to train on, or '.'.")] = None,
 ) -> None:
     """Load a data set and describe it."""
-    loaded = lab.datasets.load(name) if size is None else lab.datasets.load(name, size=size)
+    options: dict[str, Any] = {"size": size, "train_folder": train_folder}
+    loaded = lab.datasets.load(name, **{name: value for name, value in options.items() if value is not None})
     more = f", {len(loaded.unlabelled)} unlabelled" if loaded.unlabelled else ""
     print(f"{loaded.name}: {len(loaded.train)} training, {len(loaded.test)} test images{more}")
-    print(f"shape (c, h, w): {tuple(loaded.train.images.shape[1:])}; classes: {', '.join(loaded.class_names)}")
+    print(
+        f"shape (c, h, w): {tuple(loaded.train.images.shape[1:])}; classes: {', '.join(loaded.class_names) or 'none'}"
+    )
 
 
-@data.command("get")
+@data.command("get", epilog="Example: hsic-lab data get cifar10")
 def data_get(
-    name: Annotated[str, typer.Argument(help="Name of a published set.")],
+    name: Annotated[str, typer.Argument(help="cifar10, cifar100, fashion_mnist, stl10 or tiny_imagenet.")],
     folder: Annotated[Path | None, typer.Option(help="Where to put it. Default: the data folder.")] = None,
 ) -> None:
     """Download a published set, check it, and unpack it."""

@@ -10,6 +10,11 @@ if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_decoded_images(tmp_path_factory):
+    os.environ["HSIC_LAB_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(autouse=True)
 def _close_figures():
     yield

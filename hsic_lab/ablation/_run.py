@@ -18,7 +18,7 @@ from joblib import Parallel, delayed
 from tqdm.auto import tqdm
 
 from hsic_lab import __version__
-from hsic_lab._io import replace_file
+from hsic_lab._io import progress_options, replace_file
 from hsic_lab.ablation._grids import Grid, Planned, read_grid
 from hsic_lab.correlation import off_diagonal
 from hsic_lab.datasets import LOADERS, ImageData, data_folder, load
@@ -26,7 +26,7 @@ from hsic_lab.datasets._folders import content_digest
 from hsic_lab.datasets._published import check_name, full_name
 from hsic_lab.diagnostics import rankme
 from hsic_lab.evaluation import extract_features, knn_accuracy, linear_probe
-from hsic_lab.evaluation._features import knn_protocol
+from hsic_lab.evaluation._features import NEIGHBORS, knn_protocol
 from hsic_lab.training import Run, TrainConfig, train_or_load
 from hsic_lab.training._config import processor
 
@@ -86,7 +86,8 @@ def run_ablation(
     missing = [one for one in plan if results[one.key] is None]
     tasks = [delayed(_run_one)(one, folder / one.key, data, *options) for one in missing]
     made = zip(missing, Parallel(n_jobs=n_jobs, return_as="generator")(tasks), strict=True)
-    bar = tqdm(made, grid.name, len(plan), initial=len(plan) - len(missing), unit="run", disable=not progress)
+    shown = progress_options(len(plan))
+    bar = tqdm(made, grid.name, len(plan), initial=len(plan) - len(missing), unit="run", disable=not progress, **shown)
     for one, rows in bar:
         results[one.key] = rows
     for one in missing:  # last, because other processes are working on these
@@ -205,7 +206,8 @@ def _evaluate(run: Run, data: ImageData, evaluations: Names) -> Rows:
     }
     rows = []
     for name in evaluations:
-        accuracy = linear_probe(*splits).accuracy if name == "linear" else knn_accuracy(*splits)
+        k = min(NEIGHBORS, len(train_x))  # not the default: tables stay comparable
+        accuracy = linear_probe(*splits).accuracy if name == "linear" else knn_accuracy(*splits, k=k)
         protocol = LINEAR_PROTOCOL if name == "linear" else knn_protocol(len(train_x))
         rows.append({"evaluation": name, "accuracy": accuracy, "protocol": protocol} | shared)
     return rows

@@ -6,6 +6,7 @@ import os
 import re
 import time
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
@@ -17,29 +18,52 @@ from torch import Tensor
 from tqdm.contrib.concurrent import thread_map
 
 from hsic_lab._checks import as_labels, as_tensor, is_whole
-from hsic_lab._io import replace_file
+from hsic_lab._io import progress_options, replace_file
 from hsic_lab.datasets._images import UNKNOWN, ImageData, Images
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 EIGHT_BIT = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "LAB", "HSV"})
-CACHE = ".hsic_lab-{size}-{digest}.npy"
+SPLITS = {word: "train" for word in ("train", "training", "trn")}
+SPLITS |= {word: "test" for word in ("test", "testing", "tst")}
+SPLITS |= {word: "val" for word in ("val", "valid", "validation", "dev", "devel", "eval", "evaluation")}
+UNLABELLED = ("unlabelled", "unlabeled")
+CACHE, CACHE_GIB = "{root}-{size}-{digest}.npy", 64  # name of an array of decoded images; limit of all together
 
 
-def find_images(folder: Path) -> list[Path]:
-    """Return the paths of all visible image files under `folder`, sorted."""
-    found = []
-    for where, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+def printable(name: object) -> str:
+    """Return a name as text that can be written; bytes that are not UTF-8 become escapes."""
+    return os.fsencode(str(name)).decode(errors="backslashreplace")
+
+
+def find_images(folder: Path, unread: Counter | None = None) -> list[Path]:
+    """Return the visible image files under `folder` and folders linked in it, sorted; count other files by ending."""
+    found, seen = [], set()
+    for where, folders, names in os.walk(folder, followlinks=True):
+        state = os.stat(where)
+        if (state.st_dev, state.st_ino) in seen:  # a link to a folder that was read already, or above this one
+            folders.clear()
+            continue
+        seen.add((state.st_dev, state.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         found += [Path(where, name) for name in names if not name.startswith(".")]
+    if unread is not None:
+        unread.update(printable(path.suffix.lower()) for path in found if path.suffix.lower() not in SUFFIXES)
     return sorted(path for path in found if path.suffix.lower() in SUFFIXES)
 
 
-def find_classes(folder: Path) -> dict[str, list[Path]]:
-    """Return the images of each visible sub-folder, in alphabetical order of the sub-folders."""
-    visible = (path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    classes = {path.name: find_images(path) for path in sorted(visible)}
-    if not classes:
+def subfolders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def find_classes(folder: Path, unread: Counter | None = None, apart: Sequence[Path] = ()) -> dict[str, list[Path]]:
+    """Return the images of each visible sub-folder that is not `apart`, in alphabetical order of the sub-folders."""
+    visible = [path for path in subfolders(folder) if path not in apart]
+    if not visible:
         raise ValueError(f"{folder} has no sub-folder: expected one folder of images a class")
+    for path in visible:
+        if splits := [inner.name for inner in subfolders(path) if inner.name.lower() in SPLITS]:
+            raise ValueError(f"the class folder {path} holds the split {splits[0]!r}: expected {splits[0]}/{path.name}")
+    classes = {printable(path.name): find_images(path, unread) for path in visible}
     if empty := [name for name, files in classes.items() if not files]:
         raise ValueError(f"{folder / empty[0]} holds no image; accepted are files ending in {sorted(SUFFIXES)}")
     return classes
@@ -65,22 +89,65 @@ def decode(path: Path, size: int | None) -> np.ndarray:
     return np.asarray(image).transpose(2, 0, 1)
 
 
-def decode_all(files: Sequence[Path], size: int | None, keep_in: Path) -> Tensor:
-    """Decode images to one uint8 tensor (n, 3, h, w), mapped from a file in `keep_in` whose name is their digest."""
-    label = "as_is" if size is None else f"{size}px"
-    kept = keep_in / CACHE.format(size=label, digest=_files_digest(files, keep_in))
-    if not kept.is_file():
-        try:
-            replace_file(kept, lambda path: _decode_to(path, files, size))
-        except OSError as error:
-            warnings.warn(f"decoded images are not kept, every load decodes again: {error}", stacklevel=2)
-            return torch.from_numpy(_decode_to(None, files, size))
-        # A temporary file may belong to a living process; after a day it belongs to a killed one.
-        begun = keep_in.glob(f".{CACHE.format(size='*', digest='*')}.*")
-        old = {path for path in begun if time.time() - path.stat().st_mtime > 24 * 3600}
-        for path in old | set(keep_in.glob(CACHE.format(size=label, digest="*"))) - {kept}:
-            path.unlink(missing_ok=True)  # another process may remove the same files
-    return torch.from_numpy(np.load(kept, mmap_mode="c", allow_pickle=False))  # writing does not change the file
+def cache_folder() -> Path:
+    """Return the folder of decoded images: the environment's HSIC_LAB_CACHE, else one in the user's cache folder."""
+    if not (folder := os.environ.get("HSIC_LAB_CACHE")):
+        from pooch import os_cache
+
+        folder = os_cache("hsic_lab")
+    return Path(folder).expanduser()
+
+
+def decode_all(files: Sequence[Path], size: int | None, root: Path) -> Tensor:
+    """Decode images to one uint8 tensor (n, 3, h, w), mapped from a file in the cache folder."""
+    shape = (len(files), *((3, size, size) if size else decode(files[0], size).shape))
+    n_bytes, most = math.prod(shape), int(float(os.environ.get("HSIC_LAB_CACHE_GIB") or CACHE_GIB) * 2**30)
+    if n_bytes > most:
+        found = f"{root}: {len(files)} decoded images of {shape[3]} x {shape[2]} pixels take {n_bytes / 2**30:.1f} GiB"
+        raise ValueError(f"{found}, more than {most / 2**30:g}: choose a smaller size, or set HSIC_LAB_CACHE_GIB")
+    # The place is part of the name: copied sets may agree in names, sizes and times, and differ in content.
+    place, label = hashlib.sha256(os.fsencode(root)).hexdigest()[:16], "as_is" if size is None else f"{size}px"
+    kept = cache_folder() / CACHE.format(root=place, size=label, digest=_files_digest(files, root))
+    if (images := _kept_images(kept, shape)) is not None:
+        return images
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        _make_room(kept, CACHE.format(root=place, size=label, digest="*"), most - n_bytes)
+        replace_file(kept, lambda path: _decode_to(path, files, size, shape))
+    except OSError as error:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if n_bytes > memory // 2:
+            found = f"{len(files)} decoded images take {n_bytes} bytes, more than half of the memory ({memory} bytes)"
+            raise OSError(f"{found}, and they cannot be kept in {kept.parent}: {error}") from error
+        warnings.warn(f"decoded images are not kept, every load decodes again: {error}", stacklevel=2)
+        return torch.from_numpy(_decode_to(None, files, size, shape))
+    images = _kept_images(kept, shape)
+    assert images is not None  # it was written a moment ago
+    return images
+
+
+def _kept_images(path: Path, shape: tuple[int, ...]) -> Tensor | None:
+    """Return the array that was kept, None if there is none, or a damaged one or one of another shape."""
+    try:
+        array = np.load(path, mmap_mode="c", allow_pickle=False)  # writing does not change the file
+        os.utime(path)  # the least recently used one is removed first
+    except (OSError, ValueError, EOFError):
+        return None
+    return torch.from_numpy(array) if array.shape == shape and array.dtype == np.uint8 else None
+
+
+def _make_room(kept: Path, former: str, most: int) -> None:
+    """Remove former arrays of the set, files of killed processes, and the oldest arrays beyond `most` bytes."""
+    for path in set(kept.parent.glob(former)) - {kept}:
+        path.unlink(missing_ok=True)  # another process may remove the same files
+    begun = kept.parent.glob(f".{CACHE.format(root='*', size='*', digest='*')}.*")
+    for path in [path for path in begun if time.time() - path.stat().st_mtime > 24 * 3600]:
+        path.unlink(missing_ok=True)  # a younger one may belong to a living process
+    total = 0
+    arrays = kept.parent.glob(CACHE.format(root="*", size="*", digest="*"))
+    for state, path in sorted(((path.stat(), path) for path in arrays), key=lambda one: -one[0].st_mtime):
+        if (total := total + state.st_size) > most:
+            path.unlink(missing_ok=True)
 
 
 def read_classes(
@@ -97,28 +164,31 @@ def read_classes(
     return [Images(part, numbers) for part, numbers in zip(parts, labels, strict=True)], rest, names
 
 
-def _decode_to(path: Path | None, files: Sequence[Path], size: int | None) -> np.ndarray:
+def _decode_to(path: Path | None, files: Sequence[Path], size: int | None, shape: tuple[int, ...]) -> np.ndarray:
     """Decode all files on all cores to the rows of one array, in a new .npy file or in memory."""
-    shape = (len(files), *decode(files[0], size).shape)
     array = np.lib.format.open_memmap(path, "w+", np.uint8, shape) if path else np.empty(shape, np.uint8)
+    if path is not None and hasattr(os, "posix_fallocate"):  # writing to a map of a full disk would kill the process
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
     def one(row: int) -> None:
         image = decode(files[row], size)
         if image.shape != array.shape[1:]:
             (h, w), (height, width) = image.shape[1:], array.shape[2:]
             found = f"{files[row]} has {w} x {h} pixels, {files[0]} {width} x {height}"
-            raise ValueError(f"{found}: load(folder, size=64), for instance, resizes and crops all to one square")
+            raise ValueError(f"{found}: size=64 (--size 64), for instance, resizes and crops all to one square")
         array[row] = image
 
-    thread_map(one, range(len(files)), desc="decoding", max_workers=os.cpu_count())
+    options = progress_options(len(files))
+    thread_map(one, range(len(files)), desc="decoding", max_workers=os.cpu_count(), **options)
     return array
 
 
 def _files_digest(files: Sequence[Path], root: Path) -> str:
     """Hash paths, sizes and times of change, which are equal for copies made with `cp -a`."""
     found = [(path.relative_to(root).as_posix(), path.stat()) for path in files]
-    lines = [f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n" for name, stat in found]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
+    lines = [os.fsencode(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n") for name, stat in found]
+    return hashlib.sha256(b"".join(lines)).hexdigest()[:16]
 
 
 def content_digest(data: ImageData | str | PathLike) -> str:
@@ -132,39 +202,83 @@ def content_digest(data: ImageData | str | PathLike) -> str:
     return content.hexdigest()[:16]
 
 
-def from_folder(path: str | PathLike, size: int | None = None, test_fraction: float = 0.2, seed: int = 0) -> ImageData:
-    """Read a data set from folders of images, one a class; decoded images (RGB) are kept there and mapped into memory.
+def from_folder(
+    path: str | PathLike, size: int | None = None, test_fraction: float = 0.2, seed: int = 0,
+    train_folder: str | None = None,
+) -> ImageData:  # fmt: skip
+    """Read a data set from folders of images, one a class; decoded images (RGB) are kept in a cache folder.
+
+    The cache folder is the environment's ``HSIC_LAB_CACHE``, or in the user's cache folder. A warning tells what is
+    left out.
 
     Parameters
     ----------
     path : path
-        Folder with ``train/CLASS/...`` and ``test/CLASS/...`` or ``val/CLASS/...``; or with ``CLASS/...``, of which a
-        part is held out. ``unlabelled/`` may hold images without classes. The absolute path is the name of the set.
+        Folder with ``train/CLASS/...`` and ``test/CLASS/...`` or ``val/CLASS/...`` in any usual spelling; or with
+        ``CLASS/...``, of which a part is held out. ``unlabelled/`` may hold images without classes. Images that are in
+        no folder have no classes at all. The absolute path is the name of the set.
     size : int or None, default None
         Pixels to which the shorter side is resized before the central square is cut out. None keeps images of one size.
     test_fraction, seed : float, int, default 0.2, 0
         Part of each class that is held out at random, rounded down, and the seed of the choice.
+    train_folder : str or None, default None
+        The folder in ``path`` to train on, if the names do not say it; "." if all folders in ``path`` are classes. A
+        part of it is held out if there is no folder for tests.
 
     Returns
     -------
     ImageData
     """
+    source = {"size": size, "test_fraction": test_fraction, "seed": seed, "train_folder": train_folder}
+    if not str(path):
+        raise ValueError("expected the path of a folder of images, got ''")
     path = Path(os.path.abspath(Path(path).expanduser()))
     if not path.is_dir():
         raise FileNotFoundError(f"no folder {path}: expected one with a sub-folder of images a class")
     if size is not None and not (is_whole(size) and size >= 1):
         raise ValueError(f"size must be a whole number of at least 1 pixel, or None, got {size!r}")
-    unlabelled = find_images(path / "unlabelled")
-    folders = [path / name for name in ("train", "test", "val") if (path / name).is_dir()]
-    if folders == [path / "train"]:
-        raise ValueError(f"{path} has a folder train but neither test nor val")
-    roots = folders[:2] if path / "train" in folders else [path]
-    splits = [find_classes(root) for root in roots]
-    if roots == [path]:
-        splits[0].pop("unlabelled", None)
+    roots, unread = _find_splits(path, train_folder), Counter[str]()
+    loose = [
+        [file for file in sorted(root.iterdir()) if file.suffix.lower() in SUFFIXES and file.is_file()]
+        for root in roots
+    ]
+    apart = [folder for folder in subfolders(path) if folder.name.lower() in UNLABELLED and roots != [folder]]
+    unlabelled = [file for folder in apart for file in find_images(folder, unread)]
+    flat = all(loose) and not any(set(subfolders(root)) - set(apart) for root in roots)
+    splits = [{"": files} for files in loose] if flat else [find_classes(root, unread, apart) for root in roots]
+    others = set(subfolders(path)) - {*roots, *apart} if path not in roots else set()
+    left_out = [f"{sum(map(len, loose))} images outside the class folders"] if any(loose) and not flat else []
+    left_out += [f"the folder {printable(folder.name)}" for folder in sorted(others) if find_images(folder)]
+    left_out += [f"{count} files ending in {ending!r}" for ending, count in sorted(unread.items())]
+    if left_out:
+        warnings.warn(f"{printable(path)}: not read: {', '.join(left_out)}", stacklevel=2)
     parts, rest, names = read_classes(splits, size, path, unlabelled)
+    if flat:
+        parts, names = [Images(part.images, torch.full_like(part.labels, UNKNOWN)) for part in parts], ()
     train, test = parts if len(parts) == 2 else _hold_out(parts[0], test_fraction, seed)
-    return ImageData(str(path), train, test, names, _without_labels(rest))
+    return ImageData(str(path), train, test, names, _without_labels(rest), source=source)
+
+
+def _find_splits(path: Path, train_folder: str | None) -> list[Path]:
+    """Return the folders of the training and the test split, or the one that holds both; ValueError if unclear."""
+    by_kind: dict[str, list[Path]] = {"train": [], "test": [], "val": []}
+    for folder in subfolders(path):
+        if kind := SPLITS.get(folder.name.lower()):
+            by_kind[kind].append(folder)
+    if train_folder is not None:
+        if not (path / train_folder).is_dir():
+            raise ValueError(f"train_folder must be a folder in {path} or '.', got {train_folder!r}")
+        by_kind["train"] = [path / train_folder]
+        if by_kind["train"] == [path]:
+            return [path]
+    held_out = by_kind["test"] or by_kind["val"]
+    found = [folder.name for folders in by_kind.values() for folder in folders]
+    remedy = "train_folder (--train-folder) names the one to train on, or '.' if all folders are classes"
+    if len(by_kind["train"]) > 1 or len(held_out) > 1 or (held_out and not by_kind["train"]):
+        raise ValueError(f"{path} has the folders {', '.join(found)}, which are no clear pair of splits: {remedy}")
+    if by_kind["train"] and not held_out and train_folder is None:
+        raise ValueError(f"{path} has a folder {found[0]} but neither test nor val: {remedy}")
+    return [*by_kind["train"], *held_out] or [path]
 
 
 def from_arrays(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
@@ -75,6 +75,8 @@ class ImageData:
         The labeled splits, and further images to train on, with label -1. All have one shape and dtype.
     scenes : DigitScenes or None
         Renderer of fresh training pairs, for a synthetic data set.
+    source : dict or None
+        The options with which ``load`` makes the set again, None if it was made of arrays.
     """
 
     name: str
@@ -83,6 +85,7 @@ class ImageData:
     class_names: tuple[str, ...]
     unlabelled: Images | None = None
     scenes: DigitScenes | None = None
+    source: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         parts = {"train": self.train, "test": self.test, "unlabelled": self.unlabelled}

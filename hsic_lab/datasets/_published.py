@@ -2,15 +2,18 @@
 
 import gzip
 import os
+import shutil
 import struct
+import sys
 import tarfile
 import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import signature
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
 
 import numpy as np
 import torch
@@ -214,7 +217,7 @@ def data_folder(folder: str | os.PathLike | None = None) -> Path:
     return Path(folder or os.environ.get("HSIC_LAB_DATA") or "data").expanduser()
 
 
-def load(name: str, folder: str | os.PathLike | None = None, **options: int) -> ImageData:
+def load(name: str, folder: str | os.PathLike | None = None, **options: Any) -> ImageData:
     """Load a data set by name.
 
     Parameters
@@ -230,7 +233,7 @@ def load(name: str, folder: str | os.PathLike | None = None, **options: int) -> 
         * "tiny_imagenet": CS231n's 200 classes, 100 000 + 10 000 (its "val"), (3, 64, 64)
     folder : path or None
         Folder that holds the published sets, see :func:`data_folder`; :func:`download` puts them there.
-    **options : int
+    **options
         ``n_train``, ``n_test`` and ``seed`` of "digit_scenes"; arguments of :func:`from_folder`.
 
     Returns
@@ -250,7 +253,7 @@ def load(name: str, folder: str | os.PathLike | None = None, **options: int) -> 
     if unknown := sorted(options.keys() - signature(LOADERS[name]).parameters.keys()):
         raise TypeError(f"{name} has no option {unknown[0]!r}")
     if name not in SOURCES:
-        return LOADERS[name](**options)
+        return replace(LOADERS[name](**options), source=options)
     path, source = data_folder(folder) / SOURCES[name].folder, SOURCES[name]
     if missing := source.missing(path.parent):
         raise FileNotFoundError(
@@ -259,7 +262,8 @@ def load(name: str, folder: str | os.PathLike | None = None, **options: int) -> 
             f"{path.parent.absolute()}, or set HSIC_LAB_DATA to the folder that holds {source.folder}."
         )
     try:
-        return LOADERS[name](path, **options)
+        place = {} if folder is None else {"folder": os.path.abspath(path.parent)}
+        return replace(LOADERS[name](path, **options), source=options | place)
     except (ValueError, FileNotFoundError) as error:
         kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
         remedy = f"delete {path.absolute()}; then `hsic-lab data get {name}` downloads it anew"
@@ -268,7 +272,7 @@ def load(name: str, folder: str | os.PathLike | None = None, **options: int) -> 
 
 def check_name(name: str) -> None:
     """Raise ValueError, listing the accepted names, for a name that :func:`load` does not know."""
-    if name not in LOADERS and not Path(name).expanduser().is_dir():
+    if name not in LOADERS and not (name and Path(name).expanduser().is_dir()):
         raise ValueError(f"unknown data set {name!r}; accepted are {sorted(LOADERS)} and the path of a folder")
 
 
@@ -285,7 +289,8 @@ def download(name: str, folder: str | os.PathLike | None = None, progress: bool 
     Parameters
     ----------
     name, folder, progress : str, path or None, bool, default True
-        As in :func:`load`; whether to show a progress bar.
+        As in :func:`load`; whether to show a progress bar
+        in a terminal.
 
     Returns
     -------
@@ -299,21 +304,36 @@ def download(name: str, folder: str | os.PathLike | None = None, progress: bool 
     if not source.missing(root):
         return target
     import pooch
+    from filelock import FileLock
 
     plain = next(iter(source.downloads)).rpartition("/")[2] in source.files  # not an archive
-    urls = {f"{source.folder}/" * plain + url.rpartition("/")[2]: url for url in source.downloads}
-    registry = {place: f"md5:{source.downloads[url]}" for place, url in urls.items()}
-    store = pooch.create(root, "", registry=registry, urls=urls, retry_if_failed=2)
-    downloader = pooch.HTTPDownloader(progressbar=progress, chunk_size=1 << 20)  # the default of 1 KiB is slow
-    for place, url in urls.items():
-        try:
-            path = Path(store.fetch(place, downloader=downloader))
-        except OSError as error:
-            remedy = f"Try again; or save it as {root / place}, then run this again"
-            raise OSError(f"{url} cannot be downloaded: {error}. {remedy}") from error
-        if not plain:
-            unpack(path, target, source.missing(root))
-            path.unlink()
+    files = {url.rpartition("/")[2]: url for url in source.downloads}
+    registry = {file: f"md5:{source.downloads[url]}" for file, url in files.items()}
+    bar = progress and sys.stderr.isatty()
+    downloader = pooch.HTTPDownloader(progressbar=bar, chunk_size=1 << 20)  # the default of 1 KiB is slow
+    work, lock = root / f".{source.folder}.part", root / f".{source.folder}.lock"
+    root.mkdir(parents=True, exist_ok=True)
+    with FileLock(lock):  # the system releases it when its process is killed; another one may have done the work
+        for left in [*work.glob("*"), *root.glob(f".{source.folder}.*")]:  # of a process that was killed
+            if left != lock:
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+        store = pooch.create(work, "", registry=registry, urls=files, retry_if_failed=2)
+        for file, url in files.items() if source.missing(root) else ():
+            place = target / file if plain else root / file
+            place.parent.mkdir(exist_ok=True)
+            if place.exists():
+                work.mkdir(exist_ok=True)
+                place.rename(work / file)
+            try:
+                Path(store.fetch(file, downloader=downloader)).rename(place)
+            except OSError as error:
+                remedy = f"Try again; or save it as {place}, then run this again"
+                raise OSError(f"{url} cannot be downloaded: {error}. {remedy}") from error
+            if not plain:
+                unpack(place, target, source.missing(root))
+                place.unlink()
+        shutil.rmtree(work, ignore_errors=True)  # absent if there was nothing to do
+    lock.unlink(missing_ok=True)
     if missing := source.missing(root):
         raise ValueError(f"{' '.join(source.downloads)} did not hold {', '.join(missing)}, which {source.title} needs")
     return target

@@ -8,7 +8,16 @@ import torch
 from scipy.linalg import helmert
 from torch import Tensor
 
-from hsic_lab._checks import as_samples, check_views, drawn_rows, factor_values, is_constant, no_autocast
+from hsic_lab._checks import (
+    as_samples,
+    check_integer,
+    check_number,
+    check_views,
+    drawn_rows,
+    factor_values,
+    is_constant,
+    no_autocast,
+)
 from hsic_lab.cka import near_one, u_center
 from hsic_lab.correlation import _BLOCK_ELEMENTS, column_moments, l2_normalize, row_blocks
 from hsic_lab.kernels import Delta, Gaussian, Kernel, Linear
@@ -58,7 +67,7 @@ def alpha_req(z: Features, first: int = 11, last: int = 100) -> float:
     The fit is least squares of log lambda_k on log k with weights 1/k, as in the code of Agrawal et al. ("alpha-ReQ",
     NeurIPS 2022). Ranks count from 1, and at least `last` eigenvalues of the features (n, d) must be above 0.
     """
-    return power_law(covariance_spectrum(z), first, last)
+    return power_law(covariance_spectrum(z), check_integer("first", first, 1), check_integer("last", last, 2))
 
 
 def lidar(views: Features | Sequence[Features], delta: float = 1e-4) -> float:
@@ -85,8 +94,7 @@ def lidar(views: Features | Sequence[Features], delta: float = 1e-4) -> float:
     n, q = len(parts[0]) if parts else 0, len(parts)
     if n < 2 or q < 2:
         raise ValueError(f"needs at least 2 images and 2 views of each, got {n} and {q}")
-    if not delta > 0:
-        raise ValueError(f"delta must be positive, got {delta}")
+    delta = check_number("delta", delta, 0, above=True)
     stacked, d = torch.stack(parts, dim=1), parts[0].shape[1]
     # The q - 1 contrasts between the views of an image span the differences of the views from their mean.
     contrasts = torch.as_tensor(helmert(q), device=stacked.device)
@@ -200,8 +208,7 @@ def alignment(z_a: Features, z_b: Features, power: float = 2) -> float:
     7 of Wang & Isola (2020), arXiv:2005.10242.
     """
     z_a, z_b = as_views(z_a, z_b)
-    if not power > 0:
-        raise ValueError(f"power must be positive, got {power}")
+    power = check_number("power", power, 0, above=True)
     distances = (l2_normalize("z_a", z_a) - l2_normalize("z_b", z_b)).norm(dim=1)
     return float(distances.pow(power).mean(dtype=torch.float64))
 
@@ -220,11 +227,10 @@ def uniformity(z: Features, t: float = 2, max_rows: int = UNIFORMITY_ROWS, seed:
         Of more rows than this, a random subset of this size is used, drawn with the seed.
     """
     z = as_samples(z, "z").detach()
-    if not t > 0:
-        raise ValueError(f"t must be positive, got {t}")
+    t, max_rows = check_number("t", t, 0, above=True), check_integer("max_rows", max_rows, 0)
     if min(len(z), max_rows) < 2:
         raise ValueError(f"needs at least 2 rows, got shape {tuple(z.shape)} and max_rows {max_rows}")
-    u = l2_normalize("z", drawn_rows(z, max_rows, seed))
+    u = l2_normalize("z", drawn_rows(z, max_rows, check_integer("seed", seed, 0)))
     tiles, sums = u.split(_TILE_ROWS), []
     with no_autocast(u):
         for i, left in enumerate(tiles):
@@ -267,6 +273,7 @@ def factor_dependence(
         raise TypeError(f"factors must be a data frame with one or more columns, got {type(factors).__name__}")
     if len(factors) != len(features):
         raise ValueError(f"features and factors must have the same number of rows, got {len(features)}, {len(factors)}")
+    max_rows, seed = check_integer("max_rows", max_rows, 4), check_integer("seed", seed, 0)
     features = drawn_rows(features, max_rows, seed)
     if (n := len(features)) < 4:
         raise ValueError(f"needs at least 4 rows, got {n}")

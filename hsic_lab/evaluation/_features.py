@@ -10,7 +10,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from hsic_lab._checks import as_labels, as_tensor, at_least_float32, finite_rows
+from hsic_lab._checks import as_labels, as_tensor, at_least_float32, check_integer, check_number, finite_rows
 from hsic_lab.correlation import l2_normalize
 from hsic_lab.views import normalize
 
@@ -40,7 +40,7 @@ def check_splits(
 
 def _rows(name: str, x: Data) -> Tensor:
     """Finite floating-point features of shape (n, p)."""
-    x = as_tensor(x).detach()
+    x = as_tensor(x, name).detach()
     if x.ndim != 2 or 0 in x.shape:
         raise ValueError(f"{name} must have shape (n, p) with n and p at least 1, got {tuple(x.shape)}")
     if not x.is_floating_point():
@@ -80,10 +80,11 @@ def check_images(images: Tensor) -> None:
 
 
 def model_input(model: nn.Module, images: Tensor) -> Tensor:
-    """Move images to the device of the model; normalize uint8 to [-1, 1]."""
-    device = next((tensor.device for tensor in chain(model.parameters(), model.buffers())), images.device)
-    images = images.to(device)
-    return normalize(images) if images.dtype == torch.uint8 else images
+    """Move images to the device and the floating type of the model; normalize uint8 to [-1, 1]."""
+    tensors = [tensor for tensor in chain(model.parameters(), model.buffers()) if tensor.is_floating_point()]
+    images = images.to(tensors[0].device if tensors else images.device)
+    images = normalize(images) if images.dtype == torch.uint8 else images
+    return images.to(tensors[0].dtype) if tensors else images
 
 
 def extract_features(encoder: nn.Module, images: Tensor, batch_size: int = 512) -> Tensor:
@@ -97,7 +98,7 @@ def extract_features(encoder: nn.Module, images: Tensor, batch_size: int = 512) 
     encoder : nn.Module
         Maps images to finite features of shape (n, p).
     images : Tensor
-        uint8 of shape (n, c, h, w), normalized to [-1, 1] here; or floating point, passed on unchanged.
+        uint8 of shape (n, c, h, w), normalized to [-1, 1] here; or floating point. They take the type of the weights.
     batch_size : int, default 512
         Number of images that the encoder sees at once.
 
@@ -108,15 +109,15 @@ def extract_features(encoder: nn.Module, images: Tensor, batch_size: int = 512) 
     >>> extract_features(torch.nn.Flatten(), torch.zeros(4, 3, 2, 2)).shape
     torch.Size([4, 12])
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     check_images(images)
-    blocks = []
+    batch_size, blocks = check_integer("batch_size", batch_size, 1), []
     with evaluating(encoder), torch.inference_mode():
         for block in images.split(batch_size):
             output = encoder(model_input(encoder, block))
             if not isinstance(output, Tensor):
                 raise TypeError(f"the encoder must return one tensor, got {type(output).__name__}")
+            if output.is_complex():
+                raise TypeError(f"the encoder must return real features, got {output.dtype}")
             if output.ndim != 2 or len(output) != len(block):
                 raise ValueError(f"the encoder must return shape ({len(block)}, p), got {tuple(output.shape)}")
             blocks.append(output.float().cpu())
@@ -124,13 +125,18 @@ def extract_features(encoder: nn.Module, images: Tensor, batch_size: int = 512) 
     return finite_rows("the encoder's features", torch.cat(blocks))
 
 
+def default_neighbors(n_train: int) -> int:
+    """Square root of the number of training rows, at most 200: with more, all classes vote in a small data set."""
+    return min(NEIGHBORS, max(1, round(n_train**0.5)))
+
+
 def knn_protocol(n_train: int) -> str:
-    """Describe the default nearest-neighbor evaluation with `n_train` training rows."""
+    """Describe the nearest-neighbor evaluation of ablations with `n_train` training rows."""
     return f"weighted kNN, k = {min(NEIGHBORS, n_train)}, temperature {TEMPERATURE}"
 
 
 def knn_accuracy(
-    train_x: Data, train_y: Data, test_x: Data, test_y: Data, k: int = NEIGHBORS, temperature: float = TEMPERATURE
+    train_x: Data, train_y: Data, test_x: Data, test_y: Data, k: int | None = None, temperature: float = TEMPERATURE
 ) -> float:
     """Accuracy of the weighted k-nearest-neighbor classifier of Wu et al. (2018), arXiv:1805.01978.
 
@@ -142,14 +148,15 @@ def knn_accuracy(
     ----------
     train_x, train_y, test_x, test_y : array-like or Tensor
         Features and labels, as in `linear_probe`. A row of zeros has no direction and is refused.
-    k, temperature : int, default 200, and float, default 0.5
-        Number of neighbors (all training rows vote if there are fewer, with a UserWarning), and temperature.
+    k : int or None, default None
+        Number of neighbors, None for the square root of the number of training rows, at most 200 (the k of Wu et al.).
+        If there are fewer training rows than k, all of them vote, with a UserWarning.
+    temperature : float, default 0.5
+        Small values give the nearest rows more weight.
     """
     train, test, train_y, test_y = check_splits(train_x, train_y, test_x, test_y)
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}")
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive, got {temperature}")
+    k = default_neighbors(len(train)) if k is None else check_integer("k", k, 1)
+    temperature = check_number("temperature", temperature, 0, above=True)
     if k > len(train):
         warnings.warn(f"k = {k} is larger than the {len(train)} training rows: all of them vote", stacklevel=2)
     classes, codes = np.unique(train_y, return_inverse=True)

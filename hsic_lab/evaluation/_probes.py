@@ -21,7 +21,7 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from hsic_lab._checks import as_labels
+from hsic_lab._checks import as_labels, check_integer, check_number
 from hsic_lab.correlation import column_moments, to_array
 from hsic_lab.evaluation._features import Data, chance_accuracy, check_splits
 
@@ -88,12 +88,14 @@ def linear_probe(
     1.0
     """
     train, test, train_y, test_y = check_splits(train_x, train_y, test_x, test_y)
-    if not Cs or not all(np.isfinite(C) and C > 0 for C in Cs):
-        raise ValueError(f"Cs must be positive finite values of C, got {tuple(Cs)}")
+    tried = [check_number("every one of Cs", C, 0, above=True) for C in np.ravel(Cs).tolist()]
+    if not tried:
+        raise ValueError(f"Cs must hold at least one value, got {Cs!r}")
     if not (variance := column_moments(train)[1]).isfinite().all():
         raise ValueError(f"features reach {float(train.abs().max()):.3g}, and their squares overflow: rescale them")
-    if not 0 < validation < 1:
-        raise ValueError(f"validation must be a share between 0 and 1, got {validation}")
+    if check_number("validation", validation, 0, 1, above=True) == 1:
+        raise ValueError(f"validation must be a share below 1, got {validation}")
+    seed = check_integer("seed", seed, 0, 2**32 - 1)
     # The line search of the solver is reliable in float64, for a quarter more time than in float32.
     x = _for_sklearn(train.double().masked_fill(variance == 0, 0))
     fit, held = validation_split(train_y, validation, seed)
@@ -105,7 +107,7 @@ def linear_probe(
     with threadpool_limits(1), config_context(array_api_dispatch=isinstance(x, Tensor)), warnings.catch_warnings():
         warnings.simplefilter("error", ConvergenceWarning)
         try:
-            for C in sorted(Cs):
+            for C in sorted(tried):
                 search.set_params(logisticregression__C=C).fit(x[fit], train_y[fit])
                 scores[C] = float(np.mean(to_array(search.predict(x[held])) == train_y[held]))
                 if len(scores) > 2 and max(list(scores.values())[-2:]) < max(scores.values()):
@@ -168,10 +170,9 @@ def probe_table(
         Columns `representation, split, accuracy, C, n_train, n_test` and `chance`, the test accuracy of always
         predicting the most frequent training class.
     """
-    if splits < 1:
-        raise ValueError(f"splits must be at least 1, got {splits}")
+    splits = check_integer("splits", splits, 1)
     train_y, test_y = as_labels("train_y", train_y), as_labels("test_y", test_y)
-    size = round(0.8 * len(train_y)) if n_train is None else n_train
+    size = round(0.8 * len(train_y)) if n_train is None else check_integer("n_train", n_train, 1)
     if not 0 < size < len(train_y):
         raise ValueError(f"n_train must be between 1 and {len(train_y) - 1}, got {size}")
     draws = [
@@ -201,8 +202,9 @@ def few_label_curve(
     per_class, seeds : sequence of int, and int, default 5
         Numbers of labeled rows of each class, and number of draws.
     """
-    if not per_class or seeds < 1:
-        raise ValueError(f"per_class must not be empty and seeds at least 1, got {list(per_class)} and {seeds}")
+    per_class, seeds = [check_integer("per_class", m, 1) for m in per_class], check_integer("seeds", seeds, 1)
+    if not per_class:
+        raise ValueError("per_class must hold at least one number of rows, got none")
     train_y, test_y = as_labels("train_y", train_y), as_labels("test_y", test_y)
     classes, counts = np.unique(train_y, return_counts=True)
     # The validation part of `linear_probe` needs a row of each class.
@@ -210,7 +212,7 @@ def few_label_curve(
     if not fewest <= min(per_class) <= max(per_class) <= counts.min():
         rare = classes[counts.argmin()].item()
         limits = f"{fewest}, of which one is held out for the penalty, and {counts.min()}, the rows of class {rare!r}"
-        raise ValueError(f"per_class must lie between {limits}, got {list(per_class)}")
+        raise ValueError(f"per_class must lie between {limits}, got {per_class}")
     draws = []
     for m, seed in product(per_class, range(seeds)):
         generator = np.random.default_rng(seed)

@@ -1,34 +1,60 @@
 """Embeddings and the readers of their files."""
 
+import codecs
+import csv
+import itertools
+import pickle
+import re
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.csv
 import pyarrow.parquet
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from hsic_lab._checks import as_labels
-from hsic_lab.datasets import load
+from hsic_lab._checks import as_labels, to_array
+from hsic_lab.datasets._folders import SPLITS, printable
 from hsic_lab.evaluation import extract_features
 from hsic_lab.training import Run
-from hsic_lab.training._data import held_out_pairs
+from hsic_lab.training._data import data_of, held_out_pairs
 
 MAX_VALUES = 1 << 28  # of a view: 1 GiB in float32, for example 131 072 x 2048
 MIN_ROWS, MAX_FEATURES = 4, 1 << 13  # C of more features has over 256 MiB in float32
 VIEWS = (("z_a", "z_b"), ("a", "b"))
 LABELS = ("labels", "label", "y", "targets", "target")
+INDEX = re.compile(r"(|.*[_ .-])(id|ids|idx|index|row|rows)|unnamed.*|__index_level_\d+__|", re.IGNORECASE)
 _LABEL_NAMES = ", ".join(LABELS)
-Shapes = Mapping[str, tuple[int, ...]]
-Arrays = tuple[Shapes, Callable[[str], np.ndarray | Tensor]]  # the shapes, and a function that loads one array
+
+
+class Header(NamedTuple):
+    """What is known of an array or a column before it is loaded. `dtype` is one of NumPy, or words."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+
+
+# The headers, a function that loads arrays by name, and remarks on how the file was read.
+Arrays = tuple[Mapping[str, Header], Callable[[Sequence[str]], dict[str, Any]], list[str]]
+
+
+class Choice(NamedTuple):
+    """The columns or arrays that are labels, neither, or views: patterns as in a shell, None for the usual names."""
+
+    label: str | None = None
+    drop: Sequence[str] = ()
+    view_a: str | None = None
+    view_b: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,9 +62,9 @@ class Embeddings:
     """The features of a page: one or two finite views `z_a, z_b` of shape (n, d), n at least 4 and d from 2 to 8192.
 
     `labels` of shape (n,) are integers or strings. `features` of shape (m, p) are the rows of the labels if these are
-    not the rows of `z_a`; for a run, the features of its encoder. `rows` is the number of rows of the source if `z_a`
-    is a sample of them. The page has the title `name` and shows the remark `note`. `kind` says what the views are, as
-    in `diagnose`.
+    not the rows of `z_a`; for a run, the features of its encoder. `target` of shape (n,) is a continuous quantity in
+    place of labels, NaN where it is missing. `rows` is the number of rows of the source if `z_a` is a sample of them.
+    The page has the title `name` and shows the remark `note`. `kind` says what the views are, as in `diagnose`.
     """
 
     z_a: Tensor
@@ -48,6 +74,7 @@ class Embeddings:
     name: str = "embeddings"
     rows: int | None = None
     note: str = ""
+    target: np.ndarray | None = None
     kind: str = "unknown"
 
     def __post_init__(self) -> None:
@@ -62,203 +89,429 @@ class Embeddings:
             raise ValueError(f"{self.name}: {expected} rows need as many labels, got {self.labels.shape}")
 
 
-def read_embeddings(path: str | Path, second: str | Path | None = None, labels: str | Path | None = None) -> Embeddings:
+def read_embeddings(
+    path: str | Path, second: str | Path | None = None, labels: str | Path | None = None, *, label: str | None = None,
+    drop: Sequence[str] = (), view_a: str | None = None, view_b: str | None = None,
+) -> Embeddings:  # fmt: skip
     """Read embeddings from a file or from the folder of a run.
 
     * ``.npy``: one view (n, d)
-    * ``.npz, .safetensors``: arrays ``z_a`` and ``z_b``, or ``a`` and ``b``, or one or two matrices of any names
-    * ``.csv, .parquet``: one view in all columns, or two views in columns ``a_NAME`` and ``b_NAME``
+    * ``.npz, .safetensors, .pt``: arrays ``z_a`` and ``z_b``, or ``a`` and ``b``, or one or two matrices of any names
+    * ``.csv, .tsv, .parquet``: one view in all columns, or two views in columns ``a_NAME`` and ``b_NAME``; in Parquet
+      also columns of vectors, which are named like arrays
     * folder of a run: projections of its held-out pairs; features of test images with their labels
 
-    Labels are in an array or column ``labels, label, y, targets`` or ``target``. Nothing is unpickled. A file that
-    could be misunderstood, or that does not match the others, raises ValueError.
+    Labels are in an array or column ``labels, label, y, targets`` or ``target``. In text files they are text: 01 and 1
+    are two classes. Numbers of which some are not whole are a continuous target. Rows without a label are left out of
+    what needs labels. Nothing is unpickled. The note says what was taken. A file that could be understood in two ways,
+    or that does not match the others, raises ValueError.
 
     Parameters
     ----------
     path : path
         A file or folder as above. Of a view with more than 2^28 values a random sample of rows is used. A ``.npy`` file
-        may have any size, other files at most 2^29 values.
+        may have any size, arrays in other files at most 2^29 values, and texts at most 2^28 bytes.
     second, labels : path, optional
-        A file with the other view, and a ``.npy, .csv`` or ``.parquet`` file with the labels.
+        A file with the other view, and a ``.npy, .csv, .tsv`` or ``.parquet`` file with the labels.
+    label : str, optional
+        The column or array with the labels.
+    drop, view_a, view_b : sequence of str, str, str, optional
+        Columns or arrays to leave out, and those of the views, as patterns like ``emb_*``. Of two files `view_a` is in
+        the first and `view_b` in the second. Chosen columns are not refused as an index.
     """
-    found = _read(Path(path))
+    choice = Choice(label, [drop] if isinstance(drop, str) else drop, view_a, None if second else view_b)
+    found = _read(Path(path), choice)
     if second is not None:
-        other = _read(Path(second))
+        _refuse_splits([Path(path).stem, Path(second).stem], "files")
+        other = _read(Path(second), choice._replace(view_a=view_b), in_second=True)
         if found.z_b is not None or other.z_b is not None:
             raise ValueError(f"two files must hold one view each; {path if found.z_b is not None else second} has two")
         if found.rows != other.rows:
             raise ValueError(f"the views must have the same shape; {path} and {second} have different numbers of rows")
-        given = [one.labels for one in (found, other) if one.labels is not None]
-        if labels is None and len(given) == 2 and not np.array_equal(given[0].astype(str), given[1].astype(str)):
+        given = [one for one in (found, other) if one.labels is not None or one.target is not None]
+        if labels is None and len(given) == 2 and not _same_labels(found, other):
             raise ValueError(f"the labels in {path} and {second} differ: their rows are not the same images in order")
-        found = replace(found, z_b=other.z_a, labels=given[0] if given else None, name=f"{found.name} and {other.name}")
+        of_labels = given[0] if given else found
+        note = f"{found.name}: {found.note}. {other.name}: {other.note}"
+        name = f"{found.name} and {other.name}"
+        found = replace(found, z_b=other.z_a, name=name, note=note, labels=of_labels.labels, target=of_labels.target)
+        found = replace(found, features=of_labels.features)
     if labels is not None:
         if found.rows is not None:
             raise ValueError(f"{labels}: rows were sampled, so the labels must be in the file of the embeddings")
-        found = replace(found, labels=_read_labels(Path(labels)), features=None)
+        found = replace(found, labels=None, features=None, target=None)
+        found = _with_labels(found, _read_labels(Path(labels), label), printable(labels))
     return found
 
 
-def _read(path: Path) -> Embeddings:
+def _same_labels(one: Embeddings, other: Embeddings) -> bool:
+    pairs = [(one.labels, other.labels), (one.target, other.target)]
+    return all((a is None) == (b is None) for a, b in pairs) and all(
+        np.array_equal(a.astype(str), b.astype(str)) for a, b in pairs if a is not None and b is not None
+    )
+
+
+def _read(path: Path, choice: Choice, in_second: bool = False) -> Embeddings:
     if path.is_dir():
+        if any(choice):
+            raise ValueError(f"{path} is a run: columns and arrays are chosen in files only")
         return _read_run(path)
-    if path.suffix not in READERS:
+    if (suffix := path.suffix.lower()) not in READERS:
         raise ValueError(f"{path}: accepted are files ending in {', '.join(READERS)} and run folders")
     with _named_errors(path):
-        return _assemble(path, *READERS[path.suffix](path))
+        headers, load, remarks = READERS[suffix](path, choice.label)
+        if in_second and choice.label not in headers:
+            choice = choice._replace(label=None)
+        return _assemble(path, headers, load, remarks, choice)
 
 
 def _read_run(folder: Path) -> Embeddings:
     run = Run.load(folder)
     if run.metadata.get("views") == "custom":
         raise ValueError(f"{folder} was trained with views of your own: give the projections of two such views instead")
-    data = load(run.config.dataset)
+    data = data_of(run.config.dataset, run.metadata)
     with torch.no_grad():
         pairs = held_out_pairs(data, run.config, torch.device("cpu"))
         z_a, z_b = (torch.cat([run.projector(run.encoder(x)) for x in view.split(512)]) for view in pairs)
     judged = data.test.sample(min(MAX_VALUES // 4096, len(data.test)))
     features = extract_features(run.encoder, judged.images)
-    return Embeddings(
-        z_a.float(), z_b.float(), judged.labels.numpy(), features, f"{folder} on {data.name}", kind="projections"
-    )
+    labels = judged.labels.numpy() if data.class_names else None
+    name = printable(f"{folder} on {data.name}")
+    return Embeddings(z_a.float(), z_b.float(), labels, features, name, kind="projections")
 
 
-def _read_labels(path: Path) -> np.ndarray:
+def _read_labels(path: Path, label: str | None) -> Any:
     with _named_errors(path):
-        if path.suffix not in (".npy", ".csv", ".parquet"):
-            raise ValueError(f"{path}: labels are read from .npy, .csv and .parquet")
-        if path.suffix == ".npy":
-            return _plain_labels(np.lib.format.open_memmap(path, mode="r"), path)
-        table = _csv_table(path) if path.suffix == ".csv" else pyarrow.parquet.read_table(path)
-        names = [name for name in table.column_names if name in LABELS or table.num_columns == 1]
-        if len(names) != 1:
-            raise ValueError(f"expected one column, or one called {_LABEL_NAMES}; found {table.column_names}")
-        return _plain_labels(table[names[0]].to_pandas(), path)
+        if (suffix := path.suffix.lower()) not in (".npy", ".csv", ".tsv", ".parquet"):
+            raise ValueError(f"{path}: labels are read from .npy, .csv, .tsv and .parquet")
+        headers, load, _ = READERS[suffix](path, label or "*")
+        name = next(iter(headers)) if len(headers) == 1 else _label_name(headers, label)
+        if name is None:
+            raise ValueError(f"expected one column, or one called {_LABEL_NAMES}; found {_few(headers)}")
+        _check_size(name, headers[name])
+        return to_array(load([name])[name])
+
+
+def _label_name(names: Mapping[str, Header], label: str | None) -> str | None:
+    """Return the name of the labels, None if there are none; ValueError if the choice is not clear."""
+    if label is not None and label not in names:
+        raise ValueError(f"there is no column or array {label!r} for the labels; there are {_few(names)}")
+    if label is None and len(usual := [name for name in names if name in LABELS]) > 1:
+        raise ValueError(f"{' and '.join(map(repr, usual))} may be the labels: choose one with --label-column")
+    return label or next((name for name in names if name in LABELS), None)
+
+
+def _few(names: Mapping[str, Any] | Sequence[str]) -> str:
+    """Return the names in words, of many the first and the last."""
+    names = list(map(printable, names))
+    return ", ".join(map(repr, names)) if len(names) <= 8 else f"{names[0]!r} to {names[-1]!r} ({len(names)})"
 
 
 @contextmanager
 def _named_errors(path: Path) -> Iterator[None]:
     """Turn errors of the libraries that read files into a ValueError of one line that names the file."""
-    clearer = {  # than the words of NumPy
+    clearer = {  # than the words of NumPy and torch
         "mmap length is greater than file size": "the file is shorter than its header says: it was cut off",
         "Python objects in dtype": "it holds pickled Python objects, which are not read",
+        "Weights only load failed": "it holds pickled Python objects, which are not read",
     }
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist")
+        raise FileNotFoundError(f"{printable(path)} does not exist")
+    readers = zipfile.BadZipFile, SafetensorError, pa.ArrowException, pickle.UnpicklingError
     try:
         yield
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, SafetensorError, pa.ArrowException) as error:
+    except (ValueError, OSError, EOFError, KeyError, RuntimeError, MemoryError, *readers) as error:
         words = (str(error).strip() or type(error).__name__).splitlines()[0]
         words = next((ours for theirs, ours in clearer.items() if theirs in words), words)
-        raise ValueError(words if path.name in words else f"{path} cannot be read: {words}") from error
+        raise ValueError(words if path.name in words else f"{printable(path)} cannot be read: {words}") from error
 
 
-def _npy(path: Path) -> Arrays:
+def _npy(path: Path, label: str | None) -> Arrays:
     # open_memmap refuses pickled objects; np.load would take any text for a pickle.
     array = np.lib.format.open_memmap(path, mode="r")
-    return {"z_a": array.shape}, lambda name: array
+    return {"z_a": Header(array.shape, array.dtype)}, lambda names: {"z_a": array}, []
 
 
-def _npz(path: Path) -> Arrays:
-    archive, shapes = np.load(path, allow_pickle=False), {}
+def _npz(path: Path, label: str | None) -> Arrays:
+    archive, headers = np.load(path, allow_pickle=False), {}
     for name in archive.files:  # the headers alone: a compressed archive may unpack to any size
         with archive.zip.open(f"{name}.npy") as member:
             version = np.lib.format.read_magic(member)
             reader = (np.lib.format.read_array_header_1_0, np.lib.format.read_array_header_2_0)[version[0] > 1]
-            shapes[name], _, dtype = reader(member)
+            shape, _, dtype = reader(member)
             if dtype.hasobject:
                 raise ValueError(f"array {name!r} holds pickled Python objects, which are not read")
-    return _checked_sizes(shapes), archive.__getitem__
+            headers[name] = Header(shape, dtype)
+    return headers, lambda names: {name: archive[name] for name in names}, []
 
 
-def _safetensors(path: Path) -> Arrays:
+def _safetensors(path: Path, label: str | None) -> Arrays:
     archive = safe_open(path, framework="pt")
-    shapes = {name: tuple(archive.get_slice(name).get_shape()) for name in archive.keys()}  # noqa: SIM118
-    return _checked_sizes(shapes), archive.get_tensor
+    headers = {}
+    for name in archive.keys():  # noqa: SIM118
+        part = archive.get_slice(name)
+        headers[name] = Header(tuple(part.get_shape()), part.get_dtype())
+    return headers, lambda names: {name: archive.get_tensor(name) for name in names}, []
 
 
-def _csv(path: Path) -> Arrays:
+def _torch(path: Path, label: str | None) -> Arrays:
+    # The map is bounded by the file, and weights_only unpickles tensors and plain containers alone.
+    content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    if isinstance(content, Tensor):
+        content = {"z_a": content}
+    elif isinstance(content, list | tuple) and len(content) == 2:
+        content = dict(zip(VIEWS[0], content, strict=True))
+    if not isinstance(content, Mapping):
+        raise ValueError(f"expected a tensor, two tensors or a dictionary of tensors, got {type(content).__name__}")
+    arrays: dict[str, Any] = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    arrays |= {str(name): np.asarray(value) for name, value in content.items() if isinstance(value, list)}
+    headers = {name: Header(tuple(value.shape), value.dtype) for name, value in arrays.items()}
+    return headers, lambda names: {name: arrays[name] for name in names}, []
+
+
+def _csv(path: Path, label: str | None) -> Arrays:
     if (size := path.stat().st_size) > 16 * MAX_VALUES:
         raise ValueError(f"{path} has {size} bytes of text: save it as .npy, of which rows are sampled")
-    table = _csv_table(path)
-    names = [name for name in table.column_names if name not in LABELS]
-    counted = ([str(i + first) for i in range(len(names))] for first in (0, 1))
-    if pd.to_numeric(pd.Series(names), errors="coerce").notna().all() and names not in counted:
-        raise ValueError(f"the first line holds numbers, {', '.join(names[:3])}, ...: give every column a name there")
-    return _table_arrays(table)
+    encoding, remarks = _encoding(path), []
+    with path.open(encoding=encoding, newline="") as file:
+        lines = [file.readline(1 << 26) for _ in range(2)]
+    widths = {mark: [len(next(csv.reader([line], delimiter=mark), ())) for line in lines] for mark in ",;\t"}
+    marks = [mark for mark, (head, row) in widths.items() if head > 1 and head == row]
+    if len(marks) > 1:
+        raise ValueError(f"its columns could be separated by any of {' '.join(map(repr, marks))}")
+    mark = marks[0] if marks else ","
+    names = next(csv.reader([lines[0]], delimiter=mark), [])
+    text = {name: pa.string() for name in names if name in (*LABELS, label) or label == "*"}
+
+    def read(decimal: str) -> pa.Table:
+        convert = pa.csv.ConvertOptions(column_types=text, strings_can_be_null=False, decimal_point=decimal)
+        parse = pa.csv.ParseOptions(delimiter=mark)
+        return pa.csv.read_csv(path, pa.csv.ReadOptions(encoding=encoding), parse, convert)
+
+    table = read(".")
+    no_number = [kind for kind in table.schema.types if pa.types.is_string(kind)]
+    if mark != "," and len(no_number) > len(text):
+        other = read(",")
+        if sum(map(pa.types.is_string, other.schema.types)) < len(no_number):
+            table, remarks = other, ["decimal commas"]
+    remarks += [f"columns separated by {mark!r}"] * (mark != ",") + [f"text in {encoding}"] * (encoding != "utf-8-sig")
+    columns = [name for name in table.column_names if name not in text]
+    counted = ([str(i + first) for i in range(len(columns))] for first in (0, 1))
+    if columns and pd.to_numeric(pd.Series(columns), errors="coerce").notna().all() and columns not in counted:
+        few = ", ".join(columns[:3])
+        raise ValueError(f"the first line holds numbers, {few}, ...: give every column a name there")
+    headers, load, _ = _from_table(table)
+    typed = lambda names: {name: _typed(x) if name in text else x for name, x in load(names).items()}  # noqa: E731
+    return headers, typed, [f"Read with {' and '.join(remarks)}"] if remarks else []
 
 
-def _parquet(path: Path) -> Arrays:
-    metadata = pa.parquet.read_metadata(path)
-    _checked_sizes({"the table": (metadata.num_rows, metadata.num_columns)})
-    return _table_arrays(pa.parquet.read_table(path))
+def _encoding(path: Path) -> str:
+    """Return the encoding of a text file: UTF-16 by its first bytes, UTF-8 if all bytes fit, else Windows-1252."""
+    with path.open("rb") as file:
+        if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            return "utf-16"
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            while file.read(1 << 24):
+                pass
+    except UnicodeDecodeError:
+        return "cp1252"  # Latin-1 with more letters
+    return "utf-8-sig"
+
+
+def _parquet(path: Path, label: str | None) -> Arrays:
+    file = pa.parquet.ParquetFile(path)
+    groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+    values = sum(group.column(i).num_values for group in groups for i in range(group.num_columns))
+    _check_size("the table", Header((max(values, sum(group.total_byte_size for group in groups) // 8),), None))
+    text = [field.name for field in file.schema_arrow if pa.types.is_string(field.type)]
+    # A dictionary holds a text once, however many rows have it.
+    return _from_table(pa.parquet.read_table(path, read_dictionary=text))
 
 
 # Each reader checks sizes before it loads an array.
-READERS = {".npy": _npy, ".npz": _npz, ".csv": _csv, ".parquet": _parquet, ".safetensors": _safetensors}
+READERS = {".npy": _npy, ".npz": _npz, ".csv": _csv, ".tsv": _csv, ".parquet": _parquet, ".safetensors": _safetensors}
+READERS |= {".pt": _torch, ".pth": _torch}
 
 
-def _csv_table(path: Path) -> pa.Table:
-    return pa.csv.read_csv(path, convert_options=pa.csv.ConvertOptions(strings_can_be_null=True))
-
-
-def _table_arrays(table: pa.Table) -> Arrays:
-    """Return the views and the labels of a table; raise ValueError for columns that could be misunderstood."""
+def _from_table(table: pa.Table) -> Arrays:
     if not table.num_rows:
         raise ValueError("there is no row below the names of the columns")
-    refused = () if set(LABELS) & set(table.column_names) else ("class", "classes")
-    for name, kind in zip(table.column_names, table.schema.types, strict=True):
-        if table.column_names.count(name) > 1:
+    columns: dict[str, pa.ChunkedArray] = {}  # to look up a column by its name in the table takes time in its width
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        if name in columns:
             raise ValueError(f"column {name!r} occurs twice")
-        if name in LABELS:
-            continue
-        if name.lower() in (*LABELS, *refused):
-            raise ValueError(f"column {name!r} is no feature: labels are called {_LABEL_NAMES}")
-        if name in ("", "__index_level_0__"):
-            raise ValueError("a column has no name, probably an index: save the table without it (index=False)")
-        if name.lower() in ("id", "ids", "index", "idx") or name.startswith("Unnamed:"):
-            raise ValueError(f"column {name!r} looks like an index, not a feature: save the table without it")
-        if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
-            raise ValueError(f"column {name!r} holds {kind}, not numbers; labels belong into a column {_LABEL_NAMES}")
-    names = [name for name in table.column_names if name not in LABELS]
-    view_a, view_b = ([name for name in names if name.startswith(prefix)] for prefix in ("a_", "b_"))
-    if not (view_a and view_b):
-        view_a, view_b = names, []
-    elif rest := sorted(set(names) - set(view_a) - set(view_b)):
-        raise ValueError(f"two views have columns a_... and b_..., column {rest[0]!r} is neither")
-    elif alone := sorted({"b_" + name[2:] for name in view_a} ^ set(view_b)):
-        raise ValueError(f"every column a_NAME needs a column b_NAME; {alone[0]!r} is missing, or has no partner")
+        columns[name] = column
+    headers = {name: _column_header(name, column) for name, column in columns.items()}
+
+    def load(names: Sequence[str]) -> dict[str, Any]:
+        return {name: _column_values(columns[name]).reshape(headers[name].shape) for name in names}
+
+    return headers, load, []
+
+
+def _column_header(name: str, column: pa.ChunkedArray) -> Header:
+    kind, shape = column.type, [len(column)]
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        lengths = pa.compute.unique(pa.compute.list_value_length(column)).to_pylist()
+        if len(lengths) != 1 or lengths == [None]:
+            raise ValueError(f"column {name!r} must hold vectors of one length, got {lengths[:3]}")
+        kind, shape = kind.value_type, [len(column), lengths[0]]
+    number = pa.types.is_integer(kind) or pa.types.is_floating(kind)
+    return Header(tuple(shape), np.dtype(kind.to_pandas_dtype()) if number else str(kind))
+
+
+def _column_values(column: pa.ChunkedArray) -> np.ndarray:
+    nested = column.type.num_fields and not pa.types.is_dictionary(column.type)
+    return np.asarray((pa.compute.list_flatten(column) if nested else column).to_pandas())
+
+
+def _typed(values: np.ndarray) -> np.ndarray:
+    """Return text as numbers if all of it is written as whole numbers are, or some are not whole; else as it is."""
+    words = pd.Series(values[values != ""]).drop_duplicates()
+    numbers = pd.to_numeric(words, errors="coerce")
+    whole = words.str.fullmatch(r"0|-?[1-9]\d{0,14}").all()
+    if whole or (np.isfinite(numbers).all() and (numbers % 1 != 0).any()):
+        return pd.to_numeric(pd.Series(values), errors="coerce").to_numpy()  # empty cells are missing
+    return values
+
+
+def _matching(names: Sequence[str], pattern: str) -> list[str]:
+    if not (found := [name for name in names if fnmatchcase(name, pattern)]):
+        raise ValueError(f"no column or array is called {pattern!r}; there are {_few(names)}")
+    return found
+
+
+def _columns(headers: Mapping[str, Header], names: Sequence[str], choice: Choice, label: str | None) -> list[list[str]]:
+    """Return the columns of each view; raise ValueError for columns that could be misunderstood."""
+    patterns = [choice.view_a, choice.view_b]
+    if choice.view_a is None:
+        refused = (*LABELS, *(() if label else ("class", "classes")))
+        names = [name for name in names if name not in LABELS]
+        for name in names:
+            kind = headers[name].dtype
+            if name.lower() in refused:
+                raise ValueError(f"column {name!r} is no feature: labels are called {_LABEL_NAMES}, or --label-column")
+            if INDEX.fullmatch(name):
+                raise ValueError(f"column {name!r} looks like an index, not a feature: leave it out, --drop {name!r}")
+            if not isinstance(kind, np.dtype):
+                remedy = f"leave it out, --drop {name!r}, or --label-column {name!r} if it holds the labels"
+                raise ValueError(f"column {name!r} holds {kind}, not numbers: {remedy}")
+        for pair in (f"{a}_* {b}_*".split() for a, b in VIEWS):
+            if all(any(fnmatchcase(name, pattern) for name in names) for pattern in pair):
+                patterns = list(pair)
+        if patterns[0] is None:
+            return [list(names)]
+    chosen = [pattern for pattern in patterns if pattern is not None]
+    views = [_matching(names, pattern) for pattern in chosen]
+    if choice.view_a is None and (rest := sorted(set(names).difference(*views))):
+        raise ValueError(f"two views have columns {chosen[0]} and {chosen[1]}, column {rest[0]!r} is neither")
+    if len(views) == 2:  # features are paired by name, not by position
+        a, b = ({name.removeprefix(p.split("*")[0]): name for name in v} for v, p in zip(views, chosen, strict=True))
+        if alone := sorted(a.keys() ^ b.keys()):
+            raise ValueError(f"every column of a view needs a partner in the other one; {(a | b)[alone[0]]!r} has none")
+        views[1] = [b[key] for key in a]
+    return views
+
+
+def _refuse_splits(names: Sequence[str], what: str) -> None:
+    """Raise ValueError for names of a training and a test split, which are no views of the same rows."""
+    words = [re.split("[^a-z]+", re.sub("(?<=[a-z])(?=[A-Z])", "_", name).lower()) for name in names]
+    kinds = {next((SPLITS[w] for w in (x.removeprefix("x") for x in part) if w in SPLITS), None) for part in words}
+    if len(kinds) > 1:
+        raise ValueError(f"the {what} {_few(names)} look like splits, not views: choose one, --view-a {names[0]!r}")
+
+
+def _assemble(
+    path: Path, headers: Mapping[str, Header], load: Callable, remarks: list[str], choice: Choice
+) -> Embeddings:
+    """Choose the views and the labels among arrays or columns by name and shape, and load them."""
+    dropped = {name for pattern in choice.drop for name in _matching(list(headers), pattern)}
+    kept = {name: header for name, header in headers.items() if name not in dropped}
+    label = _label_name(kept, choice.label)
+    others = [name for name in kept if name != label]
+    if label is not None and len(kept[label].shape) != 1:
+        raise ValueError(f"{label} must have shape (n,), got {kept[label].shape}")
+    matrices = [name for name in others if len(kept[name].shape) == 2]
+    in_columns = not matrices and READERS[path.suffix.lower()] in (_csv, _parquet)
+    if in_columns:
+        views = _columns(kept, others, choice, label)
+        shapes = [(*(kept[name].shape[0] for name in view[:1]), len(view)) for view in views]
     else:
-        view_b = ["b_" + name[2:] for name in view_a]  # features are paired by name, not by position
-    arrays = {name: np.asarray(table[name].to_pandas()) for name in LABELS if name in table.column_names}
-    for key, view in zip(VIEWS[0], (view_a, view_b), strict=True):
-        block = np.empty((table.num_rows, len(view)), np.float32)
-        for column, name in enumerate(view):
-            block[:, column] = table[name].to_numpy()  # a missing value becomes NaN
-        arrays |= {key: block} if view else {}
-    return {name: array.shape for name, array in arrays.items()}, arrays.__getitem__
-
-
-def _assemble(path: Path, shapes: Shapes, get: Callable[[str], np.ndarray | Tensor]) -> Embeddings:
-    """Choose the views and the labels among arrays by name and shape, and load them."""
-    known = next((name for name in LABELS if name in shapes), None)
-    if known is not None and len(shapes[known]) != 1:
-        raise ValueError(f"{known} must have shape (n,), got {shapes[known]}")
-    matrices = [name for name, shape in shapes.items() if len(shape) == 2]
-    views = next((pair for pair in VIEWS if pair[0] in matrices), matrices)
-    views = [name for name in views if name in matrices]
-    if not 1 <= len(views) <= 2:
-        raise ValueError(f"expected one or two matrices (n, d), called z_a and z_b or a and b; found {dict(shapes)}")
-    _check_shapes(path.name, [shapes[name] for name in views])
-    n, d = shapes[views[0]]
-    if known is not None and shapes[known] != (n,):
-        raise ValueError(f"{n} rows need as many labels, got {shapes[known][0]}")
+        names = next(([name for name in pair if name in matrices] for pair in VIEWS if pair[0] in matrices), matrices)
+        if choice.view_a is not None:
+            names = [name for p in (choice.view_a, choice.view_b) if p for name in _matching(others, p)]
+        if not 1 <= len(names) <= 2:
+            shown = {name: header.shape for name, header in list(kept.items())[:8]}
+            raise ValueError(f"expected one or two matrices (n, d), called z_a and z_b or a and b; found {shown}")
+        if choice.view_a is None:
+            _refuse_splits(names, "arrays")
+        views, shapes = [[name] for name in names], [kept[name].shape for name in names]
+    _check_shapes(path.name, shapes)
+    n, d = shapes[0]
+    if label is not None and kept[label].shape != (n,):
+        raise ValueError(f"{n} rows need as many labels, got {kept[label].shape[0]}")
+    used = {*itertools.chain(*views), *filter(None, [label])}
+    for name in used if path.suffix.lower() != ".npy" else ():
+        _check_size(name, kept[name])
     rows: Any = sample(n, MAX_VALUES // d) if n * d > MAX_VALUES else slice(None)
-    z = [real_floats(get(name)[rows], f"array {name!r}") for name in views]
-    labels = None if known is None else _plain_labels(get(known), path)[rows]
-    unused = ", ".join(name for name in shapes if name not in (*views, known))
+
+    def loaded(view: list[str]) -> Tensor:
+        arrays = load(view)
+        if not in_columns:
+            return real_floats(arrays[view[0]][rows], f"array {view[0]!r}")
+        block = np.empty((n, d), np.float32)
+        for i, name in enumerate(view):
+            if choice.view_a is None and _is_counter(arrays[name]):
+                raise ValueError(f"column {name!r} counts the rows like an index: leave it out, --drop {name!r}")
+            block[:, i] = arrays[name]  # a missing value becomes NaN
+        return real_floats(block[rows], path.name)
+
+    z = [loaded(view) for view in views]
+    notes = [*remarks, *(f"View {letter}: {_few(view)}" for letter, view in zip("AB", views, strict=False))]
+    if unused := [name for name in headers if name not in used]:
+        notes.append(f"Left out: {_few(unused)}")
     z_b, source_rows = z[1] if len(z) == 2 else None, n if len(z[0]) < n else None
-    return Embeddings(z[0], z_b, labels, None, path.name, source_rows, f"Not used: {unused}" if unused else "")
+    found = Embeddings(z[0], z_b, name=printable(path.name), rows=source_rows, note=". ".join(notes))
+    return found if label is None else _with_labels(found, to_array(load([label])[label])[rows], repr(label))
+
+
+def _is_counter(values: np.ndarray) -> bool:
+    """Whether these are consecutive whole numbers in any order, or 8 or more integers that rise or fall strictly."""
+    if not np.isfinite(values[0]) or values[0] % 1:  # the first value rules out nearly all features
+        return False
+    rises, falls = (values[1:] > values[:-1]).all(), (values[1:] < values[:-1]).all()
+    if values.dtype.kind in "iu" and len(values) >= 8 and (rises or falls):
+        return True
+    ordered = np.sort(values)
+    return bool((ordered[1:] == ordered[:-1] + 1).all())
+
+
+def _with_labels(found: Embeddings, values: np.ndarray, source: str) -> Embeddings:
+    """Return the embeddings with labels, or with a continuous target; the note says which."""
+    if values.shape != (n := len(found.z_a),):
+        raise ValueError(f"{found.name}: {n} rows need as many labels, got {values.shape}")
+    given = ~pd.isna(values) & (values != "" if values.dtype.kind in "OU" else True)
+    labels = np.asarray(pd.Series(values[given]).infer_objects())
+    if not len(labels):
+        raise ValueError(f"the labels of {source} are all missing")
+    missing = f". {n - len(labels)} of {n} labels are missing: what needs labels uses the other rows"
+    missing = missing if len(labels) < n else ""
+    if labels.dtype.kind == "f":
+        if not np.isfinite(labels).all():
+            raise ValueError(f"the labels of {source} must be finite, got {labels[~np.isfinite(labels)][0]}")
+        if (labels % 1).any():
+            target = np.full(n, np.nan)
+            target[given] = labels
+            words = f"Continuous target: {source}, {labels.min():g} to {labels.max():g}; a probe needs classes"
+            return replace(found, target=target, note=f"{found.note}. {words}{missing}")
+        labels = labels.astype(np.int64)  # pandas keeps integers as floats in a column with missing values
+    if labels.dtype.kind == "O":
+        _check_size(source, Header((n, max(len(str(label)) for label in pd.unique(labels))), np.dtype("U1")))
+    labels = as_labels(f"the labels of {source}", labels)
+    classes = [str(label) for label in np.unique(labels)]
+    note = f"{found.note}. Labels: {source}, {len(classes)} classes: {_few(classes)}{missing}"
+    return replace(found, labels=labels, features=found.z_a[torch.from_numpy(given)] if missing else None, note=note)
 
 
 def sample(n: int, most: int) -> np.ndarray:
@@ -266,7 +519,7 @@ def sample(n: int, most: int) -> np.ndarray:
     return np.sort(np.random.default_rng(0).choice(n, min(n, most), replace=False))
 
 
-def _check_shapes(name: str, shapes: list[tuple[int, ...]]) -> None:
+def _check_shapes(name: str, shapes: Sequence[tuple[int, ...]]) -> None:
     for shape in shapes:
         if len(shape) != 2 or shape[0] < MIN_ROWS or not 2 <= shape[1] <= MAX_FEATURES:
             accepted = f"at least {MIN_ROWS} rows and 2 to {MAX_FEATURES} columns"
@@ -275,13 +528,15 @@ def _check_shapes(name: str, shapes: list[tuple[int, ...]]) -> None:
         raise ValueError(f"{name}: the views must have the same shape, got {shapes[0]} and {shapes[1]}")
 
 
-def _checked_sizes(shapes: Shapes) -> Shapes:
-    """Return the shapes; raise ValueError for an array that is too large to be read whole."""
-    for name, shape in shapes.items():
-        if np.prod(shape, dtype=float) > 2 * MAX_VALUES:
-            found = f"{name} has shape {shape}, more than {2 * MAX_VALUES} values"
-            raise ValueError(f"{found}: save it as .npy to sample rows")
-    return shapes
+def _check_size(name: str, header: Header) -> None:
+    """Raise ValueError for an array that is too large to be read whole."""
+    text = isinstance(header.dtype, np.dtype) and header.dtype.kind in "US"
+    n_bytes = np.prod(header.shape, dtype=float) * (header.dtype.itemsize if isinstance(header.dtype, np.dtype) else 8)
+    if text and n_bytes > MAX_VALUES:
+        raise ValueError(f"{name} holds {n_bytes:.0f} bytes of text, more than {MAX_VALUES}: shorten the labels")
+    if max(np.prod(header.shape, dtype=float), n_bytes / 8) > 2 * MAX_VALUES:
+        found = f"{name} has shape {header.shape}, more than {2 * MAX_VALUES} values"
+        raise ValueError(f"{found}: save it as .npy to sample rows")
 
 
 def real_floats(values: np.ndarray | Tensor, name: str) -> Tensor:
@@ -300,12 +555,3 @@ def real_floats(values: np.ndarray | Tensor, name: str) -> Tensor:
     if np.isfinite(largest) and (largest > torch.finfo(torch.float32).max or (largest > 0 and not copied.any())):
         raise ValueError(f"{name} reaches {largest:.3g}, outside the range of float32: rescale it")
     return torch.as_tensor(copied)
-
-
-def _plain_labels(values: object, source: object) -> np.ndarray:
-    labels = np.asarray(values)
-    if missing := int(pd.isna(labels).sum()):
-        raise ValueError(f"{source}: {missing} labels are missing")
-    if labels.dtype.kind == "f" and (labels == np.floor(labels)).all():
-        labels = labels.astype(np.int64)  # pandas keeps integers as floats in a column with missing values
-    return as_labels(f"the labels of {source}", labels)

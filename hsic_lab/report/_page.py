@@ -3,6 +3,7 @@
 import base64
 import io
 import itertools
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pandas as pd
 import torch
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from sklearn.model_selection import train_test_split
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 import hsic_lab
@@ -23,7 +25,7 @@ from hsic_lab.correlation import CorrelationSummary, cross_correlation, off_diag
 from hsic_lab.diagnostics import covariance_spectrum, diagnose
 from hsic_lab.diagnostics._diagnose import FAULTS
 from hsic_lab.evaluation import knn_accuracy, linear_probe
-from hsic_lab.evaluation._features import chance_accuracy
+from hsic_lab.evaluation._features import chance_accuracy, default_neighbors
 from hsic_lab.independence import TestResult, gamma_test, permutation_test
 from hsic_lab.kernels import Delta, Gaussian
 from hsic_lab.plots import PALETTE, plot_cross_correlation, plot_embedding, plot_spectrum
@@ -36,7 +38,9 @@ Source = Embeddings | Run | Tensor | np.ndarray | tuple | str | Path
 # Expensive measurements use a sample of the rows, so that a page takes seconds.
 SPECTRUM_ROWS, CKA_ROWS, GAUSSIAN_ROWS = 10_000, 10_000, 2000
 TEST_ROWS, GAMMA_ROWS, PERMUTATIONS = 500, 2000, 499
-PROBE_ROWS, PROBE_VALUES, SPLITS, MIN_CLASS_ROWS, NEIGHBORS = 10_000, 1 << 22, 3, 10, 200
+ONE_THREAD_VALUES = 1 << 20
+LOG = logging.getLogger(__name__)  # the command line shows a line for each part that takes time
+PROBE_ROWS, PROBE_VALUES, SPLITS, MIN_CLASS_ROWS = 10_000, 1 << 22, 3, 10
 
 
 def write_report(source: Source, path: str | Path, *, reference: Tensor | np.ndarray | None = None) -> Path:
@@ -73,7 +77,10 @@ def write_report(source: Source, path: str | Path, *, reference: Tensor | np.nda
         if len(reference) != len(found.z_a):
             raise ValueError(f"reference must have a row for each of the {len(found.z_a)} rows, got {len(reference)}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with torch.no_grad(), plt.rc_context({"axes.spines.top": False, "axes.spines.right": False, "font.size": 10}):
+    look: Any = {"axes.spines.top": False, "axes.spines.right": False, "font.size": 10}
+    # On shared cores the busy waiting of a second thread makes the many short products of a page ten times slower.
+    threads = threadpool_limits(1 if found.z_a.numel() <= ONE_THREAD_VALUES else None)
+    with torch.no_grad(), threads, plt.rc_context(look):
         text = report_html(found, reference)
     replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
     return path
@@ -94,16 +101,21 @@ def as_embeddings(source: Source) -> Embeddings:
 
 def report_html(found: Embeddings, reference: Tensor | None = None) -> str:
     """Return the text of the page; the template escapes all values."""
-    frame, (probe, probe_note) = diagnose(found.z_a, found.z_b, kind=found.kind), probe_table(found)
+    LOG.info("Diagnostics of %d rows and %d features ...", *found.z_a.shape)
+    frame = diagnose(found.z_a, found.z_b, kind=found.kind)
+    LOG.info("%s\nPrediction of the labels ...", frame)
+    probe, probe_note = probe_table(found)
+    LOG.info("Similarity and tests ...")
     similarity = similarity_table(found.z_a, found.z_b, reference)
     tables = {"diagnostics": frame, "probe": probe, "similarity": similarity, "independence": independence_table(found)}
+    LOG.info("Figures ...")
     figures = _correlation(found.z_a, found.z_b) | _spectrum(found.z_a, found.z_b) | _principal_axes(found)
     verdict = frame.attrs["verdict"]
     kind = "good" if verdict == "healthy" else "bad" if verdict in FAULTS else ""
     classes = 0 if found.labels is None else len(np.unique(found.labels))
     source = {"found": found, "n": len(found.z_a), "d": found.z_a.shape[1], "classes": classes}
     judged = {"verdict": verdict, "kind": kind, "explanation": frame.attrs["explanation"], "probe_note": probe_note}
-    used = dict(neighbors=NEIGHBORS, splits=SPLITS, version=hsic_lab.__version__, torch_version=torch.__version__)
+    used = dict(splits=SPLITS, version=hsic_lab.__version__, torch_version=torch.__version__)
     cells = {name: _cells(table) for name, table in tables.items()}
     pages = jinja2.Environment(loader=jinja2.PackageLoader("hsic_lab", "report"), autoescape=True, trim_blocks=True)
     return pages.get_template("page.html").render(source | judged | used | figures | cells)
@@ -214,6 +226,10 @@ def independence_table(found: Embeddings) -> pd.DataFrame:
         codes = torch.from_numpy(np.unique(found.labels, return_inverse=True)[1])
         options = {"kernel_y": Delta(), "permutations": PERMUTATIONS}
         test("are features and labels independent?", permutation_test, TEST_ROWS, x, codes, **options)
+    if found.target is not None:
+        y = torch.from_numpy(found.target).to(found.z_a.dtype)
+        x, y = found.z_a[y.isfinite()], y[y.isfinite()]
+        test("are features and target independent?", permutation_test, TEST_ROWS, x, y, permutations=PERMUTATIONS)
     return pd.DataFrame(rows, columns=["question", "test", "rows", "statistic", "pvalue", "answer"])
 
 
@@ -239,7 +255,7 @@ def probe_table(found: Embeddings) -> tuple[pd.DataFrame, str]:
         parts = x[train], y[train], x[test], y[test]
         split = {"linear probe": linear_probe(*parts, seed=seed).accuracy, "chance": chance_accuracy(y[train], y[test])}
         if not (x == 0).all(dim=1).any():  # a zero row has no direction, and so no nearest neighbors
-            split["nearest neighbors"] = knn_accuracy(*parts, k=min(NEIGHBORS, len(train)))
+            split[f"{default_neighbors(len(train))} nearest neighbors"] = knn_accuracy(*parts)
         splits.append(split)
     splits = pd.DataFrame(splits)
     chance = splits.pop("chance").mean()

@@ -87,11 +87,13 @@ class TrainConfig:
     loss : str, default "barlow_twins"
         Name of the loss, a key of `LOSSES`.
     lambda_param : float or None, default None
-        Weight of the redundancy term. None leaves it to the loss: 1/d for Barlow Twins and HSIC_SSL.
+        Weight of the redundancy term. None leaves it to the loss: 1/d for HSIC_SSL and, other than the 0.005 of
+        `BarlowTwinsLoss` by itself, for Barlow Twins.
     loss_options, loss_scale : dict, float, default {}, 1
         Further arguments of the loss, and a factor that multiplies all its terms.
     views : str, default "default"
-        Augmentation that makes two views of an image, a key of `views.AUGMENTATIONS`. Not for digit scenes.
+        Augmentation that makes two views of an image: that of Tsai et al. (2021), of Zbontar et al. (2021,
+        "barlow_twins"), of solo-learn, of Chen et al. (2020, "simclr"), or "default". Not for digit scenes.
     shared : tuple of str, default ("digit",)
         Factors that the two views of a digit scene have in common. Other data sets ignore it.
     encoder, stem : str, default "conv", "cifar"

@@ -1,6 +1,6 @@
 """Batches of training pairs on the training device."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate, islice
 from typing import Any
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hsic_lab.datasets import DigitScenes, ImageData
+from hsic_lab.datasets import DigitScenes, ImageData, load
 from hsic_lab.training._config import TrainConfig
 from hsic_lab.training._networks import Views, make_views
 from hsic_lab.views import normalize
@@ -103,8 +103,24 @@ class TrainingPairs:
             yield (view[self.rows] for view in views)
 
 
+def data_of(name: str, metadata: Mapping[str, Any]) -> ImageData:
+    """Return the images of a run with these `metadata`, loaded as the run loaded them."""
+    source = metadata.get("source", {})  # runs before version 0.3 lack it
+    if source is None:
+        raise ValueError(
+            f"{name!r} was made of arrays and cannot be loaded by name: use the run in Python, with its data"
+        )
+    data = load(name, **source)
+    if (old := metadata.get("pictures", data.fingerprint)) != data.fingerprint:
+        raise ValueError(f"the run was trained on other images, {old}; those of {name!r} are {data.fingerprint}")
+    return data
+
+
 def held_out_pairs(data: ImageData, config: TrainConfig, device: torch.device, views: Any = None) -> list[Tensor]:
     """Return pairs of views of test images or scenes, which are the same for all runs on a set with these views."""
+    if len(data.test) < 2 and not data.scenes:
+        remedy = "hold out more: test_fraction=0.3 (--test-fraction 0.3), for instance"
+        raise ValueError(f"C needs at least 2 held-out images, {data.name!r} has {len(data.test)}: {remedy}")
     make: Any = make_views(config, data, views)
     generator = seeded_generator(device, 0, 1 << 30)
     if data.scenes:

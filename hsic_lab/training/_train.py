@@ -18,7 +18,7 @@ from hsic_lab.datasets import ImageData, load
 from hsic_lab.datasets._published import full_name
 from hsic_lab.evaluation import extract_features
 from hsic_lab.training._config import TrainConfig, hardware, pick_device, resolved_precision
-from hsic_lab.training._data import TrainingPairs, held_out_pairs
+from hsic_lab.training._data import TrainingPairs, data_of, held_out_pairs
 from hsic_lab.training._networks import Views, make_networks
 from hsic_lab.training._run import FOLDER, SETTINGS, Run, read_settings, remove_checkpoints
 from hsic_lab.training._trainer import Callback, Trainer, make_monitor, stop_error, stop_requests
@@ -95,7 +95,9 @@ def train(
     'finished'
     """
     folder, device = Path(folder), pick_device(config.device)
-    data = load(config.dataset) if data is None else data
+    if data is None:
+        stored = resume and (folder / SETTINGS).exists()
+        data = data_of(config.dataset, read_settings(folder)[2]) if stored else load(config.dataset)
     config = replace(config, dataset=data.name, encoder=config.encoder if encoder is None else "custom")
     with training_lock(), processes(device), freed_memory_kept():
         exists = (folder / SETTINGS).exists()
@@ -153,6 +155,7 @@ def new_run(config: TrainConfig, folder: Path, data: ImageData, encoder: Any = N
     networks = make_networks(config, images.shape[1], encoder, features.get("features"))
     metadata = {
         "channels": images.shape[1], "train_images": sum(map(len, data.trained_on)), "pictures": data.fingerprint,
+        "source": data.source,
         "device": str(device), "hardware": hardware(device), "precision": resolved_precision(config.precision, device),
         "views": "by name" if views is None else "custom", "processes": world_size(),
         "threads": torch.get_num_threads(), "torch": torch.__version__, "python": platform.python_version(),

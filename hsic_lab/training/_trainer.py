@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from hsic_lab._distributed import across_processes, all_gather_rows, any_process, barrier, rank, world_size
+from hsic_lab._io import progress_options
 from hsic_lab.correlation import cross_correlation, standardize
 from hsic_lab.datasets import ImageData
 from hsic_lab.evaluation import extract_features, knn_accuracy, linear_probe
@@ -134,7 +135,8 @@ class Trainer:
             self.keep_snapshot(held_out)
             self.keep_checkpoint()  # the initial weights of a user's own encoder are stored nowhere else
         started, done, config = time.perf_counter() - self.seconds, self.step_count, self.config
-        with tqdm(total=self.steps, initial=done, desc=config.loss, disable=not progress, mininterval=0.5) as bar:
+        options = progress_options(self.steps)
+        with tqdm(total=self.steps, initial=done, desc=config.loss, disable=not progress, **options) as bar:
             while self.step_count < self.steps:
                 epoch, skip = divmod(self.step_count, len(self.pairs))
                 for views in self.pairs.epoch(epoch, skip):
@@ -143,7 +145,8 @@ class Trainer:
                     if row:
                         self.rows.append(row | {"seconds": self.seconds})
                         entries = f"diagonal {row['diagonal']:.3f}, off-diagonal {row['off_diagonal']:+.4f}"
-                        bar.set_postfix_str(f"epoch {row['epoch']:.1f}, loss {row['loss']:.2f}, {entries}")
+                        words = f"epoch {row['epoch']:.1f}, loss {row['loss']:.2f}, {entries}"
+                        bar.set_postfix_str(words, refresh=False)
                         self.tell("step", self.rows[-1])
                     bar.update()
                     if self.step_count in self.snapshot_steps:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import sparse
 from sklearn.datasets import load_digits
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
@@ -98,8 +99,9 @@ def test_bad_images_and_encoders_are_refused(net, x, error, quoted):
 
 
 def test_batch_size_must_be_positive():
-    with pytest.raises(ValueError, match="got 0"):
-        extract_features(nn.Flatten(), images(), 0)
+    for size in (0, 2.5, "8", None):
+        with pytest.raises((ValueError, TypeError), match=f"batch_size must be .* got {size!r}"):
+            extract_features(nn.Flatten(), images(), size)
 
 
 # --- linear probe
@@ -208,14 +210,117 @@ def test_bad_splits_are_refused(probe, data, quoted):
     ("options", "quoted"),
     [
         ({"Cs": ()}, r"\(\)"),
-        ({"Cs": (1.0, 0.0)}, r"\(1.0, 0.0\)"),
+        ({"Cs": (1.0, 0.0)}, "got 0.0"),
+        ({"Cs": (1.0, np.inf)}, "got inf"),
+        ({"Cs": ["a"]}, "got 'a'"),
         ({"validation": 1.0}, "1.0"),
+        ({"validation": "half"}, "'half'"),
         ({"validation": 0.01}, "split into 10 and 0"),
+        ({"seed": -1}, "got -1"),
+        ({"seed": 0.5}, "got 0.5"),
+        ({"seed": None}, "got None"),
     ],
 )
 def test_bad_options_are_refused(options, quoted):
-    with pytest.raises(ValueError, match=quoted):
+    with pytest.raises((ValueError, TypeError), match=quoted):
         linear_probe(X, Y, X, Y, **options)
+
+
+def test_numbers_of_numpy_and_torch_are_numbers(digits):
+    train_x, train_y, test_x, test_y = (part[:300] for part in digits)
+    splits = train_x, train_y, test_x, test_y
+    plain = linear_probe(*splits, Cs=(0.01, 0.1), validation=0.3, seed=3)
+    typed = linear_probe(*splits, Cs=np.float32([0.01, 0.1]), validation=np.float64(0.3), seed=np.int64(3))
+    np.testing.assert_array_equal(plain.predictions, typed.predictions)
+    assert list(typed.validation_scores) == pytest.approx([0.01, 0.1]) and type(typed.C) is float
+    assert knn_accuracy(*splits, k=np.int32(7), temperature=torch.tensor(0.25)) == knn_accuracy(*splits, 7, 0.25)
+    table = probe_table({"x": (train_x, test_x)}, train_y, test_y, splits=np.int64(1), n_train=np.uint8(200))
+    assert table["n_train"].tolist() == [200]
+
+
+MASKED = np.ma.masked_array(X, X == 4)
+ODD = {
+    # name: features, error, words
+    "sparse array": (sparse.csr_array(X), TypeError, "csr_array|object|[Ss]parse"),
+    "sparse matrix": (sparse.csr_matrix(X), TypeError, "csr_matrix|object|[Ss]parse"),
+    "sparse tensor": (torch.tensor(X).to_sparse(), TypeError, "sparse"),
+    "complex array": (X * 1j, TypeError, "complex"),
+    "complex tensor": (torch.tensor(X) * 1j, TypeError, "complex"),
+    "masked": (MASKED, ValueError, "1 missing"),
+    "words": (X.astype(str), TypeError, "real numbers"),
+    "dates": (X.astype("datetime64[D]"), TypeError, "real numbers"),
+    "objects": (np.array([[None, 1.0]] * 10), TypeError, "objects|mixed"),
+    "ragged": ([[1.0], [1.0, 2.0]] * 5, ValueError, "different lengths|inhomogeneous"),
+}
+
+
+@pytest.mark.parametrize("probe", [linear_probe, knn_accuracy])
+@pytest.mark.parametrize(("x", "error", "words"), ODD.values(), ids=ODD)
+def test_features_that_are_no_table_of_real_numbers_are_refused(probe, x, error, words):
+    for splits, name in (((x, Y, X, Y), "train_x"), ((X, Y, x, Y), "test_x")):
+        with pytest.raises(error, match=rf"{name}[\s\S]*({words})"):
+            probe(*splits)
+
+
+FORMS = {
+    "swapped bytes": lambda x: x.astype(">f8"),
+    "negative strides": lambda x: x[::-1, ::-1][::-1, ::-1],
+    "read-only": lambda x: np.lib.stride_tricks.as_strided(x, writeable=False),
+    "float16": lambda x: x.astype(np.float16),
+    "longdouble": lambda x: x.astype(np.longdouble),
+    "unsigned": lambda x: x.astype(np.uint16),
+    "objects": lambda x: x.astype(object),
+    "masked, nothing missing": lambda x: np.ma.masked_array(x, False),
+    "data frame": lambda x: pd.DataFrame(x).convert_dtypes(),
+    "list": lambda x: x.tolist(),
+    "bfloat16": lambda x: torch.tensor(x).bfloat16(),
+}
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_every_form_of_the_same_numbers_gives_the_same_result(digits, form):
+    train_x, train_y, test_x, test_y = (part[:200] for part in digits)
+    train_y, test_y = train_y % 3, test_y % 3
+    labels = {np.dtype(np.uint8): train_y.astype(np.uint8), ">i4": train_y.astype(">i4"), "list": train_y.tolist()}
+    expected = linear_probe(train_x, train_y, test_x, test_y, Cs=(0.1,))
+    found = linear_probe(form(train_x), train_y, form(test_x), test_y, Cs=(0.1,))
+    assert found.accuracy == pytest.approx(expected.accuracy, abs=0.011)
+    near = knn_accuracy(train_x, train_y, test_x, test_y, k=3)
+    for y in (train_y[::-1][::-1], *labels.values()):
+        assert knn_accuracy(form(train_x), y, form(test_x), test_y, k=3) == near
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("given", [torch.uint8, torch.float32, torch.float64, torch.float16])
+def test_network_of_any_floating_type_gives_float32_features(dtype, given):
+    x = images(40)
+    expected = extract_features(encoder(), x)
+    x = x if given == torch.uint8 else (x.float() / 127.5 - 1).to(given)
+    found = extract_features(encoder().to(dtype), x, batch_size=np.int64(16))
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05)
+    buffers_only = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(12, affine=False)).to(dtype)
+    assert extract_features(buffers_only, x).dtype == torch.float32
+
+
+def test_complex_features_of_an_encoder_are_refused():
+    class Fourier(nn.Module):
+        def forward(self, x):
+            return torch.fft.fft(x.flatten(1))
+
+    with pytest.raises(TypeError, match=r"real features, got torch\.complex64"):
+        extract_features(Fourier(), images())
+
+
+@pytest.mark.parametrize("n, k", [(2, 1), (10, 3), (360, 19), (5000, 71), (40_000, 200), (1_000_000, 200)])
+def test_default_number_of_neighbors_grows_with_the_rows(n, k):
+    assert neighbors.default_neighbors(n) == k
+
+
+def test_default_neighbors_suit_a_small_data_set(digits):
+    train_x, train_y, test_x, test_y = digits
+    small = train_x[:360], train_y[:360], test_x, test_y
+    assert knn_accuracy(*small) == knn_accuracy(*small, k=19) > knn_accuracy(*small, k=200) + 0.1
 
 
 def test_a_class_with_one_row_cannot_be_split():
@@ -310,7 +415,7 @@ def test_knn_takes_string_labels():
 
 def test_fewer_rows_than_k_all_vote_with_a_warning():
     with pytest.warns(UserWarning, match="k = 200 is larger than the 10 training rows"):
-        found = knn_accuracy(X - 9, Y, X - 9, Y)
+        found = knn_accuracy(X - 9, Y, X - 9, Y, k=200)
     assert found == knn_accuracy(X - 9, Y, X - 9, Y, k=10)
 
 
@@ -318,11 +423,15 @@ def test_fewer_rows_than_k_all_vote_with_a_warning():
     ("data", "options", "quoted"),
     [
         ((X, Y, X, Y), {"k": 0}, "got 0"),
+        ((X, Y, X, Y), {"k": 2.5}, "got 2.5"),
+        ((X, Y, X, Y), {"k": True}, "got True"),
+        ((X, Y, X, Y), {"k": "3"}, "got '3'"),
+        ((X, Y, X, Y), {"k": 1, "temperature": "hot"}, "got 'hot'"),
         ((X, Y, X, Y), {"k": 1, "temperature": 0.0}, "got 0.0"),
         ((X * (X > 5), Y, X, Y), {"k": 1}, "train_x has 3 zero rows"),
         ((X, Y, X * (X > 3), Y), {"k": 1}, "test_x has 2 zero rows"),
     ],
 )
 def test_bad_neighbor_input_is_refused(data, options, quoted):
-    with pytest.raises(ValueError, match=quoted):
+    with pytest.raises((ValueError, TypeError), match=quoted):
         knn_accuracy(*data, **options)

@@ -1,7 +1,17 @@
 """Every file format gives back the arrays that were written. Files that could be misread are refused."""
 
+import datetime
+import io
+import os
+import struct
+import time
+import tracemalloc
+import zipfile
+
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.numpy import save_file
@@ -92,9 +102,11 @@ def test_same_rows_of_both_views_are_sampled_from_large_files(tmp_path, monkeypa
     np.save(tmp_path / "longer.npy", np.concatenate([z, z]))
     with pytest.raises(ValueError, match="different numbers of rows"):
         read_embeddings(tmp_path / "a.npy", tmp_path / "longer.npy")
-    frame(z[:10], label=np.arange(10)).to_parquet(tmp_path / "c.parquet", index=False)
+    monkeypatch.setattr(module, "MAX_VALUES", 2000)
+    frame(np.arange(2400.0).reshape(800, 3), label=np.arange(800)).to_parquet(tmp_path / "c.parquet", index=False)
     drawn = read_embeddings(tmp_path / "c.parquet")
-    assert drawn.rows == 10 and len(drawn.z_a) == 6 and (drawn.z_a[:, 0] / 3).tolist() == drawn.labels.tolist()
+    assert drawn.rows == 800 and len(drawn.z_a) == 666 and (drawn.z_a[:, 0] / 3).tolist() == drawn.labels.tolist()
+    monkeypatch.setattr(module, "MAX_VALUES", 20)
     np.savez(tmp_path / "d.npz", z)
     with pytest.raises(ValueError, match=r"\(100, 3\), more than 40 values: save it as .npy"):
         read_embeddings(tmp_path / "d.npz")
@@ -155,7 +167,7 @@ def test_columns_of_two_views_are_paired_by_name(tmp_path):
         ("no_header.csv", lambda path: pd.DataFrame(A + 0.5).to_csv(path, index=False, header=False), "first line"),
         ("whole.csv", lambda path: np.savetxt(path, np.arange(12).reshape(4, 3) + 5, fmt="%d", delimiter=","), "first"),
         ("mixed.csv", lambda path: np.savetxt(path, [[0, 0.25, 1]] * 5, fmt="%g", delimiter=","), "holds numbers"),
-        ("ab.csv", lambda path: frame(A, B).rename(columns={"b_2": "b_7"}).to_csv(path, index=False), "'b_2' is miss"),
+        ("ab.csv", lambda path: frame(A, B).rename(columns={"b_2": "b_7"}).to_csv(path, index=False), "'a_2' has none"),
         ("Label.csv", lambda path: frame(A, Label=LABELS).to_csv(path, index=False), "'Label' is no feature"),
         ("id.csv", lambda path: frame(A, id=range(12)).to_csv(path, index=False), "column 'id' looks like an index"),
         ("cut.npy", lambda path: (np.save(path, A), path.write_bytes(path.read_bytes()[:-4])), "cut.npy .*was cut off"),
@@ -171,7 +183,7 @@ def test_ambiguous_files_are_refused(tmp_path, name, write, words):
 def test_unused_arrays_are_named(tmp_path):
     np.savez(tmp_path / "x.npz", z=A, targets=LABELS, when=LABELS)
     found = read_embeddings(tmp_path / "x.npz")
-    assert found.labels.tolist() == LABELS.tolist() and found.note == "Not used: when"
+    assert found.labels.tolist() == LABELS.tolist() and "Left out: 'when'" in found.note
 
 
 @pytest.mark.parametrize(
@@ -222,3 +234,226 @@ def test_tensors_of_rare_dtypes_are_read(tmp_path, dtype):
 def test_feature_may_be_called_class_if_there_are_labels(tmp_path):
     frame(y=LABELS).rename(columns={"f0": "class"}).to_csv(tmp_path / "x.csv", index=False)
     assert read_embeddings(tmp_path / "x.csv").z_a.shape == (12, 3)
+
+
+def written(frame, path, **options):
+    """Write a table in the format that the ending of the path says."""
+    if path.suffix == ".parquet":
+        frame.to_parquet(path, index=False)
+    else:
+        frame.to_csv(path, index=False, **options)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "classes"),
+    [
+        (["01", "1", "2"], ["01", "1", "2"]),
+        ([" 1", "1", "1.0"], [" 1", "1", "1.0"]),
+        (["NA", "null", "nan"], ["NA", "nan", "null"]),
+        (["True", "False", "true"], ["False", "True", "true"]),
+        (["None", "N/A", "-"], ["-", "N/A", "None"]),
+        (["1e3", "1000", "+1"], ["+1", "1000", "1e3"]),
+        (["-0", "0", "7"], ["-0", "0", "7"]),
+        (["inf", "-inf", "0"], ["-inf", "0", "inf"]),
+        (["-3", "0", "12"], [-3, 0, 12]),
+        (["9" * 20, "1", "2"], ["1", "2", "9" * 20]),
+    ],
+)
+@pytest.mark.parametrize("where", ["column", "file"])
+def test_labels_in_text_files_are_text(tmp_path, text, classes, where):
+    lines = "\n".join(["label", *(text[i % 3] for i in range(12))]) + "\n"
+    (tmp_path / "labels.csv").write_text(lines)
+    table = [f"{a},{b},{line}" for (a, b, _), line in zip(A, lines.splitlines()[1:], strict=True)]
+    (tmp_path / "x.csv").write_text("\n".join(["f0,f1,label", *table]) + "\n")
+    np.save(tmp_path / "x.npy", A)
+    files = [tmp_path / "x.csv"] if where == "column" else [tmp_path / "x.npy", None, tmp_path / "labels.csv"]
+    found = read_embeddings(*files)
+    assert sorted(set(found.labels.tolist())) == classes and "3 classes" in found.note and found.target is None
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "latin-1", "cp1252", "utf-16"])
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_encodings_separators_and_decimal_commas(tmp_path, encoding, separator):
+    labels = ["caf\u00e9", "stra\u00dfe, s\u00fcd", "NA"] * 4
+    decimal = "." if separator == "," else ","
+    path = written(frame(label=labels), tmp_path / "x.csv", sep=separator, decimal=decimal, encoding=encoding)
+    found = read_embeddings(path)
+    np.testing.assert_allclose(found.z_a, A, rtol=1e-6)
+    assert found.labels.tolist() == labels
+    assert ("separated" in found.note) == (separator != ",") == ("decimal commas" in found.note)
+
+
+def test_separators_and_decimals_that_are_not_clear_are_refused(tmp_path):
+    (tmp_path / "x.csv").write_text("a;b,c;d\n" + "1;2,3;4\n" * 5)
+    with pytest.raises(ValueError, match="could be separated by any of"):
+        read_embeddings(tmp_path / "x.csv")
+    (tmp_path / "x.csv").write_text("f;g\n" + "1.5;2,5\n" * 5)
+    with pytest.raises(ValueError, match="holds string, not numbers"):
+        read_embeddings(tmp_path / "x.csv")
+
+
+COUNTERS = {
+    "image_id": RNG.permutation(12), "number": np.arange(12), "place": np.arange(12)[::-1] + 5,
+    "key": RNG.permutation(12).astype(float), "time": np.cumsum(RNG.integers(1, 9, 12)), "Unnamed: 0": RNG.random(12),
+    "idx": RNG.random(12), "row": RNG.random(12), "sample_index": RNG.random(12), "__index_level_0__": RNG.random(12),
+    "ID": np.arange(12), "": np.arange(12), "file": [f"{i}.png" for i in range(12)], "split": [True, False] * 6,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+@pytest.mark.parametrize("name", COUNTERS)
+def test_columns_that_count_rows_are_refused_until_they_are_dropped_or_chosen(tmp_path, name, ending):
+    path = written(frame(**{name: COUNTERS[name]}), tmp_path / f"x.{ending}")
+    with pytest.raises(ValueError, match=r"index|not numbers|counts") as error:
+        read_embeddings(path)
+    assert repr(name) in str(error.value)
+    for options in ({"drop": [name]}, {"view_a": "f*" if name != "file" else "f[0-9]"}):
+        found = read_embeddings(path, **options)
+        assert found.z_a.shape == (12, 3) and f"Left out: {name!r}" in found.note
+    if name == "time":
+        assert read_embeddings(path, view_a="*").z_a.shape == (12, 4)
+
+
+def test_views_and_labels_may_be_chosen(tmp_path):
+    both = frame(A, B).rename(columns=lambda name: name.replace("a_", "left.").replace("b_", "right."))
+    path = written(both.assign(kind=LABELS, y=LABELS[::-1]), tmp_path / "x.parquet")
+    found = read_embeddings(path, view_a="left.*", view_b="right.*", label="kind")
+    assert torch.equal(found.z_b, torch.from_numpy(B)) and found.labels.tolist() == LABELS.tolist()
+    np.savez(tmp_path / "x.npz", X_train=A, X_test=B, y_train=LABELS, y_test=LABELS[::-1])
+    found = read_embeddings(tmp_path / "x.npz", view_a="X_test", label="y_test")
+    assert torch.equal(found.z_a, torch.from_numpy(B)) and found.z_b is None and found.labels[0] == LABELS[-1]
+    for wrong in ({"label": "kind of"}, {"drop": ["g*"]}, {"view_a": "none"}):
+        with pytest.raises(ValueError, match=r"kind of|g\*|none"):
+            read_embeddings(path, **wrong)
+    with pytest.raises(ValueError, match="'label' and 'target' may be the labels"):
+        read_embeddings(written(frame(label=LABELS, target=LABELS), tmp_path / "two.csv"))
+
+
+@pytest.mark.parametrize("names", [("X_train", "X_test"), ("train", "val"), ("xTrain", "xTest"), ("z", "z_validation")])
+def test_splits_are_no_views(tmp_path, names):
+    np.savez(tmp_path / "x.npz", **dict(zip(names, (A, B), strict=True)))
+    with pytest.raises(ValueError, match="look like splits, not views: choose one"):
+        read_embeddings(tmp_path / "x.npz")
+    files = [tmp_path / f"{name}.npy" for name in names]
+    for file in files:
+        np.save(file, A)
+    with pytest.raises(ValueError, match="look like splits"):
+        read_embeddings(*files)
+    np.savez(tmp_path / "y.npz", train_left=A, train_right=B)
+    assert read_embeddings(tmp_path / "y.npz").z_b is not None
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet", "npy"])
+def test_a_target_that_is_not_whole_is_continuous(tmp_path, ending):
+    y = RNG.normal(size=12)
+    y[3] = np.nan
+    if ending == "npy":
+        np.save(tmp_path / "x.npy", A)
+        np.save(tmp_path / "y.npy", y)
+        found = read_embeddings(tmp_path / "x.npy", labels=tmp_path / "y.npy")
+    else:
+        found = read_embeddings(written(frame(y=y), tmp_path / f"x.{ending}"))
+    np.testing.assert_allclose(found.target, y, rtol=1e-12)
+    assert found.labels is None and "Continuous target" in found.note and "1 of 12 labels are missing" in found.note
+
+
+@pytest.mark.parametrize("labels", [LABELS, LABELS.astype(float), LABELS.astype(str)], ids=str)
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_rows_without_labels_are_left_out_of_what_needs_labels(tmp_path, labels, ending):
+    half = pd.Series(list(labels), dtype=object)
+    half[::2] = None
+    found = read_embeddings(written(frame().assign(y=half), tmp_path / f"x.{ending}"))
+    assert found.z_a.shape == (12, 3) and torch.equal(found.features, torch.from_numpy(A[1::2]))
+    assert found.labels.astype(float).tolist() == LABELS[1::2].tolist()
+    assert "6 of 12 labels are missing" in found.note
+    with pytest.raises(ValueError, match="all missing"):
+        read_embeddings(written(frame().assign(y=[""] * 12), tmp_path / "none.csv"))
+
+
+@pytest.mark.parametrize("kind", ["list", "fixed"])
+def test_columns_of_vectors(tmp_path, kind):
+    of = pa.list_(pa.float32()) if kind == "list" else pa.list_(pa.float32(), 3)
+    columns = {"text": ["words"] * 12, "a": pa.array(list(A), of), "b": pa.array(list(B), of), "label": LABELS}
+    pq.write_table(pa.table(columns), tmp_path / "x.parquet", row_group_size=5)
+    found = read_embeddings(tmp_path / "x.parquet")
+    assert torch.equal(found.z_a, torch.from_numpy(A)) and torch.equal(found.z_b, torch.from_numpy(B))
+    assert found.labels.tolist() == LABELS.tolist() and "Left out: 'text'" in found.note
+    ragged = pa.table({"z": pa.array([[1.0, 2.0], [3.0]] * 3, pa.list_(pa.float32()))})
+    pq.write_table(ragged, tmp_path / "x.parquet")
+    with pytest.raises(ValueError, match="'z' must hold vectors of one length"):
+        read_embeddings(tmp_path / "x.parquet")
+
+
+@pytest.mark.parametrize(
+    ("content", "labels"),
+    [
+        (torch.from_numpy(A), None),
+        ((torch.from_numpy(A), torch.from_numpy(B)), None),
+        ({"features": torch.from_numpy(A), "labels": torch.from_numpy(LABELS)}, LABELS.tolist()),
+        ({"features": torch.from_numpy(A).requires_grad_(), "labels": ["x", "y", "z"] * 4}, ["x", "y", "z"] * 4),
+    ],
+)
+def test_files_of_torch(tmp_path, content, labels):
+    torch.save(content, tmp_path / "x.pt")
+    found = read_embeddings(tmp_path / "x.pt")
+    assert torch.equal(found.z_a, torch.from_numpy(A)) and (found.z_b is not None) == isinstance(content, tuple)
+    assert (None if found.labels is None else found.labels.tolist()) == labels
+
+
+def header_only(path, dtype, shape, name="labels"):
+    """An archive with a small member whose header claims more."""
+    head = io.BytesIO()
+    np.lib.format.write_array_header_1_0(head, {"descr": dtype, "fortran_order": False, "shape": shape})
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as file:
+        file.writestr(f"{name}.npy", head.getvalue() + bytes(1 << 10))
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda p: (np.savez(p / "x.npz", z_a=A), header_only(p / "x.npz", "<U20000000", (12,))),
+        lambda p: (np.savez(p / "x.npz", z_a=A), header_only(p / "x.npz", "<U6000000", (12,))),
+        lambda p: (np.savez(p / "x.npz", other=A), header_only(p / "x.npz", "<f8", (1 << 28, 9), "z_a")),
+        lambda p: torch.save(torch.zeros(1, 1).expand(1 << 20, 8000), p / "x.pt"),
+        lambda p: (np.save(p / "x.npy", A), np.save(p / "l.npy", np.array(["a", "b" * 6_000_000] * 6))),
+        lambda p: frame(y=["a", "b" * 6_000_000] * 6).to_parquet(p / "x.parquet"),
+    ],
+)
+def test_arrays_that_would_fill_the_memory_are_refused_by_their_headers(tmp_path, write):
+    write(tmp_path)
+    labels = tmp_path / "l.npy" if (tmp_path / "l.npy").exists() else None
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=r"bytes of text, more than|more than 536870912 values"):
+        read_embeddings(next(tmp_path.glob("x.*")), labels=labels)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 28
+    tracemalloc.stop()
+
+
+def test_header_that_python_cannot_parse_is_one_sentence(tmp_path):
+    head = b"\x93NUMPY\x01\x00" + struct.pack("<H", 6001) + b"-" * 6000 + b"\n"
+    (tmp_path / "x.npy").write_bytes(head)
+    with pytest.raises(ValueError, match=r"x\.npy cannot be read"):
+        read_embeddings(tmp_path / "x.npy")
+
+
+def test_pickled_objects_in_files_of_torch_are_refused(tmp_path):
+    torch.save({"z": torch.from_numpy(A), "when": datetime.date(2020, 1, 1)}, tmp_path / "x.pt")
+    with pytest.raises(ValueError, match="holds pickled Python objects"):
+        read_embeddings(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_time_is_linear_in_the_number_of_columns(tmp_path, ending):
+    z = np.random.default_rng(1).normal(size=(4, 9000)).astype(np.float32)
+    wide = pd.DataFrame(z, columns=[f"{view}_{i}" for view in "ab" for i in range(4500)])
+    path, started = written(wide, tmp_path / f"x.{ending}"), time.perf_counter()
+    found = read_embeddings(path)
+    assert time.perf_counter() - started < 10, "65 s when each column was looked up by its name"
+    np.testing.assert_allclose(torch.cat([found.z_a, found.z_b], 1), z, rtol=1e-6)
+
+
+def test_names_that_are_not_utf8(tmp_path):
+    path = tmp_path / os.fsdecode(b"caf\xe9.npy")
+    np.save(path, A)
+    assert read_embeddings(path).name == "caf\\xe9.npy"
