@@ -60,7 +60,7 @@ CRITERIA = {
     "share_above_noise": (
         "none", "", "share of the variance in directions above the noise floor; judged in the next row"),
     "rank_above_noise": (
-        ">= max(0.13 min(n - 1, d), 1.01) = {bound:.4g}, or share_above_noise < 0.7", "dimensional collapse",
+        ">= max(0.13 min(n - 1, d), 1.01) = {bound:.4g}, or share < 0.7", "dimensional collapse",
         "RankMe of the directions above the noise floor"),
     "rankme": ("none", "", "entropy rank of the singular values, centered; not judged: it counts noise, too"),
     "effective_rank": ("none", "", "entropy rank of the covariance: dimensions that carry the variance; not judged: it "

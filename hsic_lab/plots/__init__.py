@@ -6,6 +6,7 @@ from hsic_lab.plots._curves import (
     plot_ablation,
     plot_ablation_map,
     plot_diagnostics,
+    plot_differences,
     plot_few_labels,
     plot_history,
     plot_probe,
@@ -15,6 +16,7 @@ from hsic_lab.plots._samples import plot_embedding, plot_pairs, plot_spectrum, p
 
 __all__ = [
     "DIVERGING", "PALETTE", "SEQUENTIAL", "compare_cross_correlations", "history_figure", "plot_ablation",
-    "plot_ablation_map", "plot_cka", "plot_confusion", "plot_cross_correlation", "plot_diagnostics", "plot_embedding",
-    "plot_few_labels", "plot_history", "plot_pairs", "plot_probe", "plot_spectrum", "plot_views", "set_theme",
+    "plot_ablation_map", "plot_cka", "plot_confusion", "plot_cross_correlation", "plot_diagnostics", "plot_differences",
+    "plot_embedding", "plot_few_labels", "plot_history", "plot_pairs", "plot_probe", "plot_spectrum", "plot_views",
+    "set_theme",
 ]  # fmt: skip

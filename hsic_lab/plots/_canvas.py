@@ -21,6 +21,17 @@ def set_theme() -> None:
     sns.set_theme(style="ticks", palette="colorblind", rc=rc)
 
 
+def plain(text: object, most: int = 32) -> str:
+    """The user's text for a figure, shown as it is: no formula between dollar signs, no name that a legend hides.
+
+    Of more than `most` characters the middle is left out. Characters that cannot be printed are spaces.
+    """
+    words = "".join(c if c.isprintable() or c == "\n" else " " for c in str(text)) or "''"
+    half = most // 2
+    words = words if len(words) <= most else f"{words[:half]} … {words[len(words) - most + half + 3 :]}"
+    return (" " if words.startswith("_") else "") + words.replace("$", r"\$")  # a legend leaves out names like _x
+
+
 def axes_or_new(ax: Axes | None, width: float, height: float) -> Axes:
     """Return the given axes, or the axes of a new figure of this size in inches."""
     return ax if ax is not None else plt.subplots(figsize=(width, height), layout="constrained")[1]
@@ -37,7 +48,7 @@ def require_columns(frame: pd.DataFrame, columns: Sequence[str]) -> None:
 def value_label(value: str, evaluation: str) -> str:
     """Return the axis label of a column of an ablation table."""
     kind = {"linear": "linear probe", "knn": "weighted kNN"}.get(evaluation, evaluation)
-    return f"test accuracy ({kind})" if value == "accuracy" else value.replace("_", " ")
+    return f"test accuracy ({kind})" if value == "accuracy" else plain(value.replace("_", " "))
 
 
 def dashed_line(ax: Axes, value: float, label: str, *, vertical: bool = False, **text: Any) -> None:
@@ -52,4 +63,4 @@ def draw_band(ax: Axes, x: ArrayLike, frame: pd.DataFrame, number: int, label: s
     """Draw the column `mean` of the frame with the band from `low` to `high`, in the color of this number."""
     color = PALETTE[number % len(PALETTE)]
     ax.fill_between(x, frame["low"], frame["high"], color=color, alpha=0.15, linewidth=0)
-    ax.plot(x, frame["mean"], color=color, marker="osD^vPX*"[number % 8], markersize=5, label=label)
+    ax.plot(x, frame["mean"], color=color, marker="osD^vPX*"[number % 8], markersize=5, label=plain(label))

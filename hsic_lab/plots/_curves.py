@@ -18,6 +18,7 @@ from hsic_lab.plots._canvas import (
     axes_or_new,
     dashed_line,
     draw_band,
+    plain,
     require_columns,
     value_label,
 )
@@ -45,10 +46,11 @@ def plot_history(
     """
     runs = _runs(frame, columns)
     ax = axes_or_new(ax, 5.2, 3.4)
-    names = [column.replace("_", "-") for column in columns]
+    names = [plain(column.replace("_", "-")) for column in columns]
     for i, (run_name, run) in enumerate(runs.items()):
         for j, (column, name) in enumerate(zip(columns, names, strict=True)):
-            label = name if not run_name else run_name if len(columns) == 1 else f"{run_name}, {name}"
+            run_words = plain(run_name) if run_name else ""
+            label = name if not run_name else run_words if len(columns) == 1 else f"{run_words}, {name}"
             color, style = (j, 0) if len(runs) == 1 else (i, j)
             look = {"color": PALETTE[color % len(PALETTE)], "linestyle": ("-", "--", ":", "-.")[style % 4]}
             ax.plot(run["step"], run[column], label=label, linewidth=1.8, **look)
@@ -133,13 +135,13 @@ def plot_ablation(
     if numeric:
         ax.set_xscale("log", base=2)
         ax.xaxis.set_minor_locator(NullLocator())
-    ax.set_xticks(levels if numeric else range(len(levels)), [f"{v:g}" if numeric else str(v) for v in levels])
-    ax.set(xlabel=x.replace("_", " "), ylabel=value_label(value, evaluation))
+    ax.set_xticks(levels if numeric else range(len(levels)), [f"{v:g}" if numeric else plain(v) for v in levels])
+    ax.set(xlabel=plain(x.replace("_", " ")), ylabel=value_label(value, evaluation))
     if value == "accuracy":
         ax.yaxis.set_major_formatter(PercentFormatter(1))
         ax.set_ylim(*np.clip(ax.get_ylim(), 0, 1))  # the band of two seeds may leave the range of an accuracy
     if hue is not None:
-        ax.legend(title=hue.replace("_", " "), frameon=False, fontsize="small")
+        ax.legend(title=plain(hue.replace("_", " ")), frameon=False, fontsize="small")
     return ax
 
 
@@ -160,12 +162,43 @@ def plot_ablation_map(
     table = summarize(frame, [row, column], value=value, evaluation=evaluation)
     orders = [table[name].drop_duplicates().tolist() for name in (row, column)]
     means = table.pivot(index=row, columns=column, values="mean").reindex(index=orders[0], columns=orders[1])
+    means = means.rename(index=plain, columns=plain)
     ax = axes_or_new(ax, 1.0 * means.shape[1] + 2.6, max(0.6 * means.shape[0] + 1.4, 3.2))  # room for the bar's label
     form, ticks = (".1%", PercentFormatter(1)) if value == "accuracy" else (".3g", None)
     bar = {"label": value_label(value, evaluation), "format": ticks}
     sns.heatmap(means, ax=ax, cmap=SEQUENTIAL, annot=True, fmt=form, cbar_kws=bar, linewidths=0.5)
-    ax.set(xlabel=column.replace("_", " "), ylabel=row.replace("_", " "))
+    ax.set(xlabel=plain(column.replace("_", " ")), ylabel=plain(row.replace("_", " ")))
     ax.tick_params(axis="y", rotation=0)
+    return ax
+
+
+def plot_differences(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Paired differences: a dot is a mean over seeds, a bar its 95 % interval, and the dashed line is no difference.
+
+    For accuracies a gray band marks one percentage point around 0. A filled dot has an interval without 0.
+
+    Parameters
+    ----------
+    frame, ax : DataFrame, Axes or None
+        A row for each result of ``paired_difference``, ``pd.DataFrame([paired_difference(...), ...])``, all of one
+        column of a table; and where to draw.
+    """
+    require_columns(frame, ["first", "second", "mean", "low", "high", "value"])
+    if len(values := frame["value"].unique()) > 1:
+        raise ValueError(f"all differences must be of one column, got {list(values)}")
+    points = values[0] == "accuracy"
+    ax, scale = axes_or_new(ax, 6.4, 1.1 + 0.36 * len(frame)), 100 if points else 1
+    if points:
+        ax.axvspan(-1, 1, color=QUIET, alpha=0.15, linewidth=0)
+    dashed_line(ax, 0, "no difference", vertical=True, xytext=(0, 2), ha="center", va="bottom")
+    for line, row in enumerate(frame.itertuples()):
+        shown = row.low > 0 or row.high < 0
+        ax.plot([scale * row.low, scale * row.high], [line, line], color=PALETTE[0], linewidth=2)
+        ax.plot(scale * row.mean, line, "o", color=PALETTE[0], markerfacecolor=PALETTE[0] if shown else "white")
+    names = [f"{plain(b)} minus {plain(a)}" for a, b in zip(frame["first"], frame["second"], strict=True)]
+    ax.set_yticks(range(len(frame)), names)
+    ax.set_ylim(len(frame) - 0.5, -0.5)
+    ax.set_xlabel(f"difference of {plain(values[0].replace('_', ' '))}{' in points (gray: ±1)' if points else ''}")
     return ax
 
 
@@ -187,7 +220,7 @@ def plot_probe(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
         ax.annotate(words, (values.max(), position), (8, 0), textcoords="offset points", va="center", fontsize="small")
     for chance in frame["chance"].unique():
         dashed_line(ax, chance, "chance", vertical=True, xytext=(0, 2), ha="center", va="bottom")
-    ax.set_yticks(range(len(groups)), [str(name) for name, _ in groups])
+    ax.set_yticks(range(len(groups)), [plain(name) for name, _ in groups])
     ax.set(xlim=(0, 1.25), ylim=(len(groups) - 0.5, -0.5), xlabel="test accuracy of the linear probe")
     ax.set_xticks(np.linspace(0, 1, 6))
     ax.xaxis.set_major_formatter(PercentFormatter(1))
@@ -242,7 +275,7 @@ def plot_diagnostics(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
         ax.text(0.55, line, row.verdict, va="center", color=ink, fontsize="small")
         if row.verdict != "not judged":
             ax.text(1.22, line, row.threshold, va="center", color=QUIET, fontsize="small")
-    ax.set_yticks(range(len(frame)), frame["diagnostic"].str.replace("_", " "), fontsize="small")
+    ax.set_yticks(range(len(frame)), [plain(name.replace("_", " ")) for name in frame["diagnostic"]], fontsize="small")
     ax.set(xlim=(-0.05, 2.6), ylim=(len(frame) - 0.5, -0.5), xticks=[])
     ax.tick_params(axis="y", length=0)
     ax.spines[:].set_visible(False)

@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import ArrayLike
 
 from hsic_lab.correlation import CorrelationSummary, feature_order, off_diagonal, spectrum, square_matrix
-from hsic_lab.plots._canvas import DIVERGING, PALETTE, QUIET, SEQUENTIAL, axes_or_new
+from hsic_lab.plots._canvas import DIVERGING, PALETTE, QUIET, SEQUENTIAL, axes_or_new, plain
 from hsic_lab.plots._samples import plot_spectrum
 
 
@@ -169,7 +169,7 @@ def _draw_cells(ax: Axes, frame: pd.DataFrame, values: np.ndarray, texts: list[s
     image = ax.imshow(values, cmap=SEQUENTIAL, norm=Normalize(0, 1), interpolation="nearest")
     for axis, labels, name in ((ax.xaxis, frame.columns, names[0]), (ax.yaxis, frame.index, names[1])):
         shown = range(0, len(labels), -(-len(labels) // 39))
-        axis.set_ticks(list(shown), [str(labels[i]) for i in shown], fontsize="small" if len(labels) <= 39 else 7)
+        axis.set_ticks(list(shown), [plain(labels[i]) for i in shown], fontsize="small" if len(labels) <= 39 else 7)
         axis.set_label_text(name)
     if max(len(str(label)) for label in frame.columns) > 2:
         ax.tick_params(axis="x", rotation=90)
@@ -188,7 +188,7 @@ def _draw_matrix(ax: Axes, matrix: np.ndarray, norm: Normalize, title: str | Non
     words = f"mean diagonal {np.diagonal(matrix).mean():.2f}\nrms off-diagonal {rms:.3f}"
     ax.text(0.5, 1.02, words, transform=ax.transAxes, ha="center", va="bottom", color=QUIET, fontsize="small")
     if title is not None:
-        ax.set_title(title, pad=32)
+        ax.set_title(plain(title, 80), pad=32)
     ax.set(xlabel="feature of view B", ylabel="feature of view A")
     ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     ax.yaxis.set_major_locator(MaxNLocator(4, integer=True))
@@ -230,7 +230,7 @@ def _histograms(diagonal: Axes, rest: Axes, matrices: dict[str, np.ndarray], sum
     rest.axvspan(-band, band, color="0.88", zorder=0)
     for color, (title, c) in zip(cycle(PALETTE), matrices.items(), strict=False):
         for ax, values, span in ((diagonal, np.diagonal(c), (low, 1)), (rest, others[title], (-half, half))):
-            look = {"histtype": "stepfilled", "alpha": 0.45, "color": color, "label": title}
+            look = {"histtype": "stepfilled", "alpha": 0.45, "color": color, "label": plain(title)}
             ax.hist(np.clip(values, *span), 40, range=span, weights=np.full(len(values), 1 / len(values)), **look)
     for bound in {summary.lower_bound for summary in summaries.values()}:
         rest.axvline(bound, color=QUIET, linestyle="--", linewidth=1)

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from sklearn.decomposition import PCA
 
 from hsic_lab._checks import to_array
-from hsic_lab.plots._canvas import PALETTE, QUIET, axes_or_new
+from hsic_lab.plots._canvas import PALETTE, QUIET, axes_or_new, plain
 
 _MAX_COLORS = 20  # more classes cannot be told apart
 
@@ -39,7 +39,9 @@ def plot_spectrum(values: ArrayLike, ax: Axes | None = None, label: str | None =
     ax = axes_or_new(ax, 5.2, 3.4)
     color = PALETTE[len(ax.get_lines()) % len(PALETTE)]
     shares = np.sort(singular)[::-1] / singular.max()
-    ax.plot(np.arange(1, len(shares) + 1), shares, label=label, color=color, linewidth=1.8)
+    ax.plot(
+        np.arange(1, len(shares) + 1), shares, label=None if label is None else plain(label), color=color, linewidth=1.8
+    )
     ax.set(yscale="log", xlabel="index", ylabel="singular value / largest")
     ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     if label is not None:
@@ -90,7 +92,7 @@ def plot_embedding(z: ArrayLike, labels: ArrayLike | None = None, ax: Axes | Non
             ax.scatter(x[rest], y[rest], color=QUIET, label=f"others ({len(names) - _MAX_COLORS})", **look)
         palette = sns.color_palette("colorblind" if len(colored) <= 10 else "husl", len(colored))
         for name, color in zip(colored, palette, strict=True):
-            ax.scatter(x[classes == name], y[classes == name], color=color, label=str(name), **look)
+            ax.scatter(x[classes == name], y[classes == name], color=color, label=plain(name), **look)
         place: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1, 0.5), "ncols": 1 + (len(colored) > 12)}
         ax.legend(frameon=False, fontsize="small", markerscale=2, **place)
     shares = pca.explained_variance_ratio_
@@ -139,7 +141,7 @@ def plot_views(pairs: Mapping[str, tuple[ArrayLike, ArrayLike]], n: int = 8) -> 
     size = (1.1 * n + 0.6, 2.6 * len(pairs))
     figure, axes = plt.subplots(len(pairs), figsize=size, squeeze=False, layout="constrained")
     for ax, (title, (view_a, view_b)) in zip(axes[:, 0], pairs.items(), strict=True):
-        plot_pairs(view_a, view_b, n, ax).set_title(title)
+        plot_pairs(view_a, view_b, n, ax).set_title(plain(title, 80))
     return figure
 
 
