@@ -2,8 +2,9 @@
 
 import importlib
 import inspect
+import math
 import warnings
-from numbers import Integral
+from numbers import Integral, Real
 from types import ModuleType
 from typing import Any
 
@@ -14,11 +15,9 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 
-def as_samples(x: Tensor | np.ndarray, name: str, *, labels: bool = False) -> Tensor:
+def as_samples(x: ArrayLike | Tensor, name: str, *, labels: bool = False) -> Tensor:
     """`x` as an `(n, p)` tensor of finite floats; `(n,)` is one column. With `labels`, integers and booleans pass."""
-    if not isinstance(x, Tensor | np.ndarray):
-        raise TypeError(f"{name} must be a torch.Tensor or a numpy.ndarray, got {type(x).__name__}")
-    x = as_tensor(x)
+    x = as_tensor(x, name)
     x = x[:, None] if x.dim() == 1 else x
     if x.dim() != 2 or x.shape[1] == 0:
         raise ValueError(f"{name} must have shape (n, p) or (n,), got {tuple(x.shape)}")
@@ -31,30 +30,61 @@ def as_samples(x: Tensor | np.ndarray, name: str, *, labels: bool = False) -> Te
     return at_least_float32(x)
 
 
-def as_tensor(x: ArrayLike | Tensor, *, shared: bool = False) -> Tensor:
-    """`x` as a tensor. Arrays that torch cannot wrap are copied; with `shared`, read-only memory maps are not."""
+def as_tensor(x: ArrayLike | Tensor, name: str = "x", *, shared: bool = False) -> Tensor:
+    """`x` as a dense tensor of real numbers. Arrays are copied where torch cannot wrap them.
+
+    Lists, pandas objects and masked arrays without missing entries are converted. With `shared`, read-only memory maps
+    are not copied.
+    """
     if isinstance(x, Tensor):
+        eight_bits = x.is_floating_point() and x.element_size() == 1
+        if x.layout != torch.strided or x.is_complex() or x.is_quantized or x.is_meta or eight_bits:
+            raise TypeError(f"{name} must be a dense tensor of real numbers, got {x.layout}, {x.dtype} on {x.device}")
         return x
-    x = np.asarray(x)
-    if min(x.strides, default=0) < 0 or not x.dtype.isnative or not (shared or x.flags.writeable):
-        x = np.array(x, x.dtype.newbyteorder("="), order="C")
+    x = to_array(x, name)
+    if x.dtype.kind not in "fiub":
+        raise TypeError(f"{name} must hold real numbers, got dtype {x.dtype}")
+    wrapped = x.dtype.kind in "ib" or x.dtype.itemsize == 1 or x.dtype.kind == "f" and x.dtype.itemsize <= 8
+    if min(x.strides, default=0) < 0 or not x.dtype.isnative or not (shared or x.flags.writeable) or not wrapped:
+        x = np.array(x, x.dtype.newbyteorder("=") if wrapped else np.int64 if x.dtype.kind == "u" else float, order="C")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         return torch.as_tensor(x)
 
 
-def to_array(x: ArrayLike | Tensor) -> np.ndarray:
-    """A tensor on any device, or any array-like, as a NumPy array."""
-    return x.detach().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x)
+def to_array(x: ArrayLike | Tensor, name: str = "x") -> np.ndarray:
+    """A tensor on any device, or any array-like without missing entries, as a NumPy array."""
+    if isinstance(x, Tensor):
+        x = as_tensor(x, name).detach().cpu()
+        return (x.float() if x.dtype == torch.bfloat16 else x).numpy()
+    missing, kind = 0, type(x).__name__
+    if isinstance(x, np.ma.MaskedArray):
+        missing, x = int(np.ma.getmaskarray(x).sum()), x.data
+    elif isinstance(x, pd.DataFrame | pd.Series | pd.Index | pd.api.extensions.ExtensionArray):
+        missing, x = int(np.sum(pd.isna(x).to_numpy() if isinstance(x, pd.DataFrame) else pd.isna(x))), x.to_numpy()
+    if missing:
+        raise ValueError(f"{name} holds {missing} missing values")
+    try:
+        x = np.asarray(x)
+    except ValueError as error:
+        raise ValueError(f"{name} must be an array, got a {kind} of parts that have different lengths") from error
+    if x.dtype == object:
+        if x.ndim == 0:
+            raise TypeError(f"{name} must be an array or a tensor, got {kind}")
+        content = pd.api.types.infer_dtype(x.ravel(), skipna=False)
+        if content in ("floating", "integer", "mixed-integer-float", "decimal"):
+            return x.astype(np.int64 if content == "integer" else np.float64)
+        if content in ("string", "boolean"):
+            return x.astype(str if content == "string" else bool)
+        raise TypeError(f"{name} must hold numbers of one kind or strings, got objects of kind {content}")
+    return x
 
 
 def as_labels(name: str, y: ArrayLike | Tensor) -> np.ndarray:
     """`y` as a vector `(n,)` of integers, booleans or strings, n >= 1."""
-    y = to_array(y)
+    y = to_array(y, name)
     if y.ndim != 1 or len(y) == 0:
         raise ValueError(f"{name} must have shape (n,) with n at least 1, got {y.shape}")
-    if y.dtype.kind == "O" and all(isinstance(label, str) for label in y):
-        y = y.astype(str)  # pandas keeps strings as objects
     if y.dtype.kind not in "biuU":
         raise ValueError(f"{name} must hold integers, booleans or strings, got dtype {y.dtype}")
     return y
@@ -113,6 +143,32 @@ def is_whole(value: object) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
+def check_integer(name: str, value: object, low: int, high: int = 2**63 - 1) -> int:
+    """`value` as an int; TypeError if it is no integer, ValueError if it is not between `low` and `high`."""
+    value = _item(value)
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if not low <= value <= high:
+        raise ValueError(f"{name} must be at least {low}{f' and at most {high}' if value > high else ''}, got {value!r}")
+    return int(value)
+
+
+def check_number(name: str, value: object, low: float = -math.inf, high: float = math.inf, above: bool = False) -> float:
+    """`value` as a finite float; ValueError if it is none or not in [low, high], or with `above` in (low, high]."""
+    value = _item(value)
+    if isinstance(value, Real) and not isinstance(value, bool):
+        if math.isfinite(value) and (low < value if above else low <= value) and value <= high:
+            return float(value)
+    bound = f"above {low:g}" if above else f"of at least {low:g}" if low > -math.inf else "that is finite"
+    bound = bound if high == math.inf else f"in {'(' if above else '['}{low:g}, {high:g}]"
+    raise ValueError(f"{name} must be a number {bound}, got {value!r}")
+
+
+def _item(value: object) -> object:
+    """The number in a tensor or an array without axes; anything else as it is."""
+    return value.item() if isinstance(value, Tensor | np.ndarray) and value.ndim == 0 else value
+
+
 def only_tensors(state: dict[str, Any]) -> dict[str, Tensor]:
     """A network's `state` itself; TypeError if a value is not a tensor and cannot be saved (`get_extra_state`)."""
     if strange := {key: value for key, value in state.items() if not isinstance(value, Tensor)}:
@@ -142,7 +198,7 @@ def at_least_float32(z: Tensor) -> Tensor:
 
 def check_choice(value: str, accepted: tuple[str, ...], name: str) -> str:
     """`value` itself; ValueError if it is not one of `accepted`."""
-    if value not in accepted:
+    if not isinstance(value, str) or value not in accepted:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, accepted))}, got {value!r}")
     return value
 

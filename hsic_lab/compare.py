@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from hsic_lab._checks import check_choice, is_constant
+from hsic_lab._checks import check_choice, check_integer, is_constant
 from hsic_lab.cka import u_center
 from hsic_lab.evaluation._features import check_images, evaluating, model_input
 from hsic_lab.hsic._estimators import at_origin, center
@@ -146,8 +146,7 @@ class _LayerGrams:
 
 def _batches(images: Tensor | Iterable[Any], batch_size: int) -> Iterator[Tensor]:
     """Checked batches without labels; one of fewer than 4 rows joins the one before it, the first one the next."""
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    batch_size = check_integer("batch_size", batch_size, 1)
     latest = None
     for batch in images.split(batch_size) if isinstance(images, Tensor) and images.ndim else images:
         batch = batch[0] if isinstance(batch, tuple | list) else batch
