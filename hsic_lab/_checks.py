@@ -57,7 +57,7 @@ def to_array(x: ArrayLike | Tensor, name: str = "x") -> np.ndarray:
     if isinstance(x, Tensor):
         x = as_tensor(x, name).detach().cpu()
         return (x.float() if x.dtype == torch.bfloat16 else x).numpy()
-    missing, kind = 0, type(x).__name__
+    missing, given = 0, x
     if isinstance(x, np.ma.MaskedArray):
         missing, x = int(np.ma.getmaskarray(x).sum()), x.data
     elif isinstance(x, pd.DataFrame | pd.Series | pd.Index | pd.api.extensions.ExtensionArray):
@@ -67,10 +67,10 @@ def to_array(x: ArrayLike | Tensor, name: str = "x") -> np.ndarray:
     try:
         x = np.asarray(x)
     except ValueError as error:
-        raise ValueError(f"{name} must be an array, got a {kind} of parts that have different lengths") from error
+        raise ValueError(f"{name} must be an array, got parts of different lengths: {given!r:.80}") from error
+    if x.ndim == 0 and x.dtype.kind not in "fiubc":
+        raise TypeError(f"{name} must be an array or a tensor, got {given!r:.80}")
     if x.dtype == object:
-        if x.ndim == 0:
-            raise TypeError(f"{name} must be an array or a tensor, got {kind}")
         content = pd.api.types.infer_dtype(x.ravel(), skipna=False)
         if content in ("floating", "integer", "mixed-integer-float", "decimal"):
             return x.astype(np.int64 if content == "integer" else np.float64)
@@ -143,6 +143,13 @@ def is_whole(value: object) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
+def check_type(name: str, value: Any, accepted: type) -> Any:
+    """`value` itself; TypeError if it is no instance of `accepted`."""
+    if not isinstance(value, accepted):
+        raise TypeError(f"{name} must be a {accepted.__module__.split('.')[0]} {accepted.__name__}, got {value!r:.80}")
+    return value
+
+
 def check_integer(name: str, value: object, low: int, high: int = 2**63 - 1) -> int:
     """`value` as an int; TypeError if it is no integer, ValueError if it is not between `low` and `high`."""
     value = _item(value)
@@ -181,8 +188,8 @@ def check_views(z_a: Tensor, z_b: Tensor) -> None:
     for name, z in (("z_a", z_a), ("z_b", z_b)):
         if not isinstance(z, Tensor):
             raise TypeError(f"{name} must be a torch.Tensor, got {type(z).__name__}")
-        if not z.is_floating_point():
-            raise TypeError(f"{name} must be floating point, got {z.dtype}")
+        if not z.is_floating_point() or z.layout != torch.strided or z.element_size() == 1:
+            raise TypeError(f"{name} must be a dense floating point tensor, got {z.dtype}, {z.layout}")
         if z.dim() != 2 or z.shape[1] == 0:
             raise ValueError(f"{name} must have shape (n, d), got {tuple(z.shape)}")
     if z_a.shape != z_b.shape:

@@ -45,7 +45,7 @@ class Net(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.flat, self.linear = nn.Flatten(), nn.Linear(192, 4)
+        self.flat, self.linear = nn.Flatten(), nn.Linear(192, 4, bias=False)
         with torch.no_grad():
             self.linear.weight.copy_(torch.linspace(-1, 1, 768).view(4, 192).sin())
 

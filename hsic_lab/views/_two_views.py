@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import hsic_lab.views._operations as ops
-from hsic_lab._checks import check_choice, check_integer, check_number
+from hsic_lab._checks import as_tensor, check_choice, check_integer, check_number, check_type
 
 AUGMENTATIONS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -131,7 +131,7 @@ class TwoViews:
         color = max(self.grayscale) > 0 or (max(self.jitter) > 0 and max(strengths) > 0)
         if color and channels not in (1, 3):
             raise ValueError(f"color changes need 1 or 3 channels, got {channels}: set jitter=0 and grayscale=0")
-        if generator is not None and generator.device.type != device.type:
+        if generator is not None and check_type("generator", generator, torch.Generator).device.type != device.type:
             raise ValueError(f"generator is on {generator.device}, images on {device}: use one device")
         draw = partial(torch.rand, generator=generator, device=device, dtype=torch.float32)
         crop, flip, jitter = draw(2 * n, ops.CROP_DRAWS + 7).split([ops.CROP_DRAWS, 1, 6], dim=1)
@@ -194,8 +194,7 @@ def _by_view(pair: tuple[float, float], like: Tensor) -> Tensor:
 
 def _half_range(images: Tensor) -> float:
     """Check the images and return the pixel value that `normalize` maps to 0."""
-    if not isinstance(images, Tensor):
-        raise TypeError(f"images must be a torch.Tensor, got {type(images).__name__}")
+    as_tensor(check_type("images", images, Tensor), "images")
     if images.dtype != torch.uint8 and not images.is_floating_point():
         raise TypeError(f"images must be uint8 or floating point in [0, 1], got {images.dtype}")
     if images.ndim != 4 or images.numel() == 0:
