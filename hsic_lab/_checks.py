@@ -146,7 +146,9 @@ def is_whole(value: object) -> bool:
 def check_type(name: str, value: Any, accepted: type) -> Any:
     """`value` itself; TypeError if it is no instance of `accepted`."""
     if not isinstance(value, accepted):
-        raise TypeError(f"{name} must be a {accepted.__module__.split('.')[0]} {accepted.__name__}, got {value!r:.80}")
+        raise TypeError(
+            f"{name} must be a {accepted.__module__.split('.')[0]} {accepted.__name__}, got {type(value).__name__} {value!r:.60}"
+        )
     return value
 
 
@@ -156,11 +158,15 @@ def check_integer(name: str, value: object, low: int, high: int = 2**63 - 1) -> 
     if not isinstance(value, Integral) or isinstance(value, bool):
         raise TypeError(f"{name} must be an integer, got {value!r}")
     if not low <= value <= high:
-        raise ValueError(f"{name} must be at least {low}{f' and at most {high}' if value > high else ''}, got {value!r}")
+        raise ValueError(
+            f"{name} must be at least {low}{f' and at most {high}' if value > high else ''}, got {value!r}"
+        )
     return int(value)
 
 
-def check_number(name: str, value: object, low: float = -math.inf, high: float = math.inf, above: bool = False) -> float:
+def check_number(
+    name: str, value: object, low: float = -math.inf, high: float = math.inf, above: bool = False
+) -> float:
     """`value` as a finite float; ValueError if it is none or not in [low, high], or with `above` in (low, high]."""
     value = _item(value)
     if isinstance(value, Real) and not isinstance(value, bool):
