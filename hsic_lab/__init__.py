@@ -66,11 +66,19 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:  # `hsic` and `cka` among them can be called like the functions of their names
-        return import_module(f"{__name__}.{name}")
+        return _load(name)
     if name in __all__:
         home = next((module for module, names in _HOMES.items() if name in names.split()), "losses")
-        return getattr(import_module(f"{__name__}.{home}"), name)
+        return getattr(_load(home), name)
     raise AttributeError(f"module 'hsic_lab' has no attribute {name!r}; it has {', '.join(__dir__())}")
+
+
+def _load(module: str) -> Any:
+    try:
+        return import_module(f"{__name__}.{module}")
+    except ModuleNotFoundError as error:
+        hint = f"hsic_lab.{module} needs {error.name}, which the extra `lab` installs: pip install 'hsic-lab[lab]'"
+        raise ModuleNotFoundError(hint, name=error.name) from error
 
 
 def __dir__() -> list[str]:

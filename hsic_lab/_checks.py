@@ -143,6 +143,15 @@ def is_whole(value: object) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
+def check_type(name: str, value: Any, accepted: type) -> Any:
+    """`value` itself; TypeError if it is no instance of `accepted`."""
+    if not isinstance(value, accepted):
+        raise TypeError(
+            f"{name} must be a {accepted.__module__.split('.')[0]} {accepted.__name__}, got {type(value).__name__} {value!r:.60}"
+        )
+    return value
+
+
 def check_integer(name: str, value: object, low: int, high: int = 2**63 - 1) -> int:
     """`value` as an int; TypeError if it is no integer, ValueError if it is not between `low` and `high`."""
     value = _item(value)
@@ -185,8 +194,8 @@ def check_views(z_a: Tensor, z_b: Tensor) -> None:
     for name, z in (("z_a", z_a), ("z_b", z_b)):
         if not isinstance(z, Tensor):
             raise TypeError(f"{name} must be a torch.Tensor, got {type(z).__name__}")
-        if not z.is_floating_point():
-            raise TypeError(f"{name} must be floating point, got {z.dtype}")
+        if not z.is_floating_point() or z.layout != torch.strided or z.element_size() == 1:
+            raise TypeError(f"{name} must be a dense floating point tensor, got {z.dtype}, {z.layout}")
         if z.dim() != 2 or z.shape[1] == 0:
             raise ValueError(f"{name} must have shape (n, d), got {tuple(z.shape)}")
     if z_a.shape != z_b.shape:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from hsic_lab._checks import check_choice, is_constant
+from hsic_lab._checks import check_choice, check_integer, check_type, is_constant
 from hsic_lab.cka import u_center
 from hsic_lab.evaluation._features import check_images, evaluating, model_input
 from hsic_lab.hsic._estimators import at_origin, center
@@ -88,9 +88,9 @@ class _LayerGrams:
 
     def __init__(self, owner: str, model: Module, layers: Sequence[str] | None, kernel: Kernel, unbiased: bool) -> None:
         self.owner, self.model, self.kernel, self.unbiased = owner, model, kernel, unbiased
-        modules = dict(model.named_modules())
-        if isinstance(layers, str):
-            raise TypeError(f"layers must be a list of names, got the string {layers!r}")
+        modules = dict(check_type(owner, model, Module).named_modules())
+        if layers is not None and not (isinstance(layers, list | tuple) and all(isinstance(n, str) for n in layers)):
+            raise TypeError(f"layers must be a list of names, got {layers!r:.80}")
         if layers is not None and not layers:
             raise ValueError(f"layers must name at least one layer of {owner}, got none; None means all")
         self.required = [] if layers is None else list(layers)
@@ -146,10 +146,11 @@ class _LayerGrams:
 
 def _batches(images: Tensor | Iterable[Any], batch_size: int) -> Iterator[Tensor]:
     """Checked batches without labels; one of fewer than 4 rows joins the one before it, the first one the next."""
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    batch_size = check_integer("batch_size", batch_size, 1)
     latest = None
-    for batch in images.split(batch_size) if isinstance(images, Tensor) and images.ndim else images:
+    if not isinstance(images, Iterable) or isinstance(images, type | Tensor) and not getattr(images, "ndim", 0):
+        raise TypeError(f"images must be a tensor (n, c, h, w) or an iterable of batches, got {images!r:.80}")
+    for batch in images.split(batch_size) if isinstance(images, Tensor) else images:
         batch = batch[0] if isinstance(batch, tuple | list) else batch
         check_images(batch)
         if latest is not None and min(len(latest), len(batch)) < 4:

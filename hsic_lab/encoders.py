@@ -5,7 +5,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from hsic_lab._checks import check_choice
+from hsic_lab._checks import check_choice, check_integer, is_whole
 
 _BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}  # residual blocks in each of the four stages
 
@@ -29,8 +29,7 @@ class ConvEncoder(nn.Sequential):
     """
 
     def __init__(self, width: int = 16, channels: int = 3) -> None:
-        if width < 1 or channels < 1:
-            raise ValueError(f"width and channels must be at least 1, got {width} and {channels}")
+        width, channels = check_integer("width", width, 1), check_integer("channels", channels, 1)
         layers: list[nn.Module] = []
         before = channels
         for after, stride in ((width, 1), (width, 2), (2 * width, 1), (2 * width, 2), (4 * width, 1), (4 * width, 1)):
@@ -56,8 +55,9 @@ class MLPProjector(nn.Sequential):
     """
 
     def __init__(self, sizes: Sequence[int]) -> None:
-        if len(sizes) < 2 or min(sizes) < 1:
-            raise ValueError(f"sizes must be at least two positive widths, got {list(sizes)}")
+        if not isinstance(sizes, Sequence) or isinstance(sizes, str) or len(sizes) < 2:
+            raise ValueError(f"sizes must be a list of at least two widths, got {sizes!r}")
+        sizes = [check_integer("each of sizes", size, 1) for size in sizes]
         layers: list[nn.Module] = []
         for before, after in pairwise(sizes[:-1]):
             layers += [nn.Linear(before, after, bias=False), nn.BatchNorm1d(after), nn.ReLU(inplace=True)]
@@ -85,11 +85,10 @@ class ResNetEncoder(nn.Module):
 
     def __init__(self, depth: int = 18, stem: str = "cifar", channels: int = 3) -> None:
         super().__init__()
-        if depth not in _BLOCKS:
+        if not is_whole(depth) or depth not in _BLOCKS:
             raise ValueError(f"depth must be one of {', '.join(map(str, _BLOCKS))}, got {depth!r}")
         check_choice(stem, ("cifar", "imagenet"), "stem")
-        if channels < 1:
-            raise ValueError(f"channels must be at least 1, got {channels!r}")
+        channels = check_integer("channels", channels, 1)
         self.channels = channels
         self.conv1 = _convolution(channels, 64, *((3, 1) if stem == "cifar" else (7, 2)))
         self.maxpool = nn.Identity() if stem == "cifar" else nn.MaxPool2d(3, 2, 1)

@@ -130,7 +130,7 @@ class SelfSupervisedEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         rows = self._rows(X, reset=True)
         self._image_shape = None if shape is None else tuple(shape)
         if self._image_shape is None:
-            self._scaler = StandardScaler().fit(rows)
+            self._scaler = StandardScaler().set_output(transform="default").fit(rows)  # whatever the user has set
         config = TrainConfig(
             **{k: getattr(self, k) for k in ("loss", "lambda_param", "width", "epochs", "learning_rate", "device")},
             projector=tuple(self.projector),

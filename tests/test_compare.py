@@ -155,7 +155,7 @@ def test_layers_default_to_the_order_of_calls_and_a_second_call_is_its_own_layer
         ),
         (nn.Sequential(nn.Flatten(0)), None, ValueError, r"layer '0' of model_a must return 60 rows.* \(6480,\)"),
         (network(), ["0.0", "0.11"], ValueError, "model_a has no layer '0.11'; close: .*'0.1'"),
-        (network(), "0.0", TypeError, "list of names, got the string '0.0'"),
+        (network(), "0.0", TypeError, "list of names, got '0.0'"),
         (nn.Sequential(nn.ReLU()), [], ValueError, "at least one layer of model_a, got none"),
         (
             nn.Sequential(nn.Threshold(9, 0.1), nn.Threshold(9, 0.7)),

@@ -6,6 +6,7 @@ import joblib
 import numpy as np
 import pandas as pd
 import pytest
+import sklearn
 import torch
 from sklearn.base import clone
 from sklearn.datasets import load_digits
@@ -235,3 +236,12 @@ def test_corruption_replaces_entries_within_columns_with_the_given_probability()
     for bad in (0, 1, float("nan")):
         with pytest.raises(ValueError, match="share between 0 and 1"):
             CorruptedRows(bad)
+
+
+@pytest.mark.parametrize("output", ["pandas", "default"])
+def test_settings_of_scikit_learn_change_the_container_only(output):
+    plain = SelfSupervisedEncoder(**SMALL).fit(ROWS)
+    with sklearn.config_context(transform_output=output):
+        features = SelfSupervisedEncoder(**SMALL).fit(ROWS).transform(ROWS)
+        assert isinstance(features, pd.DataFrame) == (output == "pandas")
+    np.testing.assert_array_equal(features, plain.transform(ROWS))

@@ -96,6 +96,19 @@ def test_the_core_loads_no_figures_and_no_notebooks(module):
     )
 
 
+def test_a_missing_extra_is_named():
+    python(
+        "import sys, hsic_lab\n"
+        "sys.modules['anywidget'] = None  # as if it were not installed\n"
+        "try:\n"
+        "    hsic_lab.CorrelationExplorer\n"
+        "except ImportError as error:\n"
+        "    assert 'explorer needs anywidget' in str(error) and 'hsic-lab[lab]' in str(error), error\n"
+        "else:\n"
+        "    raise SystemExit(1)"
+    )
+
+
 def test_the_package_is_small():
     files = list((ROOT / "hsic_lab").rglob("*.py"))
     assert len(files) <= 60

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import hsic_lab.views._operations as ops
-from hsic_lab._checks import check_choice, is_whole
+from hsic_lab._checks import as_tensor, check_choice, check_integer, check_number, check_type
 
 AUGMENTATIONS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -102,18 +102,14 @@ class TwoViews:
         sigma: tuple[float, float] = (0.1, 2.0),
         solarize: Probability = 0.0,
     ):
-        if not is_whole(size):
-            raise TypeError(f"size must be an integer, got {size!r}")
-        if size < 1:
-            raise ValueError(f"size must be at least 1, got {size}")
-        self.size = int(size)
+        self.size = size = check_integer("size", size, 1)
         self.scale = _interval("scale", scale, 1.0)
         self.ratio = _interval("ratio", ratio, math.inf)
         self.flip = _probabilities("flip", flip)
-        self.brightness = _number("brightness", brightness, math.inf)
-        self.contrast = _number("contrast", contrast, math.inf)
-        self.saturation = _number("saturation", saturation, math.inf)
-        self.hue = _number("hue", hue, 0.5)
+        self.brightness = check_number("brightness", brightness, 0)
+        self.contrast = check_number("contrast", contrast, 0)
+        self.saturation = check_number("saturation", saturation, 0)
+        self.hue = check_number("hue", hue, 0, 0.5)
         self.jitter = _probabilities("jitter", jitter)
         self.grayscale = _probabilities("grayscale", grayscale)
         self.blur = _probabilities("blur", blur)
@@ -135,7 +131,7 @@ class TwoViews:
         color = max(self.grayscale) > 0 or (max(self.jitter) > 0 and max(strengths) > 0)
         if color and channels not in (1, 3):
             raise ValueError(f"color changes need 1 or 3 channels, got {channels}: set jitter=0 and grayscale=0")
-        if generator is not None and generator.device.type != device.type:
+        if generator is not None and check_type("generator", generator, torch.Generator).device.type != device.type:
             raise ValueError(f"generator is on {generator.device}, images on {device}: use one device")
         draw = partial(torch.rand, generator=generator, device=device, dtype=torch.float32)
         crop, flip, jitter = draw(2 * n, ops.CROP_DRAWS + 7).split([ops.CROP_DRAWS, 1, 6], dim=1)
@@ -198,8 +194,7 @@ def _by_view(pair: tuple[float, float], like: Tensor) -> Tensor:
 
 def _half_range(images: Tensor) -> float:
     """Check the images and return the pixel value that `normalize` maps to 0."""
-    if not isinstance(images, Tensor):
-        raise TypeError(f"images must be a torch.Tensor, got {type(images).__name__}")
+    as_tensor(check_type("images", images, Tensor), "images")
     if images.dtype != torch.uint8 and not images.is_floating_point():
         raise TypeError(f"images must be uint8 or floating point in [0, 1], got {images.dtype}")
     if images.ndim != 4 or images.numel() == 0:
@@ -212,20 +207,12 @@ def _half_range(images: Tensor) -> float:
     return 0.5
 
 
-def _number(name: str, value: float, high: float) -> float:
-    """The value as a float, checked to be in [0, high]."""
-    if isinstance(value, bool | str) or value is None or not (0 <= value <= high and math.isfinite(value)):
-        bound = f"in [0, {high:g}]" if math.isfinite(high) else "finite and at least 0"
-        raise ValueError(f"{name} must be {bound}, got {value!r}")
-    return float(value)
-
-
 def _probabilities(name: str, value: Probability) -> tuple[float, float]:
     """The probabilities of view a and view b."""
     pair = value if isinstance(value, tuple | list) else (value, value)
     if len(pair) != 2:
         raise ValueError(f"{name} must be one probability or a pair for view a and view b, got {value!r}")
-    return _number(name, pair[0], 1.0), _number(name, pair[1], 1.0)
+    return check_number(name, pair[0], 0, 1), check_number(name, pair[1], 0, 1)
 
 
 def _interval(name: str, value: tuple[float, float], high: float) -> tuple[float, float]:

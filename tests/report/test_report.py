@@ -84,7 +84,7 @@ def test_page_of_two_views(tmp_path):
         [r.diagnostic.replace("_", " "), f"{r.value + 0.0:.4g}", r.verdict, r.threshold, r.meaning]
         for r in frame.itertuples()
     ]
-    assert [row[0] for row in probe[1:]] == ["linear probe", "nearest neighbors"] and float(probe[1][1]) > 0.8
+    assert [row[0] for row in probe[1:]] == ["linear probe", "13 nearest neighbors"] and float(probe[1][1]) > 0.8
     assert float(similarity[1][2]) == pytest.approx(float(cka(A, B)), rel=1e-3)
     assert [row[0] for row in similarity[1::2]] == [
         "view A and view B", "view A and the reference", "view B and the reference"
@@ -128,7 +128,13 @@ def test_verdict_is_at_the_top(z_a, z_b, verdict, tmp_path):
 def test_page_names_other_rows_and_unused_arrays(tmp_path):
     found = Embeddings(A, B, np.arange(100) % 2, features=OTHER[:100], note="Not used: when")
     words = " ".join(" ".join(page_of(write_report(found, tmp_path / "page.html")).words).split())
-    assert "Labels and principal axes are of other rows: 100 x 5 features. Not used: when" in words
+    words_of_rows = (
+        "Labels, their prediction and principal axes are of 100 rows and 5 features of an encoder. Not used: when"
+    )
+    assert words_of_rows in words
+    some = Embeddings(A, B, LABELS[:90], features=A[:90], note="150 labels are missing")
+    words = " ".join(" ".join(page_of(write_report(some, tmp_path / "page.html")).words).split())
+    assert "are of 90 rows with a label. 150 labels are missing" in words and "90 of 90 rows were used" in words
 
 
 def test_unrelated_views_have_no_similarity_and_no_dependence():
@@ -170,6 +176,67 @@ def test_all_text_is_escaped():
     evil = '<script>alert("x")</script>'
     page = report_html(Embeddings(A, labels=np.array([evil] * N), name=evil, note=evil))
     assert "<script" not in page and page.count("&lt;script&gt;alert(&#34;x&#34;)") == 3
+
+
+@pytest.mark.parametrize("text", ["US$_low_$", "_hidden", "<b>bold</b> & co", "x" * 300, "a\0b"])
+def test_texts_of_the_user_are_on_the_page_as_they_are(text, tmp_path):
+    labels = np.array([text, "other"] * (N // 2))
+    path = write_report(Embeddings(A, B, labels, name=text, note=text), tmp_path / "page.html")
+    page = page_of(path)
+    assert "\\frac" not in path.read_text() and "2 different labels" in " ".join(page.words)
+    assert page.words.count(text.replace("\0", "\ufffd")) >= 1 or text in path.read_text(), "the title"
+
+
+@pytest.mark.parametrize("dependent", [True, False])
+def test_page_with_a_continuous_target_has_a_test_and_no_probe(dependent, tmp_path):
+    target = (A[:, 0] if dependent else torch.from_numpy(RNG.normal(size=N))).numpy().astype(float)
+    target[:40] = np.nan
+    found = Embeddings(A, target=target, note="40 values are missing")
+    page = page_of(write_report(found, tmp_path / "page.html"))
+    words = " ".join(page.words)
+    assert "Prediction of the labels" not in words and "40 values are missing" in words
+    (row,) = page.tables[-1][1:]
+    assert row[0] == "are features and target independent?" and row[2] == "200"
+    assert (float(row[4]) <= 0.01) == dependent
+
+
+def test_page_without_labels_has_no_probe_and_says_nothing_of_labels(tmp_path):
+    words = " ".join(page_of(write_report((A, B), tmp_path / "page.html")).words)
+    assert "label" not in words
+
+
+def test_steps_and_verdict_are_logged(tmp_path, caplog):
+    with caplog.at_level("INFO", logger="hsic_lab"):
+        write_report(Embeddings(A, B, LABELS), tmp_path / "page.html")
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) >= 4 and str(diagnose(A, B)) in said[1] and all(message.endswith("...") for message in said)
+
+
+def test_small_page_is_made_in_one_thread_and_restores_their_number(tmp_path, monkeypatch):
+    before, seen = torch.get_num_threads(), []
+    torch.set_num_threads(2)
+    try:
+        page = "<!DOCTYPE html>"
+        monkeypatch.setattr(
+            "hsic_lab.report._page.report_html", lambda *_: seen.append(torch.get_num_threads()) or page
+        )
+        write_report(A, tmp_path / "page.html")
+        monkeypatch.setattr("hsic_lab.report._page.ONE_THREAD_VALUES", 10)
+        write_report(A, tmp_path / "page.html")
+        assert seen == [1, 2] and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("kind", "words"), [("projections", "lambda too small"), ("data", "neighboring pixels")])
+def test_words_of_the_verdict_fit_the_features(kind, words):
+    assert words in report_html(Embeddings(torch.cat([OTHER, OTHER], 1), kind=kind))
+
+
+def test_formulas_are_legible_without_a_network(tmp_path):
+    text = write_report((A, B), tmp_path / "page.html").read_text()
+    visible = re.sub(r"base64,[^\"]*|<style>.*?</style>", "", text, flags=re.DOTALL)
+    assert "C<sub>ij</sub>" in visible and not re.search(r"[\\$]|mathjax", visible, re.IGNORECASE)
 
 
 def test_every_image_has_alt_text_that_describes_it(tmp_path):
