@@ -18,7 +18,6 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pandas as pd
-import pytest
 import scipy.sparse
 import torch
 from torch import Tensor, nn
