@@ -22,8 +22,7 @@ KINDS = ("unknown", "projections", "features", "data")
 _RANK_SHARE, _VARIANCE_SHARE = 0.13, 0.7  # of dimensional collapse; benchmarks/verdicts.py measures their error rates
 _SUMMARY = ("share_above_noise", "rank_above_noise", "effective_rank", "dead_features", "redundancy", "mean_diagonal")
 _REDUNDANT = (
-    "The features are correlated: the off-diagonal entries of C are larger than expected if independent, and larger "
-    "than its diagonal. "
+    "The features are correlated: C has larger entries off the diagonal than independent features, and than on it. "
 )
 _FEW = "The rows differ, but in far fewer directions than there are features. "
 # The words for a verdict, and those that replace them for one kind of features.
@@ -57,8 +56,7 @@ CRITERIA = {
         "small, cosines (nearest neighbors, uniformity, alignment) see little but the mean"),
     "dead_features": ("<= 0.4 d = {bound:.4g}", "dimensional collapse", "features that are constant, of {d}"),
     "feature_variance": ("none", "", "mean variance of the features; not judged: it depends on their unit"),
-    "share_above_noise": (
-        "none", "", "share of the variance in directions above the noise floor; judged in the next row"),
+    "share_above_noise": ("none", "", "share of variance in directions above the noise floor; judged in the next row"),
     "rank_above_noise": (
         ">= max(0.13 min(n - 1, d), 1.01) = {bound:.4g}, or share < 0.7", "dimensional collapse",
         "RankMe of the directions above the noise floor"),
@@ -91,7 +89,7 @@ def _judge(
     name: str, value: float, bound: float = 0, view: str = "", exempt: bool = False, why_not: str = "", fault: str = "",
     **numbers: int,
 ) -> Row:  # fmt: skip
-    """The row of one diagnostic. A value that is `exempt` is healthy, one with a reason `why_not` is not judged.
+    """The row of one diagnostic: healthy if `exempt`, not judged with a reason `why_not`, else judged by its criterion.
 
     `fault` replaces the verdict of the criterion, and `numbers` fill its meaning.
     """
@@ -180,7 +178,7 @@ def diagnose(
     if factors is not None:
         rows += [
             _not_judged(
-                f"cka_{factor}", value, f"unbiased CKA with this factor ({kernel} kernel, {m} rows); not judged"
+                f"cka_{factor}", value, f"unbiased CKA with it, {kernel} kernel, {m} rows; not judged: your aim"
             )
             for factor, kernel, value, m in measures.factor_dependence(z_a, factors).itertuples(index=False)
         ]

@@ -148,10 +148,7 @@ def entropy_rank(weights: Tensor) -> float:
 
 
 def noise_edge(eigenvalues: Tensor, n: int, d: int) -> float:
-    """Largest eigenvalue of white noise (n, d) whose median eigenvalue is that of `eigenvalues`, descending.
-
-    It is the upper edge of the distribution of Marchenko & Pastur (1967), for centered rows.
-    """
+    """Upper edge of the Marchenko-Pastur distribution with the median of descending `eigenvalues` of centered (n, d)."""
     few, many = sorted((n - 1, d))
     root = np.sqrt(few / many)
     angle = np.linspace(0, np.pi, 4001)  # of the eigenvalues 1 + root^2 - 2 root cos(angle), for the variance 1

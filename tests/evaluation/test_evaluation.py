@@ -18,6 +18,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
+from hsic_lab.compare import compare_models
 from hsic_lab.evaluation import _features as neighbors
 from hsic_lab.evaluation import _probes as logistic
 from hsic_lab.evaluation import extract_features, knn_accuracy, linear_probe, probe_summary, probe_table
@@ -301,6 +302,13 @@ def test_network_of_any_floating_type_gives_float32_features(dtype, given):
     torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05)
     buffers_only = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(12, affine=False)).to(dtype)
     assert extract_features(buffers_only, x).dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_layers_of_networks_in_other_precisions_are_compared(dtype):
+    expected = compare_models(encoder(), encoder(), images(40))
+    found = compare_models(encoder().to(dtype), encoder(), images(40))
+    np.testing.assert_allclose(found, expected, atol=0.02)
 
 
 def test_complex_features_of_an_encoder_are_refused():
