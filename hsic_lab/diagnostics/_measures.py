@@ -148,7 +148,7 @@ def entropy_rank(weights: Tensor) -> float:
 
 
 def noise_edge(eigenvalues: Tensor, n: int, d: int) -> float:
-    """Upper edge of the Marchenko-Pastur distribution whose median is that of the descending `eigenvalues` of (n, d)."""
+    """Upper edge of the Marchenko-Pastur distribution whose median is that of descending `eigenvalues` of (n, d)."""
     few, many = sorted((n - 1, d))
     root = np.sqrt(few / many)
     angle = np.linspace(0, np.pi, 4001)  # of the eigenvalues 1 + root^2 - 2 root cos(angle), for the variance 1
