@@ -13,7 +13,7 @@ from scipy.spatial.distance import squareform
 from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
-from hsic_lab._checks import at_least_float32, check_choice, check_views, no_autocast, to_array
+from hsic_lab._checks import as_tensor, at_least_float32, check_choice, check_views, no_autocast, to_array
 
 __all__ = [
     "ORDERS", "CorrelationSummary", "cross_correlation", "expected_squared_norm", "feature_order", "off_diagonal",
@@ -202,7 +202,7 @@ def feature_order(c: ArrayLike, by: str = "index") -> np.ndarray:
 
 def square_matrix(c: ArrayLike) -> np.ndarray:
     """`c` as a float64 array, checked to be finite and (d, d) with d at least 2."""
-    c = to_array(c).astype(np.float64)
+    c = to_array(as_tensor(c, "c").double())
     if c.ndim != 2 or c.shape[0] != c.shape[1] or len(c) < 2:
         raise ValueError(f"c must have shape (d, d) with d at least 2, got {c.shape}")
     if bad := (~np.isfinite(c)).sum():

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 from sklearn.decomposition import PCA
 
-from hsic_lab._checks import to_array
+from hsic_lab._checks import as_tensor, to_array
 from hsic_lab.plots._canvas import PALETTE, QUIET, axes_or_new, plain
 
 _MAX_COLORS = 20  # more classes cannot be told apart
@@ -30,7 +30,7 @@ def plot_spectrum(values: ArrayLike, ax: Axes | None = None, label: str | None =
     label : str, optional
         Name of the spectrum in a legend.
     """
-    z = to_array(values).astype(np.float64)
+    z = to_array(as_tensor(values, "values").double())
     if z.ndim not in (1, 2) or z.size == 0 or not np.isfinite(z).all():
         raise ValueError(f"values must be finite, of shape (n, d) or (r,), got shape {z.shape}")
     singular = np.linalg.svd(z - z.mean(axis=0), compute_uv=False) if z.ndim == 2 else z
@@ -67,12 +67,12 @@ def plot_embedding(z: ArrayLike, labels: ArrayLike | None = None, ax: Axes | Non
     >>> from hsic_lab.plots import plot_embedding
     >>> ax = plot_embedding([[0.0, 1.0], [1.0, 0.0], [2.0, 2.0]], labels=["a", "a", "b"])
     """
-    z = to_array(z)
+    z = to_array(as_tensor(z, "z"))
     if z.ndim != 2 or len(z) < 2 or z.shape[1] < 2 or not np.isfinite(z).all():
         raise ValueError(f"z must be finite, of shape (n, d) with n and d at least 2, got shape {z.shape}")
     if not (z != z[:1]).any():
         raise ValueError(f"z must have rows that differ, got {len(z)} equal rows")
-    classes = None if labels is None else to_array(labels)
+    classes = None if labels is None else to_array(labels, "labels")
     if classes is not None and classes.shape != (len(z),):
         raise ValueError(f"labels must have shape ({len(z)},), one a row of z, got {classes.shape}")
     unit = np.abs(z).max()  # squares of very large or small values leave float32
@@ -147,7 +147,7 @@ def plot_views(pairs: Mapping[str, tuple[ArrayLike, ArrayLike]], n: int = 8) -> 
 
 def unit_images(images: ArrayLike, name: str = "images") -> np.ndarray:
     """Return images (n, c, h, w) as floats in [0, 1], from uint8 or from floats in [-1, 1]."""
-    images = to_array(images)
+    images = to_array(as_tensor(images, name))
     if images.ndim != 4 or images.shape[1] not in (1, 3):
         raise ValueError(f"{name} must have shape (n, c, h, w) with c = 1 or 3, got {images.shape}")
     if images.dtype == np.uint8:

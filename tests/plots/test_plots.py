@@ -20,6 +20,7 @@ from hsic_lab.plots import (
     compare_cross_correlations,
     history_figure,
     plot_cross_correlation,
+    plot_embedding,
     plot_history,
     plot_pairs,
     plot_probe,
@@ -263,6 +264,32 @@ def test_bad_input_raises(draw, quoted):
     with pytest.raises(ValueError, match=quoted):
         draw()
     assert plt.get_fignums() == []
+
+
+@pytest.mark.parametrize("draw", [plot_spectrum, plot_embedding, plot_cross_correlation, unit_images])
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (np.eye(4) * 1j, "real numbers"),
+        (np.eye(4).astype(str), "real numbers"),
+        (torch.eye(4).to_sparse(), "sparse"),
+        (np.ma.masked_array(np.eye(4), np.eye(4) > 0), "4 missing"),
+    ],
+    ids=["complex", "words", "sparse", "masked"],
+)
+def test_arrays_that_hold_no_real_numbers_are_refused(draw, values, words):
+    with pytest.raises((TypeError, ValueError), match=words):
+        draw(values)
+
+
+@pytest.mark.parametrize(
+    "form", [lambda z: z.astype(">f4"), lambda z: z[::-1][::-1], lambda z: torch.tensor(z).bfloat16()]
+)
+def test_arrays_of_every_layout_are_drawn(form):
+    z = np.random.default_rng(0).normal(size=(12, 4)).astype(np.float32)
+    expected, found = plot_spectrum(z).get_lines()[0].get_ydata(), plot_spectrum(form(z)).get_lines()[0].get_ydata()
+    np.testing.assert_allclose(found, expected, rtol=0.02)
+    assert len(plot_embedding(form(z), form(np.arange(12))).collections) == 12
 
 
 def test_palette_is_color_blind_safe():
