@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hsic_lab._checks import as_labels, to_array
-from hsic_lab.datasets._folders import SPLITS, printable
+from hsic_lab.datasets._folders import printable, split_of
 from hsic_lab.evaluation import extract_features
 from hsic_lab.training import Run
 from hsic_lab.training._data import data_of, held_out_pairs
@@ -414,9 +414,7 @@ def _columns(headers: Mapping[str, Header], names: Sequence[str], choice: Choice
 
 def _refuse_splits(names: Sequence[str], what: str) -> None:
     """Raise ValueError for names of a training and a test split, which are no views of the same rows."""
-    words = [re.split("[^a-z]+", re.sub("(?<=[a-z])(?=[A-Z])", "_", name).lower()) for name in names]
-    kinds = {next((SPLITS[w] for w in (x.removeprefix("x") for x in part) if w in SPLITS), None) for part in words}
-    if len(kinds) > 1:
+    if len(set(map(split_of, names))) > 1:
         raise ValueError(f"the {what} {_few(names)} look like splits, not views: choose one, --view-a {names[0]!r}")
 
 
