@@ -128,26 +128,17 @@ def read_embeddings(
         if found.rows != other.rows:
             raise ValueError(f"the views must have the same shape; {path} and {second} have different numbers of rows")
         given = [one for one in (found, other) if one.labels is not None or one.target is not None]
-        if labels is None and len(given) == 2 and not _same_labels(found, other):
+        texts = [np.asarray(one.labels if one.target is None else one.target).astype(str) for one in given]
+        if labels is None and len(texts) == 2 and not np.array_equal(texts[0], texts[1]):
             raise ValueError(f"the labels in {path} and {second} differ: their rows are not the same images in order")
-        of_labels = given[0] if given else found
-        note = f"{found.name}: {found.note}. {other.name}: {other.note}"
-        name = f"{found.name} and {other.name}"
-        found = replace(found, z_b=other.z_a, name=name, note=note, labels=of_labels.labels, target=of_labels.target)
-        found = replace(found, features=of_labels.features)
+        name, note = f"{found.name} and {other.name}", f"{found.name}: {found.note}. {other.name}: {other.note}"
+        found = replace(given[0] if given else found, z_a=found.z_a, z_b=other.z_a, name=name, note=note)
     if labels is not None:
         if found.rows is not None:
             raise ValueError(f"{labels}: rows were sampled, so the labels must be in the file of the embeddings")
         found = replace(found, labels=None, features=None, target=None)
         found = _with_labels(found, _read_labels(Path(labels), label), printable(labels))
     return found
-
-
-def _same_labels(one: Embeddings, other: Embeddings) -> bool:
-    pairs = [(one.labels, other.labels), (one.target, other.target)]
-    return all((a is None) == (b is None) for a, b in pairs) and all(
-        np.array_equal(a.astype(str), b.astype(str)) for a, b in pairs if a is not None and b is not None
-    )
 
 
 def _read(path: Path, choice: Choice, in_second: bool = False) -> Embeddings:
@@ -299,7 +290,11 @@ def _csv(path: Path, label: str | None) -> Arrays:
         few = ", ".join(columns[:3])
         raise ValueError(f"the first line holds numbers, {few}, ...: give every column a name there")
     headers, load, _ = _from_table(table)
-    typed = lambda names: {name: _typed(x) if name in text else x for name, x in load(names).items()}  # noqa: E731
+    comma = mark != ","
+
+    def typed(names: Sequence[str]) -> dict[str, Any]:
+        return {name: _typed(values, comma) if name in text else values for name, values in load(names).items()}
+
     return headers, typed, [f"Read with {' and '.join(remarks)}"] if remarks else []
 
 
@@ -340,7 +335,7 @@ def _from_table(table: pa.Table) -> Arrays:
         if name in columns:
             raise ValueError(f"column {name!r} occurs twice")
         columns[name] = column
-    headers = {name: _column_header(name, column) for name, column in columns.items()}
+    headers = {name: _column_header(column) for name, column in columns.items()}
 
     def load(names: Sequence[str]) -> dict[str, Any]:
         return {name: _column_values(columns[name]).reshape(headers[name].shape) for name in names}
@@ -348,12 +343,12 @@ def _from_table(table: pa.Table) -> Arrays:
     return headers, load, []
 
 
-def _column_header(name: str, column: pa.ChunkedArray) -> Header:
+def _column_header(column: pa.ChunkedArray) -> Header:
     kind, shape = column.type, [len(column)]
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         lengths = pa.compute.unique(pa.compute.list_value_length(column)).to_pylist()
         if len(lengths) != 1 or lengths == [None]:
-            raise ValueError(f"column {name!r} must hold vectors of one length, got {lengths[:3]}")
+            return Header((len(column),), f"vectors of different lengths ({', '.join(map(str, lengths[:3]))})")
         kind, shape = kind.value_type, [len(column), lengths[0]]
     number = pa.types.is_integer(kind) or pa.types.is_floating(kind)
     return Header(tuple(shape), np.dtype(kind.to_pandas_dtype()) if number else str(kind))
@@ -364,14 +359,13 @@ def _column_values(column: pa.ChunkedArray) -> np.ndarray:
     return np.asarray((pa.compute.list_flatten(column) if nested else column).to_pandas())
 
 
-def _typed(values: np.ndarray) -> np.ndarray:
+def _typed(values: np.ndarray, comma: bool) -> np.ndarray:
     """Return text as numbers if all of it is written as whole numbers are, or some are not whole; else as it is."""
-    words = pd.Series(values[values != ""]).drop_duplicates()
-    numbers = pd.to_numeric(words, errors="coerce")
-    whole = words.str.fullmatch(r"0|-?[1-9]\d{0,14}").all()
-    if whole or (np.isfinite(numbers).all() and (numbers % 1 != 0).any()):
-        return pd.to_numeric(pd.Series(values), errors="coerce").to_numpy()  # empty cells are missing
-    return values
+    text = pd.Series(values)
+    whole = text[text != ""].str.fullmatch(r"0|-?[1-9]\d{0,14}").all()
+    numbers = pd.to_numeric(text.str.replace(",", ".") if comma else text, errors="coerce")
+    given = numbers[text != ""]
+    return numbers.to_numpy() if whole or (np.isfinite(given).all() and (given % 1).any()) else values
 
 
 def _matching(names: Sequence[str], pattern: str) -> list[str]:
