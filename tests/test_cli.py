@@ -224,11 +224,11 @@ def test_run_on_arrays_is_not_probed_on_something_else(tmp_path, command):
 
 def test_images_without_labels_are_trained_on_and_not_probed(tmp_path, command):
     photos = tmp_path / "set" / "photos"
-    images(tmp_path / "set", ("photos",), 12, (8, 8))
+    images(tmp_path / "set", ("photos",), 25, (8, 8))
     assert command("train", tmp_path / "run", "--dataset", photos, *SMALL)[0] == 0
     code, _, errors = command("probe", tmp_path / "run")
     assert code == 2 and "has no labels to predict" in errors and read_embeddings(tmp_path / "run").labels is None
-    for number in range(9, 12):
+    for number in range(9, 25):
         (photos / f"{number}.png").unlink()
     code, _, errors = command("train", tmp_path / "few", "--dataset", photos, *SMALL)
     assert code == 2 and f"C needs at least 2 held-out images, '{photos}' has 1" in errors

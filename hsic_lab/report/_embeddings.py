@@ -44,8 +44,8 @@ class Header(NamedTuple):
     dtype: Any
 
 
-# The headers, a function that loads arrays by name, and remarks on how the file was read.
-Arrays = tuple[Mapping[str, Header], Callable[[Sequence[str]], dict[str, Any]], list[str]]
+# The headers, a function that loads one array, and remarks on how the file was read.
+Arrays = tuple[Mapping[str, Header], Callable[[str], Any], list[str]]
 
 
 class Choice(NamedTuple):
@@ -178,7 +178,7 @@ def _read_labels(path: Path, label: str | None) -> Any:
         if name is None:
             raise ValueError(f"expected one column, or one called {_LABEL_NAMES}; found {_few(headers)}")
         _check_size(name, headers[name])
-        return to_array(load([name])[name])
+        return to_array(load(name))
 
 
 def _label_name(names: Mapping[str, Header], label: str | None) -> str | None:
@@ -218,7 +218,7 @@ def _named_errors(path: Path) -> Iterator[None]:
 def _npy(path: Path, label: str | None) -> Arrays:
     # open_memmap refuses pickled objects; np.load would take any text for a pickle.
     array = np.lib.format.open_memmap(path, mode="r")
-    return {"z_a": Header(array.shape, array.dtype)}, lambda names: {"z_a": array}, []
+    return {"z_a": Header(array.shape, array.dtype)}, lambda name: array, []
 
 
 def _npz(path: Path, label: str | None) -> Arrays:
@@ -231,16 +231,14 @@ def _npz(path: Path, label: str | None) -> Arrays:
             if dtype.hasobject:
                 raise ValueError(f"array {name!r} holds pickled Python objects, which are not read")
             headers[name] = Header(shape, dtype)
-    return headers, lambda names: {name: archive[name] for name in names}, []
+    return headers, archive.__getitem__, []
 
 
 def _safetensors(path: Path, label: str | None) -> Arrays:
     archive = safe_open(path, framework="pt")
-    headers = {}
-    for name in archive.keys():  # noqa: SIM118
-        part = archive.get_slice(name)
-        headers[name] = Header(tuple(part.get_shape()), part.get_dtype())
-    return headers, lambda names: {name: archive.get_tensor(name) for name in names}, []
+    slices = {name: archive.get_slice(name) for name in archive.keys()}  # noqa: SIM118
+    headers = {name: Header(tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
+    return headers, archive.get_tensor, []
 
 
 def _torch(path: Path, label: str | None) -> Arrays:
@@ -255,7 +253,7 @@ def _torch(path: Path, label: str | None) -> Arrays:
     arrays: dict[str, Any] = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
     arrays |= {str(name): np.asarray(value) for name, value in content.items() if isinstance(value, list)}
     headers = {name: Header(tuple(value.shape), value.dtype) for name, value in arrays.items()}
-    return headers, lambda names: {name: arrays[name] for name in names}, []
+    return headers, arrays.__getitem__, []
 
 
 def _csv(path: Path, label: str | None) -> Arrays:
@@ -290,12 +288,8 @@ def _csv(path: Path, label: str | None) -> Arrays:
         few = ", ".join(columns[:3])
         raise ValueError(f"the first line holds numbers, {few}, ...: give every column a name there")
     headers, load, _ = _from_table(table)
-    comma = mark != ","
-
-    def typed(names: Sequence[str]) -> dict[str, Any]:
-        return {name: _typed(values, comma) if name in text else values for name, values in load(names).items()}
-
-    return headers, typed, [f"Read with {' and '.join(remarks)}"] if remarks else []
+    words = [f"Read with {' and '.join(remarks)}"] if remarks else []
+    return headers, lambda name: _typed(load(name), mark != ",") if name in text else load(name), words
 
 
 def _encoding(path: Path) -> str:
@@ -330,17 +324,12 @@ READERS |= {".pt": _torch, ".pth": _torch}
 def _from_table(table: pa.Table) -> Arrays:
     if not table.num_rows:
         raise ValueError("there is no row below the names of the columns")
-    columns: dict[str, pa.ChunkedArray] = {}  # to look up a column by its name in the table takes time in its width
-    for name, column in zip(table.column_names, table.columns, strict=True):
-        if name in columns:
-            raise ValueError(f"column {name!r} occurs twice")
-        columns[name] = column
+    # To look up a column by its name in the table takes time in the width of the table.
+    columns = dict(zip(names := table.column_names, table.columns, strict=True))
+    if len(columns) < len(names):
+        raise ValueError(f"column {next(name for name in columns if names.count(name) > 1)!r} occurs twice")
     headers = {name: _column_header(column) for name, column in columns.items()}
-
-    def load(names: Sequence[str]) -> dict[str, Any]:
-        return {name: _column_values(columns[name]).reshape(headers[name].shape) for name in names}
-
-    return headers, load, []
+    return headers, lambda name: _column_values(columns[name]).reshape(headers[name].shape), []
 
 
 def _column_header(column: pa.ChunkedArray) -> Header:
@@ -447,14 +436,13 @@ def _assemble(
     rows: Any = sample(n, MAX_VALUES // d) if n * d > MAX_VALUES else slice(None)
 
     def loaded(view: list[str]) -> Tensor:
-        arrays = load(view)
         if not in_columns:
-            return real_floats(arrays[view[0]][rows], f"array {view[0]!r}")
+            return real_floats(load(view[0])[rows], f"array {view[0]!r}")
         block = np.empty((n, d), np.float32)
         for i, name in enumerate(view):
-            if choice.view_a is None and _is_counter(arrays[name]):
+            block[:, i] = values = load(name)  # a missing value becomes NaN
+            if choice.view_a is None and _is_counter(values):
                 raise ValueError(f"column {name!r} counts the rows like an index: leave it out, --drop {name!r}")
-            block[:, i] = arrays[name]  # a missing value becomes NaN
         return real_floats(block[rows], path.name)
 
     z = [loaded(view) for view in views]
@@ -463,7 +451,7 @@ def _assemble(
         notes.append(f"Left out: {_few(unused)}")
     z_b, source_rows = z[1] if len(z) == 2 else None, n if len(z[0]) < n else None
     found = Embeddings(z[0], z_b, name=printable(path.name), rows=source_rows, note=". ".join(notes))
-    return found if label is None else _with_labels(found, to_array(load([label])[label])[rows], repr(label))
+    return found if label is None else _with_labels(found, to_array(load(label))[rows], repr(label))
 
 
 def _is_counter(values: np.ndarray) -> bool:
@@ -485,8 +473,8 @@ def _with_labels(found: Embeddings, values: np.ndarray, source: str) -> Embeddin
     labels = np.asarray(pd.Series(values[given]).infer_objects())
     if not len(labels):
         raise ValueError(f"the labels of {source} are all missing")
-    missing = f". {n - len(labels)} of {n} labels are missing: what needs labels uses the other rows"
-    missing = missing if len(labels) < n else ""
+    words = f". {n - len(labels)} of {n} labels are missing: what needs labels uses the other rows"
+    missing = words if len(labels) < n else ""
     if labels.dtype.kind == "f":
         if not np.isfinite(labels).all():
             raise ValueError(f"the labels of {source} must be finite, got {labels[~np.isfinite(labels)][0]}")
