@@ -236,7 +236,7 @@ def squared_distances(x: Tensor, y: Tensor | None = None) -> Tensor:
 
 
 def _expanded_square(x: Tensor, y: Tensor, origin: Tensor) -> tuple[Tensor, Tensor]:
-    """``|a|^2 + |b|^2 - 2 a'b`` for ``a = x - origin`` and ``b = y - origin``, and ``|a|^2 + |b|^2`` without gradient."""
+    """``|a|^2 + |b|^2 - 2 a'b`` with ``a = x - origin``, ``b = y - origin``, and ``|a|^2 + |b|^2`` without gradient."""
     a, b = x - origin, y - origin
     scale = a.square().sum(dim=1, keepdim=True) + b.square().sum(dim=1)
     return torch.addmm(scale, a, b.T, alpha=-2), scale.detach()
