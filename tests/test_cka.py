@@ -209,6 +209,29 @@ def test_units_do_not_change_cka(unit):
     assert cka(unit * x, unit * x).item() == pytest.approx(1)
 
 
+def far_row(z):
+    z[0] = 1e5
+    return z
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("kernel", [Linear(), Gaussian(3.0), Gaussian(), Linear() + Gaussian(2.0)], ids=repr)
+@pytest.mark.parametrize("change", [lambda z: z + 1e6, lambda z: (3 * z.clamp(-3, 3)).exp(), far_row])
+def test_float32_is_accurate_for_offsets_and_outliers(change, kernel, estimator):
+    x, y = (change(z.float()) for z in samples(60, 3, 3))
+    exact = cka(x.double(), y.double(), kernel, kernel, estimator, "dual").item()
+    for route in ("auto", "dual", "tiled"):
+        assert cka(x, y, kernel, kernel, estimator, route).item() == pytest.approx(exact, abs=1e-4)
+    batches, exact_batches = (minibatch(*pair, [30, 30], kernel) for pair in ((x, y), (x.double(), y.double())))
+    assert batches.compute().item() == pytest.approx(exact_batches.compute().item(), abs=1e-4)
+
+
+def test_a_far_row_changes_no_digit_of_the_other_pairs():
+    x = torch.randn(20, 1, generator=torch.Generator().manual_seed(0))
+    far = torch.cat([x[:1] + 1e5, x[1:]])
+    assert torch.allclose(Gaussian(1.0)(far)[1:, 1:], Gaussian(1.0)(x)[1:, 1:], rtol=1e-5, atol=0)
+
+
 def test_cka_of_many_features_is_defined_and_accurate():
     x = torch.randn(20, 50_000, generator=torch.Generator().manual_seed(0))
     y = x + torch.randn(20, 50_000, generator=torch.Generator().manual_seed(1))

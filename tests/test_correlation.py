@@ -43,9 +43,10 @@ def test_rescaling_and_shifting_a_column_changes_nothing(scale, dtype):
     torch.testing.assert_close(standardize(-z * scales), -standardize(z), rtol=1e-5, atol=1e-5)
 
 
-def test_cross_correlation_is_accurate_under_a_large_offset():
+@pytest.mark.parametrize("offset", [1e4, -1e6])
+def test_cross_correlation_is_accurate_under_a_large_offset(offset):
     # The formula E[x^2] - E[x]^2 gives a negative variance here.
-    z_a, z_b = (data(64, 5, seed, torch.float32) + 1e4 for seed in (1, 2))
+    z_a, z_b = (data(64, 5, seed, torch.float32) + offset for seed in (1, 2))
     np.testing.assert_allclose(cross_correlation(z_a, z_b), oracle(z_a, z_b), atol=1e-5)
 
 

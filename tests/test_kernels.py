@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.spatial.distance import cdist, pdist
+from scipy.spatial.distance import pdist
 
 from hsic_lab.kernels import (
     MEDIAN_ROWS,
@@ -115,15 +115,159 @@ def test_median_rule_has_no_gradient():
     torch.testing.assert_close(torch.autograd.grad(Gaussian()(x)[0].sum(), x)[0], expected)
 
 
-def test_distances_are_accurate_under_a_large_offset():
-    x, y = sample(30, 4), sample(20, 4, seed=1)
-    far_x, far_y = (x + 1e4).float(), (y + 1e4).float()
+# --- accuracy of distances, whatever the scales of the rows
+
+
+def clusters(n, p, count, distance, spread=1.0):
+    centers = distance * sample(count, p, seed=2)
+    return spread * sample(n, p) + centers[torch.arange(n) % count]
+
+
+def outlier(n, p, value):
+    x = sample(n, p)
+    x[0] = value
+    return x
+
+
+SCALES = {
+    "normal": sample,
+    "log-normal": lambda n, p: (5 * sample(n, p)).exp(),
+    "offset 1e6": lambda n, p: sample(n, p) + 1e6,
+    "offset 1e8": lambda n, p: sample(n, p) + 1e8,
+    "one row of 1e5": lambda n, p: outlier(n, p, 1e5),
+    "one row of 1e10": lambda n, p: outlier(n, p, 1e10),
+    "one row whose square overflows float32": lambda n, p: outlier(n, p, 1e25),
+    "rows of every scale": lambda n, p: sample(n, p) * torch.logspace(-6, 6, n, dtype=torch.float64)[:, None],
+    "two clusters": lambda n, p: clusters(n, p, 2, 1e5),
+    "nine clusters": lambda n, p: clusters(n, p, 9, 1e5, 0.01),
+    "clusters of clusters": lambda n, p: clusters(n, p, 4, 1e6, 0) + clusters(n, p, 3, 1e3, 0.01),
+    "equal rows": lambda n, p: clusters(n, p, 3, 1e5, 0),
+    "integers": lambda n, p: (2 * sample(n, p)).round(),
+}
+every_scale = pytest.mark.parametrize("scale", SCALES)
+every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+
+
+def relative_bound(dtype):
+    return 8 * torch.finfo(dtype).eps ** 0.75
+
+
+def exact_squares(x, y):
+    """Squared distances from differences in extended precision, infinite beyond the range of the dtype."""
+    columns = zip(x.T.numpy().astype(np.longdouble), y.T.numpy().astype(np.longdouble), strict=True)
+    squares = sum((a[:, None] - b) ** 2 for a, b in columns)
+    return np.where(squares > torch.finfo(x.dtype).max, np.inf, squares)
+
+
+@every_dtype
+@every_scale
+@pytest.mark.parametrize(("n", "p"), [(9, 3), (300, 1), (300, 2), (300, 40), (1100, 8)])
+def test_every_squared_distance_is_accurate(n, p, scale, dtype):
+    x = SCALES[scale](n, p).to(dtype)
+    y = x[torch.arange(0, n, 3)] + (x[: len(range(0, n, 3))] - x[0]) * 1e-3
     for got, exact in (
-        (squared_distances(far_x), cdist(far_x.double(), far_x.double(), "sqeuclidean")),
-        (squared_distances(far_x, far_y), cdist(far_x.double(), far_y.double(), "sqeuclidean")),
+        (squared_distances(x), exact_squares(x, x)),
+        (squared_distances(x, y), exact_squares(x, y)),
+        (squared_distances(y, x), exact_squares(y, x)),
     ):
-        np.testing.assert_allclose(got, exact, rtol=1e-4, atol=1e-4)
-    assert (squared_distances(far_x).diagonal() == 0).all()
+        np.testing.assert_allclose(got.numpy().astype(np.longdouble), exact, rtol=relative_bound(dtype), atol=0)
+    assert (squared_distances(x).diagonal() == 0).all()
+
+
+@every_dtype
+@pytest.mark.parametrize("exponents", [(0, 0), (0, 8), (-3, 6), (-8, 0), (-8, 8)])
+@given(seed=st.integers(0, 10_000), p=st.integers(1, 20), count=st.integers(1, 5))
+@settings(max_examples=15, deadline=None)
+def test_distances_within_and_between_clusters_are_accurate(exponents, dtype, seed, p, count):
+    rng = np.random.default_rng(seed)
+    spread, distance = 10.0 ** np.array(exponents)
+    x = spread * rng.standard_normal((200, p)) + distance * rng.standard_normal((count, p))[np.arange(200) % count]
+    x = torch.from_numpy(x).to(dtype)
+    got = squared_distances(x).numpy().astype(np.longdouble)
+    np.testing.assert_allclose(got, exact_squares(x, x), rtol=relative_bound(dtype), atol=0)
+
+
+@every_dtype
+@every_scale
+@pytest.mark.parametrize("kind", SCALED)
+def test_kernels_and_their_median_rule_are_accurate(kind, scale, dtype):
+    x = SCALES[scale](150, 3).to(dtype)
+    squares = exact_squares(x, x)
+    rows = x.numpy().astype(np.longdouble)
+    distances = sum(abs(c[:, None] - c) for c in rows.T) if kind is Laplace else np.sqrt(squares)
+    pairs = np.sort(distances[np.triu_indices(150, 1)])
+    s = pairs[(len(pairs) - 1) // 2]
+    if s == 0:
+        s = np.quantile(pairs[pairs > 0], 0.5, method="inverted_cdf") if pairs.any() else 1.0
+    if scale != "one row whose square overflows float32" or dtype == torch.float64:
+        assert kind().fit(x).bandwidth == pytest.approx(float(s), rel=4 * torch.finfo(dtype).eps)
+    for bandwidth in (float(s), float(np.quantile(pairs, 0.05)) or 1e-3):
+        formulas = {Gaussian: np.exp(-squares / (2 * bandwidth**2)), Laplace: np.exp(-distances / bandwidth)}
+        expected = formulas.get(kind, 1 / np.sqrt(1 + squares / bandwidth**2))
+        np.testing.assert_allclose(kind(bandwidth)(x), expected.astype(float), rtol=0, atol=relative_bound(dtype))
+
+
+@every_dtype
+@pytest.mark.parametrize("scale", [scale for scale in SCALES if "overflows" not in scale])
+def test_gradient_of_near_pairs_is_accurate(scale, dtype):
+    x = SCALES[scale](120, 3).to(dtype).requires_grad_()
+    differences = (x[:, None] - x).detach().double()
+    nearest = differences.square().sum(dim=2)
+    weights = (nearest <= nearest.quantile(0.1)).to(dtype) / nearest.clamp_min(1e-300).sqrt().to(dtype)
+    weights[nearest == 0] = 1
+    exact = 2 * (weights.double()[:, :, None] * differences)
+    (got,) = torch.autograd.grad((weights * squared_distances(x)).sum(), x)
+    size = 2 * exact.norm(dim=2).sum(dim=1)
+    assert ((got - 2 * exact.sum(dim=1)).norm(dim=1) <= relative_bound(dtype) * size).all()
+
+
+@pytest.mark.parametrize("p", [1, 3, 40])
+def test_equal_rows_have_distance_and_gradient_zero(p):
+    x = (sample(50, p).float() + 1e4).repeat(8, 1).requires_grad_()
+    distances = squared_distances(x)
+    equal = torch.arange(400)[:, None] % 50 == torch.arange(400) % 50
+    assert (distances[equal] == 0).all() and (distances[~equal] > 0).all()
+    assert (torch.autograd.grad(distances[equal].sum(), x)[0] == 0).all()
+
+
+def differences(x, y):
+    return (x[:, None] - y).square().sum(dim=2)
+
+
+def compiled(f, x, y):
+    torch._dynamo.reset()
+    return torch.compile(f, fullgraph=True, backend="aot_eager")(x, y)
+
+
+@pytest.mark.parametrize("entries", [1 << 18, 12])
+@pytest.mark.parametrize(
+    "transform",
+    [
+        lambda f, x, y: torch.func.grad(f)(x, y),
+        lambda f, x, y: torch.func.jacrev(torch.func.grad(f))(x, y),
+        lambda f, x, y: torch.func.jvp(f, (x, y), (y[:, :1].sum() * x, x[:5]))[1],
+        lambda f, x, y: torch.func.hessian(f, argnums=(0, 1))(x, y)[0][1],
+        lambda f, x, y: torch.func.vmap(f)(torch.stack([x, 2 * x]), torch.stack([y, y])),
+        lambda f, x, y: torch.func.vmap(f, (None, 0))(x, torch.stack([y, y])),
+        lambda f, x, y: torch.func.vmap(torch.func.grad(f))(torch.stack([x, 2 * x]), torch.stack([y, y])),
+        compiled,
+    ],
+)
+def test_transforms_of_torch_apply_to_distances(transform, entries, monkeypatch):
+    monkeypatch.setattr("hsic_lab.kernels.TILE_ENTRIES", entries)
+    x, y = sample(6, 3), sample(5, 3, seed=1)
+    got, expected = (
+        transform(lambda x, y, d=d: torch.exp(-d(x, y)).sum(), x, y) for d in (squared_distances, differences)
+    )
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+    x, y = x.requires_grad_(), y.requires_grad_()
+    assert torch.autograd.gradgradcheck(squared_distances, (x, y)) and torch.autograd.gradcheck(squared_distances, (x,))
+
+
+def test_compiled_distances_of_equal_rows_are_zero():
+    x = sample(20, 4).repeat(2, 1) + 3
+    distances = compiled(lambda x, y: squared_distances(x, y), x, x)
+    assert (distances.diagonal() == 0).all() and (distances.diagonal(20) == 0).all()
 
 
 @pytest.mark.parametrize("kind", SCALED)

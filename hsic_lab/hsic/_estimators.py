@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from hsic_lab._checks import check_choice, no_autocast
-from hsic_lab.kernels import Kernel, Linear
+from hsic_lab.kernels import Gaussian, InverseMultiquadric, Kernel, Laplace, Linear, Product, Sum
 
 TILE_ROWS = 512  # two float32 tiles and their intermediate results fit a core's second-level cache
 DUAL_ROWS = 2048  # the six or so (n, n) arrays of the dual route take at most 100 MB in float32
@@ -93,19 +93,35 @@ def paired_samples(x: Tensor, y: Tensor, kernel_x: Kernel, kernel_y: Kernel, at_
 
 
 def at_origin(x: Tensor, kernel: Kernel) -> Tensor:
-    """`x` minus its mean for a linear kernel: HSIC does not depend on the origin, but its rounding error does."""
-    return x - x.mean(dim=0) if isinstance(kernel, Linear) else x
+    """`x` minus its mean where only the rounding error of HSIC depends on the origin: `Linear`, alone or in a sum."""
+    if _origin_dependence(kernel) != 1:
+        return x
+    x = x - x.mean(dim=0)
+    return x - x.mean(dim=0)  # the mean of a column far from 0 is rounded; this is the small rest
+
+
+def _origin_dependence(kernel: Kernel) -> int:
+    """0 for functions of ``x - x'``, 1 for `Linear` and its sums with those or itself, 2 for other kernels."""
+    if isinstance(kernel, Sum | Product):
+        largest = max(map(_origin_dependence, (kernel.first, kernel.second)))
+        return 2 if largest and isinstance(kernel, Product) else largest
+    return 1 if isinstance(kernel, Linear) else 0 if isinstance(kernel, Gaussian | Laplace | InverseMultiquadric) else 2
 
 
 def center(gram: Tensor) -> Tensor:
     """Center Gram matrices, ``H K H`` with ``H = I - 11'/n``, (..., n, n) -> (..., n, n): rows and columns sum to 0."""
     rows, columns = gram.mean(dim=-1, keepdim=True), gram.mean(dim=-2, keepdim=True)
-    return gram - rows - columns + rows.mean(dim=-2, keepdim=True)
+    return (gram - rows).sub_(columns - rows.mean(dim=-2, keepdim=True))  # in place: one array of the size of gram
 
 
 def zero_diagonal(gram: Tensor) -> Tensor:
     """A copy of `gram` `(n, n)` with 0 on the diagonal; differentiable."""
-    return gram - gram.diagonal().diag_embed()
+    return gram.diagonal_scatter(gram.new_zeros(len(gram)))
+
+
+def _constant(gram: Tensor) -> Tensor:
+    """The mean off the diagonal. Without it HSIC is the same, but a large one would cancel in `from_sums`."""
+    return zero_diagonal(gram.detach()).sum() / (len(gram) * (len(gram) - 1))
 
 
 def from_sums(trace: Tensor, total_x: Tensor, total_y: Tensor, cross: Tensor, n: int, unbiased: bool) -> Tensor:
@@ -137,7 +153,7 @@ def _exact(x: Tensor, y: Tensor, kernel_x: Kernel, kernel_y: Kernel, unbiased: b
         if not unbiased:
             # Centering one Gram would do; centering both keeps large constants of a kernel out of the rounding error.
             return (center(gram_x) * center(gram_y)).mean()
-        gram_x, gram_y = zero_diagonal(gram_x), zero_diagonal(gram_y)
+        gram_x, gram_y = (zero_diagonal(gram - _constant(gram)) for gram in (gram_x, gram_y))
         trace, rows_x, rows_y = (gram_x * gram_y).sum(), gram_x.sum(dim=1), gram_y.sum(dim=1)
     return from_sums(trace, rows_x.sum(), rows_y.sum(), rows_x @ rows_y, n, unbiased).to(dtype)
 
@@ -147,9 +163,10 @@ def _tiled(x: Tensor, y: Tensor, kernel_x: Kernel, kernel_y: Kernel, unbiased: b
     blocks_x, blocks_y = x.split(size), y.split(size)
     trace = x.new_zeros((), dtype=torch.float64)
     rows_x, rows_y = [trace] * len(blocks_x), [trace] * len(blocks_x)
+    constants = [_constant(k.gram(z.detach()[:TILE_ROWS], None)) for k, z in ((kernel_x, x), (kernel_y, y))]
 
     def tile(x_i: Tensor, x_j: Tensor | None, y_i: Tensor, y_j: Tensor | None) -> tuple[Tensor, ...]:
-        k, l = kernel_x.gram(x_i, x_j), kernel_y.gram(y_i, y_j)
+        k, l = kernel_x.gram(x_i, x_j) - constants[0], kernel_y.gram(y_i, y_j) - constants[1]
         if unbiased and x_j is None:
             k, l = zero_diagonal(k), zero_diagonal(l)
         return tuple(s.double() for s in (k.sum(dim=1), l.sum(dim=1), (k * l).sum(dim=1), k.sum(dim=0), l.sum(dim=0)))
