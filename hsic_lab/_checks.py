@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
+from torch.autograd import Function
 
 
 def as_samples(x: Tensor | np.ndarray, name: str, *, labels: bool = False) -> Tensor:
@@ -121,6 +122,38 @@ def check_choice(value: str, accepted: tuple[str, ...], name: str) -> str:
 def no_autocast(tensor: Tensor) -> torch.autocast:
     """A context in which matrix products keep the dtype of their operands, under any autocast of the caller."""
     return torch.autocast(tensor.device.type, enabled=False)
+
+
+def matmul(x: Tensor, y: Tensor) -> Tensor:
+    """``x @ y`` of matrices without autocast, in the derivatives too: `backward` may run inside the caller's autocast."""
+    return (_Product if torch.compiler.is_compiling() else _ProductWithForwardMode).apply(x, y)
+
+
+class _Product(Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, y: Tensor) -> Tensor:
+        with no_autocast(x):
+            return x @ y
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        (x, y), (for_x, for_y) = ctx.saved_tensors, ctx.needs_input_grad
+        return matmul(gradient, y.T) if for_x else None, matmul(x.T, gradient) if for_y else None
+
+
+class _ProductWithForwardMode(_Product):  # separate because torch.compile refuses functions with a `jvp`
+    @staticmethod
+    def jvp(ctx, for_x: Tensor | None, for_y: Tensor | None) -> Tensor:
+        x, y = ctx.saved_tensors
+        by_x, by_y = (None if t is None else matmul(*p) for t, p in ((for_x, (for_x, y)), (for_y, (x, for_y))))
+        return by_y if by_x is None else by_x if by_y is None else by_x + by_y
 
 
 class CallableModule(ModuleType):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hsic_lab._checks import as_samples, check_choice, drawn_rows, no_autocast
+from hsic_lab._checks import as_samples, check_choice, drawn_rows, matmul, no_autocast
 
 __all__ = [
     "Delta", "Gaussian", "InverseMultiquadric", "Kernel", "Laplace", "Linear", "Polynomial", "Product", "Sum", "factor",
@@ -74,7 +74,7 @@ class Linear(Kernel):
     """Linear kernel ``k(x, x') = <x, x'>``."""
 
     def gram(self, x: Tensor, y: Tensor | None) -> Tensor:
-        return x @ (x if y is None else y).T
+        return matmul(x, (x if y is None else y).T)
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Polynomial(Kernel):
             raise ValueError(f"degree must be an integer of at least 1 and offset at least 0, got {self!r}")
 
     def gram(self, x: Tensor, y: Tensor | None) -> Tensor:
-        return (x @ (x if y is None else y).T + self.offset) ** self.degree
+        return (matmul(x, (x if y is None else y).T) + self.offset) ** self.degree
 
 
 @dataclass(frozen=True)
@@ -212,7 +212,7 @@ def squared_distances(x: Tensor, y: Tensor | None = None) -> Tensor:
     origin = x.detach().mean(dim=0)
     x, other = x - origin, (x if y is None else y) - origin
     squares = [z.square().sum(dim=1) for z in (x, other)]
-    distances = (squares[0][:, None] + squares[1]).addmm_(x, other.T, alpha=-2)
+    distances = torch.sub(squares[0][:, None] + squares[1], matmul(x, other.T), alpha=2)
     if y is None:
         distances = distances - torch.diag_embed(distances.diagonal())
     return distances.clamp_min(0)  # negative values are rounding

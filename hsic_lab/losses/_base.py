@@ -14,7 +14,7 @@ from hsic_lab._distributed import all_gather_rows, world_size
 class TwoViewLoss(nn.Module):
     """Base class of the losses of two views; a subclass implements ``_terms``.
 
-    Losses are computed in float32 or better under any autocast and are differentiable once. Losses that are defined
+    Losses are computed in float32 or better under any autocast, forward and backward, and differentiable to any order. Losses that are defined
     for more than two views take the other views as further arguments. `gather_distributed` is as in `BarlowTwinsLoss`.
     """
 

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hsic_lab._checks import check_choice
-from hsic_lab.correlation import cross_correlation, standardize
+from hsic_lab.correlation import cross_correlation
 from hsic_lab.losses._base import TwoViewLoss
 from hsic_lab.losses._off_diagonal import CONTRASTS, ROUTES, split_squared_norm
 
@@ -39,12 +39,11 @@ class HSICSSLLoss(TwoViewLoss):
         self.route, self.contrast = check_choice(route, ROUTES, "route"), check_choice(contrast, CONTRASTS, "contrast")
 
     def _terms(self, z_a: Tensor, z_b: Tensor) -> dict[str, Tensor]:
-        (n, d), target = z_a.shape, self.off_diagonal_target
+        d, target = z_a.shape[1], self.off_diagonal_target
         weight = _weight(self.lambda_param, d)
-        diagonal, squared_norm = split_squared_norm(z_a, z_b, self.route, self.contrast, standardized=True)
+        diagonal, squared_norm, total = split_squared_norm(z_a, z_b, self.route, self.contrast, standardized=True)
         terms = {"invariance": (1 - diagonal).square().sum(), "redundancy": weight * squared_norm}
         if target != 0:
-            total = standardize(z_a).sum(dim=1) @ standardize(z_b).sum(dim=1) / n
             terms["feature_sum"] = -2 * target * weight * (total - diagonal.sum())
             terms["constant"] = diagonal.new_tensor(weight * d * (d - 1) * target**2)
         return terms

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hsic_lab._checks import check_choice, no_autocast
+from hsic_lab._checks import check_choice, matmul, no_autocast
 from hsic_lab._distributed import all_gather_rows
 from hsic_lab.losses._base import TwoViewLoss, check_numbers
 from hsic_lab.losses._off_diagonal import ROUTES, split_squared_norm
@@ -40,7 +40,7 @@ class NTXentLoss(TwoViewLoss):
     def _terms(self, z_a: Tensor, z_b: Tensor) -> dict[str, Tensor]:
         x, y = F.normalize(z_a), F.normalize(z_b)
         z = torch.cat([x, y])
-        logits = (z @ z.T / self.temperature).fill_diagonal_(-math.inf)
+        logits = _without_itself(matmul(z, z.T) / self.temperature, -math.inf)
         positives = (x * y).sum(dim=1) / self.temperature
         denominator = self._debiased(logits, positives) if self.class_prior else logits.logsumexp(dim=1)
         return {"alignment": -positives.mean(), "uniformity": denominator.mean()}
@@ -110,10 +110,10 @@ class SupConLoss(TwoViewLoss):
     def _terms(self, *views: Tensor, labels: Tensor) -> dict[str, Tensor]:
         z = F.normalize(torch.cat(views))
         labels = labels.repeat(len(views))
-        same = (labels[:, None] == labels).to(z.dtype).fill_diagonal_(0)
+        same = _without_itself(labels[:, None] == labels, False).to(z.dtype)
         scale = self.temperature if self.rescale else 1.0
-        positives = (z * (same @ z)).sum(dim=1) / (same.sum(dim=1) * self.temperature)
-        logits = (z @ z.T / self.temperature).fill_diagonal_(-math.inf)
+        positives = (z * matmul(same, z)).sum(dim=1) / (same.sum(dim=1) * self.temperature)
+        logits = _without_itself(matmul(z, z.T) / self.temperature, -math.inf)
         return {"alignment": -scale * positives.mean(), "uniformity": scale * logits.logsumexp(dim=1).mean()}
 
 
@@ -144,7 +144,7 @@ class SpectralContrastiveLoss(TwoViewLoss):
         route = {"auto": "auto", "primal": "dual", "dual": "primal"}[self.route]  # because the batch is transposed
         radius = math.sqrt(self.mu)
         x, y = (z * (radius / z.norm(dim=1, keepdim=True).clamp_min(radius)) for z in (z_a, z_b))
-        diagonal, squared_norm = split_squared_norm(x.T, y.T, route)
+        diagonal, squared_norm, _ = split_squared_norm(x.T, y.T, route)
         contrast = d**2 / (n * (n - 1) * self.mu) * squared_norm
         return {"alignment": -2 * d / self.mu * diagonal.mean(), "contrast": contrast}
 
@@ -176,3 +176,8 @@ class NegativeCosineSimilarity(TwoViewLoss):
 
     def lower_bound(self, n: int, d: int) -> float:
         return -1.0
+
+
+def _without_itself(matrix: Tensor, value: float) -> Tensor:
+    """The matrix (n, n) of pairs with `value` for the pairs of a projection with itself."""
+    return matrix.masked_fill(torch.eye(len(matrix), dtype=torch.bool, device=matrix.device), value)

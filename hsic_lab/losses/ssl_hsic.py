@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from hsic_lab._checks import matmul
 from hsic_lab.correlation import standardize
 from hsic_lab.hsic import center
 from hsic_lab.kernels import Kernel, Linear, named
@@ -76,7 +77,7 @@ class SSLHSICLoss(TwoViewLoss):
 
     def _random_features(self, kernel: Kernel, z: Tensor, count: int) -> Tensor:
         """Centered features `(N, count)`; the expectation of their products is the centered kernel."""
-        angles = z @ kernel.frequencies(z.shape[1], count // 2, self._generator).to(z)
+        angles = matmul(z, kernel.frequencies(z.shape[1], count // 2, self._generator).to(z))
         phi = torch.cat([angles.cos(), angles.sin()], dim=1) * (2 / count) ** 0.5
         return phi - phi.mean(dim=0)
 
@@ -89,5 +90,5 @@ def _feature_dependence(phi: Tensor, views: int) -> Tensor:
 
 def _cross_norm(x: Tensor, y: Tensor) -> Tensor:
     """`||X'Y||_F / N`; if x is y, from the smaller of the p x p and the N x N matrix."""
-    product = x @ x.T if x is y and x.shape[1] > len(x) else x.T @ y
+    product = matmul(x, x.T) if x is y and x.shape[1] > len(x) else matmul(x.T, y)
     return torch.linalg.norm(product) / len(x)
