@@ -1,5 +1,7 @@
 """Kernels, the median bandwidth rule and low-rank factors of Gram matrices."""
 
+import math
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -120,7 +122,16 @@ class _Scaled(Kernel):
             raise ValueError(f'bandwidth must be "median" or a positive number, got {s!r}')
 
     def fit(self, x: Tensor) -> "Kernel":
-        return replace(self, bandwidth=median_distance(x, self._norm)) if isinstance(self.bandwidth, str) else self
+        if not isinstance(self.bandwidth, str):
+            return self
+        if not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()):
+            return replace(self, bandwidth=median_distance(x, self._norm))
+        # The rule of `median_distance` without reading a value, which these transforms do not allow.
+        distances = F.pdist(drawn_rows(x.detach(), MEDIAN_ROWS), p=self._norm)
+        median, positive = distances.median(), distances.where(distances > 0, math.nan).nanmedian()
+        fitted = copy(self)
+        object.__setattr__(fitted, "bandwidth", positive.nan_to_num(1.0).where(median == 0, median))
+        return fitted
 
 
 @dataclass(frozen=True)

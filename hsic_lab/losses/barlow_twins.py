@@ -147,7 +147,7 @@ class ReferenceCodeLoss(TwoViewLoss):
         if self.unit_rows:
             z_a, z_b = F.normalize(z_a), F.normalize(z_b)
         c = cross_correlation(z_a, z_b) * ((n - 1) / n if self.bessel else 1.0)
-        off = (c - target).square().sum() - (c.diagonal() - target).square().sum()
+        off = (c - target - (c.diagonal() - target).diag_embed()).square().sum()
         return {"invariance": (1 - c.diagonal()).square().sum(), "redundancy": _weight(self.lambda_param, d) * off}
 
 

@@ -84,8 +84,8 @@ class SSLHSICLoss(TwoViewLoss):
 
 def _feature_dependence(phi: Tensor, views: int) -> Tensor:
     """Mean of `phi_p . phi_q` over two views of one image, for centered features: the mean over all pairs is 0."""
-    together = phi.unflatten(0, (views, -1)).sum(dim=0).square().sum() - phi.square().sum()
-    return together / (len(phi) * (views - 1))
+    parts = phi.unflatten(0, (views, -1))
+    return 2 * (parts[1:] * parts.cumsum(dim=0)[:-1]).sum() / (len(phi) * (views - 1))
 
 
 def _cross_norm(x: Tensor, y: Tensor) -> Tensor:
