@@ -2,8 +2,7 @@
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
-from torch.autograd.forward_ad import unpack_dual
+from torch.autograd import Function, forward_ad
 
 from hsic_lab._checks import matmul, no_autocast
 from hsic_lab.correlation import reciprocal_std, standardize_with_scale
@@ -84,9 +83,7 @@ def _dual_without_head(x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor, Ten
 
 def _split(x: Tensor, y: Tensor | None, route: str, standardized: bool) -> tuple[Tensor, Tensor, Tensor]:
     """`split_squared_norm` over pairs of features, by the functions below or, within transforms, by torch's own."""
-    if torch._C._are_functorch_transforms_active() or any(
-        z is not None and unpack_dual(z).tangent is not None for z in (x, y)
-    ):
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return _by_autograd(x, y, route, standardized)
     return _Split.apply(x, y, route, standardized)
 
@@ -134,25 +131,21 @@ class _Split(Function):
 
 
 def _primal(z_a: Tensor, z_b: Tensor | None, standardized: bool) -> tuple[tuple, tuple]:
-    n, x, y = len(z_a), z_a, z_a if z_b is None else z_b
-    saved: tuple[Tensor, ...] = ()
-    if standardized:
-        # The scales are applied to C and not to the views. The rests are what rounding left of the columns' means.
-        means = torch.stack([x.sum(dim=0), y.sum(dim=0)]).mul_(1 / n)
-        x, y = x - means[0], y - means[1]
-        rests = torch.stack([x.sum(dim=0), y.sum(dim=0)]).mul_(1 / n)
-        variances = torch.stack([x.square().sum(dim=0), y.square().sum(dim=0)]).mul_(1 / n)
-        scales = reciprocal_std(means, variances.addcmul_(rests, rests, value=-1).clamp_min_(0))
-        c = (x.T @ y).addr_(rests[0], rests[1], beta=1 / n, alpha=-1)
-        c.mul_(scales[0][:, None]).mul_(scales[1])
-        saved = (x, y, rests, scales)
+    n, saved = len(z_a), ()
+    if standardized:  # as `standardize_with_scale`, but the scales are applied to C and not to the views
+        views = torch.stack([z_a, z_a if z_b is None else z_b])
+        views -= (means := views.sum(dim=1, keepdim=True).mul_(1 / n))
+        views -= views.sum(dim=1, keepdim=True).mul_(1 / n)
+        scales = reciprocal_std(means[:, 0], views.square().sum(dim=1).mul_(1 / n))
+        (x, y), (scale_x, scale_y) = views, scales
+        c = (x.T @ y).mul_((scale_x / n)[:, None]).mul_(scale_y)
     else:
-        c = (x.T @ y).mul_(1 / n)
+        c = (z_a.T @ (z_a if z_b is None else z_b)).mul_(1 / n)
     diagonal, total = c.diagonal().clone(), c.sum()
     squares = c.fill_diagonal_(0).square()
     rows = squares.sum(dim=1)
     if standardized:
-        saved += torch.stack([rows, squares.sum(dim=0)]), diagonal
+        saved = views, scales, torch.stack([rows, squares.sum(dim=0)]), diagonal
     return (diagonal, rows.sum(), total), (c, *saved)
 
 
@@ -162,21 +155,21 @@ def _primal_backward(z_a, z_b, standardized, saved, for_diagonal, for_squared_no
     if not standardized:
         weights = c * (2 / n * for_squared_norm)  # the gradient with respect to C, over n
         weights.diagonal().add_(for_diagonal / n)
-        if z_b is None:
-            return (z_a @ weights).mul_(2), None
-        return z_b @ weights.T, z_a @ weights
-    x, y, rests, scales, squares, diagonal = moments
+        return ((z_a @ weights).mul_(2), None) if z_b is None else (z_b @ weights.T, z_a @ weights)
+    views, scales, squares, diagonal = moments
+    (x, y), (scale_x, scale_y) = views, scales
+    scale_x = scale_x / n
+    weights = (c * (2 * for_squared_norm * scale_x)[:, None]).mul_(scale_y)
+    weights.diagonal().add_(for_diagonal * scale_x * scale_y)
     along = 2 * for_squared_norm * squares + for_diagonal * diagonal  # row and column sums of C times its gradient
-    weights = (c * (2 / n * for_squared_norm * scales[0])[:, None]).mul_(scales[1])
-    weights.diagonal().add_(for_diagonal / n * scales[0] * scales[1])
     if isinstance(for_total, Tensor):
-        weights.addr_(for_total / n * scales[0], scales[1])
+        weights.addr_(for_total * scale_x, scale_y)
         along += for_total * (torch.stack([c.sum(dim=1), c.sum(dim=0)]) + diagonal)
-    own = scales.square().mul_(along).mul_(1 / n)
-    rows = torch.stack([weights @ rests[1], rests[0] @ weights]).neg_().addcmul_(own, rests)
-    for_x = torch.addmm(rows[0], y, weights.T).addcmul_(x, own[0], value=-1)
-    for_y = torch.addmm(rows[1], x, weights).addcmul_(y, own[1], value=-1)
-    return for_x, for_y
+    # The gradients of standardized views have mean 0, because the other view has, and need no more than this product.
+    along_x, along_y = along.mul_(scales).mul_(scales).mul_(1 / n)
+    for_x = (y @ weights.T).addcmul_(x, along_x, value=-1)
+    for_y = (x @ weights).addcmul_(y, along_y, value=-1)
+    return (for_x + for_y, None) if z_b is None else (for_x, for_y)
 
 
 def _dual(z_a: Tensor, z_b: Tensor | None, standardized: bool) -> tuple[tuple, tuple]:

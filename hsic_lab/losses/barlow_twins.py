@@ -42,7 +42,8 @@ class HSICSSLLoss(TwoViewLoss):
         d, target = z_a.shape[1], self.off_diagonal_target
         weight = _weight(self.lambda_param, d)
         diagonal, squared_norm, total = split_squared_norm(z_a, z_b, self.route, self.contrast, standardized=True)
-        terms = {"invariance": (1 - diagonal).square().sum(), "redundancy": weight * squared_norm}
+        error = 1 - diagonal
+        terms = {"invariance": error.dot(error), "redundancy": weight * squared_norm}
         if target != 0:
             terms["feature_sum"] = -2 * target * weight * (total - diagonal.sum())
             terms["constant"] = diagonal.new_tensor(weight * d * (d - 1) * target**2)
