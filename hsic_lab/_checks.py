@@ -92,9 +92,9 @@ def only_tensors(state: dict[str, Any]) -> dict[str, Tensor]:
     return state
 
 
-def check_views(z_a: Tensor, z_b: Tensor) -> None:
+def check_views(z_a: Tensor, z_b: Tensor, name_b: str = "z_b") -> None:
     """Two floating `(n, d)` tensors of one shape and device. Values are not read: that would stall a GPU."""
-    for name, z in (("z_a", z_a), ("z_b", z_b)):
+    for name, z in (("z_a", z_a), (name_b, z_b)):
         if not isinstance(z, Tensor):
             raise TypeError(f"{name} must be a torch.Tensor, got {type(z).__name__}")
         if not z.is_floating_point():
@@ -102,9 +102,9 @@ def check_views(z_a: Tensor, z_b: Tensor) -> None:
         if z.dim() != 2 or z.shape[1] == 0:
             raise ValueError(f"{name} must have shape (n, d), got {tuple(z.shape)}")
     if z_a.shape != z_b.shape:
-        raise ValueError(f"z_a and z_b must have the same shape, got {tuple(z_a.shape)} and {tuple(z_b.shape)}")
+        raise ValueError(f"z_a and {name_b} must have the same shape, got {tuple(z_a.shape)} and {tuple(z_b.shape)}")
     if z_a.device != z_b.device:
-        raise ValueError(f"z_a and z_b must be on one device, got {z_a.device} and {z_b.device}")
+        raise ValueError(f"z_a and {name_b} must be on one device, got {z_a.device} and {z_b.device}")
 
 
 def at_least_float32(z: Tensor) -> Tensor:
@@ -125,7 +125,7 @@ def no_autocast(tensor: Tensor) -> torch.autocast:
 
 
 def matmul(x: Tensor, y: Tensor) -> Tensor:
-    """``x @ y`` of matrices without autocast, in the derivatives too: `backward` may run inside the caller's autocast."""
+    """``x @ y`` of matrices without autocast, in the derivatives too: `backward` may run inside an autocast."""
     return (_Product if torch.compiler.is_compiling() else _ProductWithForwardMode).apply(x, y)
 
 
@@ -150,10 +150,11 @@ class _Product(Function):
 
 class _ProductWithForwardMode(_Product):  # separate because torch.compile refuses functions with a `jvp`
     @staticmethod
-    def jvp(ctx, for_x: Tensor | None, for_y: Tensor | None) -> Tensor:
+    def jvp(ctx, for_x, for_y) -> Tensor:
         x, y = ctx.saved_tensors
-        by_x, by_y = (None if t is None else matmul(*p) for t, p in ((for_x, (for_x, y)), (for_y, (x, for_y))))
-        return by_y if by_x is None else by_x if by_y is None else by_x + by_y
+        if for_x is None or for_y is None:
+            return matmul(x, for_y) if for_y is not None else matmul(for_x, y)
+        return matmul(for_x, y) + matmul(x, for_y)
 
 
 class CallableModule(ModuleType):

@@ -56,7 +56,7 @@ def standardize_with_scale(z: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def reciprocal_std(mean: Tensor, variance: Tensor) -> Tensor:
-    """1 / std of columns with these moments, 0 for those that are constant up to rounding, NaN if squares overflowed."""
+    """1 / std of columns with these moments; 0 if constant up to rounding, NaN if the squares overflowed."""
     constant = _constant_columns(mean, variance.sqrt(), mean.dtype)
     variance = variance.masked_fill(constant, 1)  # else the derivative of the root would be infinite
     return (variance.sqrt() / variance).masked_fill(constant, 0)

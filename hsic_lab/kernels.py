@@ -151,7 +151,10 @@ class Gaussian(_Scaled):
 
 @dataclass(frozen=True)
 class Laplace(_Scaled):
-    """Laplace kernel ``k(x, x') = exp(-||x - x'||_1 / s)``, s as in `Gaussian` but with the median of ``||.||_1``."""
+    """Laplace kernel ``k(x, x') = exp(-||x - x'||_1 / s)``, s as in `Gaussian` but with the median of ``||.||_1``.
+
+    torch has no second derivative and no forward mode of this distance: both raise NotImplementedError.
+    """
 
     _norm = 1
 

@@ -16,7 +16,7 @@ _HEAD = 64  # features whose correlations are computed one by one
 def split_squared_norm(
     x: Tensor, y: Tensor | None = None, route: str = "auto", contrast: str = "dimensions", standardized: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Diagonal `(d,)` of `C = X'Y/n`, the off-diagonal part of its squared norm, and ``1'C1``. `y` is `x` by default.
+    """Diagonal `(d,)` of `C = X'Y/n`, sum of the squares of its other entries, and their sum. `y` is `x` by default.
 
     The squared norm is `||C||_F^2 = <XX', YY'>_F / n^2`: for centered columns, HSIC with linear kernels. Each side of
     this equation has a diagonal that can be left out (Garrido et al. 2023, theorem 3.3, here for two views):
@@ -44,14 +44,13 @@ def column_blocks(z: Tensor) -> list[slice]:
     return [slice(start, start + width) for start in range(0, d, width)]
 
 
-def _over_pairs_of_images(
-    x: Tensor, y: Tensor | None, route: str, standardized: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+def _over_pairs_of_images(x: Tensor, y: Tensor | None, route: str, standardized: bool) -> tuple[Tensor, Tensor, Tensor]:
     n, d = x.shape
     if standardized:
         x, y = standardize_with_scale(x)[0], None if y is None else standardize_with_scale(y)[0]
     y = x if y is None else y
-    diagonal, total = (x * y).mean(dim=0), (x.sum(dim=1) * y.sum(dim=1)).sum() / n
+    diagonal = (x * y).mean(dim=0)
+    total = (x.sum(dim=1) * y.sum(dim=1)).sum() / n - diagonal.sum()
     if route == "dual":
         products = matmul(x, x.T) * matmul(y, y.T)
         return diagonal, (products - products.diagonal().diag_embed()).sum() / n**2, total
@@ -67,7 +66,7 @@ def _dual_without_head(x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor, Ten
     """The dual route for features of any scales: those of the largest `C_ii` go through their rows and columns of C.
 
     The dual route subtracts `sum_i C_ii^2` from the squared norm. If few features dominate both, no digit is left.
-    Without the head, what is subtracted is less than n times the correlations of the head: `C_ij^2` is about `C_ii C_jj / n`.
+    Without these, what is subtracted is of the order of their correlations, as `C_ij^2` is about `C_ii C_jj / n`.
     """
     n, d = x.shape
     other = x if y is None else y
@@ -78,7 +77,7 @@ def _dual_without_head(x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor, Ten
     rows, columns = matmul(x[:, top].T, other) / n, matmul(other[:, top].T, rest_x) / n
     head = rows.gather(1, top[:, None])[:, 0]
     squared_norm = squared_norm + rows.scatter(1, top[:, None], 0).square().sum() + columns.square().sum()
-    return diagonal.index_add(0, top, head), squared_norm, total + rows.sum() + columns.sum()
+    return diagonal.index_add(0, top, head), squared_norm, total + rows.sum() - head.sum() + columns.sum()
 
 
 def _split(x: Tensor, y: Tensor | None, route: str, standardized: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -96,10 +95,11 @@ def _by_autograd(x: Tensor, y: Tensor | None, route: str, standardized: bool) ->
     y = x if y is None else y
     if route == "primal":
         c = matmul(x.T, y) / n
-        return c.diagonal(), (c - c.diagonal().diag_embed()).square().sum(), c.sum()
+        others = c - c.diagonal().diag_embed()
+        return c.diagonal(), others.square().sum(), others.sum()
     diagonal, total = (x * y).mean(dim=0), (x.sum(dim=1) * y.sum(dim=1)).sum() / n
     squared_norm = (matmul(x, x.T) * matmul(y, y.T)).sum() / n**2
-    return diagonal, squared_norm - diagonal.square().sum(), total
+    return diagonal, squared_norm - diagonal.square().sum(), total - diagonal.sum()
 
 
 class _Split(Function):
@@ -107,8 +107,7 @@ class _Split(Function):
     # the symmetry of the Grams needs four, and would standardize in twice as many passes over the views.
     @staticmethod
     def forward(ctx, z_a: Tensor, z_b: Tensor | None, route: str, standardized: bool) -> tuple[Tensor, ...]:
-        compute = _primal if route == "primal" else _dual
-        results, saved = compute(z_a, z_b, standardized)
+        results, saved = (_primal if route == "primal" else _dual)(z_a, z_b, standardized)
         ctx.save_for_backward(z_a, z_b, *saved)
         ctx.route, ctx.standardized = route, standardized
         ctx.set_materialize_grads(False)
@@ -119,9 +118,7 @@ class _Split(Function):
         z_a, z_b, *saved = ctx.saved_tensors
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # a second derivative may follow
             inputs = [z for z in (z_a, z_b) if z is not None]
-            results, pull = torch.func.vjp(
-                lambda x, y=None: _by_autograd(x, y, ctx.route, ctx.standardized), *inputs
-            )
+            results, pull = torch.func.vjp(lambda x, y=None: _by_autograd(x, y, ctx.route, ctx.standardized), *inputs)
             filled = tuple(torch.zeros_like(r) if g is None else g for r, g in zip(results, gradients, strict=True))
             return (*pull(filled), *[None] * (4 - len(inputs)))
         compute = _primal_backward if ctx.route == "primal" else _dual_backward
@@ -130,8 +127,9 @@ class _Split(Function):
             return *compute(z_a, z_b, ctx.standardized, saved, *numbers), None, None
 
 
-def _primal(z_a: Tensor, z_b: Tensor | None, standardized: bool) -> tuple[tuple, tuple]:
-    n, saved = len(z_a), ()
+def _primal(z_a: Tensor, z_b: Tensor | None, standardized: bool) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    n = len(z_a)
+    saved: tuple[Tensor, ...] = ()
     if standardized:  # as `standardize_with_scale`, but the scales are applied to C and not to the views
         views = torch.stack([z_a, z_a if z_b is None else z_b])
         views -= (means := views.sum(dim=1, keepdim=True).mul_(1 / n))
@@ -141,12 +139,12 @@ def _primal(z_a: Tensor, z_b: Tensor | None, standardized: bool) -> tuple[tuple,
         c = (x.T @ y).mul_((scale_x / n)[:, None]).mul_(scale_y)
     else:
         c = (z_a.T @ (z_a if z_b is None else z_b)).mul_(1 / n)
-    diagonal, total = c.diagonal().clone(), c.sum()
+    diagonal = c.diagonal().clone()
     squares = c.fill_diagonal_(0).square()
     rows = squares.sum(dim=1)
     if standardized:
         saved = views, scales, torch.stack([rows, squares.sum(dim=0)]), diagonal
-    return (diagonal, rows.sum(), total), (c, *saved)
+    return (diagonal, rows.sum(), c.sum()), (c, *saved)
 
 
 def _primal_backward(z_a, z_b, standardized, saved, for_diagonal, for_squared_norm, for_total):
@@ -160,11 +158,11 @@ def _primal_backward(z_a, z_b, standardized, saved, for_diagonal, for_squared_no
     (x, y), (scale_x, scale_y) = views, scales
     scale_x = scale_x / n
     weights = (c * (2 * for_squared_norm * scale_x)[:, None]).mul_(scale_y)
-    weights.diagonal().add_(for_diagonal * scale_x * scale_y)
     along = 2 * for_squared_norm * squares + for_diagonal * diagonal  # row and column sums of C times its gradient
     if isinstance(for_total, Tensor):
         weights.addr_(for_total * scale_x, scale_y)
-        along += for_total * (torch.stack([c.sum(dim=1), c.sum(dim=0)]) + diagonal)
+        along += for_total * torch.stack([c.sum(dim=1), c.sum(dim=0)])
+    weights.diagonal().copy_(for_diagonal * scale_x * scale_y)
     # The gradients of standardized views have mean 0, because the other view has, and need no more than this product.
     along_x, along_y = along.mul_(scales).mul_(scales).mul_(1 / n)
     for_x = (y @ weights.T).addcmul_(x, along_x, value=-1)
@@ -172,7 +170,7 @@ def _primal_backward(z_a, z_b, standardized, saved, for_diagonal, for_squared_no
     return (for_x + for_y, None) if z_b is None else (for_x, for_y)
 
 
-def _dual(z_a: Tensor, z_b: Tensor | None, standardized: bool) -> tuple[tuple, tuple]:
+def _dual(z_a: Tensor, z_b: Tensor | None, standardized: bool) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     n, d = z_a.shape
     gram_x = z_a.new_zeros(n, n)
     gram_y = gram_x if z_b is None else z_a.new_zeros(n, n)
@@ -190,16 +188,16 @@ def _dual(z_a: Tensor, z_b: Tensor | None, standardized: bool) -> tuple[tuple, t
         diagonal[block] = (x * y).mean(dim=0)
     # Standardized features lose no digits in the difference: where d > n, ||C||^2 exceeds the norm of its diagonal.
     squared_norm = (gram_x * gram_y).sum() / n**2 - diagonal.square().sum()
-    return (diagonal, squared_norm, sum_x @ sum_y / n), (gram_x, gram_y, sum_x, sum_y, diagonal)
+    return (diagonal, squared_norm, sum_x @ sum_y / n - diagonal.sum()), (gram_x, gram_y, sum_x, sum_y, diagonal)
 
 
 def _dual_backward(z_a, z_b, standardized, saved, for_diagonal, for_squared_norm, for_total):
     gram_x, gram_y, sum_x, sum_y, diagonal = saved
     n, scale = len(z_a), 2 / len(z_a) ** 2 * for_squared_norm
-    column = (for_diagonal - 2 * for_squared_norm * diagonal) / n
+    column = (for_diagonal - for_total - 2 * for_squared_norm * diagonal) / n
     weights_x, weights_y = gram_y * scale, gram_x * scale
     row_x, row_y = (s[:, None] * (for_total / n) for s in (sum_y, sum_x))
-    for_x, for_y = torch.empty_like(z_a), None if z_b is None else torch.empty_like(z_a)
+    for_x, for_y = torch.empty_like(z_a), z_a if z_b is None else torch.empty_like(z_a)
     for block in column_blocks(z_a):
         x, scale_x = _columns(z_a, block, standardized)
         y, scale_y = (x, None) if z_b is None else _columns(z_b, block, standardized)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from hsic_lab._checks import matmul
+from hsic_lab._checks import is_whole, matmul
 from hsic_lab.correlation import standardize
 from hsic_lab.hsic import center
 from hsic_lab.kernels import Kernel, Linear, named
@@ -45,7 +45,7 @@ class SSLHSICLoss(TwoViewLoss):
         self.kernel = kernel if isinstance(kernel, Kernel) else named(kernel)
         self.gamma, self.standardized, self.random_features = gamma, standardized, random_features
         if random_features is not None:
-            if random_features < 2 or random_features % 2:
+            if not is_whole(random_features) or random_features < 2 or random_features % 2:
                 raise ValueError(f"random_features must be an even number of at least 2, got {random_features!r}")
             if isinstance(self.kernel, Linear):
                 raise ValueError(f"a linear kernel is its own feature map, got random_features={random_features!r}")
