@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
+from torch.autograd import Function
 
 
 def as_samples(x: ArrayLike | Tensor, name: str, *, labels: bool = False) -> Tensor:
@@ -44,7 +45,7 @@ def as_tensor(x: ArrayLike | Tensor, name: str = "x", *, shared: bool = False) -
     x = to_array(x, name)
     if x.dtype.kind not in "fiub":
         raise TypeError(f"{name} must hold real numbers, got dtype {x.dtype}")
-    wrapped = x.dtype.kind in "ib" or x.dtype.itemsize == 1 or x.dtype.kind == "f" and x.dtype.itemsize <= 8
+    wrapped = x.dtype.kind in "ib" or x.dtype.itemsize == 1 or (x.dtype.kind == "f" and x.dtype.itemsize <= 8)
     if min(x.strides, default=0) < 0 or not x.dtype.isnative or not (shared or x.flags.writeable) or not wrapped:
         x = np.array(x, x.dtype.newbyteorder("=") if wrapped else np.int64 if x.dtype.kind == "u" else float, order="C")
     with warnings.catch_warnings():
@@ -146,9 +147,8 @@ def is_whole(value: object) -> bool:
 def check_type(name: str, value: Any, accepted: type) -> Any:
     """`value` itself; TypeError if it is no instance of `accepted`."""
     if not isinstance(value, accepted):
-        raise TypeError(
-            f"{name} must be a {accepted.__module__.split('.')[0]} {accepted.__name__}, got {type(value).__name__} {value!r:.60}"
-        )
+        kind = f"{accepted.__module__.split('.')[0]} {accepted.__name__}"
+        raise TypeError(f"{name} must be a {kind}, got {type(value).__name__} {value!r:.60}")
     return value
 
 
@@ -169,9 +169,9 @@ def check_number(
 ) -> float:
     """`value` as a finite float; ValueError if it is none or not in [low, high], or with `above` in (low, high]."""
     value = _item(value)
-    if isinstance(value, Real) and not isinstance(value, bool):
-        if math.isfinite(value) and (low < value if above else low <= value) and value <= high:
-            return float(value)
+    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    if math.isfinite(number) and (low < number if above else low <= number) and number <= high:
+        return number
     bound = f"above {low:g}" if above else f"of at least {low:g}" if low > -math.inf else "that is finite"
     bound = bound if high == math.inf else f"in {'(' if above else '['}{low:g}, {high:g}]"
     raise ValueError(f"{name} must be a number {bound}, got {value!r}")
@@ -189,19 +189,21 @@ def only_tensors(state: dict[str, Any]) -> dict[str, Tensor]:
     return state
 
 
-def check_views(z_a: Tensor, z_b: Tensor) -> None:
+def check_views(z_a: Tensor, z_b: Tensor, name_b: str = "z_b") -> None:
     """Two floating `(n, d)` tensors of one shape and device. Values are not read: that would stall a GPU."""
-    for name, z in (("z_a", z_a), ("z_b", z_b)):
+    for name, z in (("z_a", z_a), (name_b, z_b)):
         if not isinstance(z, Tensor):
             raise TypeError(f"{name} must be a torch.Tensor, got {type(z).__name__}")
-        if not z.is_floating_point() or z.layout != torch.strided or z.element_size() == 1:
-            raise TypeError(f"{name} must be a dense floating point tensor, got {z.dtype}, {z.layout}")
+        if not z.is_floating_point():
+            raise TypeError(f"{name} must be floating point, got {z.dtype}")
+        if z.layout != torch.strided or z.element_size() == 1:
+            raise TypeError(f"{name} must be a dense tensor of at least 16 bits a value, got {z.layout}, {z.dtype}")
         if z.dim() != 2 or z.shape[1] == 0:
             raise ValueError(f"{name} must have shape (n, d), got {tuple(z.shape)}")
     if z_a.shape != z_b.shape:
-        raise ValueError(f"z_a and z_b must have the same shape, got {tuple(z_a.shape)} and {tuple(z_b.shape)}")
+        raise ValueError(f"z_a and {name_b} must have the same shape, got {tuple(z_a.shape)} and {tuple(z_b.shape)}")
     if z_a.device != z_b.device:
-        raise ValueError(f"z_a and z_b must be on one device, got {z_a.device} and {z_b.device}")
+        raise ValueError(f"z_a and {name_b} must be on one device, got {z_a.device} and {z_b.device}")
 
 
 def at_least_float32(z: Tensor) -> Tensor:
@@ -219,6 +221,39 @@ def check_choice(value: str, accepted: tuple[str, ...], name: str) -> str:
 def no_autocast(tensor: Tensor) -> torch.autocast:
     """A context in which matrix products keep the dtype of their operands, under any autocast of the caller."""
     return torch.autocast(tensor.device.type, enabled=False)
+
+
+def matmul(x: Tensor, y: Tensor) -> Tensor:
+    """``x @ y`` of matrices without autocast, in the derivatives too: `backward` may run inside an autocast."""
+    return (_Product if torch.compiler.is_compiling() else _ProductWithForwardMode).apply(x, y)
+
+
+class _Product(Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, y: Tensor) -> Tensor:
+        with no_autocast(x):
+            return x @ y
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        (x, y), (for_x, for_y) = ctx.saved_tensors, ctx.needs_input_grad
+        return matmul(gradient, y.T) if for_x else None, matmul(x.T, gradient) if for_y else None
+
+
+class _ProductWithForwardMode(_Product):  # separate because torch.compile refuses functions with a `jvp`
+    @staticmethod
+    def jvp(ctx, for_x, for_y) -> Tensor:
+        x, y = ctx.saved_tensors
+        if for_x is None or for_y is None:
+            return matmul(x, for_y) if for_y is not None else matmul(for_x, y)
+        return matmul(for_x, y) + matmul(x, for_y)
 
 
 class CallableModule(ModuleType):

@@ -148,7 +148,7 @@ def _batches(images: Tensor | Iterable[Any], batch_size: int) -> Iterator[Tensor
     """Checked batches without labels; one of fewer than 4 rows joins the one before it, the first one the next."""
     batch_size = check_integer("batch_size", batch_size, 1)
     latest = None
-    if not isinstance(images, Iterable) or isinstance(images, type | Tensor) and not getattr(images, "ndim", 0):
+    if not isinstance(images, Iterable) or (isinstance(images, type | Tensor) and not getattr(images, "ndim", 0)):
         raise TypeError(f"images must be a tensor (n, c, h, w) or an iterable of batches, got {images!r:.80}")
     for batch in images.split(batch_size) if isinstance(images, Tensor) else images:
         batch = batch[0] if isinstance(batch, tuple | list) else batch

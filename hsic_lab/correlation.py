@@ -11,9 +11,8 @@ from numpy.typing import ArrayLike
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 from torch import Tensor
-from torch.autograd.function import Function, once_differentiable
 
-from hsic_lab._checks import as_tensor, at_least_float32, check_choice, check_views, no_autocast, to_array
+from hsic_lab._checks import as_tensor, at_least_float32, check_choice, check_views, matmul, to_array
 
 __all__ = [
     "ORDERS", "CorrelationSummary", "cross_correlation", "expected_squared_norm", "feature_order", "off_diagonal",
@@ -28,7 +27,7 @@ def standardize(z: Tensor) -> Tensor:
     """Scale every column to mean 0 and variance 1 over the batch.
 
     ``(z - mean) / std`` with ``std = sqrt(sum (z - mean)^2 / n)``, so that equal views correlate to exactly 1 at every
-    n. A column that is constant up to rounding becomes 0 and gets the gradient 0. Differentiable once.
+    n. A column that is constant up to rounding becomes 0 and gets the gradient 0.
 
     Parameters
     ----------
@@ -43,50 +42,33 @@ def standardize(z: Tensor) -> Tensor:
     check_views(z, z)
     if len(z) < 2:
         raise ValueError(f"standardizing needs at least 2 rows, got shape {tuple(z.shape)}")
-    with no_autocast(z):
-        return _Standardize.apply(at_least_float32(z))
+    return standardize_with_scale(at_least_float32(z))[0]
 
 
-def standardize_forward(z: Tensor) -> tuple[Tensor, Tensor]:
+def standardize_with_scale(z: Tensor) -> tuple[Tensor, Tensor]:
     """Standardized columns of `z` `(n, d)` and the factor `(d,)` that scaled them, 0 for a constant column."""
     mean = _column_mean(z)
     x = z - mean
     # The mean of a column far from 0 is rounded; the small rest is computed here.
     x -= _column_mean(x)
-    variance = _column_mean(x * x)
-    std = variance.sqrt()
-    # NaN, where 1 / std is 0, if the squares overflowed.
-    scale = (std / variance).masked_fill_(_constant_columns(mean, std, z.dtype), 0)
-    return x.mul_(scale), scale
+    scale = reciprocal_std(mean, _column_mean(x * x))
+    return x * scale, scale
 
 
-def standardize_backward(gradient: Tensor, x: Tensor, scale: Tensor) -> Tensor:
-    """The gradient with respect to z, written into `gradient`, the one with respect to x."""
-    along = _column_mean(x * gradient)
-    return gradient.sub_(_column_mean(gradient)).addcmul_(x, along, value=-1).mul_(scale)
+def reciprocal_std(mean: Tensor, variance: Tensor) -> Tensor:
+    """1 / std of columns with these moments; 0 if constant up to rounding, NaN if the squares overflowed."""
+    constant = _constant_columns(mean, variance.sqrt(), mean.dtype)
+    variance = variance.masked_fill(constant, 1)  # else the derivative of the root would be infinite
+    return (variance.sqrt() / variance).masked_fill(constant, 0)
 
 
 def _column_mean(z: Tensor) -> Tensor:
     # Half the time of z.mean(dim=0) on small batches, where calls cost more than arithmetic.
-    return z.sum(dim=0).mul_(1 / len(z))
+    return z.sum(dim=0) * (1 / len(z))
 
 
 def _constant_columns(mean: Tensor, std: Tensor, dtype: torch.dtype) -> Tensor:
     return std <= mean.abs() * (4 * torch.finfo(dtype).eps)  # 4 units in the last place are rounding
-
-
-class _Standardize(Function):
-    # Written out because torch's var_mean over rows is slow and autograd would keep every intermediate result.
-    @staticmethod
-    def forward(ctx, z: Tensor) -> Tensor:
-        x, scale = standardize_forward(z)
-        ctx.save_for_backward(x, scale)
-        return x
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient: Tensor) -> Tensor:
-        return standardize_backward(gradient.clone(), *ctx.saved_tensors)
 
 
 def cross_correlation(z_a: Tensor, z_b: Tensor) -> Tensor:
@@ -113,8 +95,7 @@ def cross_correlation(z_a: Tensor, z_b: Tensor) -> Tensor:
     """
     check_views(z_a, z_b)
     dtype = torch.promote_types(z_a.dtype, z_b.dtype)
-    with no_autocast(z_a):
-        return standardize(z_a.to(dtype)).T @ standardize(z_b.to(dtype)) / len(z_a)
+    return matmul(standardize(z_a.to(dtype)).T, standardize(z_b.to(dtype))) / len(z_a)
 
 
 @dataclass(frozen=True)

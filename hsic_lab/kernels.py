@@ -1,5 +1,7 @@
 """Kernels, the median bandwidth rule and low-rank factors of Gram matrices."""
 
+import math
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -9,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hsic_lab._checks import as_samples, check_choice, drawn_rows, no_autocast
+from hsic_lab._checks import as_samples, check_choice, drawn_rows, matmul, no_autocast
 
 __all__ = [
     "Delta", "Gaussian", "InverseMultiquadric", "Kernel", "Laplace", "Linear", "Polynomial", "Product", "Sum", "factor",
@@ -75,7 +77,7 @@ class Linear(Kernel):
     """Linear kernel ``k(x, x') = <x, x'>``."""
 
     def gram(self, x: Tensor, y: Tensor | None) -> Tensor:
-        return x @ (x if y is None else y).T
+        return matmul(x, (x if y is None else y).T)
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ class Polynomial(Kernel):
             raise ValueError(f"degree must be an integer of at least 1 and offset at least 0, got {self!r}")
 
     def gram(self, x: Tensor, y: Tensor | None) -> Tensor:
-        return (x @ (x if y is None else y).T + self.offset) ** self.degree
+        return (matmul(x, (x if y is None else y).T) + self.offset) ** self.degree
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,16 @@ class _Scaled(Kernel):
             raise ValueError(f'bandwidth must be "median" or a positive number, got {s!r}')
 
     def fit(self, x: Tensor) -> "Kernel":
-        return replace(self, bandwidth=median_distance(x, self._norm)) if isinstance(self.bandwidth, str) else self
+        if not isinstance(self.bandwidth, str):
+            return self
+        if not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()):
+            return replace(self, bandwidth=median_distance(x, self._norm))
+        # The rule of `median_distance` without reading a value, which these transforms do not allow.
+        distances = F.pdist(drawn_rows(x.detach(), MEDIAN_ROWS), p=self._norm)
+        median, positive = distances.median(), distances.where(distances > 0, math.nan).nanmedian()
+        fitted = copy(self)
+        object.__setattr__(fitted, "bandwidth", positive.nan_to_num(1.0).where(median == 0, median))
+        return fitted
 
 
 def _times(distances: Tensor, factor: float | Tensor) -> Tensor:
@@ -146,7 +157,10 @@ class Gaussian(_Scaled):
 
 @dataclass(frozen=True)
 class Laplace(_Scaled):
-    """Laplace kernel ``k(x, x') = exp(-||x - x'||_1 / s)``, s as in `Gaussian` but with the median of ``||.||_1``."""
+    """Laplace kernel ``k(x, x') = exp(-||x - x'||_1 / s)``, s as in `Gaussian` but with the median of ``||.||_1``.
+
+    torch has no second derivative and no forward mode of this distance: both raise NotImplementedError.
+    """
 
     _norm = 1
 
@@ -239,7 +253,7 @@ def _expanded_square(x: Tensor, y: Tensor, origin: Tensor) -> tuple[Tensor, Tens
     """``|a|^2 + |b|^2 - 2 a'b`` with ``a = x - origin``, ``b = y - origin``, and ``|a|^2 + |b|^2`` without gradient."""
     a, b = x - origin, y - origin
     scale = a.square().sum(dim=1, keepdim=True) + b.square().sum(dim=1)
-    return torch.addmm(scale, a, b.T, alpha=-2), scale.detach()
+    return torch.sub(scale, matmul(a, b.T), alpha=2), scale.detach()
 
 
 def _repaired_square(x: Tensor, y: Tensor, origin: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable
 from functools import reduce
+from numbers import Real
 
 import torch
 from torch import Tensor, nn
@@ -14,19 +15,24 @@ from hsic_lab._distributed import all_gather_rows, world_size
 class TwoViewLoss(nn.Module):
     """Base class of the losses of two views; a subclass implements ``_terms``.
 
-    Losses are computed in float32 or better under any autocast and are differentiable once. Losses that are defined
-    for more than two views take the other views as further arguments. `gather_distributed` is as in `BarlowTwinsLoss`.
+    Losses and their gradients are computed in float32 or better under any autocast, and are differentiable to any order
+    and in any mode of torch; compiled by ``torch.compile`` they are differentiable once, torch refuses more. Losses that
+    are defined for more than two views take the other views as further arguments. `gather_distributed` is as in
+    `BarlowTwinsLoss`.
     """
 
     many_views = False
+    min_rows = 2
     _terms: Callable[..., dict[str, Tensor]]  # from the views that `_prepare` returns to the named summands
 
     def __init__(self, gather_distributed: bool = True) -> None:
         super().__init__()
+        if not isinstance(gather_distributed, bool):  # lightly's second argument of NTXentLoss is memory_bank_size
+            raise TypeError(f"gather_distributed must be True or False, got {gather_distributed!r}")
         self.gather_distributed = gather_distributed
 
     def forward(self, z_a: Tensor, z_b: Tensor, *more: Tensor) -> Tensor:
-        """Return the loss, the sum of its `terms`, of floating-point views (n, d), n at least 2; rows are images."""
+        """Return the loss, the sum of its `terms`, of floating-point views (n, d); row i of all is one image."""
         return reduce(torch.add, self.terms(z_a, z_b, *more).values())
 
     def terms(self, z_a: Tensor, z_b: Tensor, *more: Tensor) -> dict[str, Tensor]:
@@ -51,19 +57,25 @@ class TwoViewLoss(nn.Module):
         """The views, checked, in float32 or better, with the rows of all processes."""
         if len(views) > 2 and not self.many_views:
             raise TypeError(f"{type(self).__name__} takes two views, got {len(views)}")
-        for other in views[1:]:
-            check_views(views[0], other)
+        for position, other in enumerate(views[1:], 2):
+            check_views(views[0], other, "z_b" if position == 2 else f"view {position}")
         dtype = reduce(torch.promote_types, (z.dtype for z in views), torch.float32)
         views = tuple(z.to(dtype) for z in views)
         if self.gather_distributed and world_size() > 1:
             views = all_gather_rows(torch.stack(views, dim=1)).unbind(dim=1)
-        if len(views[0]) < 2:
-            raise ValueError(f"{type(self).__name__} needs at least 2 rows, got shape {tuple(views[0].shape)}")
+        if len(views[0]) < self.min_rows:
+            needed = f"at least {self.min_rows} row{'s' * (self.min_rows > 1)}"
+            raise ValueError(f"{type(self).__name__} needs {needed}, got shape {tuple(views[0].shape)}")
         return views
 
 
 def check_numbers(positive: bool = False, **values: float) -> None:
     """ValueError unless every named value is a number of at least 0, or above 0 if `positive`."""
     for name, value in values.items():
-        if not (value > 0 if positive else value >= 0):
+        if not (is_number(value) and (value > 0 if positive else value >= 0)):
             raise ValueError(f"{name} must be {'positive' if positive else 'at least 0'}, got {value!r}")
+
+
+def is_number(value: object) -> bool:
+    """Whether `value` is a real number or a tensor, which may be learned; booleans are neither."""
+    return isinstance(value, Real | Tensor) and not isinstance(value, bool)

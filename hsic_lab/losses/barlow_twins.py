@@ -1,11 +1,13 @@
 """Barlow Twins and HSIC_SSL: losses of the cross-correlation matrix C of two views."""
 
+import math
+
 import torch.nn.functional as F
 from torch import Tensor
 
 from hsic_lab._checks import check_choice
-from hsic_lab.correlation import cross_correlation, standardize
-from hsic_lab.losses._base import TwoViewLoss
+from hsic_lab.correlation import cross_correlation
+from hsic_lab.losses._base import TwoViewLoss, is_number
 from hsic_lab.losses._off_diagonal import CONTRASTS, ROUTES, split_squared_norm
 
 
@@ -35,17 +37,19 @@ class HSICSSLLoss(TwoViewLoss):
         route: str = "auto", contrast: str = "dimensions",
     ) -> None:  # fmt: skip
         super().__init__(gather_distributed)
+        if not (is_number(off_diagonal_target) and math.isfinite(off_diagonal_target)):
+            raise ValueError(f"off_diagonal_target must be a finite number, got {off_diagonal_target!r}")
         self.lambda_param, self.off_diagonal_target = _check_lambda(lambda_param), off_diagonal_target
         self.route, self.contrast = check_choice(route, ROUTES, "route"), check_choice(contrast, CONTRASTS, "contrast")
 
     def _terms(self, z_a: Tensor, z_b: Tensor) -> dict[str, Tensor]:
-        (n, d), target = z_a.shape, self.off_diagonal_target
+        d, target = z_a.shape[1], self.off_diagonal_target
         weight = _weight(self.lambda_param, d)
-        diagonal, squared_norm = split_squared_norm(z_a, z_b, self.route, self.contrast, standardized=True)
-        terms = {"invariance": (1 - diagonal).square().sum(), "redundancy": weight * squared_norm}
+        diagonal, squares, others = split_squared_norm(z_a, z_b, self.route, self.contrast, standardized=True)
+        error = 1 - diagonal
+        terms = {"invariance": error.dot(error), "redundancy": weight * squares}
         if target != 0:
-            total = standardize(z_a).sum(dim=1) @ standardize(z_b).sum(dim=1) / n
-            terms["feature_sum"] = -2 * target * weight * (total - diagonal.sum())
+            terms["feature_sum"] = -2 * target * weight * others
             terms["constant"] = diagonal.new_tensor(weight * d * (d - 1) * target**2)
         return terms
 
@@ -148,12 +152,12 @@ class ReferenceCodeLoss(TwoViewLoss):
         if self.unit_rows:
             z_a, z_b = F.normalize(z_a), F.normalize(z_b)
         c = cross_correlation(z_a, z_b) * ((n - 1) / n if self.bessel else 1.0)
-        off = (c - target).square().sum() - (c.diagonal() - target).square().sum()
+        off = (c - target - (c.diagonal() - target).diag_embed()).square().sum()
         return {"invariance": (1 - c.diagonal()).square().sum(), "redundancy": _weight(self.lambda_param, d) * off}
 
 
 def _check_lambda(lambda_param: float | None) -> float | None:
-    if lambda_param is not None and not lambda_param >= 0:
+    if lambda_param is not None and not (is_number(lambda_param) and lambda_param >= 0):
         raise ValueError(f"lambda_param must be at least 0, or None for 1/d, got {lambda_param!r}")
     return lambda_param
 

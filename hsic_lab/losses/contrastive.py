@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hsic_lab._checks import check_choice, no_autocast
+from hsic_lab._checks import check_choice, matmul, no_autocast
 from hsic_lab._distributed import all_gather_rows
-from hsic_lab.losses._base import TwoViewLoss, check_numbers
+from hsic_lab.losses._base import TwoViewLoss, check_numbers, is_number
 from hsic_lab.losses._off_diagonal import ROUTES, split_squared_norm
 
 
@@ -30,9 +30,11 @@ class NTXentLoss(TwoViewLoss):
         becomes ``max((sum_neg - class_prior N exp(s+ / T)) / (1 - class_prior), N exp(-1 / T))`` (arXiv:2007.00224).
     """
 
+    min_rows = 1
+
     def __init__(self, temperature: float = 0.5, gather_distributed: bool = True, class_prior: float = 0.0) -> None:
         super().__init__(gather_distributed)
-        if not 0 <= class_prior < 1:
+        if not (is_number(class_prior) and 0 <= class_prior < 1):
             raise ValueError(f"class_prior must be in [0, 1), got {class_prior!r}")
         check_numbers(positive=True, temperature=temperature)
         self.temperature, self.class_prior = temperature, class_prior
@@ -40,7 +42,7 @@ class NTXentLoss(TwoViewLoss):
     def _terms(self, z_a: Tensor, z_b: Tensor) -> dict[str, Tensor]:
         x, y = F.normalize(z_a), F.normalize(z_b)
         z = torch.cat([x, y])
-        logits = (z @ z.T / self.temperature).fill_diagonal_(-math.inf)
+        logits = _without_itself(matmul(z, z.T) / self.temperature, -math.inf)
         positives = (x * y).sum(dim=1) / self.temperature
         denominator = self._debiased(logits, positives) if self.class_prior else logits.logsumexp(dim=1)
         return {"alignment": -positives.mean(), "uniformity": denominator.mean()}
@@ -77,11 +79,12 @@ class SupConLoss(TwoViewLoss):
     temperature, gather_distributed
         As in `NTXentLoss`.
     rescale : bool, default True
-        True: the equation times T, which is lightly's default. False: the equation as it is. The authors' code
-        (github.com/HobbitLong/SupContrast) multiplies it by ``T / base_temperature``, 0.07 by default.
+        False: the equation as it is. True: the equation times T, which is lightly's default; at T = 0.1, a tenth. The
+        authors' code (github.com/HobbitLong/SupContrast) gives the equation times ``T / base_temperature``, hence the
+        value of False if its ``base_temperature`` is T (both are 0.07 by default), and that of True if it is 1.
     """
 
-    many_views = True
+    many_views, min_rows = True, 1
 
     def __init__(self, temperature: float = 0.5, gather_distributed: bool = True, rescale: bool = True) -> None:
         super().__init__(gather_distributed)
@@ -93,12 +96,19 @@ class SupConLoss(TwoViewLoss):
         return reduce(torch.add, self.terms(z_a, z_b, *more, labels=labels).values())
 
     def terms(self, z_a: Tensor, z_b: Tensor, *more: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        if strange := [z for z in more if isinstance(z, Tensor) and not z.is_floating_point()]:
+            found = f"a tensor of {strange[0].dtype}, shape {tuple(strange[0].shape)}"
+            raise TypeError(
+                f"labels must be given by name, as in loss(z_a, z_b, labels=labels), got {found}, as a view"
+            )
         views = self._prepare(z_a, z_b, *more)
         if labels is None:
             labels = torch.arange(len(views[0]), device=z_a.device)
         elif not isinstance(labels, Tensor):
             raise TypeError(f"labels must be a torch.Tensor, got {type(labels).__name__}")
-        elif labels.shape != z_a.shape[:1] or labels.is_floating_point():
+        elif labels.device != z_a.device:
+            raise ValueError(f"labels must be on the device of the views, {z_a.device}, got {labels.device}")
+        elif labels.shape != z_a.shape[:1] or labels.is_floating_point() or labels.is_complex():
             raise ValueError(
                 f"labels must be integers of shape ({len(z_a)},), got {labels.dtype} {tuple(labels.shape)}"
             )
@@ -110,10 +120,10 @@ class SupConLoss(TwoViewLoss):
     def _terms(self, *views: Tensor, labels: Tensor) -> dict[str, Tensor]:
         z = F.normalize(torch.cat(views))
         labels = labels.repeat(len(views))
-        same = (labels[:, None] == labels).to(z.dtype).fill_diagonal_(0)
+        same = _without_itself(labels[:, None] == labels, False).to(z.dtype)
         scale = self.temperature if self.rescale else 1.0
-        positives = (z * (same @ z)).sum(dim=1) / (same.sum(dim=1) * self.temperature)
-        logits = (z @ z.T / self.temperature).fill_diagonal_(-math.inf)
+        positives = (z * matmul(same, z)).sum(dim=1) / (same.sum(dim=1) * self.temperature)
+        logits = _without_itself(matmul(z, z.T) / self.temperature, -math.inf)
         return {"alignment": -scale * positives.mean(), "uniformity": scale * logits.logsumexp(dim=1).mean()}
 
 
@@ -144,7 +154,7 @@ class SpectralContrastiveLoss(TwoViewLoss):
         route = {"auto": "auto", "primal": "dual", "dual": "primal"}[self.route]  # because the batch is transposed
         radius = math.sqrt(self.mu)
         x, y = (z * (radius / z.norm(dim=1, keepdim=True).clamp_min(radius)) for z in (z_a, z_b))
-        diagonal, squared_norm = split_squared_norm(x.T, y.T, route)
+        diagonal, squared_norm, _ = split_squared_norm(x.T, y.T, route)
         contrast = d**2 / (n * (n - 1) * self.mu) * squared_norm
         return {"alignment": -2 * d / self.mu * diagonal.mean(), "contrast": contrast}
 
@@ -167,6 +177,8 @@ class NegativeCosineSimilarity(TwoViewLoss):
     `gather_distributed` is as in `BarlowTwinsLoss`.
     """
 
+    min_rows = 1
+
     def _terms(self, z_a: Tensor, z_b: Tensor) -> dict[str, Tensor]:
         return {"alignment": -(F.normalize(z_a) * F.normalize(z_b)).sum(dim=1).mean()}
 
@@ -176,3 +188,8 @@ class NegativeCosineSimilarity(TwoViewLoss):
 
     def lower_bound(self, n: int, d: int) -> float:
         return -1.0
+
+
+def _without_itself(matrix: Tensor, value: float) -> Tensor:
+    """The matrix (n, n) of pairs with `value` for the pairs of a projection with itself."""
+    return matrix.masked_fill(torch.eye(len(matrix), dtype=torch.bool, device=matrix.device), value)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from hsic_lab._checks import is_whole, matmul
 from hsic_lab.correlation import standardize
 from hsic_lab.hsic import center
 from hsic_lab.kernels import Kernel, Linear, named
@@ -44,7 +45,7 @@ class SSLHSICLoss(TwoViewLoss):
         self.kernel = kernel if isinstance(kernel, Kernel) else named(kernel)
         self.gamma, self.standardized, self.random_features = gamma, standardized, random_features
         if random_features is not None:
-            if random_features < 2 or random_features % 2:
+            if not is_whole(random_features) or random_features < 2 or random_features % 2:
                 raise ValueError(f"random_features must be an even number of at least 2, got {random_features!r}")
             if isinstance(self.kernel, Linear):
                 raise ValueError(f"a linear kernel is its own feature map, got random_features={random_features!r}")
@@ -76,18 +77,18 @@ class SSLHSICLoss(TwoViewLoss):
 
     def _random_features(self, kernel: Kernel, z: Tensor, count: int) -> Tensor:
         """Centered features `(N, count)`; the expectation of their products is the centered kernel."""
-        angles = z @ kernel.frequencies(z.shape[1], count // 2, self._generator).to(z)
+        angles = matmul(z, kernel.frequencies(z.shape[1], count // 2, self._generator).to(z))
         phi = torch.cat([angles.cos(), angles.sin()], dim=1) * (2 / count) ** 0.5
         return phi - phi.mean(dim=0)
 
 
 def _feature_dependence(phi: Tensor, views: int) -> Tensor:
     """Mean of `phi_p . phi_q` over two views of one image, for centered features: the mean over all pairs is 0."""
-    together = phi.unflatten(0, (views, -1)).sum(dim=0).square().sum() - phi.square().sum()
-    return together / (len(phi) * (views - 1))
+    parts = phi.unflatten(0, (views, -1))
+    return 2 * (parts[1:] * parts.cumsum(dim=0)[:-1]).sum() / (len(phi) * (views - 1))
 
 
 def _cross_norm(x: Tensor, y: Tensor) -> Tensor:
     """`||X'Y||_F / N`; if x is y, from the smaller of the p x p and the N x N matrix."""
-    product = x @ x.T if x is y and x.shape[1] > len(x) else x.T @ y
+    product = matmul(x, x.T) if x is y and x.shape[1] > len(x) else matmul(x.T, y)
     return torch.linalg.norm(product) / len(x)

@@ -44,7 +44,7 @@ class VICRegLoss(TwoViewLoss):
     def _terms(self, z_a: Tensor, z_b: Tensor) -> dict[str, Tensor]:
         (hinge_a, covariance_a), (hinge_b, covariance_b) = self._of_one_view(z_a), self._of_one_view(z_b)
         return {
-            "invariance": self.lambda_param * F.mse_loss(z_a, z_b),
+            "invariance": self.lambda_param * (z_a - z_b).square().mean(),
             "variance": self.mu_param / 2 * (hinge_a + hinge_b),
             "covariance": self.nu_param * (covariance_a + covariance_b),
         }
@@ -52,7 +52,7 @@ class VICRegLoss(TwoViewLoss):
     def _of_one_view(self, z: Tensor) -> tuple[Tensor, Tensor]:
         n, d = z.shape
         z = z - z[0].detach()  # far from the origin the mean would be rounded; the mean of differences is not
-        diagonal, squared_norm = split_squared_norm(z - z.mean(dim=0), route=self.route, contrast=self.contrast)
+        diagonal, squared_norm, _ = split_squared_norm(z - z.mean(dim=0), route=self.route, contrast=self.contrast)
         bessel = n / (n - 1)
         return F.relu(1 - torch.sqrt(bessel * diagonal + self.eps)).mean(), bessel**2 / d * squared_norm
 

@@ -38,17 +38,17 @@ def test_both_contrasts_match_numpy_by_both_routes(route, n, d, contrast, one):
     y = x if one else data(n, d, 2)
     a, b = (x.T.numpy(), y.T.numpy()) if contrast == "samples" else (x.numpy(), y.numpy())
     expected = (off(a.T @ a) * off(b.T @ b)).sum() if contrast == "samples" else (off(a.T @ b) ** 2).sum()
-    diagonal, squared_norm = split_squared_norm(x, None if one else y, route, contrast)
+    diagonal, squared_norm, _ = split_squared_norm(x, None if one else y, route, contrast)
     close(squared_norm, expected / n**2)
     close(diagonal, (x * y).mean(dim=0))
     inputs = [z.clone().requires_grad_() for z in ((x,) if one else (x, y))]
-    assert torch.autograd.gradcheck(lambda *z: split_squared_norm(*z, route=route, contrast=contrast), inputs)
+    assert torch.autograd.gradcheck(lambda *z: split_squared_norm(*z, route=route, contrast=contrast)[:2], inputs)
 
 
 def test_squared_norms_of_features_and_of_images_differ_by_their_diagonals():
     # Garrido et al. 2023, theorem 3.3, for two views.
     x, y = data(9, 4, 1), data(9, 4, 2)
-    (diagonal, features), (_, images) = (split_squared_norm(x, y, contrast=c) for c in ("dimensions", "samples"))
+    (diagonal, features, _), (_, images, _) = (split_squared_norm(x, y, contrast=c) for c in ("dimensions", "samples"))
     rows = (x.square().sum(dim=1) * y.square().sum(dim=1)).sum() / 81
     close(features + diagonal.square().sum(), images + rows)
 
@@ -177,6 +177,26 @@ def test_supervised_loss_matches_a_loop_over_pairs(rescale):
     close(loss(*map(torch.from_numpy, parts), labels=torch.from_numpy(labels)), np.mean(losses) * (t if rescale else 1))
 
 
+@pytest.mark.parametrize("temperature", [0.07, 0.1])
+def test_supervised_loss_matches_the_code_of_its_authors(temperature):
+    # The operations of github.com/HobbitLong/SupContrast, losses.py, with contrast_mode "all".
+    z_a, z_b = views(8, 4)
+    labels = torch.tensor([0, 1, 0, 2, 1, 0, 5, 2])
+
+    def authors_code(base_temperature):
+        features = torch.nn.functional.normalize(torch.cat([z_a, z_b]), dim=1).numpy()
+        logits = features @ features.T / temperature
+        logits -= logits.max(axis=1, keepdims=True)
+        every = 1 - np.eye(16)
+        mask = (np.tile(labels, 2)[:, None] == np.tile(labels, 2)) * every
+        log_prob = logits - np.log((np.exp(logits) * every).sum(axis=1, keepdims=True))
+        return -temperature / base_temperature * ((mask * log_prob).sum(axis=1) / mask.sum(axis=1)).mean()
+
+    close(SupConLoss(temperature, rescale=False)(z_a, z_b, labels=labels), authors_code(temperature))
+    close(SupConLoss(temperature, rescale=True)(z_a, z_b, labels=labels), authors_code(1.0))
+    close(SupConLoss(temperature)(z_a, z_b, labels=labels), authors_code(1.0))
+
+
 def test_supervised_loss_without_labels_is_nt_xent():
     close(SupConLoss(0.2, rescale=False)(*views()), NTXentLoss(0.2)(*views()))
 
@@ -276,6 +296,15 @@ def test_unknown_reference_values_are_not_implemented():
         (lambda: SSLHSICLoss(random_features=7), "an even number of at least 2, got 7"),
         (lambda: SupConLoss()(*views(), labels=torch.zeros(3).long()), r"shape \(16,\), got torch.int64 \(3,\)"),
         (lambda: SupConLoss()(*views(), labels=torch.zeros(16)), r"integers of shape \(16,\), got torch.float32"),
+        (lambda: SupConLoss()(*views(), labels=torch.zeros(16).cfloat()), r"got torch.complex64 \(16,\)"),
+        (lambda: SupConLoss()(*views(), labels=torch.zeros(16, device="meta").long()), "of the views, cpu, got meta"),
+        (lambda: SupConLoss()(*views(), data(16, 4)), r"z_a and view 3 .* \(16, 5\) and \(16, 4\)"),
+        (lambda: NTXentLoss("0.5"), "temperature must be positive, got '0.5'"),
+        (lambda: NTXentLoss(True), "temperature must be positive, got True"),
+        (lambda: NTXentLoss(class_prior="0"), r"class_prior must be in \[0, 1\), got '0'"),
+        (lambda: BarlowTwinsLoss("1/d"), "lambda_param must be at least 0, or None for 1/d, got '1/d'"),
+        (lambda: HSICSSLLoss(off_diagonal_target=float("nan")), "off_diagonal_target must be a finite number, got nan"),
+        (lambda: SSLHSICLoss(random_features=8.0), "an even number of at least 2, got 8.0"),
     ],
 )
 def test_arguments_that_are_not_accepted_are_quoted(call, message):
@@ -283,6 +312,19 @@ def test_arguments_that_are_not_accepted_are_quoted(call, message):
         call()
 
 
-def test_labels_must_be_a_tensor():
-    with pytest.raises(TypeError, match=r"labels must be a torch.Tensor, got list"):
-        SupConLoss()(*views(), labels=[0] * 16)
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: SupConLoss()(*views(), labels=[0] * 16), "labels must be a torch.Tensor, got list"),
+        (
+            lambda: SupConLoss()(*views(), torch.arange(16)),
+            r"labels=labels\), got a tensor of torch.int64, shape \(16,\)",
+        ),
+        (lambda: SupConLoss()(*views(), np.arange(16)), "view 3 must be a torch.Tensor, got ndarray"),
+        (lambda: BarlowTwinsLoss()(*views(), torch.arange(16)), "takes two views, got 3"),
+        (lambda: NTXentLoss(0.5, 4096), "gather_distributed must be True or False, got 4096"),
+    ],
+)
+def test_arguments_of_another_type_are_quoted(call, message):
+    with pytest.raises(TypeError, match=message):
+        call()
