@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
@@ -57,6 +58,34 @@ def as_labels(name: str, y: ArrayLike | Tensor) -> np.ndarray:
     if y.dtype.kind not in "biuU":
         raise ValueError(f"{name} must hold integers, booleans or strings, got dtype {y.dtype}")
     return y
+
+
+def factor_values(column: ArrayLike | Tensor, name: str = "column") -> tuple[Tensor, bool]:
+    """A table's column as a tensor `(n,)`, and whether its values are labels: the one rule for what a column means.
+
+    Integers, booleans, strings, bytes and categories are labels. Floats and decimals are numbers; dates, times and
+    durations are seconds after the smallest one. Missing values and columns of other or mixed types raise an error.
+    """
+    if isinstance(column, Tensor):
+        return column, not column.is_floating_point()
+    series = pd.Series(column)
+    if missing := int(series.isna().sum()):
+        raise ValueError(f"{name} holds {missing} missing values (None, NaN or NaT) in {len(series)} rows")
+    kind = pd.api.types.infer_dtype(series)
+    if kind in ("integer", "boolean", "string", "bytes", "categorical"):
+        return torch.from_numpy(pd.factorize(series)[0]), True
+    if kind in ("floating", "decimal", "mixed-integer-float"):
+        array = series.to_numpy()
+        return as_tensor(array if array.dtype.kind == "f" else array.astype(np.float64)), False
+    if kind in ("datetime64", "datetime", "date"):  # to one time zone: a column may hold several
+        series = pd.to_datetime(series, utc=True)
+    elif kind in ("timedelta64", "timedelta"):
+        series = pd.to_timedelta(series)
+    else:
+        raise TypeError(
+            f"{name} must hold numbers, labels (integers, booleans, strings), dates or durations, got {kind}"
+        )
+    return as_tensor((series - series.min()).dt.total_seconds().to_numpy()), False
 
 
 def finite_rows(name: str, x: Tensor) -> Tensor:

@@ -8,10 +8,9 @@ import torch
 from scipy.linalg import helmert
 from torch import Tensor
 
-from hsic_lab._checks import as_samples, check_views, drawn_rows, is_constant, no_autocast
+from hsic_lab._checks import as_samples, check_views, drawn_rows, factor_values, is_constant, no_autocast
 from hsic_lab.cka import near_one, u_center
 from hsic_lab.correlation import _BLOCK_ELEMENTS, column_moments, l2_normalize, row_blocks
-from hsic_lab.hsic._joint import as_column
 from hsic_lab.kernels import Delta, Gaussian, Kernel, Linear
 
 Features = Tensor | np.ndarray
@@ -261,8 +260,8 @@ def factor_dependence(
     gram_x = _unit_gram(kernel or Linear(), features)
     rows = []
     for name in factors:
-        column = as_column(factors[name]).to(features.device)
-        kernel_y = Gaussian() if column.is_floating_point() else Delta()
+        column, is_label = factor_values(factors[name], f"factors[{name!r}]")
+        column, kernel_y = column.to(features.device), Delta() if is_label else Gaussian()
         column = drawn_rows(kernel_y.samples(column, f"factors[{name!r}]"), max_rows, seed)
         value = (gram_x * _unit_gram(kernel_y, column)).sum(dtype=torch.float64)
         rows.append({"factor": name, "kernel": type(kernel_y).__name__, "cka": float(value), "n": n})

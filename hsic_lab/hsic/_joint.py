@@ -1,6 +1,5 @@
 """HSIC of more than two variables: joint HSIC, and HSIC of every pair of columns."""
 
-import numbers
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from typing import TypeAlias
@@ -10,7 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from hsic_lab._checks import check_choice, is_constant, no_autocast
+from hsic_lab._checks import check_choice, factor_values, is_constant, no_autocast
 from hsic_lab.hsic._estimators import at_origin, from_sums, hsic
 from hsic_lab.kernels import Delta, Kernel, Linear
 
@@ -80,7 +79,8 @@ def hsic_matrix(
     Parameters
     ----------
     x, y : Tensor, ndarray, DataFrame or mapping of names to columns, p and q columns of n rows
-        Columns of integers, booleans or strings are labels and take the kernel `Delta`.
+        Columns of integers, booleans, strings or categories are labels and take the kernel `Delta`. Decimals are
+        numbers, dates and durations seconds. A missing value is an error.
     kernel_x, kernel_y, estimator
         As in `hsic`, without "block". The kernels are for floating columns; a median rule is fitted to every column.
     normalized : bool, default False
@@ -139,29 +139,16 @@ def _columns(x: Table, name: str) -> dict[str, Tensor]:
     if isinstance(x, pd.DataFrame) and not x.columns.is_unique:
         raise ValueError(f"{name} must have columns of different names, got {list(x.columns)}")
     if isinstance(x, pd.DataFrame | Mapping):
-        columns = {f"{name}[{key!r}]": as_column(x[key]) for key in x}
+        given = {f"{name}[{key!r}]": x[key] for key in x}
     elif isinstance(x, Tensor | np.ndarray) and x.ndim in (1, 2):
-        table = torch.as_tensor(x if x.ndim == 2 else x[:, None])
-        columns = {f"{name}[:, {i}]": column for i, column in enumerate(table.T)}
+        table = x if x.ndim == 2 else x[:, None]
+        given = {f"{name}[:, {i}]": table[:, i] for i in range(table.shape[1])}
     else:
         raise TypeError(f"{name} must be a table: a tensor, array, data frame or mapping, got {type(x).__name__}")
+    columns = {key: factor_values(column, key)[0] for key, column in given.items()}
     if len(lengths := {len(column) for column in columns.values()}) != 1:
         raise ValueError(f"{name} needs one or more columns of one length, got lengths {sorted(lengths)}")
     return columns
-
-
-def as_column(column: Tensor | np.ndarray | pd.Series) -> Tensor:
-    """A table's column as a tensor `(n,)`: dates as seconds, strings and categories as integers by first appearance."""
-    if isinstance(column, Tensor):
-        return column
-    array = np.array(column)  # a copy: the arrays of pandas may be read-only
-    if array.dtype.kind == "O" and all(isinstance(value, numbers.Real) for value in array):
-        array = np.array(array.tolist())
-    if array.dtype.kind in "mM" and not np.isnat(array).any():
-        array = (array - array.min()) / np.timedelta64(1, "s")
-    if array.dtype.kind in "biuf":
-        return torch.as_tensor(array)
-    return torch.as_tensor(pd.factorize(column, use_na_sentinel=False)[0])
 
 
 def _rows_of_gram(column: Tensor, kernel: Kernel, name: str, dtype: torch.dtype) -> Callable[[slice], Tensor]:

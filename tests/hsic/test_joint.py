@@ -1,12 +1,14 @@
 """Joint HSIC and the matrix of HSIC against `hsic` and against definitions."""
 
 import itertools
+from decimal import Decimal
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
+from hsic_lab._checks import factor_values
 from hsic_lab.hsic import _joint as joint
 from hsic_lab.hsic import dhsic, hsic, hsic_matrix
 from hsic_lab.kernels import Delta, Gaussian, Laplace, Linear, Polynomial
@@ -138,3 +140,73 @@ def test_mappings_and_frames_are_accepted_and_bad_input_is_rejected():
     ):
         with pytest.raises(error, match=quoted):
             call()
+
+
+TIMES = pd.to_datetime(["2024-03-01 12:00", "2024-01-01", "2024-06-30 06:30", "2024-02-02"], format="ISO8601")
+SECONDS = (TIMES - TIMES.min()).total_seconds()
+NUMBERS = [1.5, -2.0, 7.25, 0.0]
+
+
+@pytest.mark.parametrize(
+    "column, expected",
+    [
+        *((pd.Series(NUMBERS, dtype=dtype), NUMBERS) for dtype in ("float64", "float32", "object", "Float64")),
+        (pd.Series([Decimal(str(v)) for v in NUMBERS]), NUMBERS),
+        (pd.Series([1, 2.5, 3, 4], dtype=object), [1, 2.5, 3, 4]),
+        (np.array(NUMBERS, ">f8")[::-1], NUMBERS[::-1]),
+        *((given, SECONDS) for given in (TIMES, TIMES.to_series())),
+        (TIMES.tz_localize("Europe/Berlin"), SECONDS - [0, 0, 3600, 0]),  # summer time
+        (pd.Series(TIMES.tz_localize("UTC")).astype(object), SECONDS),
+        (pd.Series(TIMES.to_pydatetime(), dtype=object), SECONDS),
+        (pd.Series(TIMES.date, dtype=object), [5184000, 0, 15638400, 2764800]),
+        *((given, SECONDS) for given in (TIMES - TIMES.min(), pd.Series((TIMES - TIMES.min()).to_pytimedelta()))),
+    ],
+    ids=repr,
+)
+def test_numbers_dates_and_durations_are_numbers(column, expected):
+    values, is_label = factor_values(column)
+    assert not is_label and values.is_floating_point()
+    np.testing.assert_allclose(values, expected, rtol=0, atol=0)
+    assert hsic_matrix({"a": values}, {"b": pd.Series(column)}, normalized=True)[0, 0] == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pd.Series([3, 1, 3, 2], dtype=dtype)
+        for dtype in ("int64", "uint16", "Int64", "str", "category", "object", "string")
+    ]
+    + [np.array(list("cacb")), np.array([b"c", b"a", b"c", b"b"]), pd.Series(list("cacb"), dtype=object)]
+    + [pd.Series([30.5, 1, 30.5, 2]).astype("category"), torch.tensor([3, 1, 3, 2])],
+    ids=repr,
+)
+def test_integers_strings_and_categories_are_labels(column):
+    values, is_label = factor_values(column)
+    assert is_label and not values.is_floating_point() and values[0] == values[2]
+    assert len(values.unique()) == 3
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        *(pd.Series([1.5, None, None, 2.0], dtype=dtype) for dtype in ("float64", "object", "Float64")),
+        pd.Series([Decimal(1), None, None, Decimal(2)]),
+        pd.Series([1, None, None, 2], dtype=object),
+        *(pd.Series([1, None, None, 2], dtype=dtype) for dtype in ("Int64", "category")),
+        pd.Series(["a", None, None, "b"], dtype=object),
+        *(pd.Series([TIMES[0], pd.NaT, None, TIMES[1]], dtype=dtype) for dtype in (None, "object")),
+        pd.Series([True, None, None, False], dtype="boolean"),
+        pd.Series([None] * 2 + [pd.Timedelta(1)] * 2),
+    ],
+    ids=repr,
+)
+def test_missing_values_are_counted(column):
+    for call in (lambda: hsic_matrix({"a": column}, sample(4, 1)), lambda: hsic_matrix(sample(4, 1), {"a": column})):
+        with pytest.raises(ValueError, match=r"\['a'\] holds 2 missing values .* in 4 rows"):
+            call()
+
+
+@pytest.mark.parametrize("column", [[1, "a"], [1j, 2], [(1, 2), (3, 4)], [1.5, Decimal(2)]], ids=repr)
+def test_columns_of_other_or_mixed_types_are_refused(column):
+    with pytest.raises(TypeError, match=r"x\['a'\] must hold numbers, labels"):
+        hsic_matrix(pd.DataFrame({"a": pd.Series(column)}), sample(2, 1))
