@@ -113,6 +113,19 @@ def is_whole(value: object) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
+def check_whole(value: object, name: str, at_least: int) -> int:
+    """`value` as an int; TypeError if it is not an integer, ValueError if it is below `at_least`."""
+    if not is_whole(value) or value < at_least:  # type: ignore[operator]
+        error = ValueError if is_whole(value) else TypeError
+        raise error(f"{name} must be an integer of at least {at_least}, got {value!r}")
+    return int(value)  # type: ignore[call-overload]
+
+
+def seeded(seed: int) -> torch.Generator:
+    """A generator for `seed`, an integer of at least 0, with other numbers than samples drawn with the same seed."""
+    return torch.Generator().manual_seed((check_whole(seed, "seed", 0) * 2654435761 + 2654435769) % 2**32)
+
+
 def only_tensors(state: dict[str, Any]) -> dict[str, Tensor]:
     """A network's `state` itself; TypeError if a value is not a tensor and cannot be saved (`get_extra_state`)."""
     if strange := {key: value for key, value in state.items() if not isinstance(value, Tensor)}:
