@@ -122,7 +122,7 @@ def hsic_matrix(
     grams_x, grams_y = ([gram_part(*pair, dtype) for pair in side] for side in sides)
     first, first_y = (next(iter(columns.values())) for columns in (columns_x, columns_y))
     n, n_y = len(first), len(first_y)
-    if n < (least := 4 if unbiased else 2) or n != n_y:
+    if n < (least := 4 if unbiased or permutations is not None else 2) or n != n_y:
         raise ValueError(f"x and y must have the same number of rows, at least {least}, got {n} and {n_y}")
     if permutations is not None:
         values = hsic_matrix(x, y, kernel_x, kernel_y, estimator, normalized)

@@ -1,5 +1,7 @@
 """Tests of independence within groups."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -51,6 +53,26 @@ def test_statistic_is_unbiased_hsic_of_grams_centered_within_groups(kernel):
     expected /= 40 * 37
     found = permutation_test(x, y, kernel, kernel, permutations=9, groups=group)
     assert found.statistic == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "groups", [[0, 0, 1, 1, 1, 2], [0, 1, 0, 1, 0, 1], [3, 1, 1, 2, 2, 2, 2], list("aaaaaab")], ids=str
+)
+def test_null_is_the_statistic_of_permutations_within_groups(groups):
+    n, groups = len(groups), np.array(groups)
+    x, y = np.random.default_rng(0).normal(size=(2, n))
+    result = permutation_test(x, y, permutations=60, groups=groups)
+    orders = [pi for pi in map(list, itertools.permutations(range(n))) if (groups[pi] == groups).all()]
+    kernels = [Gaussian().fit(torch.from_numpy(z)[:, None]) for z in (x, y)]
+    expected = [permutation_test(x, y[pi], *kernels, permutations=1, groups=groups).statistic for pi in orders]
+    distances = np.abs(np.array(expected)[:, None] - result.null.numpy())
+    assert distances.min(axis=0).max() < 1e-13 and result.out_of >= 61
+    # Every permutation is as likely as any other.
+    result = permutation_test(x, y, permutations=2000, groups=groups)
+    values, counts = np.unique(np.round(expected, 12), return_counts=True)
+    found = np.abs(values[:, None] - result.null.numpy()).argmin(axis=0)
+    shares = np.bincount(found, minlength=len(values)) / len(found)
+    assert np.abs(shares - counts / len(orders)).max() < 0.06
 
 
 @each_test
