@@ -346,19 +346,21 @@ def _shifted_within(
     )
     sums = torch.zeros(len(grams_x), len(grams_y), blocks, count, dtype=torch.float64, device=x.device)
 
-    def spectrum(gram: ShiftedGram, order: Tensor, c: int, d: int) -> Tensor:
-        part = gram.matrix[order[rows[c]]][:, order[rows[d]]]  # type: ignore[index]
-        return torch.fft.rfft2(part.view(members[c], sizes[c], members[d], sizes[d]).transpose(1, 2))
+    def spectra(grams: Sequence[ShiftedGram], some: Tensor, c: int, d: int) -> list[Tensor]:
+        shape = len(some), members[c], sizes[c], members[d], sizes[d]
+        at = some[:, rows[c], None], some[:, None, rows[d]]
+        return [torch.fft.rfft2(gram.matrix[at].view(shape).transpose(2, 3)) for gram in grams]  # type: ignore[index]
 
     for c, d in combinations_with_replacement(range(len(sizes)), 2):
-        spectra = [spectrum(gram, orders[0], c, d).conj() for gram in grams_x]
-        at = torch.arange(members[c])[:, None], torch.arange(members[d])
-        for (j, gram_y), block in product(enumerate(grams_y), range(blocks)):
-            other = spectrum(gram_y, orders[block], c, d)
-            for i, one in enumerate(spectra):
-                table = torch.fft.irfft2(one * other, s=(sizes[c], sizes[d]))  # of all pairs of shifts of two groups
-                for some in torch.arange(count).split(max(1, 2**20 // (members[c] * members[d]))):
-                    picked = table[*at, shifts[c][block, some, :, None], shifts[d][block, some, None]]
-                    sums[i, j, block, some.to(x.device)] += (1 + (c < d)) * picked.sum(dim=(1, 2))
+        pairs = torch.arange(members[c])[:, None], torch.arange(members[d])
+        ones = spectra(grams_x, orders[:1], c, d)
+        for some in torch.arange(blocks).split(max(1, 2**22 // n**2)):
+            others = spectra(grams_y, orders[some], c, d)
+            for (i, one), (j, other) in product(enumerate(ones), enumerate(others)):
+                table = torch.fft.irfft2(one.conj() * other, s=(sizes[c], sizes[d]))  # of all shifts of two groups
+                for draw in torch.arange(count).split(max(1, 2**20 // (len(some) * members[c] * members[d]))):
+                    s, t = shifts[c][some][:, draw, :, None], shifts[d][some][:, draw, None]
+                    picked = table[torch.arange(len(some))[:, None, None, None], *pairs, s, t].sum(dim=(2, 3))
+                    sums[i, j, some[:, None], draw] += (1 + (c < d)) * picked
     unit, rounding = rounding_errors(grams_x, grams_y, n)
     return (sums.flatten(2).cpu() * unit[..., None]).flatten(0, 1), rounding.flatten()

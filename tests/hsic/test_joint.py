@@ -242,6 +242,14 @@ def test_pvalues_of_the_matrix_are_those_of_each_pair_and_step_down(columns, mon
     )
 
 
+def test_pvalues_of_the_matrix_count_ties_in_float32(monkeypatch):
+    monkeypatch.setattr(joint, "can_store", lambda n, grams: False)
+    x, y = (sample(80, 1, seed).sign().float() / 3 + 1e3 for seed in (0, 1))
+    found = hsic_matrix(x, y, Gaussian(5.0), Gaussian(5.0), permutations=300).pvalue
+    exact = permutation_test((x > 1e3).double(), (y > 1e3).double(), permutations=300).pvalue
+    assert float(found) == pytest.approx(exact)
+
+
 def test_adjusted_pvalues_hold_the_level_of_all_pairs_together():
     below = np.zeros(2)
     for seed in range(300):
