@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time `__getattr__` lo
     from hsic_lab.evaluation import extract_features, knn_accuracy, linear_probe
     from hsic_lab.explorer import CorrelationExplorer
     from hsic_lab.hsic import dhsic, hsic, hsic_matrix
-    from hsic_lab.independence import aggregated_test, permutation_test
+    from hsic_lab.independence import aggregated_test, permutation_test, shift_test
     from hsic_lab.losses import (
         BarlowTwinsLoss,
         HSICSSLLoss,
@@ -48,7 +48,7 @@ __all__ = [
     "SelfSupervisedEncoder", "SpectralContrastiveLoss", "SupConLoss", "TrainConfig", "TwoViews", "VICRegLoss",
     "aggregated_test", "cka", "compare_models", "cross_correlation", "dhsic", "diagnose", "extract_features", "hsic",
     "hsic_matrix", "knn_accuracy", "linear_probe", "load", "paired_difference", "permutation_test", "run_ablation",
-    "standardize", "train", "write_report",
+    "shift_test", "standardize", "train", "write_report",
 ]  # fmt: skip
 _MODULES = (
     "ablation", "cka", "cli", "compare", "correlation", "datasets", "demo", "diagnostics", "encoders", "estimator",
@@ -59,8 +59,8 @@ _HOMES = {
     "correlation": "CorrelationSummary cross_correlation standardize", "datasets": "load", "diagnostics": "diagnose",
     "encoders": "ConvEncoder MLPProjector ResNetEncoder", "estimator": "SelfSupervisedEncoder",
     "evaluation": "extract_features knn_accuracy linear_probe", "explorer": "CorrelationExplorer",
-    "hsic": "dhsic hsic_matrix", "independence": "aggregated_test permutation_test", "report": "write_report",
-    "training": "Run TrainConfig train", "views": "TwoViews",
+    "hsic": "dhsic hsic_matrix", "independence": "aggregated_test permutation_test shift_test",
+    "report": "write_report", "training": "Run TrainConfig train", "views": "TwoViews",
 }  # fmt: skip
 
 

@@ -152,15 +152,13 @@ def check_type(name: str, value: Any, accepted: type) -> Any:
     return value
 
 
-def check_integer(name: str, value: object, low: int, high: int = 2**63 - 1) -> int:
+def check_integer(name: str, value: Any, low: int, high: int = 2**63 - 1) -> int:
     """`value` as an int; TypeError if it is no integer, ValueError if it is not between `low` and `high`."""
     value = _item(value)
-    if not isinstance(value, Integral) or isinstance(value, bool):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
-    if not low <= value <= high:
-        raise ValueError(
-            f"{name} must be at least {low}{f' and at most {high}' if value > high else ''}, got {value!r}"
-        )
+    if not is_whole(value) or not low <= value <= high:
+        limit = f" and at most {high}" if is_whole(value) and value > high else ""
+        error = ValueError if is_whole(value) else TypeError
+        raise error(f"{name} must be an integer of at least {low}{limit}, got {value!r}")
     return int(value)
 
 
@@ -180,6 +178,11 @@ def check_number(
 def _item(value: object) -> object:
     """The number in a tensor or an array without axes; anything else as it is."""
     return value.item() if isinstance(value, Tensor | np.ndarray) and value.ndim == 0 else value
+
+
+def seeded(seed: int) -> torch.Generator:
+    """A generator for `seed`, an integer of at least 0, with other numbers than samples drawn with the same seed."""
+    return torch.Generator().manual_seed((check_integer("seed", seed, 0) * 2654435761 + 2654435769) % 2**32)
 
 
 def only_tensors(state: dict[str, Any]) -> dict[str, Tensor]:

@@ -18,13 +18,23 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pandas as pd
-import pytest
 import scipy.sparse
 import torch
 from torch import Tensor, nn
 
 import hsic_lab
-from hsic_lab import ablation, correlation, datasets, diagnostics, evaluation, independence, kernels, losses, plots, views
+from hsic_lab import (
+    ablation,
+    correlation,
+    datasets,
+    diagnostics,
+    evaluation,
+    independence,
+    kernels,
+    losses,
+    plots,
+    views,
+)
 from hsic_lab.cka import MinibatchCKA
 from hsic_lab.hsic import StreamingLinearHSIC, dhsic, hsic, hsic_matrix
 from hsic_lab.training import TrainConfig, recipe
@@ -37,7 +47,9 @@ X = DRAW.normal(size=(N, D)).round(3)  # exact enough for float32
 Y = (X + DRAW.normal(size=(N, D))).round(3)
 LABELS = np.arange(N) % 3
 IMAGES = torch.from_numpy(DRAW.integers(0, 256, size=(N, 3, 8, 8), dtype=np.uint8))
-FRAME = pd.DataFrame({"level": [1, 1, 2, 2], "seed": [0, 1, 0, 1], "accuracy": [0.1, 0.2, 0.3, 0.5], "evaluation": "linear"})
+FRAME = pd.DataFrame(
+    {"level": [1, 1, 2, 2], "seed": [0, 1, 0, 1], "accuracy": [0.1, 0.2, 0.3, 0.5], "evaluation": "linear"}
+)
 
 
 class Net(nn.Module):
@@ -62,7 +74,9 @@ def value_of(result: Any) -> np.ndarray:
     if isinstance(result, Tensor):
         return result.detach().double().numpy().ravel()
     if isinstance(result, pd.DataFrame):
-        return np.concatenate([[len(result)], *(value_of(result[name].to_numpy()) for name in result.select_dtypes("number"))])
+        return np.concatenate(
+            [[len(result)], *(value_of(result[name].to_numpy()) for name in result.select_dtypes("number"))]
+        )
     if isinstance(result, tuple | list):
         return np.concatenate([[len(result)], *map(value_of, result)])
     if isinstance(result, independence.TestResult):
@@ -156,7 +170,9 @@ def variants(x: np.ndarray) -> Iterator[tuple[str, Any, bool]]:
         "memory map": lambda: np.asarray(x).view(np.memmap),
         "frame": lambda: pd.DataFrame(x) if x.ndim == 2 else pd.Series(x),
         "nullable frame": lambda: (pd.DataFrame(x) if x.ndim == 2 else pd.Series(x)).convert_dtypes(),
-        "odd index": lambda: pd.DataFrame(x, index=range(5, 5 + len(x))) if x.ndim == 2 else pd.Series(x, index=range(5, 5 + len(x))),
+        "odd index": lambda: (
+            pd.DataFrame(x, index=range(5, 5 + len(x))) if x.ndim == 2 else pd.Series(x, index=range(5, 5 + len(x)))
+        ),
         "parameter": lambda: nn.Parameter(torch.from_numpy(x.astype(np.float64))),
     }
     for name, make in same.items():
@@ -188,7 +204,12 @@ def variants(x: np.ndarray) -> Iterator[tuple[str, Any, bool]]:
     if x.dtype.kind == "f":
         bad = x.copy()
         bad[1] = np.nan
-        other |= {"nan": bad, "inf": np.where(np.isnan(bad), np.inf, bad), "huge": x * 1e200, "constant": np.ones_like(x)}
+        other |= {
+            "nan": bad,
+            "inf": np.where(np.isnan(bad), np.inf, bad),
+            "huge": x * 1e200,
+            "constant": np.ones_like(x),
+        }
     for name, made in other.items():
         yield name, made, False
 
@@ -257,7 +278,23 @@ CHOICES = {
     "generator": lambda v: views.TwoViews(8)(IMAGES, v),
 }  # fmt: skip
 BAD_INTEGERS = [None, "1", "", 2.5, 3.0, math.nan, math.inf, True, -1, 0, 10**30, 1j, [2], (2,), {}, object, np.float64(2.5), np.array([2, 3]), torch.tensor([2, 3]), b"1", decimal.Decimal(2), pd.NA]  # fmt: skip
-BAD_NUMBERS = [None, "1", "", math.nan, math.inf, -math.inf, -1.0, 1j, [1.0], {}, object, np.array([1.0, 2.0]), b"1", pd.NA, True]
+BAD_NUMBERS = [
+    None,
+    "1",
+    "",
+    math.nan,
+    math.inf,
+    -math.inf,
+    -1.0,
+    1j,
+    [1.0],
+    {},
+    object,
+    np.array([1.0, 2.0]),
+    b"1",
+    pd.NA,
+    True,
+]
 BAD_CHOICES = ["gaussian", "", None, 3, 2.5, math.nan, True, ["gaussian"], [], {}, {"a": 1}, object, X, pd.DataFrame(), (), b"biased", Path("a"), np.str_("x"), torch.zeros(2)]  # fmt: skip
 GOOD_INTEGERS = [np.int64(2), np.int32(2), np.uint8(2), np.array(2), torch.tensor(2)]
 
@@ -297,7 +334,11 @@ def cells() -> Iterator[tuple[str, str, Callable[[], str]]]:
         for position, array in enumerate(arrays):
             for kind, made, same in variants(array):
                 given = usable[:position] + [made] + usable[position + 1 :]
-                yield name, f"argument {position}: {kind}", lambda f=function, g=given, p=plain if same else None: outcome(lambda: f(*g), p)
+                yield (
+                    name,
+                    f"argument {position}: {kind}",
+                    lambda f=function, g=given, p=plain if same else None: outcome(lambda: f(*g), p),
+                )
     for table, values in ((INTEGERS, BAD_INTEGERS), (NUMBERS, BAD_NUMBERS), (CHOICES, BAD_CHOICES)):
         for name, function in table.items():
             for value in values:

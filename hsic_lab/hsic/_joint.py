@@ -1,20 +1,24 @@
-"""HSIC of more than two variables: joint HSIC, and HSIC of every pair of columns."""
+"""HSIC of more than two variables, of every pair of columns, and of all cyclic shifts of the rows."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
-from typing import TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pandas as pd
 import torch
+from scipy.fft import next_fast_len
 from torch import Tensor
 
-from hsic_lab._checks import check_choice, factor_values, is_constant, no_autocast
+from hsic_lab._checks import check_choice, check_integer, factor_values, is_constant, no_autocast, seeded
 from hsic_lab.hsic._estimators import at_origin, from_sums, hsic
-from hsic_lab.kernels import Delta, Kernel, Linear
+from hsic_lab.kernels import Delta, Kernel, Linear, require_finite
 
+Index: TypeAlias = Tensor | slice
 Table: TypeAlias = Tensor | np.ndarray | pd.DataFrame | Mapping[str, Tensor]
 _ENTRIES = 2**24  # of the stacked Grams in memory at a time: 64 MiB in float32
+_TILE = 64  # rows of a part of a Gram: with its 128 or so columns it fits a core's cache
+_COLUMNS = 8  # of x and of y whose permuted HSIC is computed at a time
 
 
 def dhsic(*samples: Tensor, kernels: Sequence[Kernel] | None = None) -> Tensor:
@@ -66,14 +70,18 @@ def dhsic(*samples: Tensor, kernels: Sequence[Kernel] | None = None) -> Tensor:
         return (joint.mean() + mean - 2 * rows.mean()).to(reduce(torch.promote_types, dtypes))
 
 
+class PairTests(NamedTuple):
+    """HSIC of every pair of columns, its p-values, and those adjusted for the number of pairs, each `(p, q)`."""
+
+    hsic: Tensor
+    pvalue: Tensor
+    adjusted: Tensor
+
+
 def hsic_matrix(
-    x: Table,
-    y: Table,
-    kernel_x: Kernel | None = None,
-    kernel_y: Kernel | None = None,
-    estimator: str = "biased",
-    normalized: bool = False,
-) -> Tensor:
+    x: Table, y: Table, kernel_x: Kernel | None = None, kernel_y: Kernel | None = None, estimator: str = "biased",
+    normalized: bool = False, permutations: int | None = None, seed: int = 0,
+) -> Any:  # fmt: skip
     """HSIC of every column of `x` with every column of `y`, for instance of features with factors, in O(n^2 p q) time.
 
     Parameters
@@ -85,11 +93,16 @@ def hsic_matrix(
         As in `hsic`, without "block". The kernels are for floating columns; a median rule is fitted to every column.
     normalized : bool, default False
         Divide by ``sqrt(HSIC(x_i, x_i) HSIC(y_j, y_j))``: CKA, or 0 where one of the two is not positive.
+    permutations, seed : int or None, and int
+        Also test every pair of columns with at least so many permutations of the rows of `y`, as `permutation_test`
+        does (n at least 4). The adjusted p-values are those of the step-down method of Westfall and Young (1993) on
+        standardized values: the probability of one or more adjusted p-values ``<= a`` among the independent pairs is at
+        most a, if the columns of these pairs are independent of each other jointly, x from y.
 
     Returns
     -------
-    Tensor of shape (p, q)
-        The estimates in float64, without gradient.
+    Tensor of shape (p, q), or named tuple of three
+        The estimates in float64, without gradient. With `permutations`: `hsic`, `pvalue` and `adjusted`.
 
     Examples
     --------
@@ -102,19 +115,27 @@ def hsic_matrix(
     # Both sides need one dtype, and labels have none.
     dtypes = {c.dtype for c in (*columns_x.values(), *columns_y.values())}
     dtype = torch.float64 if torch.float64 in dtypes else torch.float32
-    grams_x = [_rows_of_gram(c, kernel_x or Linear(), name, dtype) for name, c in columns_x.items()]
-    grams_y = [_rows_of_gram(c, kernel_y or Linear(), name, dtype) for name, c in columns_y.items()]
+    sides = [
+        [_fitted_column(column, kernel or Linear(), name) for name, column in columns.items()]
+        for columns, kernel in ((columns_x, kernel_x), (columns_y, kernel_y))
+    ]
+    grams_x, grams_y = ([gram_part(*pair, dtype) for pair in side] for side in sides)
     first, first_y = (next(iter(columns.values())) for columns in (columns_x, columns_y))
     n, n_y = len(first), len(first_y)
-    if n < (least := 4 if unbiased else 2) or n != n_y:
+    if n < (least := 4 if unbiased or permutations is not None else 2) or n != n_y:
         raise ValueError(f"x and y must have the same number of rows, at least {least}, got {n} and {n_y}")
+    if permutations is not None:
+        values = hsic_matrix(x, y, kernel_x, kernel_y, estimator, normalized)
+        # In float32 equal pairings would differ.
+        exact = [[(k, z.double() if z.is_floating_point() else z) for k, z in side] for side in sides]
+        return PairTests(values, *_pair_pvalues(exact[0], exact[1], permutations, seed))
     with torch.no_grad(), no_autocast(first):
         xy = xx = yy = torch.zeros((), dtype=torch.float64)
         row_sums: list[tuple[Tensor, Tensor]] = []
         size = max(1, _ENTRIES // (n * max(len(grams_x), len(grams_y))))
         for start in range(0, n, size):
             rows = slice(start, min(start + size, n))
-            k, l = (torch.stack([gram(rows) for gram in grams]) for grams in (grams_x, grams_y))
+            k, l = (torch.stack([gram(rows, slice(None)) for gram in grams]) for grams in (grams_x, grams_y))
             if unbiased:
                 k.diagonal(start, 1, 2).zero_(), l.diagonal(start, 1, 2).zero_()
             row_sums.append((k.sum(dim=2).double(), l.sum(dim=2).double()))
@@ -151,11 +172,140 @@ def _columns(x: Table, name: str) -> dict[str, Tensor]:
     return columns
 
 
-def _rows_of_gram(column: Tensor, kernel: Kernel, name: str, dtype: torch.dtype) -> Callable[[slice], Tensor]:
-    """A function that gives rows of the Gram of a column."""
+def _fitted_column(column: Tensor, kernel: Kernel, name: str) -> tuple[Kernel, Tensor]:
+    """The fitted kernel of a column, and the column `(n, 1)` as its kernel accepts it."""
     kernel = kernel if column.is_floating_point() else Delta()
     column = at_origin(kernel.samples(column.detach(), name), kernel)
-    if is_constant(column):  # exactly 0, instead of rounding
-        return lambda rows: torch.zeros(len(column[rows]), len(column), dtype=dtype, device=column.device)
-    fitted = kernel.fit(column)
-    return lambda rows: fitted.gram(column[rows], column).to(dtype)
+    return kernel.fit(column), column
+
+
+def gram_part(kernel: Kernel, z: Tensor, dtype: torch.dtype) -> Callable[[Index, Index], Tensor]:
+    """A function that gives some rows and columns of the Gram of `z` for a fitted kernel; 0 if all rows are equal."""
+    if is_constant(z):  # exactly 0, instead of rounding
+        return lambda i, j: torch.zeros(len(z[i]), len(z[j]), dtype=dtype, device=z.device)
+    return lambda i, j: kernel.gram(z[i], z[j]).to(dtype)
+
+
+class ShiftedGram:
+    """The circular diagonals of a U-centered Gram: without diagonal, over its largest entry, with rows that sum to 0.
+
+    Unbiased HSIC is the sum of the products of two such matrices over ``n (n - 3)``. Without `stored` the matrix is
+    formed by parts whenever it is needed, once here for the sums of its rows. `gram` replaces the kernel's Gram.
+    """
+
+    def __init__(self, kernel: Kernel, z: Tensor, stored: bool, gram: Tensor | None = None) -> None:
+        self.part, n = gram_part(kernel, z, torch.float64) if gram is None else lambda i, j: gram[i][:, j], len(z)
+        sums, norms, largest = [], [], 1e-300
+        for rows in torch.arange(n, device=z.device).split(n if stored else _TILE):
+            part = self.part(rows, slice(None))
+            part.diagonal(int(rows[0])).zero_()
+            sums.append(part.sum(dim=1))
+            norms.append(torch.linalg.vector_norm(part))
+            largest = max(largest, float(part.abs().max()))
+        self.scale = largest
+        totals = require_finite(torch.cat(sums), kernel) / largest
+        self.offsets = (totals - totals.sum() / (2 * (n - 1))) / (n - 2)
+        whole = (torch.stack(norms) / largest).square().sum()
+        square = whole - 2 / (n - 2) * totals.square().sum() + totals.sum() ** 2 / ((n - 1) * (n - 2))
+        self.norm = float(torch.maximum(square, 1e-16 * whole)) ** 0.5  # the difference has a rounding error itself
+        self.matrix = self._center(part, slice(None), slice(None)).fill_diagonal_(0) if stored else None
+
+    def _center(self, part: Tensor, rows: Index, columns: Index) -> Tensor:
+        return part.mul_(1 / self.scale).sub_(self.offsets[rows][:, None]).sub_(self.offsets[columns])
+
+    def diagonals(self, orders: Tensor, first: int, out: Tensor) -> None:
+        """Write entries ``(order[i], order[i + k])``, k = first, first + 1, ..., to `out` (J, count, n), i along n."""
+        count, n = out.shape[1:]
+        if self.matrix is not None:
+            at = torch.arange(n, device=orders.device)
+            out[:] = self.matrix[orders[:, None], orders[:, (at + at[first : first + count, None]) % n]]
+            return
+        for order, diagonals in zip(torch.cat([orders, orders], dim=1), out, strict=True):
+            for start in range(0, n, _TILE):
+                rows = order[start : min(start + _TILE, n)]
+                columns = order[start + first :][: len(rows) + count - 1]
+                part = self._center(self.part(rows, columns), rows, columns)
+                # Along a row of this view the column advances with the row: entry (i, k) of it is (i, i + k) of `part`.
+                view = part.contiguous().as_strided((len(rows), count), (len(columns) + 1, 1))
+                diagonals[:, start : start + len(rows)] = view.T
+
+
+def shifted_hsic(
+    grams_x: Sequence[ShiftedGram], grams_y: Sequence[ShiftedGram], orders: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Unbiased HSIC of all cyclic shifts of y along orders `(J, n)` of the rows, `(a, b, J n)`, and its rounding error.
+
+    Shift s of order j pairs row ``orders[0, i]`` of x with row ``orders[j, i + s mod n]`` of y. The sum over i and k of
+    ``K_{i, i+k} L_{i+s, i+s+k}`` is, for one k, the circular correlation of two circular diagonals: a product of their
+    Fourier transforms. The products are added over k, and one inverse transform gives all n shifts. Diagonals k and
+    n - k are equal by symmetry. O((a + b J) n^2 log n) time and O(n) memory beside stored Grams, all in float64.
+    """
+    blocks, n = orders.shape
+    # Transforms of other lengths can take ten times as long: pad with zeros, and add what runs over at the end.
+    length = n if next_fast_len(n, real=True) == n else next_fast_len(2 * n - 1, real=True)
+    sides = len(grams_x) + blocks * len(grams_y)
+    step = max(1, 256 // sides, 2**19 // (n * sides))
+    sums = torch.zeros((), device=orders.device)
+    for first in range(1, n // 2 + 1, step):
+        count, spectra = min(step, n // 2 + 1 - first), []
+        for side, (grams, along) in enumerate(((grams_x, orders[:1]), (grams_y, orders))):
+            diagonals = torch.empty(len(grams), len(along), count, n, dtype=torch.float64, device=orders.device)
+            for gram, out in zip(grams, diagonals, strict=True):
+                gram.diagonals(along, first, out)
+            if side == 0 and 2 * (first + count - 1) == n:
+                diagonals[:, :, -1] /= 2  # the diagonal n/2 has every pair of rows twice
+            spectra.append(torch.fft.rfft(diagonals, n=length))
+        sums = sums + torch.einsum("akf,bjkf->abjf", spectra[0][:, 0].conj(), spectra[1])
+    values = torch.fft.irfft(sums, n=length).cpu()
+    if length > n:
+        values[..., 1:n] += values[..., length - n + 1 :]
+    unit, rounding = rounding_errors(grams_x, grams_y, n)
+    return 2 * unit[..., None] * values[..., :n].flatten(2), rounding
+
+
+def rounding_errors(grams_x: Sequence[ShiftedGram], grams_y: Sequence[ShiftedGram], n: int) -> tuple[Tensor, Tensor]:
+    """HSIC of a pair over the sum of the products of its matrices, and the bound of HSIC's rounding error, `(a, b)`."""
+    (scale_x, norm_x), (scale_y, norm_y) = (
+        torch.tensor([[gram.scale, gram.norm] for gram in grams], dtype=torch.float64).T for grams in (grams_x, grams_y)
+    )
+    unit = scale_x[:, None] * scale_y / (n * (n - 3))
+    # Errors of a few 1e-16 in the entries, 1 or less, add up to n times the norm of the other matrix at most.
+    return unit, unit * 1e-13 * (n * (norm_x[:, None] + norm_y) + norm_x[:, None] * norm_y)
+
+
+def can_store(n: int, grams: int) -> bool:
+    """Whether so many Grams of n rows are to be stored in memory, 64 MiB or less in float64."""
+    return n * n * grams <= 2**23
+
+
+def shift_orders(n: int, permutations: int, generator: torch.Generator) -> Tensor:
+    """Random orders of n rows, `(J, n)`, whose n shifts each are the identity and at least `permutations` others."""
+    count = -(-(check_integer("permutations", permutations, 1) + 1) // n)
+    return torch.rand(count, n, dtype=torch.float64, generator=generator).argsort(dim=1)
+
+
+@torch.no_grad()
+def _pair_pvalues(
+    side_x: Sequence[tuple[Kernel, Tensor]], side_y: Sequence[tuple[Kernel, Tensor]], permutations: int, seed: int
+) -> tuple[Tensor, Tensor]:
+    """p-values of all pairs of columns, and their step-down adjusted ones, both `(p, q)`."""
+    n, device = len(side_x[0][1]), side_x[0][1].device
+    orders = shift_orders(n, permutations, seeded(seed)).to(device)
+    stored, parts = can_store(n, 2 * _COLUMNS), []
+    for some in (side_x[i : i + _COLUMNS] for i in range(0, len(side_x), _COLUMNS)):
+        grams_x = [ShiftedGram(*pair, stored) for pair in some]
+        others = (side_y[j : j + _COLUMNS] for j in range(0, len(side_y), _COLUMNS))
+        found = [shifted_hsic(grams_x, [ShiftedGram(*pair, stored) for pair in other], orders) for other in others]
+        parts.append([torch.cat(part, dim=1) for part in zip(*found, strict=True)])
+    values, rounding = (torch.cat(part).flatten(0, 1) for part in zip(*parts, strict=True))
+    # Of one mean and one spread, so that the largest value of all pairs does not belong to one pair always.
+    spread = values.std(dim=1)
+    scores = torch.where((spread > rounding)[:, None], (values - values.mean(dim=1)[:, None]) / spread[:, None], 0)
+    least = scores[:, 0] - torch.where(spread > rounding, rounding / spread, 0).max()
+    order = least.argsort(descending=True, stable=True)
+    # For each pair: the largest score of the pairs that are no more significant than this one.
+    largest = scores[order].flip(0).cummax(dim=0).values.flip(0)
+    adjusted = torch.empty_like(least)
+    adjusted[order] = (largest >= least[order, None]).double().mean(dim=1).cummax(dim=0).values
+    shape = len(side_x), len(side_y)
+    return (scores >= least[:, None]).double().mean(dim=1).view(shape), adjusted.view(shape)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import product
+from itertools import combinations_with_replacement, product
 from typing import Any
 
 import numpy as np
@@ -10,10 +10,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from hsic_lab._checks import no_autocast
-from hsic_lab.hsic import center
+from hsic_lab._checks import check_integer, seeded
+from hsic_lab.hsic import dhsic
 from hsic_lab.hsic._estimators import paired_samples
-from hsic_lab.kernels import Gaussian, Kernel, Linear, factor, require_finite
+from hsic_lab.hsic._joint import ShiftedGram, can_store, rounding_errors, shift_orders, shifted_hsic
+from hsic_lab.kernels import Gaussian, Kernel, Linear, require_finite
 
 Samples = Tensor | np.ndarray
 Labels = Tensor | np.ndarray | Sequence
@@ -34,6 +35,11 @@ class TestResult:
     distribution: Any = field(default=None, repr=False)  # frozen SciPy distribution of the statistic, or None
     components: pd.DataFrame | None = field(default=None, repr=False)  # HSIC and p-value of each pair of kernels
 
+    @property
+    def out_of(self) -> int | None:
+        """Number of values among which the p-value counts, the observed one included; None without a `null`."""
+        return None if self.null is None else 1 + len(self.null)
+
     def plot(self, ax: Any = None) -> Any:
         """Draw the null distribution and the statistic on Matplotlib's `ax`, or on new axes; return the axes."""
         import matplotlib.pyplot as plt
@@ -50,21 +56,30 @@ class TestResult:
         return ax
 
 
-def sampled_result(statistic: float, null: Tensor, method: str) -> TestResult:
-    """The result of a test that draws its null; the observed statistic counts as one of the draws."""
-    return TestResult(statistic, (1 + int((null >= statistic).sum())) / (1 + len(null)), method, null)
+def sampled_result(statistic: float, null: Tensor, method: str, rounding: float = 0) -> TestResult:
+    """The result of a test that draws its null; the observed statistic counts as one of the draws.
+
+    Drawn values within the rounding error of the observed one are equal to it.
+    """
+    null = torch.where((null - statistic).abs() <= rounding, statistic, null)
+    pvalue = (1 + int((null >= statistic).sum())) / (1 + len(null))
+    return TestResult(statistic, pvalue, f"{method}: p-value out of {1 + len(null)}", null)
 
 
 @torch.no_grad()
 def permutation_test(
     x: Samples, y: Samples, kernel_x: Kernel | None = None, kernel_y: Kernel | None = None, *, permutations: int = 999,
-    groups: Labels | None = None, tolerance: float | None = None, seed: int = 0,
+    groups: Labels | None = None, seed: int = 0,
 ) -> TestResult:  # fmt: skip
     """Exact test of independence: unbiased HSIC against its values when the rows of y are permuted.
 
     If x and y are independent and the rows of x or of y are exchangeable, ``P(pvalue <= a) <= a`` for every n, kernel
-    and distribution. Independent draws are exchangeable. Rows of a time series are not: two independent autoregressive
-    series are rejected far too often (about 70 % of the time at level 0.05 for coefficient 0.9). The result has `null`.
+    and distribution of a row. Independent draws are exchangeable. Rows of a time series are not: two independent
+    autoregressive series of coefficient 0.9 are rejected about 70 % of the time at level 0.05. Use `shift_test` there.
+
+    The permutations are all cyclic shifts of the rows in one or more random orders, which Fourier transforms score at
+    once: n permutations take about the time of the two Gram matrices, and no Gram is stored if n is large. Shifts are a
+    group, so the observed pairing is equally likely to have any rank among them. The result has `null`.
     References: Gretton et al. (2008), "A Kernel Statistical Test of Independence"; Song et al. (2012), equation 5.
 
     Parameters
@@ -74,45 +89,104 @@ def permutation_test(
     kernel_x, kernel_y : Kernel or None, default None
         Kernels of `hsic_lab.kernels`; None is a Gaussian with the median bandwidth.
     permutations, seed : int, default 999 and 0
-        Number of permutations, and the seed that they are drawn with.
+        Least number of permutations, and the seed that they are drawn with. The next multiple of n is scored, at least
+        ``permutations + 1`` with the observed pairing; the result's `out_of` is its number.
     groups : labels of shape (n,) or None, default None
-        Test independence given the group: rows are permuted, and Grams are centered, within groups. It stays exact.
-    tolerance : float in (0, 1) or None, default None
-        Replace each Gram K by ``X X'`` with ``tr(K - X X') <= tolerance tr K`` (incomplete Cholesky). The level stays
-        exact; the statistic and the p-value approximate those of the Grams.
+        Test independence given the group: rows are shifted, and Grams are centered, within groups. It stays exact.
+        Needs O(n^2) memory.
 
     Examples
     --------
     >>> import torch
     >>> x = torch.randn(100, generator=torch.Generator().manual_seed(0))
-    >>> permutation_test(x, x.square()).pvalue
-    0.001
+    >>> result = permutation_test(x, x.square())
+    >>> result.pvalue, result.out_of
+    (0.001, 1000)
     """
     x, y, kernel_x, kernel_y = fitted(x, y, kernel_x, kernel_y, at_least=4)
-    if tolerance is not None and not 0 < tolerance < 1:
-        raise ValueError(f"tolerance must be between 0 and 1, a share of the trace, got {tolerance!r}")
-    n, codes = len(x), group_codes(groups, len(x))
-    draws = draw_permutations(n, permutations, torch.Generator().manual_seed(seed), codes)
-    if tolerance is None:
-        k, l = centered_gram(kernel_x, x, codes), centered_gram(kernel_y, y, codes)
-        (unit_k, scale_k), (unit_l, scale_l) = map(_unit, (k, l))
-        products = gram_products(_off(unit_k)[None], _off(unit_l)[None], draws).flatten() * (scale_k * scale_l)
-        rounding = scale_k * scale_l * _products_rounding(unit_k, unit_l)
-        diagonals = k.diagonal(), l.diagonal()
-        observed = (k * l).sum() - diagonals[0] @ diagonals[1]
-        method = "permutation, Gram matrices"
-    else:
-        u, v = _centered_factor(kernel_x, x, tolerance, codes), _centered_factor(kernel_y, y, tolerance, codes)
-        diagonals = u.square().sum(dim=1), v.square().sum(dim=1)
-        products = factor_products(u, v, draws) - _diagonal_products(*diagonals, draws)
-        rounding = 1e-12 * float((u.T @ u).norm() * (v.T @ v).norm())
-        observed = (u.T @ v).square().sum() - diagonals[0] @ diagonals[1]
-        method = f"permutation, factors of rank {u.shape[1]}, {v.shape[1]} within {tolerance:g} of the trace"
-    statistic = float(_unbiased(observed, *diagonals, torch.arange(n)[None]))
-    null = _unbiased(products, *diagonals, draws).cpu()
-    null = torch.where((null - statistic).abs() <= rounding / (n * (n - 3)), statistic, null)
+    values, rounding = _permuted(x, y, [kernel_x], [kernel_y], permutations, groups, seed)
     within = "" if groups is None else " within groups"
-    return sampled_result(statistic, null, f"{method}, {permutations} permutations{within}")
+    return sampled_result(float(values[0, 0]), values[0, 1:], f"permutation{within}", float(rounding))
+
+
+@torch.no_grad()
+def shift_test(
+    x: Samples, y: Samples, kernel_x: Kernel | None = None, kernel_y: Kernel | None = None, *, guard: int
+) -> TestResult:
+    """Test two stationary time series for dependence: unbiased HSIC against its values when y is shifted in time.
+
+    A long shift breaks the dependence between the series and keeps that within each. Short shifts do not, and are left
+    out. The level is approximate: it holds for long series that forget their past well within `guard` steps. The test
+    finds dependence at lag 0; shift one series for another lag. The result has `null`, without random numbers.
+    Reference: Chwialkowski and Gretton (2014), "A Kernel Independence Test for Random Processes".
+
+    Parameters
+    ----------
+    x, y, kernel_x, kernel_y
+        As in `permutation_test`, with the rows in the order of time.
+    guard : int
+        Shortest shift, from 1 to ``n // 2``: shifts from `guard` to ``n - guard`` are scored. Take several times the
+        lag at which the autocorrelation of the series has faded.
+    """
+    x, y, kernel_x, kernel_y = fitted(x, y, kernel_x, kernel_y, at_least=4)
+    if check_integer("guard", guard, 1) > len(x) // 2:
+        raise ValueError(f"guard must be at most half of the {len(x)} rows, got {guard}")
+    values, rounding = _shifted(x, y, [kernel_x], [kernel_y], torch.arange(len(x))[None])
+    null = values[0, guard : len(x) - guard + 1]
+    return sampled_result(float(values[0, 0]), null, f"shifts of {guard} or more", float(rounding))
+
+
+@torch.no_grad()
+def dhsic_test(
+    *samples: Samples, kernels: Sequence[Kernel] | None = None, permutations: int = 999, seed: int = 0
+) -> TestResult:
+    """Exact test of joint independence: `dhsic` against its values when the rows of every sample but one are permuted.
+
+    The permutations are cyclic shifts in random orders, by s, 2 s, ... rows for the second, third, ... sample. Level
+    and condition are those of `permutation_test`. Takes O(permutations n^2) time. The result has `null`.
+
+    Parameters
+    ----------
+    *samples : Tensor or ndarray of shape (n, p_1), ..., (n, p_m)
+        Two or more samples whose rows belong together.
+    kernels : sequence of Kernel or None, default None
+        One for each sample; None is a Gaussian with the median bandwidth for each.
+    permutations, seed
+        As in `permutation_test`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from hsic_lab.kernels import Delta
+    >>> a, b = torch.randint(2, (2, 100), generator=torch.Generator().manual_seed(0))
+    >>> dhsic_test(a, b, a ^ b, kernels=[Delta()] * 3).pvalue  # pairwise independent, jointly dependent
+    0.001
+    """
+    kernels = [Gaussian()] * len(samples) if kernels is None else kernels
+    dhsic(*samples, kernels=kernels)  # type: ignore[arg-type]  # checks the samples
+    checked = [kernel.samples(z, "samples") for kernel, z in zip(kernels, samples, strict=True)]
+    checked = [z.double() if z.is_floating_point() else z for z in checked]
+    grams = [require_finite(k.fit(z).gram(z, None).double(), k) for k, z in zip(kernels, checked, strict=True)]
+    units, scales = zip(*map(_unit, grams), strict=True)
+    means = [unit.mean(dim=1) for unit in units]
+    n, draws, generator = len(units[0]), check_integer("permutations", permutations, 1) + 1, seeded(seed)
+    blocks, values = -(-draws // n), []
+    for block in range(blocks):
+        # The observed pairing belongs to block 0, whose samples have one order; in other blocks each has its own.
+        orders = (
+            torch.rand(1 if block == 0 else len(units), n, generator=generator).argsort(dim=1).expand(len(units), n)
+        )
+        pairs = [(u[o][:, o].repeat(2, 2), m[o].repeat(2)) for u, m, o in zip(units, means, orders, strict=True)]
+        others = 1 + torch.randperm(n - 1, generator=generator)
+        for shift in [0, *others.tolist()][: -(-draws // blocks)]:
+            joint = rows = torch.ones((), dtype=torch.float64)
+            for j, (unit, mean) in enumerate(pairs):
+                at = slice(first := j * shift % n, first + n)
+                joint, rows = joint * unit[at, at], rows * mean[at]
+            values.append(float(joint.mean() - 2 * rows.mean()))
+    product_of_means, scale = float(torch.stack([mean.mean() for mean in means]).prod()), float(np.prod(scales))
+    null = scale * (torch.tensor(values, dtype=torch.float64) + product_of_means)
+    return sampled_result(float(null[0]), null[1:], f"joint permutation of {len(units)} samples", 1e-13 * scale)
 
 
 @torch.no_grad()
@@ -141,36 +215,27 @@ def aggregated_test(
     >>> import torch
     >>> x = torch.rand(100, generator=torch.Generator().manual_seed(0))
     >>> permutation_test(x, torch.sin(20 * x)).pvalue, aggregated_test(x, torch.sin(20 * x)).pvalue
-    (0.377, 0.006)
+    (0.401, 0.006)
     """
     if not scales or min(scales) <= 0:
         raise ValueError(f"scales must be positive numbers, at least one, got {scales}")
     x, y, kernel_x, kernel_y = fitted(x, y, kernel_x, kernel_y, at_least=4)
-    n, codes = len(x), group_codes(groups, len(x))
-    draws = draw_permutations(n, permutations, torch.Generator().manual_seed(seed), codes)
-    draws = torch.cat([torch.arange(n)[None], draws])  # row 0 is the observed pairing
     kernels_x, kernels_y = (
         [replace(k, bandwidth=s * k.bandwidth) for s in scales] if hasattr(k, "bandwidth") else [k]  # type: ignore[type-var]
         for k in (kernel_x, kernel_y)
     )
-    units_x, scales_x = zip(*(_unit(centered_gram(kernel, x, codes)) for kernel in kernels_x), strict=True)
-    units_y, scales_y = zip(*(_unit(centered_gram(kernel, y, codes)) for kernel in kernels_y), strict=True)
-    products = gram_products(torch.stack([*map(_off, units_x)]), torch.stack([*map(_off, units_y)]), draws).flatten(1)
-    pairs = list(product(units_x, units_y))
-    columns = zip(products.T, pairs, strict=True)
-    values = torch.stack([_unbiased(sums, u.diagonal(), v.diagonal(), draws) for sums, (u, v) in columns]).cpu()
-    rounding = torch.tensor([_products_rounding(u, v) for u, v in pairs], dtype=torch.float64) / (n * (n - 3))
+    values, rounding = _permuted(x, y, kernels_x, kernels_y, permutations, groups, seed)
+    count = values.shape[1]
     # For each pairing and each pair of kernels: the share of pairings whose HSIC is at least as large, up to rounding.
     below = torch.searchsorted(values.sort(dim=1).values, values - rounding[:, None])
-    pvalues = (len(draws) - below.T).double() / len(draws)
-    smallest = pvalues.amin(dim=1) + pvalues.mean(dim=1) / (2 * len(draws))
+    pvalues = (count - below.T).double() / count
+    smallest = pvalues.amin(dim=1) + pvalues.mean(dim=1) / (2 * count)
     # Rounded to 12 decimals, because the mean depends on the order of its terms.
     scores = -torch.log10(smallest).round(decimals=12)
-    factors = torch.tensor([a * b for a, b in product(scales_x, scales_y)], dtype=torch.float64)
     components = pd.DataFrame(product(map(repr, kernels_x), map(repr, kernels_y)), columns=["kernel_x", "kernel_y"])
-    components["hsic"], components["pvalue"] = (values[:, 0] * factors).numpy(), pvalues[0].numpy()
+    components["hsic"], components["pvalue"] = values[:, 0].numpy(), pvalues[0].numpy()
     within = "" if groups is None else " within groups"
-    method = f"aggregated over {len(components)} pairs of kernels, {permutations} permutations{within}"
+    method = f"aggregated over {len(components)} pairs of kernels, permutation{within}"
     return replace(sampled_result(float(scores[0]), scores[1:], method), components=components)
 
 
@@ -194,10 +259,8 @@ def is_constant(z: Tensor, codes: Tensor | None = None) -> bool:
     return all(bool((group == group[:1]).all()) for group in groups)
 
 
-def group_codes(groups: Labels | None, n: int) -> Tensor | None:
-    """The labels as integers 0, 1, ... of shape `(n,)`, checked; None for None."""
-    if groups is None:
-        return None
+def group_codes(groups: Labels, n: int) -> Tensor:
+    """The labels as integers 0, 1, ... of shape `(n,)`, checked."""
     labels = np.asarray(groups.cpu() if isinstance(groups, Tensor) else groups)
     if labels.shape != (n,):
         raise ValueError(f"groups must have shape ({n},), one label a row, got {labels.shape}")
@@ -215,15 +278,9 @@ def centered_gram(kernel: Kernel, z: Tensor, codes: Tensor | None = None) -> Ten
     if is_constant(z, codes):
         return torch.zeros_like(gram)  # exact, without the rounding error of a mean
     require_finite(gram, kernel)
-    return center(gram) if codes is None else _minus_means(_minus_means(gram, codes).T, codes)
-
-
-def _centered_factor(kernel: Kernel, z: Tensor, tolerance: float, codes: Tensor | None) -> Tensor:
-    """A factor `(n, r)` of the Gram within `tolerance` of its trace, centered over all rows or within groups."""
-    if is_constant(z, codes):
-        return kernel(z[:1]).new_zeros(len(z), 1)
-    rows = factor(kernel, z, rank=len(z), tolerance=tolerance).double()
-    return _minus_means(rows, torch.zeros(len(z), dtype=torch.int64) if codes is None else codes)
+    if codes is None:
+        return gram.sub_(gram.mean(dim=1, keepdim=True)).sub_(gram.mean(dim=0))
+    return _minus_means(_minus_means(gram, codes).T, codes)
 
 
 def _minus_means(rows: Tensor, codes: Tensor) -> Tensor:
@@ -239,92 +296,71 @@ def _unit(matrix: Tensor) -> tuple[Tensor, float]:
     return matrix / scale, scale
 
 
-def _off(gram: Tensor) -> Tensor:
-    """The Gram without its diagonal in float32. The sums over the diagonal are computed apart, in float64."""
-    return gram.float().fill_diagonal_(0)
+def _permuted(
+    x: Tensor, y: Tensor, kernels_x: Sequence[Kernel], kernels_y: Sequence[Kernel], permutations: int,
+    groups: Labels | None, seed: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Unbiased HSIC of each pair of kernels, observed and then permuted, `(a b, N)`; its rounding error `(a b,)`."""
+    n, generator = len(x), seeded(seed)
+    if groups is None:
+        return _shifted(x, y, kernels_x, kernels_y, shift_orders(n, permutations, generator))
+    return _shifted_within(x, y, kernels_x, kernels_y, group_codes(groups, n), permutations, generator)
 
 
-def draw_permutations(n: int, count: int, generator: torch.Generator, codes: Tensor | None = None) -> Tensor:
-    """`count` uniform permutations of n rows, `(count, n)` integers on the CPU; with `codes`, within groups."""
-    if count < 1:
-        raise ValueError(f"permutations must be at least 1, got {count}")
-    keys = torch.rand(count, n, dtype=torch.float64, generator=generator)
-    if codes is None:
-        return keys.argsort(dim=1)
-    # Sorting by (group, random key) lists the rows group by group, shuffled within groups. The k-th place of this list
-    # belongs to the row that is k-th in the list that is not shuffled.
-    permutations = torch.empty(count, n, dtype=torch.int64)
-    permutations[:, codes.argsort(stable=True)] = (keys + codes).argsort(dim=1)
-    return permutations
+def _shifted(
+    x: Tensor, y: Tensor, kernels_x: Sequence[Kernel], kernels_y: Sequence[Kernel], orders: Tensor
+) -> tuple[Tensor, Tensor]:
+    """As `_permuted`, for all shifts along the orders `(J, n)`."""
+    stored = can_store(len(x), len(kernels_x) + len(kernels_y))
+    grams_x, grams_y = ([ShiftedGram(k, z, stored) for k in ks] for ks, z in ((kernels_x, x), (kernels_y, y)))
+    values, rounding = shifted_hsic(grams_x, grams_y, orders.to(x.device))
+    return values.flatten(0, 1), rounding.flatten()
 
 
-def gram_products(grams_x: Tensor, grams_y: Tensor, permutations: Tensor) -> Tensor:
-    """`sum_ij K_ij L[pi_i, pi_j]` of each K in `(a, n, n)`, each L in `(b, n, n)` and each pi in `(B, n)`: `(B, a, b)`.
+def _shifted_within(
+    x: Tensor, y: Tensor, kernels_x: Sequence[Kernel], kernels_y: Sequence[Kernel], codes: Tensor, permutations: int,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """As `_permuted`, when every group is shifted by a number of rows of its own.
 
-    The Grams are symmetric, so half of K is enough. Time is O(B a b n^2), and no array is larger than the Grams. Rows
-    of L are copied whole and their columns picked in the cache. Tiles are summed in the Grams' precision, then float64.
+    For groups g and h the sums over their rows for all pairs of shifts are one two-dimensional circular correlation.
+    The products of the shifts of all groups are a group again; drawn elements of it, the identity and the same number
+    in other random orders give an exact test.
     """
-    a, n = grams_x.shape[:2]
-    permutations = permutations.to(grams_x.device)
-    products = grams_x.new_zeros(len(permutations), a, len(grams_y), dtype=torch.float64)
-    cells = 2**18 if grams_x.device.type == "cpu" else 2**26
-    rows = max(1, min(n, cells // n))
-    batch = max(1, cells // (rows * n))
-    # Allocated once, because allocating memory for every tile would cost more than the copying.
-    whole, picked = (grams_x.new_empty(batch * rows * n) for _ in range(2))
-    for start in range(0, n, rows):
-        stop = min(start + rows, n)
-        tile = grams_x[:, start:stop, :stop]
-        tile = (tile.tril(start) + tile.tril(start - 1)).reshape(a, -1)  # below the diagonal twice, on it once
-        for first in range(0, len(permutations), batch):
-            chunk = permutations[first : first + batch]
-            shape, size = (len(chunk), stop - start), len(chunk) * (stop - start)
-            columns = chunk[:, None, :stop].expand(*shape, stop)
-            for j, gram_y in enumerate(grams_y):
-                torch.index_select(gram_y, 0, chunk[:, start:stop].flatten(), out=whole[: size * n].view(size, n))
-                permuted = picked[: size * stop].view(*shape, stop)
-                torch.gather(whole[: size * n].view(*shape, n), 2, columns, out=permuted)
-                permuted = permuted.view(len(chunk), -1)
-                scratch = whole[: permuted.numel()].view_as(permuted)
-                for i in range(a):
-                    # A matrix product would add in long chains, and its rounding would make equal sums differ.
-                    torch.mul(permuted, tile[i], out=scratch)
-                    products[first : first + batch, i, j] += scratch.sum(dim=1)
-    return products
+    n, counts = len(x), codes.bincount()
+    # Ten times as many products of shifts as draws: few of them are drawn twice.
+    draws = check_integer("permutations", permutations, 1) + 1
+    blocks = int(min(draws, max(1, -(-10 * draws // float(counts.double().prod())))))
+    count = -(-draws // blocks)
+    # Groups of one size form a stack, in which they follow one another. Within groups the order is random.
+    keys = counts[codes] * len(counts) + codes
+    orders = (keys + torch.rand(blocks, n, dtype=torch.float64, generator=generator)).argsort(dim=1).to(x.device)
+    sizes, members = (values.tolist() for values in counts.unique(return_counts=True))
+    rows = torch.arange(n, device=x.device).split([a * b for a, b in zip(sizes, members, strict=True)])
+    shifts = [torch.randint(a, (blocks, count, b), generator=generator) for a, b in zip(sizes, members, strict=True)]
+    for shift in shifts:
+        shift[0, 0] = 0  # the observed pairing
+    grams_x, grams_y = (
+        [ShiftedGram(kernel, z, True, centered_gram(kernel, z, codes)) for kernel in kernels]
+        for kernels, z in ((kernels_x, x), (kernels_y, y))
+    )
+    sums = torch.zeros(len(grams_x), len(grams_y), blocks, count, dtype=torch.float64, device=x.device)
 
+    def spectra(grams: Sequence[ShiftedGram], some: Tensor, c: int, d: int) -> list[Tensor]:
+        shape = len(some), members[c], sizes[c], members[d], sizes[d]
+        at = some[:, rows[c], None], some[:, None, rows[d]]
+        return [torch.fft.rfft2(gram.matrix[at].view(shape).transpose(2, 3)) for gram in grams]  # type: ignore[index]
 
-def factor_products(factor_x: Tensor, factor_y: Tensor, permutations: Tensor) -> Tensor:
-    """`||X' Y[pi]||_F^2`, the `gram_products` of `X X'` and `Y Y'`, in float64 `(B,)` and in O(B n r s) time."""
-    n, s = factor_y.shape
-    products = []
-    for chunk in permutations.to(factor_x.device).split(max(1, 2**20 // (n * s))):
-        picked = factor_y.index_select(0, chunk.T.flatten()).view(n, -1)  # block b of the columns: Y in the b-th order
-        with no_autocast(picked):
-            squares = (factor_x.T @ picked).square_().sum(dim=0, dtype=torch.float64)
-        products.append(squares.view(-1, s).sum(dim=1))
-    return torch.cat(products)
-
-
-def _diagonal_products(diagonal_x: Tensor, diagonal_y: Tensor, permutations: Tensor) -> Tensor:
-    """`sum_i K_ii L[pi_i, pi_i]` of each pi in `(B, n)`, in float64 `(B,)`."""
-    return diagonal_y.double()[permutations.to(diagonal_y.device)] @ diagonal_x.double()
-
-
-def _unbiased(products: Tensor, diagonal_x: Tensor, diagonal_y: Tensor, permutations: Tensor) -> Tensor:
-    """Unbiased HSIC of permuted pairs `(B,)` from `sum_{i != j} K_ij L[pi_i, pi_j]` and the diagonals of K and L.
-
-    For centered K and L the equation of Song et al. (2012) is
-    `[sum_ij K_ij L_ij - n/(n-2) sum_i K_ii L_ii + tr K tr L / ((n-1)(n-2))] / (n(n-3))`. The second term changes with
-    the permutation; the biased estimator lacks it and is a weaker statistic.
-    """
-    n = len(diagonal_x)
-    traces = diagonal_x.double().sum() * diagonal_y.double().sum()
-    diagonal = _diagonal_products(diagonal_x, diagonal_y, permutations)
-    # In float64, because the diagonals can be much larger than all other entries.
-    return (products - 2 / (n - 2) * diagonal + traces / ((n - 1) * (n - 2))) / (n * (n - 3))
-
-
-def _products_rounding(gram_x: Tensor, gram_y: Tensor) -> float:
-    """Bound on the rounding error of `gram_products` in float32 without diagonals, and of the float64 sums of these."""
-    off_x, off_y = (gram - gram.diagonal().diag_embed() for gram in (gram_x, gram_y))
-    return float(1e-6 * off_x.norm() * off_y.norm() + 1e-13 * gram_x.norm() * gram_y.norm())
+    for c, d in combinations_with_replacement(range(len(sizes)), 2):
+        pairs = torch.arange(members[c])[:, None], torch.arange(members[d])
+        ones = spectra(grams_x, orders[:1], c, d)
+        for some in torch.arange(blocks).split(max(1, 2**22 // n**2)):
+            others = spectra(grams_y, orders[some], c, d)
+            for (i, one), (j, other) in product(enumerate(ones), enumerate(others)):
+                table = torch.fft.irfft2(one.conj() * other, s=(sizes[c], sizes[d]))  # of all shifts of two groups
+                for draw in torch.arange(count).split(max(1, 2**20 // (len(some) * members[c] * members[d]))):
+                    s, t = shifts[c][some][:, draw, :, None], shifts[d][some][:, draw, None]
+                    picked = table[torch.arange(len(some))[:, None, None, None], *pairs, s, t].sum(dim=(2, 3))
+                    sums[i, j, some[:, None], draw] += (1 + (c < d)) * picked
+    unit, rounding = rounding_errors(grams_x, grams_y, n)
+    return (sums.flatten(2).cpu() * unit[..., None]).flatten(0, 1), rounding.flatten()

@@ -7,10 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import stats
 
 from hsic_lab._checks import factor_values
 from hsic_lab.hsic import _joint as joint
 from hsic_lab.hsic import dhsic, hsic, hsic_matrix
+from hsic_lab.independence import permutation_test
 from hsic_lab.kernels import Delta, Gaussian, Laplace, Linear, Polynomial
 
 
@@ -210,3 +212,59 @@ def test_missing_values_are_counted(column):
 def test_columns_of_other_or_mixed_types_are_refused(column):
     with pytest.raises(TypeError, match=r"x\['a'\] must hold numbers, labels"):
         hsic_matrix(pd.DataFrame({"a": pd.Series(column)}), sample(2, 1))
+
+
+@pytest.mark.parametrize("columns", [joint._COLUMNS, 2])
+def test_pvalues_of_the_matrix_are_those_of_each_pair_and_step_down(columns, monkeypatch):
+    monkeypatch.setattr(joint, "_COLUMNS", columns)
+    x = sample(40, 3)
+    y = {"own": x[:, 0] + 0.5 * sample(40, 1, 1)[:, 0], "label": torch.arange(40) % 3, "constant": torch.ones(40)}
+    found = hsic_matrix(x, y, Gaussian(), Gaussian(), normalized=True, permutations=99, seed=4)
+    assert torch.equal(found.hsic, hsic_matrix(x, y, Gaussian(), Gaussian(), normalized=True))
+    pairs = list(itertools.product(x.T, y.values()))
+    tests = [
+        permutation_test(a, b, None, None if b.is_floating_point() else Delta(), permutations=99, seed=4)
+        for a, b in pairs
+    ]
+    np.testing.assert_allclose(found.pvalue.flatten(), [test.pvalue for test in tests], atol=1e-12)
+    values = np.array([[test.statistic, *test.null] for test in tests])
+    with np.errstate(invalid="ignore"):
+        scores = np.nan_to_num(
+            (values - values.mean(axis=1, keepdims=True)) / values.std(axis=1, ddof=1, keepdims=True)
+        )
+    order, largest, before = np.argsort(-scores[:, 0], kind="stable"), 0, 0
+    for rank, pair in enumerate(order):
+        largest = scores[order[rank:]].max(axis=0)
+        before = max(before, np.mean(largest >= scores[pair, 0] - 1e-9))
+        assert found.adjusted.flatten()[pair] == pytest.approx(before)
+    assert (
+        found.adjusted[0, 0] == 1 / 120 and (found.adjusted[:, 2] == 1).all() and (found.adjusted >= found.pvalue).all()
+    )
+
+
+def test_pvalues_of_the_matrix_count_ties_in_float32(monkeypatch):
+    monkeypatch.setattr(joint, "can_store", lambda n, grams: False)
+    x, y = (sample(80, 1, seed).sign().float() / 3 + 1e3 for seed in (0, 1))
+    found = hsic_matrix(x, y, Gaussian(5.0), Gaussian(5.0), permutations=300).pvalue
+    exact = permutation_test((x > 1e3).double(), (y > 1e3).double(), permutations=300).pvalue
+    assert float(found) == pytest.approx(exact)
+
+
+def test_adjusted_pvalues_hold_the_level_of_all_pairs_together():
+    below = np.zeros(2)
+    for seed in range(300):
+        found = hsic_matrix(
+            sample(12, 4, seed), sample(12, 3, 1000 + seed).exp(), Gaussian(), Linear(), permutations=19, seed=seed
+        )
+        below += [bool((found.pvalue <= 0.1).any()), bool((found.adjusted <= 0.1).any())]
+    assert below[1] <= stats.binom.ppf(0.995, 300, 0.1) < below[0]
+
+
+@pytest.mark.parametrize(
+    "options", [{"permutations": "9"}, {"permutations": 9.0}, {"permutations": 9, "seed": True}], ids=str
+)
+def test_permutations_of_the_matrix_are_an_integer(options):
+    with pytest.raises(TypeError, match=f"must be an integer of at least [01], got {list(options.values())[-1]!r}"):
+        hsic_matrix(sample(9, 1), sample(9, 1, 1), **options)
+    with pytest.raises(ValueError, match="at least 4, got 3"):
+        hsic_matrix(sample(3, 1), sample(3, 1, 1), permutations=9)
