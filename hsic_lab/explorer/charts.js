@@ -2,7 +2,7 @@
 
 const SVG = "http://www.w3.org/2000/svg";
 const TICKS = { x: 4, y: 3 }; // approximate maxima
-const SIZE = { width: 280, height: 150, left: 46, right: 10, top: 8, bottom: 36 };
+const SIZE = { height: 150, right: 16, top: 8, bottom: 36 };
 
 function shape(name, attributes, text) {
   const node = document.createElementNS(SVG, name);
@@ -13,8 +13,11 @@ function shape(name, attributes, text) {
 
 // A frame with ticks; `draw(x, y, svg)` adds the content, with the scales x and y.
 function chart(svg, { x, y, xlabel, ylabel, description, log = false, size = SIZE, most = TICKS }, draw) {
-  const { width, height, left, right, top, bottom } = size;
+  const { height, right, top, bottom } = size, width = svg.clientWidth || 280; // 0 while it is not in the page
+  const words = (log ? decades(y[0], y[1]) : ticks(y[0], y[1], most.y)).map((value) => [value, (log ? power : number)(value)]);
+  const left = 26 + 7 * Math.max(...words.map(([, text]) => text.length)); // room for the ticks beside the label
   svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
+  svg.style.height = `${height}px`;
   svg.setAttribute("role", "img");
   svg.setAttribute("aria-label", description);
   svg.replaceChildren();
@@ -29,9 +32,8 @@ function chart(svg, { x, y, xlabel, ylabel, description, log = false, size = SIZ
   for (const value of ticks(x[0], x[1], most.x)) {
     svg.append(shape("text", { x: toX(value), y: height - bottom + 14, "text-anchor": "middle" }, number(value)));
   }
-  for (const value of log ? decades(y[0], y[1]) : ticks(y[0], y[1], most.y)) {
-    const words = log ? power(value) : number(value);
-    svg.append(shape("text", { x: left - 5, y: toY(value) + 4, "text-anchor": "end" }, words));
+  for (const [value, text] of words) {
+    svg.append(shape("text", { x: left - 5, y: toY(value) + 4, "text-anchor": "end" }, text));
   }
   const middle = (top + height - bottom) / 2;
   svg.append(shape("text", { x: (left + width - right) / 2, y: height - 5, "text-anchor": "middle" }, xlabel));
@@ -117,17 +119,17 @@ function spectrumChart(svg, shown, description) {
   });
 }
 
-function scatter(svg, behind, color) {
-  const far = Math.max(2, ...behind.x.map(Math.abs), ...behind.y.map(Math.abs)) * 1.05;
-  const size = { width: 330, height: 300, left: 46, right: 12, top: 10, bottom: 40 };
-  const description = `Scatter of ${behind.x.length} samples, correlation ${signed(behind.correlation, 3)}`;
+function scatter(svg, behind, [x, y], color) {
+  const far = Math.max(2, ...x.map(Math.abs), ...y.map(Math.abs)) * 1.05;
+  const size = { height: 280, right: 12, top: 10, bottom: 40 };
+  const description = `Scatter of ${x.length} samples, correlation ${signed(behind.correlation, 3)}`;
   const labels = { xlabel: `feature ${behind.i} of view A`, ylabel: `feature ${behind.j} of view B` };
   const frame = { x: [-far, far], y: [-far, far], size, description, most: { x: 6, y: 6 }, ...labels };
   chart(svg, frame, (toX, toY) => {
     const cross = `M${toX(-far)},${toY(0)}H${toX(far)}M${toX(0)},${toY(-far)}V${toY(far)}`;
     svg.append(shape("path", { d: cross, class: "reference" }));
-    behind.x.forEach((x, k) => {
-      svg.append(shape("circle", { cx: toX(x), cy: toY(behind.y[k]), r: 2.2, fill: color, "fill-opacity": 0.5 }));
+    x.forEach((value, k) => {
+      svg.append(shape("circle", { cx: toX(value), cy: toY(y[k]), r: 2.2, fill: color, "fill-opacity": 0.5 }));
     });
   });
 }

@@ -1,0 +1,186 @@
+"""The explorer as a part of an HTML page: the script and the style of the widget, fed from data in the page."""
+
+import base64
+import html
+import io
+import json
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from hsic_lab.correlation import ORDERS, feature_order, standardize
+from hsic_lab.plots._samples import unit_images
+
+if TYPE_CHECKING:
+    from hsic_lab.explorer import CorrelationExplorer
+
+_PAIRS, _SIDE, _COLUMNS = 256, 64, 16  # pairs whose samples are embedded; pixels and columns of their images
+_LEVELS = (4096, 1024, 256, 128, 64)  # entries of C are rounded to multiples of 1 / level, the finest that fits
+_MATRIX_BYTES, _SAMPLE_BYTES, _PNG_BYTES = 8_400_000, 2_200_000, 200_000  # before base64
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>:root {{ color-scheme: light dark; }} body {{ font-family: system-ui, sans-serif; margin: 12px; }}
+h1 {{ font-size: 1.3rem; margin: 0 0 8px; overflow-wrap: anywhere; }}</style>
+</head>
+<body>
+<h1>{title}</h1>
+{fragment}
+</body>
+</html>
+"""
+
+
+def explorer_page(explorer: "CorrelationExplorer") -> str:
+    """Return a whole HTML page."""
+    title = html.escape("Cross-correlation matrix: " + ", ".join(explorer._panels))
+    return _PAGE.format(title=title, fragment=explorer_fragment(explorer))
+
+
+def explorer_fragment(explorer: "CorrelationExplorer") -> str:
+    """The explorer as an HTML element with its style, script and data, for the body of a page.
+
+    It loads nothing, needs no id, and takes the font and the colors of the page. A page may hold several.
+
+    Parameters
+    ----------
+    explorer : CorrelationExplorer
+        An explorer with at least one panel.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from hsic_lab.explorer import CorrelationExplorer, explorer_fragment
+    >>> explorer_fragment(CorrelationExplorer(torch.eye(3), torch.eye(3))).startswith('<div class="hsic-explorer">')
+    True
+    """
+    panels = list(explorer._panels.values())
+    if not panels:
+        raise ValueError("the explorer holds no matrix yet: give it a run or projections, or wait for the first snapshot")
+    steps, level, matrices = _matrices(panels)
+    answers: dict[str, Any] = {}
+    for index, step in ((index, step) for index, kept in enumerate(steps) for step in kept):
+        answers[f"matrix/{index}/{step}"] = {k: v for k, v in explorer._matrix(index, step).items() if k != "matrix"}
+        spectrum = [float(f"{value:.4g}") for value in explorer._spectrum(index, step)["values"]]
+        answers[f"spectrum/{index}/{step}"] = {"panel": index, "step": step, "values": spectrum}
+    samples = [_samples(panel, kept, _SAMPLE_BYTES / len(panels)) for panel, kept in zip(panels, steps, strict=True)]
+    sprites = ["" if panel.pairs[0] is None else _sprite(panel.pairs[0]) for panel in panels]
+    orders = {by: [feature_order(panel.snapshots[panel.newest], by).tolist() for panel in panels] for by in ORDERS}
+    state = {
+        "panels": [panel | {"steps": kept} for panel, kept in zip(explorer.panels, steps, strict=True)],
+        "orders": {"by": explorer.order, "positions": orders[explorer.order]}, "order": explorer.order,
+        "step": explorer.step, "limit": explorer.limit, "cell": explorer.cell, "latest": {},
+    }  # fmt: skip
+    data = {
+        "state": state, "colors": base64.b64encode(explorer.colors).decode(), "orders": orders, "answers": answers,
+        "level": level, "matrices": matrices, "samples": samples, "notes": [panel.pairs[1] for panel in panels],
+        "sprites": (unique := list(dict.fromkeys(sprites))), "sprite": [unique.index(sprite) for sprite in sprites],
+        "sides": [[] if panel.pairs[0] is None else _sides(panel.pairs[0][0]) for panel in panels],
+        "columns": _COLUMNS, "held": _held(panels, steps, samples, level),
+    }  # fmt: skip
+    words = "".join(f"<p>{html.escape(_words(name, answers, k, steps))}</p>" for k, name in enumerate(explorer._panels))
+    embedded = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
+    folder = Path(__file__).parent
+    script, style = explorer._esm + "\n" + (folder / "page.js").read_text("utf-8"), (folder / "explorer.css").read_text("utf-8")
+    return (
+        f'<div class="hsic-explorer">{words}<p>The explorer needs JavaScript.</p>'
+        f'<script type="application/json">{embedded}</script></div>\n'
+        f'<style>\n{style}</style>\n<script type="module">\n{script}</script>'
+    )
+
+
+def image_bytes(images: Tensor) -> list[np.ndarray]:
+    """Return images (n, c, h, w) as uint8 arrays that Pillow reads."""
+    colors = np.round(255 * unit_images(images)).astype(np.uint8)
+    return [image[0] if len(image) == 1 else image.transpose(1, 2, 0) for image in colors]
+
+
+def _matrices(panels: Sequence[Any]) -> tuple[list[list[int]], int, dict[str, str]]:
+    """Return the steps of each panel, the level and the matrices: rounded more, then fewer, until they fit."""
+    steps = [sorted(panel.snapshots) for panel in panels]
+    while True:
+        for level in _LEVELS:
+            packed: dict[str, bytes] = {}
+            for key, c in ((f"{k}/{s}", panel.snapshots[s]) for k, panel in enumerate(panels) for s in steps[k]):
+                packed[key] = _packed_matrix(c, level)
+                if sum(map(len, packed.values())) > _MATRIX_BYTES and (level > _LEVELS[-1] or max(map(len, steps)) > 2):
+                    break
+            else:
+                return steps, level, {key: base64.b64encode(value).decode() for key, value in packed.items()}
+        steps = [sorted({kept[0], *kept[::-2]}) for kept in steps]
+
+
+def _packed_matrix(c: Tensor, level: int) -> bytes:
+    """Return c * level as unsigned numbers 0, -1, 1, -2, ... in two planes of bytes, of which the high one is mostly 0."""
+    k = np.rint(c.double().cpu().numpy() * level).astype(np.int32)
+    z = np.where(k < 0, -2 * k - 1, 2 * k)
+    return _deflated((z & 255).astype(np.uint8).tobytes() + (z >> 8).astype(np.uint8).tobytes())
+
+
+def _deflated(data: bytes) -> bytes:
+    # Runs and Huffman codes alone: as small as with a search for repetitions, which noise does not have, and faster.
+    packer = zlib.compressobj(6, zlib.DEFLATED, 15, 9, zlib.Z_RLE)
+    return packer.compress(data) + packer.flush()
+
+
+def _samples(panel: Any, steps: Sequence[int], most: float) -> dict[int, str]:
+    """Return standardized projections by step: the scale of each feature, then its values as int8."""
+    packed: dict[int, bytes] = {}
+    for step in reversed(steps):
+        found = panel.samples(step)
+        if found is None or found[0] in packed:
+            continue
+        z = np.stack([standardize(view[:_PAIRS]).double().cpu().numpy().T for view in found[1:]])
+        scales = np.maximum(np.abs(z).max(axis=2), 1e-30) / 127
+        packed[found[0]] = _deflated(scales.astype(np.float32).tobytes() + np.rint(z / scales[..., None]).astype(np.int8).tobytes())
+        if sum(map(len, packed.values())) > most and len(packed) > 1:
+            packed = dict([next(iter(packed.items()))])
+            break
+    return {step: base64.b64encode(value).decode() for step, value in packed.items()}
+
+
+def _sides(images: Tensor) -> list[int]:
+    """Return the height and the width of an image in the page."""
+    h, w = images.shape[-2:]
+    shrink = min(1.0, _SIDE / max(h, w))
+    return [max(1, round(h * shrink)), max(1, round(w * shrink))]
+
+
+def _sprite(images: Sequence[Tensor]) -> str:
+    """Return the images of both views as one image, row by row, view A first."""
+    h, w = _sides(images[0])
+    tiles = [Image.fromarray(image) for view in images for image in image_bytes(view[:_PAIRS])]
+    sheet = Image.new(tiles[0].mode, (_COLUMNS * w, -(-len(tiles) // _COLUMNS) * h))
+    for number, tile in enumerate(tiles):
+        sheet.paste(tile.resize((w, h)), (number % _COLUMNS * w, number // _COLUMNS * h))
+    for look in ({"format": "png"}, {"format": "jpeg", "quality": 88, "subsampling": 0}):
+        sheet.save(buffer := io.BytesIO(), **look)
+        if buffer.tell() <= _PNG_BYTES:
+            break
+    return f"data:image/{look['format']};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _held(panels: Sequence[Any], steps: list[list[int]], samples: list[dict[int, str]], level: int) -> str:
+    """Say what the page holds."""
+    words = f"This page holds C rounded to multiples of 1/{level}; sums, histograms and spectra are of the exact C."
+    if any(len(kept) < len(panel.snapshots) for kept, panel in zip(steps, panels, strict=True)):
+        words += f" It holds {max(map(len, steps))} of {max(len(panel.snapshots) for panel in panels)} steps."
+    if any(samples):
+        newest = " of one step" if all(len(by_step) < 2 for by_step in samples) else ""
+        words += f" Samples and images are those of the first {_PAIRS} pairs{newest}, the values rounded to 1/127 of the"
+        words += " largest of their feature."
+    return words
+
+
+def _words(name: str, answers: dict[str, Any], index: int, steps: list[list[int]]) -> str:
+    found = answers[f"matrix/{index}/{steps[index][-1]}"]["summary"]
+    named = ("mean_diagonal", "mean_off_diagonal", "rms_off_diagonal", "off_diagonal_squared_norm", "total")
+    return f"{name}, step {steps[index][-1]}: " + ", ".join(f"{key.replace('_', ' ')} {found[key]:.4g}" for key in named)

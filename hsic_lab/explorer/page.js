@@ -1,0 +1,100 @@
+// The explorer of a saved page: a model with the interface of a notebook's, which answers from the data in the page.
+
+async function inflated(text) {
+  const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
+  return new Response(stream).arrayBuffer();
+}
+
+class PageModel {
+  constructor(data) {
+    this.data = data;
+    this.state = { ...data.state, colors: Uint8Array.from(atob(data.colors), (letter) => letter.charCodeAt(0)) };
+    this.heard = new Map();
+    this.changes = [];
+    this.kept = {}; // inflated samples, sprites
+  }
+
+  get(name) {
+    return this.state[name];
+  }
+
+  set(name, value) {
+    this.state[name] = value;
+    this.changes.push(name);
+  }
+
+  save_changes() {
+    const { order } = this.state;
+    if (this.changes.includes("order")) this.set("orders", { by: order, positions: this.data.orders[order] });
+    for (const name of this.changes.splice(0)) this.heard.get(`change:${name}`)?.();
+  }
+
+  on(name, act) {
+    this.heard.set(name, act);
+  }
+
+  off(name) {
+    this.heard.delete(name);
+  }
+
+  async send(request) {
+    const { kind, panel, step } = request, found = this.data.answers[`${kind}/${panel}/${step}`];
+    if (kind === "cell") this.answer(...(await this.cell(request)));
+    else this.answer({ ...found, kind }, kind === "matrix" ? [await this.matrix(panel, step)] : []);
+  }
+
+  answer(message, buffers) {
+    this.heard.get("msg:custom")?.(message, buffers);
+  }
+
+  async matrix(panel, step) {
+    const bytes = new Uint8Array(await inflated(this.data.matrices[`${panel}/${step}`]));
+    const values = new Float32Array(bytes.length / 2);
+    for (let k = 0; k < values.length; k++) {
+      const z = bytes[k] | (bytes[k + values.length] << 8);
+      values[k] = ((z >> 1) ^ -(z & 1)) / this.data.level;
+    }
+    return values.buffer;
+  }
+
+  async cell({ kind, panel, step, i, j }) {
+    const samples = this.data.samples[panel], steps = Object.keys(samples).map(Number);
+    const reply = { kind, panel, step, i, j, note: this.data.notes[panel] };
+    if (!steps.length) return [reply, []];
+    const at = steps.includes(step) ? step : Math.max(...steps), key = `${panel}/${at}`;
+    const bytes = (this.kept[key] ??= await inflated(samples[at]));
+    const { d } = this.state.panels[panel], n = (bytes.byteLength - 8 * d) / (2 * d);
+    const scales = new Float32Array(bytes, 0, 2 * d), all = new Int8Array(bytes, 8 * d);
+    const [x, y] = [i, d + j].map((row) => Float32Array.from(all.subarray(row * n, (row + 1) * n), (v) => v * scales[row]));
+    const correlation = x.reduce((sum, value, k) => sum + value * y[k], 0) / n;
+    return [{ ...reply, at, n, correlation, ...(await this.images(panel, n, x, y)) }, [x.buffer, y.buffer]];
+  }
+
+  // The images with the lowest and the highest values of x in view A and of y in view B.
+  async images(panel, n, x, y) {
+    const number = this.data.sprite[panel], url = this.data.sprites[number];
+    if (!url) return {};
+    const sprite = (this.kept[number] ??= Object.assign(new Image(), { src: url }));
+    await sprite.decode();
+    const [height, width] = this.data.sides[panel], { columns } = this.data, count = Math.min(4, Math.floor(n / 2));
+    const canvas = Object.assign(document.createElement("canvas"), { width, height });
+    const cut = (row) => {
+      const from = [(row % columns) * width, Math.floor(row / columns) * height];
+      canvas.getContext("2d").drawImage(sprite, ...from, width, height, 0, 0, width, height);
+      return canvas.toDataURL();
+    };
+    const ends = (values, first) => {
+      const order = [...values.keys()].sort((a, b) => values[a] - values[b]);
+      return [...order.slice(0, count), ...order.slice(n - count)].map((row) => cut(first + row));
+    };
+    return { images_a: ends(x, 0), images_b: ends(y, n) };
+  }
+}
+
+for (const script of document.querySelectorAll(".hsic-explorer > script[type='application/json']")) {
+  const root = script.parentElement, model = new PageModel(JSON.parse(script.textContent));
+  root.replaceChildren();
+  new Explorer(model, root);
+  root.append(element("div", { class: "help" }, model.data.held));
+}
