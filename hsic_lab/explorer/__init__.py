@@ -5,7 +5,7 @@ import io
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from hsic_lab.explorer._html import explorer_fragment, explorer_page, image_byte
 from hsic_lab.plots import DIVERGING, PALETTE, compare_cross_correlations
 from hsic_lab.plots._heatmaps import matrix_figure
 from hsic_lab.plots._samples import unit_images
-from hsic_lab.training import Event, Run
+from hsic_lab.training import Event, Run, TrainConfig
 from hsic_lab.training._data import KEPT_SAMPLES, SNAPSHOT_PAIRS, held_out_pairs
 
 __all__ = ["CorrelationExplorer", "FeaturePair", "explorer_fragment", "feature_pair"]
@@ -123,14 +123,9 @@ class _Panel:
         try:
             if "pictures" not in metadata or metadata.get("views") == "custom":
                 raise ValueError("the run does not say how its views are made")
-            data = load(config.dataset)
-            if data.fingerprint != metadata["pictures"]:
-                raise ValueError(f"{config.dataset} is {data.fingerprint}, the run had {metadata['pictures']}")
-            pairs = held_out_pairs(data, config, torch.device(self.device))
+            return _own_pairs(config.dataset, config.views, tuple(config.shared), metadata["pictures"], self.device), ""
         except (OSError, ValueError, TypeError) as error:
             return None, f"The run's own images cannot be shown ({error}). Give the explorer images=(view_a, view_b)."
-        a, b = (view[:KEPT_SAMPLES].cpu() for view in pairs)
-        return (a, b), ""
 
     @property
     def device(self) -> str:
@@ -151,6 +146,17 @@ class _Panel:
             network = torch.nn.Sequential(self.run.encoder, self.run.projector)
             self.projected = self.newest, *(extract_features(network, view) for view in images)
         return self.projected
+
+
+@lru_cache(maxsize=4)  # runs on one data set share them
+def _own_pairs(dataset: str, views: str, shared: tuple[str, ...], pictures: str, device: str) -> Projections:
+    """Return the images of both views of the first held-out pairs of runs with these settings."""
+    data = load(dataset)
+    if data.fingerprint != pictures:
+        raise ValueError(f"{dataset} is now {data.fingerprint}, the run had {pictures}")
+    config = TrainConfig(dataset=dataset, views=views, shared=shared)
+    a, b = (view[:KEPT_SAMPLES].cpu() for view in held_out_pairs(data, config, torch.device(device)))
+    return a, b
 
 
 def _panels(source: Any, images: Projections | None, samples: int | None) -> dict[str, _Panel]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _PAIRS, _SIDE, _COLUMNS = 256, 64, 16  # pairs whose samples are embedded; pixels and columns of their images
 _LEVELS = (4096, 1024, 256, 128, 64)  # entries of C are rounded to multiples of 1 / level, the finest that fits
-_MATRIX_BYTES, _SAMPLE_BYTES, _PNG_BYTES = 8_400_000, 2_200_000, 200_000  # before base64
+_MATRIX_BYTES, _SAMPLE_BYTES, _PNG_BYTES = 9_000_000, 2_200_000, 200_000  # before base64
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -103,24 +103,35 @@ def image_bytes(images: Tensor) -> list[np.ndarray]:
     return [image[0] if len(image) == 1 else image.transpose(1, 2, 0) for image in colors]
 
 
-def _matrices(panels: Sequence[Any]) -> tuple[list[list[int]], int, dict[str, str]]:
-    """Return the steps of each panel, the level and the matrices: rounded more, then fewer, until they fit."""
+def _matrices(panels: Sequence[Any]) -> tuple[list[list[int]], int, list[dict[int, tuple[str, int | None]]]]:
+    """Return the steps of each panel, the level and the matrices: rounded more, then fewer steps, until they fit."""
     steps = [sorted(panel.snapshots) for panel in panels]
     while True:
         for level in _LEVELS:
-            packed: dict[str, bytes] = {}
-            for key, c in ((f"{k}/{s}", panel.snapshots[s]) for k, panel in enumerate(panels) for s in steps[k]):
-                packed[key] = _packed_matrix(c, level)
-                if sum(map(len, packed.values())) > _MATRIX_BYTES and (level > _LEVELS[-1] or max(map(len, steps)) > 2):
-                    break
-            else:
-                return steps, level, {key: base64.b64encode(value).decode() for key, value in packed.items()}
+            last = level == _LEVELS[-1] and max(map(len, steps)) <= 2
+            packed: list[dict[int, tuple[bytes, int | None]]] = []
+            left = _MATRIX_BYTES
+            for panel, kept in zip(panels, steps, strict=True):
+                packed.append({})
+                later = None
+                for step in reversed(kept):
+                    k = np.rint(panel.snapshots[step].double().cpu().numpy() * level).astype(np.int32)
+                    choices = [(_packed_integers(k), None)]
+                    if later is not None:  # the difference to the next step, which is small late in a training
+                        choices.append((_packed_integers(k - later[1]), later[0]))
+                    packed[-1][step] = min(choices, key=lambda one: len(one[0]))
+                    left -= len(packed[-1][step][0])
+                    later = step, k
+                    if left < 0 and not last:
+                        break
+            if left >= 0 or last:
+                coded = [{s: (base64.b64encode(v).decode(), of) for s, (v, of) in one.items()} for one in packed]
+                return steps, level, coded
         steps = [sorted({kept[0], *kept[::-2]}) for kept in steps]
 
 
-def _packed_matrix(c: Tensor, level: int) -> bytes:
-    """Return c * level as unsigned numbers 0, -1, 1, -2, ... in two planes of bytes, of which the high one is mostly 0."""
-    k = np.rint(c.double().cpu().numpy() * level).astype(np.int32)
+def _packed_integers(k: np.ndarray) -> bytes:
+    """Return integers as unsigned ones, 0, -1, 1, -2, ..., in two planes of bytes, of which the high one is mostly 0."""
     z = np.where(k < 0, -2 * k - 1, 2 * k)
     return _deflated((z & 255).astype(np.uint8).tobytes() + (z >> 8).astype(np.uint8).tobytes())
 
@@ -174,9 +185,9 @@ def _held(panels: Sequence[Any], steps: list[list[int]], samples: list[dict[int,
     if any(len(kept) < len(panel.snapshots) for kept, panel in zip(steps, panels, strict=True)):
         words += f" It holds {max(map(len, steps))} of {max(len(panel.snapshots) for panel in panels)} steps."
     if any(samples):
-        newest = " of one step" if all(len(by_step) < 2 for by_step in samples) else ""
-        words += f" Samples and images are those of the first {_PAIRS} pairs{newest}, the values rounded to 1/127 of the"
-        words += " largest of their feature."
+        newest = ", of the newest step only" if all(len(by_step) < 2 for by_step in samples) else ""
+        words += f" Samples and images are those of the first {_PAIRS} pairs{newest}. A value is rounded to 1/127 of the"
+        words += " largest value of its feature."
     return words
 
 

@@ -11,6 +11,11 @@ function shape(name, attributes, text) {
   return node;
 }
 
+// A color of the palette that can be seen in light and in dark pages.
+function ink(color) {
+  return `color-mix(in srgb, ${color} 72%, currentColor)`;
+}
+
 // A frame with ticks; `draw(x, y, svg)` adds the content, with the scales x and y.
 function chart(svg, { x, y, xlabel, ylabel, description, log = false, size = SIZE, most = TICKS }, draw) {
   const { height, right, top, bottom } = size, width = svg.clientWidth || 280; // 0 while it is not in the page
@@ -97,7 +102,7 @@ function histogram(svg, shown, { low, high, bins, band, lines = [], xlabel, desc
         path += `V${toY(value)}H${toX(low + ((b + 1) * (high - low)) / bins)}`;
       });
       svg.append(shape("path", {
-        d: `${path}V${toY(0)}Z`, fill: shown[k].color, "fill-opacity": 0.35, stroke: shown[k].color,
+        d: `${path}V${toY(0)}Z`, style: `fill: ${ink(shown[k].color)}; stroke: ${ink(shown[k].color)}`, "fill-opacity": 0.35,
       }));
     });
     for (const value of lines) {
@@ -114,7 +119,7 @@ function spectrumChart(svg, shown, description) {
   chart(svg, { x: [1, longest], y, log: true, xlabel: "index", ylabel: "σ / largest", description }, (toX, toY) => {
     lines.forEach((values, k) => {
       const path = values.map((value, index) => `${index ? "L" : "M"}${toX(index + 1)},${toY(value)}`).join("");
-      svg.append(shape("path", { d: path, fill: "none", stroke: shown[k].color, "stroke-width": 1.8 }));
+      svg.append(shape("path", { d: path, style: `fill: none; stroke: ${ink(shown[k].color)}`, "stroke-width": 1.8 }));
     });
   });
 }
@@ -129,7 +134,7 @@ function scatter(svg, behind, [x, y], color) {
     const cross = `M${toX(-far)},${toY(0)}H${toX(far)}M${toX(0)},${toY(-far)}V${toY(far)}`;
     svg.append(shape("path", { d: cross, class: "reference" }));
     x.forEach((value, k) => {
-      svg.append(shape("circle", { cx: toX(value), cy: toY(y[k]), r: 2.2, fill: color, "fill-opacity": 0.5 }));
+      svg.append(shape("circle", { cx: toX(value), cy: toY(y[k]), r: 2.2, style: `fill: ${ink(color)}`, "fill-opacity": 0.55 }));
     });
   });
 }

@@ -191,15 +191,16 @@ class Explorer {
     const answer = this.store.get(cell), shown = answer && `${this.store.key(cell)} ${this.width}`;
     if (!answer || shown === this.shown) return;
     this.shown = shown;
-    const { name, color } = this.model.get("panels")[cell.panel];
+    const { name, color, n } = this.model.get("panels")[cell.panel];
     const parts = [];
     const svg = shape("svg", { "data-chart": "scatter" });
     if (answer.arrays.length) {
       const drawn = answer.arrays[0].length;
       const points = drawn < answer.n ? `the first ${drawn} of ${answer.n}` : answer.n;
-      const old = answer.at === cell.step ? "" : `, the only step with samples near step ${cell.step}`;
-      parts.push(element("figure", {}, element("figcaption", {},
-        `${name}, step ${answer.at}${old}: ${points} pairs, correlation ${signed(answer.correlation, 3)}`), svg));
+      const old = answer.at === cell.step ? "" : ` (those of step ${cell.step} were not kept)`;
+      const words = `${name}, samples of step ${answer.at}${old}: ${points} pairs, correlation ${signed(answer.correlation, 3)}`;
+      const rest = n > answer.n ? `; C is of ${n} pairs` : "";
+      parts.push(element("figure", {}, element("figcaption", {}, words + rest), svg));
     }
     const words = { images_a: `feature ${cell.i} of view A`, images_b: `feature ${cell.j} of view B` };
     for (const [key, of] of Object.entries(words)) {

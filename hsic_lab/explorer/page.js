@@ -1,15 +1,20 @@
 // The explorer of a saved page: a model with the interface of a notebook's, which answers from the data in the page.
 
+function decoded(text) {
+  const letters = atob(text), bytes = new Uint8Array(letters.length);
+  for (let k = 0; k < bytes.length; k++) bytes[k] = letters.charCodeAt(k);
+  return bytes;
+}
+
 async function inflated(text) {
-  const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
-  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
+  const stream = new Blob([decoded(text)]).stream().pipeThrough(new DecompressionStream("deflate"));
   return new Response(stream).arrayBuffer();
 }
 
 class PageModel {
   constructor(data) {
     this.data = data;
-    this.state = { ...data.state, colors: Uint8Array.from(atob(data.colors), (letter) => letter.charCodeAt(0)) };
+    this.state = { ...data.state, colors: decoded(data.colors) };
     this.heard = new Map();
     this.changes = [];
     this.kept = {}; // inflated samples, sprites
@@ -49,13 +54,23 @@ class PageModel {
   }
 
   async matrix(panel, step) {
-    const bytes = new Uint8Array(await inflated(this.data.matrices[`${panel}/${step}`]));
-    const values = new Float32Array(bytes.length / 2);
+    const integers = await this.integers(panel, step), values = new Float32Array(integers.length);
+    for (let k = 0; k < values.length; k++) values[k] = integers[k] / this.data.level;
+    return values.buffer;
+  }
+
+  // C in units of 1 / level, some of them stored as the difference to a later step.
+  async integers(panel, step) {
+    const key = `C/${panel}/${step}`;
+    if (this.kept[key]) return this.kept[key];
+    const [text, later] = this.data.matrices[panel][step];
+    const bytes = new Uint8Array(await inflated(text)), values = new Int16Array(bytes.length / 2);
+    const from = later === null ? null : await this.integers(panel, later);
     for (let k = 0; k < values.length; k++) {
       const z = bytes[k] | (bytes[k + values.length] << 8);
-      values[k] = ((z >> 1) ^ -(z & 1)) / this.data.level;
+      values[k] = ((z >> 1) ^ -(z & 1)) + (from ? from[k] : 0);
     }
-    return values.buffer;
+    return (this.kept[key] = values);
   }
 
   async cell({ kind, panel, step, i, j }) {
