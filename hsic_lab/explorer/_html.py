@@ -5,7 +5,7 @@ import html
 import io
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _PAIRS, _SIDE, _COLUMNS = 256, 64, 16  # pairs whose samples are embedded; pixels and columns of their images
 _LEVELS = (4096, 1024, 256, 128, 64)  # entries of C are rounded to multiples of 1 / level, the finest that fits
-_MATRIX_BYTES, _SAMPLE_BYTES, _PNG_BYTES = 9_000_000, 2_200_000, 200_000  # before base64
+_BYTES, _SAMPLE_BYTES, _PNG_BYTES = 14_300_000, 3_000_000, 200_000  # of a page but for what is small, of all samples
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -65,14 +65,16 @@ def explorer_fragment(explorer: "CorrelationExplorer") -> str:
     panels = list(explorer._panels.values())
     if not panels:
         raise ValueError("the explorer holds no matrix yet: give it a run or projections, or wait for the first snapshot")
-    steps, level, matrices = _matrices(panels)
+    samples = [_samples(panel, _SAMPLE_BYTES / len(panels)) for panel in panels]
+    sprites = ["" if panel.pairs[0] is None else _sprite(panel.pairs[0]) for panel in panels]
+    unique = list(dict.fromkeys(sprites))
+    used = sum(map(len, unique)) + sum(len(text) for by_step in samples for text in by_step.values())
+    steps, level, matrices = _matrices(panels, _BYTES - used)
     answers: dict[str, Any] = {}
     for index, step in ((index, step) for index, kept in enumerate(steps) for step in kept):
         answers[f"matrix/{index}/{step}"] = {k: v for k, v in explorer._matrix(index, step).items() if k != "matrix"}
         spectrum = [float(f"{value:.4g}") for value in explorer._spectrum(index, step)["values"]]
         answers[f"spectrum/{index}/{step}"] = {"panel": index, "step": step, "values": spectrum}
-    samples = [_samples(panel, kept, _SAMPLE_BYTES / len(panels)) for panel, kept in zip(panels, steps, strict=True)]
-    sprites = ["" if panel.pairs[0] is None else _sprite(panel.pairs[0]) for panel in panels]
     orders = {by: [feature_order(panel.snapshots[panel.newest], by).tolist() for panel in panels] for by in ORDERS}
     state = {
         "panels": [panel | {"steps": kept} for panel, kept in zip(explorer.panels, steps, strict=True)],
@@ -82,7 +84,7 @@ def explorer_fragment(explorer: "CorrelationExplorer") -> str:
     data = {
         "state": state, "colors": base64.b64encode(explorer.colors).decode(), "orders": orders, "answers": answers,
         "level": level, "matrices": matrices, "samples": samples, "notes": [panel.pairs[1] for panel in panels],
-        "sprites": (unique := list(dict.fromkeys(sprites))), "sprite": [unique.index(sprite) for sprite in sprites],
+        "sprites": unique, "sprite": [unique.index(sprite) for sprite in sprites],
         "sides": [[] if panel.pairs[0] is None else _sides(panel.pairs[0][0]) for panel in panels],
         "columns": _COLUMNS, "held": _held(panels, steps, samples, level),
     }  # fmt: skip
@@ -103,49 +105,51 @@ def image_bytes(images: Tensor) -> list[np.ndarray]:
     return [image[0] if len(image) == 1 else image.transpose(1, 2, 0) for image in colors]
 
 
-def _matrices(panels: Sequence[Any]) -> tuple[list[list[int]], int, list[dict[int, tuple[str, int | None]]]]:
-    """Return the steps of each panel, the level and the matrices: rounded more, then fewer steps, until they fit."""
+def _matrices(panels: Sequence[Any], most: float) -> tuple[list[list[int]], int, list[dict[int, tuple]]]:
+    """Return the steps of each panel, the level and the matrices: rounded more, then of fewer steps, until they fit."""
     steps = [sorted(panel.snapshots) for panel in panels]
     while True:
         for level in _LEVELS:
             last = level == _LEVELS[-1] and max(map(len, steps)) <= 2
-            packed: list[dict[int, tuple[bytes, int | None]]] = []
-            left = _MATRIX_BYTES
-            for panel, kept in zip(panels, steps, strict=True):
-                packed.append({})
-                later = None
-                for step in reversed(kept):
-                    k = np.rint(panel.snapshots[step].double().cpu().numpy() * level).astype(np.int32)
-                    choices = [(_packed_integers(k), None)]
-                    if later is not None:  # the difference to the next step, which is small late in a training
-                        choices.append((_packed_integers(k - later[1]), later[0]))
-                    packed[-1][step] = min(choices, key=lambda one: len(one[0]))
-                    left -= len(packed[-1][step][0])
-                    later = step, k
-                    if left < 0 and not last:
-                        break
-            if left >= 0 or last:
-                coded = [{s: (base64.b64encode(v).decode(), of) for s, (v, of) in one.items()} for one in packed]
+            for rows in (16, 1):  # a sample of the rows tells soon that a level is too fine
+                coded = [_coded(panel.snapshots, kept, level, rows) for panel, kept in zip(panels, steps, strict=True)]
+                if rows * sum(len(text) for by_step in coded for text, _ in by_step.values()) > most and not last:
+                    break
+            else:
                 return steps, level, coded
         steps = [sorted({kept[0], *kept[::-2]}) for kept in steps]
 
 
-def _packed_integers(k: np.ndarray) -> bytes:
+def _coded(snapshots: Mapping[int, Tensor], steps: Sequence[int], level: int, rows: int) -> dict[int, tuple]:
+    """Return the rounded matrices by step: the text, and the later step whose matrix is to be added."""
+    coded: dict[int, tuple] = {}
+    later = None
+    for step in reversed(steps):
+        k = np.rint(snapshots[step][::rows].double().cpu().numpy() * level).astype(np.int32)
+        choices = [(_packed_integers(k), None)]
+        if later is not None:  # late in a training the difference to the next step is small
+            choices.append((_packed_integers(k - later[1]), later[0]))
+        coded[step] = min(choices, key=lambda one: len(one[0]))
+        later = step, k
+    return coded
+
+
+def _packed_integers(k: np.ndarray) -> str:
     """Return integers as unsigned ones, 0, -1, 1, -2, ..., in two planes of bytes, of which the high one is mostly 0."""
     z = np.where(k < 0, -2 * k - 1, 2 * k)
     return _deflated((z & 255).astype(np.uint8).tobytes() + (z >> 8).astype(np.uint8).tobytes())
 
 
-def _deflated(data: bytes) -> bytes:
+def _deflated(data: bytes) -> str:
     # Runs and Huffman codes alone: as small as with a search for repetitions, which noise does not have, and faster.
     packer = zlib.compressobj(6, zlib.DEFLATED, 15, 9, zlib.Z_RLE)
-    return packer.compress(data) + packer.flush()
+    return base64.b64encode(packer.compress(data) + packer.flush()).decode()
 
 
-def _samples(panel: Any, steps: Sequence[int], most: float) -> dict[int, str]:
-    """Return standardized projections by step: the scale of each feature, then its values as int8."""
-    packed: dict[int, bytes] = {}
-    for step in reversed(steps):
+def _samples(panel: Any, most: float) -> dict[int, str]:
+    """Return standardized projections by step, or of the newest one: the scales of the features, then int8 values."""
+    packed: dict[int, str] = {}
+    for step in sorted(panel.snapshots, reverse=True):
         found = panel.samples(step)
         if found is None or found[0] in packed:
             continue
@@ -153,9 +157,8 @@ def _samples(panel: Any, steps: Sequence[int], most: float) -> dict[int, str]:
         scales = np.maximum(np.abs(z).max(axis=2), 1e-30) / 127
         packed[found[0]] = _deflated(scales.astype(np.float32).tobytes() + np.rint(z / scales[..., None]).astype(np.int8).tobytes())
         if sum(map(len, packed.values())) > most and len(packed) > 1:
-            packed = dict([next(iter(packed.items()))])
-            break
-    return {step: base64.b64encode(value).decode() for step, value in packed.items()}
+            return {step: packed[step] for step in list(packed)[:1]}
+    return packed
 
 
 def _sides(images: Tensor) -> list[int]:
