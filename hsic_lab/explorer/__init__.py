@@ -345,7 +345,13 @@ class CorrelationExplorer(anywidget.AnyWidget):
         step = panel.step_at(step)
         c = panel.snapshots[step].float().cpu().numpy()
         diagonal = _histogram(np.diagonal(c))
-        matrix = {"panel": index, "step": step, "lowest": float(c.min()), "highest": float(c.max()), "matrix": c.tobytes()}
+        matrix = {
+            "panel": index,
+            "step": step,
+            "lowest": float(c.min()),
+            "highest": float(c.max()),
+            "matrix": c.tobytes(),
+        }
         matrix["constant"] = [int((~c.any(axis=axis)).sum()) for axis in (1, 0)]  # features of view A, of view B
         matrix["summary"] = asdict(correlations.CorrelationSummary.from_matrix(c, panel.n))
         return matrix | {"diagonal_counts": diagonal.tolist(), "off_counts": (_histogram(c) - diagonal).tolist()}

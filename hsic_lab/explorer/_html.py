@@ -64,7 +64,9 @@ def explorer_fragment(explorer: "CorrelationExplorer") -> str:
     """
     panels = list(explorer._panels.values())
     if not panels:
-        raise ValueError("the explorer holds no matrix yet: give it a run or projections, or wait for the first snapshot")
+        raise ValueError(
+            "the explorer holds no matrix yet: give it a run or projections, or wait for the first snapshot"
+        )
     samples = [_samples(panel, _SAMPLE_BYTES / len(panels)) for panel in panels]
     sprites = ["" if panel.pairs[0] is None else _sprite(panel.pairs[0]) for panel in panels]
     unique = list(dict.fromkeys(sprites))
@@ -91,7 +93,10 @@ def explorer_fragment(explorer: "CorrelationExplorer") -> str:
     words = "".join(f"<p>{html.escape(_words(name, answers, k, steps))}</p>" for k, name in enumerate(explorer._panels))
     embedded = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
     folder = Path(__file__).parent
-    script, style = explorer._esm + "\n" + (folder / "page.js").read_text("utf-8"), (folder / "explorer.css").read_text("utf-8")
+    script, style = (
+        explorer._esm + "\n" + (folder / "page.js").read_text("utf-8"),
+        (folder / "explorer.css").read_text("utf-8"),
+    )
     return (
         f'<div class="hsic-explorer">{words}<p>The explorer needs JavaScript.</p>'
         f'<script type="application/json">{embedded}</script></div>\n'
@@ -155,7 +160,9 @@ def _samples(panel: Any, most: float) -> dict[int, str]:
             continue
         z = np.stack([standardize(view[:_PAIRS]).double().cpu().numpy().T for view in found[1:]])
         scales = np.maximum(np.abs(z).max(axis=2), 1e-30) / 127
-        packed[found[0]] = _deflated(scales.astype(np.float32).tobytes() + np.rint(z / scales[..., None]).astype(np.int8).tobytes())
+        packed[found[0]] = _deflated(
+            scales.astype(np.float32).tobytes() + np.rint(z / scales[..., None]).astype(np.int8).tobytes()
+        )
         if sum(map(len, packed.values())) > most and len(packed) > 1:
             return {step: packed[step] for step in list(packed)[:1]}
     return packed
@@ -189,7 +196,9 @@ def _held(panels: Sequence[Any], steps: list[list[int]], samples: list[dict[int,
         words += f" It holds {max(map(len, steps))} of {max(len(panel.snapshots) for panel in panels)} steps."
     if any(samples):
         newest = ", of the newest step only" if all(len(by_step) < 2 for by_step in samples) else ""
-        words += f" Samples and images are those of the first {_PAIRS} pairs{newest}. A value is rounded to 1/127 of the"
+        words += (
+            f" Samples and images are those of the first {_PAIRS} pairs{newest}. A value is rounded to 1/127 of the"
+        )
         words += " largest value of its feature."
     return words
 
@@ -197,4 +206,6 @@ def _held(panels: Sequence[Any], steps: list[list[int]], samples: list[dict[int,
 def _words(name: str, answers: dict[str, Any], index: int, steps: list[list[int]]) -> str:
     found = answers[f"matrix/{index}/{steps[index][-1]}"]["summary"]
     named = ("mean_diagonal", "mean_off_diagonal", "rms_off_diagonal", "off_diagonal_squared_norm", "total")
-    return f"{name}, step {steps[index][-1]}: " + ", ".join(f"{key.replace('_', ' ')} {found[key]:.4g}" for key in named)
+    return f"{name}, step {steps[index][-1]}: " + ", ".join(
+        f"{key.replace('_', ' ')} {found[key]:.4g}" for key in named
+    )

@@ -2,7 +2,7 @@
 
 const SVG = "http://www.w3.org/2000/svg";
 const TICKS = { x: 4, y: 3 }; // approximate maxima
-const SIZE = { height: 150, right: 16, top: 8, bottom: 36 };
+const SIZE = { height: 155, right: 16, top: 8, bottom: 41 };
 
 function shape(name, attributes, text) {
   const node = document.createElementNS(SVG, name);
@@ -35,7 +35,7 @@ function chart(svg, { x, y, xlabel, ylabel, description, log = false, size = SIZ
     d: `M${left},${top}V${height - bottom}H${width - right}`, class: "axis", fill: "none",
   }));
   for (const value of ticks(x[0], x[1], most.x)) {
-    svg.append(shape("text", { x: toX(value), y: height - bottom + 14, "text-anchor": "middle" }, number(value)));
+    svg.append(shape("text", { x: toX(value), y: height - bottom + 19, "text-anchor": "middle" }, number(value)));
   }
   for (const [value, text] of words) {
     svg.append(shape("text", { x: left - 5, y: toY(value) + 4, "text-anchor": "end" }, text));
@@ -126,7 +126,7 @@ function spectrumChart(svg, shown, description) {
 
 function scatter(svg, behind, [x, y], color) {
   const far = Math.max(2, ...x.map(Math.abs), ...y.map(Math.abs)) * 1.05;
-  const size = { height: 280, right: 12, top: 10, bottom: 40 };
+  const size = { height: 280, right: 12, top: 10, bottom: 42 };
   const description = `Scatter of ${x.length} samples, correlation ${signed(behind.correlation, 3)}`;
   const labels = { xlabel: `feature ${behind.i} of view A`, ylabel: `feature ${behind.j} of view B` };
   const frame = { x: [-far, far], y: [-far, far], size, description, most: { x: 6, y: 6 }, ...labels };

@@ -82,6 +82,7 @@ class Explorer {
     this.behind = element("div", { class: "behind", "aria-live": "polite" });
     this.layout = element("div", { class: "layout" }, this.panels, this.behind, this.chartRow);
     root.classList.add("hsic-explorer");
+    root.dataset.lmSuppressShortcuts = "true"; // JupyterLab leaves the keys to the explorer
     root.append(controls, this.waiting, this.layout, element("div", { class: "help" }, HELP));
   }
 

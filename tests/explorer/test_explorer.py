@@ -202,7 +202,10 @@ def test_page_holds_the_matrices_and_samples(tmp_path):
     assert found.data["orders"]["cluster"][0] == state["orders"]["positions"][0] == wanted.tolist()
     z_a, z_b = projections(d=9)
     packed = zlib.decompress(base64.b64decode(found.data["samples"][1]["0"]))
-    scales, values = np.frombuffer(packed[: 4 * 18], np.float32), np.frombuffer(packed[4 * 18 :], np.int8).reshape(18, 30)
+    scales, values = (
+        np.frombuffer(packed[: 4 * 18], np.float32),
+        np.frombuffer(packed[4 * 18 :], np.int8).reshape(18, 30),
+    )
     exact = np.concatenate([standardize(z_a).T, standardize(z_b).T])
     np.testing.assert_allclose(scales[:, None] * values, exact, atol=np.abs(exact).max() / 250)
     sheet = shown_image(found.data["sprites"][found.data["sprite"][1]])
@@ -236,7 +239,9 @@ def test_page_is_small(tmp_path):
     assert size < 5 and data["level"] == 4096 and all(len(by_step) == 12 for by_step in data["samples"])
     size, data = size_of_page(tmp_path, 1024, 96)
     assert size < 15 and data["level"] >= 64 and [len(p["steps"]) for p in data["state"]["panels"]] == [12, 12]
-    assert [list(by_step) for by_step in data["samples"]] == [["11"], ["11"]] and "of the newest step only" in data["held"]
+    assert [list(by_step) for by_step in data["samples"]] == [["11"], ["11"]] and "of the newest step only" in data[
+        "held"
+    ]
 
 
 def test_fragment_needs_a_matrix():
@@ -312,8 +317,16 @@ def test_figure_shows_the_given_step(tmp_path):
 Z = projections()
 NAN = torch.full((30, 6), float("nan"))
 BAD = {
-    "NaN in a projection": (lambda _: CorrelationExplorer(NAN, Z[1]), ValueError, "z_a of 'C' holds 180 values that are"),
-    "a run and a projection": (lambda path: CorrelationExplorer(run_of(path), Z[1]), TypeError, "z_a of 'C' .* got Run"),
+    "NaN in a projection": (
+        lambda _: CorrelationExplorer(NAN, Z[1]),
+        ValueError,
+        "z_a of 'C' holds 180 values that are",
+    ),
+    "a run and a projection": (
+        lambda path: CorrelationExplorer(run_of(path), Z[1]),
+        TypeError,
+        "z_a of 'C' .* got Run",
+    ),
     "integers": (lambda _: CorrelationExplorer(Z[0], Z[1].int()), TypeError, "z_b of 'C' must be floating point"),
     "one row": (lambda _: CorrelationExplorer(Z[0][:1], Z[1][:1]), ValueError, r"at least 2 rows, got shape \(1, 6\)"),
     "one feature": (lambda _: CorrelationExplorer(Z[0][:, :1], Z[1][:, :1]), ValueError, r"d at least 2, got \(1, 1\)"),
