@@ -3,7 +3,7 @@
 import base64
 import io
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -129,22 +129,23 @@ class _Panel:
 
     @property
     def device(self) -> str:
-        """Where the run drew its held-out pairs, because a CPU and a GPU draw different ones; the CPU if it is not here."""
-        kind = self.run.metadata["device"].partition(":")[0] if self.run else "cpu"
-        return kind if kind == "cpu" or torch.cuda.is_available() else "cpu"
+        """Where to draw the run's held-out pairs: a CPU and a GPU draw different ones, and the GPU may not be here."""
+        there = "" if self.run is None else self.run.metadata.get("device", "cpu")
+        return "cuda" if there.startswith("cuda") and torch.cuda.is_available() else "cpu"
 
     def samples(self, step: int) -> tuple[int, Tensor, Tensor] | None:
         """A step, and the projections of both views by its networks: those of `step` if the run kept them."""
         if self.run is None:
             return None if self.given is None else (self.newest, *self.given)
         images, kept = self.pairs[0], self.run.samples
-        own = self.images is None and (images is None or self.run.metadata["device"].startswith(self.device))
-        if kept and own:
+        drawn_here = self.run.metadata.get("device", "cpu").startswith(self.device)
+        if kept and self.images is None and (images is None or drawn_here):
             at = step if step in kept else max(kept)
-            return at, *kept[at].float()
+            return at, kept[at][0].float(), kept[at][1].float()
         if images is not None and (self.projected is None or self.projected[0] != self.newest):
             network = torch.nn.Sequential(self.run.encoder, self.run.projector)
-            self.projected = self.newest, *(extract_features(network, view) for view in images)
+            z_a, z_b = (extract_features(network, view) for view in images)
+            self.projected = self.newest, z_a, z_b
         return self.projected
 
 
@@ -295,8 +296,8 @@ class CorrelationExplorer(anywidget.AnyWidget):
     def save_html(self, path: str | os.PathLike) -> Path:
         """Write the explorer into one HTML file that needs neither a kernel nor a network, and return its path.
 
-        It holds the matrices at all kept steps, rounded, and the samples and images of the first 256 pairs. The page says
-        what it holds. Matrices of many features are rounded more, and steps are left out beyond about 15 MB.
+        It holds the matrices at all kept steps, rounded, and samples and images of the first 256 pairs. The page says
+        what it holds. To stay below 15 MB, matrices of many features are rounded more, then steps are left out.
         """
         page = explorer_page(self)
         replace_file(Path(path), lambda temporary: temporary.write_text(page, encoding="utf-8"))
@@ -323,13 +324,10 @@ class CorrelationExplorer(anywidget.AnyWidget):
     @traitlets.validate("cell")
     def _known_cell(self, proposal: dict) -> list[int]:
         cell = proposal["value"]
-        if not cell:
-            return cell
-        if len(cell) != 3 or not 0 <= cell[0] < len(self._panels):
-            raise ValueError(f"cell must be [panel, i, j] with a panel from 0 to {len(self._panels) - 1}, got {cell}")
-        d = len(next(iter(list(self._panels.values())[cell[0]].snapshots.values())))
-        if not (0 <= cell[1] < d and 0 <= cell[2] < d):
-            raise ValueError(f"features are numbered 0 to {d - 1}, got ({cell[1]}, {cell[2]})")
+        if cell and (len(cell) != 3 or not 0 <= cell[0] < len(self.panels)):
+            raise ValueError(f"cell must be [panel, i, j] with a panel from 0 to {len(self.panels) - 1}, got {cell}")
+        if cell and not all(0 <= feature < self.panels[cell[0]]["d"] for feature in cell[1:]):
+            raise ValueError(f"features are numbered 0 to {self.panels[cell[0]]['d'] - 1}, got ({cell[1]}, {cell[2]})")
         return cell
 
     def _send_panels(self) -> None:
@@ -345,19 +343,14 @@ class CorrelationExplorer(anywidget.AnyWidget):
         step = panel.step_at(step)
         c = panel.snapshots[step].float().cpu().numpy()
         diagonal = _histogram(np.diagonal(c))
-        matrix = {
-            "panel": index,
-            "step": step,
-            "lowest": float(c.min()),
-            "highest": float(c.max()),
-            "matrix": c.tobytes(),
-        }
+        matrix: dict[str, Any] = {"panel": index, "step": step, "lowest": float(c.min()), "highest": float(c.max())}
         matrix["constant"] = [int((~c.any(axis=axis)).sum()) for axis in (1, 0)]  # features of view A, of view B
         matrix["summary"] = asdict(correlations.CorrelationSummary.from_matrix(c, panel.n))
-        return matrix | {"diagonal_counts": diagonal.tolist(), "off_counts": (_histogram(c) - diagonal).tolist()}
+        matrix |= {"diagonal_counts": diagonal.tolist(), "off_counts": (_histogram(c) - diagonal).tolist()}
+        return matrix | {"matrix": c.tobytes()}
 
     def _answer(self, request: dict[str, Any]) -> None:
-        answers = {"matrix": self._matrix, "spectrum": self._spectrum, "cell": self._cell}
+        answers: dict[str, Any] = {"matrix": self._matrix, "spectrum": self._spectrum, "cell": self._cell}
         if (kind := request["kind"]) not in answers:
             raise ValueError(f"the browser asked for {kind!r}, known are {sorted(answers)}")
         answer = answers[kind](request["panel"], *(request[key] for key in ("step", "i", "j") if key in request))
@@ -366,7 +359,7 @@ class CorrelationExplorer(anywidget.AnyWidget):
 
     def _spectrum(self, index: int, step: int) -> dict[str, Any]:
         values = correlations.spectrum(list(self._panels.values())[index].snapshots[step])
-        return {"panel": index, "step": step, "values": values.tolist()}
+        return {"panel": index, "step": step, "values": [float(f"{value:.6g}") for value in values]}
 
     def _cell(self, index: int, step: int, i: int, j: int) -> dict[str, Any]:
         """Return the samples behind an entry and the images at their ends."""

@@ -23,19 +23,12 @@ _PAIRS, _SIDE, _COLUMNS = 256, 64, 16  # pairs whose samples are embedded; pixel
 _LEVELS = (4096, 1024, 256, 128, 64)  # entries of C are rounded to multiples of 1 / level, the finest that fits
 _BYTES, _SAMPLE_BYTES, _PNG_BYTES = 14_300_000, 3_000_000, 200_000  # of a page but for what is small, of all samples
 _PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>
 <style>:root {{ color-scheme: light dark; }} body {{ font-family: system-ui, sans-serif; margin: 12px; }}
 h1 {{ font-size: 1.3rem; margin: 0 0 8px; overflow-wrap: anywhere; }}</style>
-</head>
-<body>
 <h1>{title}</h1>
 {fragment}
-</body>
-</html>
 """
 
 
@@ -64,9 +57,7 @@ def explorer_fragment(explorer: "CorrelationExplorer") -> str:
     """
     panels = list(explorer._panels.values())
     if not panels:
-        raise ValueError(
-            "the explorer holds no matrix yet: give it a run or projections, or wait for the first snapshot"
-        )
+        raise ValueError("the explorer holds no matrix yet: give it a run, projections or a first snapshot")
     samples = [_samples(panel, _SAMPLE_BYTES / len(panels)) for panel in panels]
     sprites = ["" if panel.pairs[0] is None else _sprite(panel.pairs[0]) for panel in panels]
     unique = list(dict.fromkeys(sprites))
@@ -75,32 +66,23 @@ def explorer_fragment(explorer: "CorrelationExplorer") -> str:
     answers: dict[str, Any] = {}
     for index, step in ((index, step) for index, kept in enumerate(steps) for step in kept):
         answers[f"matrix/{index}/{step}"] = {k: v for k, v in explorer._matrix(index, step).items() if k != "matrix"}
-        spectrum = [float(f"{value:.4g}") for value in explorer._spectrum(index, step)["values"]]
-        answers[f"spectrum/{index}/{step}"] = {"panel": index, "step": step, "values": spectrum}
+        answers[f"spectrum/{index}/{step}"] = explorer._spectrum(index, step)
     orders = {by: [feature_order(panel.snapshots[panel.newest], by).tolist() for panel in panels] for by in ORDERS}
-    state = {
-        "panels": [panel | {"steps": kept} for panel, kept in zip(explorer.panels, steps, strict=True)],
-        "orders": {"by": explorer.order, "positions": orders[explorer.order]}, "order": explorer.order,
-        "step": explorer.step, "limit": explorer.limit, "cell": explorer.cell, "latest": {},
-    }  # fmt: skip
+    state = {name: getattr(explorer, name) for name in ("order", "step", "limit", "cell")} | {"latest": {}}
+    state["panels"] = [panel | {"steps": kept} for panel, kept in zip(explorer.panels, steps, strict=True)]
+    state["orders"] = {"by": explorer.order, "positions": orders[explorer.order]}
     data = {
         "state": state, "colors": base64.b64encode(explorer.colors).decode(), "orders": orders, "answers": answers,
         "level": level, "matrices": matrices, "samples": samples, "notes": [panel.pairs[1] for panel in panels],
-        "sprites": unique, "sprite": [unique.index(sprite) for sprite in sprites],
-        "sides": [[] if panel.pairs[0] is None else _sides(panel.pairs[0][0]) for panel in panels],
-        "columns": _COLUMNS, "held": _held(panels, steps, samples, level),
+        "sprites": unique, "sprite": [unique.index(sprite) for sprite in sprites], "columns": _COLUMNS,
+        "trained": max(len(panel.snapshots) for panel in panels),
     }  # fmt: skip
-    words = "".join(f"<p>{html.escape(_words(name, answers, k, steps))}</p>" for k, name in enumerate(explorer._panels))
     embedded = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
-    folder = Path(__file__).parent
-    script, style = (
-        explorer._esm + "\n" + (folder / "page.js").read_text("utf-8"),
-        (folder / "explorer.css").read_text("utf-8"),
-    )
+    page, style = ((Path(__file__).parent / name).read_text("utf-8") for name in ("page.js", "explorer.css"))
     return (
-        f'<div class="hsic-explorer">{words}<p>The explorer needs JavaScript.</p>'
+        '<div class="hsic-explorer"><p>This heatmap of a cross-correlation matrix needs JavaScript.</p>'
         f'<script type="application/json">{embedded}</script></div>\n'
-        f'<style>\n{style}</style>\n<script type="module">\n{script}</script>'
+        f'<style>\n{style}</style>\n<script type="module">\n{explorer._esm}\n{page}</script>'
     )
 
 
@@ -128,14 +110,14 @@ def _matrices(panels: Sequence[Any], most: float) -> tuple[list[list[int]], int,
 def _coded(snapshots: Mapping[int, Tensor], steps: Sequence[int], level: int, rows: int) -> dict[int, tuple]:
     """Return the rounded matrices by step: the text, and the later step whose matrix is to be added."""
     coded: dict[int, tuple] = {}
-    later = None
+    last: tuple[int | None, Any] = None, 0
     for step in reversed(steps):
         k = np.rint(snapshots[step][::rows].double().cpu().numpy() * level).astype(np.int32)
-        choices = [(_packed_integers(k), None)]
-        if later is not None:  # late in a training the difference to the next step is small
-            choices.append((_packed_integers(k - later[1]), later[0]))
-        coded[step] = min(choices, key=lambda one: len(one[0]))
-        later = step, k
+        choices = ((None, k), (last[0], k - last[1]))  # late in a training the difference to the next step is small
+        coded[step] = min(
+            ((_packed_integers(integers), later) for later, integers in choices), key=lambda one: len(one[0])
+        )
+        last = step, k
     return coded
 
 
@@ -160,52 +142,24 @@ def _samples(panel: Any, most: float) -> dict[int, str]:
             continue
         z = np.stack([standardize(view[:_PAIRS]).double().cpu().numpy().T for view in found[1:]])
         scales = np.maximum(np.abs(z).max(axis=2), 1e-30) / 127
-        packed[found[0]] = _deflated(
-            scales.astype(np.float32).tobytes() + np.rint(z / scales[..., None]).astype(np.int8).tobytes()
-        )
+        values = np.rint(z / scales[..., None]).astype(np.int8)
+        packed[found[0]] = _deflated(scales.astype(np.float32).tobytes() + values.tobytes())
         if sum(map(len, packed.values())) > most and len(packed) > 1:
             return {step: packed[step] for step in list(packed)[:1]}
     return packed
 
 
-def _sides(images: Tensor) -> list[int]:
-    """Return the height and the width of an image in the page."""
-    h, w = images.shape[-2:]
-    shrink = min(1.0, _SIDE / max(h, w))
-    return [max(1, round(h * shrink)), max(1, round(w * shrink))]
-
-
 def _sprite(images: Sequence[Tensor]) -> str:
     """Return the images of both views as one image, row by row, view A first."""
-    h, w = _sides(images[0])
     tiles = [Image.fromarray(image) for view in images for image in image_bytes(view[:_PAIRS])]
+    for tile in tiles:
+        tile.thumbnail((_SIDE, _SIDE))
+    w, h = tiles[0].size
     sheet = Image.new(tiles[0].mode, (_COLUMNS * w, -(-len(tiles) // _COLUMNS) * h))
     for number, tile in enumerate(tiles):
-        sheet.paste(tile.resize((w, h)), (number % _COLUMNS * w, number // _COLUMNS * h))
+        sheet.paste(tile, (number % _COLUMNS * w, number // _COLUMNS * h))
     for look in ({"format": "png"}, {"format": "jpeg", "quality": 88, "subsampling": 0}):
         sheet.save(buffer := io.BytesIO(), **look)
         if buffer.tell() <= _PNG_BYTES:
             break
     return f"data:image/{look['format']};base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def _held(panels: Sequence[Any], steps: list[list[int]], samples: list[dict[int, str]], level: int) -> str:
-    """Say what the page holds."""
-    words = f"This page holds C rounded to multiples of 1/{level}; sums, histograms and spectra are of the exact C."
-    if any(len(kept) < len(panel.snapshots) for kept, panel in zip(steps, panels, strict=True)):
-        words += f" It holds {max(map(len, steps))} of {max(len(panel.snapshots) for panel in panels)} steps."
-    if any(samples):
-        newest = ", of the newest step only" if all(len(by_step) < 2 for by_step in samples) else ""
-        words += (
-            f" Samples and images are those of the first {_PAIRS} pairs{newest}. A value is rounded to 1/127 of the"
-        )
-        words += " largest value of its feature."
-    return words
-
-
-def _words(name: str, answers: dict[str, Any], index: int, steps: list[list[int]]) -> str:
-    found = answers[f"matrix/{index}/{steps[index][-1]}"]["summary"]
-    named = ("mean_diagonal", "mean_off_diagonal", "rms_off_diagonal", "off_diagonal_squared_norm", "total")
-    return f"{name}, step {steps[index][-1]}: " + ", ".join(
-        f"{key.replace('_', ' ')} {found[key]:.4g}" for key in named
-    )

@@ -4,6 +4,7 @@
 const HALVES = [0.05, 0.1, 0.2, 0.5, 1]; // half the width of the off-diagonal histogram
 const ORDER_NAMES = { index: "by index", diagonal: "by diagonal", cluster: "by clustering" };
 const PLAY_MS = 700; // a step
+const SLOW_SPECTRUM = 1024; // features whose singular values take a second; then the other steps come first
 
 function control(words, input) {
   return element("label", {}, words, input);
@@ -82,7 +83,8 @@ class Explorer {
     this.behind = element("div", { class: "behind", "aria-live": "polite" });
     this.layout = element("div", { class: "layout" }, this.panels, this.behind, this.chartRow);
     root.classList.add("hsic-explorer");
-    root.dataset.lmSuppressShortcuts = "true"; // JupyterLab leaves the keys to the explorer
+    root.dataset.lmSuppressShortcuts = "true"; // the notebook uses some of these keys too
+    root.addEventListener("keydown", (event) => event.stopPropagation());
     root.append(controls, this.waiting, this.layout, element("div", { class: "help" }, HELP));
   }
 
@@ -157,8 +159,9 @@ class Explorer {
     clearTimeout(this.timer);
     this.timer = setTimeout(() => { // while nothing moves
       const others = panels.flatMap((one, index) => one.steps.map((at) => ({ kind: "matrix", panel: index, step: at })));
-      const fits = (one) => store.bytes + 4 * panels[one.panel].d ** 2 < MAX_BYTES;
-      store.request([...shown, ...cells, ...spectra, ...others.filter(fits)]);
+      const ahead = others.filter((one) => store.bytes + 4 * panels[one.panel].d ** 2 < MAX_BYTES);
+      const slow = panels.some((one) => one.d > SLOW_SPECTRUM);
+      store.request([...shown, ...cells, ...(slow ? [...ahead, ...spectra] : [...spectra, ...ahead])]);
     }, 150);
   }
 
@@ -183,7 +186,9 @@ class Explorer {
       xlabel: "C of two features", description: "Histogram of the off-diagonal entries",
     });
     const values = spectra.map((one) => ({ color: panels[one.panel].color, values: this.store.get(one)?.values }));
-    if (values.every((one) => one.values)) spectrumChart(this.charts[2], values, "Singular values of C over the largest");
+    const there = values.every((one) => one.values);
+    if (there) spectrumChart(this.charts[2], values, "Singular values of C over the largest");
+    this.charts[2].style.opacity = there ? 1 : 0.3; // of another step until the values are there
   }
 
   // The samples of `cell` if they are there; until then the old ones stay.

@@ -92,7 +92,8 @@ class PageModel {
     if (!url) return {};
     const sprite = (this.kept[number] ??= Object.assign(new Image(), { src: url }));
     await sprite.decode();
-    const [height, width] = this.data.sides[panel], { columns } = this.data, count = Math.min(4, Math.floor(n / 2));
+    const { columns } = this.data, count = Math.min(4, Math.floor(n / 2));
+    const width = sprite.naturalWidth / columns, height = sprite.naturalHeight / Math.ceil((2 * n) / columns);
     const canvas = Object.assign(document.createElement("canvas"), { width, height });
     const cut = (row) => {
       const from = [(row % columns) * width, Math.floor(row / columns) * height];
@@ -107,9 +108,22 @@ class PageModel {
   }
 }
 
+// What the page holds, in words.
+function held({ level, state, trained, samples }) {
+  const steps = Math.max(...state.panels.map((panel) => panel.steps.length));
+  const words = [`This page holds C rounded to multiples of 1/${level}; sums, histograms and spectra are of the exact C.`];
+  if (steps < trained) words.push(`It holds ${steps} of ${trained} steps.`);
+  const most = Math.max(...samples.map((one) => Object.keys(one).length));
+  if (most) {
+    words.push(`Samples and images are those of at most 256 pairs${most === 1 && steps > 1 ? " at the newest step" : ""}.`);
+    words.push("A sample is rounded to 1/127 of the largest value of its feature.");
+  }
+  return words.join(" ");
+}
+
 for (const script of document.querySelectorAll(".hsic-explorer > script[type='application/json']")) {
   const root = script.parentElement, model = new PageModel(JSON.parse(script.textContent));
   root.replaceChildren();
   new Explorer(model, root);
-  root.append(element("div", { class: "help" }, model.data.held));
+  root.append(element("div", { class: "help" }, held(model.data)));
 }

@@ -208,6 +208,5 @@ class Heatmap {
     else if (event.key === "0" || event.key === "Escape") this.zoom(0, 0, this.d);
     else return;
     event.preventDefault();
-    event.stopPropagation(); // the notebook uses these keys too
   }
 }

@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ class Run:
             replace_file(self.folder / MONITOR, lambda path: self.monitor.to_csv(path, index=False))
         for name, by_step in ((SNAPSHOTS, self.snapshots), (SAMPLES, self.samples)):
             named = {f"{_STEP}{step:06d}": tensor for step, tensor in by_step.items()}
-            replace_file(self.folder / name, lambda path, named=named: save_file(named, path))
+            replace_file(self.folder / name, partial(save_file, named))
         replace_file(self.folder / WEIGHTS, lambda path: save_file(weights, path))
         replace_file(self.folder / SETTINGS, lambda path: path.write_text(json.dumps(settings, indent=2) + "\n"))
 

@@ -119,7 +119,7 @@ def test_run_shows_its_own_images_and_the_samples_of_each_step(tmp_path):
     behind = samples(CorrelationExplorer(tmp_path / "run"), 0, 1, 2)
     assert behind["at"] == max(run.snapshots) and len(behind["images_b"]) == 8
     with torch.no_grad():
-        z_a, z_b = (run.projector(run.encoder(view))[:256] for view in (view_a, view_b))
+        z_b = run.projector(run.encoder(view_b))[:256]
     np.testing.assert_allclose(behind["y"], standardize(z_b)[:, 2], atol=1e-4)
 
 
@@ -195,7 +195,7 @@ def test_page_holds_the_matrices_and_samples(tmp_path):
     assert "a &lt;run&gt; &amp; more" in page and "a <run>" not in page
     for step, c in run.snapshots.items():
         np.testing.assert_allclose(found.matrix(0, step), c.numpy().ravel(), atol=0.5001 / found.data["level"])
-    assert found.data["level"] == 4096 and "multiples of 1/4096" in found.data["held"]
+    assert found.data["level"] == 4096
     state = found.data["state"]
     assert (state["step"], state["order"], [p["steps"] for p in state["panels"]]) == (25, "cluster", [[0, 10, 25], [0]])
     wanted = feature_order(run.snapshots[25], "cluster")
@@ -239,9 +239,7 @@ def test_page_is_small(tmp_path):
     assert size < 5 and data["level"] == 4096 and all(len(by_step) == 12 for by_step in data["samples"])
     size, data = size_of_page(tmp_path, 1024, 96)
     assert size < 15 and data["level"] >= 64 and [len(p["steps"]) for p in data["state"]["panels"]] == [12, 12]
-    assert [list(by_step) for by_step in data["samples"]] == [["11"], ["11"]] and "of the newest step only" in data[
-        "held"
-    ]
+    assert [list(by_step) for by_step in data["samples"]] == [["11"], ["11"]]
 
 
 def test_fragment_needs_a_matrix():
