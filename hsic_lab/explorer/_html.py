@@ -122,7 +122,7 @@ def _coded(snapshots: Mapping[int, Tensor], steps: Sequence[int], level: int, ro
 
 
 def _packed_integers(k: np.ndarray) -> str:
-    """Return integers as unsigned ones, 0, -1, 1, -2, ..., in two planes of bytes, of which the high one is mostly 0."""
+    """Return integers as unsigned ones, 0, -1, 1, -2, ..., in two planes of bytes; the high one is mostly 0."""
     z = np.where(k < 0, -2 * k - 1, 2 * k)
     return _deflated((z & 255).astype(np.uint8).tobytes() + (z >> 8).astype(np.uint8).tobytes())
 
