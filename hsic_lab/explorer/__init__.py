@@ -1,10 +1,11 @@
-"""Interactive heatmaps of C: a notebook widget with the samples and images behind each entry."""
+"""Interactive heatmaps of C, in a notebook or in one HTML file, with the samples and images behind each entry."""
 
 import base64
 import io
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +20,26 @@ from PIL import Image
 from torch import Tensor
 
 from hsic_lab import correlation as correlations
-from hsic_lab._checks import to_array
+from hsic_lab._checks import as_samples, to_array
+from hsic_lab._io import replace_file
+from hsic_lab.datasets import load
 from hsic_lab.evaluation import extract_features
-from hsic_lab.plots import DIVERGING, PALETTE
+from hsic_lab.explorer._html import explorer_fragment, explorer_page, image_bytes
+from hsic_lab.plots import DIVERGING, PALETTE, compare_cross_correlations
 from hsic_lab.plots._heatmaps import matrix_figure
 from hsic_lab.plots._samples import unit_images
-from hsic_lab.training import Event, Run
-from hsic_lab.training._data import SNAPSHOT_PAIRS
+from hsic_lab.training import Event, Run, TrainConfig
+from hsic_lab.training._data import KEPT_SAMPLES, SNAPSHOT_PAIRS, held_out_pairs
 
-__all__ = ["CorrelationExplorer", "FeaturePair", "feature_pair"]
+__all__ = ["CorrelationExplorer", "FeaturePair", "explorer_fragment", "feature_pair"]
 
 Projections = tuple[Tensor, Tensor]
 Source = Run | str | os.PathLike | Projections
 _FOLDER = Path(__file__).parent
 _SCRIPTS = ("heatmap.js", "charts.js", "store.js", "panel.js", "explorer.js")  # one module; the last exports
+_BINS = 400  # of the histograms, over [-1, 1]
+_POINTS = 2000  # at most, in a scatter plot
+_LARGE = 1024  # features; above, the still image of a notebook has the heatmaps alone, for a spectrum takes seconds
 
 
 @dataclass(frozen=True)
@@ -87,8 +94,10 @@ class _Panel:
 
     snapshots: Mapping[int, Tensor]  # C by step: the mapping of the run itself, which grows while the run trains
     n: int  # the number of pairs behind each C
-    features: Callable[[], Projections] | None = None  # projects both views with the newest networks
     run: Run | None = None
+    given: Projections | None = None  # projections in place of a run
+    images: Projections | None = None  # images of the user in place of those of the run
+    projected: tuple[int, Tensor, Tensor] | None = None  # the images, with the networks of a step
 
     def __post_init__(self) -> None:
         for step, c in self.snapshots.items():
@@ -104,6 +113,51 @@ class _Panel:
     def step_at(self, step: int) -> int:
         """Return the newest step that is not later than `step`, or the first one if all are later."""
         return max((s for s in self.snapshots if s <= step), default=min(self.snapshots))
+
+    @cached_property
+    def pairs(self) -> tuple[Projections | None, str]:
+        """The images of both views, or None and the reason."""
+        if self.images is not None or self.run is None:
+            return self.images, "For images, give the explorer images=(view_a, view_b)." if self.images is None else ""
+        config, metadata = self.run.config, self.run.metadata
+        try:
+            if "pictures" not in metadata or metadata.get("views") == "custom":
+                raise ValueError("the run does not say how its views are made")
+            return _own_pairs(config.dataset, config.views, tuple(config.shared), metadata["pictures"], self.device), ""
+        except (OSError, ValueError, TypeError) as error:
+            return None, f"The run's own images cannot be shown ({error}). Give the explorer images=(view_a, view_b)."
+
+    @property
+    def device(self) -> str:
+        """Where to draw the run's held-out pairs: a CPU and a GPU draw different ones, and the GPU may not be here."""
+        there = "" if self.run is None else self.run.metadata.get("device", "cpu")
+        return "cuda" if there.startswith("cuda") and torch.cuda.is_available() else "cpu"
+
+    def samples(self, step: int) -> tuple[int, Tensor, Tensor] | None:
+        """A step, and the projections of both views by its networks: those of `step` if the run kept them."""
+        if self.run is None:
+            return None if self.given is None else (self.newest, *self.given)
+        images, kept = self.pairs[0], self.run.samples
+        drawn_here = self.run.metadata.get("device", "cpu").startswith(self.device)
+        if kept and self.images is None and (images is None or drawn_here):
+            at = step if step in kept else max(kept)
+            return at, kept[at][0].float(), kept[at][1].float()
+        if images is not None and (self.projected is None or self.projected[0] != self.newest):
+            network = torch.nn.Sequential(self.run.encoder, self.run.projector)
+            z_a, z_b = (extract_features(network, view) for view in images)
+            self.projected = self.newest, z_a, z_b
+        return self.projected
+
+
+@lru_cache(maxsize=4)  # runs on one data set share them
+def _own_pairs(dataset: str, views: str, shared: tuple[str, ...], pictures: str, device: str) -> Projections:
+    """Return the images of both views of the first held-out pairs of runs with these settings."""
+    data = load(dataset)
+    if data.fingerprint != pictures:
+        raise ValueError(f"{dataset} is now {data.fingerprint}, the run had {pictures}")
+    config = TrainConfig(dataset=dataset, views=views, shared=shared)
+    a, b = (view[:KEPT_SAMPLES].cpu() for view in held_out_pairs(data, config, torch.device(device)))
+    return a, b
 
 
 def _panels(source: Any, images: Projections | None, samples: int | None) -> dict[str, _Panel]:
@@ -122,19 +176,14 @@ def _panel(name: str, source: Run | Projections, images: Projections | None, sam
         if not source.snapshots:
             raise ValueError(f"{name!r} has no snapshot of C yet: pass the explorer's callback to train instead")
         n = source.metadata.get("held_out_pairs", SNAPSHOT_PAIRS) if samples is None else samples  # old runs lack it
-        return _Panel(source.snapshots, n, None if images is None else lambda: _project(source, *images), source)
+        return _Panel(source.snapshots, n, source, images=images)
     if not (isinstance(source, tuple) and len(source) == 2):
         kind = type(source).__name__
         raise TypeError(f"{name!r} must be a Run, its folder or a pair of projections (z_a, z_b), got {kind}")
-    z_a, z_b = (torch.as_tensor(z).detach() for z in source)
+    z_a, z_b = (as_samples(z, f"{view} of {name!r}").detach() for view, z in zip(("z_a", "z_b"), source, strict=True))
     if images is not None and len(images[0]) != len(z_a):
         raise ValueError(f"every row needs an image, got {len(images[0])} images and {len(z_a)} rows of {name!r}")
-    return _Panel({0: correlations.cross_correlation(z_a, z_b)}, len(z_a), lambda: (z_a, z_b))
-
-
-def _project(run: Run, images_a: Tensor, images_b: Tensor) -> Projections:
-    network = torch.nn.Sequential(run.encoder, run.projector)
-    return extract_features(network, images_a), extract_features(network, images_b)
+    return _Panel({0: correlations.cross_correlation(z_a, z_b)}, len(z_a), None, (z_a, z_b), images)
 
 
 def _image_views(images: Tensor | Sequence[Tensor] | None) -> Projections | None:
@@ -154,11 +203,17 @@ def _image_views(images: Tensor | Sequence[Tensor] | None) -> Projections | None
 def _image_urls(images: Tensor, rows: np.ndarray) -> list[str]:
     """Return the images of these rows as data URLs of PNG files."""
     urls = []
-    for image in np.round(255 * unit_images(images[rows])).astype(np.uint8):
+    for image in image_bytes(images[rows]):
         buffer = io.BytesIO()
-        Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)).save(buffer, format="png")
+        Image.fromarray(image).save(buffer, format="png")
         urls.append("data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode())
     return urls
+
+
+def _histogram(values: np.ndarray) -> np.ndarray:
+    """Return counts over [-1, 1], ten times faster than those of NumPy; values outside are in the outermost bins."""
+    bins = ((values + 1) * (_BINS / 2)).astype(np.int64).clip(0, _BINS - 1)
+    return np.bincount(bins.ravel(), minlength=_BINS)
 
 
 class CorrelationExplorer(anywidget.AnyWidget):
@@ -166,7 +221,7 @@ class CorrelationExplorer(anywidget.AnyWidget):
 
     The traits `step`, `order` ("index", "diagonal" or "cluster"), `limit` and `cell` (``[panel, i, j]``) follow the
     controls and move them. The order is computed from the newest C of each panel and holds for all steps. Panels of the
-    same d zoom together. Where widgets do not run, `figure` gives the image.
+    same d zoom together. Where widgets do not run, `figure` gives the image, and `save_html` a page.
 
     Parameters
     ----------
@@ -175,7 +230,8 @@ class CorrelationExplorer(anywidget.AnyWidget):
     z_b : Tensor of shape (n, d), optional
         The projections of view B, if `source` is those of view A.
     images : Tensor of shape (n, c, h, w) or pair of them, optional
-        The images of both views, uint8 or floats in [-1, 1]. A run projects them with its newest networks.
+        The images of both views, uint8 or floats in [-1, 1]. A run projects them with its newest networks. By default
+        a run shows its own held-out images, with its projections of every step, if it can load its data set.
     samples, limit : int or None, float, default 1.0
         The number of pairs behind the snapshots of a run, None for what the run says; end of the color scale.
 
@@ -195,7 +251,6 @@ class CorrelationExplorer(anywidget.AnyWidget):
     colors = traitlets.Bytes().tag(sync=True)
     orders = traitlets.Dict().tag(sync=True)
     latest = traitlets.Dict().tag(sync=True)  # the newest matrix, for a browser that connects later
-    behind = traitlets.Dict().tag(sync=True)  # the samples of `cell`
     step = traitlets.Int(0, min=0).tag(sync=True)
     order = traitlets.Enum(correlations.ORDERS, "index").tag(sync=True)
     limit = traitlets.Float(1.0).tag(sync=True)
@@ -207,7 +262,6 @@ class CorrelationExplorer(anywidget.AnyWidget):
     ) -> None:  # fmt: skip
         self._images, self._samples = _image_views(images), samples
         self._panels = _panels(source if z_b is None else (source, z_b), self._images, samples)
-        self._features: dict[int, tuple[int, Projections]] = {}  # of the newest step of a panel
         super().__init__(limit=limit)
         self.colors = matplotlib.colormaps[DIVERGING](np.arange(256), bytes=True)[:, :3].tobytes()
         self._send_panels()
@@ -216,7 +270,6 @@ class CorrelationExplorer(anywidget.AnyWidget):
             self.latest = self._matrix(0, self.step)
         self.on_msg(lambda _, content, buffers: self._answer(content))
         self.observe(lambda _: self._send_orders(), "order")
-        self.observe(lambda _: self._send_behind(), "cell")
 
     def callback(self, event: Event) -> None:
         """Show each new snapshot of a training; pass it as ``train(..., callbacks=[explorer.callback])``."""
@@ -240,11 +293,23 @@ class CorrelationExplorer(anywidget.AnyWidget):
             orders[name] = correlations.feature_order(panel.snapshots[panel.newest], self.order)
         return matrix_figure(matrices, pairs, self.limit, orders)
 
+    def save_html(self, path: str | os.PathLike) -> Path:
+        """Write the explorer into one HTML file that needs neither a kernel nor a network, and return its path.
+
+        It holds the matrices at all kept steps, rounded, and samples and images of the first 256 pairs. The page says
+        what it holds. To stay below 15 MB, matrices of many features are rounded more, then steps are left out.
+        """
+        page = explorer_page(self)
+        replace_file(Path(path), lambda temporary: temporary.write_text(page, encoding="utf-8"))
+        return Path(path)
+
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict, dict] | None:
         """Return the widget, and `figure` as an image for pages on which widgets do not run."""
         bundle = super()._repr_mimebundle_(**kwargs)
         if bundle is not None and self._panels:
-            buffer, figure = io.BytesIO(), self.figure()
+            matrices = {name: panel.snapshots[panel.step_at(self.step)] for name, panel in self._panels.items()}
+            large = max(map(len, matrices.values())) > _LARGE
+            buffer, figure = io.BytesIO(), compare_cross_correlations(matrices, self.limit) if large else self.figure()
             figure.savefig(buffer, format="png", dpi=100)
             plt.close(figure)
             bundle[0]["image/png"] = base64.b64encode(buffer.getvalue()).decode()
@@ -255,6 +320,15 @@ class CorrelationExplorer(anywidget.AnyWidget):
         if not 0 < proposal["value"] < float("inf"):
             raise ValueError(f"limit must be positive and finite, got {proposal['value']}")
         return proposal["value"]
+
+    @traitlets.validate("cell")
+    def _known_cell(self, proposal: dict) -> list[int]:
+        cell = proposal["value"]
+        if cell and (len(cell) != 3 or not 0 <= cell[0] < len(self.panels)):
+            raise ValueError(f"cell must be [panel, i, j] with a panel from 0 to {len(self.panels) - 1}, got {cell}")
+        if cell and not all(0 <= feature < self.panels[cell[0]]["d"] for feature in cell[1:]):
+            raise ValueError(f"features are numbered 0 to {self.panels[cell[0]]['d'] - 1}, got ({cell[1]}, {cell[2]})")
+        return cell
 
     def _send_panels(self) -> None:
         self.panels = [
@@ -268,25 +342,43 @@ class CorrelationExplorer(anywidget.AnyWidget):
         panel = list(self._panels.values())[index]
         step = panel.step_at(step)
         c = panel.snapshots[step].float().cpu().numpy()
-        matrix = {
-            "panel": index,
-            "step": step,
-            "summary": asdict(correlations.CorrelationSummary.from_matrix(c, panel.n)),
-        }
-        for key, values in (("diagonal_counts", np.diagonal(c)), ("off_counts", correlations.off_diagonal(c))):
-            matrix[key] = np.histogram(np.clip(values, -1, 1), 400, (-1, 1))[0].tolist()
-        return matrix | {"lowest": float(c.min()), "highest": float(c.max()), "matrix": c.tobytes()}
+        diagonal = _histogram(np.diagonal(c))
+        matrix: dict[str, Any] = {"panel": index, "step": step, "lowest": float(c.min()), "highest": float(c.max())}
+        matrix["constant"] = [int((~c.any(axis=axis)).sum()) for axis in (1, 0)]  # features of view A, of view B
+        matrix["summary"] = asdict(correlations.CorrelationSummary.from_matrix(c, panel.n))
+        matrix |= {"diagonal_counts": diagonal.tolist(), "off_counts": (_histogram(c) - diagonal).tolist()}
+        return matrix | {"matrix": c.tobytes()}
 
     def _answer(self, request: dict[str, Any]) -> None:
-        kind, index, step = request["kind"], request["panel"], request["step"]
-        if kind == "matrix":
-            matrix = self._matrix(index, step)
-            self.send({"kind": kind} | {k: v for k, v in matrix.items() if k != "matrix"}, [matrix["matrix"]])
-        elif kind == "spectrum":
-            values = correlations.spectrum(list(self._panels.values())[index].snapshots[step])
-            self.send({"kind": kind, "panel": index, "step": step, "values": values.tolist()})
-        else:
-            raise ValueError(f"the browser asked for {kind!r}, known are 'matrix' and 'spectrum'")
+        answers: dict[str, Any] = {"matrix": self._matrix, "spectrum": self._spectrum, "cell": self._cell}
+        if (kind := request["kind"]) not in answers:
+            raise ValueError(f"the browser asked for {kind!r}, known are {sorted(answers)}")
+        answer = answers[kind](request["panel"], *(request[key] for key in ("step", "i", "j") if key in request))
+        buffers = [answer.pop(key) for key in ("matrix", "x", "y") if key in answer]
+        self.send({"kind": kind} | answer, buffers)
+
+    def _spectrum(self, index: int, step: int) -> dict[str, Any]:
+        values = correlations.spectrum(list(self._panels.values())[index].snapshots[step])
+        return {"panel": index, "step": step, "values": [float(f"{value:.6g}") for value in values]}
+
+    def _cell(self, index: int, step: int, i: int, j: int) -> dict[str, Any]:
+        """Return the samples behind an entry and the images at their ends."""
+        panel = list(self._panels.values())[index]
+        images, note = panel.pairs
+        answer = {"panel": index, "step": step, "i": i, "j": j, "note": note}
+        try:
+            found = panel.samples(step)
+        except (ValueError, TypeError, RuntimeError) as error:  # of the user's images in the run's networks
+            return answer | {"note": f"The images cannot be projected: {error}"}
+        if found is None:
+            return answer
+        pair = feature_pair(*found[1:], i, j)
+        answer |= {"at": found[0], "n": len(pair.x), "correlation": pair.correlation}
+        answer |= {axis: getattr(pair, axis)[:_POINTS].astype(np.float32).tobytes() for axis in "xy"}
+        if images is not None:
+            answer |= {"images_a": _image_urls(images[0], pair.extremes_a)}
+            answer |= {"images_b": _image_urls(images[1], pair.extremes_b)}
+        return answer
 
     def _send_orders(self) -> None:
         newest = [panel.snapshots[panel.newest] for panel in self._panels.values()]
@@ -294,26 +386,3 @@ class CorrelationExplorer(anywidget.AnyWidget):
             "by": self.order,
             "positions": [correlations.feature_order(c, self.order).tolist() for c in newest],
         }
-
-    def _send_behind(self) -> None:
-        """Send the samples behind `cell`, at most 2000 points of the scatter plot."""
-        if not self.cell:
-            self.behind = {}
-            return
-        index, i, j = self.cell
-        name, panel = list(self._panels.items())[index]
-        behind = {"panel": index, "i": i, "j": j, "name": name}
-        if panel.features is None:
-            self.behind = behind | {"missing": "To see the samples of a cell, pass images=(view_a, view_b)."}
-            return
-        if self._features.get(index, (None,))[0] != panel.newest:
-            self._features[index] = panel.newest, panel.features()
-        step, projections = self._features[index]
-        pair = feature_pair(*projections, i, j)
-        behind |= {"step": step, "n": len(pair.x), "correlation": pair.correlation}
-        behind |= {axis: np.round(getattr(pair, axis)[:2000], 3).tolist() for axis in "xy"}
-        for number, (view, rows) in enumerate((("a", pair.extremes_a), ("b", pair.extremes_b))):
-            behind[f"extremes_{view}"] = rows.tolist()
-            if self._images is not None:
-                behind[f"images_{view}"] = _image_urls(self._images[number], rows)
-        self.behind = behind

@@ -2,7 +2,7 @@
 
 const SVG = "http://www.w3.org/2000/svg";
 const TICKS = { x: 4, y: 3 }; // approximate maxima
-const SIZE = { width: 280, height: 150, left: 46, right: 10, top: 8, bottom: 36 };
+const SIZE = { height: 155, right: 16, top: 8, bottom: 41 };
 
 function shape(name, attributes, text) {
   const node = document.createElementNS(SVG, name);
@@ -11,10 +11,18 @@ function shape(name, attributes, text) {
   return node;
 }
 
+// A color of the palette that can be seen in light and in dark pages.
+function ink(color) {
+  return `color-mix(in srgb, ${color} 72%, currentColor)`;
+}
+
 // A frame with ticks; `draw(x, y, svg)` adds the content, with the scales x and y.
 function chart(svg, { x, y, xlabel, ylabel, description, log = false, size = SIZE, most = TICKS }, draw) {
-  const { width, height, left, right, top, bottom } = size;
+  const { height, right, top, bottom } = size, width = svg.clientWidth || 280; // 0 while it is not in the page
+  const words = (log ? decades(y[0], y[1]) : ticks(y[0], y[1], most.y)).map((value) => [value, (log ? power : number)(value)]);
+  const left = 26 + 7 * Math.max(...words.map(([, text]) => text.length)); // room for the ticks beside the label
   svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
+  svg.style.height = `${height}px`;
   svg.setAttribute("role", "img");
   svg.setAttribute("aria-label", description);
   svg.replaceChildren();
@@ -27,11 +35,10 @@ function chart(svg, { x, y, xlabel, ylabel, description, log = false, size = SIZ
     d: `M${left},${top}V${height - bottom}H${width - right}`, class: "axis", fill: "none",
   }));
   for (const value of ticks(x[0], x[1], most.x)) {
-    svg.append(shape("text", { x: toX(value), y: height - bottom + 14, "text-anchor": "middle" }, number(value)));
+    svg.append(shape("text", { x: toX(value), y: height - bottom + 19, "text-anchor": "middle" }, number(value)));
   }
-  for (const value of log ? decades(y[0], y[1]) : ticks(y[0], y[1], most.y)) {
-    const words = log ? power(value) : number(value);
-    svg.append(shape("text", { x: left - 5, y: toY(value) + 4, "text-anchor": "end" }, words));
+  for (const [value, text] of words) {
+    svg.append(shape("text", { x: left - 5, y: toY(value) + 4, "text-anchor": "end" }, text));
   }
   const middle = (top + height - bottom) / 2;
   svg.append(shape("text", { x: (left + width - right) / 2, y: height - 5, "text-anchor": "middle" }, xlabel));
@@ -95,7 +102,7 @@ function histogram(svg, shown, { low, high, bins, band, lines = [], xlabel, desc
         path += `V${toY(value)}H${toX(low + ((b + 1) * (high - low)) / bins)}`;
       });
       svg.append(shape("path", {
-        d: `${path}V${toY(0)}Z`, fill: shown[k].color, "fill-opacity": 0.35, stroke: shown[k].color,
+        d: `${path}V${toY(0)}Z`, style: `fill: ${ink(shown[k].color)}; stroke: ${ink(shown[k].color)}`, "fill-opacity": 0.35,
       }));
     });
     for (const value of lines) {
@@ -112,22 +119,22 @@ function spectrumChart(svg, shown, description) {
   chart(svg, { x: [1, longest], y, log: true, xlabel: "index", ylabel: "σ / largest", description }, (toX, toY) => {
     lines.forEach((values, k) => {
       const path = values.map((value, index) => `${index ? "L" : "M"}${toX(index + 1)},${toY(value)}`).join("");
-      svg.append(shape("path", { d: path, fill: "none", stroke: shown[k].color, "stroke-width": 1.8 }));
+      svg.append(shape("path", { d: path, style: `fill: none; stroke: ${ink(shown[k].color)}`, "stroke-width": 1.8 }));
     });
   });
 }
 
-function scatter(svg, behind, color) {
-  const far = Math.max(2, ...behind.x.map(Math.abs), ...behind.y.map(Math.abs)) * 1.05;
-  const size = { width: 330, height: 300, left: 46, right: 12, top: 10, bottom: 40 };
-  const description = `Scatter of ${behind.x.length} samples, correlation ${signed(behind.correlation, 3)}`;
+function scatter(svg, behind, [x, y], color) {
+  const far = Math.max(2, ...x.map(Math.abs), ...y.map(Math.abs)) * 1.05;
+  const size = { height: 280, right: 12, top: 10, bottom: 42 };
+  const description = `Scatter of ${x.length} samples, correlation ${signed(behind.correlation, 3)}`;
   const labels = { xlabel: `feature ${behind.i} of view A`, ylabel: `feature ${behind.j} of view B` };
   const frame = { x: [-far, far], y: [-far, far], size, description, most: { x: 6, y: 6 }, ...labels };
   chart(svg, frame, (toX, toY) => {
     const cross = `M${toX(-far)},${toY(0)}H${toX(far)}M${toX(0)},${toY(-far)}V${toY(far)}`;
     svg.append(shape("path", { d: cross, class: "reference" }));
-    behind.x.forEach((x, k) => {
-      svg.append(shape("circle", { cx: toX(x), cy: toY(behind.y[k]), r: 2.2, fill: color, "fill-opacity": 0.5 }));
+    x.forEach((value, k) => {
+      svg.append(shape("circle", { cx: toX(value), cy: toY(y[k]), r: 2.2, style: `fill: ${ink(color)}`, "fill-opacity": 0.55 }));
     });
   });
 }

@@ -1,8 +1,10 @@
-// The view of the explorer: controls, heatmaps, charts, and the samples of a cell. The kernel sends missing matrices,
-// spectra, orders and samples; the browser does everything else.
+// The view of the explorer: controls, heatmaps, charts, and the samples of a cell. The model, which is a kernel or a page,
+// answers requests for matrices, spectra and samples, and knows the orders; the view does everything else.
 
 const HALVES = [0.05, 0.1, 0.2, 0.5, 1]; // half the width of the off-diagonal histogram
 const ORDER_NAMES = { index: "by index", diagonal: "by diagonal", cluster: "by clustering" };
+const PLAY_MS = 700; // a step
+const SLOW_SPECTRUM = 1024; // features whose singular values take a second; then the other steps come first
 
 function control(words, input) {
   return element("label", {}, words, input);
@@ -11,51 +13,64 @@ function control(words, input) {
 class Explorer {
   constructor(model, root) {
     this.model = model;
+    this.root = root;
     this.store = new Store(model, () => this.draw());
     this.heatmaps = [];
     this.build(root);
     const latest = () => {
       const message = model.get("latest");
-      if (message.matrix) this.store.take(message, message.matrix);
+      if (message.matrix) this.store.take({ ...message, kind: "matrix", matrix: null }, [message.matrix]);
     };
     const heard = {
       "msg:custom": (message, buffers) => this.store.receive(message, buffers),
       "change:latest": () => { latest(); this.draw(); },
-      "change:panels": () => this.draw(),
-      "change:step": () => this.draw(),
-      "change:orders": () => this.draw(),
-      "change:order": () => this.draw(),
-      "change:limit": () => this.draw(),
-      "change:cell": () => this.heatmaps.forEach((one) => one.mark()),
-      "change:behind": () => this.showBehind(),
     };
+    for (const name of ["panels", "step", "orders", "order", "limit", "cell"]) heard[`change:${name}`] = () => this.draw();
     for (const [name, act] of Object.entries(heard)) model.on(name, act);
+    // The width is 0 until the notebook attaches the element, and changes when it attaches it again.
+    this.sizes = new ResizeObserver(() => root.clientWidth !== this.width && this.draw());
+    this.sizes.observe(root);
     this.close = () => {
+      this.sizes.disconnect();
+      this.pause();
       clearTimeout(this.timer);
       for (const [name, act] of Object.entries(heard)) model.off(name, act);
     };
     latest();
     this.draw();
-    this.showBehind();
+  }
+
+  change(name, value) {
+    this.model.set(name, value);
+    this.model.save_changes();
   }
 
   build(root) {
-    const { model } = this;
-    const change = (name, value) => { model.set(name, value); model.save_changes(); };
+    const button = (name, words, act) => {
+      const node = element("button", { type: "button", "data-control": name }, words);
+      node.addEventListener("click", act);
+      return node;
+    };
     this.slider = element("input", { type: "range", min: 0, step: 1, "data-control": "step" });
     this.stepWords = element("output");
-    this.slider.addEventListener("input", () => change("step", this.steps()[Number(this.slider.value)]));
+    this.slider.addEventListener("input", () => {
+      this.pause();
+      this.change("step", this.steps()[Number(this.slider.value)]);
+    });
+    this.play = button("play", "Play", () => (this.playing ? this.pause() : this.start()));
+    this.time = element("div", { class: "controls" }, control("Training step", this.slider), this.stepWords, this.play);
     this.select = element("select", { "data-control": "order" });
     for (const [value, words] of Object.entries(ORDER_NAMES)) this.select.append(element("option", { value }, words));
-    this.select.addEventListener("change", () => change("order", this.select.value));
+    this.select.addEventListener("change", () => this.change("order", this.select.value));
     this.limit = element("input", { type: "range", min: 0.02, max: 1, step: 0.01, "data-control": "limit" });
     this.limitWords = element("output");
-    this.limit.addEventListener("input", () => change("limit", Number(this.limit.value)));
-    const reset = element("button", { type: "button", "data-control": "reset" }, "Reset zoom");
-    reset.addEventListener("click", () => this.heatmaps.forEach((one) => one.zoom(0, 0, one.d)));
+    this.limit.addEventListener("input", () => this.change("limit", Number(this.limit.value)));
+    const zooms = (act) => () => new Map(this.heatmaps.map((one) => [one.d, one])).forEach(act); // panels of one d zoom together
     const controls = element("div", { class: "controls", role: "group", "aria-label": "Controls of the heatmaps" },
-      control("Training step", this.slider), this.stepWords, control("Order of features", this.select),
-      control("Color limit", this.limit), this.limitWords, reset);
+      this.time, control("Order of features", this.select), control("Color limit", this.limit), this.limitWords,
+      button("in", "Zoom in", zooms((one) => one.zoomAround(one.center, 0.5))),
+      button("out", "Zoom out", zooms((one) => one.zoomAround(one.center, 2))),
+      button("reset", "Reset zoom", zooms((one) => one.zoom(0, 0, one.d))));
     this.waiting = element("div", { class: "help" }, "Waiting for the first matrix.");
     this.barCanvas = element("canvas", { "aria-hidden": "true" });
     this.barWords = element("div");
@@ -66,9 +81,27 @@ class Explorer {
     this.chartRow = element("div", { class: "charts" }, ...this.charts.map((svg, k) =>
       element("figure", {}, element("figcaption", {}, captions[k]), svg)));
     this.behind = element("div", { class: "behind", "aria-live": "polite" });
-    const help = element("div", { class: "help" }, HELP);
+    this.layout = element("div", { class: "layout" }, this.panels, this.behind, this.chartRow);
     root.classList.add("hsic-explorer");
-    root.append(controls, this.waiting, this.panels, this.chartRow, this.behind, help);
+    root.dataset.lmSuppressShortcuts = "true"; // the notebook uses some of these keys too
+    root.addEventListener("keydown", (event) => event.stopPropagation());
+    root.append(controls, this.waiting, this.layout, element("div", { class: "help" }, HELP));
+  }
+
+  start() {
+    if (this.model.get("step") >= this.steps().at(-1)) this.change("step", this.steps()[0]);
+    this.playing = setInterval(() => {
+      const next = this.steps().find((step) => step > this.model.get("step"));
+      if (next === undefined) this.pause();
+      else if (this.complete) this.change("step", next);
+    }, PLAY_MS);
+    this.play.textContent = "Pause";
+  }
+
+  pause() {
+    clearInterval(this.playing);
+    this.playing = null;
+    this.play.textContent = "Play";
   }
 
   // The steps of all panels together, in order.
@@ -90,14 +123,16 @@ class Explorer {
   draw() {
     const { model, store } = this;
     const panels = model.get("panels"), step = model.get("step"), limit = model.get("limit"), steps = this.steps();
+    this.width = this.root.clientWidth;
     while (this.heatmaps.length < panels.length) {
       this.heatmaps.push(new Heatmap(this, this.heatmaps.length, panels[this.heatmaps.length]));
       this.panels.replaceChildren(...this.heatmaps.map((one) => one.node), this.bar);
     }
     this.waiting.hidden = panels.length > 0;
-    this.panels.hidden = this.chartRow.hidden = panels.length === 0;
+    this.layout.hidden = panels.length === 0;
+    this.layout.classList.toggle("lone", panels.length === 1);
+    this.time.hidden = steps.length < 2;
     this.slider.max = Math.max(0, steps.length - 1);
-    this.slider.disabled = steps.length < 2;
     this.slider.value = Math.max(0, steps.filter((one) => one <= step).length - 1);
     this.slider.setAttribute("aria-valuetext", `step ${step}`);
     this.stepWords.textContent = step;
@@ -105,22 +140,32 @@ class Explorer {
     this.limit.value = limit;
     this.limitWords.textContent = `±${number(limit)}`;
     drawColorBar(this.barCanvas, bytesOf(model.get("colors")));
-    const shown = panels.map((_, index) => [index, this.at(index, step)]);
-    const present = shown.map(([index, at]) => store.matrices.get(store.key(index, at)));
+    const shown = panels.map((_, panel) => ({ kind: "matrix", panel, step: this.at(panel, step) }));
+    const present = shown.map((one) => store.get(one));
+    this.complete = present.every(Boolean);
     // A sign marks an end of the color scale that entries exceed by more than rounding.
     const above = present.some((matrix) => matrix?.highest > limit + 1e-5) ? "\u2265" : "";
     const below = present.some((matrix) => matrix?.lowest < -limit - 1e-5) ? "\u2264" : "";
     const ends = [above + number(limit), number(0), below + number(-limit)];
     this.barWords.replaceChildren(...ends.map((words) => element("span", {}, words)));
     present.forEach((matrix, index) => matrix && this.heatmaps[index].draw(matrix));
-    this.drawCharts(panels, shown, present);
-    store.request(shown, [], false);
+    this.heatmaps.forEach((one) => one.mark());
+    const spectra = shown.map((one) => ({ ...one, kind: "spectrum" }));
+    this.drawCharts(panels, spectra, present);
+    const [panel, i, j] = model.get("cell");
+    const cells = panel === undefined ? [] : [{ kind: "cell", panel, step: this.at(panel, step), i, j }];
+    this.showBehind(cells[0]);
+    store.request([...shown, ...cells]);
     clearTimeout(this.timer);
-    const others = panels.flatMap((panel, index) => panel.steps.map((one) => [index, one]));
-    this.timer = setTimeout(() => store.request(shown, others, true), 150);
+    this.timer = setTimeout(() => { // while nothing moves
+      const others = panels.flatMap((one, index) => one.steps.map((at) => ({ kind: "matrix", panel: index, step: at })));
+      const ahead = others.filter((one) => store.bytes + 4 * panels[one.panel].d ** 2 < MAX_BYTES);
+      const slow = panels.some((one) => one.d > SLOW_SPECTRUM);
+      store.request([...shown, ...cells, ...(slow ? [...ahead, ...spectra] : [...spectra, ...ahead])]);
+    }, 150);
   }
 
-  drawCharts(panels, shown, present) {
+  drawCharts(panels, spectra, present) {
     const given = present.map((matrix, index) => matrix && { ...matrix, color: panels[index].color }).filter(Boolean);
     if (!given.length) return;
     const counts = (key) => given.map((one) => ({ color: one.color, counts: one[key] }));
@@ -140,31 +185,43 @@ class Explorer {
       low: -half, high: half, bins: 40, band, lines: given.map((one) => one.summary.lower_bound),
       xlabel: "C of two features", description: "Histogram of the off-diagonal entries",
     });
-    const values = shown.map(([index, step]) => ({
-      color: panels[index].color, values: this.store.spectra.get(this.store.key(index, step)),
-    })).filter((one) => one.values);
-    if (values.length === shown.length) spectrumChart(this.charts[2], values, "Singular values of C over the largest");
+    const values = spectra.map((one) => ({ color: panels[one.panel].color, values: this.store.get(one)?.values }));
+    const there = values.every((one) => one.values);
+    if (there) spectrumChart(this.charts[2], values, "Singular values of C over the largest");
+    this.charts[2].style.opacity = there ? 1 : 0.3; // of another step until the values are there
   }
 
-  showBehind() {
-    const behind = this.model.get("behind");
-    if (behind.panel === undefined) return this.behind.replaceChildren();
-    if (behind.missing) return this.behind.replaceChildren(behind.missing);
+  // The samples of `cell` if they are there; until then the old ones stay.
+  showBehind(cell) {
+    if (!cell) return this.behind.replaceChildren(element("div", { class: "help" }, "The samples of an entry of C: click it."));
+    const answer = this.store.get(cell), shown = answer && `${this.store.key(cell)} ${this.width}`;
+    if (!answer || shown === this.shown) return;
+    this.shown = shown;
+    const { name, color, n } = this.model.get("panels")[cell.panel];
+    const parts = [];
     const svg = shape("svg", { "data-chart": "scatter" });
-    scatter(svg, behind, this.model.get("panels")[behind.panel].color);
-    const points = behind.x.length < behind.n ? `the first ${behind.x.length} of ${behind.n}` : behind.n;
-    const caption = element("figcaption", {},
-      `${behind.name}, step ${behind.step}: ${points} pairs, correlation ${signed(behind.correlation, 3)}`);
-    const strips = element("div", { class: "images" });
-    const words = { images_a: `feature ${behind.i} of view A`, images_b: `feature ${behind.j} of view B` };
-    for (const [key, of] of Object.entries(words)) {
-      if (!behind[key]) continue;
-      const half = behind[key].length / 2;
-      const images = behind[key].map((src, k) =>
-        element("img", { src, alt: `${k < half ? "low" : "high"} ${of}`, class: k < half ? "lowest" : "highest" }));
-      strips.append(`Lowest and highest ${of}`, element("div", { class: "strip" }, ...images));
+    if (answer.arrays.length) {
+      const drawn = answer.arrays[0].length;
+      const points = drawn < answer.n ? `the first ${drawn} of ${answer.n}` : answer.n;
+      const old = answer.at === cell.step ? "" : ` (those of step ${cell.step} were not kept)`;
+      const words = `${name}, samples of step ${answer.at}${old}: ${points} pairs, correlation ${signed(answer.correlation, 3)}`;
+      const rest = n > answer.n ? `; C is of ${n} pairs` : "";
+      parts.push(element("figure", {}, element("figcaption", {}, words + rest), svg));
     }
-    this.behind.replaceChildren(element("figure", {}, caption, svg), strips);
+    const words = { images_a: `feature ${cell.i} of view A`, images_b: `feature ${cell.j} of view B` };
+    for (const [key, of] of Object.entries(words)) {
+      if (!answer[key]) continue;
+      const half = answer[key].length / 2;
+      const images = answer[key].map((src, k) =>
+        element("img", { src, alt: `${k < half ? "low" : "high"} ${of}`, class: k < half ? "lowest" : "highest" }));
+      parts.push(element("div", {}, `Lowest and highest ${of}`), element("div", { class: "strip" }, ...images));
+    }
+    if (answer.note) parts.push(element("div", { class: "help" }, answer.note));
+    const first = this.behind.dataset.cell !== `${cell.panel}/${cell.i}/${cell.j}`;
+    this.behind.dataset.cell = `${cell.panel}/${cell.i}/${cell.j}`;
+    this.behind.replaceChildren(...parts);
+    if (answer.arrays.length) scatter(svg, answer, answer.arrays, color); // in the page, because it reads its width
+    if (first && this.width && this.width < 640) this.behind.scrollIntoView({ block: "nearest" }); // below the heatmaps
   }
 }
 

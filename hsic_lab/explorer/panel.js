@@ -2,7 +2,8 @@
 
 const HELP =
   "Hover for one entry, click for its samples. Drag a box to zoom; the wheel zooms once a heatmap has the focus. " +
-  "Keys on a heatmap: arrows move, Enter shows the samples, + and − zoom, 0 resets.";
+  "Keys on a heatmap: arrows move, Enter shows the samples, + and − zoom, 0 resets. On a touch screen tap an entry, " +
+  "or spread two fingers to zoom.";
 
 function element(name, attributes = {}, ...children) {
   const node = document.createElement(name);
@@ -39,6 +40,10 @@ class Heatmap {
     return this.positions ?? null;
   }
 
+  position(feature) {
+    return this.order ? this.order.indexOf(feature) : feature;
+  }
+
   feature(position) {
     return this.order ? this.order[position] : position;
   }
@@ -46,7 +51,7 @@ class Heatmap {
   draw(matrix) {
     this.matrix = matrix;
     const { model } = this.view;
-    const blocks = blockMeans(matrix.values, this.d, this.order, this.window);
+    const blocks = blockMeans(matrix.arrays[0], this.d, this.order, this.window);
     drawMatrix(this.canvas, blocks, bytesOf(model.get("colors")), model.get("limit"));
     const { row, column, size } = this.window;
     const named = (at) => (this.order ? `position ${at}` : `${at}`);
@@ -54,14 +59,20 @@ class Heatmap {
     this.columns.replaceChildren(...ends(column, "feature of view B"));
     this.rows.replaceChildren(...ends(row, "feature of view A"));
     const s = matrix.summary;
-    this.sums.replaceChildren(
-      `step ${matrix.step}: mean diagonal ${signed(s.mean_diagonal, 3)}, off-diagonal mean ${signed(s.mean_off_diagonal, 4)}, ` +
-        `rms ${signed(s.rms_off_diagonal, 3)} (expected if independent: ${signed(s.expected_rms, 3)})`,
-      element("br"), `1ᵀC1 = ${signed(s.total, 1)}`,
-      element("br"), `Σ off-diagonal² = ${signed(s.off_diagonal_squared_norm, 1)} ` +
-        `(expected if independent: ${signed(s.expected_squared_norm, 1)})`,
-    );
-    this.canvas.setAttribute("aria-label", `Cross-correlation matrix at step ${matrix.step}. ${HELP}`);
+    const norm = s.off_diagonal_squared_norm + this.d * s.rms_diagonal ** 2;
+    const lines = [
+      `step ${matrix.step}: \u2016C\u2016²_F = HSIC = ${signed(norm, 1)}, all linear dependence between the two views`,
+      `diagonal: mean ${signed(s.mean_diagonal, 3)} (1 if the views agree)`,
+      `off-diagonal: mean ${signed(s.mean_off_diagonal, 4)}, rms ${signed(s.rms_off_diagonal, 3)} ` +
+        `(expected if independent: ${signed(s.expected_rms, 3)})`,
+      `Σ off-diagonal² = ${signed(s.off_diagonal_squared_norm, 1)} ` +
+        `(expected if independent: ${signed(s.expected_squared_norm, 1)}); 1ᵀC1 = ${signed(s.total, 1)}`,
+    ];
+    matrix.constant.forEach((count, k) => {
+      if (count) lines.push(`constant features of view ${"AB"[k]}: ${count}; their correlations count as 0`);
+    });
+    this.sums.replaceChildren(...lines.map((words) => element("div", {}, words)));
+    this.canvas.setAttribute("aria-label", `Cross-correlation matrix. ${lines.join(". ")}. ${HELP}`);
     this.canvas.dataset.step = matrix.step;
     this.mark();
   }
@@ -73,9 +84,8 @@ class Heatmap {
     const boxes = [];
     const [panel, i, j] = this.view.model.get("cell");
     if (panel === this.index) {
-      const at = (feature) => (this.order ? this.order.indexOf(feature) : feature);
       const least = Math.max(1, size / 60); // keeps a small cell visible
-      boxes.push([at(j) - column + 0.5 - least / 2, at(i) - row + 0.5 - least / 2, least, least]);
+      boxes.push([this.position(j) - column + 0.5 - least / 2, this.position(i) - row + 0.5 - least / 2, least, least]);
     }
     if (box) boxes.push(box);
     this.overlay.replaceChildren(...boxes.flatMap(([x, y, width, height]) =>
@@ -97,7 +107,7 @@ class Heatmap {
     this.cursor = [p, q];
     if (!this.matrix) return;
     const [i, j] = [this.feature(p), this.feature(q)];
-    const words = `A ${i}, B ${j}: C = ${signed(this.matrix.values[i * this.d + j], 4)}`;
+    const words = `A ${i}, B ${j}: C = ${signed(this.matrix.arrays[0][i * this.d + j], 4)}`;
     const width = Math.ceil(this.window.size / MAX_BLOCKS);
     this.readout.textContent = width > 1 ? `${words} (a pixel is the mean of ${width} × ${width})` : words;
   }
@@ -111,6 +121,14 @@ class Heatmap {
     this.view.zoom(this.d, fitted(row, column, size, this.d));
   }
 
+  // The position around which the buttons zoom: the chosen cell if it is in the window, else the center.
+  get center() {
+    const { row, column, size } = this.window, [panel, i, j] = this.view.model.get("cell");
+    const at = panel === this.index ? [this.position(i), this.position(j)] : [-1, -1];
+    const inside = at[0] >= row && at[0] < row + size && at[1] >= column && at[1] < column + size;
+    return inside ? at : [row + size / 2, column + size / 2];
+  }
+
   zoomAround([p, q], factor) {
     const { row, column, size } = this.window;
     this.zoom(p - (p - row) * factor, q - (q - column) * factor, size * factor);
@@ -118,7 +136,11 @@ class Heatmap {
 
   listen() {
     let start = null;
-    const canvas = this.canvas;
+    const canvas = this.canvas, touches = new Map(); // of two fingers
+    const spread = () => {
+      const [a, b] = [...touches.values()];
+      return Math.max(1, Math.hypot(a.clientX - b.clientX, a.clientY - b.clientY));
+    };
     const dragged = (event) => {
       const [from, to] = [start.cell, this.at(event)];
       const row = Math.min(from[0], to[0]), column = Math.min(from[1], to[1]);
@@ -127,23 +149,41 @@ class Heatmap {
     const moved = (event) => Math.hypot(event.clientX - start.x, event.clientY - start.y) > 5;
     canvas.addEventListener("pointerdown", (event) => {
       if (event.button !== 0) return;
+      touches.set(event.pointerId, event);
+      if (touches.size === 2) {
+        const [a, b] = [...touches.values()].map((one) => this.at(one));
+        start = { pinch: spread(), window: this.window, center: [(a[0] + b[0]) / 2, (a[1] + b[1]) / 2] };
+      }
+      if (touches.size > 1) return;
       start = { x: event.clientX, y: event.clientY, cell: this.at(event) };
       canvas.setPointerCapture(event.pointerId);
     });
     canvas.addEventListener("pointermove", (event) => {
+      if (touches.has(event.pointerId)) touches.set(event.pointerId, event);
+      if (start?.pinch) {
+        if (touches.size < 2) return;
+        this.window = start.window;
+        return this.zoomAround(start.center, start.pinch / spread());
+      }
       this.read(this.at(event));
       if (!start || !moved(event)) return;
       const { row, column, width, height } = dragged(event);
       this.mark([column - this.window.column, row - this.window.row, width, height]);
     });
     canvas.addEventListener("pointerup", (event) => {
-      if (!start) return;
+      touches.delete(event.pointerId);
+      if (start?.pinch && !touches.size) start = null;
+      if (!start || start.pinch) return;
       const { row, column, width, height } = dragged(event);
       if (moved(event)) this.zoom(row, column, Math.max(width, height));
       else this.pick(this.at(event));
       start = null;
     });
-    canvas.addEventListener("pointercancel", () => (start = null));
+    canvas.addEventListener("pointercancel", () => {
+      touches.clear();
+      start = null;
+      this.mark();
+    });
     canvas.addEventListener("wheel", (event) => {
       if (document.activeElement !== canvas && canvas.getRootNode().activeElement !== canvas) return;
       event.preventDefault(); // without the focus the wheel scrolls the page
@@ -168,6 +208,5 @@ class Heatmap {
     else if (event.key === "0" || event.key === "Escape") this.zoom(0, 0, this.d);
     else return;
     event.preventDefault();
-    event.stopPropagation(); // the notebook uses these keys too
   }
 }

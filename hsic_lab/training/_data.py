@@ -16,6 +16,7 @@ from hsic_lab.views import normalize
 
 AHEAD = 2  # batches that are read before they are asked for
 SNAPSHOT_PAIRS = 2048  # pairs of which a run keeps C
+KEPT_SAMPLES = 256  # of these pairs, whose projections a run keeps too
 
 
 class ImageSource:

@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from hsic_lab.training._config import TrainConfig
 from hsic_lab.training._networks import make_networks
 
 SETTINGS, HISTORY, SNAPSHOTS, WEIGHTS = "run.json", "history.csv", "correlation.safetensors", "weights.safetensors"
-FILES = (SETTINGS, HISTORY, SNAPSHOTS, WEIGHTS)
+SAMPLES = "samples.safetensors"  # not in runs before version 0.3
+FILES = (SETTINGS, HISTORY, SNAPSHOTS, SAMPLES, WEIGHTS)
 MONITOR = "monitor.csv"  # only in runs with a monitor
 FOLDER = "checkpoints"
 KEPT = 2  # the newest checkpoint, and the one before it in case the newest is damaged
@@ -47,6 +49,8 @@ class Run:
         C of the same held-out pairs by step, in evaluation mode. Step 0 is before training.
     monitor : DataFrame
         One row for each evaluation on training labels, with its protocol and split.
+    samples : dict of int to Tensor of shape (2, m, d)
+        Standardized projections of the two views of the first m held-out pairs behind each snapshot, in float16.
     """
 
     folder: Path
@@ -58,17 +62,19 @@ class Run:
     history: pd.DataFrame = field(default_factory=pd.DataFrame)
     snapshots: dict[int, Tensor] = field(default_factory=dict)
     monitor: pd.DataFrame = field(default_factory=pd.DataFrame)
+    samples: dict[int, Tensor] = field(default_factory=dict)
 
     def save(self) -> None:
         """Write all files of the folder. Each file is replaced as a whole."""
         self.folder.mkdir(parents=True, exist_ok=True)
         weights = _on_cpu(nn.ModuleDict({"encoder": self.encoder, "projector": self.projector}).state_dict())
-        snapshots = {f"{_STEP}{step:06d}": c for step, c in self.snapshots.items()}
         settings = {"config": asdict(self.config), "state": self.status, "facts": self.metadata}
         replace_file(self.folder / HISTORY, lambda path: self.history.to_csv(path, index=False))
         if len(self.monitor):
             replace_file(self.folder / MONITOR, lambda path: self.monitor.to_csv(path, index=False))
-        replace_file(self.folder / SNAPSHOTS, lambda path: save_file(snapshots, path))
+        for name, by_step in ((SNAPSHOTS, self.snapshots), (SAMPLES, self.samples)):
+            named = {f"{_STEP}{step:06d}": tensor for step, tensor in by_step.items()}
+            replace_file(self.folder / name, partial(save_file, named))
         replace_file(self.folder / WEIGHTS, lambda path: save_file(weights, path))
         replace_file(self.folder / SETTINGS, lambda path: path.write_text(json.dumps(settings, indent=2) + "\n"))
 
@@ -86,7 +92,8 @@ class Run:
             raise ValueError(f"{folder / WEIGHTS} does not fit the encoder of {SETTINGS}: {error}") from error
         history, snapshots = _read(folder / HISTORY, _read_history), read_snapshots(folder)
         monitor = _read(folder / MONITOR, _read_history) if (folder / MONITOR).exists() else pd.DataFrame()
-        return cls(folder, config, encoder, projector, status, metadata, history, snapshots, monitor)
+        samples = read_snapshots(folder, SAMPLES)
+        return cls(folder, config, encoder, projector, status, metadata, history, snapshots, monitor, samples)
 
 
 def read_settings(folder: Path) -> tuple[TrainConfig, str, dict[str, Any]]:
@@ -103,9 +110,11 @@ def read_settings(folder: Path) -> tuple[TrainConfig, str, dict[str, Any]]:
     return _read(folder / SETTINGS, parse)
 
 
-def read_snapshots(folder: Path) -> dict[int, Tensor]:
-    """The matrices C in the folder of a run, by step."""
-    return {int(name.removeprefix(_STEP)): c for name, c in sorted(_read(folder / SNAPSHOTS, load_file).items())}
+def read_snapshots(folder: Path, name: str = SNAPSHOTS) -> dict[int, Tensor]:
+    """The matrices C in the folder of a run by step, or its samples, which older runs lack."""
+    if name == SAMPLES and not (folder / name).exists():
+        return {}
+    return {int(key.removeprefix(_STEP)): c for key, c in sorted(_read(folder / name, load_file).items())}
 
 
 def _read_history(path: Path) -> pd.DataFrame:

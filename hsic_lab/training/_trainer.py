@@ -27,7 +27,7 @@ from hsic_lab.evaluation import extract_features, knn_accuracy, linear_probe
 from hsic_lab.training import _networks as networks
 from hsic_lab.training import _run as files
 from hsic_lab.training._config import resolved_precision
-from hsic_lab.training._data import TrainingPairs, seed_of
+from hsic_lab.training._data import KEPT_SAMPLES, TrainingPairs, seed_of
 
 BANK, QUERIES = 10_000, 2_000  # limits that keep a monitor cheaper than the training
 NEIGHBORS, TEMPERATURE = 200, 0.5
@@ -225,6 +225,8 @@ class Trainer:
             with self.autocast:
                 z_a, z_b = (torch.cat([self.online(x)[1] for x in view.split(SNAPSHOT_PART)]) for view in held_out)
             self.run.snapshots[self.step_count] = cross_correlation(z_a.float(), z_b.float()).cpu()
+            kept = [standardize(z.float())[:KEPT_SAMPLES].half().cpu() for z in (z_a, z_b)]
+            self.run.samples[self.step_count] = torch.stack(kept)
             self.save_run()
             self.tell("snapshot", {})
 
@@ -263,8 +265,9 @@ class Trainer:
             files.restore_training(checkpoint.tensors, self.networks, self.optimizer)
             self.step_count, self.seconds = checkpoint.step, checkpoint.values["seconds"]
             self.rows, self.monitor_rows = checkpoint.values["history"], checkpoint.values["monitor"]
-            snapshots = files.read_snapshots(folder).items()
-            self.run.snapshots = {step: c for step, c in snapshots if step <= checkpoint.step}
+            kept = (files.read_snapshots(folder, name).items() for name in (files.SNAPSHOTS, files.SAMPLES))
+            earlier = ({step: one for step, one in by_step if step <= checkpoint.step} for by_step in kept)
+            self.run.snapshots, self.run.samples = earlier
         if self.writes:
             print(f"Resuming {folder} after step {self.step_count} of {self.steps}", flush=True)
 

@@ -33,13 +33,17 @@ def run(name):
     return Run(Path(tempfile.gettempdir()) / name, {}, encoder, projector, snapshots=snapshots())
 
 
+def images():
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (1024, 3, 32, 32), generator=generator, dtype=torch.uint8)
+
+
 if __name__ == "__main__" and "ipykernel" in sys.modules:
     from IPython.display import display
 
     display(CorrelationExplorer(*views(12)))
     display(CorrelationExplorer(*views(1100)))
-    images = torch.randint(0, 256, (1024, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    display(CorrelationExplorer({"one": run("one"), "two": run("two")}, images=images))
+    display(CorrelationExplorer({"one": run("one"), "two": run("two")}, images=images()))
     live = CorrelationExplorer()
     display(live)
     for name in ("first", "second"):

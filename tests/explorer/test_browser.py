@@ -1,4 +1,4 @@
-"""The explorer and two notebooks in JupyterLab in a real browser: controls, drawn pixels, samples of a cell."""
+"""The explorer in a real browser, in JupyterLab and as a file: controls, drawn pixels, samples; and two notebooks."""
 
 import json
 import os
@@ -15,10 +15,11 @@ import matplotlib
 import nbformat
 import numpy as np
 import pytest
-from explorer_page import matrices, snapshots
+from explorer_page import images, matrices, run, snapshots
 from matplotlib.colors import Normalize
 
 from hsic_lab.correlation import feature_order
+from hsic_lab.explorer import CorrelationExplorer
 from hsic_lab.plots import DIVERGING, PALETTE
 from hsic_lab.plots._heatmaps import _block_means
 
@@ -134,15 +135,24 @@ def run_all(page, lab, name, timeout=300):
 
 
 @pytest.fixture(scope="module")
-def page(lab):
-    """A browser tab that records errors of scripts."""
+def browser():
     with playwright.sync_playwright() as driver:
         chromium = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        tab = chromium.new_page(viewport={"width": 1500, "height": 1700})
-        tab.errors = []
-        tab.on("pageerror", lambda error: tab.errors.append(str(error)))
-        yield tab
+        yield chromium
         chromium.close()
+
+
+def open_tab(browser, **options):
+    """A browser tab that records errors of scripts."""
+    tab = browser.new_context(**options).new_page()
+    tab.errors = []
+    tab.on("pageerror", lambda error: tab.errors.append(str(error)))
+    return tab
+
+
+@pytest.fixture(scope="module")
+def page(browser):
+    return open_tab(browser, viewport={"width": 1500, "height": 1700})
 
 
 def explorer(page, number):
@@ -186,31 +196,157 @@ def explorers(lab, page):
     assert page.errors == []
 
 
-def test_slider_and_click_show_steps_and_samples(explorers):
-    page, shown = explorers, explorer(explorers, 2)
-    wanted = snapshots()
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """The page of the explorer that the notebook shows too."""
+    explorer = CorrelationExplorer({name: run(name) for name in ("one", "two")}, images=images())
+    return explorer.save_html(tmp_path_factory.mktemp("saved") / "page.html")
+
+
+def open_saved(browser, saved, **options):
+    """The page in a tab without a network."""
+    tab = open_tab(browser, offline=True, **options)
+    tab.on("request", lambda one: tab.errors.append(one.url) if not one.url.startswith(("file:", "data:")) else None)
+    tab.goto(saved.as_uri())
+    return tab, explorer(tab, 0)
+
+
+def drive(page, shown, wanted, pairs):
+    """Use every control of an explorer of two runs with the matrices `wanted` by step and samples of `pairs` pairs."""
+    order = feature_order(wanted[25], "cluster")
     wait_for_step(page, shown, 25, 25)
-    np.testing.assert_array_equal(pixels(shown), colored(wanted[25].double().numpy()))
-    slider = shown.locator("[data-control=step]")
-    slider.focus()
-    page.keyboard.press("Home")
-    wait_for_step(page, shown, 0, 0)
-    np.testing.assert_array_equal(pixels(shown), colored(wanted[0].double().numpy()))
-    page.keyboard.press("End")
+    np.testing.assert_array_equal(pixels(shown, 1), colored(wanted[25]))
+    sums = shown.locator(".sums").first.inner_text()
+    norm = f"\u2016C\u2016²_F = HSIC = {np.square(wanted[25]).sum():.1f}"
+    assert norm in sums and "expected if independent" in sums
+    assert norm in shown.locator("canvas[data-step]").first.get_attribute("aria-label"), "for screen readers"
+
+    shown.locator("[data-control=step]").focus()
+    for key, step in (("Home", 0), ("ArrowRight", 10), ("End", 25), ("Home", 0)):
+        page.keyboard.press(key)
+        wait_for_step(page, shown, step, step)
+        np.testing.assert_array_equal(pixels(shown), colored(wanted[step]))
+    play = shown.locator("[data-control=play]")
+    play.click()
+    assert play.inner_text() == "Pause"
     wait_for_step(page, shown, 25, 25)
-    np.testing.assert_array_equal(pixels(shown), colored(wanted[25].double().numpy()))
+    page.wait_for_function("play => play.innerText == 'Play'", arg=play.element_handle())
 
     canvas = shown.locator("canvas[data-step]").first
     box = canvas.bounding_box()
     canvas.click(position={"x": box["width"] * 5.5 / 16, "y": box["height"] * 3.5 / 16})  # row 3, column 5
     shown.locator("svg[data-chart=scatter] circle").first.wait_for()
-    assert shown.locator("svg[data-chart=scatter] circle").count() == 1024
-    assert "feature 3 of view A" in shown.locator(".behind").inner_text()
-    assert "feature 5 of view B" in shown.locator(".behind").inner_text()
-    images = shown.locator(".strip img")
-    assert images.count() == 16 and all(image.get_attribute("alt") for image in images.all())
-    assert all(image.evaluate("i => i.complete && i.naturalWidth == 32") for image in images.all())
-    assert "expected if independent" in shown.locator(".sums").first.inner_text()
+    assert shown.locator("svg[data-chart=scatter] circle").count() == pairs
+    behind = shown.locator(".behind")
+    assert all(words in behind.inner_text() for words in ("feature 3 of view A", "feature 5 of view B", "of step 25"))
+    strip = shown.locator(".strip img")
+    page.wait_for_function(
+        "e => [...e.querySelectorAll('.strip img')].every(i => i.naturalWidth == 32)", arg=shown.element_handle()
+    )
+    assert strip.count() == 16 and all(image.get_attribute("alt") for image in strip.all())
+    assert behind.bounding_box()["x"] > shown.locator(".map").last.bounding_box()["x"], "beside the heatmaps"
+    assert behind.bounding_box()["y"] < box["y"], "not below the click"
+
+    set_range(shown, "limit", 0.5)
+    assert shown.locator(".bar div").inner_text().split() == ["≥0.5", "0", "−0.5"], "entries beyond the upper end"
+    shown.locator("[data-control=order]").select_option("cluster")
+    page.wait_for_function("e => e.innerText.includes('position 0')", arg=shown.element_handle())
+    np.testing.assert_array_equal(pixels(shown), colored(wanted[25][np.ix_(order, order)], 0.5))
+    canvas.focus()
+    for key in ("ArrowDown", "ArrowRight", "ArrowRight"):
+        page.keyboard.press(key)
+    found = shown.locator(".readout").first.inner_text()
+    p, q = 3 + 1, 5 + 2  # from the place of the click
+    assert found == f"A {order[p]}, B {order[q]}: C = {wanted[25][order[p], order[q]]:.4f}".replace("-", "−")
+    page.keyboard.press("Enter")
+    page.wait_for_function(f"e => e.innerText.includes('feature {order[q]} of view B')", arg=behind.element_handle())
+    page.keyboard.press("+")
+    inside = np.ix_(order[2:10], order[4:12])  # half of 16, around the cursor
+    np.testing.assert_array_equal(pixels(shown), colored(wanted[25][inside], 0.5))
+    np.testing.assert_array_equal(pixels(shown, 1), colored(wanted[25][inside], 0.5), err_msg="panels zoom together")
+    shown.locator("[data-control=out]").click()
+    assert len(pixels(shown)) == 16
+    shown.locator("[data-control=in]").click()
+    assert len(pixels(shown)) == 8
+    shown.locator("[data-control=reset]").click()
+    assert len(pixels(shown)) == 16
+    box = canvas.bounding_box()
+    canvas.hover(position={"x": box["width"] * 0.99, "y": 1})
+    assert f"A {order[0]}, B {order[-1]}" in shown.locator(".readout").first.inner_text()
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.6, box["y"] + box["height"] * 0.4, steps=3)
+    page.mouse.up()
+    assert len(pixels(shown)) == 7
+
+
+def test_controls_with_a_kernel(explorers):
+    wanted = {step: c.double().numpy() for step, c in snapshots().items()}
+    drive(explorers, explorer(explorers, 2), wanted, 1024)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_controls_of_a_file(browser, saved, scheme):
+    rounded = {step: (c.double() * 4096).round().numpy() / 4096 for step, c in snapshots().items()}
+    tab, shown = open_saved(browser, saved, viewport={"width": 1280, "height": 800}, color_scheme=scheme)
+    drive(tab, shown, rounded, 256)
+    assert "rounded to multiples of 1/4096" in shown.inner_text()
+    exact = colored(snapshots()[25].double().numpy()).astype(int)
+    assert np.abs(colored(rounded[25]) - exact).max() <= 12, "one of 256 colors"
+    light = tab.evaluate("getComputedStyle(document.querySelector('.hsic-explorer')).color.match(/[0-9]+/)[0] < 128")
+    assert light == (scheme == "light")
+    assert tab.errors == []
+
+
+@pytest.mark.parametrize("width", [1280, 900, 390])
+def test_file_fits_its_window_without_overlaps(browser, saved, width):
+    tab, shown = open_saved(browser, saved, viewport={"width": width, "height": 800}, has_touch=True)
+    canvas = shown.locator("canvas[data-step]").first
+    canvas.tap()
+    shown.locator("svg[data-chart=scatter] circle").first.wait_for()
+    tab.wait_for_function("document.querySelectorAll('svg[data-chart=spectrum] path').length == 3")
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    overlaps = tab.evaluate("""() => [...document.querySelectorAll("figure svg")].flatMap((svg) => {
+      const boxes = [...svg.querySelectorAll("text")].map((t) => [t.textContent, t.getBoundingClientRect()]);
+      return boxes.flatMap(([a, p], k) => boxes.slice(k + 1).filter(([, q]) =>
+        p.left < q.right && q.left < p.right && p.top < q.bottom && q.top < p.bottom).map(([b]) => `${a} on ${b}`));
+    })""")
+    assert overlaps == []
+    if width == 390:
+        assert tab.evaluate("scrollY") > 0, "the samples are scrolled into view"
+    assert tab.errors == []
+
+
+def test_two_fingers_zoom(browser, saved):
+    tab, shown = open_saved(browser, saved, viewport={"width": 390, "height": 800}, has_touch=True)
+    box = shown.locator("canvas[data-step]").first.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    touch = tab.context.new_cdp_session(tab)
+    for kind, spread in (("touchStart", 30), ("touchMove", 45), ("touchMove", 60), ("touchEnd", None)):
+        points = [] if spread is None else [{"x": x - spread, "y": y, "id": 0}, {"x": x + spread, "y": y, "id": 1}]
+        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+    assert len(pixels(shown)) == 8
+    assert tab.errors == []
+
+
+@pytest.mark.parametrize("mode", ["contentVisibility", "full"])
+def test_explorer_scrolled_away_and_back_is_drawn(explorers, mode):
+    page = explorers
+    page.evaluate(f"""async () => {{
+      const settings = window.jupyterapp.serviceManager.settings, id = "@jupyterlab/notebook-extension:tracker";
+      await settings.save(id, JSON.stringify({{ windowingMode: "{mode}" }}));
+    }}""")
+    shown = explorer(page, 0)
+    before = pixels(shown)
+    for _ in range(40):
+        page.evaluate("window.jupyterapp.commands.execute('notebook:insert-cell-below'), null")
+    page.evaluate(f"{NOTEBOOK}.content.scrollToItem(40), null")
+    page.wait_for_timeout(500)
+    page.evaluate(f"{NOTEBOOK}.content.scrollToItem(0), null")
+    page.wait_for_timeout(500)
+    shown = explorer(page, 0)
+    np.testing.assert_array_equal(pixels(shown), before)
+    shown.locator("[data-control=order]").select_option("diagonal")
+    page.wait_for_function("e => e.innerText.includes('position 0')", arg=shown.element_handle())
 
 
 def test_panels_have_colors_and_a_training_adds_panels(explorers):
@@ -223,7 +359,7 @@ def test_panels_have_colors_and_a_training_adds_panels(explorers):
 
 
 def test_heatmap_shows_the_matrix(explorers):
-    """Colors, block means, order, zoom, keys and hover, against the same matrices computed here."""
+    """Colors and block means of arrays, against the same matrices computed here."""
     page = explorers
     small, large = explorer(page, 0), explorer(page, 1)
     c, big = (matrix.double().numpy() for matrix in matrices())
@@ -231,35 +367,9 @@ def test_heatmap_shows_the_matrix(explorers):
     means, _ = _block_means(big)
     different = np.abs(pixels(large).astype(int) - colored(means)).max(axis=2)
     assert different.max() <= 4 and (different > 0).mean() < 0.001  # a sum's rounding at the edge of two colors
-
-    assert small.locator(".bar div").inner_text().split() == ["1", "0", "−1"]
-    set_range(small, "limit", 0.5)
-    assert c.max() > 0.5 and c.min() > -0.5
-    assert small.locator(".bar div").inner_text().split() == ["≥0.5", "0", "−0.5"], "entries beyond the upper end"
-    np.testing.assert_array_equal(pixels(small), colored(c, 0.5))
-    small.locator("[data-control=order]").select_option("cluster")
-    page.wait_for_function("e => e.innerText.includes('position 0')", arg=small.element_handle())
-    order = feature_order(c, "cluster")
-    np.testing.assert_array_equal(pixels(small), colored(c[order][:, order], 0.5))
-
-    canvas = small.locator("canvas[data-step]").first
-    canvas.focus()
-    for key in ("ArrowDown", "ArrowRight", "ArrowRight"):
-        page.keyboard.press(key)
-    i, j = order[1], order[2]
-    assert small.locator(".readout").inner_text() == f"A {i}, B {j}: C = {c[i, j]:.4f}".replace("-", "−")
-    page.keyboard.press("+")
-    inside = np.ix_(order[1:7], order[1:7])  # half of 12, around the cursor
-    np.testing.assert_array_equal(pixels(small), colored(c[inside], 0.5))
-    small.locator("[data-control=reset]").click()
-    assert len(pixels(small)) == 12
-    box = canvas.bounding_box()
-    canvas.hover(position={"x": box["width"] * 0.99, "y": 1})
-    assert f"A {order[0]}, B {order[-1]}" in small.locator(".readout").inner_text()
-    page.mouse.down()
-    page.mouse.move(box["x"] + box["width"] * 0.6, box["y"] + box["height"] * 0.4, steps=3)
-    page.mouse.up()
-    assert len(pixels(small)) == 5
+    assert small.locator("[data-control=step]").is_hidden() and small.locator("[data-control=play]").is_hidden()
+    width = small.evaluate("e => e.clientWidth")
+    assert small.locator(".behind").bounding_box()["x"] + 240 > width - 20, "a lone panel uses the width"
 
 
 def test_quickstart_runs_in_jupyterlab(lab, page):

@@ -1,7 +1,13 @@
 """The explorer in Python: messages to the browser, answers, and errors. test_browser tests the JavaScript."""
 
 import base64
+import html.parser
 import io
+import json
+import re
+import time
+import zlib
+from dataclasses import replace
 
 import matplotlib
 
@@ -12,10 +18,12 @@ import pytest
 import torch
 from PIL import Image
 
-from hsic_lab.correlation import cross_correlation
-from hsic_lab.explorer import CorrelationExplorer, feature_pair
+from hsic_lab.correlation import cross_correlation, feature_order, standardize
+from hsic_lab.datasets import load
+from hsic_lab.explorer import CorrelationExplorer, explorer_fragment, feature_pair
 from hsic_lab.plots import DIVERGING, PALETTE
 from hsic_lab.training import Event, Run, TrainConfig, train
+from hsic_lab.training._data import held_out_pairs
 
 
 def projections(n=30, d=6, seed=0):
@@ -70,21 +78,66 @@ def test_colors_are_the_diverging_map_and_the_palette():
         assert tuple(explorer.colors[3 * k : 3 * k + 3]) == wanted
 
 
+def samples(explorer, step, i, j, panel=0):
+    """The answer about a cell, with x and y."""
+    content, buffers = answers(explorer, kind="cell", panel=panel, step=step, i=i, j=j)
+    return content | dict(zip("xy", (np.frombuffer(buffer, np.float32) for buffer in buffers), strict=False))
+
+
+def shown_image(url):
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))))
+
+
 def test_cell_shows_samples_and_images():
     z_a, z_b = projections()
     images = pixels(), pixels(seed=1)
-    explorer = CorrelationExplorer(z_a, z_b, images)
-    explorer.cell = [0, 2, 4]
-    behind = explorer.behind
+    behind = samples(CorrelationExplorer(z_a, z_b, images), 0, 2, 4)
     assert behind["correlation"] == pytest.approx(np.corrcoef(z_a[:, 2], z_b[:, 4])[0, 1], abs=1e-5)
-    assert len(behind["x"]) == len(behind["y"]) == 30
+    assert len(behind["x"]) == len(behind["y"]) == behind["n"] == 30
+    np.testing.assert_allclose(np.mean(behind["x"] * behind["y"]), behind["correlation"], atol=1e-6)
     for key, view, column in (("a", images[0], z_a[:, 2]), ("b", images[1], z_b[:, 4])):
-        assert behind[f"extremes_{key}"][-1] == column.argmax()
-        address = behind[f"images_{key}"][-1].removeprefix("data:image/png;base64,")
-        shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(address))))
-        np.testing.assert_array_equal(shown, view[column.argmax()].permute(1, 2, 0))
-    explorer.cell = []
-    assert explorer.behind == {}
+        np.testing.assert_array_equal(shown_image(behind[f"images_{key}"][-1]), view[column.argmax()].permute(1, 2, 0))
+        np.testing.assert_array_equal(shown_image(behind[f"images_{key}"][0]), view[column.argmin()].permute(1, 2, 0))
+    without = samples(CorrelationExplorer(z_a, z_b), 0, 2, 4)
+    assert "images=(view_a, view_b)" in without["note"] and "images_a" not in without and len(without["x"]) == 30
+
+
+def test_run_shows_its_own_images_and_the_samples_of_each_step(tmp_path):
+    config = TrainConfig(dataset="digits", epochs=1, width=1, projector=(4,), snapshots=3)
+    run = train(config, tmp_path / "run", progress=False)
+    explorer = CorrelationExplorer(tmp_path / "run")
+    view_a, view_b = held_out_pairs(load("digits"), config, torch.device("cpu"))
+    for step, c in run.snapshots.items():
+        behind = samples(explorer, step, 1, 2)
+        assert (behind["at"], behind["n"], behind["note"]) == (step, 256, "")
+        assert behind["correlation"] == pytest.approx(float(c[1, 2]), abs=0.2), "256 of 445 pairs"
+    with torch.no_grad():  # the images at the ends are those that the networks put there
+        z = run.projector(run.encoder(view_a))[:256, 1].numpy()
+    shown = shown_image(behind["images_a"][-1])
+    np.testing.assert_allclose(shown / 127.5 - 1, view_a[z.argmax(), 0], atol=0.01)
+    (tmp_path / "run" / "samples.safetensors").unlink()  # as in runs of earlier versions
+    behind = samples(CorrelationExplorer(tmp_path / "run"), 0, 1, 2)
+    assert behind["at"] == max(run.snapshots) and len(behind["images_b"]) == 8
+    with torch.no_grad():
+        z_b = run.projector(run.encoder(view_b))[:256]
+    np.testing.assert_allclose(behind["y"], standardize(z_b)[:, 2], atol=1e-4)
+
+
+UNSHOWN = {
+    "views of its own": ({"views": "custom"}, "does not say how its views are made"),
+    "other images": ({"pictures": "9 x 1 x 8 x 8 (0)"}, "the run had 9 x 1 x 8 x 8 "),
+    "absent data set": ({"dataset": "nowhere/pictures"}, "nowhere/pictures"),
+}
+
+
+@pytest.mark.parametrize(("change", "words"), UNSHOWN.values(), ids=UNSHOWN)
+def test_run_without_its_images_says_why(tmp_path, change, words):
+    run = train(TrainConfig(dataset="digits", epochs=1, width=1, projector=(4,)), tmp_path / "run", progress=False)
+    run.config = replace(run.config, **{k: v for k, v in change.items() if k == "dataset"})
+    run.metadata |= change
+    behind = samples(CorrelationExplorer(run), 0, 1, 2)
+    assert words in behind["note"] and "images=(view_a, view_b)" in behind["note"]
+    assert len(behind["x"]) == 256 and "images_a" not in behind
 
 
 def test_folder_is_read_as_its_run(tmp_path):
@@ -95,15 +148,110 @@ def test_folder_is_read_as_its_run(tmp_path):
 
 def test_run_projects_its_images_with_its_own_networks(tmp_path):
     run, images = run_of(tmp_path), (pixels(), pixels(seed=1))
-    explorer = CorrelationExplorer(run, images=images)
-    explorer.cell = [0, 1, 3]
+    behind = samples(CorrelationExplorer(run, images=images), 10, 1, 3)
     with torch.no_grad():
         z_a, z_b = (run.projector((view.float() / 127.5 - 1).flatten(1)) for view in images)
-    assert explorer.behind["correlation"] == pytest.approx(float(cross_correlation(z_a, z_b)[1, 3]), abs=1e-4)
-    assert explorer.behind["step"] == 25
-    without = CorrelationExplorer(run)
-    without.cell = [0, 1, 3]
-    assert "images=(view_a, view_b)" in without.behind["missing"]
+    assert behind["correlation"] == pytest.approx(float(cross_correlation(z_a, z_b)[1, 3]), abs=1e-4)
+    assert behind["at"] == 25
+    without = samples(CorrelationExplorer(run), 10, 1, 3)
+    assert "images=(view_a, view_b)" in without["note"] and "x" not in without
+    wrong = samples(CorrelationExplorer(run, images=torch.zeros(30, 1, 4, 4)), 10, 1, 3)
+    assert "cannot be projected" in wrong["note"]
+
+
+class Embedded(html.parser.HTMLParser):
+    """The data of a page, and every address in it."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.addresses, self.data, self.kind = [], None, None
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.kind = (tag, dict(attributes).get("type"))
+        self.addresses += [value for name, value in attributes if name in ("src", "href")]
+
+    def handle_data(self, data):
+        if self.kind == ("script", "application/json"):
+            self.data = json.loads(data)
+            self.kind = None
+
+    def matrix(self, panel, step):
+        text, later = self.data["matrices"][panel][str(step)]
+        planes = np.frombuffer(zlib.decompress(base64.b64decode(text)), np.uint8).astype(int)
+        z = planes[: len(planes) // 2] + 256 * planes[len(planes) // 2 :]
+        k = np.where(z % 2, -(z + 1) // 2, z // 2)
+        return k / self.data["level"] + (0 if later is None else self.matrix(panel, later))
+
+
+def test_page_holds_the_matrices_and_samples(tmp_path):
+    run, images = run_of(tmp_path), (pixels(), pixels(seed=1))
+    run.samples = {step: torch.stack([standardize(z) for z in projections(seed=step)]).half() for step in (0, 25)}
+    explorer = CorrelationExplorer({"a <run> & more": run, "two": projections(d=9)}, images=images)
+    explorer.order = "cluster"
+    page = explorer.save_html(tmp_path / "page.html").read_text()
+    found = Embedded(page)
+    assert found.addresses == [] and not re.search(r"https?://(?!www\.w3\.org/2000/svg)", page)
+    assert "a &lt;run&gt; &amp; more" in page and "a <run>" not in page
+    for step, c in run.snapshots.items():
+        np.testing.assert_allclose(found.matrix(0, step), c.numpy().ravel(), atol=0.5001 / found.data["level"])
+    assert found.data["level"] == 4096
+    state = found.data["state"]
+    assert (state["step"], state["order"], [p["steps"] for p in state["panels"]]) == (25, "cluster", [[0, 10, 25], [0]])
+    wanted = feature_order(run.snapshots[25], "cluster")
+    assert found.data["orders"]["cluster"][0] == state["orders"]["positions"][0] == wanted.tolist()
+    z_a, z_b = projections(d=9)
+    packed = zlib.decompress(base64.b64decode(found.data["samples"][1]["0"]))
+    scales, values = (
+        np.frombuffer(packed[: 4 * 18], np.float32),
+        np.frombuffer(packed[4 * 18 :], np.int8).reshape(18, 30),
+    )
+    exact = np.concatenate([standardize(z_a).T, standardize(z_b).T])
+    np.testing.assert_allclose(scales[:, None] * values, exact, atol=np.abs(exact).max() / 250)
+    sheet = shown_image(found.data["sprites"][found.data["sprite"][1]])
+    np.testing.assert_array_equal(sheet[8:12, :4], images[1][2].permute(1, 2, 0), err_msg="view B follows 30 of view A")
+
+
+def size_of_page(tmp_path, d, side):
+    """Megabytes and data of the page of two runs with 12 snapshots of 2048 pairs, whose features become independent."""
+    generator = torch.Generator().manual_seed(0)
+    noise = [0.4 * torch.randn(2048, d, generator=generator) for _ in range(2)]
+    own = torch.randn(2048, d, generator=generator)
+    low = torch.randn(2048, 30, generator=generator) @ torch.randn(30, d, generator=generator) / 30**0.5
+    run = run_of(tmp_path, steps=(), d=2)
+    run.metadata["device"] = "cpu"
+    for step in range(12):
+        weight = 1 - (1 - step / 11) ** 2
+        pair = [weight * own + (1 - weight) * low + one for one in noise]
+        run.snapshots[step] = cross_correlation(*pair)
+        run.samples[step] = torch.stack([standardize(z)[:256].half() for z in pair])
+    explorer = CorrelationExplorer({"one": run, "two": run})
+    explorer._spectrum = lambda index, step: {"values": [1 / 3] * d}  # takes seconds
+    images = torch.randint(0, 256, (256, 3, side // 4, side // 4), generator=generator, dtype=torch.uint8)
+    for panel in explorer._panels.values():
+        panel.pairs = (images.repeat_interleave(4, 2).repeat_interleave(4, 3),) * 2, ""
+    page = explorer.save_html(tmp_path / "page.html")
+    return page.stat().st_size / 1e6, Embedded(page.read_text()).data
+
+
+def test_page_is_small(tmp_path):
+    size, data = size_of_page(tmp_path, 128, 32)
+    assert size < 5 and data["level"] == 4096 and all(len(by_step) == 12 for by_step in data["samples"])
+    size, data = size_of_page(tmp_path, 1024, 96)
+    assert size < 15 and data["level"] >= 64 and [len(p["steps"]) for p in data["state"]["panels"]] == [12, 12]
+    assert [list(by_step) for by_step in data["samples"]] == [["11"], ["11"]]
+
+
+def test_fragment_needs_a_matrix():
+    with pytest.raises(ValueError, match="no matrix yet"):
+        explorer_fragment(CorrelationExplorer())
+
+
+def test_constant_features_are_counted():
+    z_a, z_b = (z.clone() for z in projections())
+    z_a[:, [1, 4]], z_b[:, 2] = 3.0, -1.0
+    content, (matrix,) = answers(CorrelationExplorer(z_a, z_b), kind="matrix", panel=0, step=0)
+    assert content["constant"] == [2, 1] and not np.frombuffer(matrix, np.float32).reshape(6, 6)[1].any()
 
 
 def test_order_of_the_newest_matrix_holds_for_all_steps(tmp_path):
@@ -167,7 +315,17 @@ def test_figure_shows_the_given_step(tmp_path):
 Z = projections()
 NAN = torch.full((30, 6), float("nan"))
 BAD = {
-    "NaN in a projection": (lambda _: CorrelationExplorer(NAN, Z[1]), ValueError, "cannot be shown: c must be finite"),
+    "NaN in a projection": (
+        lambda _: CorrelationExplorer(NAN, Z[1]),
+        ValueError,
+        "z_a of 'C' holds 180 values that are",
+    ),
+    "a run and a projection": (
+        lambda path: CorrelationExplorer(run_of(path), Z[1]),
+        TypeError,
+        "z_a of 'C' .* got Run",
+    ),
+    "integers": (lambda _: CorrelationExplorer(Z[0], Z[1].int()), TypeError, "z_b of 'C' must be floating point"),
     "one row": (lambda _: CorrelationExplorer(Z[0][:1], Z[1][:1]), ValueError, r"at least 2 rows, got shape \(1, 6\)"),
     "one feature": (lambda _: CorrelationExplorer(Z[0][:, :1], Z[1][:, :1]), ValueError, r"d at least 2, got \(1, 1\)"),
     "views of two shapes": (lambda _: CorrelationExplorer(Z[0], Z[1][:9]), ValueError, r"\(30, 6\) and \(9, 6\)"),
@@ -210,8 +368,18 @@ def test_unknown_request_raises():
     explorer = CorrelationExplorer(*Z)
     with pytest.raises(ValueError, match="'nothing'"):
         answers(explorer, kind="nothing", panel=0, step=0)
-    with pytest.raises(ValueError, match=r"0 to 5, got \(6, 0\)"):
-        explorer.cell = [0, 6, 0]
+    for cell, words in (([0, 6, 0], r"0 to 5, got \(6, 0\)"), ([1, 0, 0], r"panel from 0 to 0, got \[1, 0, 0\]")):
+        with pytest.raises(ValueError, match=words):
+            explorer.cell = cell
+
+
+def test_large_matrix_is_answered_quickly():
+    z = torch.randn(512, 2048, generator=torch.Generator().manual_seed(0))
+    explorer = CorrelationExplorer(z, z)
+    started = time.perf_counter()
+    answers(explorer, kind="matrix", panel=0, step=0)
+    assert time.perf_counter() - started < 2  # 0.15 s on an idle core
+    assert Image.open(io.BytesIO(base64.b64decode(explorer._repr_mimebundle_()[0]["image/png"]))).width > 300
 
 
 def test_feature_pair_has_the_samples_and_extremes_of_an_entry():
