@@ -144,11 +144,11 @@ def is_whole(value: object) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def check_type(name: str, value: Any, accepted: type) -> Any:
-    """`value` itself; TypeError if it is no instance of `accepted`."""
+def check_type(name: str, value: Any, *accepted: type) -> Any:
+    """`value` itself; TypeError if it is no instance of one of the `accepted` types."""
     if not isinstance(value, accepted):
-        kind = f"{accepted.__module__.split('.')[0]} {accepted.__name__}"
-        raise TypeError(f"{name} must be a {kind}, got {type(value).__name__} {value!r:.60}")
+        kinds = " or ".join(kind.__name__ for kind in accepted)
+        raise TypeError(f"{name} must be of type {kinds}, got {type(value).__name__} {value!r:.60}")
     return value
 
 

@@ -7,6 +7,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t
 
+from hsic_lab._checks import check_type
+
 
 @dataclass(frozen=True)
 class PairedDifference:
@@ -62,7 +64,8 @@ def paired_difference(
     >>> print(paired_difference(frame.assign(evaluation="linear"), "loss", "a", "b"))
     b minus a: +2.5 points, 95 % interval -3.9 to +8.9, 2 seeds: no difference shown
     """
-    if unknown := [column for column in (factor, value) if column not in frame]:
+    check_type("frame", frame, pd.DataFrame)
+    if unknown := [column for column in (factor, value) if not isinstance(column, str) or column not in frame]:
         raise ValueError(f"the frame lacks the column {unknown[0]!r}, it has {list(frame.columns)}")
     frame = _chosen(frame, evaluation)
     sides = []

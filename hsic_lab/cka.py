@@ -9,7 +9,7 @@ from torch import Tensor
 from hsic_lab._checks import CallableModule, is_constant, no_autocast
 from hsic_lab.hsic import StreamingLinearHSIC, hsic
 from hsic_lab.hsic._estimators import CenteredRows, at_origin, paired_samples, zero_diagonal
-from hsic_lab.kernels import Kernel, Linear
+from hsic_lab.kernels import Kernel, Linear, kernel_or
 
 __all__ = ["MinibatchCKA", "StreamingLinearCKA", "cka"]
 
@@ -70,7 +70,7 @@ def _checked_parts(
     x: Tensor, y: Tensor, kernel_x: Kernel | None, kernel_y: Kernel | None, estimator: str, route: str
 ) -> tuple[Tensor, ...]:
     """The checked samples and their `_parts`."""
-    kernel_x, kernel_y = kernel_x or Linear(), kernel_y or Linear()
+    kernel_x, kernel_y = kernel_or(Linear(), kernel_x, "kernel_x"), kernel_or(Linear(), kernel_y, "kernel_y")
     x, y = paired_samples(x, y, kernel_x, kernel_y, at_least=2)
     x, y = (near_one(z) if isinstance(kernel, Linear) else z for z, kernel in ((x, kernel_x), (y, kernel_y)))
     return x, y, *_parts(x, y, kernel_x.fit(x), kernel_y.fit(y), estimator, route)
@@ -150,7 +150,9 @@ class MinibatchCKA:
     """
 
     def __init__(self, kernel_x: Kernel | None = None, kernel_y: Kernel | None = None) -> None:
-        self.kernel_x, self.kernel_y = kernel_x or Linear(), kernel_y or Linear()
+        self.kernel_x, self.kernel_y = (
+            kernel_or(Linear(), kernel, f"kernel_{side}") for kernel, side in ((kernel_x, "x"), (kernel_y, "y"))
+        )
         self.reset()
 
     def reset(self) -> None:

@@ -16,7 +16,7 @@ from hsic_lab._checks import check_choice, check_integer, check_type, is_constan
 from hsic_lab.cka import u_center
 from hsic_lab.evaluation._features import check_images, evaluating, model_input
 from hsic_lab.hsic._estimators import at_origin, center
-from hsic_lab.kernels import Kernel, Linear
+from hsic_lab.kernels import Kernel, Linear, kernel_or
 
 __all__ = ["compare_models"]
 
@@ -64,8 +64,9 @@ def compare_models(
     1.0
     """
     unbiased = check_choice(estimator, ("biased", "unbiased"), "estimator") == "unbiased"
-    grams_a = _LayerGrams("model_a", model_a, layers, kernel or Linear(), unbiased)
-    grams_b = _LayerGrams("model_b", model_b, layers if layers_b is None else layers_b, kernel or Linear(), unbiased)
+    kernel = kernel_or(Linear(), kernel, "kernel")
+    grams_a = _LayerGrams("model_a", model_a, layers, kernel, unbiased)
+    grams_b = _LayerGrams("model_b", model_b, layers if layers_b is None else layers_b, kernel, unbiased)
     ab = aa = bb = torch.zeros((), dtype=torch.float64)
     with evaluating(model_a, model_b), torch.inference_mode():
         for batch in _batches(images, batch_size):
@@ -148,7 +149,7 @@ def _batches(images: Tensor | Iterable[Any], batch_size: int) -> Iterator[Tensor
     """Checked batches without labels; one of fewer than 4 rows joins the one before it, the first one the next."""
     batch_size = check_integer("batch_size", batch_size, 1)
     latest = None
-    if not isinstance(images, Iterable) or (isinstance(images, type | Tensor) and not getattr(images, "ndim", 0)):
+    if not isinstance(images, Iterable) or isinstance(images, type) or getattr(images, "ndim", 1) == 0:
         raise TypeError(f"images must be a tensor (n, c, h, w) or an iterable of batches, got {images!r:.80}")
     for batch in images.split(batch_size) if isinstance(images, Tensor) else images:
         batch = batch[0] if isinstance(batch, tuple | list) else batch

@@ -12,7 +12,7 @@ from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 from torch import Tensor
 
-from hsic_lab._checks import as_tensor, at_least_float32, check_choice, check_views, matmul, to_array
+from hsic_lab._checks import as_tensor, at_least_float32, check_choice, check_integer, check_views, matmul, to_array
 
 __all__ = [
     "ORDERS", "CorrelationSummary", "cross_correlation", "expected_squared_norm", "feature_order", "off_diagonal",
@@ -126,7 +126,7 @@ class CorrelationSummary:
             off_diagonal_squared_norm=float(squares),
             total=float(c.sum()),
             expected_squared_norm=expected_squared_norm(n, len(c)),
-            expected_rms=(n - 1) ** -0.5,
+            expected_rms=(int(n) - 1) ** -0.5,
             lower_bound=-1 / (len(c) - 1),
         )
         summary.__dict__["_matrix"] = c  # for `spectrum`; not a field, so that `asdict` gives numbers only
@@ -140,8 +140,7 @@ class CorrelationSummary:
 
 def expected_squared_norm(n: int, d: int) -> float:
     """Squared off-diagonal norm of C for unrelated features: d (d - 1) correlations of variance ``1 / (n - 1)``."""
-    if n < 2 or d < 2:
-        raise ValueError(f"needs at least 2 pairs and 2 features, got n = {n} and d = {d}")
+    n, d = check_integer("n, the number of pairs,", n, 2), check_integer("d, the number of features,", d, 2)
     return d * (d - 1) / (n - 1)
 
 
@@ -186,8 +185,8 @@ def square_matrix(c: ArrayLike) -> np.ndarray:
     c = to_array(as_tensor(c, "c").double())
     if c.ndim != 2 or c.shape[0] != c.shape[1] or len(c) < 2:
         raise ValueError(f"c must have shape (d, d) with d at least 2, got {c.shape}")
-    if bad := (~np.isfinite(c)).sum():
-        raise ValueError(f"c must be finite, {bad} of its {c.size} entries are not")
+    if bad := (~np.isfinite(c.astype(np.float32) ** 2)).sum():
+        raise ValueError(f"c and its squares must be finite in float32, {bad} of its {c.size} entries are not")
     return c
 
 

@@ -4,6 +4,7 @@ import math
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hsic_lab._checks import as_samples, check_choice, drawn_rows, matmul, no_autocast
+from hsic_lab._checks import (
+    as_samples,
+    check_choice,
+    check_integer,
+    check_number,
+    check_type,
+    drawn_rows,
+    matmul,
+    no_autocast,
+)
 
 __all__ = [
     "Delta", "Gaussian", "InverseMultiquadric", "Kernel", "Laplace", "Linear", "Polynomial", "Product", "Sum", "factor",
@@ -59,7 +69,7 @@ class Kernel:
 
     def gram(self, x: Tensor, y: Tensor | None) -> Tensor:
         """The Gram matrix of checked samples, (n, m), for a fitted kernel. None for `y` means `x`."""
-        raise NotImplementedError
+        raise NotImplementedError(f"a kernel of your own must define gram(x, y), {type(self).__name__} does not")
 
     def frequencies(self, p: int, count: int, generator: torch.Generator) -> Tensor:
         """`count` random w of shape (p,) with ``E cos(w'(x - x')) = k(x, x')``: (p, count) in float64."""
@@ -88,8 +98,8 @@ class Polynomial(Kernel):
     offset: float = 1.0
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.degree, int) and self.degree >= 1 and self.offset >= 0):
-            raise ValueError(f"degree must be an integer of at least 1 and offset at least 0, got {self!r}")
+        object.__setattr__(self, "degree", check_integer("degree", self.degree, 1, 1000))
+        object.__setattr__(self, "offset", check_number("offset", self.offset, 0))
 
     def gram(self, x: Tensor, y: Tensor | None) -> Tensor:
         return (matmul(x, (x if y is None else y).T) + self.offset) ** self.degree
@@ -119,7 +129,8 @@ class _Scaled(Kernel):
 
     def __post_init__(self) -> None:
         s = self.bandwidth
-        if not (s == "median" if isinstance(s, str) else s > 0):
+        number = isinstance(s, Real | Tensor) and not isinstance(s, bool) and math.prod(getattr(s, "shape", ())) == 1
+        if not (s == "median" if isinstance(s, str) else number and 0 < s < math.inf):
             raise ValueError(f'bandwidth must be "median" or a positive number, got {s!r}')
 
     def fit(self, x: Tensor) -> "Kernel":
@@ -298,6 +309,11 @@ def median_distance(x: Tensor, norm: int = 2) -> float:
     if not median.isfinite():
         raise ValueError(f"the median distance of this sample leaves the range of {x.dtype}: standardize the sample")
     return float(median)
+
+
+def kernel_or(default: "Kernel", kernel: "Kernel | None", name: str) -> "Kernel":
+    """`kernel`, checked to be one, or the default if it is None."""
+    return default if kernel is None else check_type(name, kernel, Kernel)
 
 
 def require_finite(values: Tensor, kernel: Kernel) -> Tensor:

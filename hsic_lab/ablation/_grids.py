@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from hsic_lab._checks import check_choice, is_whole
+from hsic_lab._checks import check_choice, check_type, is_whole
 from hsic_lab.training import TrainConfig
 
 FIELDS = tuple(f.name for f in fields(TrainConfig))
@@ -139,7 +139,7 @@ def read_grid(source: str | os.PathLike | Mapping[str, Any]) -> Grid:
         if "name" not in source:
             raise ValueError("a grid must have a name")
         return Grid(**source)
-    path = Path(source)
+    path = Path(check_type("grid", source, str, os.PathLike))
     try:
         return read_grid({"name": path.stem} | tomllib.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:

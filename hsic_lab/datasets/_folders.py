@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from tqdm.contrib.concurrent import thread_map
 
-from hsic_lab._checks import as_labels, as_tensor, is_whole
+from hsic_lab._checks import as_labels, as_tensor, check_integer, check_number, is_whole
 from hsic_lab._io import progress_options, replace_file
 from hsic_lab.datasets._images import UNKNOWN, ImageData, Images
 
@@ -386,8 +386,10 @@ def _class_numbers(labels: np.ndarray, known: np.ndarray) -> Tensor:
 
 def _hold_out(whole: Images, fraction: float, seed: int) -> tuple[Images, Images]:
     """Split into train and test: `fraction` of each class is held out, rounded down; the order stays."""
-    if not 0 < fraction < 1:
-        raise ValueError(f"test_fraction must be between 0 and 1, got {fraction!r}")
+    fraction = check_number("test_fraction", fraction, 0, above=True)
+    if fraction >= 1:
+        raise ValueError(f"test_fraction must be a number between 0 and 1, got {fraction!r}")
+    seed = check_integer("seed", seed, 0)
     shuffle = torch.randperm(len(whole), generator=torch.Generator().manual_seed(seed))
     held_out = torch.zeros(len(whole), dtype=torch.bool)
     for label in whole.labels.unique():

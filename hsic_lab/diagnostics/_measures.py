@@ -20,7 +20,7 @@ from hsic_lab._checks import (
 )
 from hsic_lab.cka import near_one, u_center
 from hsic_lab.correlation import _BLOCK_ELEMENTS, column_moments, l2_normalize, row_blocks
-from hsic_lab.kernels import Delta, Gaussian, Kernel, Linear
+from hsic_lab.kernels import Delta, Gaussian, Kernel, Linear, kernel_or
 
 Features = Tensor | np.ndarray
 UNIFORMITY_ROWS = 8192  # 34 million pairs
@@ -274,7 +274,7 @@ def factor_dependence(
     features = drawn_rows(features, max_rows, seed)
     if (n := len(features)) < 4:
         raise ValueError(f"needs at least 4 rows, got {n}")
-    gram_x = _unit_gram(kernel or Linear(), features)
+    gram_x = _unit_gram(kernel_or(Linear(), kernel, "kernel"), features)
     rows = []
     for name in factors:
         column, is_label = factor_values(factors[name], f"factors[{name!r}]")

@@ -10,7 +10,15 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from hsic_lab._checks import as_labels, as_tensor, at_least_float32, check_integer, check_number, finite_rows
+from hsic_lab._checks import (
+    as_labels,
+    as_tensor,
+    at_least_float32,
+    check_integer,
+    check_number,
+    check_type,
+    finite_rows,
+)
 from hsic_lab.correlation import l2_normalize
 from hsic_lab.views import normalize
 
@@ -57,7 +65,7 @@ def chance_accuracy(train_y: np.ndarray, test_y: np.ndarray) -> float:
 @contextmanager
 def evaluating(*models: nn.Module) -> Iterator[None]:
     """Set models to eval mode within the block, then restore the training flag of every submodule."""
-    flags = [(module, module.training) for model in models for module in model.modules()]
+    flags = [(m, m.training) for model in models for m in check_type("the network", model, nn.Module).modules()]
     for model in models:
         model.eval()
     try:
@@ -71,7 +79,7 @@ def check_images(images: Tensor) -> None:
     """Check for at least one image: uint8 of shape (n, c, h, w), or floating point of any shape."""
     if not isinstance(images, Tensor):
         raise TypeError(f"images must be a torch.Tensor, got {type(images).__name__}; torch.as_tensor makes one")
-    if images.ndim == 0 or images.numel() == 0:
+    if as_tensor(images, "images").ndim == 0 or images.numel() == 0:
         raise ValueError(f"images must hold at least one image, got shape {tuple(images.shape)}")
     if images.dtype == torch.uint8 and images.ndim != 4:
         raise ValueError(f"uint8 images must have shape (n, c, h, w), got {tuple(images.shape)}")

@@ -251,6 +251,10 @@ def confusion(test_y: Data, predictions: Data, class_names: Sequence[str] | None
         Names of the labels 0, 1, ...; None for the sorted labels that occur.
     """
     test_y, predictions = as_labels("test_y", test_y), as_labels("predictions", predictions)
+    if (test_y.dtype.kind == "U") != (predictions.dtype.kind == "U"):
+        raise ValueError(
+            f"test_y and predictions must both be strings or both numbers, got {test_y[0]!r}, {predictions[0]!r}"
+        )
     if len(test_y) != len(predictions):
         raise ValueError(f"test_y and predictions must have the same length, got {len(test_y)}, {len(predictions)}")
     found = np.union1d(test_y, predictions)

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from hsic_lab._checks import check_choice, no_autocast
-from hsic_lab.kernels import Gaussian, InverseMultiquadric, Kernel, Laplace, Linear, Product, Sum
+from hsic_lab._checks import check_choice, check_integer, no_autocast
+from hsic_lab.kernels import Gaussian, InverseMultiquadric, Kernel, Laplace, Linear, Product, Sum, kernel_or
 
 TILE_ROWS = 512  # two float32 tiles and their intermediate results fit a core's second-level cache
 DUAL_ROWS = 2048  # the six or so (n, n) arrays of the dual route take at most 100 MB in float32
@@ -61,12 +61,12 @@ def hsic(
     [0.0, 0.0318]
     """
     check_choice(estimator, ("biased", "unbiased", "block"), "estimator")
-    kernel_x, kernel_y = kernel_x or Linear(), kernel_y or Linear()
+    kernel_x, kernel_y = kernel_or(Linear(), kernel_x, "kernel_x"), kernel_or(Linear(), kernel_y, "kernel_y")
+    if block_size is not None:
+        block_size = check_integer("block_size", block_size, 1)
     x, y = paired_samples(x, y, kernel_x, kernel_y, at_least=2 if estimator == "biased" else 4)
     if estimator == "block" and not 4 <= (block_size or 0) <= len(x):
         raise ValueError(f"the block estimator needs block_size between 4 and the {len(x)} rows, got {block_size}")
-    if block_size is not None and block_size < 1:
-        raise ValueError(f"block_size must be at least 1, got {block_size}")
     check_choice(route, ("auto", "primal", "dual", "tiled"), "route")
     with no_autocast(x):
         x, y = at_origin(x, kernel_x), at_origin(y, kernel_y)

@@ -10,9 +10,9 @@ import torch
 from scipy.fft import next_fast_len
 from torch import Tensor
 
-from hsic_lab._checks import check_choice, check_integer, factor_values, is_constant, no_autocast, seeded
+from hsic_lab._checks import check_choice, check_integer, check_type, factor_values, is_constant, no_autocast, seeded
 from hsic_lab.hsic._estimators import at_origin, from_sums, hsic
-from hsic_lab.kernels import Delta, Kernel, Linear, require_finite
+from hsic_lab.kernels import Delta, Kernel, Linear, kernel_or, require_finite
 
 Index: TypeAlias = Tensor | slice
 Table: TypeAlias = Tensor | np.ndarray | pd.DataFrame | Mapping[str, Tensor]
@@ -51,7 +51,8 @@ def dhsic(*samples: Tensor, kernels: Sequence[Kernel] | None = None) -> Tensor:
     """
     if len(samples) < 2:
         raise ValueError(f"needs at least 2 samples, got {len(samples)}")
-    kernels = [Linear()] * len(samples) if kernels is None else kernels
+    kernels = [Linear()] * len(samples) if kernels is None else list(check_type("kernels", kernels, list, tuple))
+    kernels = [check_type(f"kernels[{i}]", kernel, Kernel) for i, kernel in enumerate(kernels)]
     if len(kernels) != len(samples):
         raise ValueError(f"needs one kernel per sample, got {len(kernels)} kernels for {len(samples)} samples")
     checked = [k.samples(x, f"samples[{i}]") for i, (k, x) in enumerate(zip(kernels, samples, strict=True))]
@@ -111,12 +112,13 @@ def hsic_matrix(
     tensor([[0.8000]], dtype=torch.float64)
     """
     unbiased = check_choice(estimator, ("biased", "unbiased"), "estimator") == "unbiased"
+    kernel_x, kernel_y = kernel_or(Linear(), kernel_x, "kernel_x"), kernel_or(Linear(), kernel_y, "kernel_y")
     columns_x, columns_y = _columns(x, "x"), _columns(y, "y")
     # Both sides need one dtype, and labels have none.
     dtypes = {c.dtype for c in (*columns_x.values(), *columns_y.values())}
     dtype = torch.float64 if torch.float64 in dtypes else torch.float32
     sides = [
-        [_fitted_column(column, kernel or Linear(), name) for name, column in columns.items()]
+        [_fitted_column(column, kernel, name) for name, column in columns.items()]
         for columns, kernel in ((columns_x, kernel_x), (columns_y, kernel_y))
     ]
     grams_x, grams_y = ([gram_part(*pair, dtype) for pair in side] for side in sides)

@@ -10,11 +10,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from hsic_lab._checks import check_integer, seeded
+from hsic_lab._checks import check_integer, seeded, to_array
 from hsic_lab.hsic import dhsic
 from hsic_lab.hsic._estimators import paired_samples
 from hsic_lab.hsic._joint import ShiftedGram, can_store, rounding_errors, shift_orders, shifted_hsic
-from hsic_lab.kernels import Gaussian, Kernel, Linear, require_finite
+from hsic_lab.kernels import Gaussian, Kernel, Linear, kernel_or, require_finite
 
 Samples = Tensor | np.ndarray
 Labels = Tensor | np.ndarray | Sequence
@@ -243,7 +243,7 @@ def fitted(
     x: Any, y: Any, kernel_x: Kernel | None, kernel_y: Kernel | None, at_least: int
 ) -> tuple[Tensor, Tensor, Kernel, Kernel]:
     """Both samples, checked, floating-point ones in float64, and their fitted kernels; None is a Gaussian."""
-    kernel_x, kernel_y = kernel_x or Gaussian(), kernel_y or Gaussian()
+    kernel_x, kernel_y = kernel_or(Gaussian(), kernel_x, "kernel_x"), kernel_or(Gaussian(), kernel_y, "kernel_y")
     x, y = paired_samples(x, y, kernel_x, kernel_y, at_least)
     # In float32 a nearly constant Gram would be rounding error after centering, and equal pairings would differ.
     x, y = (z.double() if z.is_floating_point() else z for z in (x, y))
@@ -261,7 +261,7 @@ def is_constant(z: Tensor, codes: Tensor | None = None) -> bool:
 
 def group_codes(groups: Labels, n: int) -> Tensor:
     """The labels as integers 0, 1, ... of shape `(n,)`, checked."""
-    labels = np.asarray(groups.cpu() if isinstance(groups, Tensor) else groups)
+    labels = to_array(groups, "groups")
     if labels.shape != (n,):
         raise ValueError(f"groups must have shape ({n},), one label a row, got {labels.shape}")
     if labels.dtype.kind == "f" and np.isnan(labels).any():

@@ -9,6 +9,8 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from numpy.typing import ArrayLike
 
+from hsic_lab._checks import check_type
+
 PALETTE = sns.color_palette("colorblind").as_hex()
 DIVERGING = "RdBu_r"
 SEQUENTIAL = "viridis"
@@ -39,6 +41,7 @@ def axes_or_new(ax: Axes | None, width: float, height: float) -> Axes:
 
 def require_columns(frame: pd.DataFrame, columns: Sequence[str]) -> None:
     """Raise ValueError if the frame lacks one of `columns` or has no rows."""
+    check_type("frame", frame, pd.DataFrame)
     if missing := [column for column in columns if column not in frame]:
         raise ValueError(f"the frame lacks the columns {missing}, it has {list(frame.columns)}")
     if not len(frame):

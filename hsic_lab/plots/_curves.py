@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
 
+from hsic_lab._checks import check_type
 from hsic_lab._statistics import few_label_summary, summarize
 from hsic_lab.plots._canvas import (
     PALETTE,
@@ -94,6 +95,9 @@ def history_figure(runs: Mapping[str, pd.DataFrame], dimension: int) -> Figure:
 def _runs(frame: pd.DataFrame | Mapping[str, pd.DataFrame], columns: Sequence[str]) -> dict[str, pd.DataFrame]:
     """Return the runs by name, sorted by step; a single run has the name ""."""
     runs = dict(frame) if isinstance(frame, Mapping) else {"": frame}
+    for run in runs.values():
+        check_type("frame", run, pd.DataFrame)
+    check_type("columns", columns, list, tuple)
     if not runs or not all(len(run) for run in runs.values()):
         raise ValueError(f"every run must hold rows, got { {name: len(run) for name, run in runs.items()} }")
     for run in runs.values():

@@ -15,6 +15,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import ArrayLike
 
+from hsic_lab._checks import check_number, check_type
 from hsic_lab.correlation import CorrelationSummary, feature_order, off_diagonal, spectrum, square_matrix
 from hsic_lab.plots._canvas import DIVERGING, PALETTE, QUIET, SEQUENTIAL, axes_or_new, plain
 from hsic_lab.plots._samples import plot_spectrum
@@ -61,7 +62,7 @@ def compare_cross_correlations(panels: Mapping[str, ArrayLike | Mapping[str, Arr
     limit : float, default 1.0
         End of the color scale.
     """
-    if not panels:
+    if not check_type("panels", panels, Mapping):
         raise ValueError("panels must hold at least one matrix, got none")
     rows: Mapping[str, Any] = panels if isinstance(next(iter(panels.values())), Mapping) else {"": panels}
     columns = list(next(iter(rows.values())))
@@ -90,7 +91,7 @@ def plot_cka(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     frame, ax : DataFrame, Axes or None
         A table of ``compare_models``, a row for each layer of model a, a column for each one of b; and where to draw.
     """
-    if frame.empty:
+    if check_type("frame", frame, pd.DataFrame).empty:
         raise ValueError(f"frame must hold at least one row and column, got shape {frame.shape}")
     values = frame.to_numpy(dtype=np.float64)
     if not np.isfinite(values).all():
@@ -135,7 +136,7 @@ def matrix_figure(
     or the permutation of the features by title. The gray band in the histogram of the off-diagonal entries is two
     standard deviations ``1/sqrt(n-1)`` of unrelated features around 0, for the smallest n.
     """
-    if not panels:
+    if not check_type("panels", panels, Mapping):
         raise ValueError("panels must hold at least one matrix, got none")
     norm = _diverging_norm(limit)
     matrices = {title: square_matrix(c) for title, c in panels.items()}
@@ -208,8 +209,7 @@ def _block_means(matrix: np.ndarray) -> tuple[np.ndarray, int]:
 
 
 def _diverging_norm(limit: float) -> Normalize:
-    if not (np.isfinite(limit) and limit > 0):
-        raise ValueError(f"limit must be positive and finite, got {limit}")
+    limit = check_number("limit", limit, 0, above=True)
     return Normalize(-limit, limit)
 
 

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 from sklearn.decomposition import PCA
 
-from hsic_lab._checks import as_tensor, to_array
+from hsic_lab._checks import as_tensor, check_integer, check_type, to_array
 from hsic_lab.plots._canvas import PALETTE, QUIET, axes_or_new, plain
 
 _MAX_COLORS = 20  # more classes cannot be told apart
@@ -113,8 +113,7 @@ def plot_pairs(view_a: ArrayLike, view_b: ArrayLike, n: int = 8, ax: Axes | None
     a, b = (unit_images(view, name).transpose(0, 2, 3, 1) for name, view in (("view_a", view_a), ("view_b", view_b)))
     if a.shape != b.shape:
         raise ValueError(f"the views must have one shape, got {a.shape} and {b.shape}")
-    if not 1 <= n <= len(a):
-        raise ValueError(f"n must be between 1 and the {len(a)} pairs given, got {n}")
+    n = check_integer("n, the number of pairs shown,", n, 1, len(a))
     ax = axes_or_new(ax, 1.1 * n + 0.6, 2.4)
     height, gap = a.shape[1], max(1, a.shape[2] // 16)
     tiles = np.pad(np.stack([a[:n], b[:n]]), ((0, 0), (0, 0), (0, gap), (0, gap), (0, 0)), constant_values=1)
@@ -136,7 +135,7 @@ def plot_views(pairs: Mapping[str, tuple[ArrayLike, ArrayLike]], n: int = 8) -> 
     pairs, n : mapping of str to (array-like, array-like), int, default 8
         The two views by the name of the augmentation, as in `plot_pairs`, and the number of pairs in a row.
     """
-    if not pairs:
+    if not check_type("pairs", pairs, Mapping):
         raise ValueError("pairs must hold at least one pair of views, got none")
     size = (1.1 * n + 0.6, 2.6 * len(pairs))
     figure, axes = plt.subplots(len(pairs), figsize=size, squeeze=False, layout="constrained")

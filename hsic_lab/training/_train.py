@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hsic_lab._checks import check_type
 from hsic_lab._distributed import barrier, own_rows, processes, world_size
 from hsic_lab.datasets import ImageData, load
 from hsic_lab.datasets._published import full_name
@@ -94,7 +95,7 @@ def train(
     ...     train(config, folder, progress=False).status
     'finished'
     """
-    folder, device = Path(folder), pick_device(config.device)
+    folder, device = Path(folder), pick_device(check_type("config", config, TrainConfig).device)
     if data is None:
         stored = resume and (folder / SETTINGS).exists()
         data = data_of(config.dataset, read_settings(folder)[2]) if stored else load(config.dataset)
