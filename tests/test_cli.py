@@ -93,7 +93,7 @@ def test_version():
 def test_probe(run):
     done = hsic_lab("probe", run[0], "--splits", "2")
     assert done.returncode == 0, done.stderr
-    assert "barlow_twins" in done.stdout and "weighted kNN, k = 200" in done.stdout
+    assert "barlow_twins" in done.stdout and "weighted kNN, k = 37" in done.stdout
 
 
 def test_plot(run, tmp_path):
