@@ -38,4 +38,4 @@ def progress_options(total: int) -> dict[str, Any]:
     """Options of tqdm: a bar in a terminal or notebook, about ten lines in a log."""
     if sys.stderr.isatty() or hasattr(builtins, "__IPYTHON__"):
         return {"mininterval": 0.5}
-    return {"file": _Lines(), "miniters": max(1, total // 10), "mininterval": 0, "maxinterval": math.inf, "ncols": 100}
+    return {"file": _Lines(), "miniters": max(1, total // 10), "mininterval": 0, "maxinterval": math.inf, "ncols": 0}

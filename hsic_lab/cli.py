@@ -345,9 +345,8 @@ def inspect_file(
     views = "one view" if found.z_b is None else "two views"
     print(f"{found.name}: {views} of {found.z_a.shape[0]} rows and {found.z_a.shape[1]} features. {found.note}")
     other = None if reference is None else lab.report.read_embeddings(reference).z_a
-    log = logging.getLogger("hsic_lab")
-    log.setLevel(logging.INFO)
-    log.addHandler(logging.StreamHandler())  # a line for each part of the page that takes time
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("hsic_lab").setLevel(logging.INFO)  # a line for each part of the page that takes time
     print(lab.report.write_report(found, page, reference=other))
 
 

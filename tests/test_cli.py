@@ -6,13 +6,20 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from importlib.metadata import version
 
+import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
+from hsic_lab import demo
+from hsic_lab.cli import main
+from hsic_lab.datasets import from_arrays, load
 from hsic_lab.datasets._published import SOURCES
-from hsic_lab.training import TrainConfig
+from hsic_lab.report import read_embeddings
+from hsic_lab.training import TrainConfig, train
 
 
 def hsic_lab(*arguments: str, cwd=None) -> subprocess.CompletedProcess:
@@ -22,6 +29,22 @@ def hsic_lab(*arguments: str, cwd=None) -> subprocess.CompletedProcess:
         [sys.executable, "-c", code, *map(str, arguments)],
         capture_output=True, text=True, cwd=cwd, timeout=300, env=environment,
     )  # fmt: skip
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """A function that runs a command in this process, and returns its exit code, output and errors."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["hsic-lab", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code or 0
+        return code, *capsys.readouterr()
+
+    return call
 
 
 @pytest.fixture(scope="module")
@@ -38,13 +61,17 @@ def test_train_leaves_a_run_and_names_the_next_commands(run):
     assert f"hsic-lab probe {folder}" in done.stdout
     for word in ("epoch 2.0", "loss", "diagonal", "off-diagonal"):
         assert word in done.stderr, "the progress bar shows it"
+    assert 5 <= done.stderr.count("\n") <= 15, "a line for about a tenth of the steps"
 
 
 def test_a_finished_run_is_resumed_at_once_and_keeps_its_settings(run):
     again = hsic_lab("train", run[0], "--resume")
     assert again.returncode == 0 and again.stdout == run[1].stdout
-    other = hsic_lab("train", run[0], "--resume", "--seed", "3")
-    assert other.returncode == 2 and "takes its settings from" in other.stderr and "seed" in other.stderr
+    same = hsic_lab("train", run[0], "--resume", "--dataset", "digits", "--epochs", "2", "--projector", "8-4")
+    assert same.returncode == 0 and same.stdout == run[1].stdout, "a job that is started twice"
+    other = hsic_lab("train", run[0], "--resume", "--seed", "3", "--epochs", "2")
+    assert other.returncode == 2 and "takes its settings from" in other.stderr
+    assert other.stderr.endswith("got other values of seed\n")
 
 
 def test_set_reaches_every_setting(tmp_path):
@@ -72,10 +99,28 @@ def test_train_without_a_data_set_names_the_others(tmp_path):
     assert done.stdout.startswith("Data set: digit_scenes. Others found, for --dataset: digits\n")
 
 
-@pytest.mark.parametrize("command", ["demo", "train", "probe", "plot", "ablate", "inspect", "data"])
-def test_help_has_an_example(command):
-    done = hsic_lab(command, "-h")
-    assert done.returncode == 0 and "Example" in done.stdout and f"hsic-lab {command}" in done.stdout
+COMMANDS = ["demo", "train", "probe", "plot", "ablate", "inspect", "data", "data list", "data show", "data get"]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_has_an_example(name, command):
+    code, said, _ = command(*name.split(), "-h")
+    assert code == 0 and "Example" in said and f"hsic-lab {name}" in said
+
+
+MISSING = [
+    "inspect missing.npy", "inspect here.npy missing.npy", "inspect here.npy --labels missing.npy", "plot missing.npy",
+    "inspect here.npy --reference missing.npy", "probe missing.npy", "ablate missing.npy",
+    "inspect here.npy --output missing.npy",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("line", MISSING)
+def test_paths_are_checked_before_torch_is_loaded(line, tmp_path):
+    (tmp_path / "here.npy").touch()
+    code = "import sys; from hsic_lab.cli import main\ntry: main()\nfinally: print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, *line.split()], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and "missing.npy" in done.stderr and done.stdout == "False\n"
 
 
 def test_help_of_train_is_that_of_the_settings():
@@ -130,6 +175,97 @@ def test_data_shows_a_folder_of_images(tmp_path):
     assert "8 training, 2 test" in done.stdout and "(3, 16, 16); classes: cats, dogs" in done.stdout
 
 
+def images(folder, names=("cats", "dogs"), n=10, shape=(20, 30)):
+    for name in names:
+        (folder / name).mkdir(parents=True)
+        for number in range(n):
+            noise = np.random.default_rng([number, len(name)]).integers(0, 256, (*shape, 3), dtype=np.uint8)
+            Image.fromarray(noise).save(folder / name / f"{number}.png")
+
+
+SMALL = ("--epochs", "1", "--width", "1", "--projector", "4", "--batch-size", "4")
+
+
+def test_a_run_keeps_how_its_images_were_loaded(tmp_path, command):
+    images(tmp_path / "photos")
+    loading = ("--dataset", tmp_path / "photos", "--size", "16", "--test-fraction", "0.5", "--split-seed", "3")
+    run = tmp_path / "run"
+    for _ in range(2):
+        code, said, errors = command("train", run, *loading, *SMALL, "--resume")
+        assert code == 0, errors
+    facts = json.loads((run / "run.json").read_text())["facts"]
+    assert facts["source"] == {"size": 16, "test_fraction": 0.5, "seed": 3, "train_folder": None}
+    assert facts["pictures"].startswith("10 x 3 x 16 x 16")
+    code, said, errors = command("probe", run)
+    assert code == 0 and "10 test images" in said, errors
+    assert command("plot", run)[0] == 0 and len(read_embeddings(run).labels) == 10
+    code, _, errors = command("train", run, *SMALL, "--dataset", tmp_path / "photos", "--size", "8", "--resume")
+    assert code == 2 and errors.endswith("got other values of size\n")
+    for number in (0, 1, 2):
+        (tmp_path / "photos" / "cats" / f"{number}.png").unlink()
+    for arguments in (("probe", run), ("inspect", run)):
+        code, _, errors = command(*arguments)
+        assert code == 2 and "was trained on other images, 10 x 3 x 16 x 16" in errors
+
+
+def test_images_of_mixed_sizes_name_the_option(tmp_path, command):
+    images(tmp_path / "mixed", ("a",), 5)
+    images(tmp_path / "mixed", ("b",), 5, (8, 8))
+    code, _, errors = command("train", tmp_path / "run", "--dataset", tmp_path / "mixed", *SMALL)
+    assert code == 2 and "size=64 (--size 64), for instance" in errors
+
+
+def test_run_on_arrays_is_not_probed_on_something_else(tmp_path, command):
+    noise = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), dtype=np.uint8)
+    train(
+        TrainConfig(width=1, projector=(4,), batch_size=4, epochs=1), tmp_path, from_arrays(noise, [0, 1] * 10), False
+    )
+    code, _, errors = command("probe", tmp_path)
+    assert code == 2 and "'arrays', are neither a known data set nor a folder: if the run was trained on arr" in errors
+
+
+def test_images_without_labels_are_trained_on_and_not_probed(tmp_path, command):
+    photos = tmp_path / "set" / "photos"
+    images(tmp_path / "set", ("photos",), 25, (8, 8))
+    assert command("train", tmp_path / "run", "--dataset", photos, *SMALL)[0] == 0
+    code, _, errors = command("probe", tmp_path / "run")
+    assert code == 2 and "has no labels to predict" in errors and read_embeddings(tmp_path / "run").labels is None
+    code, _, errors = command("train", tmp_path / "few", "--dataset", photos, *SMALL, "--monitor", "knn")
+    assert code == 2 and "monitor must be 'none' for images without labels" in errors
+    for number in range(9, 25):
+        (photos / f"{number}.png").unlink()
+    code, _, errors = command("train", tmp_path / "few", "--dataset", photos, *SMALL)
+    assert code == 2 and f"C needs at least 2 held-out images, '{photos}' has 1" in errors
+    assert "--test-fraction" in errors and not (tmp_path / "few").exists()
+    assert command("train", tmp_path / "few", "--dataset", photos, *SMALL, "--test-fraction", "0.4")[0] == 0
+
+
+def test_inspect_says_what_was_read_and_how_far_it_is(tmp_path):
+    table = pd.DataFrame(np.random.default_rng(0).normal(size=(60, 4)), columns=[f"emb_{i}" for i in range(4)])
+    table.assign(image_id=range(60), species=["01", "1", "2"] * 20).to_csv(tmp_path / "x.csv", index=False)
+    done = hsic_lab("inspect", tmp_path / "x.csv")
+    assert done.returncode == 2 and "--drop 'image_id'" in done.stderr
+    done = hsic_lab("inspect", tmp_path / "x.csv", "--drop", "image_id", "--label-column", "species")
+    assert done.returncode == 0, done.stderr
+    assert "60 rows and 4 features" in done.stdout and "Labels: 'species', 3 classes: '01', '1', '2'" in done.stdout
+    assert "Left out: 'image_id'" in done.stdout and "Verdict: " in done.stderr
+    page = (tmp_path / "x.csv.html").read_text()
+    assert "Left out: &#39;image_id&#39;" in page and "3 classes" in page
+
+
+def test_tables_of_ablations_are_compared_and_drawn(tmp_path, command):
+    (tmp_path / "grid.toml").write_text(
+        'base = { dataset = "digits", epochs = 1, width = 1, projector = [4] }\n'
+        'cross = { batch_size = [128, 256], loss = ["barlow_twins", "hsic_ssl"] }\nseeds = 2\nevaluate = ["knn"]\n'
+    )
+    code, said, errors = command("ablate", tmp_path / "grid.toml", "--folder", tmp_path / "runs")
+    assert code == 0, errors
+    assert "knn, loss barlow_twins: batch_size 256 minus 128: " in said and said.count("95 % int") == 4
+    code, said, errors = command("plot", tmp_path / "runs" / "grid.csv")
+    assert code == 0 and said == f"{tmp_path / 'runs' / 'grid_knn.png'}\n", errors
+    assert (tmp_path / "runs" / "grid_knn.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_data_get_says_what_is_there(tmp_path):
     folder = tmp_path / "stl10_binary"
     folder.mkdir()
@@ -148,6 +284,8 @@ def test_data_get_says_what_is_there(tmp_path):
         (("train", "new", "--recipe", "note"), "'note'"),
         (("train", "new", "--dataset", "cifar10"), "cifar-10-binary.tar.gz"),
         (("train", "new", "--dataset", "mnist"), "'mnist'"),
+        (("train", "new", "--dataset", ""), "''"),
+        (("train", "new", "--dataset", "digits", "--size", "8"), "digits has no option 'size'"),
         (("data", "mnist"), "'mnist'"),
         (("train", "new", "--device", "foo"), "device must be auto, cpu, cuda or cuda:N, got 'foo'"),
         (("train", "new", "--device", "mps"), "device must be auto, cpu, cuda or cuda:N, got 'mps'"),
@@ -178,3 +316,18 @@ def test_ctrl_c_leaves_the_run_and_says_so(tmp_path):
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130 and said.endswith("hsic-lab: interrupted; what was done so far is kept\n")
     assert json.loads((tmp_path / "run" / "run.json").read_text())["state"] == "interrupted"
+
+
+def test_probe_of_the_demo_is_kept_for_the_same_weights(tmp_path, monkeypatch):
+    data = load("digit_scenes", n_train=200, n_test=50)
+    config = TrainConfig(width=1, projector=(4,), batch_size=50, epochs=1)
+    runs = {"loss": train(config, tmp_path / "run", data, False)}
+    table = demo.demo_probe(runs, data, tmp_path / "probe.csv")
+    os.utime(tmp_path / "probe.csv", (1, 1))  # as after a copy
+    with monkeypatch.context() as patch:
+        patch.setattr(demo, "probe_table", None)
+        pd.testing.assert_frame_equal(demo.demo_probe(runs, data, tmp_path / "probe.csv"), table)
+        train(replace(config, seed=1), tmp_path / "other", data, False)
+        (tmp_path / "other" / "weights.safetensors").rename(tmp_path / "run" / "weights.safetensors")
+        with pytest.raises(TypeError, match="not callable"):
+            demo.demo_probe(runs, data, tmp_path / "probe.csv")

@@ -4,12 +4,16 @@ import hashlib
 import math
 import os
 import re
+import shutil
 import time
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from fnmatch import fnmatchcase
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +31,7 @@ SPLITS = {word: "train" for word in ("train", "training", "trn")}
 SPLITS |= {word: "test" for word in ("test", "testing", "tst")}
 SPLITS |= {word: "val" for word in ("val", "valid", "validation", "dev", "devel", "eval", "evaluation")}
 UNLABELLED = ("unlabelled", "unlabeled")
+ANY = "*-*-*.npy"
 CACHE, CACHE_GIB = "{root}-{size}-{digest}.npy", 64  # name of an array of decoded images; limit of all together
 
 
@@ -35,20 +40,36 @@ def printable(name: object) -> str:
     return os.fsencode(str(name)).decode(errors="backslashreplace")
 
 
+def split_of(name: str) -> str | None:
+    """Return "train", "test" or "val" if a word of the name says so: X_train, valid, TestImages, val2017."""
+    words = re.split("[^a-z]+", re.sub("(?<=[a-z])(?=[A-Z])", "_", name).lower())
+    return next((SPLITS[word] for word in (word.removeprefix("x") for word in words) if word in SPLITS), None)
+
+
 def find_images(folder: Path, unread: Counter | None = None) -> list[Path]:
     """Return the visible image files under `folder` and folders linked in it, sorted; count other files by ending."""
-    found, seen = [], set()
+    found: list[Path] = []
+    seen = {_identity(parent) for parent in folder.resolve().parents}  # a link to one of these makes a loop
     for where, folders, names in os.walk(folder, followlinks=True):
-        state = os.stat(where)
-        if (state.st_dev, state.st_ino) in seen:  # a link to a folder that was read already, or above this one
+        if (here := _identity(where)) in seen:
             folders.clear()
             continue
-        seen.add((state.st_dev, state.st_ino))
+        seen.add(here)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [Path(where, name) for name in names if not name.startswith(".")]
+        found += _only_images((Path(where, name) for name in names), unread)
+    return sorted(found)
+
+
+def _identity(path: str | Path) -> tuple[int, int]:
+    return (state := os.stat(path)).st_dev, state.st_ino
+
+
+def _only_images(files: Iterable[Path], unread: Counter | None) -> list[Path]:
+    visible = [path for path in files if not path.name.startswith(".")]
+    images = [path for path in visible if path.suffix.lower() in SUFFIXES]
     if unread is not None:
-        unread.update(printable(path.suffix.lower()) for path in found if path.suffix.lower() not in SUFFIXES)
-    return sorted(path for path in found if path.suffix.lower() in SUFFIXES)
+        unread.update(printable(path.suffix.lower()) for path in visible if path.suffix.lower() not in SUFFIXES)
+    return images
 
 
 def subfolders(folder: Path) -> list[Path]:
@@ -60,6 +81,10 @@ def find_classes(folder: Path, unread: Counter | None = None, apart: Sequence[Pa
     visible = [path for path in subfolders(folder) if path not in apart]
     if not visible:
         raise ValueError(f"{folder} has no sub-folder: expected one folder of images a class")
+    if len(visible) == 1 and subfolders(visible[0]):
+        raise ValueError(
+            f"{folder} has one folder, which holds folders itself: give {visible[0]}, if these are classes"
+        )
     for path in visible:
         if splits := [inner.name for inner in subfolders(path) if inner.name.lower() in SPLITS]:
             raise ValueError(f"the class folder {path} holds the split {splits[0]!r}: expected {splits[0]}/{path.name}")
@@ -114,6 +139,9 @@ def decode_all(files: Sequence[Path], size: int | None, root: Path) -> Tensor:
         kept.parent.mkdir(parents=True, exist_ok=True)
         _make_room(kept, CACHE.format(root=place, size=label, digest="*"), most - n_bytes)
         replace_file(kept, lambda path: _decode_to(path, files, size, shape))
+        if (images := _kept_images(kept, shape)) is None:
+            raise FileNotFoundError(f"another process removed {kept}")
+        return images
     except OSError as error:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         if n_bytes > memory // 2:
@@ -121,32 +149,31 @@ def decode_all(files: Sequence[Path], size: int | None, root: Path) -> Tensor:
             raise OSError(f"{found}, and they cannot be kept in {kept.parent}: {error}") from error
         warnings.warn(f"decoded images are not kept, every load decodes again: {error}", stacklevel=2)
         return torch.from_numpy(_decode_to(None, files, size, shape))
-    images = _kept_images(kept, shape)
-    assert images is not None  # it was written a moment ago
-    return images
 
 
 def _kept_images(path: Path, shape: tuple[int, ...]) -> Tensor | None:
     """Return the array that was kept, None if there is none, or a damaged one or one of another shape."""
     try:
         array = np.load(path, mmap_mode="c", allow_pickle=False)  # writing does not change the file
-        os.utime(path)  # the least recently used one is removed first
     except (OSError, ValueError, EOFError):
         return None
+    with suppress(OSError):  # the folder may be read-only
+        os.utime(path)  # the least recently used array is removed first
     return torch.from_numpy(array) if array.shape == shape and array.dtype == np.uint8 else None
 
 
 def _make_room(kept: Path, former: str, most: int) -> None:
     """Remove former arrays of the set, files of killed processes, and the oldest arrays beyond `most` bytes."""
-    for path in set(kept.parent.glob(former)) - {kept}:
-        path.unlink(missing_ok=True)  # another process may remove the same files
-    begun = kept.parent.glob(f".{CACHE.format(root='*', size='*', digest='*')}.*")
-    for path in [path for path in begun if time.time() - path.stat().st_mtime > 24 * 3600]:
-        path.unlink(missing_ok=True)  # a younger one may belong to a living process
-    total = 0
-    arrays = kept.parent.glob(CACHE.format(root="*", size="*", digest="*"))
-    for state, path in sorted(((path.stat(), path) for path in arrays), key=lambda one: -one[0].st_mtime):
-        if (total := total + state.st_size) > most:
+    found, total = [], 0
+    for path in kept.parent.iterdir():
+        with suppress(FileNotFoundError):  # another process may remove the same files
+            found.append((path.stat().st_mtime, path.stat().st_size, path))
+    for changed, size, path in sorted(found, reverse=True):
+        unfinished = path.name.startswith(".") and fnmatchcase(path.name, f".{ANY}.*")
+        total += size if fnmatchcase(path.name, ANY) else 0
+        if unfinished and time.time() - changed > 24 * 3600:  # a younger one may belong to a living process
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        elif fnmatchcase(path.name, former if path != kept else "") or (fnmatchcase(path.name, ANY) and total > most):
             path.unlink(missing_ok=True)
 
 
@@ -229,7 +256,6 @@ def from_folder(
     -------
     ImageData
     """
-    source = {"size": size, "test_fraction": test_fraction, "seed": seed, "train_folder": train_folder}
     if not str(path):
         raise ValueError("expected the path of a folder of images, got ''")
     path = Path(os.path.abspath(Path(path).expanduser()))
@@ -237,11 +263,9 @@ def from_folder(
         raise FileNotFoundError(f"no folder {path}: expected one with a sub-folder of images a class")
     if size is not None and not (is_whole(size) and size >= 1):
         raise ValueError(f"size must be a whole number of at least 1 pixel, or None, got {size!r}")
+    size = None if size is None else int(size)
     roots, unread = _find_splits(path, train_folder), Counter[str]()
-    loose = [
-        [file for file in sorted(root.iterdir()) if file.suffix.lower() in SUFFIXES and file.is_file()]
-        for root in roots
-    ]
+    loose = [_only_images(sorted(filter(Path.is_file, root.iterdir())), unread) for root in roots]
     apart = [folder for folder in subfolders(path) if folder.name.lower() in UNLABELLED and roots != [folder]]
     unlabelled = [file for folder in apart for file in find_images(folder, unread)]
     flat = all(loose) and not any(set(subfolders(root)) - set(apart) for root in roots)
@@ -256,15 +280,21 @@ def from_folder(
     if flat:
         parts, names = [Images(part.images, torch.full_like(part.labels, UNKNOWN)) for part in parts], ()
     train, test = parts if len(parts) == 2 else _hold_out(parts[0], test_fraction, seed)
+    source: dict[str, Any] = {"size": size, "test_fraction": float(test_fraction), "seed": int(seed)}
+    source["train_folder"] = train_folder
     return ImageData(str(path), train, test, names, _without_labels(rest), source=source)
 
 
 def _find_splits(path: Path, train_folder: str | None) -> list[Path]:
     """Return the folders of the training and the test split, or the one that holds both; ValueError if unclear."""
-    by_kind: dict[str, list[Path]] = {"train": [], "test": [], "val": []}
-    for folder in subfolders(path):
-        if kind := SPLITS.get(folder.name.lower()):
-            by_kind[kind].append(folder)
+    visible = [folder for folder in subfolders(path) if folder.name.lower() not in UNLABELLED]
+    kinds = [split_of(folder.name) for folder in visible]
+    if len(kinds) < 2 or not all(kinds):  # among other folders, bullet_train is a class
+        kinds = [SPLITS.get(folder.name.lower()) for folder in visible]
+    by_kind = {
+        kind: [folder for folder, its in zip(visible, kinds, strict=True) if its == kind]
+        for kind in ("train", "test", "val")
+    }
     if train_folder is not None:
         if not (path / train_folder).is_dir():
             raise ValueError(f"train_folder must be a folder in {path} or '.', got {train_folder!r}")

@@ -253,7 +253,7 @@ def load(name: str, folder: str | os.PathLike | None = None, **options: Any) -> 
     if unknown := sorted(options.keys() - signature(LOADERS[name]).parameters.keys()):
         raise TypeError(f"{name} has no option {unknown[0]!r}")
     if name not in SOURCES:
-        return replace(LOADERS[name](**options), source=options)
+        return replace(LOADERS[name](**options), source={key: int(value) for key, value in options.items()})
     path, source = data_folder(folder) / SOURCES[name].folder, SOURCES[name]
     if missing := source.missing(path.parent):
         raise FileNotFoundError(
@@ -263,7 +263,7 @@ def load(name: str, folder: str | os.PathLike | None = None, **options: Any) -> 
         )
     try:
         place = {} if folder is None else {"folder": os.path.abspath(path.parent)}
-        return replace(LOADERS[name](path, **options), source=options | place)
+        return replace(LOADERS[name](path), source=place)
     except (ValueError, FileNotFoundError) as error:
         kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
         remedy = f"delete {path.absolute()}; then `hsic-lab data get {name}` downloads it anew"

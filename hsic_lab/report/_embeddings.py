@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hsic_lab._checks import as_labels, to_array
-from hsic_lab.datasets._folders import SPLITS, printable
+from hsic_lab.datasets._folders import printable, split_of
 from hsic_lab.evaluation import extract_features
 from hsic_lab.training import Run
 from hsic_lab.training._data import data_of, held_out_pairs
@@ -44,8 +44,8 @@ class Header(NamedTuple):
     dtype: Any
 
 
-# The headers, a function that loads arrays by name, and remarks on how the file was read.
-Arrays = tuple[Mapping[str, Header], Callable[[Sequence[str]], dict[str, Any]], list[str]]
+# The headers, a function that loads one array, and remarks on how the file was read.
+Arrays = tuple[Mapping[str, Header], Callable[[str], Any], list[str]]
 
 
 class Choice(NamedTuple):
@@ -129,26 +129,17 @@ def read_embeddings(
         if found.rows != other.rows:
             raise ValueError(f"the views must have the same shape; {path} and {second} have different numbers of rows")
         given = [one for one in (found, other) if one.labels is not None or one.target is not None]
-        if labels is None and len(given) == 2 and not _same_labels(found, other):
+        texts = [np.asarray(one.labels if one.target is None else one.target).astype(str) for one in given]
+        if labels is None and len(texts) == 2 and not np.array_equal(texts[0], texts[1]):
             raise ValueError(f"the labels in {path} and {second} differ: their rows are not the same images in order")
-        of_labels = given[0] if given else found
-        note = f"{found.name}: {found.note}. {other.name}: {other.note}"
-        name = f"{found.name} and {other.name}"
-        found = replace(found, z_b=other.z_a, name=name, note=note, labels=of_labels.labels, target=of_labels.target)
-        found = replace(found, features=of_labels.features)
+        name, note = f"{found.name} and {other.name}", f"{found.name}: {found.note}. {other.name}: {other.note}"
+        found = replace(given[0] if given else found, z_a=found.z_a, z_b=other.z_a, name=name, note=note)
     if labels is not None:
         if found.rows is not None:
             raise ValueError(f"{labels}: rows were sampled, so the labels must be in the file of the embeddings")
         found = replace(found, labels=None, features=None, target=None)
         found = _with_labels(found, _read_labels(Path(labels), label), printable(labels))
     return found
-
-
-def _same_labels(one: Embeddings, other: Embeddings) -> bool:
-    pairs = [(one.labels, other.labels), (one.target, other.target)]
-    return all((a is None) == (b is None) for a, b in pairs) and all(
-        np.array_equal(a.astype(str), b.astype(str)) for a, b in pairs if a is not None and b is not None
-    )
 
 
 def _read(path: Path, choice: Choice, in_second: bool = False) -> Embeddings:
@@ -189,7 +180,7 @@ def _read_labels(path: Path, label: str | None) -> Any:
         if name is None:
             raise ValueError(f"expected one column, or one called {_LABEL_NAMES}; found {_few(headers)}")
         _check_size(name, headers[name])
-        return to_array(load([name])[name])
+        return to_array(load(name))
 
 
 def _label_name(names: Mapping[str, Header], label: str | None) -> str | None:
@@ -229,7 +220,7 @@ def _named_errors(path: Path) -> Iterator[None]:
 def _npy(path: Path, label: str | None) -> Arrays:
     # open_memmap refuses pickled objects; np.load would take any text for a pickle.
     array = np.lib.format.open_memmap(path, mode="r")
-    return {"z_a": Header(array.shape, array.dtype)}, lambda names: {"z_a": array}, []
+    return {"z_a": Header(array.shape, array.dtype)}, lambda name: array, []
 
 
 def _npz(path: Path, label: str | None) -> Arrays:
@@ -242,16 +233,14 @@ def _npz(path: Path, label: str | None) -> Arrays:
             if dtype.hasobject:
                 raise ValueError(f"array {name!r} holds pickled Python objects, which are not read")
             headers[name] = Header(shape, dtype)
-    return headers, lambda names: {name: archive[name] for name in names}, []
+    return headers, archive.__getitem__, []
 
 
 def _safetensors(path: Path, label: str | None) -> Arrays:
     archive = safe_open(path, framework="pt")
-    headers = {}
-    for name in archive.keys():  # noqa: SIM118
-        part = archive.get_slice(name)
-        headers[name] = Header(tuple(part.get_shape()), part.get_dtype())
-    return headers, lambda names: {name: archive.get_tensor(name) for name in names}, []
+    slices = {name: archive.get_slice(name) for name in archive.keys()}  # noqa: SIM118
+    headers = {name: Header(tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
+    return headers, archive.get_tensor, []
 
 
 def _torch(path: Path, label: str | None) -> Arrays:
@@ -266,7 +255,7 @@ def _torch(path: Path, label: str | None) -> Arrays:
     arrays: dict[str, Any] = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
     arrays |= {str(name): np.asarray(value) for name, value in content.items() if isinstance(value, list)}
     headers = {name: Header(tuple(value.shape), value.dtype) for name, value in arrays.items()}
-    return headers, lambda names: {name: arrays[name] for name in names}, []
+    return headers, arrays.__getitem__, []
 
 
 def _csv(path: Path, label: str | None) -> Arrays:
@@ -301,8 +290,8 @@ def _csv(path: Path, label: str | None) -> Arrays:
         few = ", ".join(columns[:3])
         raise ValueError(f"the first line holds numbers, {few}, ...: give every column a name there")
     headers, load, _ = _from_table(table)
-    typed = lambda names: {name: _typed(x) if name in text else x for name, x in load(names).items()}  # noqa: E731
-    return headers, typed, [f"Read with {' and '.join(remarks)}"] if remarks else []
+    words = [f"Read with {' and '.join(remarks)}"] if remarks else []
+    return headers, lambda name: _typed(load(name), mark != ",") if name in text else load(name), words
 
 
 def _encoding(path: Path) -> str:
@@ -337,25 +326,20 @@ READERS |= {".pt": _torch, ".pth": _torch}
 def _from_table(table: pa.Table) -> Arrays:
     if not table.num_rows:
         raise ValueError("there is no row below the names of the columns")
-    columns: dict[str, pa.ChunkedArray] = {}  # to look up a column by its name in the table takes time in its width
-    for name, column in zip(table.column_names, table.columns, strict=True):
-        if name in columns:
-            raise ValueError(f"column {name!r} occurs twice")
-        columns[name] = column
-    headers = {name: _column_header(name, column) for name, column in columns.items()}
-
-    def load(names: Sequence[str]) -> dict[str, Any]:
-        return {name: _column_values(columns[name]).reshape(headers[name].shape) for name in names}
-
-    return headers, load, []
+    # To look up a column by its name in the table takes time in the width of the table.
+    columns = dict(zip(names := table.column_names, table.columns, strict=True))
+    if len(columns) < len(names):
+        raise ValueError(f"column {next(name for name in columns if names.count(name) > 1)!r} occurs twice")
+    headers = {name: _column_header(column) for name, column in columns.items()}
+    return headers, lambda name: _column_values(columns[name]).reshape(headers[name].shape), []
 
 
-def _column_header(name: str, column: pa.ChunkedArray) -> Header:
+def _column_header(column: pa.ChunkedArray) -> Header:
     kind, shape = column.type, [len(column)]
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         lengths = pa.compute.unique(pa.compute.list_value_length(column)).to_pylist()
         if len(lengths) != 1 or lengths == [None]:
-            raise ValueError(f"column {name!r} must hold vectors of one length, got {lengths[:3]}")
+            return Header((len(column),), f"vectors of different lengths ({', '.join(map(str, lengths[:3]))})")
         kind, shape = kind.value_type, [len(column), lengths[0]]
     number = pa.types.is_integer(kind) or pa.types.is_floating(kind)
     return Header(tuple(shape), np.dtype(kind.to_pandas_dtype()) if number else str(kind))
@@ -366,14 +350,13 @@ def _column_values(column: pa.ChunkedArray) -> np.ndarray:
     return np.asarray((pa.compute.list_flatten(column) if nested else column).to_pandas())
 
 
-def _typed(values: np.ndarray) -> np.ndarray:
+def _typed(values: np.ndarray, comma: bool) -> np.ndarray:
     """Return text as numbers if all of it is written as whole numbers are, or some are not whole; else as it is."""
-    words = pd.Series(values[values != ""]).drop_duplicates()
-    numbers = pd.to_numeric(words, errors="coerce")
-    whole = words.str.fullmatch(r"0|-?[1-9]\d{0,14}").all()
-    if whole or (np.isfinite(numbers).all() and (numbers % 1 != 0).any()):
-        return pd.to_numeric(pd.Series(values), errors="coerce").to_numpy()  # empty cells are missing
-    return values
+    text = pd.Series(values)
+    whole = text[text != ""].str.fullmatch(r"0|-?[1-9]\d{0,14}").all()
+    numbers = pd.to_numeric(text.str.replace(",", ".") if comma else text, errors="coerce")
+    given = numbers[text != ""]
+    return numbers.to_numpy() if whole or (np.isfinite(given).all() and (given % 1).any()) else values
 
 
 def _matching(names: Sequence[str], pattern: str) -> list[str]:
@@ -416,9 +399,7 @@ def _columns(headers: Mapping[str, Header], names: Sequence[str], choice: Choice
 
 def _refuse_splits(names: Sequence[str], what: str) -> None:
     """Raise ValueError for names of a training and a test split, which are no views of the same rows."""
-    words = [re.split("[^a-z]+", re.sub("(?<=[a-z])(?=[A-Z])", "_", name).lower()) for name in names]
-    kinds = {next((SPLITS[w] for w in (x.removeprefix("x") for x in part) if w in SPLITS), None) for part in words}
-    if len(kinds) > 1:
+    if len(set(map(split_of, names))) > 1:
         raise ValueError(f"the {what} {_few(names)} look like splits, not views: choose one, --view-a {names[0]!r}")
 
 
@@ -457,14 +438,13 @@ def _assemble(
     rows: Any = sample(n, MAX_VALUES // d) if n * d > MAX_VALUES else slice(None)
 
     def loaded(view: list[str]) -> Tensor:
-        arrays = load(view)
         if not in_columns:
-            return real_floats(arrays[view[0]][rows], f"array {view[0]!r}")
+            return real_floats(load(view[0])[rows], f"array {view[0]!r}")
         block = np.empty((n, d), np.float32)
         for i, name in enumerate(view):
-            if choice.view_a is None and _is_counter(arrays[name]):
+            block[:, i] = values = load(name)  # a missing value becomes NaN
+            if choice.view_a is None and _is_counter(values):
                 raise ValueError(f"column {name!r} counts the rows like an index: leave it out, --drop {name!r}")
-            block[:, i] = arrays[name]  # a missing value becomes NaN
         return real_floats(block[rows], path.name)
 
     z = [loaded(view) for view in views]
@@ -473,7 +453,7 @@ def _assemble(
         notes.append(f"Left out: {_few(unused)}")
     z_b, source_rows = z[1] if len(z) == 2 else None, n if len(z[0]) < n else None
     found = Embeddings(z[0], z_b, name=printable(path.name), rows=source_rows, note=". ".join(notes))
-    return found if label is None else _with_labels(found, to_array(load([label])[label])[rows], repr(label))
+    return found if label is None else _with_labels(found, to_array(load(label))[rows], repr(label))
 
 
 def _is_counter(values: np.ndarray) -> bool:
@@ -495,8 +475,8 @@ def _with_labels(found: Embeddings, values: np.ndarray, source: str) -> Embeddin
     labels = np.asarray(pd.Series(values[given]).infer_objects())
     if not len(labels):
         raise ValueError(f"the labels of {source} are all missing")
-    missing = f". {n - len(labels)} of {n} labels are missing: what needs labels uses the other rows"
-    missing = missing if len(labels) < n else ""
+    words = f". {n - len(labels)} of {n} labels are missing: what needs labels uses the other rows"
+    missing = words if len(labels) < n else ""
     if labels.dtype.kind == "f":
         if not np.isfinite(labels).all():
             raise ValueError(f"the labels of {source} must be finite, got {labels[~np.isfinite(labels)][0]}")

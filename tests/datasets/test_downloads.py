@@ -6,6 +6,7 @@ import os
 import tarfile
 import threading
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -76,7 +77,8 @@ def fetch(source, folder, progress):
 
 
 def listing(folder):
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    files = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock")
+    return sorted(path.relative_to(folder).as_posix() for path in files)
 
 
 @pytest.mark.parametrize("name", ARCHIVES)
@@ -134,10 +136,13 @@ def test_wrong_sum_leaves_nothing(server, tmp_path):
     assert listing(tmp_path) == []
 
 
-def test_progress_bar(server, tmp_path, capsys):
+def test_progress_bar_in_a_terminal(server, tmp_path, capsys, monkeypatch):
     fetch(source(server, "set.zip"), tmp_path / "a", progress=False)
     assert "%" not in capsys.readouterr().err
     fetch(source(server, "set.zip"), tmp_path / "b", progress=True)
+    assert "%" not in capsys.readouterr().err, "a bar would fill a log"
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    fetch(source(server, "set.zip"), tmp_path / "c", progress=True)
     assert "100%" in capsys.readouterr().err
 
 
@@ -175,6 +180,25 @@ def test_killed_unpacking_is_incomplete_and_completed(server, tmp_path, monkeypa
     assert listing(tmp_path) == ["set.tar.gz"] and source(server, "set.tar.gz").missing(tmp_path)
     fetch(source(server, "set.tar.gz"), tmp_path, progress=False)
     assert listing(tmp_path) == sorted(CONTENT) and server.asked == 1
+
+
+@pytest.mark.parametrize("name", ARCHIVES)
+def test_several_downloads_at_once(server, tmp_path, name):
+    known = source(server, name)
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(3) as pool:
+        patch.setitem(SOURCES, "tiny_set", known)
+        assert len(set(pool.map(lambda _: download("tiny_set", tmp_path, False), range(3)))) == 1
+    assert listing(tmp_path) == sorted(CONTENT) and server.asked == 1 and os.listdir(tmp_path) == ["tiny-set"]
+
+
+def test_leftovers_of_a_killed_process_are_removed(server, tmp_path):
+    for left in (".tiny-set.abcd1234/tiny-set/a.bin", ".tiny-set.part/tmp1234", ".tiny-set.part/set.zip"):
+        (tmp_path / left).parent.mkdir(parents=True) if not (tmp_path / left).parent.exists() else None
+        (tmp_path / left).write_bytes(b"half")
+    (tmp_path / ".tiny-set.lock").touch()
+    (tmp_path / ".other.abcd1234").mkdir()
+    fetch(source(server, "set.zip"), tmp_path, progress=False)
+    assert sorted(os.listdir(tmp_path)) == [".other.abcd1234", "tiny-set"] and server.asked == 1
 
 
 def test_archive_without_a_needed_file(server, tmp_path):

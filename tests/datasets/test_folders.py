@@ -1,7 +1,10 @@
 """`from_folder` and `from_arrays`: layouts, decoding, the kept array, splits and refused input."""
 
+import errno
+import json
 import os
 import struct
+import time
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +16,7 @@ import torch
 from PIL import Image
 
 from hsic_lab._io import replace_file
+from hsic_lab.datasets import _folders as module
 from hsic_lab.datasets import from_arrays, from_folder, load
 from hsic_lab.datasets._folders import decode, decode_all
 
@@ -119,54 +123,107 @@ def test_exif_orientation_is_applied(tmp_path):
     assert np.array_equal(decode(tmp_path / "x.png", None), np.rot90(pixels, -1, (1, 2)))
 
 
-def kept(root):
-    return [path.name for path in root.iterdir() if path.suffix == ".npy"]
+@pytest.fixture
+def cache(tmp_path_factory, monkeypatch):
+    folder = tmp_path_factory.mktemp("cache") / "of images"
+    monkeypatch.setenv("HSIC_LAB_CACHE", str(folder))
+    return folder
 
 
-def test_images_are_decoded_once_and_again_after_a_change(tmp_path, monkeypatch):
+def kept(cache):
+    return sorted(path.name for path in cache.iterdir() if path.suffix == ".npy")
+
+
+def test_images_are_decoded_once_and_again_after_a_change(tmp_path, monkeypatch, cache):
     tree(tmp_path)
     first = from_folder(tmp_path)
-    (name,) = kept(tmp_path)
+    (name,) = kept(cache)
     with monkeypatch.context() as patch:
-        patch.setattr("hsic_lab.datasets._folders.decode", None)  # nothing is decoded now
+        decoded = []
+        patch.setattr(module, "decode", lambda path, size: decoded.append(path) or decode(path, size))
         assert torch.equal(from_folder(tmp_path).train.images, first.train.images)
+        assert len(decoded) == 1, "the first one, for the shape"
     image = save(tmp_path / "train" / "ant" / "0.png")
     os.utime(tmp_path / "train" / "ant" / "0.png", ns=(1, 1))
     assert np.array_equal(from_folder(tmp_path).train.images[0], image)
-    assert len(kept(tmp_path)) == 1 and kept(tmp_path) != [name], "the former array is removed"
+    assert len(kept(cache)) == 1 and kept(cache) != [name], "the former array is removed"
     from_folder(tmp_path, size=4)
-    assert len(kept(tmp_path)) == 2, "another size has its own array"
+    assert len(kept(cache)) == 2, "another size has its own array"
+    assert sorted(os.listdir(tmp_path)) == ["test", "train"], "nothing is written to the folder of images"
 
 
-def test_temporary_files_of_killed_processes_are_removed_after_a_day(tmp_path):
+def test_sets_of_equal_names_sizes_and_times_are_told_apart(tmp_path, cache):
+    for root in ("one", "two"):
+        for i in range(5):
+            save(tmp_path / root / "a" / f"{i}.bmp")
+            os.utime(tmp_path / root / "a" / f"{i}.bmp", (1, 1))
+    one, two = (from_folder(tmp_path / root) for root in ("one", "two"))
+    assert not torch.equal(one.train.images, two.train.images)
+
+
+def test_cache_is_bounded_and_cleaned(tmp_path, cache, monkeypatch):
     tree(tmp_path)
-    for name in ("..hsic_lab-as_is-0123.npy.1", "..hsic_lab-64px-0123.npy.2", "mine.npy.3"):
-        (tmp_path / name).write_bytes(b"half")
+    cache.mkdir()
+    for name in (".0a-as_is-0123.npy.1", ".0a-64px-0123.npy.2", "mine.npy.3"):
+        (cache / name).write_bytes(b"half")
         if name[-1] != "2":
-            os.utime(tmp_path / name, (1, 1))
+            os.utime(cache / name, (1, 1))
     from_folder(tmp_path)
-    left = sorted(path.name for path in tmp_path.glob("*.npy.*"))
-    assert left == ["..hsic_lab-64px-0123.npy.2", "mine.npy.3"], "the first may belong to a living process"
+    left = sorted(path.name for path in cache.glob("*.npy.*"))
+    assert left == [".0a-64px-0123.npy.2", "mine.npy.3"], "the first may belong to a living process"
+    monkeypatch.setenv("HSIC_LAB_CACHE_GIB", str(12 * 3 * 8 * 8 * 2.5 / 2**30))
+    for i in range(4):
+        time.sleep(0.01)
+        tree(tmp_path / f"more{i}")
+        from_folder(tmp_path / f"more{i}")
+    assert 1 <= len(kept(cache)) <= 2, "the oldest arrays are removed"
+    with pytest.raises(ValueError, match=r"12 decoded images of 30000 x 30000 pixels take 30.2 GiB, more than"):
+        from_folder(tmp_path, size=30000)
 
 
-def test_failed_decoding_leaves_no_file(tmp_path):
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(path.read_bytes()[:-1]),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(b"\x93NUMPY" + bytes(99)),
+        lambda path: np.save(path, np.zeros((12, 3, 5, 5), np.uint8)),
+        lambda path: np.save(path, np.zeros((12, 3, 8, 8), np.float32)),
+    ],
+)
+def test_damaged_array_is_made_again(tmp_path, cache, damage):
+    tree(tmp_path)
+    truth = from_folder(tmp_path).train.images.clone()
+    damage(cache / kept(cache)[0])
+    assert torch.equal(from_folder(tmp_path).train.images, truth)
+    assert np.load(cache / kept(cache)[0]).shape == (12, 3, 8, 8)
+
+
+def test_failed_decoding_leaves_no_file(tmp_path, cache):
     tree(tmp_path)
     (tmp_path / "train" / "bee" / "2.png").write_bytes(b"not an image")
     with pytest.raises(ValueError, match=r"bee/2\.png is not an image that can be read.*Replace or remove it"):
         from_folder(tmp_path)
-    assert sorted(os.listdir(tmp_path)) == ["test", "train"]
+    assert sorted(os.listdir(tmp_path)) == ["test", "train"] and not list(cache.iterdir())
 
 
-def test_read_only_folder_is_read_with_a_warning(tmp_path, monkeypatch):
+def no_space(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("kind", ["a file in its place", "a full disk"])
+def test_without_a_cache_images_are_decoded_in_memory_with_a_warning(tmp_path, cache, monkeypatch, kind):
     truth = save(tmp_path / "x.png")
-
-    def refuse(*_, **__):
-        raise PermissionError("read-only")
-
-    monkeypatch.setattr(np.lib.format, "open_memmap", refuse)
-    with pytest.warns(UserWarning, match="not kept.*read-only"):
+    if kind == "a full disk":
+        monkeypatch.setattr(os, "posix_fallocate", no_space)
+    else:
+        cache.write_text("")
+    with pytest.warns(UserWarning, match="not kept, every load decodes again: .*(No space|File exists)"):
         images = decode_all([tmp_path / "x.png"], None, tmp_path)
-    assert np.array_equal(images[0], truth) and not kept(tmp_path)
+    assert np.array_equal(images[0], truth) and (cache.is_file() or not list(cache.iterdir()))
+    monkeypatch.setattr(os, "sysconf", lambda name: 1)
+    with pytest.raises(OSError, match="1 decoded images take 192 bytes, more than half of the memory"):
+        decode_all([tmp_path / "x.png"], None, tmp_path)
 
 
 def broken(path, content=b""):
@@ -183,7 +240,14 @@ def truncated(path):
     "make, error, words",
     [
         (lambda p: p.rmdir(), FileNotFoundError, "no folder"),
-        (lambda p: save(p / "x.png"), ValueError, "no sub-folder"),
+        (lambda p: save(p / "x.txt", format="png"), ValueError, "no sub-folder"),
+        (lambda p: save(p / "x.png"), ValueError, "less than one image"),
+        (lambda p: save(p / "set" / "a" / "x.png"), ValueError, "one folder, which holds folders itself: give .*set"),
+        (lambda p: save(p / "a" / "train" / "x.png"), ValueError, "folder .*a. one folder|one folder"),
+        (lambda p: [save(p / c / s / "x.png") for c in "ab" for s in ("train", "test")], ValueError, "expected test/a"),
+        (lambda p: save(p / "test" / "a" / "x.png"), ValueError, "the folders test, which are no clear pair"),
+        (lambda p: tree(p, ("train", "Training", "test")), ValueError, "folders Training, train, test, which are no"),
+        (lambda p: tree(p, ("train", "test", "Test")), ValueError, "no clear pair of splits: train_folder"),
         (lambda p: broken(p / "a" / "x.txt"), ValueError, r"a holds no image; accepted.*\.jpeg"),
         (lambda p: truncated(p / "a" / "x.jpg"), ValueError, r"x\.jpg is not an image.*(?i:truncated)"),
         (lambda p: Image.fromarray(np.zeros((4, 4), np.uint16)).save(_made(p / "a") / "x.png"), ValueError, "'I;16'"),
@@ -335,3 +399,97 @@ def test_memory_map_is_not_copied(tmp_path):
         data = from_arrays(mapped, LABELS, mapped, LABELS)
     assert data.train.images.data_ptr() == mapped.ctypes.data
     assert np.array_equal(from_arrays(mapped[..., ::-1], LABELS, mapped, LABELS).train.images, images[..., ::-1])
+
+
+@pytest.mark.parametrize("train", ["train", "Train", "TRAIN", "training", "train_images", "seg_train", "train2017"])
+@pytest.mark.parametrize("test", ["test", "Test", "TESTING", "valid", "val", "Validation", "dev", "eval", "val2017"])
+def test_splits_in_any_usual_spelling(tmp_path, train, test):
+    if (train.lower() in module.SPLITS) != (test.lower() in module.SPLITS) and "20" not in train + test:
+        pytest.skip("names of one style go together")
+    truth = tree(tmp_path, (train, test), 1)
+    data = from_folder(tmp_path)
+    assert data.class_names == ("ant", "bee") and data.source["train_folder"] is None
+    for split, part in ((train, data.train), (test, data.test)):
+        assert np.array_equal(part.images, np.stack([*truth[split, "ant"], *truth[split, "bee"]]))
+
+
+def test_folders_that_only_contain_the_words_of_splits_are_classes(tmp_path):
+    for name in ("bullet_train", "car", "test tube"):
+        for i in range(5):
+            save(tmp_path / name / f"{i}.png")
+    assert from_folder(tmp_path).class_names == ("bullet_train", "car", "test tube")
+
+
+def test_train_folder_says_what_the_names_do_not(tmp_path):
+    tree(tmp_path, ("train", "dev", "mine"), 5)
+    with pytest.warns(UserWarning, match="not read: the folder mine"):
+        assert len(from_folder(tmp_path).train) == 10
+    with pytest.warns(UserWarning, match="not read: the folder train"):
+        data = from_folder(tmp_path, train_folder="mine")
+    assert data.class_names == ("ant", "bee") and len(data.test) == 10 and data.source["train_folder"] == "mine"
+    data = from_folder(tmp_path, train_folder=".")
+    assert data.class_names == ("dev", "mine", "train") and (len(data.train), len(data.test)) == (24, 6)
+    with pytest.raises(ValueError, match=r"train_folder must be a folder in .* got 'nothing'"):
+        from_folder(tmp_path, train_folder="nothing")
+
+
+@pytest.mark.parametrize("splits", [[""], ["train", "valid"]])
+def test_images_in_no_folder_have_no_labels(tmp_path, splits):
+    truth = [[save(tmp_path / split / f"{i}.png") for i in range(10)] for split in splits]
+    save(tmp_path / "unlabelled" / "x.png")
+    data = from_folder(tmp_path)
+    assert data.class_names == () and set(data.train.labels.tolist()) == set(data.test.labels.tolist()) == {-1}
+    assert (len(data.train), len(data.test), len(data.unlabelled)) == ((8, 2, 1) if len(splits) == 1 else (10, 10, 1))
+    together = torch.cat([data.train.images, data.test.images]).flatten(1)
+    assert len(together.unique(dim=0)) == sum(map(len, truth))
+
+
+def test_linked_folders_are_followed_and_loops_are_not(tmp_path):
+    tree(tmp_path / "set", ("",), 5)
+    save(tmp_path / "elsewhere" / "deep" / "x.png")
+    (tmp_path / "set" / "ant" / "more").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (tmp_path / "elsewhere" / "again").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    for name, goal in (("up", tmp_path / "set"), ("self", tmp_path / "set" / "bee"), ("root", "/")):
+        (tmp_path / "set" / "bee" / name).symlink_to(goal, target_is_directory=True)
+    data = from_folder(tmp_path / "set")
+    assert torch.cat([data.train.labels, data.test.labels]).bincount().tolist() == [6, 5]
+
+
+def test_what_is_not_read_is_counted_in_a_warning(tmp_path):
+    tree(tmp_path, ("train", "test", "val"))
+    for name in ("train/ant/a.heic", "test/bee/b.HEIC", "train/ant/c.avif", "train/.hidden.heic", "train/list.txt"):
+        (tmp_path / name).write_bytes(b"")
+    save(tmp_path / "train" / "loose.png")
+    with pytest.warns(UserWarning) as said:
+        from_folder(tmp_path)
+    (words,) = (str(one.message).partition("not read: ")[2] for one in said)
+    assert words == (
+        "1 images outside the class folders, the folder val, 1 files ending in '.avif', 2 files ending in '.heic', "
+        "1 files ending in '.txt'"
+    )
+
+
+def test_names_that_are_not_utf8(tmp_path):
+    for i in range(5):
+        save(tmp_path / "a" / f"{i}.png").tofile(tmp_path / "raw")
+        os.rename(tmp_path / "a" / f"{i}.png", os.fsencode(tmp_path / "a") + b"/caf\xe9%d.png" % i)
+    (tmp_path / "raw").unlink()
+    os.rename(tmp_path / "a", os.fsencode(tmp_path) + b"/\xe4")
+    data = from_folder(tmp_path)
+    assert data.class_names == ("\\xe4",) and len(data.train) == 4
+    assert torch.equal(from_folder(tmp_path).train.images, data.train.images)
+
+
+def test_source_makes_the_same_set_again(tmp_path):
+    tree(tmp_path, ("",), 10)
+    data = load(str(tmp_path), size=np.int64(5), test_fraction=0.5, seed=3)
+    again = load(data.name, **json.loads(json.dumps(data.source)))
+    assert again.fingerprint == data.fingerprint != load(str(tmp_path)).fingerprint
+    assert load("digit_scenes", n_train=4, n_test=2).source == {"n_train": 4, "n_test": 2}
+    assert load("digits").source == {} and from_arrays(GRAY, LABELS).source is None
+
+
+def test_no_name_is_not_the_present_folder():
+    for call in (load, from_folder):
+        with pytest.raises(ValueError, match="''"):
+            call("")

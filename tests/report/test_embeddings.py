@@ -355,6 +355,8 @@ def test_a_target_that_is_not_whole_is_continuous(tmp_path, ending):
     else:
         found = read_embeddings(written(frame(y=y), tmp_path / f"x.{ending}"))
     np.testing.assert_allclose(found.target, y, rtol=1e-12)
+    written(frame(y=y), tmp_path / "comma.csv", sep=";", decimal=",")
+    np.testing.assert_allclose(read_embeddings(tmp_path / "comma.csv").target, y, rtol=1e-12)
     assert found.labels is None and "Continuous target" in found.note and "1 of 12 labels are missing" in found.note
 
 
@@ -381,7 +383,7 @@ def test_columns_of_vectors(tmp_path, kind):
     assert found.labels.tolist() == LABELS.tolist() and "Left out: 'text'" in found.note
     ragged = pa.table({"z": pa.array([[1.0, 2.0], [3.0]] * 3, pa.list_(pa.float32()))})
     pq.write_table(ragged, tmp_path / "x.parquet")
-    with pytest.raises(ValueError, match="'z' must hold vectors of one length"):
+    with pytest.raises(ValueError, match="'z' holds vectors of different lengths"):
         read_embeddings(tmp_path / "x.parquet")
 
 
