@@ -28,15 +28,11 @@ def demo_config(loss: str, epochs: int = EPOCHS) -> TrainConfig:
 
 
 def demo_probe(runs: Mapping[str, Run], data: ImageData, path: Path | None = None, n_jobs: Any = None) -> pd.DataFrame:
-    """Probe accuracy of raw pixels, an untrained encoder and the runs; read from `path` if it is of the same runs."""
-    digest = hashlib.sha256(data.fingerprint.encode())
-    for title, run in runs.items():
-        digest.update(title.encode() + (run.folder / WEIGHTS).read_bytes())
-    inputs = f"sha256:{digest.hexdigest()[:16]}"
-    if path is not None and path.exists():
-        kept = pd.read_csv(path)
-        if "inputs" in kept and (kept["inputs"] == inputs).all():
-            return kept.drop(columns="inputs")
+    """Probe accuracy of raw pixels, an untrained encoder and the runs; read from `path` if of the same inputs."""
+    weights = (title.encode() + (run.folder / WEIGHTS).read_bytes() for title, run in runs.items())
+    inputs = "sha256:" + hashlib.sha256(b"".join([data.fingerprint.encode(), *weights])).hexdigest()
+    if path is not None and path.exists() and set((kept := pd.read_csv(path)).get("inputs", ())) == {inputs}:
+        return kept.drop(columns="inputs")
     config, splits = next(iter(runs.values())).config, (data.train.images, data.test.images)
     features: dict[str, Any] = {"raw pixels": tuple(images.flatten(1).float() / 255 for images in splits)}
     encoders = {"untrained encoder": make_networks(config, data.train.images.shape[1])[0]}

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from importlib.metadata import version
 
 import numpy as np
@@ -13,8 +14,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from hsic_lab import demo
 from hsic_lab.cli import main
-from hsic_lab.datasets import from_arrays
+from hsic_lab.datasets import from_arrays, load
 from hsic_lab.datasets._published import SOURCES
 from hsic_lab.report import read_embeddings
 from hsic_lab.training import TrainConfig, train
@@ -136,7 +138,7 @@ def test_version():
 def test_probe(run):
     done = hsic_lab("probe", run[0], "--splits", "2")
     assert done.returncode == 0, done.stderr
-    assert "barlow_twins" in done.stdout and "weighted kNN, k = 200" in done.stdout
+    assert "barlow_twins" in done.stdout and "weighted kNN, k = 37" in done.stdout
 
 
 def test_plot(run, tmp_path):
@@ -219,7 +221,7 @@ def test_run_on_arrays_is_not_probed_on_something_else(tmp_path, command):
         TrainConfig(width=1, projector=(4,), batch_size=4, epochs=1), tmp_path, from_arrays(noise, [0, 1] * 10), False
     )
     code, _, errors = command("probe", tmp_path)
-    assert code == 2 and "'arrays' was made of arrays and cannot be loaded by name" in errors
+    assert code == 2 and "'arrays', are neither a known data set nor a folder: if the run was trained on arr" in errors
 
 
 def test_images_without_labels_are_trained_on_and_not_probed(tmp_path, command):
@@ -228,6 +230,8 @@ def test_images_without_labels_are_trained_on_and_not_probed(tmp_path, command):
     assert command("train", tmp_path / "run", "--dataset", photos, *SMALL)[0] == 0
     code, _, errors = command("probe", tmp_path / "run")
     assert code == 2 and "has no labels to predict" in errors and read_embeddings(tmp_path / "run").labels is None
+    code, _, errors = command("train", tmp_path / "few", "--dataset", photos, *SMALL, "--monitor", "knn")
+    assert code == 2 and "monitor must be 'none' for images without labels" in errors
     for number in range(9, 25):
         (photos / f"{number}.png").unlink()
     code, _, errors = command("train", tmp_path / "few", "--dataset", photos, *SMALL)
@@ -312,3 +316,18 @@ def test_ctrl_c_leaves_the_run_and_says_so(tmp_path):
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130 and said.endswith("hsic-lab: interrupted; what was done so far is kept\n")
     assert json.loads((tmp_path / "run" / "run.json").read_text())["state"] == "interrupted"
+
+
+def test_probe_of_the_demo_is_kept_for_the_same_weights(tmp_path, monkeypatch):
+    data = load("digit_scenes", n_train=200, n_test=50)
+    config = TrainConfig(width=1, projector=(4,), batch_size=50, epochs=1)
+    runs = {"loss": train(config, tmp_path / "run", data, False)}
+    table = demo.demo_probe(runs, data, tmp_path / "probe.csv")
+    os.utime(tmp_path / "probe.csv", (1, 1))  # as after a copy
+    with monkeypatch.context() as patch:
+        patch.setattr(demo, "probe_table", None)
+        pd.testing.assert_frame_equal(demo.demo_probe(runs, data, tmp_path / "probe.csv"), table)
+        train(replace(config, seed=1), tmp_path / "other", data, False)
+        (tmp_path / "other" / "weights.safetensors").rename(tmp_path / "run" / "weights.safetensors")
+        with pytest.raises(TypeError, match="not callable"):
+            demo.demo_probe(runs, data, tmp_path / "probe.csv")

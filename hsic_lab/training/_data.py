@@ -3,13 +3,14 @@
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate, islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from hsic_lab.datasets import DigitScenes, ImageData, load
+from hsic_lab.datasets import LOADERS, DigitScenes, ImageData, load
 from hsic_lab.training._config import TrainConfig
 from hsic_lab.training._networks import Views, make_views
 from hsic_lab.views import normalize
@@ -106,12 +107,10 @@ class TrainingPairs:
 
 def data_of(name: str, metadata: Mapping[str, Any]) -> ImageData:
     """Return the images of a run with these `metadata`, loaded as the run loaded them."""
-    source = metadata.get("source", {})  # runs before version 0.3 lack it
-    if source is None:
-        raise ValueError(
-            f"{name!r} was made of arrays and cannot be loaded by name: use the run in Python, with its data"
-        )
-    data = load(name, **source)
+    if name not in LOADERS and not Path(name).is_dir():
+        remedy = "if the run was trained on arrays, evaluate it in Python with its data"
+        raise ValueError(f"the data of the run, {name!r}, are neither a known data set nor a folder: {remedy}")
+    data = load(name, **metadata.get("source") or {})  # older runs lack it
     if (old := metadata.get("pictures", data.fingerprint)) != data.fingerprint:
         raise ValueError(f"the run was trained on other images, {old}; those of {name!r} are {data.fingerprint}")
     return data

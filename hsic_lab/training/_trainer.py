@@ -75,6 +75,8 @@ def make_monitor(kind: str, data: ImageData, seed: int = 0) -> Callable[[nn.Modu
     """
     if kind == "none":
         return None
+    if not data.class_names:
+        raise ValueError(f"monitor must be 'none' for images without labels, those of {data.name!r}; got {kind!r}")
     labels = data.train.labels.cpu().numpy()
     n, queries = len(labels), min(QUERIES, max(1, len(labels) // 5))
     sizes = {"train_size": min(BANK, n - queries), "test_size": queries}

@@ -268,14 +268,14 @@ def inspect(monkeypatch, capsys, *arguments):
     return stop.value.code, capsys.readouterr()
 
 
-def test_command_writes_beside_the_file_or_to_the_given_path(tmp_path, monkeypatch, capsys):
+def test_command_writes_beside_the_file_or_to_the_given_path(tmp_path, monkeypatch, capsys, caplog):
     np.save(tmp_path / "a.npy", A)
     np.save(tmp_path / "b.npy", B)
     np.save(tmp_path / "labels.npy", LABELS)
     code, said = inspect(monkeypatch, capsys, tmp_path / "a.npy")
     default = tmp_path / "a.npy.html"
     assert code == 0 and said.out.splitlines()[-1] == str(default) and default.is_file()
-    assert str(diagnose(A)) in said.err, "the verdict and its numbers"
+    assert str(diagnose(A)) in caplog.text, "the verdict and its numbers"
     page = tmp_path / "page.html"
     code, said = inspect(
         monkeypatch, capsys, tmp_path / "a.npy", tmp_path / "b.npy", "--labels", tmp_path / "labels.npy",
