@@ -148,10 +148,10 @@ def _train(
             raise ValueError(f"--set must be NAME=VALUE, got {setting!r}")
         given[name.strip()] = _parse(name.strip(), text)
     loading = {name: given.pop(option) for option, name in _LOADING.items() if option in given}
-    if "dataset" in given:
-        given["dataset"] = full_name(given["dataset"])
     if resume and (folder / SETTINGS).exists():
         config, _, metadata, *_ = read_settings(folder)
+        if "dataset" in given:
+            given["dataset"] = full_name(given["dataset"])
         asked = lab.training.recipe(recipe, **given) if recipe else replace(config, **given)
         names = [field.name for field in fields(config)] if recipe else list(given)
         changed = [name for name in names if getattr(asked, name) != getattr(config, name)]
