@@ -342,7 +342,8 @@ def inspect_file(
         raise ValueError(f"the page needs a name ending in .html, got {page}")
     found = lab.report.read_embeddings(file, second, labels, label=label, drop=drop or (), view_a=view_a, view_b=view_b)
     views = "one view" if found.z_b is None else "two views"
-    print(f"{found.name}: {views} of {found.z_a.shape[0]} rows and {found.z_a.shape[1]} features. {found.note}")
+    read = f"{found.name}: {views} of {found.z_a.shape[0]} rows and {found.z_a.shape[1]} features. {found.note}"
+    print(read, file=sys.stderr)  # the path of the page is the only output
     other = None if reference is None else lab.report.read_embeddings(reference).z_a
     logging.basicConfig(format="%(message)s")
     logging.getLogger("hsic_lab").setLevel(logging.INFO)  # a line for each part of the page that takes time

@@ -249,8 +249,9 @@ def test_inspect_says_what_was_read_and_how_far_it_is(tmp_path):
     assert done.returncode == 2 and "--drop 'image_id'" in done.stderr
     done = new_process("inspect", tmp_path / "x.csv", "--drop", "image_id", "--label-column", "species")
     assert done.returncode == 0, done.stderr
-    assert "60 rows and 4 features" in done.stdout and "Labels: 'species', 3 classes: '01', '1', '2'" in done.stdout
-    assert "Left out: 'image_id'" in done.stdout and "Verdict: " in done.stderr
+    assert done.stdout == f"{tmp_path / 'x.csv.html'}\n" and "60 rows and 4 features" in done.stderr
+    assert "Labels: 'species', 3 classes: '01', '1', '2'" in done.stderr
+    assert "Left out: 'image_id'" in done.stderr and "Verdict: " in done.stderr
     page = (tmp_path / "x.csv.html").read_text()
     assert "Left out: &#39;image_id&#39;" in page and "3 classes" in page
 
