@@ -468,7 +468,7 @@ def _is_counter(values: np.ndarray) -> bool:
 def _with_labels(found: Embeddings, values: np.ndarray, source: str) -> Embeddings:
     """Return the embeddings with labels, or with a continuous target; the note says which."""
     if values.shape != (n := len(found.z_a),):
-        raise ValueError(f"{found.name}: {n} rows need as many labels, shape (n,), got {values.shape}")
+        raise ValueError(f"{found.name}: {n} rows need as many labels, got {values.shape}")
     given = ~pd.isna(values) & (values != "" if values.dtype.kind in "OU" else True)
     labels = np.asarray(pd.Series(values[given]).infer_objects())
     if not len(labels):

@@ -271,10 +271,10 @@ BAD = {
     "mismatch.npz": (lambda path: np.savez(path, a=A, b=B[1:]), r"\(240, 8\) and \(239, 8\)"),
     "column.npz": (lambda path: np.savez(path, a=A, labels=LABELS[:, None]), r"shape \(n,\), got \(240, 1\)"),
     "labels.npz": (lambda path: np.savez(path, a=A, labels=LABELS[1:]), "240 rows need as many labels, got 239"),
-    "infinite.safetensors": (
-        lambda path: save_file({"a": A.numpy(), "y": A.numpy()[:, 0] / 0}, path), "must be finite, got"),
+    "fractions.safetensors": (
+        lambda path: save_file({"a": A.numpy(), "y": A.numpy()[:, 0].copy()}, path), "integers, booleans or strings"),
     "words.csv": (lambda path: path.write_text("f0,f1,kind\n" + "1.5,2,cat\n" * 9), "column 'kind' holds string"),
-    "index.csv": (lambda path: path.write_text(",f1,f2\n" + "1.5,2,3\n" * 9), "column '' looks like an index"),
+    "index.csv": (lambda path: path.write_text(",f1,f2\n" + "1.5,2,3\n" * 9), "a column has no name"),
     "unnamed.csv": (lambda path: path.write_text("Unnamed: 0,f1,f2\n" + "1,2,3\n" * 9), "'Unnamed: 0' looks like"),
     "class.csv": (lambda path: path.write_text("f0,f1,class\n" + "1.5,2,3\n" * 9), "column 'class' is no feature"),
     "twice.csv": (lambda path: path.write_text("f0,f1,f0\n" + "1.5,2,3\n" * 9), "column 'f0' occurs twice"),
@@ -282,7 +282,7 @@ BAD = {
     "ragged.csv": (lambda path: path.write_text("f0,f1\n1,2\n3\n"), "cannot be read"),
     "gaps.csv": (lambda path: path.write_text("f0,f1\n" + "1,2\n" * 5 + "3,\n"), "1 of 6 rows hold NaN"),
     "prefixes.csv": (lambda path: path.write_text("a_0,b_0,c\n" + "1,2,3\n" * 5), "column 'c' is neither"),
-    "unlabelled.csv": (lambda path: path.write_text("f0,f1,label\n" + "1,2,\n" * 5), "labels of 'label' are all miss"),
+    "unlabelled.csv": (lambda path: path.write_text("f0,f1,label\n" + "1,2,x\n" * 5 + "3,4,\n"), "labels"),
     "folder": (lambda path: path.mkdir(), "is not a run"),
 }  # fmt: skip
 
@@ -305,6 +305,7 @@ def test_bad_files_give_one_line_and_exit_code_2(name, tmp_path, monkeypatch, ca
         (B[1:], None, r"\(240, 8\) and \(239, 8\)"),
         (B, LABELS[1:], "240 rows need as many labels"),
         (None, LABELS.reshape(-1, 2), r"shape \(n,\)"),
+        (None, LABELS + 0.5, "integers, booleans or strings"),
     ],
 )
 def test_files_that_do_not_match_raise(second, labels, words, tmp_path, monkeypatch, capsys):
