@@ -158,7 +158,7 @@ def _train(
         source = metadata.get("source") or {}
         changed += [name for name, value in loading.items() if source.get(name) != value]
         if changed:
-            raise ValueError(f"--resume takes its settings from {folder}, got other values of {', '.join(changed)}")
+            raise ValueError(f"--resume takes its settings from {folder}, got other {', '.join(changed)}")
         data = None
     else:
         if resume:
