@@ -148,17 +148,17 @@ def _train(
             raise ValueError(f"--set must be NAME=VALUE, got {setting!r}")
         given[name.strip()] = _parse(name.strip(), text)
     loading = {name: given.pop(option) for option, name in _LOADING.items() if option in given}
-    if "dataset" in given:
-        given["dataset"] = full_name(given["dataset"])
     if resume and (folder / SETTINGS).exists():
         config, _, metadata, *_ = read_settings(folder)
+        if "dataset" in given:
+            given["dataset"] = full_name(given["dataset"])
         asked = lab.training.recipe(recipe, **given) if recipe else replace(config, **given)
         names = [field.name for field in fields(config)] if recipe else list(given)
         changed = [name for name in names if getattr(asked, name) != getattr(config, name)]
         source = metadata.get("source") or {}
         changed += [name for name, value in loading.items() if source.get(name) != value]
         if changed:
-            raise ValueError(f"--resume takes its settings from {folder}, got other values of {', '.join(changed)}")
+            raise ValueError(f"--resume takes its settings from {folder}, got other {', '.join(changed)}")
         data = None
     else:
         if resume:
@@ -343,7 +343,8 @@ def inspect_file(
         raise ValueError(f"the page needs a name ending in .html, got {page}")
     found = lab.report.read_embeddings(file, second, labels, label=label, drop=drop or (), view_a=view_a, view_b=view_b)
     views = "one view" if found.z_b is None else "two views"
-    print(f"{found.name}: {views} of {found.z_a.shape[0]} rows and {found.z_a.shape[1]} features. {found.note}")
+    read = f"{found.name}: {views} of {found.z_a.shape[0]} rows and {found.z_a.shape[1]} features. {found.note}"
+    print(read, file=sys.stderr)  # the path of the page is the only output
     other = None if reference is None else lab.report.read_embeddings(reference).z_a
     logging.basicConfig(format="%(message)s")
     logging.getLogger("hsic_lab").setLevel(logging.INFO)  # a line for each part of the page that takes time

@@ -1,11 +1,13 @@
 """The command line does its work, and its errors are one sentence with exit code 2."""
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from importlib.metadata import version
 
@@ -22,29 +24,29 @@ from hsic_lab.report import read_embeddings
 from hsic_lab.training import TrainConfig, train
 
 
-def hsic_lab(*arguments: str, cwd=None) -> subprocess.CompletedProcess:
-    code = "from hsic_lab.cli import main; main()"
-    environment = {name: value for name, value in os.environ.items() if name != "HSIC_LAB_DATA"}
-    return subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        capture_output=True, text=True, cwd=cwd, timeout=300, env=environment,
-    )  # fmt: skip
-
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """A function that runs a command in this process, and returns its exit code, output and errors."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["hsic-lab", *map(str, arguments)])
-        code = 0
+def hsic_lab(*arguments, cwd=None) -> subprocess.CompletedProcess:
+    """Run a command in this process: to load torch for each of them takes most of the time."""
+    code, out, errors = 0, *(io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(errors):
+        patch.setattr(sys, "argv", ["hsic-lab", *map(str, arguments)])
+        patch.setenv("SCIPY_ARRAY_API", "1")
+        patch.delenv("HSIC_LAB_DATA", raising=False)
+        patch.chdir(cwd or os.getcwd())
         try:
             main()
         except SystemExit as end:
             code = end.code or 0
-        return code, *capsys.readouterr()
+    return subprocess.CompletedProcess(arguments, code, *(x.buffer.getvalue().decode() for x in (out, errors)))
 
-    return call
+
+def called(*arguments) -> tuple[int, str, str]:
+    done = hsic_lab(*arguments)
+    return done.returncode, done.stdout, done.stderr
+
+
+def new_process(*arguments, code="from hsic_lab.cli import main; main()", cwd=None) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +73,7 @@ def test_a_finished_run_is_resumed_at_once_and_keeps_its_settings(run):
     assert same.returncode == 0 and same.stdout == run[1].stdout, "a job that is started twice"
     other = hsic_lab("train", run[0], "--resume", "--seed", "3", "--epochs", "2")
     assert other.returncode == 2 and "takes its settings from" in other.stderr
-    assert other.stderr.endswith("got other values of seed\n")
+    assert other.stderr.endswith("got other seed\n")
 
 
 def test_set_reaches_every_setting(tmp_path):
@@ -103,8 +105,8 @@ COMMANDS = ["demo", "train", "probe", "plot", "ablate", "inspect", "data", "data
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_help_has_an_example(name, command):
-    code, said, _ = command(*name.split(), "-h")
+def test_help_has_an_example(name):
+    code, said, _ = called(*name.split(), "-h")
     assert code == 0 and "Example" in said and f"hsic-lab {name}" in said
 
 
@@ -119,7 +121,7 @@ MISSING = [
 def test_paths_are_checked_before_torch_is_loaded(line, tmp_path):
     (tmp_path / "here.npy").touch()
     code = "import sys; from hsic_lab.cli import main\ntry: main()\nfinally: print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code, *line.split()], cwd=tmp_path, capture_output=True, text=True)
+    done = new_process(*line.split(), code=code, cwd=tmp_path)
     assert done.returncode == 2 and "missing.npy" in done.stderr and done.stdout == "False\n"
 
 
@@ -132,7 +134,7 @@ def test_help_of_train_is_that_of_the_settings():
 
 
 def test_version():
-    assert hsic_lab("--version").stdout == f"hsic-lab {version('hsic-lab')}\n"
+    assert new_process("--version").stdout == f"hsic-lab {version('hsic-lab')}\n"
 
 
 def test_probe(run):
@@ -186,58 +188,58 @@ def images(folder, names=("cats", "dogs"), n=10, shape=(20, 30)):
 SMALL = ("--epochs", "1", "--width", "1", "--projector", "4", "--batch-size", "4")
 
 
-def test_a_run_keeps_how_its_images_were_loaded(tmp_path, command):
+def test_a_run_keeps_how_its_images_were_loaded(tmp_path):
     images(tmp_path / "photos")
     loading = ("--dataset", tmp_path / "photos", "--size", "16", "--test-fraction", "0.5", "--split-seed", "3")
     run = tmp_path / "run"
     for _ in range(2):
-        code, said, errors = command("train", run, *loading, *SMALL, "--resume")
+        code, said, errors = called("train", run, *loading, *SMALL, "--resume")
         assert code == 0, errors
     facts = json.loads((run / "run.json").read_text())["facts"]
     assert facts["source"] == {"size": 16, "test_fraction": 0.5, "seed": 3, "train_folder": None}
     assert facts["pictures"].startswith("10 x 3 x 16 x 16")
-    code, said, errors = command("probe", run)
+    code, said, errors = called("probe", run)
     assert code == 0 and "10 test images" in said, errors
-    assert command("plot", run)[0] == 0 and len(read_embeddings(run).labels) == 10
-    code, _, errors = command("train", run, *SMALL, "--dataset", tmp_path / "photos", "--size", "8", "--resume")
-    assert code == 2 and errors.endswith("got other values of size\n")
+    assert called("plot", run)[0] == 0 and len(read_embeddings(run).labels) == 10
+    code, _, errors = called("train", run, *SMALL, "--dataset", tmp_path / "photos", "--size", "8", "--resume")
+    assert code == 2 and errors.endswith("got other size\n")
     for number in (0, 1, 2):
         (tmp_path / "photos" / "cats" / f"{number}.png").unlink()
     for arguments in (("probe", run), ("inspect", run)):
-        code, _, errors = command(*arguments)
+        code, _, errors = called(*arguments)
         assert code == 2 and "was trained on other images, 10 x 3 x 16 x 16" in errors
 
 
-def test_images_of_mixed_sizes_name_the_option(tmp_path, command):
+def test_images_of_mixed_sizes_name_the_option(tmp_path):
     images(tmp_path / "mixed", ("a",), 5)
     images(tmp_path / "mixed", ("b",), 5, (8, 8))
-    code, _, errors = command("train", tmp_path / "run", "--dataset", tmp_path / "mixed", *SMALL)
+    code, _, errors = called("train", tmp_path / "run", "--dataset", tmp_path / "mixed", *SMALL)
     assert code == 2 and "size=64 (--size 64), for instance" in errors
 
 
-def test_run_on_arrays_is_not_probed_on_something_else(tmp_path, command):
+def test_run_on_arrays_is_not_probed_on_something_else(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), dtype=np.uint8)
     train(
         TrainConfig(width=1, projector=(4,), batch_size=4, epochs=1), tmp_path, from_arrays(noise, [0, 1] * 10), False
     )
-    code, _, errors = command("probe", tmp_path)
+    code, _, errors = called("probe", tmp_path)
     assert code == 2 and "'arrays', are neither a known data set nor a folder: if the run was trained on arr" in errors
 
 
-def test_images_without_labels_are_trained_on_and_not_probed(tmp_path, command):
+def test_images_without_labels_are_trained_on_and_not_probed(tmp_path):
     photos = tmp_path / "set" / "photos"
     images(tmp_path / "set", ("photos",), 25, (8, 8))
-    assert command("train", tmp_path / "run", "--dataset", photos, *SMALL)[0] == 0
-    code, _, errors = command("probe", tmp_path / "run")
+    assert called("train", tmp_path / "run", "--dataset", photos, *SMALL)[0] == 0
+    code, _, errors = called("probe", tmp_path / "run")
     assert code == 2 and "has no labels to predict" in errors and read_embeddings(tmp_path / "run").labels is None
-    code, _, errors = command("train", tmp_path / "few", "--dataset", photos, *SMALL, "--monitor", "knn")
+    code, _, errors = called("train", tmp_path / "few", "--dataset", photos, *SMALL, "--monitor", "knn")
     assert code == 2 and "monitor must be 'none' for images without labels" in errors
     for number in range(9, 25):
         (photos / f"{number}.png").unlink()
-    code, _, errors = command("train", tmp_path / "few", "--dataset", photos, *SMALL)
+    code, _, errors = called("train", tmp_path / "few", "--dataset", photos, *SMALL)
     assert code == 2 and f"C needs at least 2 held-out images, '{photos}' has 1" in errors
     assert "--test-fraction" in errors and not (tmp_path / "few").exists()
-    assert command("train", tmp_path / "few", "--dataset", photos, *SMALL, "--test-fraction", "0.4")[0] == 0
+    assert called("train", tmp_path / "few", "--dataset", photos, *SMALL, "--test-fraction", "0.4")[0] == 0
 
 
 def test_inspect_says_what_was_read_and_how_far_it_is(tmp_path):
@@ -245,23 +247,24 @@ def test_inspect_says_what_was_read_and_how_far_it_is(tmp_path):
     table.assign(image_id=range(60), species=["01", "1", "2"] * 20).to_csv(tmp_path / "x.csv", index=False)
     done = hsic_lab("inspect", tmp_path / "x.csv")
     assert done.returncode == 2 and "--drop 'image_id'" in done.stderr
-    done = hsic_lab("inspect", tmp_path / "x.csv", "--drop", "image_id", "--label-column", "species")
+    done = new_process("inspect", tmp_path / "x.csv", "--drop", "image_id", "--label-column", "species")
     assert done.returncode == 0, done.stderr
-    assert "60 rows and 4 features" in done.stdout and "Labels: 'species', 3 classes: '01', '1', '2'" in done.stdout
-    assert "Left out: 'image_id'" in done.stdout and "Verdict: " in done.stderr
+    assert done.stdout == f"{tmp_path / 'x.csv.html'}\n" and "60 rows and 4 features" in done.stderr
+    assert "Labels: 'species', 3 classes: '01', '1', '2'" in done.stderr
+    assert "Left out: 'image_id'" in done.stderr and "Verdict: " in done.stderr
     page = (tmp_path / "x.csv.html").read_text()
     assert "Left out: &#39;image_id&#39;" in page and "3 classes" in page
 
 
-def test_tables_of_ablations_are_compared_and_drawn(tmp_path, command):
+def test_tables_of_ablations_are_compared_and_drawn(tmp_path):
     (tmp_path / "grid.toml").write_text(
         'base = { dataset = "digits", epochs = 1, width = 1, projector = [4] }\n'
         'cross = { batch_size = [128, 256], loss = ["barlow_twins", "hsic_ssl"] }\nseeds = 2\nevaluate = ["knn"]\n'
     )
-    code, said, errors = command("ablate", tmp_path / "grid.toml", "--folder", tmp_path / "runs")
+    code, said, errors = called("ablate", tmp_path / "grid.toml", "--folder", tmp_path / "runs")
     assert code == 0, errors
     assert "knn, loss barlow_twins: batch_size 256 minus 128: " in said and said.count("95 % int") == 4
-    code, said, errors = command("plot", tmp_path / "runs" / "grid.csv")
+    code, said, errors = called("plot", tmp_path / "runs" / "grid.csv")
     assert code == 0 and said == f"{tmp_path / 'runs' / 'grid_knn.png'}\n", errors
     assert (tmp_path / "runs" / "grid_knn.png").read_bytes().startswith(b"\x89PNG")
 
@@ -319,15 +322,16 @@ def test_ctrl_c_leaves_the_run_and_says_so(tmp_path):
 
 
 def test_probe_of_the_demo_is_kept_for_the_same_weights(tmp_path, monkeypatch):
-    data = load("digit_scenes", n_train=200, n_test=50)
+    data, made = load("digit_scenes", n_train=60, n_test=50), []
     config = TrainConfig(width=1, projector=(4,), batch_size=50, epochs=1)
     runs = {"loss": train(config, tmp_path / "run", data, False)}
-    table = demo.demo_probe(runs, data, tmp_path / "probe.csv")
-    os.utime(tmp_path / "probe.csv", (1, 1))  # as after a copy
-    with monkeypatch.context() as patch:
-        patch.setattr(demo, "probe_table", None)
+    table = pd.DataFrame({"representation": ["loss"], "accuracy": [0.5]})
+    monkeypatch.setattr(demo, "probe_table", lambda *_, **__: made.append(1) or table)
+    for _ in range(2):
         pd.testing.assert_frame_equal(demo.demo_probe(runs, data, tmp_path / "probe.csv"), table)
-        train(replace(config, seed=1), tmp_path / "other", data, False)
-        (tmp_path / "other" / "weights.safetensors").rename(tmp_path / "run" / "weights.safetensors")
-        with pytest.raises(TypeError, match="not callable"):
-            demo.demo_probe(runs, data, tmp_path / "probe.csv")
+        os.utime(tmp_path / "probe.csv", (1, 1))  # as after a copy
+    assert len(made) == 1
+    train(replace(config, seed=1), tmp_path / "other", data, False)
+    (tmp_path / "other" / "weights.safetensors").rename(tmp_path / "run" / "weights.safetensors")
+    demo.demo_probe(runs, data, tmp_path / "probe.csv")
+    assert len(made) == 2

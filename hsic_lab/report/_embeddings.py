@@ -211,7 +211,7 @@ def _named_errors(path: Path) -> Iterator[None]:
     readers = zipfile.BadZipFile, SafetensorError, pa.ArrowException, pickle.UnpicklingError
     try:
         yield
-    except (ValueError, OSError, EOFError, KeyError, RuntimeError, MemoryError, *readers) as error:
+    except (ValueError, OSError, EOFError, LookupError, RuntimeError, MemoryError, *readers) as error:
         words = (str(error).strip() or type(error).__name__).splitlines()[0]
         words = next((ours for theirs, ours in clearer.items() if theirs in words), words)
         raise ValueError(words if path.name in words else f"{printable(path)} cannot be read: {words}") from error
