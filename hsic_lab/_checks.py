@@ -20,8 +20,8 @@ def as_samples(x: ArrayLike | Tensor, name: str, *, labels: bool = False) -> Ten
     """`x` as an `(n, p)` tensor of finite floats; `(n,)` is one column. With `labels`, integers and booleans pass."""
     x = as_tensor(x, name)
     x = x[:, None] if x.dim() == 1 else x
-    if x.dim() != 2 or x.shape[1] == 0:
-        raise ValueError(f"{name} must have shape (n, p) or (n,), got {tuple(x.shape)}")
+    if x.dim() != 2 or 0 in x.shape:
+        raise ValueError(f"{name} must have shape (n, p) or (n,), n and p at least 1, got {tuple(x.shape)}")
     if not x.is_floating_point():
         if labels:
             return x
@@ -99,6 +99,8 @@ def factor_values(column: ArrayLike | Tensor, name: str = "column") -> tuple[Ten
     """
     if isinstance(column, Tensor):
         return column, not column.is_floating_point()
+    if np.ndim(column) != 1 or getattr(column, "dtype", np.dtype(float)).names:
+        raise ValueError(f"{name} must be a column of one value a row, got {np.shape(column)}: {column!r:.60}")
     series = pd.Series(column)
     if missing := int(series.isna().sum()):
         raise ValueError(f"{name} holds {missing} missing values (None, NaN or NaT) in {len(series)} rows")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from hsic_lab._checks import check_choice, check_integer, check_type, is_constant
+from hsic_lab._checks import as_tensor, check_choice, check_integer, check_type, is_constant
 from hsic_lab.cka import u_center
 from hsic_lab.evaluation._features import check_images, evaluating, model_input
 from hsic_lab.hsic._estimators import at_origin, center
@@ -151,7 +151,7 @@ def _batches(images: Tensor | Iterable[Any], batch_size: int) -> Iterator[Tensor
     latest = None
     if not isinstance(images, Iterable) or isinstance(images, type) or getattr(images, "ndim", 1) == 0:
         raise TypeError(f"images must be a tensor (n, c, h, w) or an iterable of batches, got {images!r:.80}")
-    for batch in images.split(batch_size) if isinstance(images, Tensor) else images:
+    for batch in as_tensor(images, "images").split(batch_size) if isinstance(images, Tensor) else images:
         batch = batch[0] if isinstance(batch, tuple | list) else batch
         check_images(batch)
         if latest is not None and min(len(latest), len(batch)) < 4:

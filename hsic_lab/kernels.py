@@ -316,10 +316,11 @@ def kernel_or(default: "Kernel", kernel: "Kernel | None", name: str) -> "Kernel"
     return default if kernel is None else check_type(name, kernel, Kernel)
 
 
-def require_finite(values: Tensor, kernel: Kernel) -> Tensor:
+def require_finite(values: Tensor, *kernels: Kernel) -> Tensor:
     """`values` themselves; ValueError if one is not finite, because comparisons with NaN mislead."""
     if not values.isfinite().all():
-        raise ValueError(f"{kernel!r} leaves the range of {values.dtype} on this sample: standardize the sample")
+        named = " or ".join(map(repr, kernels))
+        raise ValueError(f"{named} leaves the range of {values.dtype} on this sample: standardize the sample")
     return values
 
 

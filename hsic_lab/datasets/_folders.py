@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from tqdm.contrib.concurrent import thread_map
 
-from hsic_lab._checks import as_labels, as_tensor, check_integer, check_number, is_whole
+from hsic_lab._checks import as_labels, as_tensor, check_integer, check_number, check_type, is_whole
 from hsic_lab._io import progress_options, replace_file
 from hsic_lab.datasets._images import UNKNOWN, ImageData, Images
 
@@ -256,7 +256,7 @@ def from_folder(
     -------
     ImageData
     """
-    if not str(path):
+    if not str(check_type("path", path, str, PathLike)):
         raise ValueError("expected the path of a folder of images, got ''")
     path = Path(os.path.abspath(Path(path).expanduser()))
     if not path.is_dir():

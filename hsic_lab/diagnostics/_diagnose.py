@@ -165,9 +165,7 @@ def diagnose(
     n, d = z_a.shape
     if n < 4:
         raise ValueError(f"needs at least 4 rows, got shape {(n, d)}")
-    for name, z in (("z_a", z_a), ("z_b", z_b)):
-        if z is not None and (largest := float(z.abs().max())) > _LARGEST:
-            raise ValueError(f"{name} reaches {largest:.3g}, and squares leave float32 above {_LARGEST:g}: rescale it")
+    z_a, z_b = _moderate("z_a", z_a), None if z_b is None else _moderate("z_b", z_b)
     rows = [row for z, view in ((z_a, ""), (z_b, "_b")) if z is not None for row in _view_rows(z, view, kind)]
     rows += _correlation_rows(z_a, z_b)
     if reference is not None:
@@ -252,7 +250,7 @@ def _correlation_rows(z_a: Tensor, z_b: Tensor | None) -> list[Row]:
 
 def feature_variance(z: Features) -> Tensor:
     """Variance (divisor n) of features (n, d), float64 of shape (d,); 0 for one that is constant up to rounding."""
-    return column_moments(as_samples(z, "z").detach())[1]
+    return column_moments(_moderate("z", as_samples(z, "z").detach()))[1]
 
 
 def redundancy(z_a: Features, z_b: Features | None = None) -> float:
@@ -283,12 +281,19 @@ def feature_sum_covariance(z_a: Features, z_b: Features | None = None) -> float:
     return _feature_sums(*_standardized(z_a, z_b))[0]
 
 
+def _moderate(name: str, z: Tensor) -> Tensor:
+    """`z` itself; ValueError if squares of its values overflow."""
+    if (largest := float(z.abs().max())) > _LARGEST:
+        raise ValueError(f"{name} reaches {largest:.3g}, and squares leave float32 above {_LARGEST:g}: rescale it")
+    return z
+
+
 def _standardized(z_a: Features, z_b: Features | None) -> tuple[Tensor, Tensor]:
     """Both views standardized; the same tensor twice for one view."""
     if z_b is None:
-        return (standardize(as_samples(z_a, "z_a").detach()),) * 2
+        return (standardize(_moderate("z_a", as_samples(z_a, "z_a").detach())),) * 2
     x, y = as_views(z_a, z_b)
-    return standardize(x), standardize(y)
+    return standardize(_moderate("z_a", x)), standardize(_moderate("z_b", y))
 
 
 def _redundancy(x: Tensor, y: Tensor) -> tuple[float, float]:

@@ -21,7 +21,7 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from hsic_lab._checks import as_labels, check_integer, check_number
+from hsic_lab._checks import as_labels, check_integer, check_number, check_type
 from hsic_lab.correlation import column_moments, to_array
 from hsic_lab.evaluation._features import Data, chance_accuracy, check_splits
 
@@ -227,6 +227,8 @@ def _probe_rows(features: Pairs, train_y, test_y, draws: Sequence[tuple], n_jobs
         raise TypeError(f"features must map a name to (train_x, test_x), got {type(features).__name__}")
     if not features:
         raise ValueError("features must name at least one representation, got none")
+    for name, pair in features.items():
+        check_type(f"features[{name!r}]", pair, tuple, list)
     # Arrays, because joblib hands large ones to its processes without a copy.
     splits = [map(_for_sklearn, check_splits(x, train_y, test_x, test_y)[:2]) for x, test_x in features.values()]
     tasks = (

@@ -7,7 +7,17 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from hsic_lab._checks import check_choice, check_integer, no_autocast
-from hsic_lab.kernels import Gaussian, InverseMultiquadric, Kernel, Laplace, Linear, Product, Sum, kernel_or
+from hsic_lab.kernels import (
+    Gaussian,
+    InverseMultiquadric,
+    Kernel,
+    Laplace,
+    Linear,
+    Product,
+    Sum,
+    kernel_or,
+    require_finite,
+)
 
 TILE_ROWS = 512  # two float32 tiles and their intermediate results fit a core's second-level cache
 DUAL_ROWS = 2048  # the six or so (n, n) arrays of the dual route take at most 100 MB in float32
@@ -74,8 +84,10 @@ def hsic(
         if estimator == "block" and block_size:
             count = len(x) // block_size
             blocks = zip(x.tensor_split(count), y.tensor_split(count), strict=True)
-            return torch.stack([_exact(*block, kernel_x, kernel_y, True, route, TILE_ROWS) for block in blocks]).mean()
-        return _exact(x, y, kernel_x, kernel_y, estimator == "unbiased", route, block_size or TILE_ROWS)
+            value = torch.stack([_exact(*block, kernel_x, kernel_y, True, route, TILE_ROWS) for block in blocks]).mean()
+        else:
+            value = _exact(x, y, kernel_x, kernel_y, estimator == "unbiased", route, block_size or TILE_ROWS)
+        return require_finite(value, kernel_x, kernel_y)
 
 
 def paired_samples(x: Tensor, y: Tensor, kernel_x: Kernel, kernel_y: Kernel, at_least: int) -> tuple[Tensor, Tensor]:
@@ -261,7 +273,7 @@ class StreamingLinearHSIC:
         m, least = self._moments, 4 if unbiased else 2
         if m is None or m.n < least:
             raise ValueError(f"needs at least {least} rows, got {0 if m is None else m.n}")
-        n, total = m.n, m.xy.square().sum()
+        n, total = m.n, require_finite(m.xy.square().sum(), Linear())
         if not unbiased:
             return total / n**2
         # Song et al. (2012), equation 5. Rows are centered, so the row sums of the Grams without diagonals are -a, -b.

@@ -68,7 +68,8 @@ def dhsic(*samples: Tensor, kernels: Sequence[Kernel] | None = None) -> Tensor:
             x = x.double() if x.is_floating_point() else x
             gram = kernel.fit(x).gram(x, None).double()
             joint, rows, mean = joint * gram, rows * gram.mean(dim=1), mean * gram.mean()
-        return (joint.mean() + mean - 2 * rows.mean()).to(reduce(torch.promote_types, dtypes))
+        value = (joint.mean() + mean - 2 * rows.mean()).to(reduce(torch.promote_types, dtypes))
+        return require_finite(value, *kernels)
 
 
 class PairTests(NamedTuple):
@@ -149,7 +150,7 @@ def hsic_matrix(
         totals_x, totals_y = rows_x.sum(dim=1), rows_y.sum(dim=1)
         values = from_sums(xy, totals_x[:, None], totals_y, rows_x @ rows_y.T, n, unbiased)
         if not normalized:
-            return values
+            return require_finite(values, kernel_x, kernel_y)
         self_x = from_sums(xx, totals_x, totals_x, rows_x.square().sum(dim=1), n, unbiased)
         self_y = from_sums(yy, totals_y, totals_y, rows_y.square().sum(dim=1), n, unbiased)
         # Values below this are the rounding error of the sums.

@@ -1,6 +1,7 @@
 """Base class of the losses: input checks, precision, rows of other processes, and the sum of named terms."""
 
 import inspect
+import math
 from collections.abc import Callable
 from functools import reduce
 from numbers import Real
@@ -16,8 +17,8 @@ class TwoViewLoss(nn.Module):
     """Base class of the losses of two views; a subclass implements ``_terms``.
 
     Losses and gradients are computed in float32 or better under any autocast. They are differentiable to any order
-    and in any mode of torch; compiled by ``torch.compile`` they are differentiable once, torch refuses more. Losses that
-    are defined for more than two views take the other views as further arguments. `gather_distributed` is as in
+    and in any mode of torch; compiled by ``torch.compile`` they are differentiable once, torch refuses more. Losses
+    that are defined for more than two views take the other views as further arguments. `gather_distributed` is as in
     `BarlowTwinsLoss`.
     """
 
@@ -72,8 +73,8 @@ class TwoViewLoss(nn.Module):
 def check_numbers(positive: bool = False, **values: float) -> None:
     """ValueError unless every named value is a number of at least 0, or above 0 if `positive`."""
     for name, value in values.items():
-        if not (is_number(value) and (value > 0 if positive else value >= 0)):
-            raise ValueError(f"{name} must be {'positive' if positive else 'at least 0'}, got {value!r}")
+        if not (is_number(value) and (0 < value < math.inf if positive else 0 <= value < math.inf)):
+            raise ValueError(f"{name} must be {'positive' if positive else 'at least 0'} and finite, got {value!r}")
 
 
 def is_number(value: object) -> bool:

@@ -139,7 +139,8 @@ def plot_views(pairs: Mapping[str, tuple[ArrayLike, ArrayLike]], n: int = 8) -> 
         raise ValueError("pairs must hold at least one pair of views, got none")
     size = (1.1 * n + 0.6, 2.6 * len(pairs))
     figure, axes = plt.subplots(len(pairs), figsize=size, squeeze=False, layout="constrained")
-    for ax, (title, (view_a, view_b)) in zip(axes[:, 0], pairs.items(), strict=True):
+    for ax, (title, pair) in zip(axes[:, 0], pairs.items(), strict=True):
+        view_a, view_b = check_type(f"pairs[{title!r}]", pair, tuple, list)
         plot_pairs(view_a, view_b, n, ax).set_title(plain(title, 80))
     return figure
 
