@@ -1,7 +1,8 @@
 """Barlow Twins forward and backward: ours beside the formulas of lightly 1.6 and solo-learn, time and extra memory.
 
-Interleaved minima and medians on two threads; their ratios to lightly's are printed beside the time that the matrix
-products alone take at the measured speed. Writes data/results/losses_<device>.csv and, with --figure, the ratio over n and d.
+Interleaved minima and medians on two threads; their ratios to lightly are printed beside the time that the matrix
+products alone take at the measured speed. Writes data/results/losses_<device>.csv and, with --figure, the ratio over n
+and d.
 Combinations whose estimated matrices or times exceed the limits are written as skipped. Memory is what a step adds to
 the peak resident set (Linux) or to the peak of CUDA's allocator.
 
