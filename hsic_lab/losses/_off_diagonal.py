@@ -1,5 +1,7 @@
 """The off-diagonal part of the squared Frobenius norm of C = X'Y/n, from C (d x d) or from two Grams (n x n)."""
 
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
@@ -31,10 +33,10 @@ def split_squared_norm(
         # element that takes as long as about 200 multiplications.
         route = "primal" if 3 * d <= 4 * n + 200 else "dual"
     if contrast == "samples":
-        return _over_pairs_of_images(x, y, route, standardized)
+        return _over_pairs_of_images(*_both(standardized, x, y), route)
     if route == "dual" and not standardized:
         return _dual_without_head(x, y)
-    return _split(x, y, route, standardized)
+    return _split(route, standardized, x, *([] if y is None else [y]))
 
 
 def column_blocks(z: Tensor) -> list[slice]:
@@ -44,11 +46,13 @@ def column_blocks(z: Tensor) -> list[slice]:
     return [slice(start, start + width) for start in range(0, d, width)]
 
 
-def _over_pairs_of_images(x: Tensor, y: Tensor | None, route: str, standardized: bool) -> tuple[Tensor, Tensor, Tensor]:
-    n, d = x.shape
-    if standardized:
-        x, y = standardize_with_scale(x)[0], None if y is None else standardize_with_scale(y)[0]
+def _both(standardized: bool, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
     y = x if y is None else y
+    return (standardize_with_scale(x)[0], standardize_with_scale(y)[0]) if standardized else (x, y)
+
+
+def _over_pairs_of_images(x: Tensor, y: Tensor, route: str) -> tuple[Tensor, Tensor, Tensor]:
+    n, d = x.shape
     diagonal = (x * y).mean(dim=0)
     total = (x.sum(dim=1) * y.sum(dim=1)).sum() / n - diagonal.sum()
     if route == "dual":
@@ -58,7 +62,7 @@ def _over_pairs_of_images(x: Tensor, y: Tensor | None, route: str, standardized:
     top = (x.square().sum(dim=1) * y.square().sum(dim=1)).detach().topk(min(_HEAD, n, d)).indices
     products = (matmul(x[top], x.T) * matmul(y[top], y.T)).scatter(1, top[:, None], 0)
     x, y = x.index_fill(0, top, 0), y.index_fill(0, top, 0)
-    rest = (matmul(x.T, y)).square().sum() - (x.square().sum(dim=1) * y.square().sum(dim=1)).sum()
+    rest = matmul(x.T, y).square().sum() - (x.square().sum(dim=1) * y.square().sum(dim=1)).sum()
     return diagonal, (2 * products.sum() - products[:, top].sum() + rest) / n**2, total
 
 
@@ -69,36 +73,33 @@ def _dual_without_head(x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor, Ten
     Without these, what is subtracted is of the order of their correlations, as `C_ij^2` is about `C_ii C_jj / n`.
     """
     n, d = x.shape
-    other = x if y is None else y
+    views = [x] if y is None else [x, y]
+    other = views[-1]
     top = (x * other).sum(dim=0).detach().abs().topk(min(_HEAD, n, d)).indices
-    rest_x = x.index_fill(1, top, 0)
-    rest_y = None if y is None else y.index_fill(1, top, 0)
-    diagonal, squared_norm, total = _split(rest_x, rest_y, "dual", False)
-    rows, columns = matmul(x[:, top].T, other) / n, matmul(other[:, top].T, rest_x) / n
+    rest = [z.index_fill(1, top, 0) for z in views]
+    diagonal, squared_norm, total = _split("dual", False, *rest)
+    rows, columns = matmul(x[:, top].T, other) / n, matmul(other[:, top].T, rest[0]) / n
     head = rows.gather(1, top[:, None])[:, 0]
     squared_norm = squared_norm + rows.scatter(1, top[:, None], 0).square().sum() + columns.square().sum()
     return diagonal.index_add(0, top, head), squared_norm, total + rows.sum() - head.sum() + columns.sum()
 
 
-def _split(x: Tensor, y: Tensor | None, route: str, standardized: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """`split_squared_norm` over pairs of features, by the functions below or, within transforms, by torch's own."""
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
-        return _by_autograd(x, y, route, standardized)
-    return _Split.apply(x, y, route, standardized)
+def _split(route: str, standardized: bool, *views: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`split_squared_norm` over pairs of features, by the function below where it is faster and torch allows it."""
+    transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    by_autograd = transformed or (route == "primal" and not standardized)
+    return (_by_autograd if by_autograd else _Split.apply)(route, standardized, *views)
 
 
-def _by_autograd(x: Tensor, y: Tensor | None, route: str, standardized: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _by_autograd(route: str, standardized: bool, *views: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The formulas of `_Split`, which autograd differentiates to any order in any mode."""
-    n = len(x)
-    if standardized:
-        x, y = standardize_with_scale(x)[0], None if y is None else standardize_with_scale(y)[0]
-    y = x if y is None else y
+    x, y = _both(standardized, *views)
     if route == "primal":
-        c = matmul(x.T, y) / n
+        c = matmul(x.T, y) / len(x)
         others = c - c.diagonal().diag_embed()
         return c.diagonal(), others.square().sum(), others.sum()
-    diagonal, total = (x * y).mean(dim=0), (x.sum(dim=1) * y.sum(dim=1)).sum() / n
-    squared_norm = (matmul(x, x.T) * matmul(y, y.T)).sum() / n**2
+    diagonal, total = (x * y).mean(dim=0), (x.sum(dim=1) * y.sum(dim=1)).sum() / len(x)
+    squared_norm = (matmul(x, x.T) * matmul(y, y.T)).sum() / len(x) ** 2
     return diagonal, squared_norm - diagonal.square().sum(), total - diagonal.sum()
 
 
@@ -106,57 +107,44 @@ class _Split(Function):
     # Written out because autograd would differentiate X X' as a product of two different matrices, six products where
     # the symmetry of the Grams needs four, and would standardize in twice as many passes over the views.
     @staticmethod
-    def forward(ctx, z_a: Tensor, z_b: Tensor | None, route: str, standardized: bool) -> tuple[Tensor, ...]:
-        results, saved = (_primal if route == "primal" else _dual)(z_a, z_b, standardized)
-        ctx.save_for_backward(z_a, z_b, *saved)
-        ctx.route, ctx.standardized = route, standardized
+    def forward(ctx, route, standardized, *views):
+        results, saved = _primal(*views) if route == "primal" else _dual(views, standardized)
+        ctx.save_for_backward(*saved, *views)
+        ctx.route, ctx.standardized, ctx.n_saved = route, standardized, len(saved)
         ctx.set_materialize_grads(False)
         return results
 
     @staticmethod
-    def backward(ctx, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        z_a, z_b, *saved = ctx.saved_tensors
+    def backward(ctx, *gradients):
+        saved, views = ctx.saved_tensors[: ctx.n_saved], ctx.saved_tensors[ctx.n_saved :]
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # a second derivative may follow
-            inputs = [z for z in (z_a, z_b) if z is not None]
-            results, pull = torch.func.vjp(lambda x, y=None: _by_autograd(x, y, ctx.route, ctx.standardized), *inputs)
-            filled = tuple(torch.zeros_like(r) if g is None else g for r, g in zip(results, gradients, strict=True))
-            return (*pull(filled), *[None] * (4 - len(inputs)))
-        compute = _primal_backward if ctx.route == "primal" else _dual_backward
-        numbers = (0.0 if g is None else g for g in gradients)
-        with no_autocast(z_a):  # backward() may run inside the caller's autocast
-            return *compute(z_a, z_b, ctx.standardized, saved, *numbers), None, None
+            results, pull, *_ = torch.func.vjp(partial(_by_autograd, ctx.route, ctx.standardized), *views)
+            filled = (torch.zeros_like(r) if g is None else g for r, g in zip(results, gradients, strict=True))
+            return None, None, *pull(tuple(filled))
+        filled = (0.0 if g is None else g for g in gradients)
+        with no_autocast(views[0]):  # backward() may run inside the caller's autocast
+            if ctx.route == "primal":
+                return None, None, *_primal_backward(*saved, *filled)
+            return None, None, *_dual_backward(views, ctx.standardized, *saved, *filled)
 
 
-def _primal(z_a: Tensor, z_b: Tensor | None, standardized: bool) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    n = len(z_a)
-    saved: tuple[Tensor, ...] = ()
-    if standardized:  # as `standardize_with_scale`, but the scales are applied to C and not to the views
-        views = torch.stack([z_a, z_a if z_b is None else z_b])
-        views -= (means := views.sum(dim=1, keepdim=True).mul_(1 / n))
-        views -= views.sum(dim=1, keepdim=True).mul_(1 / n)
-        scales = reciprocal_std(means[:, 0], views.square().sum(dim=1).mul_(1 / n))
-        (x, y), (scale_x, scale_y) = views, scales
-        c = (x.T @ y).mul_((scale_x / n)[:, None]).mul_(scale_y)
-    else:
-        c = (z_a.T @ (z_a if z_b is None else z_b)).mul_(1 / n)
+def _primal(z_a: Tensor, z_b: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    # As `standardize_with_scale`, but the scales are applied to C and not to the views.
+    n, views = len(z_a), torch.stack([z_a, z_b])
+    views -= (means := views.sum(dim=1, keepdim=True).mul_(1 / n))
+    views -= views.sum(dim=1, keepdim=True).mul_(1 / n)
+    scales = reciprocal_std(means[:, 0], views.square().sum(dim=1).mul_(1 / n))
+    (x, y), (scale_x, scale_y) = views, scales
+    c = (x.T @ y).mul_((scale_x / n)[:, None]).mul_(scale_y)
     diagonal = c.diagonal().clone()
     squares = c.fill_diagonal_(0).square()
-    rows = squares.sum(dim=1)
-    if standardized:
-        saved = views, scales, torch.stack([rows, squares.sum(dim=0)]), diagonal
-    return (diagonal, rows.sum(), c.sum()), (c, *saved)
+    squares = torch.stack([squares.sum(dim=1), squares.sum(dim=0)])
+    return (diagonal, squares[0].sum(), c.sum()), (views, scales, c, diagonal, squares)
 
 
-def _primal_backward(z_a, z_b, standardized, saved, for_diagonal, for_squared_norm, for_total):
-    c, *moments = saved
-    n = len(z_a)
-    if not standardized:
-        weights = c * (2 / n * for_squared_norm)  # the gradient with respect to C, over n
-        weights.diagonal().add_(for_diagonal / n)
-        return ((z_a @ weights).mul_(2), None) if z_b is None else (z_b @ weights.T, z_a @ weights)
-    views, scales, squares, diagonal = moments
+def _primal_backward(views, scales, c, diagonal, squares, for_diagonal, for_squared_norm, for_total):
     (x, y), (scale_x, scale_y) = views, scales
-    scale_x = scale_x / n
+    scale_x = scale_x / len(x)
     weights = (c * (2 * for_squared_norm * scale_x)[:, None]).mul_(scale_y)
     along = 2 * for_squared_norm * squares + for_diagonal * diagonal  # row and column sums of C times its gradient
     if isinstance(for_total, Tensor):
@@ -164,47 +152,37 @@ def _primal_backward(z_a, z_b, standardized, saved, for_diagonal, for_squared_no
         along += for_total * torch.stack([c.sum(dim=1), c.sum(dim=0)])
     weights.diagonal().copy_(for_diagonal * scale_x * scale_y)
     # The gradients of standardized views have mean 0, because the other view has, and need no more than this product.
-    along_x, along_y = along.mul_(scales).mul_(scales).mul_(1 / n)
-    for_x = (y @ weights.T).addcmul_(x, along_x, value=-1)
-    for_y = (x @ weights).addcmul_(y, along_y, value=-1)
-    return (for_x + for_y, None) if z_b is None else (for_x, for_y)
+    along_x, along_y = along.mul_(scales).mul_(scales).mul_(1 / len(x))
+    return (y @ weights.T).addcmul_(x, along_x, value=-1), (x @ weights).addcmul_(y, along_y, value=-1)
 
 
-def _dual(z_a: Tensor, z_b: Tensor | None, standardized: bool) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    n, d = z_a.shape
-    gram_x = z_a.new_zeros(n, n)
-    gram_y = gram_x if z_b is None else z_a.new_zeros(n, n)
-    sum_x = z_a.new_zeros(n)
-    sum_y = sum_x if z_b is None else z_a.new_zeros(n)
-    diagonal = z_a.new_empty(d)
-    for block in column_blocks(z_a):
-        x = y = _columns(z_a, block, standardized)[0]
-        gram_x.addmm_(x, x.T)
-        sum_x += x.sum(dim=1)
-        if z_b is not None:
-            y = _columns(z_b, block, standardized)[0]
-            gram_y.addmm_(y, y.T)
-            sum_y += y.sum(dim=1)
-        diagonal[block] = (x * y).mean(dim=0)
+def _dual(views: tuple[Tensor, ...], standardized: bool) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    n, d = views[0].shape
+    grams, sums = views[0].new_zeros(len(views), n, n), views[0].new_zeros(len(views), n)
+    diagonal = views[0].new_empty(d)
+    for block in column_blocks(views[0]):
+        columns = [_columns(z, block, standardized)[0] for z in views]
+        for gram, total, x in zip(grams, sums, columns, strict=True):
+            gram.addmm_(x, x.T)
+            total += x.sum(dim=1)
+        diagonal[block] = (columns[0] * columns[-1]).mean(dim=0)
     # Standardized features lose no digits in the difference: where d > n, ||C||^2 exceeds the norm of its diagonal.
-    squared_norm = (gram_x * gram_y).sum() / n**2 - diagonal.square().sum()
-    return (diagonal, squared_norm, sum_x @ sum_y / n - diagonal.sum()), (gram_x, gram_y, sum_x, sum_y, diagonal)
+    squared_norm = (grams[0] * grams[-1]).sum() / n**2 - diagonal.square().sum()
+    return (diagonal, squared_norm, sums[0] @ sums[-1] / n - diagonal.sum()), (grams, sums, diagonal)
 
 
-def _dual_backward(z_a, z_b, standardized, saved, for_diagonal, for_squared_norm, for_total):
-    gram_x, gram_y, sum_x, sum_y, diagonal = saved
-    n, scale = len(z_a), 2 / len(z_a) ** 2 * for_squared_norm
+def _dual_backward(views, standardized, grams, sums, diagonal, for_diagonal, for_squared_norm, for_total):
+    n = len(views[0])
     column = (for_diagonal - for_total - 2 * for_squared_norm * diagonal) / n
-    weights_x, weights_y = gram_y * scale, gram_x * scale
-    row_x, row_y = (s[:, None] * (for_total / n) for s in (sum_y, sum_x))
-    for_x, for_y = torch.empty_like(z_a), z_a if z_b is None else torch.empty_like(z_a)
-    for block in column_blocks(z_a):
-        x, scale_x = _columns(z_a, block, standardized)
-        y, scale_y = (x, None) if z_b is None else _columns(z_b, block, standardized)
-        for_x[:, block] = _standardize_backward((weights_x @ x).add_(row_x).addcmul_(column[block], y), x, scale_x)
-        if z_b is not None:
-            for_y[:, block] = _standardize_backward((weights_y @ y).add_(row_y).addcmul_(column[block], x), y, scale_y)
-    return (for_x.mul_(2), None) if z_b is None else (for_x, for_y)
+    weights, rows = grams * (2 / n**2 * for_squared_norm), sums[:, :, None] * (for_total / n)
+    gradients = [torch.empty_like(z) for z in views]
+    for block in column_blocks(views[0]):
+        columns = [_columns(z, block, standardized) for z in views]
+        for view, (x, scale) in enumerate(columns):
+            other = ~view  # the other view counted from the end, or the only one
+            own = (weights[other] @ x).add_(rows[other]).addcmul_(column[block], columns[other][0])
+            gradients[view][:, block] = _standardize_backward(own, x, scale)
+    return gradients if len(views) > 1 else [gradients[0].mul_(2)]
 
 
 def _columns(z: Tensor, block: slice, standardized: bool) -> tuple[Tensor, Tensor | None]:

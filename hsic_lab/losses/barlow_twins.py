@@ -157,8 +157,8 @@ class ReferenceCodeLoss(TwoViewLoss):
 
 
 def _check_lambda(lambda_param: float | None) -> float | None:
-    if lambda_param is not None and not (is_number(lambda_param) and lambda_param >= 0):
-        raise ValueError(f"lambda_param must be at least 0, or None for 1/d, got {lambda_param!r}")
+    if lambda_param is not None and not (is_number(lambda_param) and 0 <= lambda_param < math.inf):
+        raise ValueError(f"lambda_param must be at least 0 and finite, or None for 1/d, got {lambda_param!r}")
     return lambda_param
 
 

@@ -65,7 +65,7 @@ def largest_tensor(loss, z_a, z_b):
 def test_auto_never_forms_the_larger_matrix(make, contrast, n, d):
     assert largest_tensor(make(contrast=contrast), *views(n, d)) <= 2 * n * d
     route = "primal" if n < d else "dual"
-    assert largest_tensor(make(contrast=contrast, route=route), *views(n, d)) == max(n, d) ** 2
+    assert largest_tensor(make(contrast=contrast, route=route), *views(n, d)) >= max(n, d) ** 2
 
 
 @pytest.mark.parametrize("n, d", [(8, 300), (300, 8)])
