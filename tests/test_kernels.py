@@ -230,6 +230,11 @@ def test_equal_rows_have_distance_and_gradient_zero(p):
     assert (torch.autograd.grad(distances[equal].sum(), x)[0] == 0).all()
 
 
+@pytest.mark.parametrize(("n", "m"), [(0, 3), (3, 0), (0, 0)])
+def test_distances_of_no_rows_are_empty(n, m):
+    assert squared_distances(torch.zeros(n, 2), torch.zeros(m, 2)).shape == (n, m)
+
+
 def differences(x, y):
     return (x[:, None] - y).square().sum(dim=2)
 
