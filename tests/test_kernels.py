@@ -161,7 +161,7 @@ def exact_squares(x, y):
 
 @every_dtype
 @every_scale
-@pytest.mark.parametrize(("n", "p"), [(9, 3), (300, 1), (300, 2), (300, 40), (1100, 8)])
+@pytest.mark.parametrize(("n", "p"), [(9, 3), (300, 1), (300, 2), (300, 40), (600, 3)])
 def test_every_squared_distance_is_accurate(n, p, scale, dtype):
     x = SCALES[scale](n, p).to(dtype)
     y = x[torch.arange(0, n, 3)] + (x[: len(range(0, n, 3))] - x[0]) * 1e-3
