@@ -245,6 +245,8 @@ def squared_distances(x: Tensor, y: Tensor | None = None) -> Tensor:
     choose pairs by their values: there the error of the columns' medians, ``eps (||x_i||^2 + ||y_j||^2)``, remains.
     """
     y = x if y is None else y
+    if not (len(x) and len(y)):
+        return x @ y.T  # empty
     # Far from the origin the expanded square loses digits. The medians are near most rows, whatever the outliers.
     origin = x.detach()[:: len(x) // 64 + 1].median(dim=0).values
     if torch.compiler.is_compiling() or _is_vmapped(x) or _is_vmapped(y):
