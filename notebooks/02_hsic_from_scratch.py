@@ -503,7 +503,7 @@ assert is_share(naive <= 0.05, 2 / 21) and is_share(naive == 0, 1 / 21)
 
 # %% alt="Left: a Gram matrix of 12 points in gray with two of its circular diagonals in color; each runs off the right edge and comes in again on the left. Middle: the matrix after a shift by 3 rows and columns, with the same colors on the same diagonals, moved along them. Right: the statistic of all 12 shifts as bars, with crosses of the direct sums on the ends of the bars."
 n, shift = 12, 3
-x, y = sample("circle", n, seed=2)
+x, y = sample("parabola", n, seed=1)
 gram_x, gram_y = center(Gaussian(0.8)(x)), center(Gaussian(0.8)(y))
 i = torch.arange(n)
 diagonal_x, diagonal_y = (torch.stack([gram[i, (i + k) % n] for k in range(n)]) for gram in (gram_x, gram_y))
@@ -512,7 +512,7 @@ spectra_x, spectra_y = torch.fft.fft(diagonal_x), torch.fft.fft(diagonal_y)  # o
 all_shifts = torch.fft.ifft((spectra_x.conj() * spectra_y).sum(dim=0)).real
 
 direct = torch.stack([(gram_x * gram_y[(i + s) % n][:, (i + s) % n]).sum() for s in range(n)])
-assert close(all_shifts, direct)
+assert close(all_shifts, direct) and all_shifts.argmax() == 0  # the observed pairing has the largest value
 
 figure, axes = plt.subplots(1, 3, figsize=(13.5, 3.8), layout="constrained")
 moved = (i + shift) % n
@@ -524,7 +524,7 @@ for ax, rows, title in ((axes[0], i, "$L_{ij}$"), (axes[1], moved, f"$L_{{i+s,\\
                     bbox={"facecolor": color, "edgecolor": "none", "pad": 2.5})  # fmt: skip
     ax.set(title=title, xticks=[], yticks=[])
     ax.grid(False)
-axes[1].set_xlabel(f"the numbers on a color move by {shift} places and keep their diagonal")
+axes[1].set_xlabel(f"numbers move along their diagonal")
 axes[2].bar(i, all_shifts, color="0.75", label="Fourier transforms")
 axes[2].plot(i, direct, "x", color=PALETTE[3], label="direct sums")
 axes[2].set(xlabel="shift $s$ ($s = 0$: observed)", title="$T(s)$", xticks=range(0, n, 2))

@@ -1,5 +1,6 @@
 """HSIC of more than two variables, of every pair of columns, and of all cyclic shifts of the rows."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from typing import Any, NamedTuple, TypeAlias
@@ -198,19 +199,19 @@ class ShiftedGram:
 
     def __init__(self, kernel: Kernel, z: Tensor, stored: bool, gram: Tensor | None = None) -> None:
         self.part, n = gram_part(kernel, z, torch.float64) if gram is None else lambda i, j: gram[i][:, j], len(z)
-        sums, norms, largest = [], [], 1e-300
+        # One array for the sums: small tensors that stay between large ones would keep freed memory from reuse.
+        totals, norm, largest = torch.empty(n, dtype=torch.float64, device=z.device), 0.0, 1e-300
         for rows in torch.arange(n, device=z.device).split(n if stored else _TILE):
             part = self.part(rows, slice(None))
             part.diagonal(int(rows[0])).zero_()
-            sums.append(part.sum(dim=1))
-            norms.append(torch.linalg.vector_norm(part))
-            largest = max(largest, float(part.abs().max()))
+            totals[rows] = part.sum(dim=1)
+            norm, largest = math.hypot(norm, float(part.norm())), max(largest, float(part.abs().max()))
         self.scale = largest
-        totals = require_finite(torch.cat(sums), kernel) / largest
+        totals = require_finite(totals, kernel) / largest
         self.offsets = (totals - totals.sum() / (2 * (n - 1))) / (n - 2)
-        whole = (torch.stack(norms) / largest).square().sum()
-        square = whole - 2 / (n - 2) * totals.square().sum() + totals.sum() ** 2 / ((n - 1) * (n - 2))
-        self.norm = float(torch.maximum(square, 1e-16 * whole)) ** 0.5  # the difference has a rounding error itself
+        whole, total = (norm / largest) ** 2, float(totals.sum())
+        square = whole - 2 / (n - 2) * float(totals.square().sum()) + total**2 / ((n - 1) * (n - 2))
+        self.norm = max(square, 1e-16 * whole) ** 0.5  # the difference has a rounding error itself
         self.matrix = self._center(part, slice(None), slice(None)).fill_diagonal_(0) if stored else None
 
     def _center(self, part: Tensor, rows: Index, columns: Index) -> Tensor:
