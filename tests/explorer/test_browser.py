@@ -311,6 +311,11 @@ def test_file_fits_its_window_without_overlaps(browser, saved, width):
         p.left < q.right && q.left < p.right && p.top < q.bottom && q.top < p.bottom).map(([b]) => `${a} on ${b}`));
     })""")
     assert overlaps == []
+    outside = tab.evaluate("""() => [...document.querySelectorAll("figure svg text")].filter((text) => {
+      const [t, s] = [text.getBoundingClientRect(), text.closest("svg").getBoundingClientRect()];
+      return t.left < s.left - 1 || t.right > s.right + 1 || t.top < s.top - 4 || t.bottom > s.bottom + 4;
+    }).map((text) => text.textContent)""")
+    assert outside == []
     if width == 390:
         assert tab.evaluate("scrollY") > 0, "the samples are scrolled into view"
     assert tab.errors == []
