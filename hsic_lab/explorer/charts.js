@@ -34,14 +34,14 @@ function chart(svg, { x, y, xlabel, ylabel, description, log = false, size = SIZ
   svg.append(shape("path", {
     d: `M${left},${top}V${height - bottom}H${width - right}`, class: "axis", fill: "none",
   }));
-  for (const value of ticks(x[0], x[1], most.x)) {
+  for (const value of ticks(x[0], x[1], Math.min(most.x, Math.max(2, (width - left) / 55)))) {
     svg.append(shape("text", { x: toX(value), y: height - bottom + 19, "text-anchor": "middle" }, number(value)));
   }
   for (const [value, text] of words) {
     svg.append(shape("text", { x: left - 5, y: toY(value) + 4, "text-anchor": "end" }, text));
   }
   const middle = (top + height - bottom) / 2;
-  svg.append(shape("text", { x: (left + width - right) / 2, y: height - 5, "text-anchor": "middle" }, xlabel));
+  svg.append(shape("text", { x: width / 2 + 10, y: height - 5, "text-anchor": "middle" }, xlabel));
   svg.append(shape("text", {
     x: 11, y: middle, transform: `rotate(-90 11 ${middle})`, "text-anchor": "middle",
   }, ylabel));

@@ -21,7 +21,7 @@ from hsic_lab.training._config import TrainConfig
 from hsic_lab.training._networks import make_networks
 
 SETTINGS, HISTORY, SNAPSHOTS, WEIGHTS = "run.json", "history.csv", "correlation.safetensors", "weights.safetensors"
-SAMPLES = "samples.safetensors"  # not in runs before version 0.3
+SAMPLES = "samples.safetensors"  # older runs lack it
 FILES = (SETTINGS, HISTORY, SNAPSHOTS, SAMPLES, WEIGHTS)
 MONITOR = "monitor.csv"  # only in runs with a monitor
 FOLDER = "checkpoints"

@@ -311,6 +311,11 @@ def test_file_fits_its_window_without_overlaps(browser, saved, width):
         p.left < q.right && q.left < p.right && p.top < q.bottom && q.top < p.bottom).map(([b]) => `${a} on ${b}`));
     })""")
     assert overlaps == []
+    outside = tab.evaluate("""() => [...document.querySelectorAll("figure svg text")].filter((text) => {
+      const [t, s] = [text.getBoundingClientRect(), text.closest("svg").getBoundingClientRect()];
+      return t.left < s.left - 1 || t.right > s.right + 1 || t.top < s.top - 4 || t.bottom > s.bottom + 4;
+    }).map((text) => text.textContent)""")
+    assert outside == []
     if width == 390:
         assert tab.evaluate("scrollY") > 0, "the samples are scrolled into view"
     assert tab.errors == []
@@ -329,24 +334,26 @@ def test_two_fingers_zoom(browser, saved):
 
 
 @pytest.mark.parametrize("mode", ["contentVisibility", "full"])
-def test_explorer_scrolled_away_and_back_is_drawn(explorers, mode):
-    page = explorers
-    page.evaluate(f"""async () => {{
-      const settings = window.jupyterapp.serviceManager.settings, id = "@jupyterlab/notebook-extension:tracker";
-      await settings.save(id, JSON.stringify({{ windowingMode: "{mode}" }}));
-    }}""")
+def test_explorer_scrolled_away_and_back_is_drawn(lab, page, mode):
+    settings = lab.folder / ".lab" / "@jupyterlab" / "notebook-extension" / "tracker.jupyterlab-settings"
+    settings.parent.mkdir(parents=True, exist_ok=True)
+    settings.write_text(json.dumps({"windowingMode": mode}))
+    run_all(page, lab, "explorers")
+    assert page.evaluate(f"{NOTEBOOK}.content.notebookConfig.windowingMode") == mode
     shown = explorer(page, 0)
     before = pixels(shown)
-    for _ in range(40):
+    for _ in range(60):
         page.evaluate("window.jupyterapp.commands.execute('notebook:insert-cell-below'), null")
-    page.evaluate(f"{NOTEBOOK}.content.scrollToItem(40), null")
-    page.wait_for_timeout(500)
-    page.evaluate(f"{NOTEBOOK}.content.scrollToItem(0), null")
-    page.wait_for_timeout(500)
+    page.evaluate(f"{NOTEBOOK}.content.scrollToItem(60, 'start'), null")
+    page.wait_for_function("(document.querySelector('.hsic-explorer')?.getBoundingClientRect().bottom ?? 0) <= 0")
+    page.evaluate(f"{NOTEBOOK}.content.scrollToItem(0, 'start'), null")
     shown = explorer(page, 0)
     np.testing.assert_array_equal(pixels(shown), before)
     shown.locator("[data-control=order]").select_option("diagonal")
     page.wait_for_function("e => e.innerText.includes('position 0')", arg=shown.element_handle())
+    assert np.abs(pixels(shown).astype(int) - before).max() > 0
+    settings.unlink()
+    assert page.errors == []
 
 
 def test_panels_have_colors_and_a_training_adds_panels(explorers):

@@ -93,8 +93,9 @@ def assert_same(run: Run, other: Run) -> None:
         run.history.drop(columns="seconds"), other.history.drop(columns="seconds"), check_exact=True
     )
     pd.testing.assert_frame_equal(run.monitor, other.monitor, check_exact=True)
-    assert run.snapshots.keys() == other.snapshots.keys()
-    assert all(torch.equal(run.snapshots[step], other.snapshots[step]) for step in run.snapshots)
+    for one, two in ((run.snapshots, other.snapshots), (run.samples, other.samples)):
+        assert one.keys() == two.keys() == run.snapshots.keys()
+        assert all(torch.equal(one[step], two[step]) for step in one)
 
 
 METHODS = {

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from hsic_lab.correlation import cross_correlation
+from hsic_lab.correlation import cross_correlation, standardize
 from hsic_lab.datasets import DigitScenes, ImageData, Images, from_arrays, load
 from hsic_lab.training import LOSSES, Run, TrainConfig, train, train_or_load
 from hsic_lab.training import _data as pairs
@@ -84,6 +84,7 @@ def test_load_returns_the_trained_run(tmp_path, scenes):
         a, b = getattr(run, name).state_dict(), getattr(loaded, name).state_dict()
         assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
     assert all(torch.equal(run.snapshots[step], loaded.snapshots[step]) for step in run.snapshots)
+    assert all(torch.equal(run.samples[step], loaded.samples[step]) for step in run.snapshots)
     assert not loaded.encoder.training
 
 
@@ -92,6 +93,8 @@ def test_last_snapshot_is_c_of_held_out_pairs(tmp_path, scenes):
     with torch.no_grad():
         z_a, z_b = (run.projector(run.encoder(view)) for view in held_out_pairs(scenes, tiny(), CPU))
     torch.testing.assert_close(run.snapshots[6], cross_correlation(z_a, z_b), rtol=1e-4, atol=1e-5)
+    kept = torch.stack([standardize(z)[:256] for z in (z_a, z_b)])
+    torch.testing.assert_close(run.samples[6].float(), kept, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["scenes", "images"])
