@@ -46,7 +46,7 @@ def hsic(
     kernel_x, kernel_y : Kernel, optional
         None means `Linear`; class labels take `Delta`. A median rule is fitted on all rows.
     estimator : {"biased", "unbiased", "block"}, default "biased"
-        "biased" (Gretton et al. 2005) is never negative, and about 1/n for independent samples: use it as a loss. Times
+        "biased" (Gretton et al. 2005) is never negative, and of order 1/n for independent samples: use it as a loss. Times
         ``(n / (n - 1))^2`` it is ``tr(K H L H) / (n - 1)^2``. "unbiased" (Song et al. 2012, equation 5, n >= 4) has
         mean 0 for independent samples: use it to compare different n and to average over batches. "block" (Zhang et al.
         2018) is the mean of "unbiased" over ``n // block_size`` blocks of rows in O(n block_size) time: shuffle first.
