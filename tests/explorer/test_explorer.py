@@ -189,7 +189,7 @@ def test_page_holds_the_matrices_and_samples(tmp_path):
     run.samples = {step: torch.stack([standardize(z) for z in projections(seed=step)]).half() for step in (0, 25)}
     explorer = CorrelationExplorer({"a <run> & more": run, "two": projections(d=9)}, images=images)
     explorer.order = "cluster"
-    page = explorer.save_html(tmp_path / "page.html").read_text()
+    page = explorer.save_html(tmp_path / "new" / "page.html").read_text()
     found = Embedded(page)
     assert found.addresses == [] and not re.search(r"https?://(?!www\.w3\.org/2000/svg)", page)
     assert "a &lt;run&gt; &amp; more" in page and "a <run>" not in page

@@ -449,9 +449,9 @@ def test_pickled_objects_in_files_of_torch_are_refused(tmp_path):
 def test_time_is_linear_in_the_number_of_columns(tmp_path, ending):
     z = np.random.default_rng(1).normal(size=(4, 9000)).astype(np.float32)
     wide = pd.DataFrame(z, columns=[f"{view}_{i}" for view in "ab" for i in range(4500)])
-    path, started = written(wide, tmp_path / f"x.{ending}"), time.perf_counter()
+    path, started = written(wide, tmp_path / f"x.{ending}"), time.process_time()
     found = read_embeddings(path)
-    assert time.perf_counter() - started < 10, "65 s when each column was looked up by its name"
+    assert time.process_time() - started < 10, "65 s when each column was looked up by its name"
     np.testing.assert_allclose(torch.cat([found.z_a, found.z_b], 1), z, rtol=1e-6)
 
 
