@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -14,8 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from hsic_lab._checks import only_tensors
-from hsic_lab._io import replace_file
+from hsic_lab._checks import is_whole, only_tensors
+from hsic_lab._io import remove_leftovers, replace_file
 from hsic_lab.training._config import TrainConfig
 from hsic_lab.training._networks import make_networks
 
@@ -24,10 +25,20 @@ FILES = (SETTINGS, HISTORY, SNAPSHOTS, WEIGHTS)
 MONITOR = "monitor.csv"  # only in runs with a monitor
 FOLDER = "checkpoints"
 KEPT = 2  # the newest checkpoint, and the one before it in case the newest is damaged
+LOCK = "train.lock"  # held while a process trains
 _STEP = "step_"
+_CHECKPOINT = r"step_\d{8}\.(json|safetensors)"
 
 
-@dataclass(eq=False)
+class DamagedRun(ValueError):
+    """A file of a run cannot be read, or is not the one that was written."""
+
+
+class MissingFile(DamagedRun, FileNotFoundError):
+    """A file of a run is not there."""
+
+
+@dataclass(eq=False, repr=False)
 class Run:
     """Result of one training: settings, history, snapshots of C and networks, in one folder.
 
@@ -59,53 +70,83 @@ class Run:
     snapshots: dict[int, Tensor] = field(default_factory=dict)
     monitor: pd.DataFrame = field(default_factory=pd.DataFrame)
 
+    def __post_init__(self) -> None:
+        self._kept = "running"  # the status in the folder
+
+    def __repr__(self) -> str:
+        kept = f"{len(self.history)} rows of history, {len(self.snapshots)} snapshots"
+        return f"Run({str(self.folder)!r}, {self.config.loss}, {self.status}, {kept})"
+
     def save(self) -> None:
-        """Write all files of the folder. Each file is replaced as a whole."""
+        """Write all files of the folder. Each file is replaced as a whole; `run.json` then holds their digests."""
         self.folder.mkdir(parents=True, exist_ok=True)
         weights = _on_cpu(nn.ModuleDict({"encoder": self.encoder, "projector": self.projector}).state_dict())
         snapshots = {f"{_STEP}{step:06d}": c for step, c in self.snapshots.items()}
-        settings = {"config": asdict(self.config), "state": self.status, "facts": self.metadata}
-        replace_file(self.folder / HISTORY, lambda path: self.history.to_csv(path, index=False))
+        files: dict[str, Callable[[Path], Any]] = {
+            HISTORY: lambda path: self.history.to_csv(path, index=False),
+            SNAPSHOTS: lambda path: save_file(snapshots, path),
+            WEIGHTS: lambda path: save_file(weights, path),
+        }
         if len(self.monitor):
-            replace_file(self.folder / MONITOR, lambda path: self.monitor.to_csv(path, index=False))
-        replace_file(self.folder / SNAPSHOTS, lambda path: save_file(snapshots, path))
-        replace_file(self.folder / WEIGHTS, lambda path: save_file(weights, path))
-        replace_file(self.folder / SETTINGS, lambda path: path.write_text(json.dumps(settings, indent=2) + "\n"))
+            files[MONITOR] = lambda path: self.monitor.to_csv(path, index=False)
+        self._save_settings({})  # a process that is killed now leaves old and new files: none can be checked
+        for name, write in files.items():
+            replace_file(self.folder / name, write)
+        self._kept = self.status
+        self._save_settings({name: _digest(self.folder / name) for name in files})
+
+    def _save_settings(self, digests: dict[str, str]) -> None:
+        settings = {"config": asdict(self.config), "state": self._kept, "facts": self.metadata}
+        text = json.dumps(settings | {"sha256": digests | {SETTINGS: text_digest(json.dumps(settings))}}, indent=2)
+        replace_file(self.folder / SETTINGS, lambda path: path.write_text(text + "\n"))
 
     @classmethod
     def load(cls, folder: str | os.PathLike, encoder: nn.Module | None = None) -> "Run":
         """Read the folder of a run. `encoder` is your own module if it was trained with one; it gets the weights."""
         folder = Path(folder)
-        config, status, metadata = read_settings(folder)
+        config, status, metadata, digests = read_settings(folder)
         encoder, projector = make_networks(config, metadata["channels"], encoder, metadata.get("features"))
         networks = nn.ModuleDict({"encoder": encoder, "projector": projector}).eval()
-        weights = _read(folder / WEIGHTS, load_file)
+        weights = _read(folder / WEIGHTS, load_file, digests)
         try:
             networks.load_state_dict(weights)
         except RuntimeError as error:
             raise ValueError(f"{folder / WEIGHTS} does not fit the encoder of {SETTINGS}: {error}") from error
-        history, snapshots = _read(folder / HISTORY, _read_history), read_snapshots(folder)
-        monitor = _read(folder / MONITOR, _read_history) if (folder / MONITOR).exists() else pd.DataFrame()
-        return cls(folder, config, encoder, projector, status, metadata, history, snapshots, monitor)
+        history, snapshots = _read(folder / HISTORY, _read_history, digests), read_snapshots(folder, digests)
+        monitor = _read(folder / MONITOR, _read_history, digests) if (folder / MONITOR).exists() else pd.DataFrame()
+        run = cls(folder, config, encoder, projector, status, metadata, history, snapshots, monitor)
+        run._kept = status
+        return run
 
 
-def read_settings(folder: Path) -> tuple[TrainConfig, str, dict[str, Any]]:
-    """The config, the status and the metadata in the folder of a run."""
+def read_settings(folder: Path) -> tuple[TrainConfig, str, dict[str, Any], dict[str, str]]:
+    """The config, the status, the metadata and the digests of files in the folder of a run; older runs lack digests."""
     if not (folder / SETTINGS).is_file():
         raise FileNotFoundError(f"{folder} is not a run: it has no {SETTINGS}. `hsic-lab train` makes one.")
 
-    def parse(path: Path) -> tuple[TrainConfig, str, dict[str, Any]]:
+    def parse(path: Path) -> tuple[TrainConfig, str, dict[str, Any], dict[str, str]]:
         settings = json.loads(path.read_text())
-        if missing := {"config", "state", "facts"} - settings.keys():
-            raise ValueError(f"it lacks {sorted(missing)}")
-        return TrainConfig.from_json(settings["config"]), settings["state"], settings["facts"]
+        kinds = {"config": dict, "state": str, "facts": dict}
+        if not isinstance(settings, dict) or (missing := kinds.keys() - settings.keys()):
+            raise ValueError(f"it lacks {sorted(missing)}" if isinstance(settings, dict) else "it is no JSON object")
+        digests = settings.pop("sha256", {})
+        for name, kind in (kinds | {"sha256": dict}).items():
+            if not isinstance(value := (settings | {"sha256": digests})[name], kind):
+                raise ValueError(f"{name} must be of type {kind.__name__}, got {value!r}")
+        for name, low in (("channels", None), ("features", 1)):
+            if not is_whole(value := settings["facts"].get(name, low)) or value < 1:
+                raise ValueError(f"facts must hold {name}, a whole number of at least 1, got {value!r}")
+        if text_digest(json.dumps(settings)) != digests.get(SETTINGS, text_digest(json.dumps(settings))):
+            warnings.warn(f"{path} was changed since the training wrote it", stacklevel=4)
+        return TrainConfig.from_json(settings["config"]), settings["state"], settings["facts"], digests
 
-    return _read(folder / SETTINGS, parse)
+    return _read(folder / SETTINGS, parse, {})
 
 
-def read_snapshots(folder: Path) -> dict[int, Tensor]:
+def read_snapshots(folder: Path, digests: Mapping[str, str]) -> dict[int, Tensor]:
     """The matrices C in the folder of a run, by step."""
-    return {int(name.removeprefix(_STEP)): c for name, c in sorted(_read(folder / SNAPSHOTS, load_file).items())}
+    kept = _read(folder / SNAPSHOTS, load_file, digests)
+    return {int(name.removeprefix(_STEP)): c for name, c in sorted(kept.items())}
 
 
 def _read_history(path: Path) -> pd.DataFrame:
@@ -116,13 +157,17 @@ def _read_history(path: Path) -> pd.DataFrame:
     return history
 
 
-def _read(path: Path, reader: Callable[[Path], Any]) -> Any:
+def _read(path: Path, reader: Callable[[Path], Any], digests: Mapping[str, str]) -> Any:
+    resumes = (path.parent / FOLDER).exists() and path.name != SETTINGS
+    advice = "resume the training" if resumes else "train the run again"
     try:
+        if path.name in digests and _digest(path) != digests[path.name]:
+            raise ValueError(f"its digest is not the one in {SETTINGS}")
         return reader(path)
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path} is missing: the run was never saved whole; train it again") from None
+        raise MissingFile(f"{path} is missing: the run was never saved whole; {advice}") from None
     except Exception as error:
-        raise ValueError(f"{path} is damaged ({error}); train the run again") from error
+        raise DamagedRun(f"{path} is damaged ({error}); {advice}") from error
 
 
 def _on_cpu(state: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -132,11 +177,15 @@ def _on_cpu(state: Mapping[str, Any]) -> dict[str, Tensor]:
 
 @dataclass
 class Checkpoint:
-    """The state of a training after `step` updates: named tensors, and JSON values such as the history."""
+    """The state of a training after `step` updates: named tensors, and JSON values such as the history.
+
+    `run` is a digest of what the training computes; it is None in checkpoints of version 0.2 and earlier.
+    """
 
     step: int
     tensors: dict[str, Tensor]
     values: dict[str, Any] = field(default_factory=dict)
+    run: str | None = None
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
@@ -145,17 +194,15 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     path = folder / f"step_{checkpoint.step:08d}.json"
     weights = path.with_suffix(".safetensors")
     replace_file(weights, lambda temporary: save_file(_on_cpu(checkpoint.tensors), temporary))
-    content = json.dumps({"step": checkpoint.step, "values": checkpoint.values, "tensors": _digest(weights)})
-    document = json.dumps({"sha256": hashlib.sha256(content.encode()).hexdigest(), "content": content})
+    kept = {"step": checkpoint.step, "values": checkpoint.values, "run": checkpoint.run, "tensors": _digest(weights)}
+    document = json.dumps({"sha256": text_digest(content := json.dumps(kept)), "content": content})
     replace_file(path, lambda temporary: temporary.write_text(document))
-    for old in sorted(folder.glob("step_*.json"))[:-KEPT]:
-        old.unlink()
-    for file in [
-        *folder.glob(".step_*"),
-        *folder.glob("step_*.safetensors"),
-    ]:  # also of a process killed while it wrote
-        if not file.with_suffix(".json").exists():
-            file.unlink(missing_ok=True)
+    own = sorted(file for file in folder.iterdir() if re.fullmatch(_CHECKPOINT, file.name))
+    finished = [file for file in own if file.suffix == ".json"]
+    for file in own:
+        if file.with_suffix(".json") not in finished[-KEPT:]:
+            file.unlink()
+    remove_leftovers(folder, _CHECKPOINT)
 
 
 def load_checkpoint(folder: Path) -> Checkpoint | None:
@@ -164,29 +211,39 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
     for path in sorted(folder.glob("step_*.json"), reverse=True):
         try:
             document, weights = json.loads(path.read_text()), path.with_suffix(".safetensors")
-            if hashlib.sha256(document["content"].encode()).hexdigest() != document["sha256"]:
+            if text_digest(document["content"]) != document["sha256"]:
                 raise ValueError(f"the digest of {path.name} does not match its content")
             content = json.loads(document["content"])
             if _digest(weights) != content["tensors"]:
                 raise ValueError(f"the digest of {weights.name} does not match the one in {path.name}")
-            checkpoint = Checkpoint(content["step"], load_file(weights), content["values"])
-        except (ValueError, OSError, KeyError, TypeError) as error:
+            checkpoint = Checkpoint(content["step"], load_file(weights), content["values"], content.get("run"))
+        except Exception as error:
             damaged.append(f"checkpoint {path} is damaged ({error})")
         else:
             for message in damaged:
                 warnings.warn(f"{message}; the one before it is used", stacklevel=2)
             return checkpoint
     if damaged:
-        raise ValueError(f"{'; '.join(damaged)}. No other is left: remove {folder} to start over")
+        raise DamagedRun(f"{'; '.join(damaged)}. No other is left: remove {folder} to start over")
     return None
 
 
 def remove_checkpoints(folder: Path) -> None:
     """Remove the files that `save_checkpoint` wrote, and the folder if nothing else is in it."""
-    for path in [*folder.glob("step_*"), *folder.glob(".step_*")]:
-        path.unlink()
+    remove_leftovers(folder, _CHECKPOINT)
+    for path in list(folder.iterdir()) if folder.is_dir() else ():
+        if re.fullmatch(_CHECKPOINT, path.name):
+            path.unlink()
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
+
+
+def remove_run(folder: Path) -> None:
+    """Remove the files that a training wrote, and the folder if nothing else is in it."""
+    remove_checkpoints(folder / FOLDER)
+    remove_leftovers(folder, *map(re.escape, (*FILES, MONITOR)))
+    for name in (*FILES, MONITOR, LOCK):
+        (folder / name).unlink(missing_ok=True)
 
 
 def training_tensors(networks: nn.ModuleDict, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -215,6 +272,10 @@ def restore_training(tensors: Mapping[str, Tensor], networks: nn.ModuleDict, opt
     loss = {key: value for key, value in state.items() if key.startswith("loss.")}  # early checkpoints lack it
     networks.load_state_dict(loss | own)
     optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
+
+
+def text_digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _digest(path: Path) -> str:
