@@ -7,9 +7,11 @@ import re
 import shlex
 import sys
 import tomllib
+import traceback
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -50,14 +52,21 @@ Output = Annotated[
 def main() -> None:
     """Entry point. An error that the user can correct is one sentence and exit code 2, without a traceback."""
     os.environ.setdefault("SCIPY_ARRAY_API", "1")  # SciPy reads it once; scikit-learn needs it for tensors on a GPU
+    warnings.formatwarning = lambda message, *_, **__: f"hsic-lab: {message}\n"
     try:
         app()
     except SystemExit as end:
         if end.code == 130:  # how typer ends after Ctrl-C
             print("hsic-lab: interrupted; what was done so far is kept", file=sys.stderr)
         raise
-    except (ValueError, TypeError, OSError, RuntimeError, FloatingPointError, ModuleNotFoundError) as error:
-        print(f"hsic-lab: {error}", file=sys.stderr)
+    except (LookupError, AttributeError, NameError, AssertionError, ZeroDivisionError):
+        # The library checks its input and raises none of these for it.
+        traceback.print_exc()
+        print("hsic-lab: this is a bug in hsic_lab: please report it with the lines above", file=sys.stderr)
+        sys.exit(1)
+    except Exception as error:
+        what = f"{'not enough memory ' * isinstance(error, MemoryError)}{' '.join(str(error).split())}"
+        print(f"hsic-lab: {what.strip() or type(error).__name__}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -107,6 +116,7 @@ def _train(
     tensorboard: Annotated[Path | None, typer.Option(help="Folder for the logs of TensorBoard.")] = None,
     **common: Any,
 ) -> None:
+    from hsic_lab.datasets._published import full_name
     from hsic_lab.training._run import SETTINGS, read_settings
 
     first = os.environ.get("RANK", "0") == "0"
@@ -119,9 +129,13 @@ def _train(
             raise ValueError(f"--set must be NAME=VALUE, got {setting!r}")
         given[name.strip()] = _parse(name.strip(), text)
     if resume and (folder / SETTINGS).exists():
-        if given or recipe:
-            raise ValueError(f"--resume takes its settings from {folder}, got {', '.join(given) or 'recipe'} too")
         config = read_settings(folder)[0]
+        if "dataset" in given:
+            given["dataset"] = full_name(given["dataset"])
+        same = lab.training.recipe(recipe, **given) if recipe else replace(config, **given)
+        if same != config:
+            names = [name for name, value in asdict(same).items() if value != getattr(config, name)]
+            raise ValueError(f"--resume takes its settings from {folder}, got other {', '.join(names)}")
     else:
         if resume:
             print(f"No run in {folder} yet: starting one")

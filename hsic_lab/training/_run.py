@@ -239,10 +239,10 @@ def remove_checkpoints(folder: Path) -> None:
 
 
 def remove_run(folder: Path) -> None:
-    """Remove the files that a training wrote, and the folder if nothing else is in it."""
+    """Remove the files that a training wrote."""
     remove_checkpoints(folder / FOLDER)
     remove_leftovers(folder, *map(re.escape, (*FILES, MONITOR)))
-    for name in (*FILES, MONITOR, LOCK):
+    for name in (*FILES, MONITOR):
         (folder / name).unlink(missing_ok=True)
 
 
