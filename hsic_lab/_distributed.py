@@ -69,10 +69,17 @@ def all_gather_rows(z: Tensor) -> Tensor:
     return _AllGatherRows.apply(z) if world_size() > 1 else z
 
 
-def own_rows(n: int, parts: int = 1) -> list[Tensor]:
-    """The rows of a batch of n that this process holds, one tensor for each part of the batch.
+def own_rows(n: int, parts: int = 1) -> slice | Tensor:
+    """The rows of a batch of n that this process holds, in the order of `own_parts`."""
+    rows = torch.cat(own_parts(n, parts))
+    first, end = int(rows[0]), int(rows[-1]) + 1
+    return slice(first, end) if end - first == len(rows) else rows
 
-    The parts are those of a single process: batch normalization sees the same rows. The processes share each of them.
+
+def own_parts(n: int, parts: int) -> list[Tensor]:
+    """The rows of each part of a batch of n that this process holds: contiguous, in rank order.
+
+    The parts are those of a single process, and the processes share each: batch normalization sees the same rows.
     """
     k = world_size()
     if n < k:

@@ -224,8 +224,10 @@ class TrainConfig:
         if values.get("loss") == "vicreg" and values.get("lambda_param") is not None:  # an early form of its weights
             weight = {"lambda_param": values.pop("lambda_param")}
             values["loss_options"] = weight | values.get("loss_options", {})
-        if "target" in (options := dict(values.get("loss_options", {}))):  # its name before version 0.2
-            values["loss_options"] = options | {"off_diagonal_target": options.pop("target")}
+        options = values.get("loss_options")
+        if isinstance(options, Mapping) and "target" in options:  # its name before version 0.2
+            changed = {"off_diagonal_target": options["target"]}
+            values["loss_options"] = {name: value for name, value in options.items() if name != "target"} | changed
         return cls(**values)
 
 

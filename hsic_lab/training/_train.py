@@ -129,9 +129,9 @@ def train(
             with suppress(OSError):  # left by a process that was killed at the end; the disk may be read-only
                 remove_checkpoints(folder / FOLDER)
             return run
-        pairs = TrainingPairs(data, config, device, torch.cat(own_rows(config.batch_size, config.parts)), views)
+        pairs = TrainingPairs(data, config, device, own_rows(config.batch_size, config.parts), views)
         run = new_run(config, folder, data, encoder, views)
-        shapes = [[name, *value.shape] for name, value in run.encoder.state_dict().items()]
+        shapes = [[name, *weight.shape] for name, weight in run.encoder.named_parameters()]
         same_everywhere({"encoders": shapes}, device)
         trainer = Trainer(run, pairs, make_monitor(config.monitor, data), callbacks)
         held_out = held_out_pairs(data, config, device, views)

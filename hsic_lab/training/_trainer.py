@@ -20,7 +20,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from hsic_lab._distributed import across_processes, all_gather_rows, any_process, barrier, own_rows, rank, world_size
+from hsic_lab._distributed import across_processes, all_gather_rows, any_process, barrier, own_parts, rank, world_size
 from hsic_lab.correlation import cross_correlation, standardize
 from hsic_lab.datasets import ImageData
 from hsic_lab.evaluation import extract_features, knn_accuracy, linear_probe
@@ -196,7 +196,7 @@ class Trainer:
 
     def backward(self, view_a: Tensor, view_b: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """Compute the gradients. Returns the named terms of the loss and the two projections, detached."""
-        sizes = [len(rows) for rows in own_rows(self.config.batch_size, self.config.parts)]
+        sizes = [len(rows) for rows in own_parts(self.config.batch_size, self.config.parts)]
         parts = [torch.cat(half) for half in zip(view_a.split(sizes), view_b.split(sizes), strict=True)]
         terms: dict[str, Tensor] = {}
 
