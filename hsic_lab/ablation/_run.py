@@ -166,7 +166,7 @@ def _stored_rows(planned: Planned, folder: Path, evaluations: Names, retry_faile
         content = json.loads(path.read_text())
         rows, config = content.pop("rows"), TrainConfig.from_json(content.pop("config"))
         failed = any(row["state"] != "finished" for row in rows)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged ({error}): remove it, and the run is evaluated again") from error
     if config != planned.config:  # a default has changed: neither use the result nor overwrite it
         raise ValueError(f"{path} was made under other defaults: move {path.parent} away or choose another folder")
