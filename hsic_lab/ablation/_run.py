@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import signal
 import threading
 import time
@@ -128,7 +127,7 @@ def _run_one(
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with sole_process(folder / LOCK, wait):
-            remove_leftovers(folder, re.escape(RESULT))
+            remove_leftovers(folder, RESULT)
             rows = _stored_rows(planned, folder, evaluations, retry_failed)
             if rows is None:
                 rows, lasting = _train_and_evaluate(planned, folder / "run", data, evaluations)

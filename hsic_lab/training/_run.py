@@ -3,9 +3,8 @@
 import hashlib
 import json
 import os
-import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,6 @@ FOLDER = "checkpoints"
 KEPT = 2  # the newest checkpoint, and the one before it in case the newest is damaged
 LOCK = "train.lock"  # held while a process trains
 _STEP = "step_"
-_CHECKPOINT = r"step_\d{8}\.(json|safetensors)"
 
 
 class DamagedRun(ValueError):
@@ -71,7 +69,7 @@ class Run:
     monitor: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     def __post_init__(self) -> None:
-        self._kept = "running"  # the status in the folder
+        self._kept = self.status  # in the folder
 
     def __repr__(self) -> str:
         kept = f"{len(self.history)} rows of history, {len(self.snapshots)} snapshots"
@@ -114,9 +112,7 @@ class Run:
             raise ValueError(f"{folder / WEIGHTS} does not fit the encoder of {SETTINGS}: {error}") from error
         history, snapshots = _read(folder / HISTORY, _read_history, digests), read_snapshots(folder, digests)
         monitor = _read(folder / MONITOR, _read_history, digests) if (folder / MONITOR).exists() else pd.DataFrame()
-        run = cls(folder, config, encoder, projector, status, metadata, history, snapshots, monitor)
-        run._kept = status
-        return run
+        return cls(folder, config, encoder, projector, status, metadata, history, snapshots, monitor)
 
 
 def read_settings(folder: Path) -> tuple[TrainConfig, str, dict[str, Any], dict[str, str]]:
@@ -126,27 +122,24 @@ def read_settings(folder: Path) -> tuple[TrainConfig, str, dict[str, Any], dict[
 
     def parse(path: Path) -> tuple[TrainConfig, str, dict[str, Any], dict[str, str]]:
         settings = json.loads(path.read_text())
-        kinds = {"config": dict, "state": str, "facts": dict}
-        if not isinstance(settings, dict) or (missing := kinds.keys() - settings.keys()):
-            raise ValueError(f"it lacks {sorted(missing)}" if isinstance(settings, dict) else "it is no JSON object")
-        digests = settings.pop("sha256", {})
-        for name, kind in (kinds | {"sha256": dict}).items():
-            if not isinstance(value := (settings | {"sha256": digests})[name], kind):
-                raise ValueError(f"{name} must be of type {kind.__name__}, got {value!r}")
-        for name, low in (("channels", None), ("features", 1)):
-            if not is_whole(value := settings["facts"].get(name, low)) or value < 1:
-                raise ValueError(f"facts must hold {name}, a whole number of at least 1, got {value!r}")
-        if text_digest(json.dumps(settings)) != digests.get(SETTINGS, text_digest(json.dumps(settings))):
+        digests = settings.pop("sha256", {}) if isinstance(settings, dict) else None
+        match settings, digests:
+            case {"config": dict(config), "state": str(state), "facts": {"channels": _} as facts}, dict():
+                if any(not is_whole(facts.get(name, 1)) or facts.get(name, 1) < 1 for name in ("channels", "features")):
+                    raise ValueError(f"channels and features must be whole numbers of at least 1, got {facts}")
+            case _:
+                raise ValueError("it lacks config, state, facts or the number of channels, or one is of another type")
+        if digests.get(SETTINGS, now := text_digest(json.dumps(settings))) != now:
             warnings.warn(f"{path} was changed since the training wrote it", stacklevel=4)
-        return TrainConfig.from_json(settings["config"]), settings["state"], settings["facts"], digests
+        return TrainConfig.from_json(config), state, facts, digests
 
     return _read(folder / SETTINGS, parse, {})
 
 
 def read_snapshots(folder: Path, digests: Mapping[str, str]) -> dict[int, Tensor]:
     """The matrices C in the folder of a run, by step."""
-    kept = _read(folder / SNAPSHOTS, load_file, digests)
-    return {int(name.removeprefix(_STEP)): c for name, c in sorted(kept.items())}
+    snapshots = sorted(_read(folder / SNAPSHOTS, load_file, digests).items())
+    return {int(name.removeprefix(_STEP)): c for name, c in snapshots}
 
 
 def _read_history(path: Path) -> pd.DataFrame:
@@ -158,8 +151,7 @@ def _read_history(path: Path) -> pd.DataFrame:
 
 
 def _read(path: Path, reader: Callable[[Path], Any], digests: Mapping[str, str]) -> Any:
-    resumes = (path.parent / FOLDER).exists() and path.name != SETTINGS
-    advice = "resume the training" if resumes else "train the run again"
+    advice = "resume the training" if (path.parent / FOLDER).exists() else "train the run again"
     try:
         if path.name in digests and _digest(path) != digests[path.name]:
             raise ValueError(f"its digest is not the one in {SETTINGS}")
@@ -197,18 +189,18 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     kept = {"step": checkpoint.step, "values": checkpoint.values, "run": checkpoint.run, "tensors": _digest(weights)}
     document = json.dumps({"sha256": text_digest(content := json.dumps(kept)), "content": content})
     replace_file(path, lambda temporary: temporary.write_text(document))
-    own = sorted(file for file in folder.iterdir() if re.fullmatch(_CHECKPOINT, file.name))
-    finished = [file for file in own if file.suffix == ".json"]
-    for file in own:
-        if file.with_suffix(".json") not in finished[-KEPT:]:
-            file.unlink()
-    remove_leftovers(folder, _CHECKPOINT)
+    remove_checkpoints(folder, keep=_finished(folder)[-KEPT:])
+
+
+def _finished(folder: Path) -> list[Path]:
+    """The JSON files of the checkpoints in the folder, oldest first."""
+    return sorted(folder.glob("step_????????.json"))
 
 
 def load_checkpoint(folder: Path) -> Checkpoint | None:
     """The newest undamaged checkpoint, None if there is none; warns of damaged ones, ValueError if all are damaged."""
     damaged = []
-    for path in sorted(folder.glob("step_*.json"), reverse=True):
+    for path in reversed(_finished(folder)):
         try:
             document, weights = json.loads(path.read_text()), path.with_suffix(".safetensors")
             if text_digest(document["content"]) != document["sha256"]:
@@ -228,11 +220,11 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
     return None
 
 
-def remove_checkpoints(folder: Path) -> None:
-    """Remove the files that `save_checkpoint` wrote, and the folder if nothing else is in it."""
-    remove_leftovers(folder, _CHECKPOINT)
-    for path in list(folder.iterdir()) if folder.is_dir() else ():
-        if re.fullmatch(_CHECKPOINT, path.name):
+def remove_checkpoints(folder: Path, keep: Sequence[Path] = ()) -> None:
+    """Remove the files that `save_checkpoint` wrote, without those to `keep`, and the folder if nothing is left."""
+    remove_leftovers(folder, r"step_\d{8}\.(json|safetensors)")
+    for path in [*_finished(folder), *folder.glob("step_????????.safetensors")]:
+        if path.with_suffix(".json") not in keep:
             path.unlink()
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
@@ -241,7 +233,7 @@ def remove_checkpoints(folder: Path) -> None:
 def remove_run(folder: Path) -> None:
     """Remove the files that a training wrote."""
     remove_checkpoints(folder / FOLDER)
-    remove_leftovers(folder, *map(re.escape, (*FILES, MONITOR)))
+    remove_leftovers(folder, *FILES, MONITOR)
     for name in (*FILES, MONITOR):
         (folder / name).unlink(missing_ok=True)
 

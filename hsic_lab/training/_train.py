@@ -3,7 +3,6 @@
 import ctypes
 import os
 import platform
-import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -101,13 +100,9 @@ def train(
     ...     train(config, folder, progress=False).status
     'finished'
     """
-    for name, value, kind in (
-        ("config", config, TrainConfig),
-        ("data", data, ImageData),
-        ("encoder", encoder, nn.Module),
-    ):
+    for kind, value in ((TrainConfig, config), (ImageData, data), (nn.Module, encoder)):
         if not isinstance(value, kind) and (value is not None or kind is TrainConfig):
-            raise TypeError(f"{name} must be of type {kind.__name__}, got {value!r}")
+            raise TypeError(f"config, data and encoder must be TrainConfig, ImageData and Module, got {value!r}")
     if not isinstance(callbacks, Sequence) or not all(map(callable, callbacks)):
         raise TypeError(f"callbacks must be a list of functions, got {callbacks!r}")
     folder, device = Path(folder).absolute(), pick_device(config.device)  # a callback may change the working folder
@@ -141,7 +136,7 @@ def train(
             if trainer.writes:
                 if _status_if_same(folder, config, data, views) != found:
                     raise BlockingIOError(f"another process has just trained in {folder}: start again")
-                remove_leftovers(folder, *map(re.escape, (*FILES, MONITOR)))
+                remove_leftovers(folder, *FILES, MONITOR)
             if found:
                 _warn_of_changes(folder, run.metadata)
                 trainer.resume()

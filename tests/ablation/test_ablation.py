@@ -213,7 +213,8 @@ def test_workers_end_with_their_parent(tmp_path):
     program = """
 import sys
 from test_ablation import BASE, grid, run_ablation
-run_ablation(grid(cross={}, base=BASE | {"epochs": 10**6, "checkpoint_every": 10**6}), sys.argv[1], n_jobs=2, progress=False)
+endless = BASE | {"epochs": 10**6, "checkpoint_every": 10**6}
+run_ablation(grid(cross={}, base=endless), sys.argv[1], n_jobs=2, progress=False)
 """
     here = Path(__file__).parent
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(here), os.environ.get("PYTHONPATH", "")])}
