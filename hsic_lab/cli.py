@@ -65,8 +65,8 @@ def main() -> None:
         print("hsic-lab: this is a bug in hsic_lab: please report it with the lines above", file=sys.stderr)
         sys.exit(1)
     except Exception as error:
-        what = f"{'not enough memory ' * isinstance(error, MemoryError)}{' '.join(str(error).split())}"
-        print(f"hsic-lab: {what.strip() or type(error).__name__}", file=sys.stderr)
+        said = " ".join(str(error).split()) or type(error).__name__
+        print("hsic-lab:", "not enough memory" if isinstance(error, MemoryError) else said, file=sys.stderr)
         sys.exit(2)
 
 
@@ -133,8 +133,7 @@ def _train(
         if "dataset" in given:
             given["dataset"] = full_name(given["dataset"])
         same = lab.training.recipe(recipe, **given) if recipe else replace(config, **given)
-        if same != config:
-            names = [name for name, value in asdict(same).items() if value != getattr(config, name)]
+        if names := [name for name, value in asdict(same).items() if value != getattr(config, name)]:
             raise ValueError(f"--resume takes its settings from {folder}, got other {', '.join(names)}")
     else:
         if resume:

@@ -122,8 +122,8 @@ class Grid:
             if self.evaluate.count(name) > 1:
                 raise ValueError(f"evaluate must name each evaluation once, got {self.evaluate!r}")
         seeds: Any = self.seeds
-        several = isinstance(seeds, list) and len(seeds) > 0 and all(is_whole(seed) and seed >= 0 for seed in seeds)
-        if not (len({*seeds}) == len(seeds) if several else is_whole(seeds) and seeds > 0):
+        several = isinstance(seeds, list) and all(is_whole(seed) and seed >= 0 for seed in seeds)
+        if not (len({*seeds}) == len(seeds) > 0 if several else is_whole(seeds) and seeds > 0):
             raise ValueError(f"seeds must be a number from 1 on, or distinct numbers from 0 on, got {seeds!r}")
         n = len(seeds) if several else seeds
         if (total := n * math.prod(map(len, self.cross.values())) * max(1, len(self.include))) > MOST:
@@ -151,14 +151,10 @@ class Grid:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if isinstance(value, Mapping):
-        return dict(value)
-    if isinstance(value, np.ndarray | np.generic):
-        return value.tolist()
-    if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray):
-        return list(value)
+    if isinstance(value, np.generic | os.PathLike):
+        return value.item() if isinstance(value, np.generic) else os.fspath(value)
+    if isinstance(value, np.ndarray | Mapping | Sequence):
+        return dict(value) if isinstance(value, Mapping) else list(value)
     raise TypeError(f"got {value!r}")
 
 

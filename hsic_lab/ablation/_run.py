@@ -118,11 +118,8 @@ def _run_one(
     planned: Planned, folder: Path, data: ImageData | None, evaluations: Names, retry_failed: bool, caller: int,
     wait: bool = False,
 ) -> Rows | None:  # fmt: skip
-    """Read or make the rows of one training; None if another process works on it, unless `wait` is set.
-
-    `caller` is the process of `run_ablation`.
-    """
-    if os.getppid() == caller:  # this is a worker of joblib
+    """Read or make the rows of one training; None if another process works on it, unless `wait` is set."""
+    if os.getppid() == caller:  # this is a worker of joblib that `run_ablation` started
         _end_with_parent()
     folder.mkdir(parents=True, exist_ok=True)
     try:

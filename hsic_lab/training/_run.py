@@ -95,7 +95,7 @@ class Run:
 
     def _save_settings(self, digests: dict[str, str]) -> None:
         settings = {"config": asdict(self.config), "state": self._kept, "facts": self.metadata}
-        text = json.dumps(settings | {"sha256": digests | {SETTINGS: text_digest(json.dumps(settings))}}, indent=2)
+        text = json.dumps(settings | {"sha256": digests | {SETTINGS: _text_digest(json.dumps(settings))}}, indent=2)
         replace_file(self.folder / SETTINGS, lambda path: path.write_text(text + "\n"))
 
     @classmethod
@@ -129,7 +129,7 @@ def read_settings(folder: Path) -> tuple[TrainConfig, str, dict[str, Any], dict[
                     raise ValueError(f"channels and features must be whole numbers of at least 1, got {facts}")
             case _:
                 raise ValueError("it lacks config, state, facts or the number of channels, or one is of another type")
-        if digests.get(SETTINGS, now := text_digest(json.dumps(settings))) != now:
+        if digests.get(SETTINGS, now := _text_digest(json.dumps(settings))) != now:
             warnings.warn(f"{path} was changed since the training wrote it", stacklevel=4)
         return TrainConfig.from_json(config), state, facts, digests
 
@@ -169,15 +169,11 @@ def _on_cpu(state: Mapping[str, Any]) -> dict[str, Tensor]:
 
 @dataclass
 class Checkpoint:
-    """The state of a training after `step` updates: named tensors, and JSON values such as the history.
-
-    `run` is a digest of what the training computes; it is None in checkpoints of version 0.2 and earlier.
-    """
+    """The state of a training after `step` updates: named tensors, and JSON values such as the history."""
 
     step: int
     tensors: dict[str, Tensor]
     values: dict[str, Any] = field(default_factory=dict)
-    run: str | None = None
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
@@ -186,8 +182,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     path = folder / f"step_{checkpoint.step:08d}.json"
     weights = path.with_suffix(".safetensors")
     replace_file(weights, lambda temporary: save_file(_on_cpu(checkpoint.tensors), temporary))
-    kept = {"step": checkpoint.step, "values": checkpoint.values, "run": checkpoint.run, "tensors": _digest(weights)}
-    document = json.dumps({"sha256": text_digest(content := json.dumps(kept)), "content": content})
+    content = json.dumps({"step": checkpoint.step, "values": checkpoint.values, "tensors": _digest(weights)})
+    document = json.dumps({"sha256": _text_digest(content), "content": content})
     replace_file(path, lambda temporary: temporary.write_text(document))
     remove_checkpoints(folder, keep=_finished(folder)[-KEPT:])
 
@@ -203,12 +199,12 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
     for path in reversed(_finished(folder)):
         try:
             document, weights = json.loads(path.read_text()), path.with_suffix(".safetensors")
-            if text_digest(document["content"]) != document["sha256"]:
+            if _text_digest(document["content"]) != document["sha256"]:
                 raise ValueError(f"the digest of {path.name} does not match its content")
             content = json.loads(document["content"])
             if _digest(weights) != content["tensors"]:
                 raise ValueError(f"the digest of {weights.name} does not match the one in {path.name}")
-            checkpoint = Checkpoint(content["step"], load_file(weights), content["values"], content.get("run"))
+            checkpoint = Checkpoint(content["step"], load_file(weights), content["values"])
         except Exception as error:
             damaged.append(f"checkpoint {path} is damaged ({error})")
         else:
@@ -266,7 +262,7 @@ def restore_training(tensors: Mapping[str, Tensor], networks: nn.ModuleDict, opt
     optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
 
 
-def text_digest(text: str) -> str:
+def _text_digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -1,6 +1,5 @@
 """The training loop: steps, snapshots of C, checkpoints, monitors, callbacks, and an orderly stop on a signal."""
 
-import json
 import math
 import signal
 import threading
@@ -129,10 +128,6 @@ class Trainer:
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=bfloat16)
         self.step_count, self.seconds, self.steps = 0, 0.0, config.epochs * len(pairs)
         self.snapshot_steps = set(np.linspace(0, self.steps, config.snapshots).round().astype(int).tolist())
-        # Of settings at their defaults nothing is kept, so that fields added later do not change the digest.
-        usual, images = asdict(TrainConfig()), run.metadata["pictures"]
-        chosen = {name: value for name, value in asdict(config).items() if value != usual[name]}
-        self.run_digest = files.text_digest(json.dumps([chosen, images, run.metadata["views"]], sort_keys=True))
         self.rows: list[dict[str, float]] = []
         self.monitor_rows: list[dict[str, Any]] = []
 
@@ -253,15 +248,17 @@ class Trainer:
     def keep_checkpoint(self) -> None:
         if self.writes:
             values = {"seconds": self.seconds, "history": self.rows, "monitor": self.monitor_rows}
+            values |= {"config": asdict(self.config), "pictures": self.run.metadata["pictures"]}  # whose it is
             tensors = files.training_tensors(self.networks, self.optimizer)
-            checkpoint = files.Checkpoint(self.step_count, tensors, values, self.run_digest)
-            files.save_checkpoint(self.run.folder / files.FOLDER, checkpoint)
+            files.save_checkpoint(self.run.folder / files.FOLDER, files.Checkpoint(self.step_count, tensors, values))
 
     def resume(self) -> None:
         """Continue from the newest undamaged checkpoint of the folder; without one, start from the beginning."""
         folder = self.run.folder
         if (checkpoint := files.load_checkpoint(folder / files.FOLDER)) is not None:
-            if checkpoint.run not in (None, self.run_digest):
+            own = {"config": asdict(self.config), "pictures": self.run.metadata["pictures"]}
+            kept = own | checkpoint.values  # checkpoints of version 0.2 do not say whose they are
+            if TrainConfig.from_json(kept["config"]) != self.config or kept["pictures"] != own["pictures"]:
                 raise ValueError(f"{folder / files.FOLDER} is of a run with other settings or images: move it away")
             try:
                 files.restore_training(checkpoint.tensors, self.networks, self.optimizer)
