@@ -84,9 +84,7 @@ def own_parts(n: int, parts: int) -> list[Tensor]:
     k = world_size()
     if n < k:
         raise ValueError(f"batch_size must be at least the number of processes, {k}, got {n}")
-    return [
-        rows[rank() * len(rows) // k : (rank() + 1) * len(rows) // k] for rows in torch.arange(n).tensor_split(parts)
-    ]
+    return [rows.tensor_split(k)[rank()] for rows in torch.arange(n).tensor_split(parts)]
 
 
 def same_everywhere(values: Mapping[str, Any], device: torch.device) -> None:
@@ -153,9 +151,7 @@ def _why_lost(store: Any, number: int, count: int, seconds: float = 10) -> str:
                     return f"process {other} of {count} ended: {reason}"
     except RuntimeError:  # the store went away with the process that holds it
         silent = [0]
-    return (
-        f"lost the connection to process {', '.join(map(str, silent))} of {count}: it was killed, or its machine failed"
-    )
+    return f"lost process {', '.join(map(str, silent))} of {count}: it was killed, or its machine failed"
 
 
 def across_processes(network: nn.Module, device: torch.device) -> Any:

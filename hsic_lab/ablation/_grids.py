@@ -99,11 +99,11 @@ class Grid:
             raise ValueError(f"name must be a word that can name a file, got {self.name!r}")
         if not isinstance(self.question, str) or len(self.question.splitlines()) > 1:
             raise ValueError(f"question must be one line, got {self.question!r}")
-        for name in ("base", "cross", "data"):
-            if not isinstance(getattr(self, name), dict):
-                raise ValueError(f"{name} must be a table of names and values, got {getattr(self, name)!r}")
-        if not isinstance(self.include, list) or not all(isinstance(added, dict) for added in self.include):
-            raise ValueError(f"include must be a list of tables of names and values, got {self.include!r}")
+        tables = {"base": [self.base], "cross": [self.cross], "data": [self.data], "include": self.include}
+        for name, found in tables.items():
+            if not isinstance(found, list) or not all(isinstance(table, dict) for table in found):
+                what = "a list of tables" if name == "include" else "a table"
+                raise ValueError(f"{name} must be {what} of names and values, got {getattr(self, name)!r}")
         for name in itertools.chain(self.base, self.cross, *self.include):
             if name == "seed":
                 raise ValueError("seed is not a setting of the grid: `seeds` says how many, or which")

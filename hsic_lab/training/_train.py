@@ -215,9 +215,8 @@ def _status_if_same(folder: Path, config: TrainConfig, data: ImageData | None, v
 
 def _warn_of_changes(folder: Path, metadata: dict[str, Any]) -> None:
     """Warn if the run in the folder goes on under other conditions, which change the last bits or more."""
-    old = read_settings(folder)[2]
-    pairs = {name: (old.get(name, metadata[name]), metadata[name]) for name in ("device", "precision", "threads")}
-    pairs["device"] = pairs["device"][0].partition(":")[0], pairs["device"][1].partition(":")[0]
-    if changed := {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}:
+    old, names = read_settings(folder)[2], ("device", "precision", "threads")
+    kinds = {name: [str(one.get(name)).partition(":")[0] for one in (old, metadata)] for name in names if name in old}
+    if changed := {name: pair for name, pair in kinds.items() if pair[0] != pair[1]}:
         what = "the result is not that of an uninterrupted training"
         warnings.warn(f"{folder} is resumed under other conditions (before, now), {changed}: {what}", stacklevel=3)
