@@ -138,7 +138,7 @@ def processes(device: torch.device) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def _why_lost(store: Any, number: int, count: int, seconds: float = 10) -> str:
+def _why_lost(store: Any, number: int, count: int, seconds: float = 5) -> str:
     """Which process ended while this one waited for it: one that said why, or else those that say nothing."""
     silent, deadline = [other for other in range(count) if other != number], time.monotonic() + seconds
     try:

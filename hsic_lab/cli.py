@@ -117,7 +117,7 @@ def _train(
     **common: Any,
 ) -> None:
     from hsic_lab.datasets._published import full_name
-    from hsic_lab.training._run import SETTINGS, read_settings
+    from hsic_lab.training._run import SETTINGS, settings_to_resume
 
     first = os.environ.get("RANK", "0") == "0"
     given = {name: value for name, value in common.items() if value is not None}
@@ -129,7 +129,7 @@ def _train(
             raise ValueError(f"--set must be NAME=VALUE, got {setting!r}")
         given[name.strip()] = _parse(name.strip(), text)
     if resume and (folder / SETTINGS).exists():
-        config = read_settings(folder)[0]
+        config = settings_to_resume(folder)[0]
         if "dataset" in given:
             given["dataset"] = full_name(given["dataset"])
         same = lab.training.recipe(recipe, **given) if recipe else replace(config, **given)

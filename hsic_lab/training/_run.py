@@ -136,6 +136,18 @@ def read_settings(folder: Path) -> tuple[TrainConfig, str, dict[str, Any], dict[
     return _read(folder / SETTINGS, parse, {})
 
 
+def settings_to_resume(folder: Path) -> tuple[TrainConfig, str, dict[str, Any], dict[str, str]]:
+    """As `read_settings`; if that file is damaged, what the newest checkpoint says, with a warning."""
+    try:
+        return read_settings(folder)
+    except DamagedRun as error:
+        kept = load_checkpoint(folder / FOLDER)
+        if kept is None or "config" not in kept.values:
+            raise
+        warnings.warn(f"{error}: its settings are those of the checkpoint at step {kept.step}", stacklevel=3)
+        return TrainConfig.from_json(kept.values["config"]), "running", {"pictures": kept.values["pictures"]}, {}
+
+
 def read_snapshots(folder: Path, digests: Mapping[str, str]) -> dict[int, Tensor]:
     """The matrices C in the folder of a run, by step."""
     snapshots = sorted(_read(folder / SNAPSHOTS, load_file, digests).items())

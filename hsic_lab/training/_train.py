@@ -22,7 +22,7 @@ from hsic_lab.evaluation import extract_features
 from hsic_lab.training._config import TrainConfig, hardware, pick_device, resolved_precision
 from hsic_lab.training._data import TrainingPairs, held_out_pairs
 from hsic_lab.training._networks import Views, float32_default, make_networks, seeded
-from hsic_lab.training._run import FILES, FOLDER, LOCK, MONITOR, SETTINGS, Run, read_settings, remove_checkpoints
+from hsic_lab.training._run import FILES, FOLDER, LOCK, MONITOR, SETTINGS, Run, remove_checkpoints, settings_to_resume
 from hsic_lab.training._trainer import Callback, Trainer, make_monitor, stop_error, stop_requests
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # parameters of mallopt, from malloc.h
@@ -166,7 +166,7 @@ def train_or_load(config: TrainConfig, folder: str | Path, data: ImageData | Non
     folder = Path(folder)
     if (folder / SETTINGS).exists():
         name = full_name(config.dataset) if data is None else data.name
-        read_settings(folder)  # a damaged file is a ValueError, not another run
+        settings_to_resume(folder)  # a damaged file is a ValueError, not another run
         try:
             status = _status_if_same(folder, replace(config, dataset=name), data)
         except ValueError as error:
@@ -202,7 +202,7 @@ def _status_if_same(folder: Path, config: TrainConfig, data: ImageData | None, v
         if kept := [name for name in (*FILES, MONITOR, FOLDER) if (folder / name).exists()]:
             raise FileExistsError(f"{folder} holds {', '.join(kept)} without {SETTINGS}: choose another folder")
         return ""
-    stored, status, metadata, _ = read_settings(folder)
+    stored, status, metadata, _ = settings_to_resume(folder)
     there, here = asdict(stored), asdict(config)
     if different := {name: (there[name], here[name]) for name in here if there[name] != here[name]}:
         raise ValueError(f"{folder} holds a run with other settings (there, here): {different}")
@@ -215,7 +215,7 @@ def _status_if_same(folder: Path, config: TrainConfig, data: ImageData | None, v
 
 def _warn_of_changes(folder: Path, metadata: dict[str, Any]) -> None:
     """Warn if the run in the folder goes on under other conditions, which change the last bits or more."""
-    old, names = read_settings(folder)[2], ("device", "precision", "threads")
+    old, names = settings_to_resume(folder)[2], ("device", "precision", "threads")
     kinds = {name: [str(one.get(name)).partition(":")[0] for one in (old, metadata)] for name in names if name in old}
     if changed := {name: pair for name, pair in kinds.items() if pair[0] != pair[1]}:
         what = "the result is not that of an uninterrupted training"

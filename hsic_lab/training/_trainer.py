@@ -267,7 +267,7 @@ class Trainer:
             self.step_count, self.seconds = checkpoint.step, checkpoint.values["seconds"]
             self.rows, self.monitor_rows = checkpoint.values["history"], checkpoint.values["monitor"]
             try:
-                snapshots = files.read_snapshots(folder, files.read_settings(folder)[3])
+                snapshots = files.read_snapshots(folder, files.settings_to_resume(folder)[3])
                 self.run.snapshots = {step: c for step, c in snapshots.items() if step <= checkpoint.step}
             except files.DamagedRun as error:
                 warnings.warn(f"the snapshots of C until step {checkpoint.step} are lost: {error}", stacklevel=2)

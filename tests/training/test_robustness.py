@@ -141,7 +141,7 @@ def damaged(folder: Path, rng: random.Random, whole: Run) -> None:
         try:
             run = tiny(folder)
         except (ValueError, FileExistsError) as error:
-            assert broken.name == SETTINGS and SETTINGS in str(error)
+            assert broken.name == SETTINGS and SETTINGS in str(error) and not broken.exists()
             return
     assert all(str(folder) in str(warning.message) for warning in said)
     if broken.name == SNAPSHOTS:
@@ -275,6 +275,20 @@ def test_lost_snapshots_are_a_warning(tmp_path, whole):
     with pytest.warns(UserWarning, match=r"snapshots of C until step 9 are lost: .*correlation.safetensors is missing"):
         run = tiny(tmp_path)
     assert list(run.snapshots) == [12] and run.history["loss"].tolist() == whole.history["loss"].tolist()
+
+
+def test_damaged_settings_are_read_from_the_checkpoint(tmp_path, whole):
+    interrupted(tmp_path)
+    (tmp_path / SETTINGS).write_text((tmp_path / SETTINGS).read_text()[:-9])
+    with pytest.raises(ValueError, match=r"run\.json is damaged .*resume the training"):
+        Run.load(tmp_path)
+    with pytest.raises(ValueError, match=r"other settings \(there, here\): \{'seed': \(0, 1\)\}"):
+        tiny(tmp_path, seed=1)
+    with pytest.warns(
+        UserWarning, match=r"run\.json is damaged .*: its settings are those of the checkpoint at step 9"
+    ):
+        tiny(tmp_path)
+    assert_whole(tmp_path, whole)
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
