@@ -141,18 +141,10 @@ def _named_errors(path: Path) -> Iterator[None]:
     }
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist")
+    damage = ValueError, OSError, EOFError, KeyError, MemoryError, zipfile.BadZipFile, SafetensorError
     try:
         yield
-    except (
-        ValueError,
-        OSError,
-        EOFError,
-        LookupError,
-        MemoryError,
-        zipfile.BadZipFile,
-        SafetensorError,
-        pa.ArrowException,
-    ) as error:
+    except (*damage, pa.ArrowException) as error:
         words = (str(error).strip() or type(error).__name__).splitlines()[0]
         words = next((ours for theirs, ours in clearer.items() if theirs in words), words)
         raise ValueError(words if path.name in words else f"{path} cannot be read: {words}") from error
