@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test lab notebooks docs bench lint clean
+.PHONY: demo test soak lab notebooks docs bench lint clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -11,6 +11,10 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed-all
 	$(BIN)/python -m pytest -n auto --maxprocesses 4
+
+SECONDS := 120
+soak: $(VENV)/installed-all  # attacks on run folders at random; make soak SECONDS=600
+	$(BIN)/python tests/training/test_robustness.py $(SECONDS)
 
 lab: $(VENV)/installed
 	$(BIN)/jupyter lab notebooks

@@ -2,8 +2,10 @@
 
 import gc
 import itertools
+import json
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -67,12 +69,31 @@ def all_gather_rows(z: Tensor) -> Tensor:
     return _AllGatherRows.apply(z) if world_size() > 1 else z
 
 
-def own_rows(n: int) -> slice:
-    """The rows of a batch of n that this process holds: contiguous, in rank order, sizes that differ by at most 1."""
+def own_rows(n: int, parts: int = 1) -> slice | Tensor:
+    """The rows of a batch of n that this process holds, in the order of `own_parts`."""
+    rows = torch.cat(own_parts(n, parts))
+    first, end = int(rows[0]), int(rows[-1]) + 1
+    return slice(first, end) if end - first == len(rows) else rows
+
+
+def own_parts(n: int, parts: int) -> list[Tensor]:
+    """The rows of each part of a batch of n that this process holds: contiguous, in rank order.
+
+    The parts are those of a single process, and the processes share each: batch normalization sees the same rows.
+    """
     k = world_size()
     if n < k:
         raise ValueError(f"batch_size must be at least the number of processes, {k}, got {n}")
-    return slice(rank() * n // k, (rank() + 1) * n // k)
+    return [rows.tensor_split(k)[rank()] for rows in torch.arange(n).tensor_split(parts)]
+
+
+def same_everywhere(values: Mapping[str, Any], device: torch.device) -> None:
+    """ValueError in all processes unless each of them has the same `values`, which JSON can hold."""
+    line = torch.tensor(list(json.dumps(values).encode() + b"\n"), dtype=torch.uint8, device=device)
+    held = [json.loads(line) for line in bytes(all_gather_rows(line).tolist()).decode().splitlines()]
+    by_name = {name: [one.get(name) for one in held] for name in values}
+    if different := {name: found for name, found in by_name.items() if any(value != found[0] for value in found)}:
+        raise ValueError(f"all processes must train alike, but they have (by process) {different}")
 
 
 def barrier() -> None:
@@ -107,9 +128,30 @@ def processes(device: torch.device) -> Iterator[None]:
     try:
         yield
         dist.barrier()  # no process leaves while another still listens
+    except BaseException as error:
+        if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error)):
+            raise RuntimeError(_why_lost(store, number, count)) from error
+        store.set(f"ended_{number}", f"{type(error).__name__}: {error}")
+        raise
     finally:
         gc.collect()  # networks in DistributedDataParallel must not outlive their process group
         dist.destroy_process_group()
+
+
+def _why_lost(store: Any, number: int, count: int, seconds: float = 5) -> str:
+    """Which process ended while this one waited for it: one that said why, or else those that say nothing."""
+    silent, deadline = [other for other in range(count) if other != number], time.monotonic() + seconds
+    try:
+        store.set(f"ended_{number}", "")
+        while silent and time.monotonic() < deadline:
+            time.sleep(0.1)
+            for other in [other for other in silent if store.check([f"ended_{other}"])]:
+                silent.remove(other)
+                if reason := store.get(f"ended_{other}").decode():
+                    return f"process {other} of {count} ended: {reason}"
+    except RuntimeError:  # the store went away with the process that holds it
+        silent = [0]
+    return f"lost process {', '.join(map(str, silent))} of {count}: it was killed, or its machine failed"
 
 
 def across_processes(network: nn.Module, device: torch.device) -> Any:

@@ -8,6 +8,8 @@ import re
 import shlex
 import sys
 import tomllib
+import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import fields, replace
@@ -76,14 +78,21 @@ Output = Annotated[
 def main() -> None:
     """Entry point. An error that the user can correct is one sentence and exit code 2, without a traceback."""
     os.environ.setdefault("SCIPY_ARRAY_API", "1")  # SciPy reads it once; scikit-learn needs it for tensors on a GPU
+    warnings.formatwarning = lambda message, *_, **__: f"hsic-lab: {message}\n"
     try:
         app()
     except SystemExit as end:
         if end.code == 130:  # how typer ends after Ctrl-C
             print("hsic-lab: interrupted; what was done so far is kept", file=sys.stderr)
         raise
-    except (ValueError, TypeError, OSError, RuntimeError, FloatingPointError, ModuleNotFoundError) as error:
-        print(f"hsic-lab: {error}", file=sys.stderr)
+    except (LookupError, AttributeError, NameError, AssertionError, ZeroDivisionError):
+        # The library checks its input and raises none of these for it.
+        traceback.print_exc()
+        print("hsic-lab: this is a bug in hsic_lab: please report it with the lines above", file=sys.stderr)
+        sys.exit(1)
+    except Exception as error:
+        said = " ".join(str(error).split()) or type(error).__name__
+        print("hsic-lab:", "not enough memory" if isinstance(error, MemoryError) else said, file=sys.stderr)
         sys.exit(2)
 
 
@@ -136,7 +145,7 @@ def _train(
     **common: Any,
 ) -> None:
     from hsic_lab.datasets._published import full_name
-    from hsic_lab.training._run import SETTINGS, read_settings
+    from hsic_lab.training._run import SETTINGS, settings_to_resume
 
     first = os.environ.get("RANK", "0") == "0"
     given = {name: value for name, value in common.items() if value is not None}
@@ -149,7 +158,7 @@ def _train(
         given[name.strip()] = _parse(name.strip(), text)
     loading = {name: given.pop(option) for option, name in _LOADING.items() if option in given}
     if resume and (folder / SETTINGS).exists():
-        config, _, metadata, *_ = read_settings(folder)
+        config, _, metadata, *_ = settings_to_resume(folder)
         if "dataset" in given:
             given["dataset"] = full_name(given["dataset"])
         asked = lab.training.recipe(recipe, **given) if recipe else replace(config, **given)

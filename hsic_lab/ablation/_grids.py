@@ -8,8 +8,11 @@ import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from numbers import Real
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from hsic_lab._checks import check_choice, check_type, is_whole
 from hsic_lab.training import TrainConfig
@@ -17,6 +20,7 @@ from hsic_lab.training import TrainConfig
 FIELDS = tuple(f.name for f in fields(TrainConfig))
 RULES = {"fixed": 0.0, "sqrt": 0.5, "linear": 1.0}  # the power of batch_size / 256 that multiplies learning_rate
 EVALUATIONS = ("linear", "knn")
+MOST = 100_000  # trainings of a grid
 _LOSS_OPTIONS = ("kernel", "off_diagonal_target", "unit_rows", "bessel")
 SHORTHANDS = ("learning_rate_rule", "lambda_times_d", *_LOSS_OPTIONS)
 
@@ -85,30 +89,45 @@ class Grid:
     evaluate: Sequence[str] = EVALUATIONS
 
     def __post_init__(self) -> None:
-        if not self.name or Path(self.name).name != self.name:
+        for one in fields(self):  # numbers of NumPy, ranges and paths become what a table can keep
+            try:
+                vars(self)[one.name] = json.loads(json.dumps(getattr(self, one.name), default=_plain, allow_nan=False))
+            except (TypeError, ValueError, RecursionError) as error:
+                raise ValueError(f"{one.name} must hold finite numbers, text, lists and tables: {error}") from error
+        is_name = isinstance(self.name, str) and self.name.isprintable() and len(self.name.encode()) <= 200
+        if not is_name or self.name in ("", "..") or Path(self.name).name != self.name:
             raise ValueError(f"name must be a word that can name a file, got {self.name!r}")
-        if len(self.question.splitlines()) > 1:
+        if not isinstance(self.question, str) or len(self.question.splitlines()) > 1:
             raise ValueError(f"question must be one line, got {self.question!r}")
-        for name in ("base", "cross", "data"):
-            if not isinstance(getattr(self, name), Mapping):
-                raise ValueError(f"{name} must be a table of names and values, got {getattr(self, name)!r}")
+        tables = {"base": [self.base], "cross": [self.cross], "data": [self.data], "include": self.include}
+        for name, found in tables.items():
+            if not isinstance(found, list) or not all(isinstance(table, dict) for table in found):
+                what = "a list of tables" if name == "include" else "a table"
+                raise ValueError(f"{name} must be {what} of names and values, got {getattr(self, name)!r}")
         for name in itertools.chain(self.base, self.cross, *self.include):
             if name == "seed":
                 raise ValueError("seed is not a setting of the grid: `seeds` says how many, or which")
             check_choice(name, (*FIELDS, *SHORTHANDS), "a setting of the grid")
         for name, values in self.cross.items():
-            if isinstance(values, str) or not isinstance(values, Sequence) or not len(values):
+            if not isinstance(values, list) or not values:
                 raise ValueError(f"cross.{name} must be a list of at least one value, got {values!r}")
         for name, value in self.data.items():
             check_choice(name, ("n_train", "n_test"), "an entry of data")
             if not is_whole(value) or value < 1:
                 raise ValueError(f"data.{name} must be a number of images of at least 1, got {value!r}")
-        if not self.evaluate:
-            raise ValueError(f"evaluate must hold at least one of {EVALUATIONS}, got none")
+        if not isinstance(self.evaluate, list) or not self.evaluate:
+            raise ValueError(f"evaluate must be a list of at least one of {EVALUATIONS}, got {self.evaluate!r}")
         for name in self.evaluate:
             check_choice(name, EVALUATIONS, "an entry of evaluate")
-        if not self.seed_list or min(self.seed_list) < 0 or len(set(self.seed_list)) < len(self.seed_list):
-            raise ValueError(f"seeds must be a number from 1 on, or distinct numbers from 0 on, got {self.seeds!r}")
+            if self.evaluate.count(name) > 1:
+                raise ValueError(f"evaluate must name each evaluation once, got {self.evaluate!r}")
+        seeds: Any = self.seeds
+        several = isinstance(seeds, list) and all(is_whole(seed) and seed >= 0 for seed in seeds)
+        if not (len({*seeds}) == len(seeds) > 0 if several else is_whole(seeds) and seeds > 0):
+            raise ValueError(f"seeds must be a number from 1 on, or distinct numbers from 0 on, got {seeds!r}")
+        n = len(seeds) if several else seeds
+        if (total := n * math.prod(map(len, self.cross.values())) * max(1, len(self.include))) > MOST:
+            raise ValueError(f"a grid must have at most {MOST} trainings, got {total}, with {n} seeds")
 
     @property
     def seed_list(self) -> Sequence[int]:
@@ -131,6 +150,14 @@ class Grid:
         return list(planned.values())
 
 
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic | os.PathLike):
+        return value.item() if isinstance(value, np.generic) else os.fspath(value)
+    if isinstance(value, np.ndarray | Mapping | Sequence):
+        return dict(value) if isinstance(value, Mapping) else list(value)
+    raise TypeError(f"got {value!r}")
+
+
 def read_grid(source: str | os.PathLike | Mapping[str, Any]) -> Grid:
     """Read a `Grid` from a mapping or a TOML file of its fields; a file without a name is named by its stem."""
     if isinstance(source, Mapping):
@@ -142,26 +169,29 @@ def read_grid(source: str | os.PathLike | Mapping[str, Any]) -> Grid:
     path = Path(check_type("grid", source, str, os.PathLike))
     try:
         return read_grid({"name": path.stem} | tomllib.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: {error}") from error
 
 
 def make_config(settings: Mapping[str, Any]) -> TrainConfig:
     """Make the config that settings, as in `Grid`, describe; raise ValueError if they contradict each other."""
-    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items() if k in FIELDS}
+    for name in settings:
+        check_choice(name, (*FIELDS, *SHORTHANDS), "a setting of the grid")
+    values: dict[str, Any] = {name: value for name, value in settings.items() if name in FIELDS}
     options = {name: settings[name] for name in settings if name in _LOSS_OPTIONS}
-    if options:
-        values["loss_options"] = values.get("loss_options", {}) | options
-    if "lambda_times_d" in settings:
-        if "lambda_param" in settings:
-            raise ValueError("lambda_param and lambda_times_d say the same thing: give one of them")
-        values["lambda_param"] = settings["lambda_times_d"] / values.get("projector", TrainConfig.projector)[-1]
-    if "learning_rate_rule" in settings:
-        rule = check_choice(settings["learning_rate_rule"], tuple(RULES), "learning_rate_rule")
-        usual = asdict(TrainConfig()) | values
-        values["learning_rate"] = usual["learning_rate"] * math.pow(usual["batch_size"] / 256, RULES[rule])
     try:
-        return TrainConfig(**values)
+        plain = TrainConfig(**values)
+        changes: dict[str, Any] = {"loss_options": plain.loss_options | options} if options else {}
+        if "lambda_times_d" in settings:
+            if "lambda_param" in settings:
+                raise ValueError("lambda_param and lambda_times_d say the same thing: give one of them")
+            if not isinstance(times_d := settings["lambda_times_d"], Real) or isinstance(times_d, bool):
+                raise ValueError(f"lambda_times_d must be a finite number, got {times_d!r}")
+            changes["lambda_param"] = times_d / plain.projector[-1]
+        if "learning_rate_rule" in settings:
+            rule = check_choice(settings["learning_rate_rule"], tuple(RULES), "learning_rate_rule")
+            changes["learning_rate"] = plain.learning_rate * math.pow(plain.batch_size / 256, RULES[rule])
+        return TrainConfig(**values | changes)
     except ValueError as error:
         if not options:
             raise

@@ -2,10 +2,13 @@
 
 import json
 import os
+import signal
+import threading
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -13,12 +16,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from filelock import FileLock, Timeout
 from joblib import Parallel, delayed
 from tqdm.auto import tqdm
 
 from hsic_lab import __version__
-from hsic_lab._io import progress_options, replace_file
+from hsic_lab._io import progress_options, remove_leftovers, replace_file, sole_process
 from hsic_lab.ablation._grids import Grid, Planned, read_grid
 from hsic_lab.correlation import off_diagonal
 from hsic_lab.datasets import LOADERS, ImageData, data_folder, load
@@ -29,6 +31,7 @@ from hsic_lab.evaluation import extract_features, knn_accuracy, linear_probe
 from hsic_lab.evaluation._features import NEIGHBORS, knn_protocol
 from hsic_lab.training import Run, TrainConfig, train_or_load
 from hsic_lab.training._config import processor
+from hsic_lab.training._run import SETTINGS, DamagedRun, remove_run
 
 RESULT, LOCK = "result.json", "lock"
 LINEAR_PROTOCOL = "logistic regression on frozen features, penalty chosen on a part of the training split"
@@ -84,7 +87,7 @@ def run_ablation(
     options = tuple(grid.evaluate), retry_failed
     results: dict[str, Rows | None] = {one.key: _stored_rows(one, folder / one.key, *options) for one in plan}
     missing = [one for one in plan if results[one.key] is None]
-    tasks = [delayed(_run_one)(one, folder / one.key, data, *options) for one in missing]
+    tasks = [delayed(_run_one)(one, folder / one.key, data, *options, os.getpid()) for one in missing]
     made = zip(missing, Parallel(n_jobs=n_jobs, return_as="generator")(tasks), strict=True)
     shown = progress_options(len(plan))
     bar = tqdm(made, grid.name, len(plan), initial=len(plan) - len(missing), unit="run", disable=not progress, **shown)
@@ -92,7 +95,7 @@ def run_ablation(
         results[one.key] = rows
     for one in missing:  # last, because other processes are working on these
         if results[one.key] is None:
-            results[one.key] = _run_one(one, folder / one.key, data, *options, wait=True)
+            results[one.key] = _run_one(one, folder / one.key, data, *options, os.getpid(), wait=True)
     return pd.DataFrame([_settings(one, grid.name) | row for one in plan for row in results[one.key] or ()])
 
 
@@ -113,21 +116,38 @@ def plan_runs(grid: Grid, data: ImageData | None) -> list[Planned]:
 
 
 def _run_one(
-    planned: Planned, folder: Path, data: ImageData | None, evaluations: Names, retry_failed: bool, wait: bool = False
-) -> Rows | None:
+    planned: Planned, folder: Path, data: ImageData | None, evaluations: Names, retry_failed: bool, caller: int,
+    wait: bool = False,
+) -> Rows | None:  # fmt: skip
     """Read or make the rows of one training; None if another process works on it, unless `wait` is set."""
+    if os.getppid() == caller:  # this is a worker of joblib that `run_ablation` started
+        _end_with_parent()
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        # The system releases the lock when the process that holds it ends.
-        with FileLock(folder / LOCK, timeout=-1 if wait else 0):
+        with sole_process(folder / LOCK, wait):
+            remove_leftovers(folder, RESULT)
             rows = _stored_rows(planned, folder, evaluations, retry_failed)
             if rows is None:
-                rows = _train_and_evaluate(planned, folder / "run", data, evaluations)
+                rows, lasting = _train_and_evaluate(planned, folder / "run", data, evaluations)
                 content = _identity(planned, evaluations) | {"config": asdict(planned.config), "rows": rows}
-                replace_file(folder / RESULT, lambda path: path.write_text(json.dumps(content, indent=1)))
+                if lasting:
+                    replace_file(folder / RESULT, lambda path: path.write_text(json.dumps(content, indent=1)))
             return rows
-    except Timeout:
+    except BlockingIOError:
         return None
+
+
+@cache  # once in each worker
+def _end_with_parent() -> None:
+    """Stop this process, as SIGTERM does, when the one that started it was killed."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _identity(planned: Planned, evaluations: Names) -> dict[str, Any]:
@@ -142,16 +162,18 @@ def _stored_rows(planned: Planned, folder: Path, evaluations: Names, retry_faile
     try:
         content = json.loads(path.read_text())
         rows, config = content.pop("rows"), TrainConfig.from_json(content.pop("config"))
-    except (ValueError, KeyError, TypeError) as error:
+        failed = any(row["state"] != "finished" for row in rows)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged ({error}): remove it, and the run is evaluated again") from error
     if config != planned.config:  # a default has changed: neither use the result nor overwrite it
         raise ValueError(f"{path} was made under other defaults: move {path.parent} away or choose another folder")
-    failed = any(row["state"] != "finished" for row in rows)
     return None if content != _identity(planned, evaluations) or (retry_failed and failed) else rows
 
 
-def _train_and_evaluate(planned: Planned, folder: Path, data: ImageData | None, evaluations: Names) -> Rows:
-    """The rows of one training; a failure is recorded in them."""
+def _train_and_evaluate(
+    planned: Planned, folder: Path, data: ImageData | None, evaluations: Names
+) -> tuple[Rows, bool]:
+    """The rows of one training, and whether they are kept; a failure is a result, unless the machine failed."""
     versions = {"torch": torch.__version__, "hsic_lab": __version__}
     made_with = {"hardware": processor(), "threads": torch.get_num_threads()} | versions
     started = time.perf_counter()
@@ -160,14 +182,22 @@ def _train_and_evaluate(planned: Planned, folder: Path, data: ImageData | None, 
             data = _load(planned.config.dataset, tuple(sorted(planned.data.items())), data_folder())
         else:
             data = cut(data, planned.data)
-        run = train_or_load(planned.config, folder, data, progress=False)
+        if not (folder / SETTINGS).exists():
+            remove_run(folder)  # a run that lost its settings; all in this folder was made by this function
+        try:
+            run = train_or_load(planned.config, folder, data, progress=False)
+        except DamagedRun as error:
+            warnings.warn(f"{error}; it is trained again", stacklevel=2)
+            remove_run(folder)
+            run = train_or_load(planned.config, folder, data, progress=False)
         # The conditions of the training, which may be older than the evaluation.
         made_with |= {name: run.metadata[name] for name in ("hardware", "precision", "threads")}
-        return [row | made_with for row in _evaluate(run, data, evaluations)]
+        return [row | made_with for row in _evaluate(run, data, evaluations)], True
     except Exception as error:  # the failure is the result of this run, and the other runs go on
         result = {"accuracy": float("nan"), "state": f"failed: {type(error).__name__}: {error}"}
         result |= {"seconds": time.perf_counter() - started} | made_with
-        return [{"evaluation": name} | result for name in evaluations]
+        lasting = not isinstance(error, OSError | MemoryError)  # a full disk says nothing about the settings
+        return [{"evaluation": name} | result for name in evaluations], lasting
 
 
 @lru_cache(maxsize=2)  # a process that makes many runs reads its images once

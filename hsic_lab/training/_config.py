@@ -38,8 +38,9 @@ def _is_list_of(kind: type, value: Any) -> bool:
     return isinstance(value, tuple | list) and all(isinstance(v, kind) and not isinstance(v, bool) for v in value)
 
 
-def _whole(low: int) -> Rule:
-    return f"a whole number of at least {low}", lambda value: is_whole(value) and value >= low, int
+def _whole(low: int, high: float = math.inf) -> Rule:
+    bound = f"of at least {low}" if high == math.inf else f"in [{low}, {high}]"
+    return f"a whole number {bound}", lambda value: is_whole(value) and low <= value <= high, int
 
 
 def _number(low: float = -math.inf, high: float = math.inf) -> Rule:
@@ -58,7 +59,7 @@ def _or_none(rule: Rule) -> Rule:
 
 _POSITIVE: Rule = ("a finite number above 0", lambda value: _number(0)[1](value) and value > 0, float)
 _BOOLEAN: Rule = ("true or false", lambda value: isinstance(value, bool), bool)
-_TEXT: Rule = ("a string", lambda value: isinstance(value, str | os.PathLike), os.fspath)
+_TEXT: Rule = ("a string", lambda value: isinstance(value, str | os.PathLike) and os.fspath(value) != "", os.fspath)
 _NAMES: Rule = ("a list of names", lambda value: _is_list_of(str, value), tuple)
 _WIDTHS: Rule = (
     "a list of positive widths", lambda value: _is_list_of(Integral, value) and min(value, default=1) > 0,
@@ -66,7 +67,7 @@ _WIDTHS: Rule = (
 )  # fmt: skip
 _TABLE: Rule = (
     "a dictionary that JSON can hold", lambda value: isinstance(value, Mapping),
-    lambda value: json.loads(json.dumps(dict(value))),
+    lambda value: json.loads(json.dumps(dict(value), allow_nan=False)),
 )  # fmt: skip
 
 
@@ -110,7 +111,8 @@ class TrainConfig:
     batch_size : int, default 256
         Pairs that the loss sees at once, in all processes together.
     micro_batch : int or None, default None
-        Pairs that pass through the networks at once in each process, None for all. Only batch normalization differs.
+        Pairs that pass through the networks at once, in all processes together, None for all. Only batch normalization
+        differs from that of a whole batch.
     epochs : int, default 22
         Passes over the training images. The last incomplete batch of an epoch is left out.
     optimizer : str, default "adamw"
@@ -177,7 +179,7 @@ class TrainConfig:
     checkpoint_every: int = _setting(1, _whole(1))
     monitor: str = _setting("none", _one_of("none", "knn", "linear"))
     monitor_every: int = _setting(5, _whole(1))
-    seed: int = _setting(0, _whole(0))
+    seed: int = _setting(0, _whole(0, (1 << 62) - 1))
     device: str = _setting("auto", _TEXT)
     precision: str = _setting("auto", _one_of("auto", "bfloat16", "float32"))
     compile: bool = _setting(False, _BOOLEAN)
@@ -210,6 +212,11 @@ class TrainConfig:
         """All arguments of the loss: `loss_options`, and `lambda_param` if it is set."""
         return self.loss_options | ({} if self.lambda_param is None else {"lambda_param": self.lambda_param})
 
+    @property
+    def parts(self) -> int:
+        """The number of parts of a batch that pass through the networks one after the other."""
+        return -(-self.batch_size // (self.micro_batch or self.batch_size))
+
     @classmethod
     def from_json(cls, settings: Mapping[str, Any]) -> "TrainConfig":
         """The config of a `run.json`. Fields that an older file lacks take their defaults, older names are replaced."""
@@ -219,8 +226,10 @@ class TrainConfig:
         if values.get("loss") == "vicreg" and values.get("lambda_param") is not None:  # an early form of its weights
             weight = {"lambda_param": values.pop("lambda_param")}
             values["loss_options"] = weight | values.get("loss_options", {})
-        if "target" in (options := dict(values.get("loss_options", {}))):  # its name before version 0.2
-            values["loss_options"] = options | {"off_diagonal_target": options.pop("target")}
+        options = values.get("loss_options")
+        if isinstance(options, Mapping) and "target" in options:  # its name before version 0.2
+            changed = {"off_diagonal_target": options["target"]}
+            values["loss_options"] = {name: value for name, value in options.items() if name != "target"} | changed
         return cls(**values)
 
 

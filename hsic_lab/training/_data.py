@@ -70,7 +70,7 @@ class TrainingPairs:
     """Batches of pairs of views of images or of fresh scenes. Each process draws the whole batch, yields its `rows`."""
 
     def __init__(
-        self, data: ImageData, config: TrainConfig, device: torch.device, rows: slice,
+        self, data: ImageData, config: TrainConfig, device: torch.device, rows: slice | Tensor,
         views: Views | None = None, resident: bool | None = None,
     ) -> None:  # fmt: skip
         self.n, self.size = sum(map(len, data.trained_on)), config.batch_size

@@ -32,12 +32,25 @@ def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def float32_default() -> Iterator[None]:
+    """Make new tensors float32 within the block, whatever default type the program has chosen."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 def make_loss(config: TrainConfig) -> TwoViewLoss:
     return LOSSES[config.loss](**config.loss_arguments)
 
 
 def make_views(config: TrainConfig, data: ImageData, views: Views | None = None) -> Views | None:
     """The function that makes two views: `views`, else the augmentation of the settings; None for scenes."""
+    if views is not None and not callable(views):
+        raise TypeError(f"views must be a function, got {views!r}; TrainConfig(views=...) takes the names")
     if views is not None and config.views != "default":
         raise ValueError(f"views must be given as a function or as a setting, got both: views={config.views!r}")
     if data.scenes is not None and (views is not None or config.views != "default"):
@@ -55,7 +68,7 @@ def make_networks(config: TrainConfig, channels: int, encoder: Any = None, featu
     if (config.encoder == "custom") != (encoder is not None):
         given = "no module" if encoder is None else "a module"
         raise ValueError(f"encoder must be 'custom' exactly if a module is given, got {config.encoder!r} and {given}")
-    with seeded(config.seed):
+    with seeded(config.seed), float32_default():
         if config.encoder == "conv":
             encoder = ConvEncoder(config.width, channels)
         elif encoder is None:

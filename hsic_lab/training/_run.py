@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from hsic_lab._checks import only_tensors
-from hsic_lab._io import replace_file
+from hsic_lab._checks import is_whole, only_tensors
+from hsic_lab._io import remove_leftovers, replace_file
 from hsic_lab.training._config import TrainConfig
 from hsic_lab.training._networks import make_networks
 
@@ -26,10 +26,19 @@ FILES = (SETTINGS, HISTORY, SNAPSHOTS, SAMPLES, WEIGHTS)
 MONITOR = "monitor.csv"  # only in runs with a monitor
 FOLDER = "checkpoints"
 KEPT = 2  # the newest checkpoint, and the one before it in case the newest is damaged
+LOCK = "train.lock"  # held while a process trains
 _STEP = "step_"
 
 
-@dataclass(eq=False)
+class DamagedRun(ValueError):
+    """A file of a run cannot be read, or is not the one that was written."""
+
+
+class MissingFile(DamagedRun, FileNotFoundError):
+    """A file of a run is not there."""
+
+
+@dataclass(eq=False, repr=False)
 class Run:
     """Result of one training: settings, history, snapshots of C and networks, in one folder.
 
@@ -64,57 +73,92 @@ class Run:
     monitor: pd.DataFrame = field(default_factory=pd.DataFrame)
     samples: dict[int, Tensor] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self._kept = self.status  # in the folder
+
+    def __repr__(self) -> str:
+        kept = f"{len(self.history)} rows of history, {len(self.snapshots)} snapshots"
+        return f"Run({str(self.folder)!r}, {self.config.loss}, {self.status}, {kept})"
+
     def save(self) -> None:
-        """Write all files of the folder. Each file is replaced as a whole."""
+        """Write all files of the folder. Each file is replaced as a whole; `run.json` then holds their digests."""
         self.folder.mkdir(parents=True, exist_ok=True)
         weights = _on_cpu(nn.ModuleDict({"encoder": self.encoder, "projector": self.projector}).state_dict())
-        settings = {"config": asdict(self.config), "state": self.status, "facts": self.metadata}
-        replace_file(self.folder / HISTORY, lambda path: self.history.to_csv(path, index=False))
-        if len(self.monitor):
-            replace_file(self.folder / MONITOR, lambda path: self.monitor.to_csv(path, index=False))
+        files: dict[str, Callable[[Path], Any]] = {
+            HISTORY: lambda path: self.history.to_csv(path, index=False),
+            WEIGHTS: lambda path: save_file(weights, path),
+        }
         for name, by_step in ((SNAPSHOTS, self.snapshots), (SAMPLES, self.samples)):
-            named = {f"{_STEP}{step:06d}": tensor for step, tensor in by_step.items()}
-            replace_file(self.folder / name, partial(save_file, named))
-        replace_file(self.folder / WEIGHTS, lambda path: save_file(weights, path))
-        replace_file(self.folder / SETTINGS, lambda path: path.write_text(json.dumps(settings, indent=2) + "\n"))
+            files[name] = partial(save_file, {f"{_STEP}{step:06d}": tensor for step, tensor in by_step.items()})
+        if len(self.monitor):
+            files[MONITOR] = lambda path: self.monitor.to_csv(path, index=False)
+        self._save_settings({})  # a process that is killed now leaves old and new files: none can be checked
+        for name, write in files.items():
+            replace_file(self.folder / name, write)
+        self._kept = self.status
+        self._save_settings({name: _digest(self.folder / name) for name in files})
+
+    def _save_settings(self, digests: dict[str, str]) -> None:
+        settings = {"config": asdict(self.config), "state": self._kept, "facts": self.metadata}
+        text = json.dumps(settings | {"sha256": digests | {SETTINGS: _text_digest(json.dumps(settings))}}, indent=2)
+        replace_file(self.folder / SETTINGS, lambda path: path.write_text(text + "\n"))
 
     @classmethod
     def load(cls, folder: str | os.PathLike, encoder: nn.Module | None = None) -> "Run":
         """Read the folder of a run. `encoder` is your own module if it was trained with one; it gets the weights."""
         folder = Path(folder)
-        config, status, metadata = read_settings(folder)
+        config, status, metadata, digests = read_settings(folder)
         encoder, projector = make_networks(config, metadata["channels"], encoder, metadata.get("features"))
         networks = nn.ModuleDict({"encoder": encoder, "projector": projector}).eval()
-        weights = _read(folder / WEIGHTS, load_file)
+        weights = _read(folder / WEIGHTS, load_file, digests)
         try:
             networks.load_state_dict(weights)
         except RuntimeError as error:
             raise ValueError(f"{folder / WEIGHTS} does not fit the encoder of {SETTINGS}: {error}") from error
-        history, snapshots = _read(folder / HISTORY, _read_history), read_snapshots(folder)
-        monitor = _read(folder / MONITOR, _read_history) if (folder / MONITOR).exists() else pd.DataFrame()
-        samples = read_snapshots(folder, SAMPLES)
+        history, snapshots = _read(folder / HISTORY, _read_history, digests), read_snapshots(folder, digests)
+        monitor = _read(folder / MONITOR, _read_history, digests) if (folder / MONITOR).exists() else pd.DataFrame()
+        samples = read_snapshots(folder, digests, SAMPLES)
         return cls(folder, config, encoder, projector, status, metadata, history, snapshots, monitor, samples)
 
 
-def read_settings(folder: Path) -> tuple[TrainConfig, str, dict[str, Any]]:
-    """The config, the status and the metadata in the folder of a run."""
+def read_settings(folder: Path) -> tuple[TrainConfig, str, dict[str, Any], dict[str, str]]:
+    """The config, the status, the metadata and the digests of files in the folder of a run; older runs lack digests."""
     if not (folder / SETTINGS).is_file():
         raise FileNotFoundError(f"{folder} is not a run: it has no {SETTINGS}. `hsic-lab train` makes one.")
 
-    def parse(path: Path) -> tuple[TrainConfig, str, dict[str, Any]]:
+    def parse(path: Path) -> tuple[TrainConfig, str, dict[str, Any], dict[str, str]]:
         settings = json.loads(path.read_text())
-        if missing := {"config", "state", "facts"} - settings.keys():
-            raise ValueError(f"it lacks {sorted(missing)}")
-        return TrainConfig.from_json(settings["config"]), settings["state"], settings["facts"]
+        digests = settings.pop("sha256", {}) if isinstance(settings, dict) else None
+        match settings, digests:
+            case {"config": dict(config), "state": str(state), "facts": {"channels": _} as facts}, dict():
+                if any(not is_whole(facts.get(name, 1)) or facts.get(name, 1) < 1 for name in ("channels", "features")):
+                    raise ValueError(f"channels and features must be whole numbers of at least 1, got {facts}")
+            case _:
+                raise ValueError("it lacks config, state, facts or the number of channels, or one is of another type")
+        if digests.get(SETTINGS, now := _text_digest(json.dumps(settings))) != now:
+            warnings.warn(f"{path} was changed since the training wrote it", stacklevel=4)
+        return TrainConfig.from_json(config), state, facts, digests
 
-    return _read(folder / SETTINGS, parse)
+    return _read(folder / SETTINGS, parse, {})
 
 
-def read_snapshots(folder: Path, name: str = SNAPSHOTS) -> dict[int, Tensor]:
+def settings_to_resume(folder: Path) -> tuple[TrainConfig, str, dict[str, Any], dict[str, str]]:
+    """As `read_settings`; if that file is damaged, what the newest checkpoint says, with a warning."""
+    try:
+        return read_settings(folder)
+    except DamagedRun as error:
+        kept = load_checkpoint(folder / FOLDER)
+        if kept is None or "config" not in kept.values:
+            raise
+        warnings.warn(f"{error}: its settings are those of the checkpoint at step {kept.step}", stacklevel=3)
+        return TrainConfig.from_json(kept.values["config"]), "running", {"pictures": kept.values["pictures"]}, {}
+
+
+def read_snapshots(folder: Path, digests: Mapping[str, str], name: str = SNAPSHOTS) -> dict[int, Tensor]:
     """The matrices C in the folder of a run by step, or its samples, which older runs lack."""
     if name == SAMPLES and not (folder / name).exists():
         return {}
-    return {int(key.removeprefix(_STEP)): c for key, c in sorted(_read(folder / name, load_file).items())}
+    return {int(key.removeprefix(_STEP)): c for key, c in sorted(_read(folder / name, load_file, digests).items())}
 
 
 def _read_history(path: Path) -> pd.DataFrame:
@@ -125,13 +169,16 @@ def _read_history(path: Path) -> pd.DataFrame:
     return history
 
 
-def _read(path: Path, reader: Callable[[Path], Any]) -> Any:
+def _read(path: Path, reader: Callable[[Path], Any], digests: Mapping[str, str]) -> Any:
+    advice = "resume the training" if (path.parent / FOLDER).exists() else "train the run again"
     try:
+        if path.name in digests and _digest(path) != digests[path.name]:
+            raise ValueError(f"its digest is not the one in {SETTINGS}")
         return reader(path)
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path} is missing: the run was never saved whole; train it again") from None
+        raise MissingFile(f"{path} is missing: the run was never saved whole; {advice}") from None
     except Exception as error:
-        raise ValueError(f"{path} is damaged ({error}); train the run again") from error
+        raise DamagedRun(f"{path} is damaged ({error}); {advice}") from error
 
 
 def _on_cpu(state: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -155,47 +202,55 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     weights = path.with_suffix(".safetensors")
     replace_file(weights, lambda temporary: save_file(_on_cpu(checkpoint.tensors), temporary))
     content = json.dumps({"step": checkpoint.step, "values": checkpoint.values, "tensors": _digest(weights)})
-    document = json.dumps({"sha256": hashlib.sha256(content.encode()).hexdigest(), "content": content})
+    document = json.dumps({"sha256": _text_digest(content), "content": content})
     replace_file(path, lambda temporary: temporary.write_text(document))
-    for old in sorted(folder.glob("step_*.json"))[:-KEPT]:
-        old.unlink()
-    for file in [
-        *folder.glob(".step_*"),
-        *folder.glob("step_*.safetensors"),
-    ]:  # also of a process killed while it wrote
-        if not file.with_suffix(".json").exists():
-            file.unlink(missing_ok=True)
+    remove_checkpoints(folder, keep=_finished(folder)[-KEPT:])
+
+
+def _finished(folder: Path) -> list[Path]:
+    """The JSON files of the checkpoints in the folder, oldest first."""
+    return sorted(folder.glob("step_????????.json"))
 
 
 def load_checkpoint(folder: Path) -> Checkpoint | None:
     """The newest undamaged checkpoint, None if there is none; warns of damaged ones, ValueError if all are damaged."""
     damaged = []
-    for path in sorted(folder.glob("step_*.json"), reverse=True):
+    for path in reversed(_finished(folder)):
         try:
             document, weights = json.loads(path.read_text()), path.with_suffix(".safetensors")
-            if hashlib.sha256(document["content"].encode()).hexdigest() != document["sha256"]:
+            if _text_digest(document["content"]) != document["sha256"]:
                 raise ValueError(f"the digest of {path.name} does not match its content")
             content = json.loads(document["content"])
             if _digest(weights) != content["tensors"]:
                 raise ValueError(f"the digest of {weights.name} does not match the one in {path.name}")
             checkpoint = Checkpoint(content["step"], load_file(weights), content["values"])
-        except (ValueError, OSError, KeyError, TypeError) as error:
+        except Exception as error:
             damaged.append(f"checkpoint {path} is damaged ({error})")
         else:
             for message in damaged:
                 warnings.warn(f"{message}; the one before it is used", stacklevel=2)
             return checkpoint
     if damaged:
-        raise ValueError(f"{'; '.join(damaged)}. No other is left: remove {folder} to start over")
+        raise DamagedRun(f"{'; '.join(damaged)}. No other is left: remove {folder} to start over")
     return None
 
 
-def remove_checkpoints(folder: Path) -> None:
-    """Remove the files that `save_checkpoint` wrote, and the folder if nothing else is in it."""
-    for path in [*folder.glob("step_*"), *folder.glob(".step_*")]:
-        path.unlink()
+def remove_checkpoints(folder: Path, keep: Sequence[Path] = ()) -> None:
+    """Remove the files that `save_checkpoint` wrote, without those to `keep`, and the folder if nothing is left."""
+    remove_leftovers(folder, r"step_\d{8}\.(json|safetensors)")
+    for path in [*_finished(folder), *folder.glob("step_????????.safetensors")]:
+        if path.with_suffix(".json") not in keep:
+            path.unlink()
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
+
+
+def remove_run(folder: Path) -> None:
+    """Remove the files that a training wrote."""
+    remove_checkpoints(folder / FOLDER)
+    remove_leftovers(folder, *FILES, MONITOR)
+    for name in (*FILES, MONITOR):
+        (folder / name).unlink(missing_ok=True)
 
 
 def training_tensors(networks: nn.ModuleDict, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -224,6 +279,10 @@ def restore_training(tensors: Mapping[str, Tensor], networks: nn.ModuleDict, opt
     loss = {key: value for key, value in state.items() if key.startswith("loss.")}  # early checkpoints lack it
     networks.load_state_dict(loss | own)
     optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
+
+
+def _text_digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _digest(path: Path) -> str:

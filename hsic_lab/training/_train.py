@@ -3,8 +3,9 @@
 import ctypes
 import os
 import platform
+import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from threading import RLock
@@ -13,15 +14,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from hsic_lab._checks import check_type
-from hsic_lab._distributed import barrier, own_rows, processes, world_size
+from hsic_lab._distributed import own_rows, processes, same_everywhere, world_size
+from hsic_lab._io import remove_leftovers, sole_process
 from hsic_lab.datasets import ImageData, load
 from hsic_lab.datasets._published import full_name
 from hsic_lab.evaluation import extract_features
 from hsic_lab.training._config import TrainConfig, hardware, pick_device, resolved_precision
 from hsic_lab.training._data import TrainingPairs, data_of, held_out_pairs
-from hsic_lab.training._networks import Views, make_networks
-from hsic_lab.training._run import FOLDER, SETTINGS, Run, read_settings, remove_checkpoints
+from hsic_lab.training._networks import Views, float32_default, make_networks, seeded
+from hsic_lab.training._run import FILES, FOLDER, LOCK, MONITOR, SETTINGS, Run, remove_checkpoints, settings_to_resume
 from hsic_lab.training._trainer import Callback, Trainer, make_monitor, stop_error, stop_requests
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # parameters of mallopt, from malloc.h
@@ -70,9 +71,10 @@ def train(
         Images to train on in place of `config.dataset`, and whether to show a progress bar.
     resume : bool, default False
         Continue the run in `folder` from its newest undamaged checkpoint; start it if there is none, return it if it
-        is finished. On a CPU the result is that of an uninterrupted training.
+        is finished. On a CPU the result is that of an uninterrupted training; a warning says if the precision, the
+        kind of device or the number of threads differ.
     encoder : nn.Module or None, default None
-        Your own encoder from images (n, c, h, w) to features (n, p). It is trained in place.
+        Your own encoder from images (n, c, h, w) to features (n, p). It is trained in place, in float32.
     views : callable or None, default None
         ``(images, generator) -> (view_a, view_b)`` in place of `config.views`: uint8 images, or floating point ones
         on the scale of `views.normalize`. Not for digit scenes.
@@ -82,7 +84,10 @@ def train(
     Raises
     ------
     FileExistsError, ValueError
-        If `folder` holds a run and `resume` is False; if it has other settings or only damaged checkpoints.
+        If `folder` holds a run and `resume` is False, or files of a run without `run.json`; if the run has other
+        settings or only damaged checkpoints.
+    BlockingIOError
+        If another process trains in `folder`.
     FloatingPointError
         If the loss or its gradient is not finite. The run so far is kept, as after any other error.
 
@@ -95,37 +100,61 @@ def train(
     ...     train(config, folder, progress=False).status
     'finished'
     """
-    folder, device = Path(folder), pick_device(check_type("config", config, TrainConfig).device)
-    if data is None:
-        stored = resume and (folder / SETTINGS).exists()
-        data = data_of(config.dataset, read_settings(folder)[2]) if stored else load(config.dataset)
-    config = replace(config, dataset=data.name, encoder=config.encoder if encoder is None else "custom")
-    with training_lock(), processes(device), freed_memory_kept():
-        exists = (folder / SETTINGS).exists()
-        if exists and not resume:
+    for kind, value in ((TrainConfig, config), (ImageData, data), (nn.Module, encoder)):
+        if not isinstance(value, kind) and (value is not None or kind is TrainConfig):
+            raise TypeError(f"config, data and encoder must be TrainConfig, ImageData and Module, got {value!r}")
+    if not isinstance(callbacks, Sequence) or not all(map(callable, callbacks)):
+        raise TypeError(f"callbacks must be a list of functions, got {callbacks!r}")
+    folder, device = Path(folder).absolute(), pick_device(config.device)  # a callback may change the working folder
+    with training_lock(), processes(device), freed_memory_kept(), float32_default():
+        if data is None:
+            stored = resume and (folder / SETTINGS).exists()
+            data = data_of(config.dataset, settings_to_resume(folder)[2]) if stored else load(config.dataset)
+        config = replace(config, dataset=data.name, encoder=config.encoder if encoder is None else "custom")
+        found = _status_if_same(folder, config, data, views)
+        same_everywhere(
+            asdict(replace(config, device=device.type)) | {
+                "images": data.fingerprint, "dtype": str(data.train.images.dtype), "own views": views is not None,
+                "resolved precision": resolved_precision(config.precision, device), "torch": torch.__version__,
+                "run in the folder": found, "resume": resume,
+            }, device,
+        )  # fmt: skip
+        if found and not resume:
             raise FileExistsError(f"{folder} already holds a run: resume it, remove it, or choose another folder")
-        if exists and _status_if_same(folder, config, data, views) == "finished":
-            return Run.load(folder, encoder)
-        barrier()  # all processes have looked before one of them writes
-        pairs = TrainingPairs(data, config, device, own_rows(config.batch_size), views)
+        if found == "finished":
+            run = Run.load(folder, encoder)
+            with suppress(OSError):  # left by a process that was killed at the end; the disk may be read-only
+                remove_checkpoints(folder / FOLDER)
+            return run
+        pairs = TrainingPairs(data, config, device, own_rows(config.batch_size, config.parts), views)
         run = new_run(config, folder, data, encoder, views)
+        shapes = [[name, *weight.shape] for name, weight in run.encoder.named_parameters()]
+        same_everywhere({"encoders": shapes}, device)
         trainer = Trainer(run, pairs, make_monitor(config.monitor, data), callbacks)
-        if exists:
-            trainer.resume()
         held_out = held_out_pairs(data, config, device, views)
         run.metadata["held_out_pairs"] = len(held_out[0])
-        try:  # the run is stored with its status whatever happens
-            with stop_requests() as stop:
-                trainer.fit(held_out, stop, progress and trainer.writes)
-            run.status = "finished"  # also if a signal came during the last step
-        except BaseException as error:
-            run.status = "interrupted" if isinstance(error, KeyboardInterrupt | SystemExit) else f"failed: {error}"
-            raise
-        finally:
-            trainer.online.eval()
-            trainer.save_run()
-        if trainer.writes:
-            remove_checkpoints(folder / FOLDER)
+        folder.mkdir(parents=True, exist_ok=True)
+        with sole_process(folder / LOCK, remove=True) if trainer.writes else nullcontext():
+            if trainer.writes:
+                if _status_if_same(folder, config, data, views) != found:
+                    raise BlockingIOError(f"another process has just trained in {folder}: start again")
+                remove_leftovers(folder, *FILES, MONITOR)
+            if found:
+                _warn_of_changes(folder, run.metadata)
+                trainer.resume()
+            same_everywhere({"step to resume from": trainer.step_count}, device)
+            try:  # the run is stored with its status whatever happens
+                with stop_requests() as stop:
+                    trainer.fit(held_out, stop, progress and trainer.writes)
+                run.status = "finished"  # also if a signal came during the last step
+            except BaseException as error:
+                run.status = "interrupted" if isinstance(error, KeyboardInterrupt | SystemExit) else f"failed: {error}"
+                raise
+            finally:
+                trainer.online.eval()
+                trainer.save_run()
+            if trainer.writes:
+                remove_checkpoints(folder / FOLDER)
         if stop:
             raise stop_error(stop)
         return run
@@ -139,7 +168,7 @@ def train_or_load(config: TrainConfig, folder: str | Path, data: ImageData | Non
     folder = Path(folder)
     if (folder / SETTINGS).exists():
         name = full_name(config.dataset) if data is None else data.name
-        read_settings(folder)  # a damaged file is a ValueError, not another run
+        settings_to_resume(folder)  # a damaged file is a ValueError, not another run
         try:
             status = _status_if_same(folder, replace(config, dataset=name), data)
         except ValueError as error:
@@ -152,7 +181,10 @@ def train_or_load(config: TrainConfig, folder: str | Path, data: ImageData | Non
 def new_run(config: TrainConfig, folder: Path, data: ImageData, encoder: Any = None, views: Any = None) -> Run:
     """A run with initialized networks; its metadata describe the data and the machine."""
     images, device = data.train.images, pick_device(config.device)
-    features = {} if encoder is None else {"features": extract_features(encoder, images[:2]).shape[1]}
+    features = {}
+    if encoder is not None:
+        with seeded(config.seed, device):  # layers that take their widths from the first images draw their weights here
+            features = {"features": extract_features(encoder.float(), images[:2]).shape[1]}
     networks = make_networks(config, images.shape[1], encoder, features.get("features"))
     metadata = {
         "channels": images.shape[1], "train_images": sum(map(len, data.trained_on)), "pictures": data.fingerprint,
@@ -165,8 +197,15 @@ def new_run(config: TrainConfig, folder: Path, data: ImageData, encoder: Any = N
 
 
 def _status_if_same(folder: Path, config: TrainConfig, data: ImageData | None, views: Views | None = None) -> str:
-    """The status of the run in the folder; ValueError unless it has these settings, images and views."""
-    stored, status, metadata = read_settings(folder)
+    """The status of the run in the folder, "" without one; ValueError unless it has these settings, images and views.
+
+    FileExistsError if there are files of a run but no settings: they may be all that somebody has.
+    """
+    if not (folder / SETTINGS).exists():
+        if kept := [name for name in (*FILES, MONITOR, FOLDER) if (folder / name).exists()]:
+            raise FileExistsError(f"{folder} holds {', '.join(kept)} without {SETTINGS}: choose another folder")
+        return ""
+    stored, status, metadata, _ = settings_to_resume(folder)
     there, here = asdict(stored), asdict(config)
     if different := {name: (there[name], here[name]) for name in here if there[name] != here[name]}:
         raise ValueError(f"{folder} holds a run with other settings (there, here): {different}")
@@ -175,3 +214,12 @@ def _status_if_same(folder: Path, config: TrainConfig, data: ImageData | None, v
     if "views" in metadata and (metadata["views"] == "custom") != (views is not None):
         raise ValueError(f"{folder} holds a run with{'out' * (views is not None)} views of its own: give the same")
     return status
+
+
+def _warn_of_changes(folder: Path, metadata: dict[str, Any]) -> None:
+    """Warn if the run in the folder goes on under other conditions, which change the last bits or more."""
+    old, names = settings_to_resume(folder)[2], ("device", "precision", "threads")
+    kinds = {name: [str(one.get(name)).partition(":")[0] for one in (old, metadata)] for name in names if name in old}
+    if changed := {name: pair for name, pair in kinds.items() if pair[0] != pair[1]}:
+        what = "the result is not that of an uninterrupted training"
+        warnings.warn(f"{folder} is resumed under other conditions (before, now), {changed}: {what}", stacklevel=3)

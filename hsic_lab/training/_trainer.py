@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,14 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from hsic_lab._distributed import across_processes, all_gather_rows, any_process, barrier, rank, world_size
+from hsic_lab._distributed import across_processes, all_gather_rows, any_process, barrier, own_parts, rank, world_size
 from hsic_lab._io import progress_options
 from hsic_lab.correlation import cross_correlation, standardize
 from hsic_lab.datasets import ImageData
 from hsic_lab.evaluation import extract_features, knn_accuracy, linear_probe
 from hsic_lab.training import _networks as networks
 from hsic_lab.training import _run as files
-from hsic_lab.training._config import resolved_precision
+from hsic_lab.training._config import TrainConfig, resolved_precision
 from hsic_lab.training._data import KEPT_SAMPLES, TrainingPairs, seed_of
 
 BANK, QUERIES = 10_000, 2_000  # limits that keep a monitor cheaper than the training
@@ -39,7 +39,7 @@ Outputs = tuple[Tensor, ...]
 class Event:
     """What a callback receives: its kind is "step" (a logged step), "snapshot" (a new C) or "monitor" (an evaluation).
 
-    `values` is the new row of the history or of the monitor. `run.history` is updated at snapshots.
+    `values` is a copy of the new row of the history or of the monitor. `run.history` is updated at snapshots.
     """
 
     kind: str
@@ -115,6 +115,10 @@ class Trainer:
         online = networks.OnlineNetwork(run.encoder, run.projector, networks.make_predictor(config))
         self.online = across_processes(online, device).to(device, memory_format=torch.channels_last)
         run.encoder, run.projector = self.online.encoder, self.online.projector
+        self.network: Any = self.online
+        if world_size() > 1:  # it sends the weights of process 0; a user's own encoder may have weights without use
+            own = config.encoder == "custom"
+            self.network = nn.parallel.DistributedDataParallel(self.online, find_unused_parameters=own)
         self.target = (
             networks.TargetNetwork(self.online, config.target_momentum) if config.target == "momentum" else None
         )
@@ -122,7 +126,6 @@ class Trainer:
         targets = {} if self.target is None else {"target": self.target}
         self.networks = nn.ModuleDict({"online": self.online, "loss": self.loss} | targets)  # what a checkpoint holds
         self.optimizer = networks.make_optimizer(config, self.online)
-        self.network = nn.parallel.DistributedDataParallel(self.online) if world_size() > 1 else self.online
         self.forward = torch.compile(self.network) if config.compile else self.network
         bfloat16 = resolved_precision(config.precision, device) == "bfloat16"
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=bfloat16)
@@ -193,10 +196,8 @@ class Trainer:
 
     def backward(self, view_a: Tensor, view_b: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """Compute the gradients. Returns the named terms of the loss and the two projections, detached."""
-        # The same number of parts in every process, because batch normalization waits for the others in each part.
-        most = -(-self.config.batch_size // world_size())
-        count = -(-most // (self.config.micro_batch or most))
-        parts = [torch.cat(half) for half in zip(view_a.tensor_split(count), view_b.tensor_split(count), strict=True)]
+        sizes = [len(rows) for rows in own_parts(self.config.batch_size, self.config.parts)]
+        parts = [torch.cat(half) for half in zip(view_a.split(sizes), view_b.split(sizes), strict=True)]
         terms: dict[str, Tensor] = {}
 
         def forward(i: int) -> Outputs:
@@ -244,7 +245,7 @@ class Trainer:
 
     def tell(self, kind: str, values: dict[str, Any]) -> None:
         for callback in self.callbacks if self.writes else ():
-            callback(Event(kind, self.step_count, values, self.run))
+            callback(Event(kind, self.step_count, dict(values), self.run))
 
     def save_run(self) -> None:
         self.run.history, self.run.monitor = pd.DataFrame(self.rows), pd.DataFrame(self.monitor_rows)
@@ -254,22 +255,31 @@ class Trainer:
     def keep_checkpoint(self) -> None:
         if self.writes:
             values = {"seconds": self.seconds, "history": self.rows, "monitor": self.monitor_rows}
+            values |= {"config": asdict(self.config), "pictures": self.run.metadata["pictures"]}  # whose it is
             tensors = files.training_tensors(self.networks, self.optimizer)
             files.save_checkpoint(self.run.folder / files.FOLDER, files.Checkpoint(self.step_count, tensors, values))
 
     def resume(self) -> None:
         """Continue from the newest undamaged checkpoint of the folder; without one, start from the beginning."""
         folder = self.run.folder
-        if self.writes:  # remove the temporary files of a process that was killed while it wrote
-            for path in (path for name in (*files.FILES, files.MONITOR) for path in folder.glob(f".{name}.*")):
-                path.unlink(missing_ok=True)
         if (checkpoint := files.load_checkpoint(folder / files.FOLDER)) is not None:
-            files.restore_training(checkpoint.tensors, self.networks, self.optimizer)
+            own = {"config": asdict(self.config), "pictures": self.run.metadata["pictures"]}
+            kept = own | checkpoint.values  # checkpoints of version 0.2 do not say whose they are
+            if TrainConfig.from_json(kept["config"]) != self.config or kept["pictures"] != own["pictures"]:
+                raise ValueError(f"{folder / files.FOLDER} is of a run with other settings or images: move it away")
+            try:
+                files.restore_training(checkpoint.tensors, self.networks, self.optimizer)
+            except RuntimeError as error:
+                raise ValueError(f"{folder / files.FOLDER} does not fit the encoder: {error}") from error
             self.step_count, self.seconds = checkpoint.step, checkpoint.values["seconds"]
             self.rows, self.monitor_rows = checkpoint.values["history"], checkpoint.values["monitor"]
-            kept = (files.read_snapshots(folder, name).items() for name in (files.SNAPSHOTS, files.SAMPLES))
-            earlier = ({step: one for step, one in by_step if step <= checkpoint.step} for by_step in kept)
-            self.run.snapshots, self.run.samples = earlier
+            digests = files.settings_to_resume(folder)[3]
+            try:
+                found = (files.read_snapshots(folder, digests, name) for name in (files.SNAPSHOTS, files.SAMPLES))
+                until = ({k: one for k, one in by_step.items() if k <= checkpoint.step} for by_step in found)
+                self.run.snapshots, self.run.samples = until
+            except files.DamagedRun as error:
+                warnings.warn(f"the snapshots of C until step {checkpoint.step} are lost: {error}", stacklevel=2)
         if self.writes:
             print(f"Resuming {folder} after step {self.step_count} of {self.steps}", flush=True)
 

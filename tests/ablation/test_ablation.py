@@ -1,10 +1,13 @@
 """Ablations: rows of the table, resuming, failures, shared folders, clusters, and results of version 0.1."""
 
+import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
-from contextlib import contextmanager
+import time
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +15,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from filelock import FileLock
 
 from hsic_lab.ablation import Grid, read_grid, read_table, run_ablation, write_table
 from hsic_lab.ablation import _run as ablation_runs
@@ -21,6 +25,7 @@ from hsic_lab.datasets import from_arrays, load
 from hsic_lab.evaluation import extract_features, linear_probe
 from hsic_lab.plots import plot_ablation, plot_ablation_map
 from hsic_lab.training import TrainConfig, train
+from hsic_lab.training._run import FILES, SETTINGS, WEIGHTS
 
 VERSION_0_1 = Path(__file__).parents[1] / "data" / "version_0_1"
 
@@ -165,6 +170,66 @@ def test_failed_run_is_a_row_and_is_retried_on_request(tmp_path, monkeypatch):
     assert run_ablation(grid(), tmp_path, progress=False, retry_failed=True)["state"].tolist() == ["finished"] * 2
 
 
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), MemoryError()])
+def test_failure_of_the_machine_is_no_result(tmp_path, monkeypatch, error):
+    def fails(*arguments, **more):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ablation_runs, "train_or_load", fails)
+        frame = run_ablation(grid(cross={}), tmp_path, progress=False)
+    assert frame["state"].tolist() == [f"failed: {type(error).__name__}: {error}"] and not list(
+        tmp_path.glob("*/*.json")
+    )
+    assert run_ablation(grid(cross={}), tmp_path, progress=False)["state"].tolist() == ["finished"]
+
+
+@pytest.mark.parametrize("retry_failed", [False, True])
+@pytest.mark.parametrize("name", [*FILES, f"{SETTINGS} gone", f"{WEIGHTS} gone"])
+def test_damaged_run_is_trained_again(tmp_path, name, retry_failed):
+    first = run_ablation(grid(cross={}), tmp_path, progress=False)
+    run = tmp_path / first["run"][0] / "run"
+    (run.parent / RESULT).unlink()
+    if name.endswith(" gone"):
+        (run / name.removesuffix(" gone")).unlink()
+    else:
+        (run / name).write_bytes((run / name).read_bytes()[:-9])
+    (run / "notes.txt").write_text("mine")
+    said = nullcontext() if name == f"{SETTINGS} gone" else pytest.warns(UserWarning, match="it is trained again")
+    with said:
+        frame = run_ablation(grid(cross={}), tmp_path, progress=False, retry_failed=retry_failed)
+    assert frame["state"].tolist() == ["finished"] and frame["accuracy"].tolist() == first["accuracy"].tolist()
+    assert {path.name for path in run.iterdir()} == {*FILES, "notes.txt"}
+
+
+def test_leftovers_of_killed_writes_are_removed(tmp_path):
+    (one,) = grid(cross={}).plan()
+    (left := tmp_path / one.key / f".{RESULT}.{'0' * 32}").mkdir(parents=True)
+    run_ablation(grid(cross={}), tmp_path, progress=False)
+    assert not left.exists()
+
+
+def test_workers_end_with_their_parent(tmp_path):
+    program = """
+import sys
+from test_ablation import BASE, grid, run_ablation
+endless = BASE | {"epochs": 10**6, "checkpoint_every": 10**6}
+run_ablation(grid(cross={}, base=endless), sys.argv[1], n_jobs=2, progress=False)
+"""
+    here = Path(__file__).parent
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(here), os.environ.get("PYTHONPATH", "")])}
+    with subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], env=environment) as process:
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.glob("*/run/checkpoints/*.json")) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.kill()
+    started = time.monotonic()
+    for key in (path.parent.name for path in tmp_path.glob("*/run")):
+        FileLock(tmp_path / key / LOCK).acquire(timeout=60).lock.release()
+        assert json.loads((tmp_path / key / "run" / SETTINGS).read_text())["state"] == "interrupted"
+    assert time.monotonic() - started < 60
+
+
 def test_result_under_other_defaults_is_neither_used_nor_overwritten(tmp_path):
     key = run_ablation(grid(cross={}), tmp_path, progress=False)["run"][0]
     path = tmp_path / key / RESULT
@@ -181,9 +246,14 @@ def test_table_of_failed_runs_only(tmp_path):
     assert frame["accuracy"].isna().all() and frame["state"].str.contains("batch_size 1000").all()
 
 
-def test_damaged_result_error_names_file_and_remedy(tmp_path):
-    key = run_ablation(grid(cross={}), tmp_path, progress=False)["run"][0]
-    (tmp_path / key / RESULT).write_text('{"version": 1')
+@pytest.mark.parametrize(
+    "text", ['{"version": 1', "[]", "3", '{"rows": [{}], "config": {}}', '{"rows": 3, "config": {}}']
+)
+def test_damaged_result_error_names_file_and_remedy(tmp_path, text):
+    (one,) = grid(cross={}).plan()
+    key = one.key
+    (tmp_path / key).mkdir()
+    (tmp_path / key / RESULT).write_text(text)
     with pytest.raises(ValueError, match=rf"{key}/{RESULT} is damaged .* remove it"):
         run_ablation(grid(cross={}), tmp_path, progress=False)
 

@@ -1,11 +1,13 @@
 """Grids: planned trainings, shorthands against their formulas, keys of settings, and refused input."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from hsic_lab.ablation import Grid, make_config, read_grid
+from hsic_lab.ablation import Grid, make_config, read_grid, run_ablation
 from hsic_lab.ablation._grids import Planned
 from hsic_lab.training import TrainConfig
 
@@ -94,13 +96,98 @@ def test_key_depends_on_settings_and_data_only():
         ("evaluate = []", "at least one"),
         ("name = 'a/b'", "'a/b'"),
         ("batch_size = [", "Invalid value"),
+        ("question = 3", "question must be one line, got 3"),
+        ('question = "a\\nb"', "question must be one line"),
+        ("name = 3", "name must be a word that can name a file, got 3"),
+        ("name = '..'", r"got '\.\.'"),
+        ("name = ''", "name must be a word"),
+        ("seeds = true", "seeds must be a number from 1 on, or distinct numbers from 0 on, got True"),
+        ("seeds = -1", "got -1"),
+        ("seeds = 2.0", "got 2.0"),
+        ("seeds = '2'", "got '2'"),
+        ("seeds = []", r"got \[\]"),
+        ("seeds = [true]", r"got \[True\]"),
+        ("seeds = [0, 1.5]", r"got \[0, 1.5\]"),
+        ("seeds = [[0]]", r"got \[\[0\]\]"),
+        ("seeds = [-1]", r"got \[-1\]"),
+        ("seeds = {a = 1}", "got {'a': 1}"),
+        ("seeds = 1_000_000_000", "at most 100000 trainings, got 1000000000"),
+        ("seeds = 1" + "0" * 400, "at most 100000 trainings"),
+        (
+            "seeds = 400\ncross = {width = [1, 2, 3], snapshots = [" + ",".join(map(str, range(2, 102))) + "]}",
+            "got 120000",
+        ),
+        ("base = 3", "base must be a table of names and values, got 3"),
+        ("base = [1]", "base must be a table"),
+        ("cross = []", "cross must be a table"),
+        ("cross = {width = 3}", "cross.width must be a list of at least one value, got 3"),
+        ("cross = {width = {a = 1}}", "cross.width must be a list"),
+        ("data = 3", "data must be a table"),
+        ("data = {n_train = true}", "n_train must be a number of images of at least 1, got True"),
+        ("data = {n_train = 2.5}", "got 2.5"),
+        ("include = 3", "include must be a list of tables of names and values, got 3"),
+        ("include = {width = 3}", "include must be a list of tables"),
+        ("include = ['width']", r"include must be a list of tables of names and values, got \['width'\]"),
+        ("include = [[{width = 3}]]", "include must be a list of tables"),
+        ("evaluate = 'linear'", "evaluate must be a list of at least one of .*, got 'linear'"),
+        ("evaluate = 3", "evaluate must be a list .*, got 3"),
+        ("evaluate = [3]", "got 3"),
+        ("evaluate = ['knn', 'knn']", "evaluate must name each evaluation once"),
+        ("cross = {learning_rate = [nan]}", "cross must hold finite numbers, text, lists and tables"),
+        ("base = {momentum = inf}", "base must hold finite numbers"),
+        ("base = {dataset = 2020-01-01}", "base must hold finite numbers, text, lists and tables: got datetime.date"),
+        ("base = " + "{a = " * 5000, "g.toml"),
+        ("base = {" + "}", "a grid must name its data set"),
+        ("base = {projector = []}", "projector must hold at least one width"),
+        ("base = {projector = 3}", "projector must be a list of positive widths, got 3"),
+        ("base = {projector = [], lambda_times_d = 1}", "projector must hold at least one width"),
+        ("base = {projector = 'wide', lambda_times_d = 1}", "projector must be a list of positive widths, got 'wide'"),
+        ("base = {lambda_times_d = 'x'}", "lambda_times_d must be a finite number, got 'x'"),
+        ("base = {lambda_times_d = [1]}", r"lambda_times_d must be a finite number, got \[1\]"),
+        ("base = {batch_size = -4, learning_rate_rule = 'sqrt'}", "batch_size must be a whole number .*, got -4"),
+        ("base = {batch_size = 'x', learning_rate_rule = 'sqrt'}", "batch_size must be a whole number .*, got 'x'"),
+        (
+            "base = {learning_rate = 'x', learning_rate_rule = 'sqrt'}",
+            "learning_rate must be a finite number .*, got 'x'",
+        ),
+        ("base = {learning_rate_rule = ['sqrt']}", r"learning_rate_rule must be one of .*, got \['sqrt'\]"),
+        ("base = {loss_options = 3}", "loss_options must be a dictionary that JSON can hold, got 3"),
+        ("base = {loss_options = 3, kernel = 'linear'}", "loss_options must be a dictionary that JSON can hold, got 3"),
+        ("base = {loss_options = {widht = 1}}", "does not take {'widht': 1}"),
+        ("base = {width = {a = 1}}", "width must be a whole number of at least 1, got {'a': 1}"),
     ],
 )
-def test_bad_files_are_refused_with_their_name(tmp_path, text, words):
+def test_bad_files_are_refused_before_anything_trains(tmp_path, text, words):
     (tmp_path / "g.toml").write_text(text)
-    with pytest.raises(ValueError, match=words) as error:
-        read_grid(tmp_path / "g.toml")
-    assert "g.toml" in str(error.value)
+    with pytest.raises(ValueError, match=words):
+        run_ablation(tmp_path / "g.toml", tmp_path / "runs", progress=False)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_unreadable_grids_are_named(tmp_path):
+    for content in (b"\xff\xfe", b"seeds = true", b"base = 3"):
+        (tmp_path / "g.toml").write_bytes(content)
+        with pytest.raises(ValueError, match=r"g\.toml: "):
+            read_grid(tmp_path / "g.toml")
+
+
+def test_values_of_numpy_become_plain():
+    base = {"width": np.int64(3), "learning_rate": np.float64(0.5), "dataset": Path("digits")}
+    cross = {"batch_size": np.array([32, 64]), "epochs": range(1, 3)}
+    grid = Grid("g", base=base, cross=cross, seeds=np.int64(2), data={"n_train": np.int32(9)})
+    plain = Grid("g", base={"width": 3, "learning_rate": 0.5, "dataset": "digits"}, seeds=2, data={"n_train": 9},
+                 cross={"batch_size": [32, 64], "epochs": [1, 2]})  # fmt: skip
+    assert grid == plain and json.dumps([one.factors for one in grid.plan()])
+    assert Grid("g", seeds=np.arange(3)).seed_list == [0, 1, 2] == list(Grid("g", seeds=range(3)).seed_list)
+    assert [one.key for one in grid.plan()] == [one.key for one in plain.plan()]
+    for seeds in (np.bool_(True), np.float64(2), np.array([0.5]), None):
+        with pytest.raises(ValueError, match="seeds must"):
+            Grid("g", seeds=seeds)
+
+
+def test_unknown_settings_of_a_config_are_refused():
+    with pytest.raises(ValueError, match="'wdith'"):
+        make_config({"wdith": 3})
 
 
 def test_bad_combinations_are_refused_when_planned():
