@@ -524,7 +524,7 @@ for ax, rows, title in ((axes[0], i, "$L_{ij}$"), (axes[1], moved, f"$L_{{i+s,\\
                     bbox={"facecolor": color, "edgecolor": "none", "pad": 2.5})  # fmt: skip
     ax.set(title=title, xticks=[], yticks=[])
     ax.grid(False)
-axes[1].set_xlabel(f"numbers move along their diagonal")
+axes[1].set_xlabel("numbers move along their diagonal")
 axes[2].bar(i, all_shifts, color="0.75", label="Fourier transforms")
 axes[2].plot(i, direct, "x", color=PALETTE[3], label="direct sums")
 axes[2].set(xlabel="shift $s$ ($s = 0$: observed)", title="$T(s)$", xticks=range(0, n, 2))
