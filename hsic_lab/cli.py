@@ -111,7 +111,7 @@ def demo(folder: Folder = Path("runs/demo"), epochs: Epochs = None) -> None:
     """Train Barlow Twins and HSIC_SSL on digit scenes, evaluate both, and draw C before and after training."""
     written = lab.demo.run_demo(folder, lab.demo.EPOCHS if epochs is None else epochs)
     print("\nWritten:", *(f"  {path}" for path in written), sep="\n")
-    print(f"\nOpen {folder / 'correlation.png'} and {folder / 'training.png'}. Next: hsic-lab inspect {written[-1]}")
+    print(f"\nOpen {written[0]} in a browser: C at every kept step. Next: hsic-lab inspect {written[-1]}")
 
 
 class _TrainCommand(TyperCommand):
@@ -247,7 +247,11 @@ def probe(folder: RunFolder, splits: Annotated[int, typer.Option(help="Number of
 
 
 @app.command(epilog="Examples: hsic-lab plot runs/first --output figures; hsic-lab plot lambda.csv")
-def plot(folder: RunFolder, output: Output = None) -> None:
+def plot(
+    folder: RunFolder,
+    output: Output = None,
+    html: Annotated[bool, typer.Option("--html", help="Write explorer.html, in which C can be explored.")] = False,
+) -> None:
     """Draw C before and after the training of a run, and its training curves; or a table of `hsic-lab ablate`."""
     if folder.is_file():
         print(*lab.demo.save_figures(_table_figures(folder), output or folder.parent), sep="\n")
@@ -255,6 +259,9 @@ def plot(folder: RunFolder, output: Output = None) -> None:
     run = lab.training.Run.load(folder)
     if not run.snapshots:
         raise ValueError(f"{folder} holds no snapshot of C: its training stopped before the first step")
+    if html:
+        print(lab.CorrelationExplorer(run).save_html((output or folder) / "explorer.html"))
+        return
     lab.plots.set_theme()
     last = max(run.snapshots)
     panels = {"before training": run.snapshots[0], f"step {last}": run.snapshots[last]}

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from hsic_lab._io import replace_file
 from hsic_lab.datasets import ImageData, load
 from hsic_lab.evaluation import extract_features, probe_summary, probe_table
+from hsic_lab.explorer import CorrelationExplorer
 from hsic_lab.plots import compare_cross_correlations, history_figure, set_theme
 from hsic_lab.training import Run, TrainConfig, train_or_load
 from hsic_lab.training._networks import make_networks
@@ -68,4 +69,5 @@ def run_demo(folder: Path = Path("runs/demo"), epochs: int = EPOCHS) -> list[Pat
     panels = {title: {"before training": first, "after training": last} for title, (first, last) in ends.items()}
     curves = history_figure({title: run.history for title, run in runs.items()}, demo_config("hsic_ssl").projector[-1])
     figures = {"correlation.png": compare_cross_correlations(panels), "training.png": curves}
-    return [folder / "probe.csv", *save_figures(figures, folder), *(run.folder for run in runs.values())]
+    explorer = CorrelationExplorer(runs).save_html(folder / "explorer.html")
+    return [explorer, folder / "probe.csv", *save_figures(figures, folder), *(run.folder for run in runs.values())]

@@ -118,7 +118,7 @@ class _Panel:
     def pairs(self) -> tuple[Projections | None, str]:
         """The images of both views, or None and the reason."""
         if self.images is not None or self.run is None:
-            return self.images, "For images, give the explorer images=(view_a, view_b)." if self.images is None else ""
+            return self.images, ""
         config, metadata = self.run.config, self.run.metadata
         try:
             if "pictures" not in metadata or metadata.get("views") == "custom":

@@ -26,6 +26,7 @@ from hsic_lab.diagnostics import covariance_spectrum, diagnose
 from hsic_lab.diagnostics._diagnose import FAULTS
 from hsic_lab.evaluation import knn_accuracy, linear_probe
 from hsic_lab.evaluation._features import chance_accuracy, default_neighbors
+from hsic_lab.explorer import CorrelationExplorer, explorer_fragment
 from hsic_lab.independence import TestResult, gamma_test, permutation_test
 from hsic_lab.kernels import Delta, Gaussian
 from hsic_lab.plots import PALETTE, plot_cross_correlation, plot_embedding, plot_spectrum
@@ -39,6 +40,7 @@ Source = Embeddings | Run | Tensor | np.ndarray | tuple | str | Path
 SPECTRUM_ROWS, CKA_ROWS, GAUSSIAN_ROWS = 10_000, 10_000, 2000
 TEST_ROWS, GAMMA_ROWS, PERMUTATIONS = 500, 2000, 499
 ONE_THREAD_VALUES = 1 << 20
+LIVE_FEATURES = 1024  # more make the page larger than 15 MB, and are drawn as an image
 LOG = logging.getLogger(__name__)  # the command line shows a line for each part that takes time
 PROBE_ROWS, PROBE_VALUES, SPLITS, MIN_CLASS_ROWS = 10_000, 1 << 22, 3, 10
 
@@ -148,6 +150,9 @@ def _png(figure: Any) -> str:
 def _correlation(z_a: Tensor, z_b: Tensor | None) -> dict[str, Any]:
     c = cross_correlation(z_a, z_a if z_b is None else z_b).numpy()
     summary = CorrelationSummary.from_matrix(c, len(z_a))
+    if len(c) <= LIVE_FEATURES:
+        explorer = CorrelationExplorer(z_a, z_a if z_b is None else z_b)
+        return {"explorer": explorer_fragment(explorer), "summary": summary}
     diagonal, off = (np.clip(part, -1, 1) for part in (c.diagonal(), off_diagonal(c)))  # rounding may exceed 1
     finer_limit = float(np.clip(np.quantile(np.abs(off), 0.99), 0.01, 1))
     layout = ConstrainedLayoutEngine(w_pad=0.1)
