@@ -1,13 +1,12 @@
 """Embeddings and the readers of their files."""
 
-import codecs
 import csv
 import itertools
 import pickle
 import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -23,7 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from hsic_lab._checks import as_labels, to_array
+from hsic_lab._checks import as_labels, finite_rows, to_array
 from hsic_lab.datasets._folders import printable, split_of
 from hsic_lab.evaluation import extract_features
 from hsic_lab.training import Run
@@ -81,9 +80,7 @@ class Embeddings:
         views = [z for z in (self.z_a, self.z_b) if z is not None]
         _check_shapes(self.name, [tuple(z.shape) for z in views])
         for z in views:
-            if len(bad := (~z.isfinite()).any(dim=1).nonzero()):
-                found = f"{len(bad)} of {len(z)} rows hold NaN or infinity, the first is row {int(bad[0])}"
-                raise ValueError(f"{self.name}: {found}")
+            finite_rows(self.name, z)
         expected = len(self.z_a if self.features is None else self.features)
         if self.labels is not None and self.labels.shape != (expected,):
             raise ValueError(f"{self.name}: {expected} rows need as many labels, got {self.labels.shape}")
@@ -180,7 +177,7 @@ def _read_labels(path: Path, label: str | None) -> Any:
         if name is None:
             raise ValueError(f"expected one column, or one called {_LABEL_NAMES}; found {_few(headers)}")
         _check_size(name, headers[name])
-        return to_array(load(name))
+        return load(name)
 
 
 def _label_name(names: Mapping[str, Header], label: str | None) -> str | None:
@@ -201,11 +198,9 @@ def _few(names: Mapping[str, Any] | Sequence[str]) -> str:
 @contextmanager
 def _named_errors(path: Path) -> Iterator[None]:
     """Turn errors of the libraries that read files into a ValueError of one line that names the file."""
-    clearer = {  # than the words of NumPy and torch
-        "mmap length is greater than file size": "the file is shorter than its header says: it was cut off",
-        "Python objects in dtype": "it holds pickled Python objects, which are not read",
-        "Weights only load failed": "it holds pickled Python objects, which are not read",
-    }
+    pickled = ("Python objects in dtype", "Object arrays cannot", "Weights only load failed")
+    clearer = dict.fromkeys(pickled, "it holds pickled Python objects, which are not read")  # than the libraries' words
+    clearer["mmap length is greater than file size"] = "the file is shorter than its header says: it was cut off"
     if not path.is_file():
         raise FileNotFoundError(f"{printable(path)} does not exist")
     readers = zipfile.BadZipFile, SafetensorError, pa.ArrowException, pickle.UnpicklingError
@@ -230,8 +225,6 @@ def _npz(path: Path, label: str | None) -> Arrays:
             version = np.lib.format.read_magic(member)
             reader = (np.lib.format.read_array_header_1_0, np.lib.format.read_array_header_2_0)[version[0] > 1]
             shape, _, dtype = reader(member)
-            if dtype.hasobject:
-                raise ValueError(f"array {name!r} holds pickled Python objects, which are not read")
             headers[name] = Header(shape, dtype)
     return headers, archive.__getitem__, []
 
@@ -252,8 +245,8 @@ def _torch(path: Path, label: str | None) -> Arrays:
         content = dict(zip(VIEWS[0], content, strict=True))
     if not isinstance(content, Mapping):
         raise ValueError(f"expected a tensor, two tensors or a dictionary of tensors, got {type(content).__name__}")
-    arrays: dict[str, Any] = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
-    arrays |= {str(name): np.asarray(value) for name, value in content.items() if isinstance(value, list)}
+    found = {str(name): value for name, value in content.items() if isinstance(value, Tensor | list)}
+    arrays = {name: np.asarray(value) if isinstance(value, list) else value for name, value in found.items()}
     headers = {name: Header(tuple(value.shape), value.dtype) for name, value in arrays.items()}
     return headers, arrays.__getitem__, []
 
@@ -295,17 +288,13 @@ def _csv(path: Path, label: str | None) -> Arrays:
 
 
 def _encoding(path: Path) -> str:
-    """Return the encoding of a text file: UTF-16 by its first bytes, UTF-8 if all bytes fit, else Windows-1252."""
-    with path.open("rb") as file:
-        if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-            return "utf-16"
-    try:
-        with path.open(encoding="utf-8-sig") as file:
+    """Return the encoding of a text file: UTF-8 if all bytes fit, else UTF-16 if it says so, else Windows-1252."""
+    for encoding in ("utf-8-sig", "utf-16"):
+        with suppress(UnicodeError), path.open(encoding=encoding) as file:
             while file.read(1 << 24):
                 pass
-    except UnicodeDecodeError:
-        return "cp1252"  # Latin-1 with more letters
-    return "utf-8-sig"
+            return encoding
+    return "cp1252"  # Latin-1 with more letters
 
 
 def _parquet(path: Path, label: str | None) -> Arrays:
@@ -453,22 +442,22 @@ def _assemble(
         notes.append(f"Left out: {_few(unused)}")
     z_b, source_rows = z[1] if len(z) == 2 else None, n if len(z[0]) < n else None
     found = Embeddings(z[0], z_b, name=printable(path.name), rows=source_rows, note=". ".join(notes))
-    return found if label is None else _with_labels(found, to_array(load(label))[rows], repr(label))
+    return found if label is None else _with_labels(found, load(label)[rows], repr(label))
 
 
 def _is_counter(values: np.ndarray) -> bool:
-    """Whether these are consecutive whole numbers in any order, or 8 or more integers that rise or fall strictly."""
+    """Return whether these are consecutive whole numbers in any order, or 8 or more integers that rise or fall."""
     if not np.isfinite(values[0]) or values[0] % 1:  # the first value rules out nearly all features
         return False
-    rises, falls = (values[1:] > values[:-1]).all(), (values[1:] < values[:-1]).all()
-    if values.dtype.kind in "iu" and len(values) >= 8 and (rises or falls):
-        return True
-    ordered = np.sort(values)
-    return bool((ordered[1:] == ordered[:-1] + 1).all())
+    steps = np.diff(ordered := np.sort(values))
+    sorted_already = np.array_equal(ordered, values) or np.array_equal(ordered, values[::-1])
+    rising = values.dtype.kind in "iu" and len(values) >= 8 and sorted_already and (steps > 0).all()
+    return bool(rising or (steps == 1).all())
 
 
-def _with_labels(found: Embeddings, values: np.ndarray, source: str) -> Embeddings:
+def _with_labels(found: Embeddings, values: np.ndarray | Tensor, source: str) -> Embeddings:
     """Return the embeddings with labels, or with a continuous target; the note says which."""
+    values = to_array(values) if isinstance(values, Tensor) else values  # arrays may hold missing values
     if values.shape != (n := len(found.z_a),):
         raise ValueError(f"{found.name}: {n} rows need as many labels, got {values.shape}")
     given = ~pd.isna(values) & (values != "" if values.dtype.kind in "OU" else True)
@@ -510,13 +499,12 @@ def _check_shapes(name: str, shapes: Sequence[tuple[int, ...]]) -> None:
 
 def _check_size(name: str, header: Header) -> None:
     """Raise ValueError for an array that is too large to be read whole."""
-    text = isinstance(header.dtype, np.dtype) and header.dtype.kind in "US"
-    n_bytes = np.prod(header.shape, dtype=float) * (header.dtype.itemsize if isinstance(header.dtype, np.dtype) else 8)
-    if text and n_bytes > MAX_VALUES:
+    kind = header.dtype if isinstance(header.dtype, np.dtype) else np.dtype(float)
+    n_bytes = (size := np.prod(header.shape, dtype=float)) * kind.itemsize
+    if kind.kind in "US" and n_bytes > MAX_VALUES:
         raise ValueError(f"{name} holds {n_bytes:.0f} bytes of text, more than {MAX_VALUES}: shorten the labels")
-    if max(np.prod(header.shape, dtype=float), n_bytes / 8) > 2 * MAX_VALUES:
-        found = f"{name} has shape {header.shape}, more than {2 * MAX_VALUES} values"
-        raise ValueError(f"{found}: save it as .npy to sample rows")
+    if max(size, n_bytes / 8) > (most := 2 * MAX_VALUES):
+        raise ValueError(f"{name} has shape {header.shape}, more than {most} values: save it as .npy to sample rows")
 
 
 def real_floats(values: np.ndarray | Tensor, name: str) -> Tensor:

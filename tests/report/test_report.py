@@ -329,7 +329,7 @@ BAD = {
     "vector.npy": (lambda path: np.save(path, A[:, 0]), r"one or two matrices"),
     "wide.npy": (lambda path: np.save(path, np.zeros((4, 8193), np.int8)), r"2 to 8192 columns"),
     "complex.npy": (lambda path: np.save(path, A.numpy() * 1j), "real numbers, got complex64"),
-    "nan.npy": (lambda path: np.save(path, with_nan(A)), "1 of 240 rows hold NaN or infinity, the first is row 7"),
+    "nan.npy": (lambda path: np.save(path, with_nan(A)), "1 of 240 rows are not, first row 7"),
     "overflow.npy": (lambda path: np.save(path, A.double().numpy() * 1e300), r"e\+300, outside the range of float32"),
     "underflow.npy": (lambda path: np.save(path, A.double().numpy() * 1e-300), "e-300, outside the range of float32"),
     "three.npz": (lambda path: np.savez(path, u=A, v=A, w=A), "expected one or two matrices"),
@@ -343,7 +343,7 @@ BAD = {
     "twice.csv": (lambda path: path.write_text("f0,f1,f0\n" + "1.5,2,3\n" * 9), "column 'f0' occurs twice"),
     "header.csv": (lambda path: path.write_text("f0,f1\n"), "no row below the names"),
     "ragged.csv": (lambda path: path.write_text("f0,f1\n1,2\n3\n"), "cannot be read"),
-    "gaps.csv": (lambda path: path.write_text("f0,f1\n" + "1,2\n" * 5 + "3,\n"), "1 of 6 rows hold NaN"),
+    "gaps.csv": (lambda path: path.write_text("f0,f1\n" + "1,2\n" * 5 + "3,\n"), "1 of 6 rows are not"),
     "prefixes.csv": (lambda path: path.write_text("a_0,b_0,c\n" + "1,2,3\n" * 5), "column 'c' is neither"),
     "folder": (lambda path: path.mkdir(), "is not a run"),
 }  # fmt: skip
