@@ -98,23 +98,19 @@ def read_embeddings(
       also columns of vectors, which are named like arrays
     * folder of a run: projections of its held-out pairs; features of test images with their labels
 
-    Labels are in an array or column ``labels, label, y, targets`` or ``target``. In text files they are text: 01 and 1
-    are two classes. Numbers of which some are not whole are a continuous target. Rows without a label are left out of
-    what needs labels. Nothing is unpickled. The note says what was taken. A file that could be understood in two ways,
-    or that does not match the others, raises ValueError.
+    Labels are in an array or column ``labels, label, y, targets`` or ``target``; in text files 01 and 1 are two
+    classes. Numbers of which some are not whole are a continuous target. Rows without a label are left out of what
+    needs labels. The note says what was taken. A file that is not clear raises ValueError. Nothing is unpickled.
 
     Parameters
     ----------
-    path : path
-        A file or folder as above. Of a view with more than 2^28 values a random sample of rows is used. A ``.npy`` file
-        may have any size, arrays in other files at most 2^29 values, and texts at most 2^28 bytes.
-    second, labels : path, optional
-        A file with the other view, and a ``.npy, .csv, .tsv`` or ``.parquet`` file with the labels.
-    label : str, optional
-        The column or array with the labels.
-    drop, view_a, view_b : sequence of str, str, str, optional
-        Columns or arrays to leave out, and those of the views, as patterns like ``emb_*``. Of two files `view_a` is in
-        the first and `view_b` in the second. Chosen columns are not refused as an index.
+    path, second, labels : path, optional but for `path`
+        A file or folder as above, a file with the other view, and a ``.npy, .csv, .tsv`` or ``.parquet`` file with the
+        labels. Of a view with more than 2^28 values a random sample of rows is used. A ``.npy`` file may have any size,
+        arrays in other files at most 2^29 values, and texts at most 2^28 bytes.
+    label, drop, view_a, view_b : str, sequence of str, str, str, optional
+        The column or array with the labels; those to leave out; those of the views, as patterns like ``emb_*``. Of two
+        files `view_a` is in the first and `view_b` in the second. Chosen columns are not refused as an index.
     """
     choice = Choice(label, [drop] if isinstance(drop, str) else drop, view_a, None if second else view_b)
     found = _read(Path(path), choice)
@@ -400,8 +396,6 @@ def _assemble(
     kept = {name: header for name, header in headers.items() if name not in dropped}
     label = _label_name(kept, choice.label)
     others = [name for name in kept if name != label]
-    if label is not None and len(kept[label].shape) != 1:
-        raise ValueError(f"{label} must have shape (n,), got {kept[label].shape}")
     matrices = [name for name in others if len(kept[name].shape) == 2]
     in_columns = not matrices and READERS[path.suffix.lower()] in (_csv, _parquet)
     if in_columns:
@@ -420,7 +414,7 @@ def _assemble(
     _check_shapes(path.name, shapes)
     n, d = shapes[0]
     if label is not None and kept[label].shape != (n,):
-        raise ValueError(f"{n} rows need as many labels, got {kept[label].shape[0]}")
+        raise ValueError(f"{n} rows need as many labels, got {label!r} of shape {kept[label].shape}")
     used = {*itertools.chain(*views), *filter(None, [label])}
     for name in used if path.suffix.lower() != ".npy" else ():
         _check_size(name, kept[name])
