@@ -213,7 +213,7 @@ def from_folder(
     path: str | PathLike, size: int | None = None, test_fraction: float = 0.2, seed: int = 0,
     train_folder: str | None = None,
 ) -> ImageData:  # fmt: skip
-    """Read a data set from folders of images, one a class; decoded images (RGB) are kept in a cache folder.
+    """Return an :class:`ImageData` from folders of images, one a class; decoded images (RGB) are kept in a cache.
 
     The cache folder is the environment's ``HSIC_LAB_CACHE``, or in the user's cache folder. A warning tells what is
     left out.
@@ -231,10 +231,6 @@ def from_folder(
     train_folder : str or None, default None
         The folder in ``path`` to train on, if the names do not say it; "." if all folders in ``path`` are classes. A
         part of it is held out if there is no folder for tests.
-
-    Returns
-    -------
-    ImageData
     """
     if not str(check_type("path", path, str, PathLike)):
         raise ValueError("expected the path of a folder of images, got ''")
@@ -294,7 +290,7 @@ def from_arrays(
     test_labels: ArrayLike | Tensor | None = None, unlabelled: ArrayLike | Tensor | None = None,
     class_names: Sequence[str] | None = None, name: str = "arrays", test_fraction: float = 0.2, seed: int = 0,
 ) -> ImageData:  # fmt: skip
-    """Make a data set from arrays of images.
+    """Return an :class:`ImageData` from arrays of images.
 
     Parameters
     ----------
@@ -304,10 +300,6 @@ def from_arrays(
         Integers, booleans or strings; class numbers are positions in the sorted distinct values of ``labels``.
     class_names, name, test_fraction, seed : sequence of str or None, str, float, int
         Names of the sorted distinct labels, else the labels themselves; name of the set; as in :func:`from_folder`.
-
-    Returns
-    -------
-    ImageData
 
     Examples
     --------

@@ -46,6 +46,7 @@ class Source:
     downloads: dict[str, str]
 
     def missing(self, data_folder: Path) -> list[str]:
+        """Return the needed files that are not there."""
         return [name for name in self.files if not (data_folder / self.folder / name).exists()]
 
 
@@ -115,6 +116,7 @@ def _read_names(path: Path, expected: int) -> tuple[str, ...]:
 
 
 def _checked_labels(path: Path, labels: Tensor, low: int, high: int, n: int) -> Tensor:
+    """Return the labels of `n` images; ValueError if one is not between `low` and `high`."""
     if len(labels) != n:
         raise ValueError(f"{path} holds {len(labels)} labels for {n} images")
     if len(wrong := ((labels < low) | (labels > high)).nonzero()[:1]):
@@ -214,7 +216,7 @@ def data_folder(folder: str | os.PathLike | None = None) -> Path:
 
 
 def load(name: str, folder: str | os.PathLike | None = None, **options: Any) -> ImageData:
-    """Load a data set by name.
+    """Return the :class:`ImageData` of this name; FileNotFoundError if its files are missing.
 
     Parameters
     ----------
@@ -231,11 +233,6 @@ def load(name: str, folder: str | os.PathLike | None = None, **options: Any) -> 
         Folder that holds the published sets, see :func:`data_folder`; :func:`download` puts them there.
     **options
         ``n_train``, ``n_test`` and ``seed`` of "digit_scenes"; arguments of :func:`from_folder`.
-
-    Returns
-    -------
-    ImageData
-        The data set. FileNotFoundError is raised if files are missing.
 
     Examples
     --------

@@ -136,6 +136,7 @@ def read_embeddings(
 
 
 def _read(path: Path, choice: Choice, in_second: bool = False) -> Embeddings:
+    """Return the embeddings of one file or run; the second of two files may lack the chosen labels."""
     if path.is_dir():
         if any(choice):
             raise ValueError(f"{path} is a run: columns and arrays are chosen in files only")
@@ -143,28 +144,27 @@ def _read(path: Path, choice: Choice, in_second: bool = False) -> Embeddings:
     if (suffix := path.suffix.lower()) not in READERS:
         raise ValueError(f"{path}: accepted are files ending in {', '.join(READERS)} and run folders")
     with _named_errors(path):
-        headers, load, remarks = READERS[suffix](path, choice.label)
-        if in_second and choice.label not in headers:
+        arrays = READERS[suffix](path, choice.label)
+        if in_second and choice.label not in arrays[0]:
             choice = choice._replace(label=None)
-        return _assemble(path, headers, load, remarks, choice)
+        return _assemble(path, arrays, choice)
 
 
 def _read_run(folder: Path) -> Embeddings:
+    """Return the projections of a run's held-out pairs, and the features of its test images with their labels."""
     run = Run.load(folder)
     if run.metadata.get("views") == "custom":
         raise ValueError(f"{folder} was trained with views of your own: give the projections of two such views instead")
     data = data_of(run.config.dataset, run.metadata)
-    with torch.no_grad():
-        pairs = held_out_pairs(data, run.config, torch.device("cpu"))
-        z_a, z_b = (torch.cat([run.projector(run.encoder(x)) for x in view.split(512)]) for view in pairs)
+    network = torch.nn.Sequential(run.encoder, run.projector)
+    z_a, z_b = (extract_features(network, view) for view in held_out_pairs(data, run.config, torch.device("cpu")))
     judged = data.test.sample(min(MAX_VALUES // 4096, len(data.test)))
-    features = extract_features(run.encoder, judged.images)
-    labels = judged.labels.numpy() if data.class_names else None
-    name = printable(f"{folder} on {data.name}")
-    return Embeddings(z_a.float(), z_b.float(), labels, features, name, kind="projections")
+    labels, name = judged.labels.numpy() if data.class_names else None, printable(f"{folder} on {data.name}")
+    return Embeddings(z_a, z_b, labels, extract_features(run.encoder, judged.images), name, kind="projections")
 
 
 def _read_labels(path: Path, label: str | None) -> Any:
+    """Return the column or array of labels of a file."""
     with _named_errors(path):
         if (suffix := path.suffix.lower()) not in (".npy", ".csv", ".tsv", ".parquet"):
             raise ValueError(f"{path}: labels are read from .npy, .csv, .tsv and .parquet")
@@ -276,8 +276,7 @@ def _csv(path: Path, label: str | None) -> Arrays:
     columns = [name for name in table.column_names if name not in text]
     counted = ([str(i + first) for i in range(len(columns))] for first in (0, 1))
     if columns and pd.to_numeric(pd.Series(columns), errors="coerce").notna().all() and columns not in counted:
-        few = ", ".join(columns[:3])
-        raise ValueError(f"the first line holds numbers, {few}, ...: give every column a name there")
+        raise ValueError(f"the first line holds numbers, {', '.join(columns[:3])}, ...: give every column a name there")
     headers, load, _ = _from_table(table)
     words = [f"Read with {' and '.join(remarks)}"] if remarks else []
     return headers, lambda name: _typed(load(name), mark != ",") if name in text else load(name), words
@@ -309,6 +308,7 @@ READERS |= {".pt": _torch, ".pth": _torch}
 
 
 def _from_table(table: pa.Table) -> Arrays:
+    """Return the columns of a table as arrays."""
     if not table.num_rows:
         raise ValueError("there is no row below the names of the columns")
     # To look up a column by its name in the table takes time in the width of the table.
@@ -345,6 +345,7 @@ def _typed(values: np.ndarray, comma: bool) -> np.ndarray:
 
 
 def _matching(names: Sequence[str], pattern: str) -> list[str]:
+    """Return the names that match the pattern, at least one."""
     if not (found := [name for name in names if fnmatchcase(name, pattern)]):
         raise ValueError(f"no column or array is called {pattern!r}; there are {_few(names)}")
     return found
@@ -357,14 +358,15 @@ def _columns(headers: Mapping[str, Header], names: Sequence[str], choice: Choice
         refused = (*LABELS, *(() if label else ("class", "classes")))
         names = [name for name in names if name not in LABELS]
         for name in names:
-            kind = headers[name].dtype
+            kind, remedy = headers[name].dtype, f"leave it out, --drop {name!r}"
             if name.lower() in refused:
                 raise ValueError(f"column {name!r} is no feature: labels are called {_LABEL_NAMES}, or --label-column")
             if INDEX.fullmatch(name):
-                raise ValueError(f"column {name!r} looks like an index, not a feature: leave it out, --drop {name!r}")
+                raise ValueError(f"column {name!r} looks like an index, not a feature: {remedy}")
             if not isinstance(kind, np.dtype):
-                remedy = f"leave it out, --drop {name!r}, or --label-column {name!r} if it holds the labels"
-                raise ValueError(f"column {name!r} holds {kind}, not numbers: {remedy}")
+                raise ValueError(
+                    f"column {name!r} holds {kind}, not numbers: {remedy}, or --label-column if these are labels"
+                )
         for pair in (f"{a}_* {b}_*".split() for a, b in VIEWS):
             if all(any(fnmatchcase(name, pattern) for name in names) for pattern in pair):
                 patterns = list(pair)
@@ -388,10 +390,9 @@ def _refuse_splits(names: Sequence[str], what: str) -> None:
         raise ValueError(f"the {what} {_few(names)} look like splits, not views: choose one, --view-a {names[0]!r}")
 
 
-def _assemble(
-    path: Path, headers: Mapping[str, Header], load: Callable, remarks: list[str], choice: Choice
-) -> Embeddings:
-    """Choose the views and the labels among arrays or columns by name and shape, and load them."""
+def _assemble(path: Path, arrays: Arrays, choice: Choice) -> Embeddings:
+    """Return the views and the labels, which are chosen among arrays or columns by name and shape."""
+    headers, load, remarks = arrays
     dropped = {name for pattern in choice.drop for name in _matching(list(headers), pattern)}
     kept = {name: header for name, header in headers.items() if name not in dropped}
     label = _label_name(kept, choice.label)
