@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from tqdm.contrib.concurrent import thread_map
 
-from hsic_lab._checks import as_labels, as_tensor, check_integer, check_number, check_type, is_whole
+from hsic_lab._checks import as_labels, as_tensor, check_integer, check_number, check_type
 from hsic_lab._io import progress_options, replace_file
 from hsic_lab.datasets._images import UNKNOWN, ImageData, Images
 
@@ -106,26 +106,20 @@ def decode(path: Path, size: int | None) -> np.ndarray:
     return np.asarray(image).transpose(2, 0, 1)
 
 
-def cache_folder() -> Path:
-    """Return the folder of decoded images: the environment's HSIC_LAB_CACHE, else one in the user's cache folder."""
-    if not (folder := os.environ.get("HSIC_LAB_CACHE")):
-        from pooch import os_cache
-
-        folder = os_cache("hsic_lab")
-    return Path(folder).expanduser()
-
-
 def decode_all(files: Sequence[Path], size: int | None, root: Path) -> Tensor:
     """Return images as one uint8 tensor (n, 3, h, w), mapped from a file in the cache folder."""
+    from pooch import os_cache
+
     shape = (len(files), *((3, size, size) if size else decode(files[0], size).shape))
     # The place is part of the name: copied sets may agree in names, sizes and times, and differ in content.
     place, label = hashlib.sha256(os.fsencode(root)).hexdigest()[:16], "as_is" if size is None else f"{size}px"
-    kept = cache_folder() / f"{place}-{label}-{_files_digest(files, root)}.npy"
+    folder = Path(os.environ.get("HSIC_LAB_CACHE") or os_cache("hsic_lab")).expanduser()
+    kept = folder / f"{place}-{label}-{_files_digest(files, root)}.npy"
     if (images := _kept_images(kept, shape)) is not None:
         return images
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        _clean(kept, f"{place}-{label}-")
+        _remove_old(kept, f"{place}-{label}-")
         replace_file(kept, lambda path: _decode_to(path, files, size, shape))
         if (images := _kept_images(kept, shape)) is None:
             raise FileNotFoundError(f"another process removed {kept}")
@@ -148,7 +142,7 @@ def _kept_images(path: Path, shape: tuple[int, ...]) -> Tensor | None:
     return torch.from_numpy(array) if array.shape == shape and array.dtype == np.uint8 else None
 
 
-def _clean(kept: Path, former: str) -> None:
+def _remove_old(kept: Path, former: str) -> None:
     """Remove arrays whose names begin with `former` but for `kept`, and what killed processes left a day ago."""
     for path in kept.parent.iterdir():
         with suppress(FileNotFoundError):  # another process may remove the same files
@@ -237,10 +231,7 @@ def from_folder(
     path = Path(os.path.abspath(Path(path).expanduser()))
     if not path.is_dir():
         raise FileNotFoundError(f"no folder {path}: expected one with a sub-folder of images a class")
-    if size is not None:
-        if not (is_whole(size) and size >= 1):
-            raise ValueError(f"size must be a whole number of at least 1 pixel, or None, got {size!r}")
-        size = int(size)
+    size = None if size is None else check_integer("size", size, 1)
     roots, unread = _find_splits(path, train_folder), Counter[str]()
     loose = [_only_images(sorted(filter(Path.is_file, root.iterdir())), unread) for root in roots]
     apart = [folder for folder in subfolders(path) if folder.name.lower() in UNLABELLED and roots != [folder]]

@@ -229,9 +229,8 @@ class CorrelationExplorer(anywidget.AnyWidget):
 
     Examples
     --------
-    In a notebook, for a finished run, for two runs side by side, and for a training that starts afterwards::
+    In a notebook, for two runs side by side, and for a training that starts afterwards::
 
-        CorrelationExplorer(run)
         CorrelationExplorer({"Barlow Twins": run_a, "HSIC_SSL": run_b}, images=(view_a, view_b))
         display(live := CorrelationExplorer())
         train(config, folder, callbacks=[live.callback])
@@ -270,8 +269,7 @@ class CorrelationExplorer(anywidget.AnyWidget):
         if not any(panel.run is event.run for panel in self._panels.values()):
             name = event.run.folder.name if event.run.folder.name not in self._panels else str(event.run.folder)
             self._panels[name] = _panel(name, event.run, self._images, self._samples)
-        index = [panel.run for panel in self._panels.values()].index(event.run)
-        self.latest = self._matrix(index, event.step)
+        self.latest = self._matrix([panel.run for panel in self._panels.values()].index(event.run), event.step)
         self._send_panels()
         self._send_orders()
         self.step = event.step

@@ -316,10 +316,16 @@ def _from_table(table: pa.Table) -> Arrays:
     if len(columns) < len(names):
         raise ValueError(f"column {next(name for name in columns if names.count(name) > 1)!r} occurs twice")
     headers = {name: _column_header(column) for name, column in columns.items()}
-    return headers, lambda name: _column_values(columns[name]).reshape(headers[name].shape), []
+
+    def load(name: str) -> np.ndarray:
+        flat = pa.compute.list_flatten(columns[name]) if len(headers[name].shape) == 2 else columns[name]
+        return np.asarray(flat.to_pandas()).reshape(headers[name].shape)
+
+    return headers, load, []
 
 
 def _column_header(column: pa.ChunkedArray) -> Header:
+    """Return the shape of a column, which is (n, d) for vectors of one length, and the kind of its values."""
     kind, shape = column.type, [len(column)]
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         lengths = pa.compute.unique(pa.compute.list_value_length(column)).to_pylist()
@@ -328,11 +334,6 @@ def _column_header(column: pa.ChunkedArray) -> Header:
         kind, shape = kind.value_type, [len(column), lengths[0]]
     number = pa.types.is_integer(kind) or pa.types.is_floating(kind)
     return Header(tuple(shape), np.dtype(kind.to_pandas_dtype()) if number else str(kind))
-
-
-def _column_values(column: pa.ChunkedArray) -> np.ndarray:
-    nested = column.type.num_fields and not pa.types.is_dictionary(column.type)
-    return np.asarray((pa.compute.list_flatten(column) if nested else column).to_pandas())
 
 
 def _typed(values: np.ndarray, comma: bool) -> np.ndarray:
