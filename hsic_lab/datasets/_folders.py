@@ -209,8 +209,7 @@ def from_folder(
 ) -> ImageData:  # fmt: skip
     """Return an :class:`ImageData` from folders of images, one a class; decoded images (RGB) are kept in a cache.
 
-    The cache folder is the environment's ``HSIC_LAB_CACHE``, or in the user's cache folder. A warning tells what is
-    left out.
+    The environment's ``HSIC_LAB_CACHE`` names the folder of the cache. A warning tells what is left out.
 
     Parameters
     ----------
