@@ -109,6 +109,7 @@ def _read_idx(path: Path, dimensions: int) -> Tensor:
 
 
 def _read_names(path: Path, expected: int) -> tuple[str, ...]:
+    """Return the class names in a file, one a line."""
     names = tuple(line.strip() for line in path.read_text(encoding="ascii").splitlines() if line.strip())
     if len(names) != expected:
         raise ValueError(f"{path} holds {len(names)} class names, expected {expected}")

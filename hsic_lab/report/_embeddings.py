@@ -90,7 +90,7 @@ def read_embeddings(
     path: str | Path, second: str | Path | None = None, labels: str | Path | None = None, *, label: str | None = None,
     drop: Sequence[str] = (), view_a: str | None = None, view_b: str | None = None,
 ) -> Embeddings:  # fmt: skip
-    """Read embeddings from a file or from the folder of a run.
+    """Return the embeddings in a file or in the folder of a run.
 
     * ``.npy``: one view (n, d)
     * ``.npz, .safetensors, .pt``: arrays ``z_a`` and ``z_b``, or ``a`` and ``b``, or one or two matrices of any names
@@ -209,12 +209,13 @@ def _named_errors(path: Path) -> Iterator[None]:
 
 
 def _npy(path: Path, label: str | None) -> Arrays:
-    # open_memmap refuses pickled objects; np.load would take any text for a pickle.
+    """Return the one array of a file, mapped: np.load would take any text for a pickle, open_memmap refuses both."""
     array = np.lib.format.open_memmap(path, mode="r")
     return {"z_a": Header(array.shape, array.dtype)}, lambda name: array, []
 
 
 def _npz(path: Path, label: str | None) -> Arrays:
+    """Return the arrays of an archive of NumPy."""
     archive, headers = np.load(path, allow_pickle=False), {}
     for name in archive.files:  # the headers alone: a compressed archive may unpack to any size
         with archive.zip.open(f"{name}.npy") as member:
@@ -226,6 +227,7 @@ def _npz(path: Path, label: str | None) -> Arrays:
 
 
 def _safetensors(path: Path, label: str | None) -> Arrays:
+    """Return the tensors of a file of safetensors."""
     archive = safe_open(path, framework="pt")
     slices = {name: archive.get_slice(name) for name in archive.keys()}  # noqa: SIM118
     headers = {name: Header(tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
@@ -233,7 +235,7 @@ def _safetensors(path: Path, label: str | None) -> Arrays:
 
 
 def _torch(path: Path, label: str | None) -> Arrays:
-    # The map is bounded by the file, and weights_only unpickles tensors and plain containers alone.
+    """Return the tensors and lists of a file of torch, of which tensors and plain containers alone are unpickled."""
     content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     if isinstance(content, Tensor):
         content = {"z_a": content}
@@ -248,6 +250,7 @@ def _torch(path: Path, label: str | None) -> Arrays:
 
 
 def _csv(path: Path, label: str | None) -> Arrays:
+    """Return the columns of a text table, and what was found out about its separator, decimals and encoding."""
     if (size := path.stat().st_size) > 16 * MAX_VALUES:
         raise ValueError(f"{path} has {size} bytes of text: save it as .npy, of which rows are sampled")
     encoding, remarks = _encoding(path), []
@@ -293,6 +296,7 @@ def _encoding(path: Path) -> str:
 
 
 def _parquet(path: Path, label: str | None) -> Arrays:
+    """Return the columns of a Parquet file."""
     file = pa.parquet.ParquetFile(path)
     groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
     values = sum(group.column(i).num_values for group in groups for i in range(group.num_columns))
@@ -485,6 +489,7 @@ def sample(n: int, most: int) -> np.ndarray:
 
 
 def _check_shapes(name: str, shapes: Sequence[tuple[int, ...]]) -> None:
+    """Raise ValueError for views that are too small, too wide or of different shapes."""
     for shape in shapes:
         if len(shape) != 2 or shape[0] < MIN_ROWS or not 2 <= shape[1] <= MAX_FEATURES:
             accepted = f"at least {MIN_ROWS} rows and 2 to {MAX_FEATURES} columns"
