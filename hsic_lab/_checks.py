@@ -17,7 +17,7 @@ from torch.autograd import Function
 
 
 def as_samples(x: ArrayLike | Tensor, name: str, *, labels: bool = False) -> Tensor:
-    """`x` as an `(n, p)` tensor of finite floats; `(n,)` is one column. With `labels`, integers and booleans pass."""
+    """Return `x` as an `(n, p)` tensor of finite floats; `(n,)` is one column. With `labels`, integers pass too."""
     x = as_tensor(x, name)
     x = x[:, None] if x.dim() == 1 else x
     if x.dim() != 2 or 0 in x.shape:
@@ -32,7 +32,7 @@ def as_samples(x: ArrayLike | Tensor, name: str, *, labels: bool = False) -> Ten
 
 
 def as_tensor(x: ArrayLike | Tensor, name: str = "x", *, shared: bool = False) -> Tensor:
-    """`x` as a dense tensor of real numbers. Arrays are copied where torch cannot wrap them.
+    """Return `x` as a dense tensor of real numbers. Arrays are copied where torch cannot wrap them.
 
     Lists, pandas objects and masked arrays without missing entries are converted. With `shared`, read-only memory maps
     are not copied.
@@ -54,7 +54,7 @@ def as_tensor(x: ArrayLike | Tensor, name: str = "x", *, shared: bool = False) -
 
 
 def to_array(x: ArrayLike | Tensor, name: str = "x") -> np.ndarray:
-    """A tensor on any device, or any array-like without missing entries, as a NumPy array."""
+    """Return a tensor on any device, or any array-like without missing entries, as a NumPy array."""
     if isinstance(x, Tensor):
         x = as_tensor(x, name).detach().cpu()
         return (x.float() if x.dtype == torch.bfloat16 else x).numpy()
@@ -82,7 +82,7 @@ def to_array(x: ArrayLike | Tensor, name: str = "x") -> np.ndarray:
 
 
 def as_labels(name: str, y: ArrayLike | Tensor) -> np.ndarray:
-    """`y` as a vector `(n,)` of integers, booleans or strings, n >= 1."""
+    """Return `y` as a vector `(n,)` of integers, booleans or strings, n >= 1."""
     y = to_array(y, name)
     if y.ndim != 1 or len(y) == 0:
         raise ValueError(f"{name} must have shape (n,) with n at least 1, got {y.shape}")
@@ -92,7 +92,7 @@ def as_labels(name: str, y: ArrayLike | Tensor) -> np.ndarray:
 
 
 def factor_values(column: ArrayLike | Tensor, name: str = "column") -> tuple[Tensor, bool]:
-    """A table's column as a tensor `(n,)`, and whether its values are labels: the one rule for what a column means.
+    """Return a table's column as a tensor `(n,)`, and whether its values are labels: the rule for what a column means.
 
     Integers, booleans, strings, bytes and categories are labels. Floats and decimals are numbers; dates, times and
     durations are seconds after the smallest one. Missing values and columns of other or mixed types raise an error.
@@ -115,26 +115,24 @@ def factor_values(column: ArrayLike | Tensor, name: str = "column") -> tuple[Ten
     elif kind in ("timedelta64", "timedelta"):
         series = pd.to_timedelta(series)
     else:
-        raise TypeError(
-            f"{name} must hold numbers, labels (integers, booleans, strings), dates or durations, got {kind}"
-        )
+        raise TypeError(f"{name} must be numbers, labels (integers, booleans, strings), dates or durations, got {kind}")
     return as_tensor((series - series.min()).dt.total_seconds().to_numpy()), False
 
 
 def finite_rows(name: str, x: Tensor) -> Tensor:
-    """`x` `(n, p)` itself; ValueError if a value is not finite."""
+    """Return `x` `(n, p)` itself; ValueError if a value is not finite."""
     if len(bad := (~x.isfinite()).any(dim=1).nonzero()[:, 0]):
         raise ValueError(f"{name} must be finite: {len(bad)} of {len(x)} rows are not, first row {bad[0]}")
     return x
 
 
 def is_constant(x: Tensor) -> bool:
-    """Whether all rows of `x` `(n, ...)`, n >= 1, are equal."""
+    """Return whether all rows of `x` `(n, ...)`, n >= 1, are equal."""
     return bool((x == x[:1]).all())
 
 
 def drawn_rows(x: Tensor, max_rows: int, seed: int = 0) -> Tensor:
-    """All rows of `x`, or `max_rows` of them drawn without replacement; equal n and seed give equal rows."""
+    """Return all rows of `x`, or `max_rows` drawn without replacement; equal n and seed give equal rows."""
     if len(x) <= max_rows:
         return x
     rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:max_rows]
@@ -142,12 +140,12 @@ def drawn_rows(x: Tensor, max_rows: int, seed: int = 0) -> Tensor:
 
 
 def is_whole(value: object) -> bool:
-    """Whether `value` is an integer (NumPy integers count, booleans do not)."""
+    """Return whether `value` is an integer (NumPy integers count, booleans do not)."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def check_type(name: str, value: Any, *accepted: type) -> Any:
-    """`value` itself; TypeError if it is no instance of one of the `accepted` types."""
+    """Return `value` itself; TypeError if it is no instance of one of the `accepted` types."""
     if not isinstance(value, accepted):
         kinds = " or ".join(kind.__name__ for kind in accepted)
         raise TypeError(f"{name} must be of type {kinds}, got {type(value).__name__} {value!r:.60}")
@@ -155,7 +153,7 @@ def check_type(name: str, value: Any, *accepted: type) -> Any:
 
 
 def check_integer(name: str, value: Any, low: int, high: int = 2**63 - 1) -> int:
-    """`value` as an int; TypeError if it is no integer, ValueError if it is not between `low` and `high`."""
+    """Return `value` as an int; TypeError if it is none, ValueError if it is not between `low` and `high`."""
     value = _item(value)
     if not is_whole(value) or not low <= value <= high:
         limit = f" and at most {high}" if is_whole(value) and value > high else ""
@@ -167,7 +165,7 @@ def check_integer(name: str, value: Any, low: int, high: int = 2**63 - 1) -> int
 def check_number(
     name: str, value: object, low: float = -math.inf, high: float = math.inf, above: bool = False
 ) -> float:
-    """`value` as a finite float; ValueError if it is none or not in [low, high], or with `above` in (low, high]."""
+    """Return `value` as a finite float; ValueError if it is none or not in [low, high], with `above` (low, high]."""
     value = _item(value)
     number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
     if math.isfinite(number) and (low < number if above else low <= number) and number <= high:
@@ -178,24 +176,24 @@ def check_number(
 
 
 def _item(value: object) -> object:
-    """The number in a tensor or an array without axes; anything else as it is."""
+    """Return the number in a tensor or an array without axes; anything else as it is."""
     return value.item() if isinstance(value, Tensor | np.ndarray) and value.ndim == 0 else value
 
 
 def seeded(seed: int) -> torch.Generator:
-    """A generator for `seed`, an integer of at least 0, with other numbers than samples drawn with the same seed."""
+    """Return a generator for `seed`, an integer from 0, with other numbers than samples drawn with that seed."""
     return torch.Generator().manual_seed((check_integer("seed", seed, 0) * 2654435761 + 2654435769) % 2**32)
 
 
 def only_tensors(state: dict[str, Any]) -> dict[str, Tensor]:
-    """A network's `state` itself; TypeError if a value is not a tensor and cannot be saved (`get_extra_state`)."""
+    """Return a network's `state` itself; TypeError if a value is no tensor and cannot be saved."""
     if strange := {key: value for key, value in state.items() if not isinstance(value, Tensor)}:
         raise TypeError(f"all values of a network's state must be tensors to be saved, got {strange}")
     return state
 
 
 def check_views(z_a: Tensor, z_b: Tensor, name_b: str = "z_b") -> None:
-    """Two floating `(n, d)` tensors of one shape and device. Values are not read: that would stall a GPU."""
+    """Raise an error unless both are floating `(n, d)` tensors of one shape and device. Values are not read."""
     for name, z in (("z_a", z_a), (name_b, z_b)):
         if not isinstance(z, Tensor):
             raise TypeError(f"{name} must be a torch.Tensor, got {type(z).__name__}")
@@ -212,24 +210,24 @@ def check_views(z_a: Tensor, z_b: Tensor, name_b: str = "z_b") -> None:
 
 
 def at_least_float32(z: Tensor) -> Tensor:
-    """`z` with half precision raised to float32: batch statistics need more than 8 bits of mantissa."""
+    """Return `z` with half precision raised to float32: batch statistics need more than 8 bits of mantissa."""
     return z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
 
 
 def check_choice(value: str, accepted: tuple[str, ...], name: str) -> str:
-    """`value` itself; ValueError if it is not one of `accepted`."""
+    """Return `value` itself; ValueError if it is not one of `accepted`."""
     if not isinstance(value, str) or value not in accepted:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, accepted))}, got {value!r}")
     return value
 
 
 def no_autocast(tensor: Tensor) -> torch.autocast:
-    """A context in which matrix products keep the dtype of their operands, under any autocast of the caller."""
+    """Return a context in which matrix products keep the dtype of their operands, under any autocast of the caller."""
     return torch.autocast(tensor.device.type, enabled=False)
 
 
 def matmul(x: Tensor, y: Tensor) -> Tensor:
-    """``x @ y`` of matrices without autocast, in the derivatives too: `backward` may run inside an autocast."""
+    """Return ``x @ y`` of matrices without autocast, in the derivatives too: `backward` may run inside an autocast."""
     return (_Product if torch.compiler.is_compiling() else _ProductWithForwardMode).apply(x, y)
 
 

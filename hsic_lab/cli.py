@@ -30,8 +30,6 @@ COMMON = (
     "epochs", "optimizer", "learning_rate", "weight_decay", "warmup_epochs", "monitor", "seed", "device", "precision",
     "compile",
 )  # fmt: skip
-
-
 # Options of `train` for arguments of `from_folder`.
 _LOADING = {"size": "size", "test_fraction": "test_fraction", "split_seed": "seed", "train_folder": "train_folder"}
 
@@ -48,13 +46,14 @@ app.add_typer(data, name="data")
 
 
 def _existing(path: Path | None) -> Path | None:
-    """Check a path before torch is loaded, which takes seconds."""
+    """Return the path, checked before torch is loaded, which takes seconds."""
     if path is not None and not path.exists():
         raise FileNotFoundError(f"{path} does not exist")
     return path
 
 
 def _a_run(path: Path) -> Path:
+    """Return the path of a run or of a table."""
     if not (path / "run.json").is_file() and not path.is_file():
         raise FileNotFoundError(f"{path} is not a run: it has no run.json. `hsic-lab train` makes one.")
     return path
@@ -70,13 +69,11 @@ LABEL_FILE = "File with a label for each row: .npy, .csv, .tsv or .parquet."
 REFERENCE = "File with other features of the rows, for CKA."
 GRID = "A TOML file that says what varies. Examples are in data/grids."
 SET = typer.Option("--set", metavar="NAME=VALUE", help="Any field of TrainConfig, as TOML or JSON. Repeatable.")
-Output = Annotated[
-    Path | None, typer.Option(help="Folder of figures, file of a table or report. Default: near the run.")
-]
+Output = Annotated[Path | None, typer.Option(help="Folder of figures, file of a table or page. Default: near the run.")]
 
 
 def main() -> None:
-    """Entry point. An error that the user can correct is one sentence and exit code 2, without a traceback."""
+    """Run the command. An error that the user can correct is one sentence and exit code 2, without a traceback."""
     os.environ.setdefault("SCIPY_ARRAY_API", "1")  # SciPy reads it once; scikit-learn needs it for tensors on a GPU
     warnings.formatwarning = lambda message, *_, **__: f"hsic-lab: {message}\n"
     try:
@@ -185,37 +182,39 @@ def _train(
 
 
 def _with_settings(function: Callable[..., None]) -> Callable[..., None]:
-    """The function with an option for each setting in `COMMON`; help and defaults are those of TrainConfig."""
-    meaning, keyword = _meanings(lab.training.TrainConfig), inspect.Parameter.KEYWORD_ONLY
-    loading, of_loading = inspect.signature(lab.datasets.from_folder).parameters, _meanings(lab.datasets.from_folder)
+    """Return the function with an option for each setting in `COMMON`; help and defaults are those of TrainConfig."""
     given = inspect.signature(function).parameters.items()
     parameters = [p for name, p in given if name not in (*COMMON, *_LOADING, "common")]
+
+    def add(name: str, kind: Any, words: str, default: Any) -> None:
+        option = f"--{name.removesuffix('_param').replace('_', '-')}"
+        shown = "" if default is None or default is False else f" Default: {default}."
+        annotation = Annotated[kind | None, typer.Option(option, help=words + shown, show_default=False)]
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        parameters.append(inspect.Parameter(name, keyword, default=None, annotation=annotation))
+
+    loading, meaning = inspect.signature(lab.datasets.from_folder).parameters, _meanings(lab.datasets.from_folder)
     for option, name in _LOADING.items():
-        kind: Any = loading[name].annotation
-        shown = "" if loading[name].default is None else f" Default: {loading[name].default}."
-        info = typer.Option(help=f"For a folder of images: {of_loading[name]}{shown}", show_default=False)
-        parameters.append(inspect.Parameter(option, keyword, default=None, annotation=Annotated[kind | None, info]))
+        add(option, loading[name].annotation, f"For a folder of images: {meaning[name]}", loading[name].default)
+    meaning = _meanings(lab.training.TrainConfig)
     for field in (field for field in fields(lab.training.TrainConfig) if field.name in COMMON):
         default, accepted = field.default, field.metadata["rule"][0].replace("'", "")
         kind = str if isinstance(default, tuple) else field.type
         default = "-".join(map(str, default)) if isinstance(default, tuple) else default
         choices = f" {accepted.capitalize()}." if accepted.startswith("one of") else ""
-        shown = "" if default in (None, False) else f" Default: {default}."
-        option = f"--{field.name.removesuffix('_param').replace('_', '-')}"
-        info = typer.Option(option, help=f"{meaning.get(field.name, '')}{choices}{shown}", show_default=False)
-        parameters.append(inspect.Parameter(field.name, keyword, default=None, annotation=Annotated[kind | None, info]))
+        add(field.name, kind, meaning.get(field.name, "") + choices, default)
     vars(function)["__signature__"] = inspect.Signature(parameters)
     return function
 
 
 def _meanings(documented: Any) -> dict[str, str]:
-    """The text about each parameter in the docstring."""
+    """Return the text about each parameter in the docstring."""
     entries = re.findall(r"^([\w, ]+) : .*\n((?:    .*\n?)+)", inspect.getdoc(documented) or "", re.MULTILINE)
     return {name: " ".join(text.split()).replace("`", "") for names, text in entries for name in names.split(", ")}
 
 
 def _parse(name: str, text: str) -> Any:
-    """The value of a setting: widths joined by '-', TOML, JSON, or the text itself."""
+    """Return the value of a setting: widths joined by '-', TOML, JSON, or the text itself."""
     from hsic_lab._checks import check_choice
 
     kinds = {field.name: field.type for field in fields(lab.training.TrainConfig)}
@@ -272,7 +271,7 @@ def plot(
 
 
 def _table_figures(path: Path) -> dict[str, Any]:
-    """A figure for each evaluation in a table of an ablation: the first factor against the others."""
+    """Return a figure for each evaluation in a table of an ablation: the first factor against the others."""
     frame = lab.ablation.read_table(path)
     settings = [json.loads(frame.attrs["cross"]), *json.loads(frame.attrs["include"])]
     factors = [name for name in dict.fromkeys(name for names in settings for name in names) if name in frame]
@@ -292,7 +291,7 @@ def _table_figures(path: Path) -> dict[str, Any]:
 
 
 def _differences(frame: Any, factors: list[str]) -> Iterator[str]:
-    """A sentence for each difference from the first level of a factor, the other factors fixed, paired by seed."""
+    """Return a sentence a difference from the first level of a factor, the other factors fixed, paired by seed."""
     for evaluation in frame["evaluation"].unique():
         for factor in factors:
             others = [name for name in factors if name != factor]
@@ -358,9 +357,9 @@ def inspect_file(
     if page.suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"the page needs a name ending in .html, got {page}")
     found = lab.report.read_embeddings(file, second, labels, label=label, drop=drop or (), view_a=view_a, view_b=view_b)
-    views = "one view" if found.z_b is None else "two views"
-    read = f"{found.name}: {views} of {found.z_a.shape[0]} rows and {found.z_a.shape[1]} features. {found.note}"
-    print(read, file=sys.stderr)  # the path of the page is the only output
+    views, (n, d) = "one view" if found.z_b is None else "two views", found.z_a.shape
+    # On standard output is the path of the page alone.
+    print(f"{found.name}: {views} of {n} rows and {d} features. {found.note}", file=sys.stderr)
     other = None if reference is None else lab.report.read_embeddings(reference).z_a
     logging.basicConfig(format="%(message)s")
     logging.getLogger("hsic_lab").setLevel(logging.INFO)  # a line for each part of the page that takes time
@@ -389,12 +388,11 @@ def data_show(
 ) -> None:
     """Load a data set and describe it."""
     options: dict[str, Any] = {"size": size, "train_folder": train_folder}
-    loaded = lab.datasets.load(name, **{name: value for name, value in options.items() if value is not None})
+    loaded = lab.datasets.load(name, **{key: value for key, value in options.items() if value is not None})
     more = f", {len(loaded.unlabelled)} unlabelled" if loaded.unlabelled else ""
     print(f"{loaded.name}: {len(loaded.train)} training, {len(loaded.test)} test images{more}")
-    print(
-        f"shape (c, h, w): {tuple(loaded.train.images.shape[1:])}; classes: {', '.join(loaded.class_names) or 'none'}"
-    )
+    shape, classes = tuple(loaded.train.images.shape[1:]), ", ".join(loaded.class_names) or "none"
+    print(f"shape (c, h, w): {shape}; classes: {classes}")
 
 
 @data.command("get", epilog="Example: hsic-lab data get cifar10")

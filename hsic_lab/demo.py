@@ -24,12 +24,12 @@ EPOCHS = 14
 
 
 def demo_config(loss: str, epochs: int = EPOCHS) -> TrainConfig:
-    """Settings of the demo: lambda = 1/d, d = 128, batch 256; the two scenes of a pair share the digit only."""
+    """Return settings of the demo: lambda = 1/d, d = 128, batch 256; the two scenes of a pair share the digit only."""
     return TrainConfig(dataset="digit_scenes", loss=loss, epochs=epochs)
 
 
 def demo_probe(runs: Mapping[str, Run], data: ImageData, path: Path | None = None, n_jobs: Any = None) -> pd.DataFrame:
-    """Probe accuracy of raw pixels, an untrained encoder and the runs; read from `path` if of the same inputs."""
+    """Return the probe accuracy of raw pixels, an untrained encoder and the runs; kept in `path` for equal inputs."""
     weights = (title.encode() + (run.folder / WEIGHTS).read_bytes() for title, run in runs.items())
     inputs = "sha256:" + hashlib.sha256(b"".join([data.fingerprint.encode(), *weights])).hexdigest()
     if path is not None and path.exists() and set((kept := pd.read_csv(path)).get("inputs", ())) == {inputs}:
@@ -47,7 +47,7 @@ def demo_probe(runs: Mapping[str, Run], data: ImageData, path: Path | None = Non
 
 
 def save_figures(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
-    """Write figures by file name into a folder and close them."""
+    """Write figures by file name into a folder, close them and return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items():
         replace_file(folder / name, partial(figure.savefig, dpi=150, format="png"))
@@ -56,7 +56,7 @@ def save_figures(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
 
 
 def run_demo(folder: Path = Path("runs/demo"), epochs: int = EPOCHS) -> list[Path]:
-    """Train, evaluate and draw; print the table. Returns what is left in `folder`. A second call trains nothing."""
+    """Train, evaluate, draw, print the table and return the files in `folder`. A second call trains nothing."""
     folder.mkdir(parents=True, exist_ok=True)
     data = load("digit_scenes")
     runs = {title: train_or_load(demo_config(loss, epochs), folder / loss, data) for loss, title in TITLES.items()}

@@ -13,7 +13,6 @@ from contextlib import suppress
 from fnmatch import fnmatchcase
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +20,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from tqdm.contrib.concurrent import thread_map
 
-from hsic_lab._checks import as_labels, as_tensor, check_integer, check_number, check_type, is_whole
+from hsic_lab._checks import as_labels, as_tensor, check_integer, check_number, check_type
 from hsic_lab._io import progress_options, replace_file
 from hsic_lab.datasets._images import UNKNOWN, ImageData, Images
 
@@ -31,8 +30,6 @@ SPLITS = {word: "train" for word in ("train", "training", "trn")}
 SPLITS |= {word: "test" for word in ("test", "testing", "tst")}
 SPLITS |= {word: "val" for word in ("val", "valid", "validation", "dev", "devel", "eval", "evaluation")}
 UNLABELLED = ("unlabelled", "unlabeled")
-ANY = "*-*-*.npy"
-CACHE, CACHE_GIB = "{root}-{size}-{digest}.npy", 64  # name of an array of decoded images; limit of all together
 
 
 def printable(name: object) -> str:
@@ -49,9 +46,9 @@ def split_of(name: str) -> str | None:
 def find_images(folder: Path, unread: Counter | None = None) -> list[Path]:
     """Return the visible image files under `folder` and folders linked in it, sorted; count other files by ending."""
     found: list[Path] = []
-    seen = {_identity(parent) for parent in folder.resolve().parents}  # a link to one of these makes a loop
+    seen = set(folder.resolve().parents)  # a link to one of these makes a loop
     for where, folders, names in os.walk(folder, followlinks=True):
-        if (here := _identity(where)) in seen:
+        if (here := Path(where).resolve()) in seen:
             folders.clear()
             continue
         seen.add(here)
@@ -60,19 +57,16 @@ def find_images(folder: Path, unread: Counter | None = None) -> list[Path]:
     return sorted(found)
 
 
-def _identity(path: str | Path) -> tuple[int, int]:
-    return (state := os.stat(path)).st_dev, state.st_ino
-
-
 def _only_images(files: Iterable[Path], unread: Counter | None) -> list[Path]:
+    """Return the visible image files; count the other visible ones by their ending."""
     visible = [path for path in files if not path.name.startswith(".")]
-    images = [path for path in visible if path.suffix.lower() in SUFFIXES]
     if unread is not None:
         unread.update(printable(path.suffix.lower()) for path in visible if path.suffix.lower() not in SUFFIXES)
-    return images
+    return [path for path in visible if path.suffix.lower() in SUFFIXES]
 
 
 def subfolders(folder: Path) -> list[Path]:
+    """Return the visible folders in a folder, in alphabetical order."""
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
@@ -82,9 +76,7 @@ def find_classes(folder: Path, unread: Counter | None = None, apart: Sequence[Pa
     if not visible:
         raise ValueError(f"{folder} has no sub-folder: expected one folder of images a class")
     if len(visible) == 1 and subfolders(visible[0]):
-        raise ValueError(
-            f"{folder} has one folder, which holds folders itself: give {visible[0]}, if these are classes"
-        )
+        raise ValueError(f"{folder} has one folder, which holds folders itself: give {visible[0]} if these are classes")
     for path in visible:
         if splits := [inner.name for inner in subfolders(path) if inner.name.lower() in SPLITS]:
             raise ValueError(f"the class folder {path} holds the split {splits[0]!r}: expected {splits[0]}/{path.name}")
@@ -95,7 +87,7 @@ def find_classes(folder: Path, unread: Counter | None = None, apart: Sequence[Pa
 
 
 def decode(path: Path, size: int | None) -> np.ndarray:
-    """Decode an image (its first frame, upright by EXIF) to uint8 RGB (3, h, w), resized and cropped to `size`."""
+    """Return an image (its first frame, upright by EXIF) as uint8 RGB (3, h, w), resized and cropped to `size`."""
     from PIL import Image, ImageOps
 
     try:
@@ -114,36 +106,26 @@ def decode(path: Path, size: int | None) -> np.ndarray:
     return np.asarray(image).transpose(2, 0, 1)
 
 
-def cache_folder() -> Path:
-    """Return the folder of decoded images: the environment's HSIC_LAB_CACHE, else one in the user's cache folder."""
-    if not (folder := os.environ.get("HSIC_LAB_CACHE")):
-        from pooch import os_cache
-
-        folder = os_cache("hsic_lab")
-    return Path(folder).expanduser()
-
-
 def decode_all(files: Sequence[Path], size: int | None, root: Path) -> Tensor:
-    """Decode images to one uint8 tensor (n, 3, h, w), mapped from a file in the cache folder."""
+    """Return images as one uint8 tensor (n, 3, h, w), mapped from a file in the cache folder."""
+    from pooch import os_cache
+
     shape = (len(files), *((3, size, size) if size else decode(files[0], size).shape))
-    n_bytes, most = math.prod(shape), int(float(os.environ.get("HSIC_LAB_CACHE_GIB") or CACHE_GIB) * 2**30)
-    if n_bytes > most:
-        found = f"{root}: {len(files)} decoded images of {shape[3]} x {shape[2]} pixels take {n_bytes / 2**30:.1f} GiB"
-        raise ValueError(f"{found}, more than {most / 2**30:g}: choose a smaller size, or set HSIC_LAB_CACHE_GIB")
     # The place is part of the name: copied sets may agree in names, sizes and times, and differ in content.
     place, label = hashlib.sha256(os.fsencode(root)).hexdigest()[:16], "as_is" if size is None else f"{size}px"
-    kept = cache_folder() / CACHE.format(root=place, size=label, digest=_files_digest(files, root))
+    folder = Path(os.environ.get("HSIC_LAB_CACHE") or os_cache("hsic_lab")).expanduser()
+    kept = folder / f"{place}-{label}-{_files_digest(files, root)}.npy"
     if (images := _kept_images(kept, shape)) is not None:
         return images
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        _make_room(kept, CACHE.format(root=place, size=label, digest="*"), most - n_bytes)
+        _remove_old(kept, f"{place}-{label}-")
         replace_file(kept, lambda path: _decode_to(path, files, size, shape))
         if (images := _kept_images(kept, shape)) is None:
             raise FileNotFoundError(f"another process removed {kept}")
         return images
     except OSError as error:
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        n_bytes, memory = math.prod(shape), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         if n_bytes > memory // 2:
             found = f"{len(files)} decoded images take {n_bytes} bytes, more than half of the memory ({memory} bytes)"
             raise OSError(f"{found}, and they cannot be kept in {kept.parent}: {error}") from error
@@ -157,30 +139,23 @@ def _kept_images(path: Path, shape: tuple[int, ...]) -> Tensor | None:
         array = np.load(path, mmap_mode="c", allow_pickle=False)  # writing does not change the file
     except (OSError, ValueError, EOFError):
         return None
-    with suppress(OSError):  # the folder may be read-only
-        os.utime(path)  # the least recently used array is removed first
     return torch.from_numpy(array) if array.shape == shape and array.dtype == np.uint8 else None
 
 
-def _make_room(kept: Path, former: str, most: int) -> None:
-    """Remove former arrays of the set, files of killed processes, and the oldest arrays beyond `most` bytes."""
-    found, total = [], 0
+def _remove_old(kept: Path, former: str) -> None:
+    """Remove arrays whose names begin with `former` but for `kept`, and what killed processes left a day ago."""
     for path in kept.parent.iterdir():
         with suppress(FileNotFoundError):  # another process may remove the same files
-            found.append((path.stat().st_mtime, path.stat().st_size, path))
-    for changed, size, path in sorted(found, reverse=True):
-        unfinished = path.name.startswith(".") and fnmatchcase(path.name, f".{ANY}.*")
-        total += size if fnmatchcase(path.name, ANY) else 0
-        if unfinished and time.time() - changed > 24 * 3600:  # a younger one may belong to a living process
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        elif fnmatchcase(path.name, former if path != kept else "") or (fnmatchcase(path.name, ANY) and total > most):
-            path.unlink(missing_ok=True)
+            if fnmatchcase(path.name, ".*-*-*.npy.*") and time.time() - path.stat().st_mtime > 24 * 3600:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            elif path.name.startswith(former) and path != kept:
+                path.unlink()
 
 
 def read_classes(
     splits: Sequence[dict[str, list[Path]]], size: int | None, root: Path, extra: Sequence[Path] = ()
 ) -> tuple[list[Images], Tensor, tuple[str, ...]]:
-    """Decode splits with the same classes, and `extra` images; class numbers follow the first split."""
+    """Return splits with the same classes, the `extra` images and the class names, in the order of the first split."""
     names = tuple(splits[0])
     if unknown := sorted({name for split in splits for name in split} - set(names)):
         raise ValueError(f"{root}: the test split has the class {unknown[0]!r}, which the training split has not")
@@ -192,7 +167,7 @@ def read_classes(
 
 
 def _decode_to(path: Path | None, files: Sequence[Path], size: int | None, shape: tuple[int, ...]) -> np.ndarray:
-    """Decode all files on all cores to the rows of one array, in a new .npy file or in memory."""
+    """Return an array, in a new .npy file or in memory, whose rows are the files, decoded on all cores."""
     array = np.lib.format.open_memmap(path, "w+", np.uint8, shape) if path else np.empty(shape, np.uint8)
     if path is not None and hasattr(os, "posix_fallocate"):  # writing to a map of a full disk would kill the process
         with path.open("r+b") as file:
@@ -206,20 +181,19 @@ def _decode_to(path: Path | None, files: Sequence[Path], size: int | None, shape
             raise ValueError(f"{found}: size=64 (--size 64), for instance, resizes and crops all to one square")
         array[row] = image
 
-    options = progress_options(len(files))
-    thread_map(one, range(len(files)), desc="decoding", max_workers=os.cpu_count(), **options)
+    thread_map(one, range(len(files)), desc="decoding", max_workers=os.cpu_count(), **progress_options(len(files)))
     return array
 
 
 def _files_digest(files: Sequence[Path], root: Path) -> str:
-    """Hash paths, sizes and times of change, which are equal for copies made with `cp -a`."""
+    """Return a hash of paths, sizes and times of change, which are equal for copies made with `cp -a`."""
     found = [(path.relative_to(root).as_posix(), path.stat()) for path in files]
     lines = [os.fsencode(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n") for name, stat in found]
     return hashlib.sha256(b"".join(lines)).hexdigest()[:16]
 
 
 def content_digest(data: ImageData | str | PathLike) -> str:
-    """Hash all images and labels of a data set, or paths, sizes and times of change of a folder of images."""
+    """Return a hash of all images and labels of a data set; of a folder, of paths, sizes and times of change."""
     if not isinstance(data, ImageData):
         return _files_digest(find_images(Path(data)), Path(data))
     content = hashlib.sha256()
@@ -233,10 +207,9 @@ def from_folder(
     path: str | PathLike, size: int | None = None, test_fraction: float = 0.2, seed: int = 0,
     train_folder: str | None = None,
 ) -> ImageData:  # fmt: skip
-    """Read a data set from folders of images, one a class; decoded images (RGB) are kept in a cache folder.
+    """Return an :class:`ImageData` from folders of images, one a class; decoded images (RGB) are kept in a cache.
 
-    The cache folder is the environment's ``HSIC_LAB_CACHE``, or in the user's cache folder. A warning tells what is
-    left out.
+    The environment's ``HSIC_LAB_CACHE`` names the folder of the cache. A warning tells what is left out.
 
     Parameters
     ----------
@@ -251,19 +224,13 @@ def from_folder(
     train_folder : str or None, default None
         The folder in ``path`` to train on, if the names do not say it; "." if all folders in ``path`` are classes. A
         part of it is held out if there is no folder for tests.
-
-    Returns
-    -------
-    ImageData
     """
     if not str(check_type("path", path, str, PathLike)):
         raise ValueError("expected the path of a folder of images, got ''")
     path = Path(os.path.abspath(Path(path).expanduser()))
     if not path.is_dir():
         raise FileNotFoundError(f"no folder {path}: expected one with a sub-folder of images a class")
-    if size is not None and not (is_whole(size) and size >= 1):
-        raise ValueError(f"size must be a whole number of at least 1 pixel, or None, got {size!r}")
-    size = None if size is None else int(size)
+    size = None if size is None else check_integer("size", size, 1)
     roots, unread = _find_splits(path, train_folder), Counter[str]()
     loose = [_only_images(sorted(filter(Path.is_file, root.iterdir())), unread) for root in roots]
     apart = [folder for folder in subfolders(path) if folder.name.lower() in UNLABELLED and roots != [folder]]
@@ -280,9 +247,8 @@ def from_folder(
     if flat:
         parts, names = [Images(part.images, torch.full_like(part.labels, UNKNOWN)) for part in parts], ()
     train, test = parts if len(parts) == 2 else _hold_out(parts[0], test_fraction, seed)
-    source: dict[str, Any] = {"size": size, "test_fraction": float(test_fraction), "seed": int(seed)}
-    source["train_folder"] = train_folder
-    return ImageData(str(path), train, test, names, _without_labels(rest), source=source)
+    options = {"size": size, "test_fraction": float(test_fraction), "seed": int(seed), "train_folder": train_folder}
+    return ImageData(str(path), train, test, names, _without_labels(rest), source=options)
 
 
 def _find_splits(path: Path, train_folder: str | None) -> list[Path]:
@@ -291,10 +257,8 @@ def _find_splits(path: Path, train_folder: str | None) -> list[Path]:
     kinds = [split_of(folder.name) for folder in visible]
     if len(kinds) < 2 or not all(kinds):  # among other folders, bullet_train is a class
         kinds = [SPLITS.get(folder.name.lower()) for folder in visible]
-    by_kind = {
-        kind: [folder for folder, its in zip(visible, kinds, strict=True) if its == kind]
-        for kind in ("train", "test", "val")
-    }
+    pairs = list(zip(visible, kinds, strict=True))
+    by_kind = {kind: [folder for folder, its in pairs if its == kind] for kind in ("train", "test", "val")}
     if train_folder is not None:
         if not (path / train_folder).is_dir():
             raise ValueError(f"train_folder must be a folder in {path} or '.', got {train_folder!r}")
@@ -316,7 +280,7 @@ def from_arrays(
     test_labels: ArrayLike | Tensor | None = None, unlabelled: ArrayLike | Tensor | None = None,
     class_names: Sequence[str] | None = None, name: str = "arrays", test_fraction: float = 0.2, seed: int = 0,
 ) -> ImageData:  # fmt: skip
-    """Make a data set from arrays of images.
+    """Return an :class:`ImageData` from arrays of images.
 
     Parameters
     ----------
@@ -324,14 +288,8 @@ def from_arrays(
         uint8, or floats in [0, 1], which are rounded to multiples of 1/255; c is 1 or 3.
     labels, test_labels : array of shape (n,)
         Integers, booleans or strings; class numbers are positions in the sorted distinct values of ``labels``.
-    class_names, name : sequence of str or None, str, default "arrays"
-        Names of the sorted distinct labels, None for the labels themselves; name of the data set.
-    test_fraction, seed : float, int, default 0.2, 0
-        As in :func:`from_folder`, where no test images are given.
-
-    Returns
-    -------
-    ImageData
+    class_names, name, test_fraction, seed : sequence of str or None, str, float, int
+        Names of the sorted distinct labels, else the labels themselves; name of the set; as in :func:`from_folder`.
 
     Examples
     --------
@@ -379,13 +337,14 @@ def _as_images(name: str, images: ArrayLike | Tensor) -> Tensor:
 
 
 def _class_numbers(labels: np.ndarray, known: np.ndarray) -> Tensor:
+    """Return the positions of the labels in the sorted array `known`."""
     if strange := sorted(set(labels.tolist()) - set(known.tolist())):
         raise ValueError(f"test_labels holds {strange[0]!r}, which labels does not")
     return torch.from_numpy(np.searchsorted(known, labels).astype(np.int64))
 
 
 def _hold_out(whole: Images, fraction: float, seed: int) -> tuple[Images, Images]:
-    """Split into train and test: `fraction` of each class is held out, rounded down; the order stays."""
+    """Return a training and a test split: `fraction` of each class is held out, rounded down; the order stays."""
     fraction = check_number("test_fraction", fraction, 0, above=True)
     if fraction >= 1:
         raise ValueError(f"test_fraction must be a number between 0 and 1, got {fraction!r}")
@@ -401,4 +360,5 @@ def _hold_out(whole: Images, fraction: float, seed: int) -> tuple[Images, Images
 
 
 def _without_labels(images: Tensor) -> Images | None:
+    """Return images whose class is unknown, None if there are no images."""
     return Images(images, torch.full((len(images),), UNKNOWN)) if len(images) else None

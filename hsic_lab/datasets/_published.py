@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from inspect import signature
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from hsic_lab._checks import check_type
+from hsic_lab._io import sole_process
 from hsic_lab.datasets._folders import find_classes, from_folder, read_classes
 from hsic_lab.datasets._images import UNKNOWN, ImageData, Images
 from hsic_lab.datasets.digit_scenes import DigitScenes, digit_index
@@ -45,6 +46,7 @@ class Source:
     downloads: dict[str, str]
 
     def missing(self, data_folder: Path) -> list[str]:
+        """Return the needed files that are not there."""
         return [name for name in self.files if not (data_folder / self.folder / name).exists()]
 
 
@@ -67,16 +69,12 @@ SOURCES = {
 
 
 def unpack(archive: Path, target: Path, missing: list[str]) -> None:
-    """Unpack an archive's folder `target.name` beside its place, then move it there: all, or what is `missing`."""
+    """Write an archive's folder `target.name` to `target`: all of it, or what is `missing`, when all is unpacked."""
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
         try:
             if archive.suffix == ".zip":
                 with zipfile.ZipFile(archive) as file:
-                    for name in file.namelist():
-                        paths = PurePosixPath(name), PureWindowsPath(name)
-                        if any(path.is_absolute() or path.drive or ".." in path.parts for path in paths):
-                            raise ValueError(f"{archive}: the member {name!r} would be written outside the folder")
-                    file.extractall(temporary)
+                    file.extractall(temporary)  # it writes no member outside
             else:
                 with tarfile.open(archive) as file:
                     file.extractall(temporary, filter="data")  # pooch omits this filter on Python 3.11
@@ -94,7 +92,7 @@ def unpack(archive: Path, target: Path, missing: list[str]) -> None:
 
 
 def _read_idx(path: Path, dimensions: int) -> Tensor:
-    """Read a gzipped idx file: zero, zero, type code 8, number of axes, each axis as big-endian uint32, the values."""
+    """Return the bytes of a gzipped idx file: 0, 0, type 8, number of axes, each as big-endian uint32, the values."""
     try:
         content = gzip.decompress(path.read_bytes())
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
@@ -104,13 +102,14 @@ def _read_idx(path: Path, dimensions: int) -> Tensor:
         raise ValueError(f"{path} begins with {content[:4].hex(' ')}, expected {magic.hex(' ')}")
     if len(content) < begin:
         raise ValueError(f"{path} ends inside its header, after {len(content)} of {begin} bytes")
-    shape = struct.unpack(f">{dimensions}I", content[4:begin])
+    shape = struct.unpack_from(f">{dimensions}I", content, 4)
     if len(content) - begin != np.prod(shape, dtype=np.int64) or 0 in shape:
         raise ValueError(f"{path} holds {len(content) - begin} values, its header says {' x '.join(map(str, shape))}")
     return torch.from_numpy(np.frombuffer(content, np.uint8, offset=begin).copy()).view(shape)
 
 
 def _read_names(path: Path, expected: int) -> tuple[str, ...]:
+    """Return the class names in a file, one a line."""
     names = tuple(line.strip() for line in path.read_text(encoding="ascii").splitlines() if line.strip())
     if len(names) != expected:
         raise ValueError(f"{path} holds {len(names)} class names, expected {expected}")
@@ -118,6 +117,7 @@ def _read_names(path: Path, expected: int) -> tuple[str, ...]:
 
 
 def _checked_labels(path: Path, labels: Tensor, low: int, high: int, n: int) -> Tensor:
+    """Return the labels of `n` images; ValueError if one is not between `low` and `high`."""
     if len(labels) != n:
         raise ValueError(f"{path} holds {len(labels)} labels for {n} images")
     if len(wrong := ((labels < low) | (labels > high)).nonzero()[:1]):
@@ -140,7 +140,7 @@ def _digit_scenes(n_train: int = 8000, n_test: int = 2000, seed: int = 0) -> Ima
 
 
 def _cifar(path: Path, n_classes: int) -> ImageData:
-    """Read records of one label byte, or of a coarse and a fine one for 100 classes, and a 3 x 32 x 32 image."""
+    """Return CIFAR from records of one label byte, or of a coarse and a fine one, and a 3 x 32 x 32 image."""
     *train_files, test_file, names_file = SOURCES[f"cifar{n_classes}"].files
     label_bytes = 1 if n_classes == 10 else 2
     record = label_bytes + 3 * 32 * 32
@@ -170,7 +170,7 @@ def _fashion_mnist(path: Path) -> ImageData:
 
 
 def _stl10(path: Path) -> ImageData:
-    """Read channels that are stored column after column (https://cs.stanford.edu/~acoates/stl10/), as mapped images."""
+    """Return STL-10 as mapped images; their channels are stored column after column."""
 
     def read(split: str) -> Images:
         file = path / f"{split}_X.bin"
@@ -187,17 +187,15 @@ def _stl10(path: Path) -> ImageData:
 
 
 def _tiny_imagenet(path: Path) -> ImageData:
-    """Read the classes in the order of their WordNet ids; the name of a class is the first of its words."""
+    """Return Tiny ImageNet with classes in the order of their WordNet ids, each called by the first of its words."""
     annotations = path / "val" / "val_annotations.txt"
-    val: dict[str, list[Path]] = {}
+    val: dict[str, list[Path]] = {} if annotations.is_file() else find_classes(path / "val")
     if annotations.is_file():  # the official layout: lines of file name, id, bounding box
         for line in annotations.read_text(encoding="utf-8").splitlines():
             name, label = [*line.split("\t"), ""][:2]
             if not label:
                 raise ValueError(f"{annotations} has the line {line!r}, expected a file name, a tab and a class")
             val.setdefault(label, []).append(path / "val" / "images" / name)
-    else:
-        val = find_classes(path / "val")
     (train, test), _, ids = read_classes([find_classes(path / "train"), dict(sorted(val.items()))], 64, path)
     lines = (path / "words.txt").read_text(encoding="utf-8").splitlines()
     words = {label: text for label, _, text in (line.partition("\t") for line in lines)}
@@ -219,7 +217,7 @@ def data_folder(folder: str | os.PathLike | None = None) -> Path:
 
 
 def load(name: str, folder: str | os.PathLike | None = None, **options: Any) -> ImageData:
-    """Load a data set by name.
+    """Return the :class:`ImageData` of this name; FileNotFoundError if its files are missing.
 
     Parameters
     ----------
@@ -236,11 +234,6 @@ def load(name: str, folder: str | os.PathLike | None = None, **options: Any) -> 
         Folder that holds the published sets, see :func:`data_folder`; :func:`download` puts them there.
     **options
         ``n_train``, ``n_test`` and ``seed`` of "digit_scenes"; arguments of :func:`from_folder`.
-
-    Returns
-    -------
-    ImageData
-        The data set. FileNotFoundError is raised if files are missing.
 
     Examples
     --------
@@ -284,20 +277,15 @@ def full_name(name: str) -> str:
 
 
 def download(name: str, folder: str | os.PathLike | None = None, progress: bool = True) -> Path:
-    """Download a published set, check its MD5 sum and unpack it; complete it if a part is there already.
+    """Download a published set, check its MD5 sum, unpack it and return its folder; complete it if a part is there.
 
-    A failed download is tried again twice. An interrupted one starts again from its first byte.
+    A failed download is tried again twice. An interrupted one starts again from its first byte. OSError is raised if
+    the server cannot be reached or a file cannot be written.
 
     Parameters
     ----------
     name, folder, progress : str, path or None, bool, default True
-        As in :func:`load`; whether to show a progress bar
-        in a terminal.
-
-    Returns
-    -------
-    Path
-        The folder of the set. OSError is raised if the server cannot be reached or a file cannot be written.
+        As in :func:`load`; whether to show a progress bar in a terminal.
     """
     if name not in SOURCES:
         raise ValueError(f"{name!r} is not downloaded; the sets that are: {sorted(SOURCES)}")
@@ -306,7 +294,6 @@ def download(name: str, folder: str | os.PathLike | None = None, progress: bool 
     if not source.missing(root):
         return target
     import pooch
-    from filelock import FileLock
 
     plain = next(iter(source.downloads)).rpartition("/")[2] in source.files  # not an archive
     files = {url.rpartition("/")[2]: url for url in source.downloads}
@@ -315,7 +302,7 @@ def download(name: str, folder: str | os.PathLike | None = None, progress: bool 
     downloader = pooch.HTTPDownloader(progressbar=bar, chunk_size=1 << 20)  # the default of 1 KiB is slow
     work, lock = root / f".{source.folder}.part", root / f".{source.folder}.lock"
     root.mkdir(parents=True, exist_ok=True)
-    with FileLock(lock):  # the system releases it when its process is killed; another one may have done the work
+    with sole_process(lock, wait=True, remove=True):  # another process may have done the work
         for left in [*work.glob("*"), *root.glob(f".{source.folder}.*")]:  # of a process that was killed
             if left != lock:
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
@@ -335,7 +322,6 @@ def download(name: str, folder: str | os.PathLike | None = None, progress: bool 
                 unpack(place, target, source.missing(root))
                 place.unlink()
         shutil.rmtree(work, ignore_errors=True)  # absent if there was nothing to do
-    lock.unlink(missing_ok=True)
     if missing := source.missing(root):
         raise ValueError(f"{' '.join(source.downloads)} did not hold {', '.join(missing)}, which {source.title} needs")
     return target

@@ -24,7 +24,7 @@ from hsic_lab._checks import as_samples, to_array
 from hsic_lab._io import replace_file
 from hsic_lab.datasets import load
 from hsic_lab.evaluation import extract_features
-from hsic_lab.explorer._html import explorer_fragment, explorer_page, image_bytes
+from hsic_lab.explorer._html import data_url, explorer_fragment, explorer_page, image_bytes
 from hsic_lab.plots import DIVERGING, PALETTE, compare_cross_correlations
 from hsic_lab.plots._heatmaps import matrix_figure
 from hsic_lab.plots._samples import unit_images
@@ -58,7 +58,7 @@ class FeaturePair:
 
 
 def feature_pair(z_a: Tensor, z_b: Tensor, i: int, j: int, extremes: int = 4) -> FeaturePair:
-    """The samples behind the entry ``C_ij`` of a cross-correlation matrix.
+    """Return the samples behind the entry ``C_ij`` of a cross-correlation matrix.
 
     Parameters
     ----------
@@ -79,10 +79,7 @@ def feature_pair(z_a: Tensor, z_b: Tensor, i: int, j: int, extremes: int = 4) ->
         raise ValueError(f"features are numbered 0 to {d - 1}, got ({i}, {j})")
     if extremes < 1:
         raise ValueError(f"extremes must be at least 1, got {extremes}")
-    x, y = (
-        to_array(correlations.standardize(z[:, [column]])[:, 0]).astype(np.float64)
-        for z, column in ((z_a, i), (z_b, j))
-    )
+    x, y = (to_array(correlations.standardize(z[:, [k]])[:, 0]).astype(float) for z, k in ((z_a, i), (z_b, j)))
     count = min(extremes, len(x) // 2)
     ends = (np.argsort(values, kind="stable")[[*range(count), *range(-count, 0)]] for values in (x, y))
     return FeaturePair(x, y, float(np.mean(x * y)), *ends)
@@ -116,7 +113,7 @@ class _Panel:
 
     @cached_property
     def pairs(self) -> tuple[Projections | None, str]:
-        """The images of both views, or None and the reason."""
+        """Return the images of both views, or None and the reason."""
         if self.images is not None or self.run is None:
             return self.images, ""
         config, metadata = self.run.config, self.run.metadata
@@ -129,12 +126,12 @@ class _Panel:
 
     @property
     def device(self) -> str:
-        """Where to draw the run's held-out pairs: a CPU and a GPU draw different ones, and the GPU may not be here."""
+        """Return where to draw the held-out pairs: a CPU and a GPU draw different ones, the GPU may not be here."""
         there = "" if self.run is None else self.run.metadata.get("device", "cpu")
         return "cuda" if there.startswith("cuda") and torch.cuda.is_available() else "cpu"
 
     def samples(self, step: int) -> tuple[int, Tensor, Tensor] | None:
-        """A step, and the projections of both views by its networks: those of `step` if the run kept them."""
+        """Return a step, and the projections of both views by its networks: of `step` itself if the run kept them."""
         if self.run is None:
             return None if self.given is None else (self.newest, *self.given)
         images, kept = self.pairs[0], self.run.samples
@@ -172,14 +169,15 @@ def _panels(source: Any, images: Projections | None, samples: int | None) -> dic
 
 
 def _panel(name: str, source: Run | Projections, images: Projections | None, samples: int | None) -> _Panel:
+    """Return the panel of one source."""
     if isinstance(source, Run):
         if not source.snapshots:
             raise ValueError(f"{name!r} has no snapshot of C yet: pass the explorer's callback to train instead")
         n = source.metadata.get("held_out_pairs", SNAPSHOT_PAIRS) if samples is None else samples  # old runs lack it
         return _Panel(source.snapshots, n, source, images=images)
     if not (isinstance(source, tuple) and len(source) == 2):
-        kind = type(source).__name__
-        raise TypeError(f"{name!r} must be a Run, its folder or a pair of projections (z_a, z_b), got {kind}")
+        wanted = "a Run, its folder or a pair of projections (z_a, z_b)"
+        raise TypeError(f"{name!r} must be {wanted}, got {type(source).__name__}")
     z_a, z_b = (as_samples(z, f"{view} of {name!r}").detach() for view, z in zip(("z_a", "z_b"), source, strict=True))
     if images is not None and len(images[0]) != len(z_a):
         raise ValueError(f"every row needs an image, got {len(images[0])} images and {len(z_a)} rows of {name!r}")
@@ -202,12 +200,7 @@ def _image_views(images: Tensor | Sequence[Tensor] | None) -> Projections | None
 
 def _image_urls(images: Tensor, rows: np.ndarray) -> list[str]:
     """Return the images of these rows as data URLs of PNG files."""
-    urls = []
-    for image in image_bytes(images[rows]):
-        buffer = io.BytesIO()
-        Image.fromarray(image).save(buffer, format="png")
-        urls.append("data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode())
-    return urls
+    return [data_url(Image.fromarray(image), format="png") for image in image_bytes(images[rows])]
 
 
 def _histogram(values: np.ndarray) -> np.ndarray:
@@ -225,10 +218,9 @@ class CorrelationExplorer(anywidget.AnyWidget):
 
     Parameters
     ----------
-    source : Run, path, tuple of two Tensors, Tensor, or mapping of str to these, optional
-        A run or its folder, a pair of projections (n, d), or several of them by name. None waits for `callback`.
-    z_b : Tensor of shape (n, d), optional
-        The projections of view B, if `source` is those of view A.
+    source, z_b : Run, path, tuple of two Tensors, Tensor, or mapping of str to these; Tensor; both optional
+        A run or its folder, a pair of projections (n, d), or several of them by name; or the projections of view A in
+        `source` and those of view B in `z_b`. None waits for `callback`.
     images : Tensor of shape (n, c, h, w) or pair of them, optional
         The images of both views, uint8 or floats in [-1, 1]. A run projects them with its newest networks. By default
         a run shows its own held-out images, with its projections of every step, if it can load its data set.
@@ -237,9 +229,8 @@ class CorrelationExplorer(anywidget.AnyWidget):
 
     Examples
     --------
-    In a notebook, for a finished run, for two runs side by side, and for a training that starts afterwards::
+    In a notebook, for two runs side by side, and for a training that starts afterwards::
 
-        CorrelationExplorer(run)
         CorrelationExplorer({"Barlow Twins": run_a, "HSIC_SSL": run_b}, images=(view_a, view_b))
         display(live := CorrelationExplorer())
         train(config, folder, callbacks=[live.callback])
@@ -278,20 +269,17 @@ class CorrelationExplorer(anywidget.AnyWidget):
         if not any(panel.run is event.run for panel in self._panels.values()):
             name = event.run.folder.name if event.run.folder.name not in self._panels else str(event.run.folder)
             self._panels[name] = _panel(name, event.run, self._images, self._samples)
-        index = [panel.run for panel in self._panels.values()].index(event.run)
-        self.latest = self._matrix(index, event.step)
+        self.latest = self._matrix([panel.run for panel in self._panels.values()].index(event.run), event.step)
         self._send_panels()
         self._send_orders()
         self.step = event.step
 
     def figure(self, step: int | None = None) -> Figure:
         """Return heatmaps, histograms and spectra at `step` as one figure; None is the step of the slider."""
-        step = self.step if step is None else step
-        matrices, pairs, orders = {}, {}, {}
-        for name, panel in self._panels.items():
-            matrices[name], pairs[name] = panel.snapshots[panel.step_at(step)], panel.n
-            orders[name] = correlations.feature_order(panel.snapshots[panel.newest], self.order)
-        return matrix_figure(matrices, pairs, self.limit, orders)
+        step, panels = self.step if step is None else step, self._panels.items()
+        matrices = {name: panel.snapshots[panel.step_at(step)] for name, panel in panels}
+        orders = {name: correlations.feature_order(panel.snapshots[panel.newest], self.order) for name, panel in panels}
+        return matrix_figure(matrices, {name: panel.n for name, panel in panels}, self.limit, orders)
 
     def save_html(self, path: str | os.PathLike) -> Path:
         """Write the explorer into one HTML file that needs neither a kernel nor a network, and return its path.
@@ -383,7 +371,5 @@ class CorrelationExplorer(anywidget.AnyWidget):
 
     def _send_orders(self) -> None:
         newest = [panel.snapshots[panel.newest] for panel in self._panels.values()]
-        self.orders = {
-            "by": self.order,
-            "positions": [correlations.feature_order(c, self.order).tolist() for c in newest],
-        }
+        positions = [correlations.feature_order(c, self.order).tolist() for c in newest]
+        self.orders = {"by": self.order, "positions": positions}

@@ -39,7 +39,7 @@ def explorer_page(explorer: "CorrelationExplorer") -> str:
 
 
 def explorer_fragment(explorer: "CorrelationExplorer") -> str:
-    """The explorer as an HTML element with its style, script and data, for the body of a page.
+    """Return the explorer as an HTML element with its style, script and data, for the body of a page.
 
     It loads nothing, needs no id, and takes the font and the colors of the page. A page may hold several.
 
@@ -114,9 +114,8 @@ def _coded(snapshots: Mapping[int, Tensor], steps: Sequence[int], level: int, ro
     for step in reversed(steps):
         k = np.rint(snapshots[step][::rows].double().cpu().numpy() * level).astype(np.int32)
         choices = ((None, k), (last[0], k - last[1]))  # late in a training the difference to the next step is small
-        coded[step] = min(
-            ((_packed_integers(integers), later) for later, integers in choices), key=lambda one: len(one[0])
-        )
+        texts = ((_packed_integers(integers), later) for later, integers in choices)
+        coded[step] = min(texts, key=lambda one: len(one[0]))
         last = step, k
     return coded
 
@@ -128,6 +127,7 @@ def _packed_integers(k: np.ndarray) -> str:
 
 
 def _deflated(data: bytes) -> str:
+    """Return bytes compressed, as text."""
     # Runs and Huffman codes alone: as small as with a search for repetitions, which noise does not have, and faster.
     packer = zlib.compressobj(6, zlib.DEFLATED, 15, 9, zlib.Z_RLE)
     return base64.b64encode(packer.compress(data) + packer.flush()).decode()
@@ -158,8 +158,11 @@ def _sprite(images: Sequence[Tensor]) -> str:
     sheet = Image.new(tiles[0].mode, (_COLUMNS * w, -(-len(tiles) // _COLUMNS) * h))
     for number, tile in enumerate(tiles):
         sheet.paste(tile, (number % _COLUMNS * w, number // _COLUMNS * h))
-    for look in ({"format": "png"}, {"format": "jpeg", "quality": 88, "subsampling": 0}):
-        sheet.save(buffer := io.BytesIO(), **look)
-        if buffer.tell() <= _PNG_BYTES:
-            break
+    png = data_url(sheet, format="png")
+    return png if len(png) * 3 <= _PNG_BYTES * 4 else data_url(sheet, format="jpeg", quality=88, subsampling=0)
+
+
+def data_url(image: Image.Image, **look: Any) -> str:
+    """Return the image as a URL that holds its file; `look` are the options of Pillow, with the format."""
+    image.save(buffer := io.BytesIO(), **look)
     return f"data:image/{look['format']};base64,{base64.b64encode(buffer.getvalue()).decode()}"

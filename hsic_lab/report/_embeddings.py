@@ -1,13 +1,12 @@
 """Embeddings and the readers of their files."""
 
-import codecs
 import csv
 import itertools
 import pickle
 import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -23,7 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from hsic_lab._checks import as_labels, to_array
+from hsic_lab._checks import as_labels, finite_rows, to_array
 from hsic_lab.datasets._folders import printable, split_of
 from hsic_lab.evaluation import extract_features
 from hsic_lab.training import Run
@@ -81,9 +80,7 @@ class Embeddings:
         views = [z for z in (self.z_a, self.z_b) if z is not None]
         _check_shapes(self.name, [tuple(z.shape) for z in views])
         for z in views:
-            if len(bad := (~z.isfinite()).any(dim=1).nonzero()):
-                found = f"{len(bad)} of {len(z)} rows hold NaN or infinity, the first is row {int(bad[0])}"
-                raise ValueError(f"{self.name}: {found}")
+            finite_rows(self.name, z)
         expected = len(self.z_a if self.features is None else self.features)
         if self.labels is not None and self.labels.shape != (expected,):
             raise ValueError(f"{self.name}: {expected} rows need as many labels, got {self.labels.shape}")
@@ -93,7 +90,7 @@ def read_embeddings(
     path: str | Path, second: str | Path | None = None, labels: str | Path | None = None, *, label: str | None = None,
     drop: Sequence[str] = (), view_a: str | None = None, view_b: str | None = None,
 ) -> Embeddings:  # fmt: skip
-    """Read embeddings from a file or from the folder of a run.
+    """Return the embeddings in a file or in the folder of a run.
 
     * ``.npy``: one view (n, d)
     * ``.npz, .safetensors, .pt``: arrays ``z_a`` and ``z_b``, or ``a`` and ``b``, or one or two matrices of any names
@@ -101,23 +98,19 @@ def read_embeddings(
       also columns of vectors, which are named like arrays
     * folder of a run: projections of its held-out pairs; features of test images with their labels
 
-    Labels are in an array or column ``labels, label, y, targets`` or ``target``. In text files they are text: 01 and 1
-    are two classes. Numbers of which some are not whole are a continuous target. Rows without a label are left out of
-    what needs labels. Nothing is unpickled. The note says what was taken. A file that could be understood in two ways,
-    or that does not match the others, raises ValueError.
+    Labels are in an array or column ``labels, label, y, targets`` or ``target``; in text files 01 and 1 are two
+    classes. Numbers of which some are not whole are a continuous target. Rows without a label are left out of what
+    needs labels. The note says what was taken. A file that is not clear raises ValueError. Nothing is unpickled.
 
     Parameters
     ----------
-    path : path
-        A file or folder as above. Of a view with more than 2^28 values a random sample of rows is used. A ``.npy`` file
-        may have any size, arrays in other files at most 2^29 values, and texts at most 2^28 bytes.
-    second, labels : path, optional
-        A file with the other view, and a ``.npy, .csv, .tsv`` or ``.parquet`` file with the labels.
-    label : str, optional
-        The column or array with the labels.
-    drop, view_a, view_b : sequence of str, str, str, optional
-        Columns or arrays to leave out, and those of the views, as patterns like ``emb_*``. Of two files `view_a` is in
-        the first and `view_b` in the second. Chosen columns are not refused as an index.
+    path, second, labels : path, optional but for `path`
+        A file or folder as above, a file with the other view, and a ``.npy, .csv, .tsv`` or ``.parquet`` file with the
+        labels. Of a view with more than 2^28 values a random sample of rows is used. A ``.npy`` file may have any size,
+        arrays in other files at most 2^29 values, and texts at most 2^28 bytes.
+    label, drop, view_a, view_b : str, sequence of str, str, str, optional
+        The column or array with the labels; those to leave out; those of the views, as patterns like ``emb_*``. Of two
+        files `view_a` is in the first and `view_b` in the second. Chosen columns are not refused as an index.
     """
     choice = Choice(label, [drop] if isinstance(drop, str) else drop, view_a, None if second else view_b)
     found = _read(Path(path), choice)
@@ -143,6 +136,7 @@ def read_embeddings(
 
 
 def _read(path: Path, choice: Choice, in_second: bool = False) -> Embeddings:
+    """Return the embeddings of one file or run; the second of two files may lack the chosen labels."""
     if path.is_dir():
         if any(choice):
             raise ValueError(f"{path} is a run: columns and arrays are chosen in files only")
@@ -150,28 +144,27 @@ def _read(path: Path, choice: Choice, in_second: bool = False) -> Embeddings:
     if (suffix := path.suffix.lower()) not in READERS:
         raise ValueError(f"{path}: accepted are files ending in {', '.join(READERS)} and run folders")
     with _named_errors(path):
-        headers, load, remarks = READERS[suffix](path, choice.label)
-        if in_second and choice.label not in headers:
+        arrays = READERS[suffix](path, choice.label)
+        if in_second and choice.label not in arrays[0]:
             choice = choice._replace(label=None)
-        return _assemble(path, headers, load, remarks, choice)
+        return _assemble(path, arrays, choice)
 
 
 def _read_run(folder: Path) -> Embeddings:
+    """Return the projections of a run's held-out pairs, and the features of its test images with their labels."""
     run = Run.load(folder)
     if run.metadata.get("views") == "custom":
         raise ValueError(f"{folder} was trained with views of your own: give the projections of two such views instead")
     data = data_of(run.config.dataset, run.metadata)
-    with torch.no_grad():
-        pairs = held_out_pairs(data, run.config, torch.device("cpu"))
-        z_a, z_b = (torch.cat([run.projector(run.encoder(x)) for x in view.split(512)]) for view in pairs)
+    network = torch.nn.Sequential(run.encoder, run.projector)
+    z_a, z_b = (extract_features(network, view) for view in held_out_pairs(data, run.config, torch.device("cpu")))
     judged = data.test.sample(min(MAX_VALUES // 4096, len(data.test)))
-    features = extract_features(run.encoder, judged.images)
-    labels = judged.labels.numpy() if data.class_names else None
-    name = printable(f"{folder} on {data.name}")
-    return Embeddings(z_a.float(), z_b.float(), labels, features, name, kind="projections")
+    labels, name = judged.labels.numpy() if data.class_names else None, printable(f"{folder} on {data.name}")
+    return Embeddings(z_a, z_b, labels, extract_features(run.encoder, judged.images), name, kind="projections")
 
 
 def _read_labels(path: Path, label: str | None) -> Any:
+    """Return the column or array of labels of a file."""
     with _named_errors(path):
         if (suffix := path.suffix.lower()) not in (".npy", ".csv", ".tsv", ".parquet"):
             raise ValueError(f"{path}: labels are read from .npy, .csv, .tsv and .parquet")
@@ -180,7 +173,7 @@ def _read_labels(path: Path, label: str | None) -> Any:
         if name is None:
             raise ValueError(f"expected one column, or one called {_LABEL_NAMES}; found {_few(headers)}")
         _check_size(name, headers[name])
-        return to_array(load(name))
+        return load(name)
 
 
 def _label_name(names: Mapping[str, Header], label: str | None) -> str | None:
@@ -201,11 +194,9 @@ def _few(names: Mapping[str, Any] | Sequence[str]) -> str:
 @contextmanager
 def _named_errors(path: Path) -> Iterator[None]:
     """Turn errors of the libraries that read files into a ValueError of one line that names the file."""
-    clearer = {  # than the words of NumPy and torch
-        "mmap length is greater than file size": "the file is shorter than its header says: it was cut off",
-        "Python objects in dtype": "it holds pickled Python objects, which are not read",
-        "Weights only load failed": "it holds pickled Python objects, which are not read",
-    }
+    pickled = ("Python objects in dtype", "Object arrays cannot", "Weights only load failed")
+    clearer = dict.fromkeys(pickled, "it holds pickled Python objects, which are not read")  # than the libraries' words
+    clearer["mmap length is greater than file size"] = "the file is shorter than its header says: it was cut off"
     if not path.is_file():
         raise FileNotFoundError(f"{printable(path)} does not exist")
     readers = zipfile.BadZipFile, SafetensorError, pa.ArrowException, pickle.UnpicklingError
@@ -218,25 +209,25 @@ def _named_errors(path: Path) -> Iterator[None]:
 
 
 def _npy(path: Path, label: str | None) -> Arrays:
-    # open_memmap refuses pickled objects; np.load would take any text for a pickle.
+    """Return the one array of a file, mapped: np.load would take any text for a pickle, open_memmap refuses both."""
     array = np.lib.format.open_memmap(path, mode="r")
     return {"z_a": Header(array.shape, array.dtype)}, lambda name: array, []
 
 
 def _npz(path: Path, label: str | None) -> Arrays:
+    """Return the arrays of an archive of NumPy."""
     archive, headers = np.load(path, allow_pickle=False), {}
     for name in archive.files:  # the headers alone: a compressed archive may unpack to any size
         with archive.zip.open(f"{name}.npy") as member:
             version = np.lib.format.read_magic(member)
             reader = (np.lib.format.read_array_header_1_0, np.lib.format.read_array_header_2_0)[version[0] > 1]
             shape, _, dtype = reader(member)
-            if dtype.hasobject:
-                raise ValueError(f"array {name!r} holds pickled Python objects, which are not read")
             headers[name] = Header(shape, dtype)
     return headers, archive.__getitem__, []
 
 
 def _safetensors(path: Path, label: str | None) -> Arrays:
+    """Return the tensors of a file of safetensors."""
     archive = safe_open(path, framework="pt")
     slices = {name: archive.get_slice(name) for name in archive.keys()}  # noqa: SIM118
     headers = {name: Header(tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
@@ -244,7 +235,7 @@ def _safetensors(path: Path, label: str | None) -> Arrays:
 
 
 def _torch(path: Path, label: str | None) -> Arrays:
-    # The map is bounded by the file, and weights_only unpickles tensors and plain containers alone.
+    """Return the tensors and lists of a file of torch, of which tensors and plain containers alone are unpickled."""
     content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     if isinstance(content, Tensor):
         content = {"z_a": content}
@@ -252,13 +243,14 @@ def _torch(path: Path, label: str | None) -> Arrays:
         content = dict(zip(VIEWS[0], content, strict=True))
     if not isinstance(content, Mapping):
         raise ValueError(f"expected a tensor, two tensors or a dictionary of tensors, got {type(content).__name__}")
-    arrays: dict[str, Any] = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
-    arrays |= {str(name): np.asarray(value) for name, value in content.items() if isinstance(value, list)}
+    found = {str(name): value for name, value in content.items() if isinstance(value, Tensor | list)}
+    arrays = {name: np.asarray(value) if isinstance(value, list) else value for name, value in found.items()}
     headers = {name: Header(tuple(value.shape), value.dtype) for name, value in arrays.items()}
     return headers, arrays.__getitem__, []
 
 
 def _csv(path: Path, label: str | None) -> Arrays:
+    """Return the columns of a text table, and what was found out about its separator, decimals and encoding."""
     if (size := path.stat().st_size) > 16 * MAX_VALUES:
         raise ValueError(f"{path} has {size} bytes of text: save it as .npy, of which rows are sampled")
     encoding, remarks = _encoding(path), []
@@ -287,28 +279,24 @@ def _csv(path: Path, label: str | None) -> Arrays:
     columns = [name for name in table.column_names if name not in text]
     counted = ([str(i + first) for i in range(len(columns))] for first in (0, 1))
     if columns and pd.to_numeric(pd.Series(columns), errors="coerce").notna().all() and columns not in counted:
-        few = ", ".join(columns[:3])
-        raise ValueError(f"the first line holds numbers, {few}, ...: give every column a name there")
+        raise ValueError(f"the first line holds numbers, {', '.join(columns[:3])}, ...: give every column a name there")
     headers, load, _ = _from_table(table)
     words = [f"Read with {' and '.join(remarks)}"] if remarks else []
     return headers, lambda name: _typed(load(name), mark != ",") if name in text else load(name), words
 
 
 def _encoding(path: Path) -> str:
-    """Return the encoding of a text file: UTF-16 by its first bytes, UTF-8 if all bytes fit, else Windows-1252."""
-    with path.open("rb") as file:
-        if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-            return "utf-16"
-    try:
-        with path.open(encoding="utf-8-sig") as file:
+    """Return the encoding of a text file: UTF-8 if all bytes fit, else UTF-16 if it says so, else Windows-1252."""
+    for encoding in ("utf-8-sig", "utf-16"):
+        with suppress(UnicodeError), path.open(encoding=encoding) as file:
             while file.read(1 << 24):
                 pass
-    except UnicodeDecodeError:
-        return "cp1252"  # Latin-1 with more letters
-    return "utf-8-sig"
+            return encoding
+    return "cp1252"  # Latin-1 with more letters
 
 
 def _parquet(path: Path, label: str | None) -> Arrays:
+    """Return the columns of a Parquet file."""
     file = pa.parquet.ParquetFile(path)
     groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
     values = sum(group.column(i).num_values for group in groups for i in range(group.num_columns))
@@ -324,6 +312,7 @@ READERS |= {".pt": _torch, ".pth": _torch}
 
 
 def _from_table(table: pa.Table) -> Arrays:
+    """Return the columns of a table as arrays."""
     if not table.num_rows:
         raise ValueError("there is no row below the names of the columns")
     # To look up a column by its name in the table takes time in the width of the table.
@@ -331,10 +320,16 @@ def _from_table(table: pa.Table) -> Arrays:
     if len(columns) < len(names):
         raise ValueError(f"column {next(name for name in columns if names.count(name) > 1)!r} occurs twice")
     headers = {name: _column_header(column) for name, column in columns.items()}
-    return headers, lambda name: _column_values(columns[name]).reshape(headers[name].shape), []
+
+    def load(name: str) -> np.ndarray:
+        flat = pa.compute.list_flatten(columns[name]) if len(headers[name].shape) == 2 else columns[name]
+        return np.asarray(flat.to_pandas()).reshape(headers[name].shape)
+
+    return headers, load, []
 
 
 def _column_header(column: pa.ChunkedArray) -> Header:
+    """Return the shape of a column, which is (n, d) for vectors of one length, and the kind of its values."""
     kind, shape = column.type, [len(column)]
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         lengths = pa.compute.unique(pa.compute.list_value_length(column)).to_pylist()
@@ -343,11 +338,6 @@ def _column_header(column: pa.ChunkedArray) -> Header:
         kind, shape = kind.value_type, [len(column), lengths[0]]
     number = pa.types.is_integer(kind) or pa.types.is_floating(kind)
     return Header(tuple(shape), np.dtype(kind.to_pandas_dtype()) if number else str(kind))
-
-
-def _column_values(column: pa.ChunkedArray) -> np.ndarray:
-    nested = column.type.num_fields and not pa.types.is_dictionary(column.type)
-    return np.asarray((pa.compute.list_flatten(column) if nested else column).to_pandas())
 
 
 def _typed(values: np.ndarray, comma: bool) -> np.ndarray:
@@ -360,6 +350,7 @@ def _typed(values: np.ndarray, comma: bool) -> np.ndarray:
 
 
 def _matching(names: Sequence[str], pattern: str) -> list[str]:
+    """Return the names that match the pattern, at least one."""
     if not (found := [name for name in names if fnmatchcase(name, pattern)]):
         raise ValueError(f"no column or array is called {pattern!r}; there are {_few(names)}")
     return found
@@ -372,14 +363,15 @@ def _columns(headers: Mapping[str, Header], names: Sequence[str], choice: Choice
         refused = (*LABELS, *(() if label else ("class", "classes")))
         names = [name for name in names if name not in LABELS]
         for name in names:
-            kind = headers[name].dtype
+            kind, remedy = headers[name].dtype, f"leave it out, --drop {name!r}"
             if name.lower() in refused:
                 raise ValueError(f"column {name!r} is no feature: labels are called {_LABEL_NAMES}, or --label-column")
             if INDEX.fullmatch(name):
-                raise ValueError(f"column {name!r} looks like an index, not a feature: leave it out, --drop {name!r}")
+                raise ValueError(f"column {name!r} looks like an index, not a feature: {remedy}")
             if not isinstance(kind, np.dtype):
-                remedy = f"leave it out, --drop {name!r}, or --label-column {name!r} if it holds the labels"
-                raise ValueError(f"column {name!r} holds {kind}, not numbers: {remedy}")
+                raise ValueError(
+                    f"column {name!r} holds {kind}, not numbers: {remedy}, or --label-column if these are labels"
+                )
         for pair in (f"{a}_* {b}_*".split() for a, b in VIEWS):
             if all(any(fnmatchcase(name, pattern) for name in names) for pattern in pair):
                 patterns = list(pair)
@@ -403,16 +395,13 @@ def _refuse_splits(names: Sequence[str], what: str) -> None:
         raise ValueError(f"the {what} {_few(names)} look like splits, not views: choose one, --view-a {names[0]!r}")
 
 
-def _assemble(
-    path: Path, headers: Mapping[str, Header], load: Callable, remarks: list[str], choice: Choice
-) -> Embeddings:
-    """Choose the views and the labels among arrays or columns by name and shape, and load them."""
+def _assemble(path: Path, arrays: Arrays, choice: Choice) -> Embeddings:
+    """Return the views and the labels, which are chosen among arrays or columns by name and shape."""
+    headers, load, remarks = arrays
     dropped = {name for pattern in choice.drop for name in _matching(list(headers), pattern)}
     kept = {name: header for name, header in headers.items() if name not in dropped}
     label = _label_name(kept, choice.label)
     others = [name for name in kept if name != label]
-    if label is not None and len(kept[label].shape) != 1:
-        raise ValueError(f"{label} must have shape (n,), got {kept[label].shape}")
     matrices = [name for name in others if len(kept[name].shape) == 2]
     in_columns = not matrices and READERS[path.suffix.lower()] in (_csv, _parquet)
     if in_columns:
@@ -431,7 +420,7 @@ def _assemble(
     _check_shapes(path.name, shapes)
     n, d = shapes[0]
     if label is not None and kept[label].shape != (n,):
-        raise ValueError(f"{n} rows need as many labels, got {kept[label].shape[0]}")
+        raise ValueError(f"{n} rows need as many labels, got {label!r} of shape {kept[label].shape}")
     used = {*itertools.chain(*views), *filter(None, [label])}
     for name in used if path.suffix.lower() != ".npy" else ():
         _check_size(name, kept[name])
@@ -453,22 +442,22 @@ def _assemble(
         notes.append(f"Left out: {_few(unused)}")
     z_b, source_rows = z[1] if len(z) == 2 else None, n if len(z[0]) < n else None
     found = Embeddings(z[0], z_b, name=printable(path.name), rows=source_rows, note=". ".join(notes))
-    return found if label is None else _with_labels(found, to_array(load(label))[rows], repr(label))
+    return found if label is None else _with_labels(found, load(label)[rows], repr(label))
 
 
 def _is_counter(values: np.ndarray) -> bool:
-    """Whether these are consecutive whole numbers in any order, or 8 or more integers that rise or fall strictly."""
+    """Return whether these are consecutive whole numbers in any order, or 8 or more integers that rise or fall."""
     if not np.isfinite(values[0]) or values[0] % 1:  # the first value rules out nearly all features
         return False
-    rises, falls = (values[1:] > values[:-1]).all(), (values[1:] < values[:-1]).all()
-    if values.dtype.kind in "iu" and len(values) >= 8 and (rises or falls):
-        return True
-    ordered = np.sort(values)
-    return bool((ordered[1:] == ordered[:-1] + 1).all())
+    steps = np.diff(ordered := np.sort(values))
+    sorted_already = np.array_equal(ordered, values) or np.array_equal(ordered, values[::-1])
+    rising = values.dtype.kind in "iu" and len(values) >= 8 and sorted_already and (steps > 0).all()
+    return bool(rising or (steps == 1).all())
 
 
-def _with_labels(found: Embeddings, values: np.ndarray, source: str) -> Embeddings:
+def _with_labels(found: Embeddings, values: np.ndarray | Tensor, source: str) -> Embeddings:
     """Return the embeddings with labels, or with a continuous target; the note says which."""
+    values = to_array(values) if isinstance(values, Tensor) else values  # arrays may hold missing values
     if values.shape != (n := len(found.z_a),):
         raise ValueError(f"{found.name}: {n} rows need as many labels, got {values.shape}")
     given = ~pd.isna(values) & (values != "" if values.dtype.kind in "OU" else True)
@@ -500,6 +489,7 @@ def sample(n: int, most: int) -> np.ndarray:
 
 
 def _check_shapes(name: str, shapes: Sequence[tuple[int, ...]]) -> None:
+    """Raise ValueError for views that are too small, too wide or of different shapes."""
     for shape in shapes:
         if len(shape) != 2 or shape[0] < MIN_ROWS or not 2 <= shape[1] <= MAX_FEATURES:
             accepted = f"at least {MIN_ROWS} rows and 2 to {MAX_FEATURES} columns"
@@ -510,13 +500,12 @@ def _check_shapes(name: str, shapes: Sequence[tuple[int, ...]]) -> None:
 
 def _check_size(name: str, header: Header) -> None:
     """Raise ValueError for an array that is too large to be read whole."""
-    text = isinstance(header.dtype, np.dtype) and header.dtype.kind in "US"
-    n_bytes = np.prod(header.shape, dtype=float) * (header.dtype.itemsize if isinstance(header.dtype, np.dtype) else 8)
-    if text and n_bytes > MAX_VALUES:
+    kind = header.dtype if isinstance(header.dtype, np.dtype) else np.dtype(float)
+    n_bytes = (size := np.prod(header.shape, dtype=float)) * kind.itemsize
+    if kind.kind in "US" and n_bytes > MAX_VALUES:
         raise ValueError(f"{name} holds {n_bytes:.0f} bytes of text, more than {MAX_VALUES}: shorten the labels")
-    if max(np.prod(header.shape, dtype=float), n_bytes / 8) > 2 * MAX_VALUES:
-        found = f"{name} has shape {header.shape}, more than {2 * MAX_VALUES} values"
-        raise ValueError(f"{found}: save it as .npy to sample rows")
+    if max(size, n_bytes / 8) > (most := 2 * MAX_VALUES):
+        raise ValueError(f"{name} has shape {header.shape}, more than {most} values: save it as .npy to sample rows")
 
 
 def real_floats(values: np.ndarray | Tensor, name: str) -> Tensor:

@@ -35,7 +35,7 @@ def projections(n=30, d=6, seed=0):
 def run_of(tmp_path, steps=(0, 10, 25), d=6, name="a_run"):
     encoder, projector = torch.nn.Flatten(), torch.nn.Linear(3 * 4 * 4, d)
     snapshots = {step: cross_correlation(*projections(d=d, seed=step)) for step in steps}
-    return Run(tmp_path / name, {}, encoder, projector, snapshots=snapshots)
+    return Run(tmp_path / name, TrainConfig(), encoder, projector, snapshots=snapshots)
 
 
 def pixels(n=30, seed=0):

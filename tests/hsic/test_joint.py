@@ -210,7 +210,7 @@ def test_missing_values_are_counted(column):
 
 @pytest.mark.parametrize("column", [[1, "a"], [1j, 2], [(1, 2), (3, 4)], [1.5, Decimal(2)]], ids=repr)
 def test_columns_of_other_or_mixed_types_are_refused(column):
-    with pytest.raises(TypeError, match=r"x\['a'\] must hold numbers, labels"):
+    with pytest.raises(TypeError, match=r"x\['a'\] must be numbers, labels"):
         hsic_matrix(pd.DataFrame({"a": pd.Series(column)}), sample(2, 1))
 
 
