@@ -30,6 +30,7 @@ SPLITS = {word: "train" for word in ("train", "training", "trn")}
 SPLITS |= {word: "test" for word in ("test", "testing", "tst")}
 SPLITS |= {word: "val" for word in ("val", "valid", "validation", "dev", "devel", "eval", "evaluation")}
 UNLABELLED = ("unlabelled", "unlabeled")
+CACHE_BYTES = 64 << 30  # limit of all decoded images together
 
 
 def printable(name: object) -> str:
@@ -111,6 +112,10 @@ def decode_all(files: Sequence[Path], size: int | None, root: Path) -> Tensor:
     from pooch import os_cache
 
     shape = (len(files), *((3, size, size) if size else decode(files[0], size).shape))
+    n_bytes = math.prod(shape)
+    if n_bytes > CACHE_BYTES:
+        found = f"{root}: {len(files)} decoded images of {shape[3]} x {shape[2]} pixels take {n_bytes / 2**30:.1f} GiB"
+        raise ValueError(f"{found}, more than {CACHE_BYTES / 2**30:g}: choose a smaller size")
     # The place is part of the name: copied sets may agree in names, sizes and times, and differ in content.
     place, label = hashlib.sha256(os.fsencode(root)).hexdigest()[:16], "as_is" if size is None else f"{size}px"
     folder = Path(os.environ.get("HSIC_LAB_CACHE") or os_cache("hsic_lab")).expanduser()
@@ -119,13 +124,13 @@ def decode_all(files: Sequence[Path], size: int | None, root: Path) -> Tensor:
         return images
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        _remove_old(kept, f"{place}-{label}-")
+        _make_room(kept, f"{place}-{label}-", CACHE_BYTES - n_bytes)
         replace_file(kept, lambda path: _decode_to(path, files, size, shape))
         if (images := _kept_images(kept, shape)) is None:
             raise FileNotFoundError(f"another process removed {kept}")
         return images
     except OSError as error:
-        n_bytes, memory = math.prod(shape), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         if n_bytes > memory // 2:
             found = f"{len(files)} decoded images take {n_bytes} bytes, more than half of the memory ({memory} bytes)"
             raise OSError(f"{found}, and they cannot be kept in {kept.parent}: {error}") from error
@@ -139,17 +144,25 @@ def _kept_images(path: Path, shape: tuple[int, ...]) -> Tensor | None:
         array = np.load(path, mmap_mode="c", allow_pickle=False)  # writing does not change the file
     except (OSError, ValueError, EOFError):
         return None
+    with suppress(OSError):  # the folder may be read-only
+        os.utime(path)  # the least recently used array is removed first
     return torch.from_numpy(array) if array.shape == shape and array.dtype == np.uint8 else None
 
 
-def _remove_old(kept: Path, former: str) -> None:
-    """Remove arrays whose names begin with `former` but for `kept`, and what killed processes left a day ago."""
+def _make_room(kept: Path, former: str, most: int) -> None:
+    """Remove arrays whose names begin with `former`, files that killed processes left, the oldest beyond `most` bytes."""
+    found, total = [], 0
     for path in kept.parent.iterdir():
         with suppress(FileNotFoundError):  # another process may remove the same files
-            if fnmatchcase(path.name, ".*-*-*.npy.*") and time.time() - path.stat().st_mtime > 24 * 3600:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-            elif path.name.startswith(former) and path != kept:
-                path.unlink()
+            found.append((path.stat().st_mtime, path.stat().st_size, path))
+    for changed, size, path in sorted(found, reverse=True):
+        if fnmatchcase(path.name, ".*-*-*.npy.*"):
+            if time.time() - changed > 24 * 3600:  # a younger one may belong to a living process
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        elif fnmatchcase(path.name, "*-*-*.npy") and path != kept:
+            total += size
+            if path.name.startswith(former) or total > most:
+                path.unlink(missing_ok=True)
 
 
 def read_classes(

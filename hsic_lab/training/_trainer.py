@@ -274,12 +274,12 @@ class Trainer:
             self.step_count, self.seconds = checkpoint.step, checkpoint.values["seconds"]
             self.rows, self.monitor_rows = checkpoint.values["history"], checkpoint.values["monitor"]
             digests = files.settings_to_resume(folder)[3]
-            try:
-                found = (files.read_snapshots(folder, digests, name) for name in (files.SNAPSHOTS, files.SAMPLES))
-                until = ({k: one for k, one in by_step.items() if k <= checkpoint.step} for by_step in found)
-                self.run.snapshots, self.run.samples = until
-            except files.DamagedRun as error:
-                warnings.warn(f"the snapshots of C until step {checkpoint.step} are lost: {error}", stacklevel=2)
+            for name, kept in ((files.SNAPSHOTS, self.run.snapshots), (files.SAMPLES, self.run.samples)):
+                try:
+                    found = files.read_snapshots(folder, digests, name)
+                    kept.update({step: one for step, one in found.items() if step <= checkpoint.step})
+                except files.DamagedRun as error:
+                    warnings.warn(f"{name} until step {checkpoint.step} is lost: {error}", stacklevel=2)
         if self.writes:
             print(f"Resuming {folder} after step {self.step_count} of {self.steps}", flush=True)
 

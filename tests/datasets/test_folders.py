@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import struct
+import time
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -160,7 +161,7 @@ def test_sets_of_equal_names_sizes_and_times_are_told_apart(tmp_path, cache):
     assert not torch.equal(one.train.images, two.train.images)
 
 
-def test_cache_is_cleaned(tmp_path, cache):
+def test_cache_is_bounded_and_cleaned(tmp_path, cache, monkeypatch):
     tree(tmp_path)
     cache.mkdir()
     for name in (".0a-as_is-0123.npy.1", ".0a-64px-0123.npy.2", "mine.npy.3"):
@@ -170,6 +171,14 @@ def test_cache_is_cleaned(tmp_path, cache):
     from_folder(tmp_path)
     left = sorted(path.name for path in cache.glob("*.npy.*"))
     assert left == [".0a-64px-0123.npy.2", "mine.npy.3"], "the first may belong to a living process"
+    monkeypatch.setattr("hsic_lab.datasets._folders.CACHE_BYTES", int(12 * 3 * 8 * 8 * 2.5))
+    for i in range(4):
+        time.sleep(0.01)
+        tree(tmp_path / f"more{i}")
+        from_folder(tmp_path / f"more{i}")
+    assert 1 <= len(kept(cache)) <= 2, "the oldest arrays are removed"
+    with pytest.raises(ValueError, match=r"12 decoded images of 30000 x 30000 pixels take 30.2 GiB, more than"):
+        from_folder(tmp_path, size=30000)
 
 
 @pytest.mark.parametrize(
