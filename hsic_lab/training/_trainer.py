@@ -274,10 +274,10 @@ class Trainer:
             self.step_count, self.seconds = checkpoint.step, checkpoint.values["seconds"]
             self.rows, self.monitor_rows = checkpoint.values["history"], checkpoint.values["monitor"]
             digests = files.settings_to_resume(folder)[3]
-            for name, kept in ((files.SNAPSHOTS, self.run.snapshots), (files.SAMPLES, self.run.samples)):
+            for name, by_step in ((files.SNAPSHOTS, self.run.snapshots), (files.SAMPLES, self.run.samples)):
                 try:
                     found = files.read_snapshots(folder, digests, name)
-                    kept.update({step: one for step, one in found.items() if step <= checkpoint.step})
+                    by_step.update({step: one for step, one in found.items() if step <= checkpoint.step})
                 except files.DamagedRun as error:
                     warnings.warn(f"{name} until step {checkpoint.step} is lost: {error}", stacklevel=2)
         if self.writes:
