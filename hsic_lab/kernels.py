@@ -12,16 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hsic_lab._checks import (
-    as_samples,
-    check_choice,
-    check_integer,
-    check_number,
-    check_type,
-    drawn_rows,
-    matmul,
-    no_autocast,
-)
+from hsic_lab._checks import (  # isort: skip
+    as_samples, check_choice, check_integer, check_number, check_type, drawn_rows, matmul, no_autocast,
+)  # fmt: skip
 
 __all__ = [
     "Delta", "Gaussian", "InverseMultiquadric", "Kernel", "Laplace", "Linear", "Polynomial", "Product", "Sum", "factor",

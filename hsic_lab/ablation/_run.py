@@ -41,15 +41,10 @@ Names = tuple[str, ...]
 
 
 def run_ablation(
-    grid: Grid | Mapping[str, Any] | str | os.PathLike,
-    folder: str | Path = "runs/ablations",
-    *,
-    seeds: int | Sequence[int] | None = None,
-    data: ImageData | None = None,
-    n_jobs: int | None = None,
-    progress: bool = True,
-    retry_failed: bool = False,
-) -> pd.DataFrame:
+    grid: Grid | Mapping[str, Any] | str | os.PathLike, folder: str | Path = "runs/ablations", *,
+    seeds: int | Sequence[int] | None = None, data: ImageData | None = None, n_jobs: int | None = None,
+    progress: bool = True, retry_failed: bool = False,
+) -> pd.DataFrame:  # fmt: skip
     """Train and evaluate every run of a grid; a grid that is not accepted raises ValueError before anything is trained.
 
     Every run is kept in ``folder/KEY``, where KEY is a hash of its settings and data. A second call does only what is
@@ -223,17 +218,11 @@ def _evaluate(run: Run, data: ImageData, evaluations: Names) -> Rows:
     c = run.snapshots[max(run.snapshots)].double().numpy()
     off = off_diagonal(c)
     shared = {
-        "state": run.status,
-        "diagonal": float(np.diagonal(c).mean()),
-        "off_diagonal": float(off.sum() / max(1, off.size)),
-        "energy": float(np.square(off).sum()),
-        "steps": int(run.history["step"].iloc[-1]),
-        "seconds": run.history["seconds"].iloc[-1],
-        "rankme": rankme(test_x),
-        "split": f"{data.name} test",
-        "n_train": len(train_x),
-        "n_test": len(test_x),
-    }
+        "state": run.status, "diagonal": float(np.diagonal(c).mean()),
+        "off_diagonal": float(off.sum() / max(1, off.size)), "energy": float(np.square(off).sum()),
+        "steps": int(run.history["step"].iloc[-1]), "seconds": run.history["seconds"].iloc[-1],
+        "rankme": rankme(test_x), "split": f"{data.name} test", "n_train": len(train_x), "n_test": len(test_x),
+    }  # fmt: skip
     rows = []
     for name in evaluations:
         k = min(NEIGHBORS, len(train_x))  # not the default: tables stay comparable

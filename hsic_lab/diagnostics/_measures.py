@@ -8,16 +8,9 @@ import torch
 from scipy.linalg import helmert
 from torch import Tensor
 
-from hsic_lab._checks import (
-    as_samples,
-    check_integer,
-    check_number,
-    check_views,
-    drawn_rows,
-    factor_values,
-    is_constant,
-    no_autocast,
-)
+from hsic_lab._checks import (  # isort: skip
+    as_samples, check_integer, check_number, check_views, drawn_rows, factor_values, is_constant, no_autocast,
+)  # fmt: skip
 from hsic_lab.cka import near_one, u_center
 from hsic_lab.correlation import _BLOCK_ELEMENTS, column_moments, l2_normalize, row_blocks
 from hsic_lab.kernels import Delta, Gaussian, Kernel, Linear, kernel_or

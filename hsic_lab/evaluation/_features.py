@@ -10,15 +10,9 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from hsic_lab._checks import (
-    as_labels,
-    as_tensor,
-    at_least_float32,
-    check_integer,
-    check_number,
-    check_type,
-    finite_rows,
-)
+from hsic_lab._checks import (  # isort: skip
+    as_labels, as_tensor, at_least_float32, check_integer, check_number, check_type, finite_rows,
+)  # fmt: skip
 from hsic_lab.correlation import l2_normalize
 from hsic_lab.views import normalize
 

@@ -49,15 +49,9 @@ class ProbeResult:
 
 
 def linear_probe(
-    train_x: Data,
-    train_y: Data,
-    test_x: Data,
-    test_y: Data,
-    *,
-    Cs: Sequence[float] = (1e-3, 1e-2, 1e-1, 1.0, 10.0),
-    validation: float = VALIDATION,
-    seed: int = 0,
-) -> ProbeResult:
+    train_x: Data, train_y: Data, test_x: Data, test_y: Data, *, Cs: Sequence[float] = (1e-3, 1e-2, 1e-1, 1.0, 10.0),
+    validation: float = VALIDATION, seed: int = 0,
+) -> ProbeResult:  # fmt: skip
     """Fit multinomial logistic regression on standardized features, with an L2 penalty chosen without the test rows.
 
     The objective is ``C sum_i log-loss_i + |W|^2 / 2``. Each C, from the strongest penalty on, is scored on a
@@ -182,13 +176,9 @@ def probe_table(
 
 
 def few_label_curve(
-    features: Pairs,
-    train_y: Data,
-    test_y: Data,
-    per_class: Sequence[int] = (10, 50, 100),
-    seeds: int = 5,
+    features: Pairs, train_y: Data, test_y: Data, per_class: Sequence[int] = (10, 50, 100), seeds: int = 5,
     n_jobs: int | None = None,
-) -> pd.DataFrame:
+) -> pd.DataFrame:  # fmt: skip
     """Linear-probe accuracy against the number of labeled training rows of each class.
 
     Every seed shuffles each class once and takes its first rows, so its training sets are nested and the same for all

@@ -7,31 +7,19 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from hsic_lab._checks import check_choice, check_integer, no_autocast
-from hsic_lab.kernels import (
-    Gaussian,
-    InverseMultiquadric,
-    Kernel,
-    Laplace,
-    Linear,
-    Product,
-    Sum,
-    kernel_or,
-    require_finite,
-)
+
+from hsic_lab.kernels import (  # isort: skip
+    Gaussian, InverseMultiquadric, Kernel, Laplace, Linear, Product, Sum, kernel_or, require_finite,
+)  # fmt: skip
 
 TILE_ROWS = 512  # two float32 tiles and their intermediate results fit a core's second-level cache
 DUAL_ROWS = 2048  # the six or so (n, n) arrays of the dual route take at most 100 MB in float32
 
 
 def hsic(
-    x: Tensor,
-    y: Tensor,
-    kernel_x: Kernel | None = None,
-    kernel_y: Kernel | None = None,
-    estimator: str = "biased",
-    route: str = "auto",
-    block_size: int | None = None,
-) -> Tensor:
+    x: Tensor, y: Tensor, kernel_x: Kernel | None = None, kernel_y: Kernel | None = None, estimator: str = "biased",
+    route: str = "auto", block_size: int | None = None,
+) -> Tensor:  # fmt: skip
     """Hilbert-Schmidt Independence Criterion between two samples, a measure of their dependence.
 
     HSIC is the squared distance (MMD) between the joint distribution of x and y and the product of their marginal

@@ -12,17 +12,10 @@ from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
 
 from hsic_lab._checks import check_type
 from hsic_lab._statistics import few_label_summary, summarize
-from hsic_lab.plots._canvas import (
-    PALETTE,
-    QUIET,
-    SEQUENTIAL,
-    axes_or_new,
-    dashed_line,
-    draw_band,
-    plain,
-    require_columns,
-    value_label,
-)
+
+from hsic_lab.plots._canvas import (  # isort: skip
+    PALETTE, QUIET, SEQUENTIAL, axes_or_new, dashed_line, draw_band, plain, require_columns, value_label,
+)  # fmt: skip
 
 
 def plot_history(
