@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hsic_lab._checks import (  # isort: skip
-    as_samples, check_choice, check_integer, check_number, check_type, drawn_rows, matmul, no_autocast,
+    as_samples, check_choice, check_integer, check_number, check_type, drawn_rows, is_transformed, is_vmapped, matmul,
+    no_autocast,
 )  # fmt: skip
 
 __all__ = [
@@ -129,7 +130,7 @@ class _Scaled(Kernel):
     def fit(self, x: Tensor) -> "Kernel":
         if not isinstance(self.bandwidth, str):
             return self
-        if not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()):
+        if not (torch.compiler.is_compiling() or is_transformed()):
             return replace(self, bandwidth=median_distance(x, self._norm))
         # The rule of `median_distance` without reading a value, which these transforms do not allow.
         distances = F.pdist(drawn_rows(x.detach(), MEDIAN_ROWS), p=self._norm)
@@ -242,7 +243,7 @@ def squared_distances(x: Tensor, y: Tensor | None = None) -> Tensor:
         return x @ y.T  # empty
     # Far from the origin the expanded square loses digits. The medians are near most rows, whatever the outliers.
     origin = x.detach()[:: len(x) // 64 + 1].median(dim=0).values
-    if torch.compiler.is_compiling() or _is_vmapped(x) or _is_vmapped(y):
+    if torch.compiler.is_compiling() or is_vmapped(x) or is_vmapped(y):
         distances, scale = _expanded_square(x, y, origin)
         return distances.masked_fill(distances < 8 * torch.finfo(x.dtype).eps * scale, 0)
     rows = max(1, TILE_ENTRIES // len(y)) if x.is_cpu else len(x)
@@ -278,13 +279,6 @@ def _repaired_square(x: Tensor, y: Tensor, origin: Tensor) -> Tensor:
         pairs = close.nonzero()
     i, j = pairs.T
     return distances.index_put_((i, j), (x[i] - y[j]).square().sum(dim=1))
-
-
-def _is_vmapped(x: Tensor) -> bool:
-    functorch = torch._C._functorch
-    while functorch.is_functorch_wrapped_tensor(x) and not functorch.is_batchedtensor(x):
-        x = functorch.get_unwrapped(x)
-    return functorch.is_batchedtensor(x)
 
 
 def median_distance(x: Tensor, norm: int = 2) -> float:

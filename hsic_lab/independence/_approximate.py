@@ -4,9 +4,9 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from hsic_lab._checks import check_integer, seeded
+from hsic_lab._checks import check_integer, is_constant, seeded
 from hsic_lab.hsic import hsic
-from hsic_lab.independence._permutation import Samples, TestResult, centered_gram, fitted, is_constant, sampled_result
+from hsic_lab.independence._permutation import Samples, TestResult, centered_gram, fitted, sampled_result
 from hsic_lab.kernels import Kernel, require_finite
 
 

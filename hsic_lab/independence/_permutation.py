@@ -1,5 +1,6 @@
 """Exact permutation tests of independence, and the result of every test."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations_with_replacement, product
@@ -10,11 +11,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from hsic_lab._checks import check_integer, seeded, to_array
+from hsic_lab._checks import check_integer, is_constant, seeded, to_array
 from hsic_lab.hsic import dhsic
-from hsic_lab.hsic._estimators import paired_samples
+from hsic_lab.hsic._estimators import at_origin, paired_samples
 from hsic_lab.hsic._joint import ShiftedGram, can_store, rounding_errors, shift_orders, shifted_hsic
-from hsic_lab.kernels import Gaussian, Kernel, Linear, kernel_or, require_finite
+from hsic_lab.kernels import Gaussian, Kernel, kernel_or, require_finite
 
 Samples = Tensor | np.ndarray
 Labels = Tensor | np.ndarray | Sequence
@@ -167,26 +168,23 @@ def dhsic_test(
     checked = [kernel.samples(z, "samples") for kernel, z in zip(kernels, samples, strict=True)]
     checked = [z.double() if z.is_floating_point() else z for z in checked]
     grams = [require_finite(k.fit(z).gram(z, None).double(), k) for k, z in zip(kernels, checked, strict=True)]
-    units, scales = zip(*map(_unit, grams), strict=True)
-    means = [unit.mean(dim=1) for unit in units]
-    n, draws, generator = len(units[0]), check_integer("permutations", permutations, 1) + 1, seeded(seed)
+    means = [gram.mean(dim=1) for gram in grams]
+    n, draws, generator = len(means[0]), check_integer("permutations", permutations, 1) + 1, seeded(seed)
     blocks, values = -(-draws // n), []
     for block in range(blocks):
         # The observed pairing belongs to block 0, whose samples have one order; in other blocks each has its own.
-        orders = (
-            torch.rand(1 if block == 0 else len(units), n, generator=generator).argsort(dim=1).expand(len(units), n)
-        )
-        pairs = [(u[o][:, o].repeat(2, 2), m[o].repeat(2)) for u, m, o in zip(units, means, orders, strict=True)]
+        orders = torch.rand(len(grams) if block else 1, n, generator=generator).argsort(dim=1).expand(len(grams), n)
+        pairs = [(k[o][:, o].repeat(2, 2), m[o].repeat(2)) for k, m, o in zip(grams, means, orders, strict=True)]
         others = 1 + torch.randperm(n - 1, generator=generator)
         for shift in [0, *others.tolist()][: -(-draws // blocks)]:
             joint = rows = torch.ones((), dtype=torch.float64)
-            for j, (unit, mean) in enumerate(pairs):
+            for j, (gram, mean) in enumerate(pairs):
                 at = slice(first := j * shift % n, first + n)
-                joint, rows = joint * unit[at, at], rows * mean[at]
+                joint, rows = joint * gram[at, at], rows * mean[at]
             values.append(float(joint.mean() - 2 * rows.mean()))
-    product_of_means, scale = float(torch.stack([mean.mean() for mean in means]).prod()), float(np.prod(scales))
-    null = scale * (torch.tensor(values, dtype=torch.float64) + product_of_means)
-    return sampled_result(float(null[0]), null[1:], f"joint permutation of {len(units)} samples", 1e-13 * scale)
+    null = torch.tensor(values, dtype=torch.float64) + math.prod(float(mean.mean()) for mean in means)
+    rounding = 1e-13 * math.prod(float(gram.abs().max()) for gram in grams)
+    return sampled_result(float(null[0]), null[1:], f"joint permutation of {len(grams)} samples", rounding)
 
 
 @torch.no_grad()
@@ -247,16 +245,8 @@ def fitted(
     x, y = paired_samples(x, y, kernel_x, kernel_y, at_least)
     # In float32 a nearly constant Gram would be rounding error after centering, and equal pairings would differ.
     x, y = (z.double() if z.is_floating_point() else z for z in (x, y))
-    # No test depends on the origin of a linear kernel, but the rounding error of its Gram does.
-    x = x - x.mean(dim=0) if isinstance(kernel_x, Linear) and not is_constant(x) else x
-    y = y - y.mean(dim=0) if isinstance(kernel_y, Linear) and not is_constant(y) else y
+    x, y = at_origin(x, kernel_x), at_origin(y, kernel_y)
     return x, y, kernel_x.fit(x), kernel_y.fit(y)
-
-
-def is_constant(z: Tensor, codes: Tensor | None = None) -> bool:
-    """Whether all rows, or all rows of each group, are equal."""
-    groups = [z] if codes is None else [z[(codes == code).to(z.device)] for code in codes.unique()]
-    return all(bool((group == group[:1]).all()) for group in groups)
 
 
 def group_codes(groups: Labels, n: int) -> Tensor:
@@ -275,7 +265,8 @@ def group_codes(groups: Labels, n: int) -> Tensor:
 def centered_gram(kernel: Kernel, z: Tensor, codes: Tensor | None = None) -> Tensor:
     """The Gram `(n, n)` centered over all rows or within groups; ValueError if an entry is not finite."""
     gram = kernel(z).double()
-    if is_constant(z, codes):
+    groups = [z] if codes is None else [z[(codes == code).to(z.device)] for code in codes.unique()]
+    if all(map(is_constant, groups)):
         return torch.zeros_like(gram)  # exact, without the rounding error of a mean
     require_finite(gram, kernel)
     if codes is None:
@@ -288,12 +279,6 @@ def _minus_means(rows: Tensor, codes: Tensor) -> Tensor:
     codes = codes.to(rows.device)
     sums = rows.new_zeros(int(codes.max()) + 1, rows.shape[1]).index_add_(0, codes, rows)
     return rows - (sums / codes.bincount()[:, None])[codes]
-
-
-def _unit(matrix: Tensor) -> tuple[Tensor, float]:
-    """The matrix divided by its largest entry, and that entry, so that float32 neither overflows nor underflows."""
-    scale = float(matrix.abs().max()) or 1.0
-    return matrix / scale, scale
 
 
 def _permuted(

@@ -1,10 +1,8 @@
 """Base class of the losses: input checks, precision, rows of other processes, and the sum of named terms."""
 
 import inspect
-import math
 from collections.abc import Callable
 from functools import reduce
-from numbers import Real
 
 import torch
 from torch import Tensor, nn
@@ -67,15 +65,3 @@ class TwoViewLoss(nn.Module):
             needed = f"at least {self.min_rows} row{'s' * (self.min_rows > 1)}"
             raise ValueError(f"{type(self).__name__} needs {needed}, got shape {tuple(views[0].shape)}")
         return views
-
-
-def check_numbers(positive: bool = False, **values: float) -> None:
-    """ValueError unless every named value is a number of at least 0, or above 0 if `positive`."""
-    for name, value in values.items():
-        if not (is_number(value) and (0 < value < math.inf if positive else 0 <= value < math.inf)):
-            raise ValueError(f"{name} must be {'positive' if positive else 'at least 0'} and finite, got {value!r}")
-
-
-def is_number(value: object) -> bool:
-    """Whether `value` is a real number or a tensor, which may be learned; booleans are neither."""
-    return isinstance(value, Real | Tensor) and not isinstance(value, bool)

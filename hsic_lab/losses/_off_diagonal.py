@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
-from hsic_lab._checks import matmul, no_autocast
+from hsic_lab._checks import is_transformed, matmul, no_autocast
 from hsic_lab.correlation import reciprocal_std, standardize_with_scale
 
 ROUTES = ("auto", "primal", "dual")
@@ -86,7 +86,7 @@ def _dual_without_head(x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor, Ten
 
 def _split(route: str, standardized: bool, *views: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """`split_squared_norm` over pairs of features, by the function below where it is faster and torch allows it."""
-    transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    transformed = is_transformed() or forward_ad._current_level >= 0
     by_autograd = transformed or (route == "primal" and not standardized)
     return (_by_autograd if by_autograd else _Split.apply)(route, standardized, *views)
 

@@ -1,13 +1,11 @@
 """Barlow Twins and HSIC_SSL: losses of the cross-correlation matrix C of two views."""
 
-import math
-
 import torch.nn.functional as F
 from torch import Tensor
 
-from hsic_lab._checks import check_choice
+from hsic_lab._checks import check_choice, check_number
 from hsic_lab.correlation import cross_correlation
-from hsic_lab.losses._base import TwoViewLoss, is_number
+from hsic_lab.losses._base import TwoViewLoss
 from hsic_lab.losses._off_diagonal import CONTRASTS, ROUTES, split_squared_norm
 
 
@@ -37,9 +35,9 @@ class HSICSSLLoss(TwoViewLoss):
         route: str = "auto", contrast: str = "dimensions",
     ) -> None:  # fmt: skip
         super().__init__(gather_distributed)
-        if not (is_number(off_diagonal_target) and math.isfinite(off_diagonal_target)):
-            raise ValueError(f"off_diagonal_target must be a finite number, got {off_diagonal_target!r}")
-        self.lambda_param, self.off_diagonal_target = _check_lambda(lambda_param), off_diagonal_target
+        check_number("off_diagonal_target", off_diagonal_target)
+        check_number("lambda_param", 0 if lambda_param is None else lambda_param, 0)
+        self.lambda_param, self.off_diagonal_target = lambda_param, off_diagonal_target
         self.route, self.contrast = check_choice(route, ROUTES, "route"), check_choice(contrast, CONTRASTS, "contrast")
 
     def _terms(self, z_a: Tensor, z_b: Tensor) -> dict[str, Tensor]:
@@ -144,7 +142,9 @@ class ReferenceCodeLoss(TwoViewLoss):
         bessel: bool = True, gather_distributed: bool = True,
     ) -> None:  # fmt: skip
         super().__init__(gather_distributed)
-        self.lambda_param, self.off_diagonal_target = _check_lambda(lambda_param), off_diagonal_target
+        check_number("off_diagonal_target", off_diagonal_target)
+        check_number("lambda_param", 0 if lambda_param is None else lambda_param, 0)
+        self.lambda_param, self.off_diagonal_target = lambda_param, off_diagonal_target
         self.unit_rows, self.bessel = unit_rows, bessel
 
     def _terms(self, z_a: Tensor, z_b: Tensor) -> dict[str, Tensor]:
@@ -154,12 +154,6 @@ class ReferenceCodeLoss(TwoViewLoss):
         c = cross_correlation(z_a, z_b) * ((n - 1) / n if self.bessel else 1.0)
         off = (c - target - (c.diagonal() - target).diag_embed()).square().sum()
         return {"invariance": (1 - c.diagonal()).square().sum(), "redundancy": _weight(self.lambda_param, d) * off}
-
-
-def _check_lambda(lambda_param: float | None) -> float | None:
-    if lambda_param is not None and not (is_number(lambda_param) and 0 <= lambda_param < math.inf):
-        raise ValueError(f"lambda_param must be at least 0 and finite, or None for 1/d, got {lambda_param!r}")
-    return lambda_param
 
 
 def _weight(lambda_param: float | None, d: int) -> float:

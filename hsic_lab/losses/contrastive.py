@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hsic_lab._checks import check_choice, matmul, no_autocast
+from hsic_lab._checks import check_choice, check_number, matmul, no_autocast
 from hsic_lab._distributed import all_gather_rows
-from hsic_lab.losses._base import TwoViewLoss, check_numbers, is_number
+from hsic_lab.losses._base import TwoViewLoss
 from hsic_lab.losses._off_diagonal import ROUTES, split_squared_norm
 
 
@@ -34,9 +34,9 @@ class NTXentLoss(TwoViewLoss):
 
     def __init__(self, temperature: float = 0.5, gather_distributed: bool = True, class_prior: float = 0.0) -> None:
         super().__init__(gather_distributed)
-        if not (is_number(class_prior) and 0 <= class_prior < 1):
-            raise ValueError(f"class_prior must be in [0, 1), got {class_prior!r}")
-        check_numbers(positive=True, temperature=temperature)
+        check_number("temperature", temperature, 0, above=True)
+        if check_number("class_prior", class_prior, 0, 1) == 1:
+            raise ValueError(f"class_prior must be below 1, got {class_prior!r}")
         self.temperature, self.class_prior = temperature, class_prior
 
     def _terms(self, z_a: Tensor, z_b: Tensor) -> dict[str, Tensor]:
@@ -88,7 +88,7 @@ class SupConLoss(TwoViewLoss):
 
     def __init__(self, temperature: float = 0.5, gather_distributed: bool = True, rescale: bool = True) -> None:
         super().__init__(gather_distributed)
-        check_numbers(positive=True, temperature=temperature)
+        check_number("temperature", temperature, 0, above=True)
         self.temperature, self.rescale = temperature, rescale
 
     def forward(self, z_a: Tensor, z_b: Tensor, *more: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -146,7 +146,7 @@ class SpectralContrastiveLoss(TwoViewLoss):
 
     def __init__(self, mu: float = 1.0, gather_distributed: bool = True, route: str = "auto") -> None:
         super().__init__(gather_distributed)
-        check_numbers(positive=True, mu=mu)
+        check_number("mu", mu, 0, above=True)
         self.mu, self.route = mu, check_choice(route, ROUTES, "route")
 
     def _terms(self, z_a: Tensor, z_b: Tensor) -> dict[str, Tensor]:
