@@ -21,9 +21,7 @@ VERDICTS = (*FAULTS, "redundant", "healthy", "not judged")
 KINDS = ("unknown", "projections", "features", "data")
 _RANK_SHARE, _VARIANCE_SHARE = 0.13, 0.7  # of dimensional collapse; benchmarks/verdicts.py measures their error rates
 _SUMMARY = ("share_above_noise", "rank_above_noise", "effective_rank", "dead_features", "redundancy", "mean_diagonal")
-_REDUNDANT = (
-    "The features are correlated: C has larger entries off the diagonal than independent features, and than on it. "
-)
+_REDUNDANT = "The features are correlated: C is larger off the diagonal than for independent features, and than on it. "
 _FEW = "The rows differ, but in far fewer directions than there are features. "
 # The words for a verdict, and those that replace them for one kind of features.
 EXPLANATIONS = {
@@ -174,12 +172,9 @@ def diagnose(
             raise ValueError(f"z_a and reference must have the same number of rows, got {n} and {len(reference)}")
         rows.append(_judge("cka_reference", cka_or_nan(z_a, reference)))
     if factors is not None:
-        rows += [
-            _not_judged(
-                f"cka_{factor}", value, f"unbiased CKA with it, {kernel} kernel, {m} rows; not judged: your aim"
-            )
-            for factor, kernel, value, m in measures.factor_dependence(z_a, factors).itertuples(index=False)
-        ]
+        for factor, kernel, value, m in measures.factor_dependence(z_a, factors).itertuples(index=False):
+            meaning = f"unbiased CKA with it, {kernel} kernel, {m} rows; not judged: your aim"
+            rows.append(_not_judged(f"cka_{factor}", value, meaning))
     frame = Diagnosis(rows, columns=["diagnostic", "value", "verdict", "threshold", "meaning"])
     verdict = min(frame["verdict"], key=VERDICTS.index)
     explanation = EXPLANATIONS.get(f"{verdict} of {kind}", EXPLANATIONS[verdict])

@@ -169,9 +169,8 @@ def probe_table(
     size = round(0.8 * len(train_y)) if n_train is None else check_integer("n_train", n_train, 1)
     if not 0 < size < len(train_y):
         raise ValueError(f"n_train must be between 1 and {len(train_y) - 1}, got {size}")
-    draws = [
-        ({"split": split}, validation_split(train_y, len(train_y) - size, split)[0], split) for split in range(splits)
-    ]
+    subsets = [validation_split(train_y, len(train_y) - size, split)[0] for split in range(splits)]
+    draws = [({"split": split}, rows, split) for split, rows in enumerate(subsets)]
     return _probe_rows(features, train_y, test_y, draws, n_jobs)
 
 
@@ -221,11 +220,8 @@ def _probe_rows(features: Pairs, train_y, test_y, draws: Sequence[tuple], n_jobs
         check_type(f"features[{name!r}]", pair, tuple, list)
     # Arrays, because joblib hands large ones to its processes without a copy.
     splits = [map(_for_sklearn, check_splits(x, train_y, test_x, test_y)[:2]) for x, test_x in features.values()]
-    tasks = (
-        delayed(linear_probe)(train[rows], train_y[rows], test, test_y, seed=seed)
-        for train, test in splits
-        for _, rows, seed in draws
-    )
+    probe, cases = delayed(linear_probe), product([tuple(split) for split in splits], draws)
+    tasks = (probe(x[rows], train_y[rows], test_x, test_y, seed=seed) for (x, test_x), (_, rows, seed) in cases)
     results = zip(product(features, draws), Parallel(n_jobs=n_jobs)(tasks), strict=True)
     table = [{"representation": name} | columns | vars(result) for (name, (columns, *_)), result in results]
     shown = ["representation", *draws[0][0], "accuracy", "C", "n_train", "n_test"]
@@ -244,9 +240,8 @@ def confusion(test_y: Data, predictions: Data, class_names: Sequence[str] | None
     """
     test_y, predictions = as_labels("test_y", test_y), as_labels("predictions", predictions)
     if (test_y.dtype.kind == "U") != (predictions.dtype.kind == "U"):
-        raise ValueError(
-            f"test_y and predictions must both be strings or both numbers, got {test_y[0]!r}, {predictions[0]!r}"
-        )
+        found = f"{test_y[0]!r}, {predictions[0]!r}"
+        raise ValueError(f"test_y and predictions must both be strings or both numbers, got {found}")
     if len(test_y) != len(predictions):
         raise ValueError(f"test_y and predictions must have the same length, got {len(test_y)}, {len(predictions)}")
     found = np.union1d(test_y, predictions)

@@ -115,17 +115,11 @@ def hsic_matrix(
     """
     unbiased = check_choice(estimator, ("biased", "unbiased"), "estimator") == "unbiased"
     kernel_x, kernel_y = kernel_or(Linear(), kernel_x, "kernel_x"), kernel_or(Linear(), kernel_y, "kernel_y")
-    columns_x, columns_y = _columns(x, "x"), _columns(y, "y")
+    sides = _fitted_columns(x, "x", kernel_x), _fitted_columns(y, "y", kernel_y)
     # Both sides need one dtype, and labels have none.
-    dtypes = {c.dtype for c in (*columns_x.values(), *columns_y.values())}
-    dtype = torch.float64 if torch.float64 in dtypes else torch.float32
-    sides = [
-        [_fitted_column(column, kernel, name) for name, column in columns.items()]
-        for columns, kernel in ((columns_x, kernel_x), (columns_y, kernel_y))
-    ]
+    dtype = torch.float64 if torch.float64 in {z.dtype for side in sides for _, z in side} else torch.float32
     grams_x, grams_y = ([gram_part(*pair, dtype) for pair in side] for side in sides)
-    first, first_y = (next(iter(columns.values())) for columns in (columns_x, columns_y))
-    n, n_y = len(first), len(first_y)
+    n, n_y = (len(side[0][1]) for side in sides)
     if n < (least := 4 if unbiased or permutations is not None else 2) or n != n_y:
         raise ValueError(f"x and y must have the same number of rows, at least {least}, got {n} and {n_y}")
     if permutations is not None:
@@ -133,7 +127,7 @@ def hsic_matrix(
         # In float32 equal pairings would differ.
         exact = [[(k, z.double() if z.is_floating_point() else z) for k, z in side] for side in sides]
         return PairTests(values, *_pair_pvalues(exact[0], exact[1], permutations, seed))
-    with torch.no_grad(), no_autocast(first):
+    with torch.no_grad(), no_autocast(sides[0][0][1]):
         xy = xx = yy = torch.zeros((), dtype=torch.float64)
         row_sums: list[tuple[Tensor, Tensor]] = []
         size = max(1, _ENTRIES // (n * max(len(grams_x), len(grams_y))))
@@ -159,8 +153,8 @@ def hsic_matrix(
         return torch.where(alive, values / (self_x[:, None] * self_y).clamp_min(0).sqrt(), 0.0)
 
 
-def _columns(x: Table, name: str) -> dict[str, Tensor]:
-    """The columns of a table, all of one length, by the names that errors give them."""
+def _fitted_columns(x: Table, name: str, kernel: Kernel) -> list[tuple[Kernel, Tensor]]:
+    """The fitted kernel of each column of a table, and the column `(n, 1)` as its kernel accepts it."""
     if isinstance(x, pd.DataFrame) and not x.columns.is_unique:
         raise ValueError(f"{name} must have columns of different names, got {list(x.columns)}")
     if isinstance(x, pd.DataFrame | Mapping):
@@ -173,14 +167,10 @@ def _columns(x: Table, name: str) -> dict[str, Tensor]:
     columns = {key: factor_values(column, key)[0] for key, column in given.items()}
     if len(lengths := {len(column) for column in columns.values()}) != 1:
         raise ValueError(f"{name} needs one or more columns of one length, got lengths {sorted(lengths)}")
-    return columns
-
-
-def _fitted_column(column: Tensor, kernel: Kernel, name: str) -> tuple[Kernel, Tensor]:
-    """The fitted kernel of a column, and the column `(n, 1)` as its kernel accepts it."""
-    kernel = kernel if column.is_floating_point() else Delta()
-    column = at_origin(kernel.samples(column.detach(), name), kernel)
-    return kernel.fit(column), column
+    kernels = [kernel if column.is_floating_point() else Delta() for column in columns.values()]
+    pairs = zip(kernels, columns.items(), strict=True)
+    checked = [(one, at_origin(one.samples(column.detach(), key), one)) for one, (key, column) in pairs]
+    return [(one.fit(column), column) for one, column in checked]
 
 
 def gram_part(kernel: Kernel, z: Tensor, dtype: torch.dtype) -> Callable[[Index, Index], Tensor]:
@@ -269,9 +259,8 @@ def shifted_hsic(
 
 def rounding_errors(grams_x: Sequence[ShiftedGram], grams_y: Sequence[ShiftedGram], n: int) -> tuple[Tensor, Tensor]:
     """HSIC of a pair over the sum of the products of its matrices, and the bound of HSIC's rounding error, `(a, b)`."""
-    (scale_x, norm_x), (scale_y, norm_y) = (
-        torch.tensor([[gram.scale, gram.norm] for gram in grams], dtype=torch.float64).T for grams in (grams_x, grams_y)
-    )
+    sides = [[(gram.scale, gram.norm) for gram in grams] for grams in (grams_x, grams_y)]
+    (scale_x, norm_x), (scale_y, norm_y) = (torch.tensor(side, dtype=torch.float64).T for side in sides)
     unit = scale_x[:, None] * scale_y / (n * (n - 3))
     # Errors of a few 1e-16 in the entries, 1 or less, add up to n times the norm of the other matrix at most.
     return unit, unit * 1e-13 * (n * (norm_x[:, None] + norm_y) + norm_x[:, None] * norm_y)

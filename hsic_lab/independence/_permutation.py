@@ -218,10 +218,7 @@ def aggregated_test(
     if not scales or min(scales) <= 0:
         raise ValueError(f"scales must be positive numbers, at least one, got {scales}")
     x, y, kernel_x, kernel_y = fitted(x, y, kernel_x, kernel_y, at_least=4)
-    kernels_x, kernels_y = (
-        [replace(k, bandwidth=s * k.bandwidth) for s in scales] if hasattr(k, "bandwidth") else [k]  # type: ignore[type-var]
-        for k in (kernel_x, kernel_y)
-    )
+    kernels_x, kernels_y = _scaled(kernel_x, scales), _scaled(kernel_y, scales)
     values, rounding = _permuted(x, y, kernels_x, kernels_y, permutations, groups, seed)
     count = values.shape[1]
     # For each pairing and each pair of kernels: the share of pairings whose HSIC is at least as large, up to rounding.
@@ -235,6 +232,12 @@ def aggregated_test(
     within = "" if groups is None else " within groups"
     method = f"aggregated over {len(components)} pairs of kernels, permutation{within}"
     return replace(sampled_result(float(scores[0]), scores[1:], method), components=components)
+
+
+def _scaled(kernel: Any, scales: Sequence[float]) -> list[Kernel]:
+    return (
+        [replace(kernel, bandwidth=s * kernel.bandwidth) for s in scales] if hasattr(kernel, "bandwidth") else [kernel]
+    )
 
 
 def fitted(
@@ -325,10 +328,8 @@ def _shifted_within(
     shifts = [torch.randint(a, (blocks, count, b), generator=generator) for a, b in zip(sizes, members, strict=True)]
     for shift in shifts:
         shift[0, 0] = 0  # the observed pairing
-    grams_x, grams_y = (
-        [ShiftedGram(kernel, z, True, centered_gram(kernel, z, codes)) for kernel in kernels]
-        for kernels, z in ((kernels_x, x), (kernels_y, y))
-    )
+    grams_x = [ShiftedGram(kernel, x, True, centered_gram(kernel, x, codes)) for kernel in kernels_x]
+    grams_y = [ShiftedGram(kernel, y, True, centered_gram(kernel, y, codes)) for kernel in kernels_y]
     sums = torch.zeros(len(grams_x), len(grams_y), blocks, count, dtype=torch.float64, device=x.device)
 
     def spectra(grams: Sequence[ShiftedGram], some: Tensor, c: int, d: int) -> list[Tensor]:

@@ -97,10 +97,8 @@ class SupConLoss(TwoViewLoss):
 
     def terms(self, z_a: Tensor, z_b: Tensor, *more: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
         if strange := [z for z in more if isinstance(z, Tensor) and not z.is_floating_point()]:
-            found = f"a tensor of {strange[0].dtype}, shape {tuple(strange[0].shape)}"
-            raise TypeError(
-                f"labels must be given by name, as in loss(z_a, z_b, labels=labels), got {found}, as a view"
-            )
+            found = f"a tensor of {strange[0].dtype}, shape {tuple(strange[0].shape)}, as a view"
+            raise TypeError(f"labels must be given by name, as in loss(z_a, z_b, labels=labels), got {found}")
         views = self._prepare(z_a, z_b, *more)
         if labels is None:
             labels = torch.arange(len(views[0]), device=z_a.device)
@@ -109,9 +107,8 @@ class SupConLoss(TwoViewLoss):
         elif labels.device != z_a.device:
             raise ValueError(f"labels must be on the device of the views, {z_a.device}, got {labels.device}")
         elif labels.shape != z_a.shape[:1] or labels.is_floating_point() or labels.is_complex():
-            raise ValueError(
-                f"labels must be integers of shape ({len(z_a)},), got {labels.dtype} {tuple(labels.shape)}"
-            )
+            found = f"{labels.dtype} {tuple(labels.shape)}"
+            raise ValueError(f"labels must be integers of shape ({len(z_a)},), got {found}")
         elif self.gather_distributed:
             labels = all_gather_rows(labels)
         with no_autocast(z_a):

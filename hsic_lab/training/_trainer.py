@@ -94,9 +94,8 @@ def make_monitor(kind: str, data: ImageData, seed: int = 0) -> Callable[[nn.Modu
     def monitor(encoder: nn.Module) -> dict[str, Any]:
         try:
             parts = features(encoder, bank), labels[bank], features(encoder, asked), labels[asked]
-            accuracy = (
-                knn_accuracy(*parts, k, TEMPERATURE) if kind == "knn" else linear_probe(*parts, seed=seed).accuracy
-            )
+            knn = kind == "knn"
+            accuracy = knn_accuracy(*parts, k, TEMPERATURE) if knn else linear_probe(*parts, seed=seed).accuracy
         except ValueError as error:  # features may collapse while the training goes on
             warnings.warn(f"the monitor cannot evaluate the features: {error}", stacklevel=2)
             accuracy = float("nan")
@@ -119,9 +118,8 @@ class Trainer:
         if world_size() > 1:  # it sends the weights of process 0; a user's own encoder may have weights without use
             own = config.encoder == "custom"
             self.network = nn.parallel.DistributedDataParallel(self.online, find_unused_parameters=own)
-        self.target = (
-            networks.TargetNetwork(self.online, config.target_momentum) if config.target == "momentum" else None
-        )
+        momentum = config.target_momentum if config.target == "momentum" else None
+        self.target = None if momentum is None else networks.TargetNetwork(self.online, momentum)
         self.loss = networks.make_loss(config)
         targets = {} if self.target is None else {"target": self.target}
         self.networks = nn.ModuleDict({"online": self.online, "loss": self.loss} | targets)  # what a checkpoint holds
