@@ -316,7 +316,7 @@ def require_finite(values: Tensor, *kernels: Kernel) -> Tensor:
 def factor(
     kernel: Kernel, x: Tensor, rank: int = 256, method: str = "cholesky", tolerance: float = 1e-6, seed: int = 0
 ) -> Tensor:
-    """Low-rank factor Phi of the Gram matrix, ``K ~ Phi Phi'``. Differentiable in `x` and in bandwidths.
+    """Low-rank factor Phi (n, r) of the Gram matrix, ``K ~ Phi Phi'``. Differentiable in `x` and in bandwidths.
 
     Parameters
     ----------
@@ -333,11 +333,6 @@ def factor(
         Share of the trace that may be left out, between 0 and 1.
     seed : int, default 0
         Seed of the random rows and frequencies. Use different seeds for x and y: shared frequencies bias HSIC.
-
-    Returns
-    -------
-    Tensor of shape (n, r)
-        Phi.
     """
     check_choice(method, ("cholesky", "nystrom", "fourier"), "method")
     if not rank >= 1 or (method == "fourier" and rank % 2):

@@ -252,16 +252,13 @@ def redundancy(z_a: Features, z_b: Features | None = None) -> float:
     """Redundancy: ``sum_{i != j} C_ij^2 - d (d - 1) / (n - 1)``, the off-diagonal of C above its noise floor.
 
     The sum is linear HSIC without its diagonal. For independent features ``C_ij^2`` has the mean ``1 / (n - 1)``, so
-    the result is 0 on average and often negative. Pairs with a constant feature do not count.
+    the result is 0 on average and often negative. Pairs with a constant feature do not count. Barlow Twins lowers the
+    first sum (Zbontar et al. 2021, arXiv:2103.03230, equation 1).
 
     Parameters
     ----------
     z_a, z_b : Tensor or ndarray of shape (n, d)
         Features of the two views; `z_a` alone is taken for both.
-
-    References
-    ----------
-    Zbontar et al. (2021), "Barlow Twins", arXiv:2103.03230, equation 1; Tsai et al. (2021), arXiv:2104.13712.
     """
     return _redundancy(*_standardized(z_a, z_b))[0]
 

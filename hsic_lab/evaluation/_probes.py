@@ -58,7 +58,8 @@ def linear_probe(
     stratified part of the training rows, until two values in a row score below the best one. The best C (the smallest
     on a tie) is refitted on all training rows, and the test rows are predicted once. Features that are constant up to
     rounding get the weight 0. The solver is L-BFGS in float64. Tensors on a GPU stay there if scikit-learn dispatches
-    to torch, which needs version 1.9 and ``SCIPY_ARRAY_API=1`` set before SciPy is imported; else NumPy is used.
+    to torch, which needs version 1.9 and ``SCIPY_ARRAY_API=1`` set before SciPy is imported; else NumPy is used. Every
+    class needs two training rows (else ValueError); RuntimeError is raised if the solver does not converge.
 
     Parameters
     ----------
@@ -68,11 +69,6 @@ def linear_probe(
         Candidates for C, the inverse strength of the penalty.
     validation, seed : float, default 0.2, and int, default 0
         Share of the training rows on which C is chosen, and seed of that split.
-
-    Raises
-    ------
-    ValueError, RuntimeError
-        For a class with fewer than two training rows or without any; if the solver does not converge.
 
     Examples
     --------
@@ -147,7 +143,9 @@ def probe_table(
 ) -> pd.DataFrame:
     """Linear-probe accuracy of several representations on the same random training subsets.
 
-    The spread over the subsets measures the probe. It says nothing about other training seeds of the encoder.
+    The spread over the subsets measures the probe. It says nothing about other training seeds of the encoder. The
+    columns are `representation, split, accuracy, C, n_train, n_test` and `chance`, the test accuracy of always
+    predicting the most frequent training class.
 
     Parameters
     ----------
@@ -157,12 +155,6 @@ def probe_table(
         Number of stratified subsets; the number of a subset is its seed.
     n_train, n_jobs : int or None
         Rows of a subset, None for 80 % of the training rows; and number of processes, as in scikit-learn.
-
-    Returns
-    -------
-    DataFrame
-        Columns `representation, split, accuracy, C, n_train, n_test` and `chance`, the test accuracy of always
-        predicting the most frequent training class.
     """
     splits = check_integer("splits", splits, 1)
     train_y, test_y = as_labels("train_y", train_y), as_labels("test_y", test_y)

@@ -25,7 +25,8 @@ def hsic(
     HSIC is the squared distance (MMD) between the joint distribution of x and y and the product of their marginal
     distributions. With characteristic kernels it is 0 only if x and y are independent. With Gram matrices K, L and
     ``H = I - 11'/n`` the biased estimate is ``tr(K H L H) / n^2``. With linear kernels on standardized columns this is
-    ``||C||_F^2``, the squared norm of the cross-correlation matrix, which ties HSIC to Barlow Twins.
+    ``||C||_F^2``, the squared norm of the cross-correlation matrix, which ties HSIC to Barlow Twins. A constant sample
+    has HSIC 0. The result is a tensor of shape (), differentiable in `x`, `y` and bandwidths.
 
     Parameters
     ----------
@@ -45,11 +46,6 @@ def hsic(
         primal if it applies and ``p q <= n (p + q)``, else dual up to 2048 rows, else tiled.
     block_size : int, optional
         Rows of a block (estimator "block", at least 4) or of a tile (route "tiled", default 512).
-
-    Returns
-    -------
-    Tensor of shape ()
-        The estimate; differentiable in `x`, `y` and bandwidths. A constant sample has HSIC 0.
 
     Examples
     --------

@@ -28,7 +28,8 @@ def dhsic(*samples: Tensor, kernels: Sequence[Kernel] | None = None) -> Tensor:
     ``mean(K_1 ... K_m) + prod_j mean(K_j) - 2 mean_i prod_j (K_j 1/n)_i`` with elementwise products, the squared MMD
     between the n rows and all n^m combinations of rows (Pfister et al. 2018, arXiv:1603.00285). It is never negative;
     for two variables it is the biased `hsic`. With characteristic kernels its limit is 0 only if the variables are
-    jointly independent; pairwise independence is not enough. Needs O(n^2) memory.
+    jointly independent; pairwise independence is not enough. It is a differentiable tensor of shape (). Needs O(n^2)
+    memory.
 
     Parameters
     ----------
@@ -36,11 +37,6 @@ def dhsic(*samples: Tensor, kernels: Sequence[Kernel] | None = None) -> Tensor:
         Variables whose rows belong together, at least two.
     kernels : sequence of Kernel, optional
         One for each variable; None means `Linear`. Linear and polynomial kernels depend on the origin here if m > 2.
-
-    Returns
-    -------
-    Tensor of shape ()
-        The estimate; differentiable.
 
     Examples
     --------

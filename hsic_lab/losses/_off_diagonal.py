@@ -181,17 +181,12 @@ def _dual_backward(views, standardized, grams, sums, diagonal, for_diagonal, for
         for view, (x, scale) in enumerate(columns):
             other = ~view  # the other view counted from the end, or the only one
             own = (weights[other] @ x).add_(rows[other]).addcmul_(column[block], columns[other][0])
-            gradients[view][:, block] = _standardize_backward(own, x, scale)
+            if scale is not None:  # from the gradient with respect to x to that with respect to z
+                along = (x * own).sum(dim=0).mul_(1 / n)
+                own.sub_(own.mean(dim=0)).addcmul_(x, along, value=-1).mul_(scale)
+            gradients[view][:, block] = own
     return gradients if len(views) > 1 else [gradients[0].mul_(2)]
 
 
 def _columns(z: Tensor, block: slice, standardized: bool) -> tuple[Tensor, Tensor | None]:
     return standardize_with_scale(z[:, block]) if standardized else (z[:, block], None)
-
-
-def _standardize_backward(gradient: Tensor, x: Tensor, scale: Tensor | None) -> Tensor:
-    """The gradient with respect to z, written into `gradient`, the one with respect to x."""
-    if scale is None:
-        return gradient
-    along = (x * gradient).sum(dim=0).mul_(1 / len(x))
-    return gradient.sub_(gradient.mean(dim=0)).addcmul_(x, along, value=-1).mul_(scale)

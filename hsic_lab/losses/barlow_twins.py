@@ -77,7 +77,7 @@ class HSICSSLLoss(TwoViewLoss):
 
 
 class BarlowTwinsLoss(HSICSSLLoss):
-    """Barlow Twins loss: pulls the diagonal of C to 1 and the other entries to 0.
+    """Barlow Twins loss (Zbontar et al. 2021, arXiv:2103.03230): pulls the diagonal of C to 1, other entries to 0.
 
     ``sum_i (1 - C_ii)^2 + lambda sum_{i != j} C_ij^2``, where C is the ``(d, d)`` cross-correlation of the two views
     over the batch. With linear kernels ``HSIC = ||C||_F^2``, so the second term is ``lambda (HSIC - sum_i C_ii^2)``:
@@ -88,8 +88,8 @@ class BarlowTwinsLoss(HSICSSLLoss):
     Parameters
     ----------
     lambda_param : float or None, default 5e-3
-        Weight lambda of the off-diagonal entries, at least 0. The default is that of Zbontar et al. (2021), tuned at
-        d = 8192, and of lightly. None means ``1 / d``, as in Tsai et al. (2021).
+        Weight lambda of the off-diagonal entries, at least 0. The default is that of the paper, tuned at d = 8192,
+        and of lightly. None means ``1 / d``, as in Tsai et al. (2021).
     gather_distributed : bool, default True
         Under ``torch.distributed``, whether the loss uses the rows of all processes (lightly's default is False). Then
         k processes have the value and, with ``DistributedDataParallel``, the gradient of one process with all rows.
@@ -98,12 +98,8 @@ class BarlowTwinsLoss(HSICSSLLoss):
         ("dual"), or by the cheaper of both ("auto"). Value and gradient are the same up to rounding.
     contrast : {"dimensions", "samples"}, default "dimensions"
         What lambda weighs: pairs of different features, ``sum_{i != j} C_ij^2``, or pairs of different images,
-        ``sum_{b != c} <x_b, x_c> <y_b, y_c> / n^2`` with standardized rows x and y. Both are parts of the same
-        ``||C||_F^2`` (Garrido et al. 2023): "dimensions" is Barlow Twins, "samples" its contrastive counterpart.
-
-    References
-    ----------
-    Zbontar et al. (2021), arXiv:2103.03230, equation 1. Garrido et al. (2023), arXiv:2206.02574, theorem 3.3.
+        ``sum_{b != c} <x_b, x_c> <y_b, y_c> / n^2`` with standardized rows x and y. Both are parts of ``||C||_F^2``
+        (Garrido et al. 2023, arXiv:2206.02574, theorem 3.3): "samples" is the contrastive counterpart.
 
     Examples
     --------
