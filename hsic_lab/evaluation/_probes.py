@@ -232,8 +232,8 @@ def confusion(test_y: Data, predictions: Data, class_names: Sequence[str] | None
     """
     test_y, predictions = as_labels("test_y", test_y), as_labels("predictions", predictions)
     if (test_y.dtype.kind == "U") != (predictions.dtype.kind == "U"):
-        found = f"{test_y[0]!r}, {predictions[0]!r}"
-        raise ValueError(f"test_y and predictions must both be strings or both numbers, got {found}")
+        both = "test_y and predictions must both be strings or both numbers"
+        raise ValueError(f"{both}, got {test_y[0]!r}, {predictions[0]!r}")
     if len(test_y) != len(predictions):
         raise ValueError(f"test_y and predictions must have the same length, got {len(test_y)}, {len(predictions)}")
     found = np.union1d(test_y, predictions)

@@ -19,6 +19,7 @@ from hsic_lab.kernels import Gaussian, Kernel, kernel_or, require_finite
 
 Samples = Tensor | np.ndarray
 Labels = Tensor | np.ndarray | Sequence
+Sides = Sequence[tuple[Sequence[Kernel], Tensor]]  # of x and of y: its kernels and its sample
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def permutation_test(
     (0.001, 1000)
     """
     x, y, kernel_x, kernel_y = fitted(x, y, kernel_x, kernel_y, at_least=4)
-    values, rounding = _permuted(x, y, [kernel_x], [kernel_y], permutations, groups, seed)
+    values, rounding = _permuted([([kernel_x], x), ([kernel_y], y)], permutations, groups, seed)
     within = "" if groups is None else " within groups"
     return sampled_result(float(values[0, 0]), values[0, 1:], f"permutation{within}", float(rounding))
 
@@ -132,7 +133,7 @@ def shift_test(
     x, y, kernel_x, kernel_y = fitted(x, y, kernel_x, kernel_y, at_least=4)
     if check_integer("guard", guard, 1) > len(x) // 2:
         raise ValueError(f"guard must be at most half of the {len(x)} rows, got {guard}")
-    values, rounding = _shifted(x, y, [kernel_x], [kernel_y], torch.arange(len(x))[None])
+    values, rounding = _shifted([([kernel_x], x), ([kernel_y], y)], torch.arange(len(x))[None])
     null = values[0, guard : len(x) - guard + 1]
     return sampled_result(float(values[0, 0]), null, f"shifts of {guard} or more", float(rounding))
 
@@ -219,7 +220,7 @@ def aggregated_test(
         raise ValueError(f"scales must be positive numbers, at least one, got {scales}")
     x, y, kernel_x, kernel_y = fitted(x, y, kernel_x, kernel_y, at_least=4)
     kernels_x, kernels_y = _scaled(kernel_x, scales), _scaled(kernel_y, scales)
-    values, rounding = _permuted(x, y, kernels_x, kernels_y, permutations, groups, seed)
+    values, rounding = _permuted([(kernels_x, x), (kernels_y, y)], permutations, groups, seed)
     count = values.shape[1]
     # For each pairing and each pair of kernels: the share of pairings whose HSIC is at least as large, up to rounding.
     below = torch.searchsorted(values.sort(dim=1).values, values - rounding[:, None])
@@ -284,53 +285,46 @@ def _minus_means(rows: Tensor, codes: Tensor) -> Tensor:
     return rows - (sums / codes.bincount()[:, None])[codes]
 
 
-def _permuted(
-    x: Tensor, y: Tensor, kernels_x: Sequence[Kernel], kernels_y: Sequence[Kernel], permutations: int,
-    groups: Labels | None, seed: int,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+def _permuted(sides: Sides, permutations: int, groups: Labels | None, seed: int) -> tuple[Tensor, Tensor]:
     """Unbiased HSIC of each pair of kernels, observed and then permuted, `(a b, N)`; its rounding error `(a b,)`."""
-    n, generator = len(x), seeded(seed)
+    n, generator = len(sides[0][1]), seeded(seed)
     if groups is None:
-        return _shifted(x, y, kernels_x, kernels_y, shift_orders(n, permutations, generator))
-    return _shifted_within(x, y, kernels_x, kernels_y, group_codes(groups, n), permutations, generator)
+        return _shifted(sides, shift_orders(n, permutations, generator))
+    return _shifted_within(sides, group_codes(groups, n), permutations, generator)
 
 
-def _shifted(
-    x: Tensor, y: Tensor, kernels_x: Sequence[Kernel], kernels_y: Sequence[Kernel], orders: Tensor
-) -> tuple[Tensor, Tensor]:
+def _shifted(sides: Sides, orders: Tensor) -> tuple[Tensor, Tensor]:
     """As `_permuted`, for all shifts along the orders `(J, n)`."""
-    stored = can_store(len(x), len(kernels_x) + len(kernels_y))
-    grams_x, grams_y = ([ShiftedGram(k, z, stored) for k in ks] for ks, z in ((kernels_x, x), (kernels_y, y)))
-    values, rounding = shifted_hsic(grams_x, grams_y, orders.to(x.device))
+    stored, device = can_store(orders.shape[1], sum(len(kernels) for kernels, _ in sides)), sides[0][1].device
+    grams_x, grams_y = ([ShiftedGram(kernel, z, stored) for kernel in kernels] for kernels, z in sides)
+    values, rounding = shifted_hsic(grams_x, grams_y, orders.to(device))
     return values.flatten(0, 1), rounding.flatten()
 
 
 def _shifted_within(
-    x: Tensor, y: Tensor, kernels_x: Sequence[Kernel], kernels_y: Sequence[Kernel], codes: Tensor, permutations: int,
-    generator: torch.Generator,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    sides: Sides, codes: Tensor, permutations: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
     """As `_permuted`, when every group is shifted by a number of rows of its own.
 
     For groups g and h the sums over their rows for all pairs of shifts are one two-dimensional circular correlation.
     The products of the shifts of all groups are a group again; drawn elements of it, the identity and the same number
     in other random orders give an exact test.
     """
-    n, counts = len(x), codes.bincount()
+    n, counts, device = len(codes), codes.bincount(), sides[0][1].device
     # Ten times as many products of shifts as draws: few of them are drawn twice.
     draws = check_integer("permutations", permutations, 1) + 1
     blocks = int(min(draws, max(1, -(-10 * draws // float(counts.double().prod())))))
     count = -(-draws // blocks)
     # Groups of one size form a stack, in which they follow one another. Within groups the order is random.
     keys = counts[codes] * len(counts) + codes
-    orders = (keys + torch.rand(blocks, n, dtype=torch.float64, generator=generator)).argsort(dim=1).to(x.device)
+    orders = (keys + torch.rand(blocks, n, dtype=torch.float64, generator=generator)).argsort(dim=1).to(device)
     sizes, members = (values.tolist() for values in counts.unique(return_counts=True))
-    rows = torch.arange(n, device=x.device).split([a * b for a, b in zip(sizes, members, strict=True)])
+    rows = torch.arange(n, device=device).split([a * b for a, b in zip(sizes, members, strict=True)])
     shifts = [torch.randint(a, (blocks, count, b), generator=generator) for a, b in zip(sizes, members, strict=True)]
     for shift in shifts:
         shift[0, 0] = 0  # the observed pairing
-    grams_x = [ShiftedGram(kernel, x, True, centered_gram(kernel, x, codes)) for kernel in kernels_x]
-    grams_y = [ShiftedGram(kernel, y, True, centered_gram(kernel, y, codes)) for kernel in kernels_y]
-    sums = torch.zeros(len(grams_x), len(grams_y), blocks, count, dtype=torch.float64, device=x.device)
+    grams_x, grams_y = ([ShiftedGram(k, z, True, centered_gram(k, z, codes)) for k in kernels] for kernels, z in sides)
+    sums = torch.zeros(len(grams_x), len(grams_y), blocks, count, dtype=torch.float64, device=device)
 
     def spectra(grams: Sequence[ShiftedGram], some: Tensor, c: int, d: int) -> list[Tensor]:
         shape = len(some), members[c], sizes[c], members[d], sizes[d]
