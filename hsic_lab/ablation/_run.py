@@ -165,26 +165,24 @@ def _stored_rows(planned: Planned, folder: Path, evaluations: Names, retry_faile
     return None if content != _identity(planned, evaluations) or (retry_failed and failed) else rows
 
 
-def _train_and_evaluate(
-    planned: Planned, folder: Path, data: ImageData | None, evaluations: Names
-) -> tuple[Rows, bool]:
+def _train_and_evaluate(one: Planned, folder: Path, data: ImageData | None, evaluations: Names) -> tuple[Rows, bool]:
     """The rows of one training, and whether they are kept; a failure is a result, unless the machine failed."""
     versions = {"torch": torch.__version__, "hsic_lab": __version__}
     made_with = {"hardware": processor(), "threads": torch.get_num_threads()} | versions
     started = time.perf_counter()
     try:
         if data is None:
-            data = _load(planned.config.dataset, tuple(sorted(planned.data.items())), data_folder())
+            data = _load(one.config.dataset, tuple(sorted(one.data.items())), data_folder())
         else:
-            data = cut(data, planned.data)
+            data = cut(data, one.data)
         if not (folder / SETTINGS).exists():
             remove_run(folder)  # a run that lost its settings; all in this folder was made by this function
         try:
-            run = train_or_load(planned.config, folder, data, progress=False)
+            run = train_or_load(one.config, folder, data, progress=False)
         except DamagedRun as error:
             warnings.warn(f"{error}; it is trained again", stacklevel=2)
             remove_run(folder)
-            run = train_or_load(planned.config, folder, data, progress=False)
+            run = train_or_load(one.config, folder, data, progress=False)
         # The conditions of the training, which may be older than the evaluation.
         made_with |= {name: run.metadata[name] for name in ("hardware", "precision", "threads")}
         return [row | made_with for row in _evaluate(run, data, evaluations)], True

@@ -16,6 +16,7 @@ from hsic_lab.hsic._estimators import at_origin, from_sums, hsic
 from hsic_lab.kernels import Delta, Kernel, Linear, kernel_or, require_finite
 
 Index: TypeAlias = Tensor | slice
+Fitted: TypeAlias = Sequence[tuple[Kernel, Tensor]]  # kernels and their columns (n, 1)
 Table: TypeAlias = Tensor | np.ndarray | pd.DataFrame | Mapping[str, Tensor]
 _ENTRIES = 2**24  # of the stacked Grams in memory at a time: 64 MiB in float32
 _TILE = 64  # rows of a part of a Gram: with its 128 or so columns it fits a core's cache
@@ -28,8 +29,7 @@ def dhsic(*samples: Tensor, kernels: Sequence[Kernel] | None = None) -> Tensor:
     ``mean(K_1 ... K_m) + prod_j mean(K_j) - 2 mean_i prod_j (K_j 1/n)_i`` with elementwise products, the squared MMD
     between the n rows and all n^m combinations of rows (Pfister et al. 2018, arXiv:1603.00285). It is never negative;
     for two variables it is the biased `hsic`. With characteristic kernels its limit is 0 only if the variables are
-    jointly independent; pairwise independence is not enough. It is a differentiable tensor of shape (). Needs O(n^2)
-    memory.
+    jointly independent; pairwise independence is not enough. A differentiable tensor of shape (), in O(n^2) memory.
 
     Parameters
     ----------
@@ -149,7 +149,7 @@ def hsic_matrix(
         return torch.where(alive, values / (self_x[:, None] * self_y).clamp_min(0).sqrt(), 0.0)
 
 
-def _fitted_columns(x: Table, name: str, kernel: Kernel) -> list[tuple[Kernel, Tensor]]:
+def _fitted_columns(x: Table, name: str, kernel: Kernel) -> Fitted:
     """The fitted kernel of each column of a table, and the column `(n, 1)` as its kernel accepts it."""
     if isinstance(x, pd.DataFrame) and not x.columns.is_unique:
         raise ValueError(f"{name} must have columns of different names, got {list(x.columns)}")
@@ -220,9 +220,10 @@ class ShiftedGram:
                 diagonals[:, start : start + len(rows)] = view.T
 
 
-def shifted_hsic(
-    grams_x: Sequence[ShiftedGram], grams_y: Sequence[ShiftedGram], orders: Tensor
-) -> tuple[Tensor, Tensor]:
+Grams: TypeAlias = Sequence[ShiftedGram]
+
+
+def shifted_hsic(grams_x: Grams, grams_y: Grams, orders: Tensor) -> tuple[Tensor, Tensor]:
     """Unbiased HSIC of all cyclic shifts of y along orders `(J, n)` of the rows, `(a, b, J n)`, and its rounding error.
 
     Shift s of order j pairs row ``orders[0, i]`` of x with row ``orders[j, i + s mod n]`` of y. The sum over i and k of
@@ -253,7 +254,7 @@ def shifted_hsic(
     return 2 * unit[..., None] * values[..., :n].flatten(2), rounding
 
 
-def rounding_errors(grams_x: Sequence[ShiftedGram], grams_y: Sequence[ShiftedGram], n: int) -> tuple[Tensor, Tensor]:
+def rounding_errors(grams_x: Grams, grams_y: Grams, n: int) -> tuple[Tensor, Tensor]:
     """HSIC of a pair over the sum of the products of its matrices, and the bound of HSIC's rounding error, `(a, b)`."""
     sides = [[(gram.scale, gram.norm) for gram in grams] for grams in (grams_x, grams_y)]
     (scale_x, norm_x), (scale_y, norm_y) = (torch.tensor(side, dtype=torch.float64).T for side in sides)
@@ -274,9 +275,7 @@ def shift_orders(n: int, permutations: int, generator: torch.Generator) -> Tenso
 
 
 @torch.no_grad()
-def _pair_pvalues(
-    side_x: Sequence[tuple[Kernel, Tensor]], side_y: Sequence[tuple[Kernel, Tensor]], permutations: int, seed: int
-) -> tuple[Tensor, Tensor]:
+def _pair_pvalues(side_x: Fitted, side_y: Fitted, permutations: int, seed: int) -> tuple[Tensor, Tensor]:
     """p-values of all pairs of columns, and their step-down adjusted ones, both `(p, q)`."""
     n, device = len(side_x[0][1]), side_x[0][1].device
     orders = shift_orders(n, permutations, seeded(seed)).to(device)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hsic_lab._checks import check_integer, is_constant, seeded, to_array
-from hsic_lab.hsic import dhsic
+from hsic_lab.hsic import center, dhsic
 from hsic_lab.hsic._estimators import at_origin, paired_samples
 from hsic_lab.hsic._joint import ShiftedGram, can_store, rounding_errors, shift_orders, shifted_hsic
 from hsic_lab.kernels import Gaussian, Kernel, kernel_or, require_finite
@@ -94,8 +94,7 @@ def permutation_test(
         Least number of permutations, and the seed that they are drawn with. The next multiple of n is scored, at least
         ``permutations + 1`` with the observed pairing; the result's `out_of` is its number.
     groups : labels of shape (n,) or None, default None
-        Test independence given the group: rows are shifted, and Grams are centered, within groups. It stays exact.
-        Needs O(n^2) memory.
+        Test independence given the group, still exactly. Shifts and centering are within groups. Needs O(n^2) memory.
 
     Examples
     --------
@@ -274,7 +273,7 @@ def centered_gram(kernel: Kernel, z: Tensor, codes: Tensor | None = None) -> Ten
         return torch.zeros_like(gram)  # exact, without the rounding error of a mean
     require_finite(gram, kernel)
     if codes is None:
-        return gram.sub_(gram.mean(dim=1, keepdim=True)).sub_(gram.mean(dim=0))
+        return center(gram)
     return _minus_means(_minus_means(gram, codes).T, codes)
 
 
@@ -287,10 +286,10 @@ def _minus_means(rows: Tensor, codes: Tensor) -> Tensor:
 
 def _permuted(sides: Sides, permutations: int, groups: Labels | None, seed: int) -> tuple[Tensor, Tensor]:
     """Unbiased HSIC of each pair of kernels, observed and then permuted, `(a b, N)`; its rounding error `(a b,)`."""
-    n, generator = len(sides[0][1]), seeded(seed)
+    n = len(sides[0][1])
     if groups is None:
-        return _shifted(sides, shift_orders(n, permutations, generator))
-    return _shifted_within(sides, group_codes(groups, n), permutations, generator)
+        return _shifted(sides, shift_orders(n, permutations, seeded(seed)))
+    return _shifted_within(sides, group_codes(groups, n), permutations, seed)
 
 
 def _shifted(sides: Sides, orders: Tensor) -> tuple[Tensor, Tensor]:
@@ -301,16 +300,14 @@ def _shifted(sides: Sides, orders: Tensor) -> tuple[Tensor, Tensor]:
     return values.flatten(0, 1), rounding.flatten()
 
 
-def _shifted_within(
-    sides: Sides, codes: Tensor, permutations: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
+def _shifted_within(sides: Sides, codes: Tensor, permutations: int, seed: int) -> tuple[Tensor, Tensor]:
     """As `_permuted`, when every group is shifted by a number of rows of its own.
 
     For groups g and h the sums over their rows for all pairs of shifts are one two-dimensional circular correlation.
     The products of the shifts of all groups are a group again; drawn elements of it, the identity and the same number
     in other random orders give an exact test.
     """
-    n, counts, device = len(codes), codes.bincount(), sides[0][1].device
+    n, counts, device, generator = len(codes), codes.bincount(), sides[0][1].device, seeded(seed)
     # Ten times as many products of shifts as draws: few of them are drawn twice.
     draws = check_integer("permutations", permutations, 1) + 1
     blocks = int(min(draws, max(1, -(-10 * draws // float(counts.double().prod())))))

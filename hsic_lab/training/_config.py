@@ -19,15 +19,11 @@ from hsic_lab.views import AUGMENTATIONS
 
 # lambda = 1 / d, the rule of Tsai et al. (2021), makes runs of different widths comparable.
 LOSSES: dict[str, Callable[..., losses.TwoViewLoss]] = {
-    "barlow_twins": partial(losses.BarlowTwinsLoss, lambda_param=None),
-    "hsic_ssl": losses.HSICSSLLoss,
-    "vicreg": losses.VICRegLoss,
-    "ssl_hsic": losses.SSLHSICLoss,
-    "spectral": losses.SpectralContrastiveLoss,
-    "nt_xent": losses.NTXentLoss,
-    "negative_cosine": losses.NegativeCosineSimilarity,
+    "barlow_twins": partial(losses.BarlowTwinsLoss, lambda_param=None), "hsic_ssl": losses.HSICSSLLoss,
+    "vicreg": losses.VICRegLoss, "ssl_hsic": losses.SSLHSICLoss, "spectral": losses.SpectralContrastiveLoss,
+    "nt_xent": losses.NTXentLoss, "negative_cosine": losses.NegativeCosineSimilarity,
     "reference_code": losses.ReferenceCodeLoss,
-}
+}  # fmt: skip
 
 # What a setting accepts, in words, and the function that gives an accepted value its one form and refuses any other.
 Rule = tuple[str, Callable[[Any], Any]]
