@@ -72,8 +72,8 @@ def run_ablation(
         One row per run and evaluation: `grid, run` (the key), the factors of the grid, `dataset, loss, batch_size,
         epochs, seed, learning_rate, d`; `evaluation` ("linear" or "knn"), `accuracy, protocol`; `state` ("finished", or
         "failed: reason" with missing values); of C on held-out pairs the means `diagonal` and `off_diagonal`, and
-        `energy`, the squared norm of the off-diagonal; `steps`; `seconds` of training; `hardware, threads, torch,
-        hsic_lab, precision`; `rankme` of the test features; `split, n_train, n_test`.
+        `energy`, the squared norm of the off-diagonal; `steps`; `seconds` of training; `rankme` of the test features;
+        `hardware, threads, torch, hsic_lab, precision, split, n_train, n_test`.
     """
     grid = grid if isinstance(grid, Grid) else read_grid(grid)
     grid = grid if seeds is None else replace(grid, seeds=seeds)

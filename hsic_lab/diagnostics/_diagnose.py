@@ -124,7 +124,10 @@ def diagnose(
     z_a: Features, z_b: Features | None = None, *, reference: Features | None = None, factors: DataFrame | None = None,
     kind: str = "unknown",
 ) -> Diagnosis:  # fmt: skip
-    """Compute all diagnostics of a representation and judge them.
+    """Table of all diagnostics of a representation, with verdicts: `diagnostic, value, verdict, threshold, meaning`.
+
+    ``frame.attrs["verdict"]`` is the worst verdict, and ``print(frame)`` shows it with its explanation,
+    ``frame.attrs["explanation"]``, and the numbers behind it.
 
     The verdict of a row is "healthy", a fault ("complete collapse", "branch anti-alignment", "unrelated views",
     "dimensional collapse", "redundant"), or "not judged" where no bound holds for every representation. The bounds are
@@ -143,12 +146,6 @@ def diagnose(
     kind : {"unknown", "projections", "features", "data"}, default "unknown"
         What the features are, for the explanation of the verdict: projections that a loss was trained on, features of
         an encoder, or raw data, in which constant columns are not judged.
-
-    Returns
-    -------
-    DataFrame
-        Columns `diagnostic, value, verdict, threshold, meaning`. ``frame.attrs["verdict"]`` is the worst verdict, and
-        ``print(frame)`` shows it with its explanation, ``frame.attrs["explanation"]``, and the numbers behind it.
 
     Examples
     --------

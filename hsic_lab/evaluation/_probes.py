@@ -158,9 +158,7 @@ def probe_table(
     """
     splits = check_integer("splits", splits, 1)
     train_y, test_y = as_labels("train_y", train_y), as_labels("test_y", test_y)
-    size = round(0.8 * len(train_y)) if n_train is None else check_integer("n_train", n_train, 1)
-    if not 0 < size < len(train_y):
-        raise ValueError(f"n_train must be between 1 and {len(train_y) - 1}, got {size}")
+    size = check_integer("n_train", round(0.8 * len(train_y)) if n_train is None else n_train, 1, len(train_y) - 1)
     subsets = [validation_split(train_y, len(train_y) - size, split)[0] for split in range(splits)]
     draws = [({"split": split}, rows, split) for split, rows in enumerate(subsets)]
     return _probe_rows(features, train_y, test_y, draws, n_jobs)

@@ -38,7 +38,7 @@ def hsic(
         "biased" (Gretton et al. 2005) is never negative, and of order 1/n for independent samples: use it as a loss.
         Times ``(n / (n - 1))^2`` it is ``tr(K H L H) / (n - 1)^2``. "unbiased" (Song et al. 2012, equation 5, n >= 4)
         has mean 0 for independent samples: use it to compare different n and to average over batches. "block" (Zhang et
-        al. 2018) is the mean of "unbiased" over ``n // block_size`` blocks of shuffled rows, O(n block_size) time.
+        al. 2018) is the mean of "unbiased" over ``n // block_size`` blocks, O(n block_size) time: shuffle first.
     route : {"auto", "primal", "dual", "tiled"}, default "auto"
         Exact ways to the same number: "primal" by the (p, q) cross-covariance of linear kernels in O(n p q) time,
         "dual" by the (n, n) Gram matrices, "tiled" by tiles of them in O(n) memory, gradients included. "auto" takes

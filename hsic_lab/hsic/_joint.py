@@ -83,6 +83,8 @@ def hsic_matrix(
 ) -> Any:  # fmt: skip
     """HSIC of every column of `x` with every column of `y`, for instance of features with factors, in O(n^2 p q) time.
 
+    The estimates (p, q) are float64 without gradient; with `permutations` a named tuple `hsic, pvalue, adjusted`.
+
     Parameters
     ----------
     x, y : Tensor, ndarray, DataFrame or mapping of names to columns, p and q columns of n rows
@@ -97,11 +99,6 @@ def hsic_matrix(
         does (n at least 4). The adjusted p-values are those of the step-down method of Westfall and Young (1993) on
         standardized values: the probability of one or more adjusted p-values ``<= a`` among the independent pairs is at
         most a, if the columns of these pairs are independent of each other jointly, x from y.
-
-    Returns
-    -------
-    Tensor of shape (p, q), or named tuple of three
-        The estimates in float64, without gradient. With `permutations`: `hsic`, `pvalue` and `adjusted`.
 
     Examples
     --------

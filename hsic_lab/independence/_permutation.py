@@ -130,8 +130,7 @@ def shift_test(
         lag at which the autocorrelation of the series has faded.
     """
     x, y, kernel_x, kernel_y = fitted(x, y, kernel_x, kernel_y, at_least=4)
-    if check_integer("guard", guard, 1) > len(x) // 2:
-        raise ValueError(f"guard must be at most half of the {len(x)} rows, got {guard}")
+    check_integer("guard", guard, 1, len(x) // 2)
     values, rounding = _shifted([([kernel_x], x), ([kernel_y], y)], torch.arange(len(x))[None])
     null = values[0, guard : len(x) - guard + 1]
     return sampled_result(float(values[0, 0]), null, f"shifts of {guard} or more", float(rounding))
@@ -148,10 +147,8 @@ def dhsic_test(
 
     Parameters
     ----------
-    *samples : Tensor or ndarray of shape (n, p_1), ..., (n, p_m)
-        Two or more samples whose rows belong together.
-    kernels : sequence of Kernel or None, default None
-        One for each sample; None is a Gaussian with the median bandwidth for each.
+    *samples, kernels : Tensor or ndarray of shape (n, p_1), ..., (n, p_m), sequence of Kernel or None, default None
+        Two or more samples whose rows belong together, and their kernels; None is a Gaussian with the median bandwidth.
     permutations, seed
         As in `permutation_test`.
 

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
 
-from hsic_lab._checks import check_type
+from hsic_lab._checks import check_integer, check_type
 from hsic_lab._statistics import few_label_summary, summarize
 
 from hsic_lab.plots._canvas import (  # isort: skip
@@ -66,8 +66,7 @@ def history_figure(runs: Mapping[str, pd.DataFrame], dimension: int) -> Figure:
     runs, dimension : mapping of str to DataFrame, int
         Histories by name, with the columns ``step, loss, diagonal, off_diagonal``; the width d of C, at least 2.
     """
-    if dimension < 2:
-        raise ValueError(f"dimension must be at least 2, got {dimension}")
+    check_integer("dimension", dimension, 2)
     runs = _runs(runs, ["loss", "diagonal", "off_diagonal"])
     figure, axes = plt.subplot_mosaic("ld;lo", figsize=(9.5, 4.0), layout="constrained")
     loss, diagonal, off = axes.values()

@@ -133,8 +133,7 @@ def matrix_figure(
     """Heatmaps of several matrices C (d, d) on one color scale, with their histograms and spectra.
 
     `n` is the number of pairs behind the matrices, one for all or by title. `order` is an argument of `feature_order`,
-    or the permutation of the features by title. The gray band in the histogram of the off-diagonal entries is two
-    standard deviations ``1/sqrt(n-1)`` of unrelated features around 0, for the smallest n.
+    or the permutation of the features by title. The gray band of off-diagonal entries is ``2/sqrt(n-1)`` around 0.
     """
     if not check_type("panels", panels, Mapping):
         raise ValueError("panels must hold at least one matrix, got none")
