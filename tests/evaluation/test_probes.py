@@ -195,7 +195,7 @@ X, Y = np.arange(20.0).reshape(10, 2), np.arange(10) % 2
         (lambda: few_label_curve({"a": (X, X)}, Y, Y, ()), "per_class must hold .*, got none"),
         (lambda: few_label_curve({"a": (X, X)}, Y, Y, (5, 6)), r"and 5, the rows of class 0, got \[5, 6\]"),
         (lambda: few_label_curve({"a": (X, X)}, Y, Y, (2,)), r"between 4, of which one .*got \[2\]"),
-        (lambda: few_label_curve({"a": (X, X)}, Y, Y, (2,), seeds=0), "seeds must be at least 1, got 0"),
+        (lambda: few_label_curve({"a": (X, X)}, Y, Y, (2,), seeds=0), "seeds must be an integer of at least 1, got 0"),
         (lambda: few_label_curve({"a": (X, X[:, :1])}, Y, Y, (5,)), "2 features and test_x 1"),
         (lambda: few_label_curve(X, Y, Y, (5,)), "features must map a name"),
         (lambda: few_label_curve({"a": (X, X)}, Y, Y, (5.0,)), "got 5.0"),
