@@ -202,9 +202,7 @@ def few_label_curve(
 
 def _probe_rows(features: Pairs, train_y, test_y, draws: Sequence[tuple], n_jobs: int | None) -> pd.DataFrame:
     """Probe every representation on every draw: columns of the table, training rows, seed of the validation split."""
-    if not isinstance(features, Mapping):
-        raise TypeError(f"features must map a name to (train_x, test_x), got {type(features).__name__}")
-    if not features:
+    if not check_type("features", features, Mapping):
         raise ValueError("features must name at least one representation, got none")
     for name, pair in features.items():
         check_type(f"features[{name!r}]", pair, tuple, list)

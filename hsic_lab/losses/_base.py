@@ -7,7 +7,7 @@ from functools import reduce
 import torch
 from torch import Tensor, nn
 
-from hsic_lab._checks import check_views, no_autocast
+from hsic_lab._checks import check_type, check_views, no_autocast
 from hsic_lab._distributed import all_gather_rows, world_size
 
 
@@ -25,9 +25,8 @@ class TwoViewLoss(nn.Module):
 
     def __init__(self, gather_distributed: bool = True) -> None:
         super().__init__()
-        if not isinstance(gather_distributed, bool):  # lightly's second argument of NTXentLoss is memory_bank_size
-            raise TypeError(f"gather_distributed must be True or False, got {gather_distributed!r}")
-        self.gather_distributed = gather_distributed
+        # lightly's second argument of NTXentLoss is memory_bank_size, an integer.
+        self.gather_distributed = check_type("gather_distributed", gather_distributed, bool)
 
     def forward(self, z_a: Tensor, z_b: Tensor, *more: Tensor) -> Tensor:
         """Return the loss, the sum of its `terms`, of floating-point views (n, d); row i of all is one image."""

@@ -52,6 +52,7 @@ def _both(standardized: bool, x: Tensor, y: Tensor | None = None) -> tuple[Tenso
 
 
 def _over_pairs_of_images(x: Tensor, y: Tensor, route: str) -> tuple[Tensor, Tensor, Tensor]:
+    """`split_squared_norm` for the contrast "samples"."""
     n, d = x.shape
     diagonal = (x * y).mean(dim=0)
     total = (x.sum(dim=1) * y.sum(dim=1)).sum() / n - diagonal.sum()
@@ -189,4 +190,5 @@ def _dual_backward(views, standardized, grams, sums, diagonal, for_diagonal, for
 
 
 def _columns(z: Tensor, block: slice, standardized: bool) -> tuple[Tensor, Tensor | None]:
+    """A block of columns and the factors that standardized it, None if they are as given."""
     return standardize_with_scale(z[:, block]) if standardized else (z[:, block], None)

@@ -153,4 +153,5 @@ class ReferenceCodeLoss(TwoViewLoss):
 
 
 def _weight(lambda_param: float | None, d: int) -> float:
+    """Lambda, for None 1 / d."""
     return 1 / d if lambda_param is None else lambda_param

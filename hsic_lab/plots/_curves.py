@@ -1,6 +1,7 @@
 """Plots of training histories, probes, ablations and diagnostics."""
 
 from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -18,9 +19,10 @@ from hsic_lab.plots._canvas import (  # isort: skip
 )  # fmt: skip
 
 
-def plot_history(
-    frame: pd.DataFrame | Mapping[str, pd.DataFrame], ax: Axes | None = None, columns: Sequence[str] = ("loss",)
-) -> Axes:
+Runs: TypeAlias = pd.DataFrame | Mapping[str, pd.DataFrame]  # one run, or several by name
+
+
+def plot_history(frame: Runs, ax: Axes | None = None, columns: Sequence[str] = ("loss",)) -> Axes:
     """Training curves: each of `columns` against the column ``step``.
 
     A color is a run, or a column if there is one run. A line style is a column. Nothing is averaged.
@@ -84,7 +86,7 @@ def history_figure(runs: Mapping[str, pd.DataFrame], dimension: int) -> Figure:
     return figure
 
 
-def _runs(frame: pd.DataFrame | Mapping[str, pd.DataFrame], columns: Sequence[str]) -> dict[str, pd.DataFrame]:
+def _runs(frame: Runs, columns: Sequence[str]) -> dict[str, pd.DataFrame]:
     """Return the runs by name, sorted by step; a single run has the name ""."""
     runs = dict(frame) if isinstance(frame, Mapping) else {"": frame}
     for run in runs.values():

@@ -37,12 +37,6 @@ def plot_cross_correlation(
         End of the color scale; larger entries share its color. Take 0.2 for the off-diagonal of a trained model.
     title, colorbar : str or None, bool, default True
         Title of the axes; whether to draw a color bar, with an arrow at an end that entries exceed.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from hsic_lab.plots import plot_cross_correlation
-    >>> ax = plot_cross_correlation(torch.eye(8), title="perfect")
     """
     norm, matrix = _diverging_norm(limit), square_matrix(c)
     ax = axes_or_new(ax, 4.8, 4.4)

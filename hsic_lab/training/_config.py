@@ -213,8 +213,7 @@ class TrainConfig:
             values["loss_options"] = weight | values.get("loss_options", {})
         options = values.get("loss_options")
         if isinstance(options, Mapping) and "target" in options:  # its name before version 0.2
-            changed = {"off_diagonal_target": options["target"]}
-            values["loss_options"] = {name: value for name, value in options.items() if name != "target"} | changed
+            values["loss_options"] = {{"target": "off_diagonal_target"}.get(k, k): v for k, v in options.items()}
         return cls(**values)
 
 
@@ -279,6 +278,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def hardware(device: torch.device) -> str:
+    """The name of the GPU or of the processor."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
 
 

@@ -169,6 +169,7 @@ def _read_history(path: Path) -> pd.DataFrame:
 
 
 def _read(path: Path, reader: Callable[[Path], Any], digests: Mapping[str, str]) -> Any:
+    """What `reader` gives for the file; DamagedRun with advice if it fails or the digest is another."""
     advice = "resume the training" if (path.parent / FOLDER).exists() else "train the run again"
     try:
         if path.name in digests and _digest(path) != digests[path.name]:

@@ -197,7 +197,7 @@ X, Y = np.arange(20.0).reshape(10, 2), np.arange(10) % 2
         (lambda: few_label_curve({"a": (X, X)}, Y, Y, (2,)), r"between 4, of which one .*got \[2\]"),
         (lambda: few_label_curve({"a": (X, X)}, Y, Y, (2,), seeds=0), "seeds must be an integer of at least 1, got 0"),
         (lambda: few_label_curve({"a": (X, X[:, :1])}, Y, Y, (5,)), "2 features and test_x 1"),
-        (lambda: few_label_curve(X, Y, Y, (5,)), "features must map a name"),
+        (lambda: few_label_curve(X, Y, Y, (5,)), "features must be of type Mapping"),
         (lambda: few_label_curve({"a": (X, X)}, Y, Y, (5.0,)), "got 5.0"),
         (lambda: confusion(Y, Y[:3]), "got 10, 3"),
         (lambda: confusion(Y, Y, ["a"]), r"0 to 0, got also \[1\]"),

@@ -325,7 +325,7 @@ def test_arguments_that_are_not_accepted_are_quoted(call, message):
         ),
         (lambda: SupConLoss()(*views(), np.arange(16)), "view 3 must be a torch.Tensor, got ndarray"),
         (lambda: BarlowTwinsLoss()(*views(), torch.arange(16)), "takes two views, got 3"),
-        (lambda: NTXentLoss(0.5, 4096), "gather_distributed must be True or False, got 4096"),
+        (lambda: NTXentLoss(0.5, 4096), "gather_distributed must be of type bool, got int 4096"),
     ],
 )
 def test_arguments_of_another_type_are_quoted(call, message):
