@@ -160,10 +160,12 @@ def _fitted_columns(x: Table, name: str, kernel: Kernel) -> Fitted:
     columns = {key: factor_values(column, key)[0] for key, column in given.items()}
     if len(lengths := {len(column) for column in columns.values()}) != 1:
         raise ValueError(f"{name} needs one or more columns of one length, got lengths {sorted(lengths)}")
-    kernels = [kernel if column.is_floating_point() else Delta() for column in columns.values()]
-    pairs = zip(kernels, columns.items(), strict=True)
-    checked = [(one, at_origin(one.samples(column.detach(), key), one)) for one, (key, column) in pairs]
-    return [(one.fit(column), column) for one, column in checked]
+    fitted = []
+    for key, column in columns.items():
+        own = kernel if column.is_floating_point() else Delta()
+        column = at_origin(own.samples(column.detach(), key), own)
+        fitted.append((own.fit(column), column))
+    return fitted
 
 
 def gram_part(kernel: Kernel, z: Tensor, dtype: torch.dtype) -> Callable[[Index, Index], Tensor]:
