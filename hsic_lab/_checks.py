@@ -259,6 +259,18 @@ class _ProductWithForwardMode(_Product):  # separate because torch.compile refus
         return matmul(for_x, y) + matmul(x, for_y)
 
 
+# torch has no public name for these two questions.
+is_transformed = torch._C._are_functorch_transforms_active  # within grad, jvp, vmap, ... of torch.func
+
+
+def is_vmapped(x: Tensor) -> bool:
+    """Whether `x` has a dimension that `vmap` hides, so that its values cannot be read."""
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(x) and not functorch.is_batchedtensor(x):
+        x = functorch.get_unwrapped(x)
+    return functorch.is_batchedtensor(x)
+
+
 class CallableModule(ModuleType):
     """A module that is called like its function of the same name: `from hsic_lab import hsic; hsic(x, y)`."""
 

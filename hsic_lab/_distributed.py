@@ -97,6 +97,7 @@ def same_everywhere(values: Mapping[str, Any], device: torch.device) -> None:
 
 
 def barrier() -> None:
+    """Wait until all processes are here."""
     if world_size() > 1:
         dist.barrier()
 

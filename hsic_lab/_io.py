@@ -63,9 +63,7 @@ def sole_process(path: Path, wait: bool = False, remove: bool = False) -> Iterat
         lock = FileLock(path)  # the system releases it when the process that holds it ends
         lock.acquire(timeout=-1 if wait else 0)
     except Timeout:
-        raise BlockingIOError(
-            f"another process works in {path.parent}: wait for it, or choose another folder"
-        ) from None
+        raise BlockingIOError(f"another process works in {path.parent}: wait for it or choose another folder") from None
     try:
         yield
     finally:

@@ -262,8 +262,8 @@ def plot(
         print(lab.CorrelationExplorer(run).save_html((output or folder) / "explorer.html"))
         return
     lab.plots.set_theme()
-    last = max(run.snapshots)
-    panels = {"before training": run.snapshots[0], f"step {last}": run.snapshots[last]}
+    ends = min(run.snapshots), max(run.snapshots)  # a resumed run may have lost the first ones
+    panels = {f"step {step}" if step else "before training": run.snapshots[step] for step in ends}
     figures = {"correlation.png": lab.plots.compare_cross_correlations(panels)}
     if len(run.history):
         figures["training.png"] = lab.plots.history_figure({run.config.loss: run.history}, run.config.projector[-1])

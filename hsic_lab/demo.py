@@ -65,8 +65,9 @@ def run_demo(folder: Path = Path("runs/demo"), epochs: int = EPOCHS) -> list[Pat
     print(f"\nLinear probe, accuracy on {len(data.test)} test scenes (digits never trained on), 3 probe splits:\n")
     print(probe_summary(table).map(lambda value: f"{value:.3f}" if isinstance(value, float) else value).to_string())
     set_theme()
-    ends = {title: (run.snapshots[0], run.snapshots[max(run.snapshots)]) for title, run in runs.items()}
-    panels = {title: {"before training": first, "after training": last} for title, (first, last) in ends.items()}
+    whole = all(0 in run.snapshots for run in runs.values())  # a resumed run may have lost the first ones
+    names = {"before training" if whole else "first snapshot": min, "after training": max}
+    panels = {title: {n: r.snapshots[end(r.snapshots)] for n, end in names.items()} for title, r in runs.items()}
     curves = history_figure({title: run.history for title, run in runs.items()}, demo_config("hsic_ssl").projector[-1])
     figures = {"correlation.png": compare_cross_correlations(panels), "training.png": curves}
     explorer = CorrelationExplorer(runs).save_html(folder / "explorer.html")

@@ -12,16 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hsic_lab._checks import (
-    as_samples,
-    check_choice,
-    check_integer,
-    check_number,
-    check_type,
-    drawn_rows,
-    matmul,
+from hsic_lab._checks import (  # isort: skip
+    as_samples, check_choice, check_integer, check_number, check_type, drawn_rows, is_transformed, is_vmapped, matmul,
     no_autocast,
-)
+)  # fmt: skip
 
 __all__ = [
     "Delta", "Gaussian", "InverseMultiquadric", "Kernel", "Laplace", "Linear", "Polynomial", "Product", "Sum", "factor",
@@ -136,7 +130,7 @@ class _Scaled(Kernel):
     def fit(self, x: Tensor) -> "Kernel":
         if not isinstance(self.bandwidth, str):
             return self
-        if not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()):
+        if not (torch.compiler.is_compiling() or is_transformed()):
             return replace(self, bandwidth=median_distance(x, self._norm))
         # The rule of `median_distance` without reading a value, which these transforms do not allow.
         distances = F.pdist(drawn_rows(x.detach(), MEDIAN_ROWS), p=self._norm)
@@ -249,7 +243,7 @@ def squared_distances(x: Tensor, y: Tensor | None = None) -> Tensor:
         return x @ y.T  # empty
     # Far from the origin the expanded square loses digits. The medians are near most rows, whatever the outliers.
     origin = x.detach()[:: len(x) // 64 + 1].median(dim=0).values
-    if torch.compiler.is_compiling() or _is_vmapped(x) or _is_vmapped(y):
+    if torch.compiler.is_compiling() or is_vmapped(x) or is_vmapped(y):
         distances, scale = _expanded_square(x, y, origin)
         return distances.masked_fill(distances < 8 * torch.finfo(x.dtype).eps * scale, 0)
     rows = max(1, TILE_ENTRIES // len(y)) if x.is_cpu else len(x)
@@ -287,13 +281,6 @@ def _repaired_square(x: Tensor, y: Tensor, origin: Tensor) -> Tensor:
     return distances.index_put_((i, j), (x[i] - y[j]).square().sum(dim=1))
 
 
-def _is_vmapped(x: Tensor) -> bool:
-    functorch = torch._C._functorch
-    while functorch.is_functorch_wrapped_tensor(x) and not functorch.is_batchedtensor(x):
-        x = functorch.get_unwrapped(x)
-    return functorch.is_batchedtensor(x)
-
-
 def median_distance(x: Tensor, norm: int = 2) -> float:
     """Median of the ``n (n - 1) / 2`` distances between different rows of `x` (n, p), the lower one of two.
 
@@ -329,7 +316,7 @@ def require_finite(values: Tensor, *kernels: Kernel) -> Tensor:
 def factor(
     kernel: Kernel, x: Tensor, rank: int = 256, method: str = "cholesky", tolerance: float = 1e-6, seed: int = 0
 ) -> Tensor:
-    """Low-rank factor Phi of the Gram matrix, ``K ~ Phi Phi'``. Differentiable in `x` and in bandwidths.
+    """Low-rank factor Phi (n, r) of the Gram matrix, ``K ~ Phi Phi'``. Differentiable in `x` and in bandwidths.
 
     Parameters
     ----------
@@ -346,11 +333,6 @@ def factor(
         Share of the trace that may be left out, between 0 and 1.
     seed : int, default 0
         Seed of the random rows and frequencies. Use different seeds for x and y: shared frequencies bias HSIC.
-
-    Returns
-    -------
-    Tensor of shape (n, r)
-        Phi.
     """
     check_choice(method, ("cholesky", "nystrom", "fourier"), "method")
     if not rank >= 1 or (method == "fourier" and rank % 2):

@@ -21,7 +21,7 @@ from hsic_lab.cli import main
 from hsic_lab.datasets import from_arrays, load
 from hsic_lab.datasets._published import SOURCES
 from hsic_lab.report import read_embeddings
-from hsic_lab.training import TrainConfig, train
+from hsic_lab.training import Run, TrainConfig, train
 
 
 def hsic_lab(*arguments, cwd=None) -> subprocess.CompletedProcess:
@@ -148,6 +148,15 @@ def test_plot(run, tmp_path):
     assert done.returncode == 0, done.stderr
     for name in ("correlation.png", "training.png"):
         assert (tmp_path / "pictures" / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_plot_takes_the_first_snapshot_that_is_left(run, tmp_path):
+    kept = Run.load(run[0])
+    del kept.snapshots[0]
+    kept.folder = tmp_path / "run"
+    kept.save()
+    done = hsic_lab("plot", kept.folder)
+    assert done.returncode == 0, done.stderr
 
 
 def test_plot_replaces_an_image_and_never_writes_into_it(run, tmp_path):

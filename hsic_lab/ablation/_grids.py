@@ -8,13 +8,12 @@ import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hsic_lab._checks import check_choice, check_type, is_whole
+from hsic_lab._checks import check_choice, check_number, check_type, is_whole
 from hsic_lab.training import TrainConfig
 
 FIELDS = tuple(f.name for f in fields(TrainConfig))
@@ -101,8 +100,8 @@ class Grid:
             raise ValueError(f"question must be one line, got {self.question!r}")
         tables = {"base": [self.base], "cross": [self.cross], "data": [self.data], "include": self.include}
         for name, found in tables.items():
+            what = "a list of tables" if name == "include" else "a table"
             if not isinstance(found, list) or not all(isinstance(table, dict) for table in found):
-                what = "a list of tables" if name == "include" else "a table"
                 raise ValueError(f"{name} must be {what} of names and values, got {getattr(self, name)!r}")
         for name in itertools.chain(self.base, self.cross, *self.include):
             if name == "seed":
@@ -115,12 +114,10 @@ class Grid:
             check_choice(name, ("n_train", "n_test"), "an entry of data")
             if not is_whole(value) or value < 1:
                 raise ValueError(f"data.{name} must be a number of images of at least 1, got {value!r}")
-        if not isinstance(self.evaluate, list) or not self.evaluate:
-            raise ValueError(f"evaluate must be a list of at least one of {EVALUATIONS}, got {self.evaluate!r}")
-        for name in self.evaluate:
-            check_choice(name, EVALUATIONS, "an entry of evaluate")
-            if self.evaluate.count(name) > 1:
-                raise ValueError(f"evaluate must name each evaluation once, got {self.evaluate!r}")
+        names = self.evaluate if isinstance(self.evaluate, list) else []
+        if not names or any(name not in EVALUATIONS or names.count(name) > 1 for name in names):
+            words = f"a list of at least one of {EVALUATIONS}, each at most once"
+            raise ValueError(f"evaluate must be {words}, got {self.evaluate!r}")
         seeds: Any = self.seeds
         several = isinstance(seeds, list) and all(is_whole(seed) and seed >= 0 for seed in seeds)
         if not (len({*seeds}) == len(seeds) > 0 if several else is_whole(seeds) and seeds > 0):
@@ -185,9 +182,7 @@ def make_config(settings: Mapping[str, Any]) -> TrainConfig:
         if "lambda_times_d" in settings:
             if "lambda_param" in settings:
                 raise ValueError("lambda_param and lambda_times_d say the same thing: give one of them")
-            if not isinstance(times_d := settings["lambda_times_d"], Real) or isinstance(times_d, bool):
-                raise ValueError(f"lambda_times_d must be a finite number, got {times_d!r}")
-            changes["lambda_param"] = times_d / plain.projector[-1]
+            changes["lambda_param"] = check_number("lambda_times_d", settings["lambda_times_d"]) / plain.projector[-1]
         if "learning_rate_rule" in settings:
             rule = check_choice(settings["learning_rate_rule"], tuple(RULES), "learning_rate_rule")
             changes["learning_rate"] = plain.learning_rate * math.pow(plain.batch_size / 256, RULES[rule])

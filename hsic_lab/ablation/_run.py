@@ -41,15 +41,10 @@ Names = tuple[str, ...]
 
 
 def run_ablation(
-    grid: Grid | Mapping[str, Any] | str | os.PathLike,
-    folder: str | Path = "runs/ablations",
-    *,
-    seeds: int | Sequence[int] | None = None,
-    data: ImageData | None = None,
-    n_jobs: int | None = None,
-    progress: bool = True,
-    retry_failed: bool = False,
-) -> pd.DataFrame:
+    grid: Grid | Mapping[str, Any] | str | os.PathLike, folder: str | Path = "runs/ablations", *,
+    seeds: int | Sequence[int] | None = None, data: ImageData | None = None, n_jobs: int | None = None,
+    progress: bool = True, retry_failed: bool = False,
+) -> pd.DataFrame:  # fmt: skip
     """Train and evaluate every run of a grid; a grid that is not accepted raises ValueError before anything is trained.
 
     Every run is kept in ``folder/KEY``, where KEY is a hash of its settings and data. A second call does only what is
@@ -77,8 +72,8 @@ def run_ablation(
         One row per run and evaluation: `grid, run` (the key), the factors of the grid, `dataset, loss, batch_size,
         epochs, seed, learning_rate, d`; `evaluation` ("linear" or "knn"), `accuracy, protocol`; `state` ("finished", or
         "failed: reason" with missing values); of C on held-out pairs the means `diagonal` and `off_diagonal`, and
-        `energy`, the squared norm of the off-diagonal; `steps`; `seconds` of training; `hardware, threads, torch,
-        hsic_lab, precision`; `rankme` of the test features; `split, n_train, n_test`.
+        `energy`, the squared norm of the off-diagonal; `steps`; `seconds` of training; `rankme` of the test features;
+        `hardware, threads, torch, hsic_lab, precision, split, n_train, n_test`.
     """
     grid = grid if isinstance(grid, Grid) else read_grid(grid)
     grid = grid if seeds is None else replace(grid, seeds=seeds)
@@ -170,26 +165,24 @@ def _stored_rows(planned: Planned, folder: Path, evaluations: Names, retry_faile
     return None if content != _identity(planned, evaluations) or (retry_failed and failed) else rows
 
 
-def _train_and_evaluate(
-    planned: Planned, folder: Path, data: ImageData | None, evaluations: Names
-) -> tuple[Rows, bool]:
+def _train_and_evaluate(one: Planned, folder: Path, data: ImageData | None, evaluations: Names) -> tuple[Rows, bool]:
     """The rows of one training, and whether they are kept; a failure is a result, unless the machine failed."""
     versions = {"torch": torch.__version__, "hsic_lab": __version__}
     made_with = {"hardware": processor(), "threads": torch.get_num_threads()} | versions
     started = time.perf_counter()
     try:
         if data is None:
-            data = _load(planned.config.dataset, tuple(sorted(planned.data.items())), data_folder())
+            data = _load(one.config.dataset, tuple(sorted(one.data.items())), data_folder())
         else:
-            data = cut(data, planned.data)
+            data = cut(data, one.data)
         if not (folder / SETTINGS).exists():
             remove_run(folder)  # a run that lost its settings; all in this folder was made by this function
         try:
-            run = train_or_load(planned.config, folder, data, progress=False)
+            run = train_or_load(one.config, folder, data, progress=False)
         except DamagedRun as error:
             warnings.warn(f"{error}; it is trained again", stacklevel=2)
             remove_run(folder)
-            run = train_or_load(planned.config, folder, data, progress=False)
+            run = train_or_load(one.config, folder, data, progress=False)
         # The conditions of the training, which may be older than the evaluation.
         made_with |= {name: run.metadata[name] for name in ("hardware", "precision", "threads")}
         return [row | made_with for row in _evaluate(run, data, evaluations)], True
@@ -223,17 +216,11 @@ def _evaluate(run: Run, data: ImageData, evaluations: Names) -> Rows:
     c = run.snapshots[max(run.snapshots)].double().numpy()
     off = off_diagonal(c)
     shared = {
-        "state": run.status,
-        "diagonal": float(np.diagonal(c).mean()),
-        "off_diagonal": float(off.sum() / max(1, off.size)),
-        "energy": float(np.square(off).sum()),
-        "steps": int(run.history["step"].iloc[-1]),
-        "seconds": run.history["seconds"].iloc[-1],
-        "rankme": rankme(test_x),
-        "split": f"{data.name} test",
-        "n_train": len(train_x),
-        "n_test": len(test_x),
-    }
+        "state": run.status, "diagonal": float(np.diagonal(c).mean()),
+        "off_diagonal": float(off.sum() / max(1, off.size)), "energy": float(np.square(off).sum()),
+        "steps": int(run.history["step"].iloc[-1]), "seconds": run.history["seconds"].iloc[-1],
+        "rankme": rankme(test_x), "split": f"{data.name} test", "n_train": len(train_x), "n_test": len(test_x),
+    }  # fmt: skip
     rows = []
     for name in evaluations:
         k = min(NEIGHBORS, len(train_x))  # not the default: tables stay comparable

@@ -21,9 +21,7 @@ VERDICTS = (*FAULTS, "redundant", "healthy", "not judged")
 KINDS = ("unknown", "projections", "features", "data")
 _RANK_SHARE, _VARIANCE_SHARE = 0.13, 0.7  # of dimensional collapse; benchmarks/verdicts.py measures their error rates
 _SUMMARY = ("share_above_noise", "rank_above_noise", "effective_rank", "dead_features", "redundancy", "mean_diagonal")
-_REDUNDANT = (
-    "The features are correlated: C has larger entries off the diagonal than independent features, and than on it. "
-)
+_REDUNDANT = "The features are correlated: C is larger off the diagonal than for independent features, and than on it. "
 _FEW = "The rows differ, but in far fewer directions than there are features. "
 # The words for a verdict, and those that replace them for one kind of features.
 EXPLANATIONS = {
@@ -126,7 +124,10 @@ def diagnose(
     z_a: Features, z_b: Features | None = None, *, reference: Features | None = None, factors: DataFrame | None = None,
     kind: str = "unknown",
 ) -> Diagnosis:  # fmt: skip
-    """Compute all diagnostics of a representation and judge them.
+    """Table of all diagnostics of a representation, with verdicts: `diagnostic, value, verdict, threshold, meaning`.
+
+    ``frame.attrs["verdict"]`` is the worst verdict, and ``print(frame)`` shows it with its explanation,
+    ``frame.attrs["explanation"]``, and the numbers behind it.
 
     The verdict of a row is "healthy", a fault ("complete collapse", "branch anti-alignment", "unrelated views",
     "dimensional collapse", "redundant"), or "not judged" where no bound holds for every representation. The bounds are
@@ -145,12 +146,6 @@ def diagnose(
     kind : {"unknown", "projections", "features", "data"}, default "unknown"
         What the features are, for the explanation of the verdict: projections that a loss was trained on, features of
         an encoder, or raw data, in which constant columns are not judged.
-
-    Returns
-    -------
-    DataFrame
-        Columns `diagnostic, value, verdict, threshold, meaning`. ``frame.attrs["verdict"]`` is the worst verdict, and
-        ``print(frame)`` shows it with its explanation, ``frame.attrs["explanation"]``, and the numbers behind it.
 
     Examples
     --------
@@ -174,12 +169,9 @@ def diagnose(
             raise ValueError(f"z_a and reference must have the same number of rows, got {n} and {len(reference)}")
         rows.append(_judge("cka_reference", cka_or_nan(z_a, reference)))
     if factors is not None:
-        rows += [
-            _not_judged(
-                f"cka_{factor}", value, f"unbiased CKA with it, {kernel} kernel, {m} rows; not judged: your aim"
-            )
-            for factor, kernel, value, m in measures.factor_dependence(z_a, factors).itertuples(index=False)
-        ]
+        for factor, kernel, value, m in measures.factor_dependence(z_a, factors).itertuples(index=False):
+            meaning = f"unbiased CKA with it, {kernel} kernel, {m} rows; not judged: your aim"
+            rows.append(_not_judged(f"cka_{factor}", value, meaning))
     frame = Diagnosis(rows, columns=["diagnostic", "value", "verdict", "threshold", "meaning"])
     verdict = min(frame["verdict"], key=VERDICTS.index)
     explanation = EXPLANATIONS.get(f"{verdict} of {kind}", EXPLANATIONS[verdict])
@@ -257,16 +249,13 @@ def redundancy(z_a: Features, z_b: Features | None = None) -> float:
     """Redundancy: ``sum_{i != j} C_ij^2 - d (d - 1) / (n - 1)``, the off-diagonal of C above its noise floor.
 
     The sum is linear HSIC without its diagonal. For independent features ``C_ij^2`` has the mean ``1 / (n - 1)``, so
-    the result is 0 on average and often negative. Pairs with a constant feature do not count.
+    the result is 0 on average and often negative. Pairs with a constant feature do not count. Barlow Twins lowers the
+    first sum (Zbontar et al. 2021, arXiv:2103.03230, equation 1).
 
     Parameters
     ----------
     z_a, z_b : Tensor or ndarray of shape (n, d)
         Features of the two views; `z_a` alone is taken for both.
-
-    References
-    ----------
-    Zbontar et al. (2021), "Barlow Twins", arXiv:2103.03230, equation 1; Tsai et al. (2021), arXiv:2104.13712.
     """
     return _redundancy(*_standardized(z_a, z_b))[0]
 

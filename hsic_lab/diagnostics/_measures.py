@@ -8,16 +8,9 @@ import torch
 from scipy.linalg import helmert
 from torch import Tensor
 
-from hsic_lab._checks import (
-    as_samples,
-    check_integer,
-    check_number,
-    check_views,
-    drawn_rows,
-    factor_values,
-    is_constant,
-    no_autocast,
-)
+from hsic_lab._checks import (  # isort: skip
+    as_samples, check_integer, check_number, check_views, drawn_rows, factor_values, is_constant, no_autocast,
+)  # fmt: skip
 from hsic_lab.cka import near_one, u_center
 from hsic_lab.correlation import _BLOCK_ELEMENTS, column_moments, l2_normalize, row_blocks
 from hsic_lab.kernels import Delta, Gaussian, Kernel, Linear, kernel_or
@@ -31,16 +24,13 @@ def rankme(z: Features, center: bool = True) -> float:
     """RankMe: ``exp(-sum_k p_k log p_k)`` with ``p_k = sigma_k / sum sigma``, over the singular values of Z.
 
     It counts the dimensions in use, from 0 for equal rows to min(n - 1, d): r equal singular values give r. The
-    original definition does not center, so a large mean looks like one dominant dimension, and adds 1e-7 to every p_k.
+    original definition (Garrido et al. 2023, arXiv:2210.02885) does not center, so a large mean looks like one dominant
+    dimension, and adds 1e-7 to every p_k.
 
     Parameters
     ----------
     z, center : Tensor or ndarray of shape (n, d), and bool, default True
         As in `covariance_spectrum`. ``center=False`` is for comparison with published values.
-
-    References
-    ----------
-    Garrido et al. (2023), "RankMe", arXiv:2210.02885.
 
     Examples
     --------

@@ -5,13 +5,6 @@ from hsic_lab.evaluation._features import extract_features, knn_accuracy
 from hsic_lab.evaluation._probes import ProbeResult, confusion, few_label_curve, linear_probe, probe_table
 
 __all__ = [
-    "ProbeResult",
-    "confusion",
-    "extract_features",
-    "few_label_curve",
-    "few_label_summary",
-    "knn_accuracy",
-    "linear_probe",
-    "probe_summary",
-    "probe_table",
-]
+    "ProbeResult", "confusion", "extract_features", "few_label_curve", "few_label_summary", "knn_accuracy",
+    "linear_probe", "probe_summary", "probe_table",
+]  # fmt: skip

@@ -10,15 +10,9 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from hsic_lab._checks import (
-    as_labels,
-    as_tensor,
-    at_least_float32,
-    check_integer,
-    check_number,
-    check_type,
-    finite_rows,
-)
+from hsic_lab._checks import (  # isort: skip
+    as_labels, as_tensor, at_least_float32, check_integer, check_number, check_type, finite_rows,
+)  # fmt: skip
 from hsic_lab.correlation import l2_normalize
 from hsic_lab.views import normalize
 
@@ -122,10 +116,9 @@ def extract_features(encoder: nn.Module, images: Tensor, batch_size: int = 512) 
     with evaluating(encoder), torch.inference_mode():
         for block in images.split(batch_size):
             output = encoder(model_input(encoder, block))
-            if not isinstance(output, Tensor):
-                raise TypeError(f"the encoder must return one tensor, got {type(output).__name__}")
-            if output.is_complex():
-                raise TypeError(f"the encoder must return real features, got {output.dtype}")
+            if not isinstance(output, Tensor) or output.is_complex():
+                found = output.dtype if isinstance(output, Tensor) else type(output).__name__
+                raise TypeError(f"the encoder must return one tensor of real features, got {found}")
             if output.ndim != 2 or len(output) != len(block):
                 raise ValueError(f"the encoder must return shape ({len(block)}, p), got {tuple(output.shape)}")
             blocks.append(output.float().cpu())

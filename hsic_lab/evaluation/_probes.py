@@ -49,22 +49,17 @@ class ProbeResult:
 
 
 def linear_probe(
-    train_x: Data,
-    train_y: Data,
-    test_x: Data,
-    test_y: Data,
-    *,
-    Cs: Sequence[float] = (1e-3, 1e-2, 1e-1, 1.0, 10.0),
-    validation: float = VALIDATION,
-    seed: int = 0,
-) -> ProbeResult:
+    train_x: Data, train_y: Data, test_x: Data, test_y: Data, *, Cs: Sequence[float] = (1e-3, 1e-2, 1e-1, 1.0, 10.0),
+    validation: float = VALIDATION, seed: int = 0,
+) -> ProbeResult:  # fmt: skip
     """Fit multinomial logistic regression on standardized features, with an L2 penalty chosen without the test rows.
 
     The objective is ``C sum_i log-loss_i + |W|^2 / 2``. Each C, from the strongest penalty on, is scored on a
     stratified part of the training rows, until two values in a row score below the best one. The best C (the smallest
     on a tie) is refitted on all training rows, and the test rows are predicted once. Features that are constant up to
     rounding get the weight 0. The solver is L-BFGS in float64. Tensors on a GPU stay there if scikit-learn dispatches
-    to torch, which needs version 1.9 and ``SCIPY_ARRAY_API=1`` set before SciPy is imported; else NumPy is used.
+    to torch, which needs version 1.9 and ``SCIPY_ARRAY_API=1`` set before SciPy is imported; else NumPy is used. Every
+    class needs two training rows (else ValueError); RuntimeError is raised if the solver does not converge.
 
     Parameters
     ----------
@@ -74,11 +69,6 @@ def linear_probe(
         Candidates for C, the inverse strength of the penalty.
     validation, seed : float, default 0.2, and int, default 0
         Share of the training rows on which C is chosen, and seed of that split.
-
-    Raises
-    ------
-    ValueError, RuntimeError
-        For a class with fewer than two training rows or without any; if the solver does not converge.
 
     Examples
     --------
@@ -153,7 +143,9 @@ def probe_table(
 ) -> pd.DataFrame:
     """Linear-probe accuracy of several representations on the same random training subsets.
 
-    The spread over the subsets measures the probe. It says nothing about other training seeds of the encoder.
+    The spread over the subsets measures the probe. It says nothing about other training seeds of the encoder. The
+    columns are `representation, split, accuracy, C, n_train, n_test` and `chance`, the test accuracy of always
+    predicting the most frequent training class.
 
     Parameters
     ----------
@@ -163,32 +155,19 @@ def probe_table(
         Number of stratified subsets; the number of a subset is its seed.
     n_train, n_jobs : int or None
         Rows of a subset, None for 80 % of the training rows; and number of processes, as in scikit-learn.
-
-    Returns
-    -------
-    DataFrame
-        Columns `representation, split, accuracy, C, n_train, n_test` and `chance`, the test accuracy of always
-        predicting the most frequent training class.
     """
     splits = check_integer("splits", splits, 1)
     train_y, test_y = as_labels("train_y", train_y), as_labels("test_y", test_y)
-    size = round(0.8 * len(train_y)) if n_train is None else check_integer("n_train", n_train, 1)
-    if not 0 < size < len(train_y):
-        raise ValueError(f"n_train must be between 1 and {len(train_y) - 1}, got {size}")
-    draws = [
-        ({"split": split}, validation_split(train_y, len(train_y) - size, split)[0], split) for split in range(splits)
-    ]
+    size = check_integer("n_train", round(0.8 * len(train_y)) if n_train is None else n_train, 1, len(train_y) - 1)
+    subsets = [validation_split(train_y, len(train_y) - size, split)[0] for split in range(splits)]
+    draws = [({"split": split}, rows, split) for split, rows in enumerate(subsets)]
     return _probe_rows(features, train_y, test_y, draws, n_jobs)
 
 
 def few_label_curve(
-    features: Pairs,
-    train_y: Data,
-    test_y: Data,
-    per_class: Sequence[int] = (10, 50, 100),
-    seeds: int = 5,
+    features: Pairs, train_y: Data, test_y: Data, per_class: Sequence[int] = (10, 50, 100), seeds: int = 5,
     n_jobs: int | None = None,
-) -> pd.DataFrame:
+) -> pd.DataFrame:  # fmt: skip
     """Linear-probe accuracy against the number of labeled training rows of each class.
 
     Every seed shuffles each class once and takes its first rows, so its training sets are nested and the same for all
@@ -223,19 +202,14 @@ def few_label_curve(
 
 def _probe_rows(features: Pairs, train_y, test_y, draws: Sequence[tuple], n_jobs: int | None) -> pd.DataFrame:
     """Probe every representation on every draw: columns of the table, training rows, seed of the validation split."""
-    if not isinstance(features, Mapping):
-        raise TypeError(f"features must map a name to (train_x, test_x), got {type(features).__name__}")
-    if not features:
+    if not check_type("features", features, Mapping):
         raise ValueError("features must name at least one representation, got none")
     for name, pair in features.items():
         check_type(f"features[{name!r}]", pair, tuple, list)
     # Arrays, because joblib hands large ones to its processes without a copy.
     splits = [map(_for_sklearn, check_splits(x, train_y, test_x, test_y)[:2]) for x, test_x in features.values()]
-    tasks = (
-        delayed(linear_probe)(train[rows], train_y[rows], test, test_y, seed=seed)
-        for train, test in splits
-        for _, rows, seed in draws
-    )
+    probe, cases = delayed(linear_probe), product([tuple(split) for split in splits], draws)
+    tasks = (probe(x[rows], train_y[rows], test_x, test_y, seed=seed) for (x, test_x), (_, rows, seed) in cases)
     results = zip(product(features, draws), Parallel(n_jobs=n_jobs)(tasks), strict=True)
     table = [{"representation": name} | columns | vars(result) for (name, (columns, *_)), result in results]
     shown = ["representation", *draws[0][0], "accuracy", "C", "n_train", "n_test"]
@@ -254,9 +228,8 @@ def confusion(test_y: Data, predictions: Data, class_names: Sequence[str] | None
     """
     test_y, predictions = as_labels("test_y", test_y), as_labels("predictions", predictions)
     if (test_y.dtype.kind == "U") != (predictions.dtype.kind == "U"):
-        raise ValueError(
-            f"test_y and predictions must both be strings or both numbers, got {test_y[0]!r}, {predictions[0]!r}"
-        )
+        both = "test_y and predictions must both be strings or both numbers"
+        raise ValueError(f"{both}, got {test_y[0]!r}, {predictions[0]!r}")
     if len(test_y) != len(predictions):
         raise ValueError(f"test_y and predictions must have the same length, got {len(test_y)}, {len(predictions)}")
     found = np.union1d(test_y, predictions)

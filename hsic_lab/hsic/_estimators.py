@@ -7,37 +7,26 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from hsic_lab._checks import check_choice, check_integer, no_autocast
-from hsic_lab.kernels import (
-    Gaussian,
-    InverseMultiquadric,
-    Kernel,
-    Laplace,
-    Linear,
-    Product,
-    Sum,
-    kernel_or,
-    require_finite,
-)
+
+from hsic_lab.kernels import (  # isort: skip
+    Gaussian, InverseMultiquadric, Kernel, Laplace, Linear, Product, Sum, kernel_or, require_finite,
+)  # fmt: skip
 
 TILE_ROWS = 512  # two float32 tiles and their intermediate results fit a core's second-level cache
 DUAL_ROWS = 2048  # the six or so (n, n) arrays of the dual route take at most 100 MB in float32
 
 
 def hsic(
-    x: Tensor,
-    y: Tensor,
-    kernel_x: Kernel | None = None,
-    kernel_y: Kernel | None = None,
-    estimator: str = "biased",
-    route: str = "auto",
-    block_size: int | None = None,
-) -> Tensor:
+    x: Tensor, y: Tensor, kernel_x: Kernel | None = None, kernel_y: Kernel | None = None, estimator: str = "biased",
+    route: str = "auto", block_size: int | None = None,
+) -> Tensor:  # fmt: skip
     """Hilbert-Schmidt Independence Criterion between two samples, a measure of their dependence.
 
     HSIC is the squared distance (MMD) between the joint distribution of x and y and the product of their marginal
     distributions. With characteristic kernels it is 0 only if x and y are independent. With Gram matrices K, L and
     ``H = I - 11'/n`` the biased estimate is ``tr(K H L H) / n^2``. With linear kernels on standardized columns this is
-    ``||C||_F^2``, the squared norm of the cross-correlation matrix, which ties HSIC to Barlow Twins.
+    ``||C||_F^2``, the squared norm of the cross-correlation matrix, which ties HSIC to Barlow Twins. A constant sample
+    has HSIC 0. The result is a tensor of shape (), differentiable in `x`, `y` and bandwidths.
 
     Parameters
     ----------
@@ -49,19 +38,13 @@ def hsic(
         "biased" (Gretton et al. 2005) is never negative, and of order 1/n for independent samples: use it as a loss.
         Times ``(n / (n - 1))^2`` it is ``tr(K H L H) / (n - 1)^2``. "unbiased" (Song et al. 2012, equation 5, n >= 4)
         has mean 0 for independent samples: use it to compare different n and to average over batches. "block" (Zhang et
-        al. 2018) is the mean of "unbiased" over ``n // block_size`` blocks of rows in O(n block_size) time: shuffle
-        first.
+        al. 2018) is the mean of "unbiased" over ``n // block_size`` blocks, O(n block_size) time: shuffle first.
     route : {"auto", "primal", "dual", "tiled"}, default "auto"
         Exact ways to the same number: "primal" by the (p, q) cross-covariance of linear kernels in O(n p q) time,
         "dual" by the (n, n) Gram matrices, "tiled" by tiles of them in O(n) memory, gradients included. "auto" takes
         primal if it applies and ``p q <= n (p + q)``, else dual up to 2048 rows, else tiled.
     block_size : int, optional
         Rows of a block (estimator "block", at least 4) or of a tile (route "tiled", default 512).
-
-    Returns
-    -------
-    Tensor of shape ()
-        The estimate; differentiable in `x`, `y` and bandwidths. A constant sample has HSIC 0.
 
     Examples
     --------

@@ -16,6 +16,7 @@ from hsic_lab.hsic._estimators import at_origin, from_sums, hsic
 from hsic_lab.kernels import Delta, Kernel, Linear, kernel_or, require_finite
 
 Index: TypeAlias = Tensor | slice
+Fitted: TypeAlias = Sequence[tuple[Kernel, Tensor]]  # kernels and their columns (n, 1)
 Table: TypeAlias = Tensor | np.ndarray | pd.DataFrame | Mapping[str, Tensor]
 _ENTRIES = 2**24  # of the stacked Grams in memory at a time: 64 MiB in float32
 _TILE = 64  # rows of a part of a Gram: with its 128 or so columns it fits a core's cache
@@ -28,7 +29,7 @@ def dhsic(*samples: Tensor, kernels: Sequence[Kernel] | None = None) -> Tensor:
     ``mean(K_1 ... K_m) + prod_j mean(K_j) - 2 mean_i prod_j (K_j 1/n)_i`` with elementwise products, the squared MMD
     between the n rows and all n^m combinations of rows (Pfister et al. 2018, arXiv:1603.00285). It is never negative;
     for two variables it is the biased `hsic`. With characteristic kernels its limit is 0 only if the variables are
-    jointly independent; pairwise independence is not enough. Needs O(n^2) memory.
+    jointly independent; pairwise independence is not enough. A differentiable tensor of shape (), in O(n^2) memory.
 
     Parameters
     ----------
@@ -36,11 +37,6 @@ def dhsic(*samples: Tensor, kernels: Sequence[Kernel] | None = None) -> Tensor:
         Variables whose rows belong together, at least two.
     kernels : sequence of Kernel, optional
         One for each variable; None means `Linear`. Linear and polynomial kernels depend on the origin here if m > 2.
-
-    Returns
-    -------
-    Tensor of shape ()
-        The estimate; differentiable.
 
     Examples
     --------
@@ -87,6 +83,8 @@ def hsic_matrix(
 ) -> Any:  # fmt: skip
     """HSIC of every column of `x` with every column of `y`, for instance of features with factors, in O(n^2 p q) time.
 
+    The estimates (p, q) are float64 without gradient; with `permutations` a named tuple `hsic, pvalue, adjusted`.
+
     Parameters
     ----------
     x, y : Tensor, ndarray, DataFrame or mapping of names to columns, p and q columns of n rows
@@ -102,11 +100,6 @@ def hsic_matrix(
         standardized values: the probability of one or more adjusted p-values ``<= a`` among the independent pairs is at
         most a, if the columns of these pairs are independent of each other jointly, x from y.
 
-    Returns
-    -------
-    Tensor of shape (p, q), or named tuple of three
-        The estimates in float64, without gradient. With `permutations`: `hsic`, `pvalue` and `adjusted`.
-
     Examples
     --------
     >>> import numpy as np
@@ -115,17 +108,11 @@ def hsic_matrix(
     """
     unbiased = check_choice(estimator, ("biased", "unbiased"), "estimator") == "unbiased"
     kernel_x, kernel_y = kernel_or(Linear(), kernel_x, "kernel_x"), kernel_or(Linear(), kernel_y, "kernel_y")
-    columns_x, columns_y = _columns(x, "x"), _columns(y, "y")
+    sides = _fitted_columns(x, "x", kernel_x), _fitted_columns(y, "y", kernel_y)
     # Both sides need one dtype, and labels have none.
-    dtypes = {c.dtype for c in (*columns_x.values(), *columns_y.values())}
-    dtype = torch.float64 if torch.float64 in dtypes else torch.float32
-    sides = [
-        [_fitted_column(column, kernel, name) for name, column in columns.items()]
-        for columns, kernel in ((columns_x, kernel_x), (columns_y, kernel_y))
-    ]
+    dtype = torch.float64 if torch.float64 in {z.dtype for side in sides for _, z in side} else torch.float32
     grams_x, grams_y = ([gram_part(*pair, dtype) for pair in side] for side in sides)
-    first, first_y = (next(iter(columns.values())) for columns in (columns_x, columns_y))
-    n, n_y = len(first), len(first_y)
+    n, n_y = (len(side[0][1]) for side in sides)
     if n < (least := 4 if unbiased or permutations is not None else 2) or n != n_y:
         raise ValueError(f"x and y must have the same number of rows, at least {least}, got {n} and {n_y}")
     if permutations is not None:
@@ -133,7 +120,7 @@ def hsic_matrix(
         # In float32 equal pairings would differ.
         exact = [[(k, z.double() if z.is_floating_point() else z) for k, z in side] for side in sides]
         return PairTests(values, *_pair_pvalues(exact[0], exact[1], permutations, seed))
-    with torch.no_grad(), no_autocast(first):
+    with torch.no_grad(), no_autocast(sides[0][0][1]):
         xy = xx = yy = torch.zeros((), dtype=torch.float64)
         row_sums: list[tuple[Tensor, Tensor]] = []
         size = max(1, _ENTRIES // (n * max(len(grams_x), len(grams_y))))
@@ -159,8 +146,8 @@ def hsic_matrix(
         return torch.where(alive, values / (self_x[:, None] * self_y).clamp_min(0).sqrt(), 0.0)
 
 
-def _columns(x: Table, name: str) -> dict[str, Tensor]:
-    """The columns of a table, all of one length, by the names that errors give them."""
+def _fitted_columns(x: Table, name: str, kernel: Kernel) -> Fitted:
+    """The fitted kernel of each column of a table, and the column `(n, 1)` as its kernel accepts it."""
     if isinstance(x, pd.DataFrame) and not x.columns.is_unique:
         raise ValueError(f"{name} must have columns of different names, got {list(x.columns)}")
     if isinstance(x, pd.DataFrame | Mapping):
@@ -173,14 +160,12 @@ def _columns(x: Table, name: str) -> dict[str, Tensor]:
     columns = {key: factor_values(column, key)[0] for key, column in given.items()}
     if len(lengths := {len(column) for column in columns.values()}) != 1:
         raise ValueError(f"{name} needs one or more columns of one length, got lengths {sorted(lengths)}")
-    return columns
-
-
-def _fitted_column(column: Tensor, kernel: Kernel, name: str) -> tuple[Kernel, Tensor]:
-    """The fitted kernel of a column, and the column `(n, 1)` as its kernel accepts it."""
-    kernel = kernel if column.is_floating_point() else Delta()
-    column = at_origin(kernel.samples(column.detach(), name), kernel)
-    return kernel.fit(column), column
+    fitted = []
+    for key, column in columns.items():
+        own = kernel if column.is_floating_point() else Delta()
+        column = at_origin(own.samples(column.detach(), key), own)
+        fitted.append((own.fit(column), column))
+    return fitted
 
 
 def gram_part(kernel: Kernel, z: Tensor, dtype: torch.dtype) -> Callable[[Index, Index], Tensor]:
@@ -234,9 +219,10 @@ class ShiftedGram:
                 diagonals[:, start : start + len(rows)] = view.T
 
 
-def shifted_hsic(
-    grams_x: Sequence[ShiftedGram], grams_y: Sequence[ShiftedGram], orders: Tensor
-) -> tuple[Tensor, Tensor]:
+Grams: TypeAlias = Sequence[ShiftedGram]
+
+
+def shifted_hsic(grams_x: Grams, grams_y: Grams, orders: Tensor) -> tuple[Tensor, Tensor]:
     """Unbiased HSIC of all cyclic shifts of y along orders `(J, n)` of the rows, `(a, b, J n)`, and its rounding error.
 
     Shift s of order j pairs row ``orders[0, i]`` of x with row ``orders[j, i + s mod n]`` of y. The sum over i and k of
@@ -267,11 +253,10 @@ def shifted_hsic(
     return 2 * unit[..., None] * values[..., :n].flatten(2), rounding
 
 
-def rounding_errors(grams_x: Sequence[ShiftedGram], grams_y: Sequence[ShiftedGram], n: int) -> tuple[Tensor, Tensor]:
+def rounding_errors(grams_x: Grams, grams_y: Grams, n: int) -> tuple[Tensor, Tensor]:
     """HSIC of a pair over the sum of the products of its matrices, and the bound of HSIC's rounding error, `(a, b)`."""
-    (scale_x, norm_x), (scale_y, norm_y) = (
-        torch.tensor([[gram.scale, gram.norm] for gram in grams], dtype=torch.float64).T for grams in (grams_x, grams_y)
-    )
+    sides = [[(gram.scale, gram.norm) for gram in grams] for grams in (grams_x, grams_y)]
+    (scale_x, norm_x), (scale_y, norm_y) = (torch.tensor(side, dtype=torch.float64).T for side in sides)
     unit = scale_x[:, None] * scale_y / (n * (n - 3))
     # Errors of a few 1e-16 in the entries, 1 or less, add up to n times the norm of the other matrix at most.
     return unit, unit * 1e-13 * (n * (norm_x[:, None] + norm_y) + norm_x[:, None] * norm_y)
@@ -289,9 +274,7 @@ def shift_orders(n: int, permutations: int, generator: torch.Generator) -> Tenso
 
 
 @torch.no_grad()
-def _pair_pvalues(
-    side_x: Sequence[tuple[Kernel, Tensor]], side_y: Sequence[tuple[Kernel, Tensor]], permutations: int, seed: int
-) -> tuple[Tensor, Tensor]:
+def _pair_pvalues(side_x: Fitted, side_y: Fitted, permutations: int, seed: int) -> tuple[Tensor, Tensor]:
     """p-values of all pairs of columns, and their step-down adjusted ones, both `(p, q)`."""
     n, device = len(side_x[0][1]), side_x[0][1].device
     orders = shift_orders(n, permutations, seeded(seed)).to(device)

@@ -4,9 +4,9 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from hsic_lab._checks import check_integer, seeded
+from hsic_lab._checks import check_integer, is_constant, seeded
 from hsic_lab.hsic import hsic
-from hsic_lab.independence._permutation import Samples, TestResult, centered_gram, fitted, is_constant, sampled_result
+from hsic_lab.independence._permutation import Samples, TestResult, centered_gram, fitted, sampled_result
 from hsic_lab.kernels import Kernel, require_finite
 
 
@@ -83,9 +83,7 @@ def block_test(
     """
     x, y, kernel_x, kernel_y = fitted(x, y, kernel_x, kernel_y, at_least=8)
     n = len(x)
-    size = max(4, int(n**0.5)) if block_size is None else check_integer("block_size", block_size, 4)
-    if not 4 <= size <= n // 2:
-        raise ValueError(f"block_size must be between 4 and n // 2 = {n // 2}, got {size}")
+    size = max(4, int(n**0.5)) if block_size is None else check_integer("block_size", block_size, 4, n // 2)
     method = f"block, {n // size} blocks of {size} rows"
     order = torch.randperm(n, generator=seeded(seed)).to(x.device)
     if is_constant(x) or is_constant(y):

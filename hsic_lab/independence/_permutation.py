@@ -1,5 +1,6 @@
 """Exact permutation tests of independence, and the result of every test."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations_with_replacement, product
@@ -10,14 +11,15 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from hsic_lab._checks import check_integer, seeded, to_array
-from hsic_lab.hsic import dhsic
-from hsic_lab.hsic._estimators import paired_samples
+from hsic_lab._checks import check_integer, is_constant, seeded, to_array
+from hsic_lab.hsic import center, dhsic
+from hsic_lab.hsic._estimators import at_origin, paired_samples
 from hsic_lab.hsic._joint import ShiftedGram, can_store, rounding_errors, shift_orders, shifted_hsic
-from hsic_lab.kernels import Gaussian, Kernel, Linear, kernel_or, require_finite
+from hsic_lab.kernels import Gaussian, Kernel, kernel_or, require_finite
 
 Samples = Tensor | np.ndarray
 Labels = Tensor | np.ndarray | Sequence
+Sides = Sequence[tuple[Sequence[Kernel], Tensor]]  # of x and of y: its kernels and its sample
 
 
 @dataclass(frozen=True)
@@ -92,8 +94,7 @@ def permutation_test(
         Least number of permutations, and the seed that they are drawn with. The next multiple of n is scored, at least
         ``permutations + 1`` with the observed pairing; the result's `out_of` is its number.
     groups : labels of shape (n,) or None, default None
-        Test independence given the group: rows are shifted, and Grams are centered, within groups. It stays exact.
-        Needs O(n^2) memory.
+        Test independence given the group, still exactly. Shifts and centering are within groups. Needs O(n^2) memory.
 
     Examples
     --------
@@ -104,7 +105,7 @@ def permutation_test(
     (0.001, 1000)
     """
     x, y, kernel_x, kernel_y = fitted(x, y, kernel_x, kernel_y, at_least=4)
-    values, rounding = _permuted(x, y, [kernel_x], [kernel_y], permutations, groups, seed)
+    values, rounding = _permuted([([kernel_x], x), ([kernel_y], y)], permutations, groups, seed)
     within = "" if groups is None else " within groups"
     return sampled_result(float(values[0, 0]), values[0, 1:], f"permutation{within}", float(rounding))
 
@@ -129,9 +130,8 @@ def shift_test(
         lag at which the autocorrelation of the series has faded.
     """
     x, y, kernel_x, kernel_y = fitted(x, y, kernel_x, kernel_y, at_least=4)
-    if check_integer("guard", guard, 1) > len(x) // 2:
-        raise ValueError(f"guard must be at most half of the {len(x)} rows, got {guard}")
-    values, rounding = _shifted(x, y, [kernel_x], [kernel_y], torch.arange(len(x))[None])
+    check_integer("guard", guard, 1, len(x) // 2)
+    values, rounding = _shifted([([kernel_x], x), ([kernel_y], y)], torch.arange(len(x))[None])
     null = values[0, guard : len(x) - guard + 1]
     return sampled_result(float(values[0, 0]), null, f"shifts of {guard} or more", float(rounding))
 
@@ -147,10 +147,8 @@ def dhsic_test(
 
     Parameters
     ----------
-    *samples : Tensor or ndarray of shape (n, p_1), ..., (n, p_m)
-        Two or more samples whose rows belong together.
-    kernels : sequence of Kernel or None, default None
-        One for each sample; None is a Gaussian with the median bandwidth for each.
+    *samples, kernels : Tensor or ndarray of shape (n, p_1), ..., (n, p_m), sequence of Kernel or None, default None
+        Two or more samples whose rows belong together, and their kernels; None is a Gaussian with the median bandwidth.
     permutations, seed
         As in `permutation_test`.
 
@@ -167,26 +165,23 @@ def dhsic_test(
     checked = [kernel.samples(z, "samples") for kernel, z in zip(kernels, samples, strict=True)]
     checked = [z.double() if z.is_floating_point() else z for z in checked]
     grams = [require_finite(k.fit(z).gram(z, None).double(), k) for k, z in zip(kernels, checked, strict=True)]
-    units, scales = zip(*map(_unit, grams), strict=True)
-    means = [unit.mean(dim=1) for unit in units]
-    n, draws, generator = len(units[0]), check_integer("permutations", permutations, 1) + 1, seeded(seed)
+    means = [gram.mean(dim=1) for gram in grams]
+    n, draws, generator = len(means[0]), check_integer("permutations", permutations, 1) + 1, seeded(seed)
     blocks, values = -(-draws // n), []
     for block in range(blocks):
         # The observed pairing belongs to block 0, whose samples have one order; in other blocks each has its own.
-        orders = (
-            torch.rand(1 if block == 0 else len(units), n, generator=generator).argsort(dim=1).expand(len(units), n)
-        )
-        pairs = [(u[o][:, o].repeat(2, 2), m[o].repeat(2)) for u, m, o in zip(units, means, orders, strict=True)]
+        orders = torch.rand(len(grams) if block else 1, n, generator=generator).argsort(dim=1).expand(len(grams), n)
+        pairs = [(k[o][:, o].repeat(2, 2), m[o].repeat(2)) for k, m, o in zip(grams, means, orders, strict=True)]
         others = 1 + torch.randperm(n - 1, generator=generator)
         for shift in [0, *others.tolist()][: -(-draws // blocks)]:
             joint = rows = torch.ones((), dtype=torch.float64)
-            for j, (unit, mean) in enumerate(pairs):
+            for j, (gram, mean) in enumerate(pairs):
                 at = slice(first := j * shift % n, first + n)
-                joint, rows = joint * unit[at, at], rows * mean[at]
+                joint, rows = joint * gram[at, at], rows * mean[at]
             values.append(float(joint.mean() - 2 * rows.mean()))
-    product_of_means, scale = float(torch.stack([mean.mean() for mean in means]).prod()), float(np.prod(scales))
-    null = scale * (torch.tensor(values, dtype=torch.float64) + product_of_means)
-    return sampled_result(float(null[0]), null[1:], f"joint permutation of {len(units)} samples", 1e-13 * scale)
+    null = torch.tensor(values, dtype=torch.float64) + math.prod(float(mean.mean()) for mean in means)
+    rounding = 1e-13 * math.prod(float(gram.abs().max()) for gram in grams)
+    return sampled_result(float(null[0]), null[1:], f"joint permutation of {len(grams)} samples", rounding)
 
 
 @torch.no_grad()
@@ -220,11 +215,8 @@ def aggregated_test(
     if not scales or min(scales) <= 0:
         raise ValueError(f"scales must be positive numbers, at least one, got {scales}")
     x, y, kernel_x, kernel_y = fitted(x, y, kernel_x, kernel_y, at_least=4)
-    kernels_x, kernels_y = (
-        [replace(k, bandwidth=s * k.bandwidth) for s in scales] if hasattr(k, "bandwidth") else [k]  # type: ignore[type-var]
-        for k in (kernel_x, kernel_y)
-    )
-    values, rounding = _permuted(x, y, kernels_x, kernels_y, permutations, groups, seed)
+    kernels_x, kernels_y = _scaled(kernel_x, scales), _scaled(kernel_y, scales)
+    values, rounding = _permuted([(kernels_x, x), (kernels_y, y)], permutations, groups, seed)
     count = values.shape[1]
     # For each pairing and each pair of kernels: the share of pairings whose HSIC is at least as large, up to rounding.
     below = torch.searchsorted(values.sort(dim=1).values, values - rounding[:, None])
@@ -239,6 +231,12 @@ def aggregated_test(
     return replace(sampled_result(float(scores[0]), scores[1:], method), components=components)
 
 
+def _scaled(kernel: Any, scales: Sequence[float]) -> list[Kernel]:
+    return (
+        [replace(kernel, bandwidth=s * kernel.bandwidth) for s in scales] if hasattr(kernel, "bandwidth") else [kernel]
+    )
+
+
 def fitted(
     x: Any, y: Any, kernel_x: Kernel | None, kernel_y: Kernel | None, at_least: int
 ) -> tuple[Tensor, Tensor, Kernel, Kernel]:
@@ -247,16 +245,8 @@ def fitted(
     x, y = paired_samples(x, y, kernel_x, kernel_y, at_least)
     # In float32 a nearly constant Gram would be rounding error after centering, and equal pairings would differ.
     x, y = (z.double() if z.is_floating_point() else z for z in (x, y))
-    # No test depends on the origin of a linear kernel, but the rounding error of its Gram does.
-    x = x - x.mean(dim=0) if isinstance(kernel_x, Linear) and not is_constant(x) else x
-    y = y - y.mean(dim=0) if isinstance(kernel_y, Linear) and not is_constant(y) else y
+    x, y = at_origin(x, kernel_x), at_origin(y, kernel_y)
     return x, y, kernel_x.fit(x), kernel_y.fit(y)
-
-
-def is_constant(z: Tensor, codes: Tensor | None = None) -> bool:
-    """Whether all rows, or all rows of each group, are equal."""
-    groups = [z] if codes is None else [z[(codes == code).to(z.device)] for code in codes.unique()]
-    return all(bool((group == group[:1]).all()) for group in groups)
 
 
 def group_codes(groups: Labels, n: int) -> Tensor:
@@ -275,11 +265,12 @@ def group_codes(groups: Labels, n: int) -> Tensor:
 def centered_gram(kernel: Kernel, z: Tensor, codes: Tensor | None = None) -> Tensor:
     """The Gram `(n, n)` centered over all rows or within groups; ValueError if an entry is not finite."""
     gram = kernel(z).double()
-    if is_constant(z, codes):
+    groups = [z] if codes is None else [z[(codes == code).to(z.device)] for code in codes.unique()]
+    if all(map(is_constant, groups)):
         return torch.zeros_like(gram)  # exact, without the rounding error of a mean
     require_finite(gram, kernel)
     if codes is None:
-        return gram.sub_(gram.mean(dim=1, keepdim=True)).sub_(gram.mean(dim=0))
+        return center(gram)
     return _minus_means(_minus_means(gram, codes).T, codes)
 
 
@@ -290,61 +281,44 @@ def _minus_means(rows: Tensor, codes: Tensor) -> Tensor:
     return rows - (sums / codes.bincount()[:, None])[codes]
 
 
-def _unit(matrix: Tensor) -> tuple[Tensor, float]:
-    """The matrix divided by its largest entry, and that entry, so that float32 neither overflows nor underflows."""
-    scale = float(matrix.abs().max()) or 1.0
-    return matrix / scale, scale
-
-
-def _permuted(
-    x: Tensor, y: Tensor, kernels_x: Sequence[Kernel], kernels_y: Sequence[Kernel], permutations: int,
-    groups: Labels | None, seed: int,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+def _permuted(sides: Sides, permutations: int, groups: Labels | None, seed: int) -> tuple[Tensor, Tensor]:
     """Unbiased HSIC of each pair of kernels, observed and then permuted, `(a b, N)`; its rounding error `(a b,)`."""
-    n, generator = len(x), seeded(seed)
+    n = len(sides[0][1])
     if groups is None:
-        return _shifted(x, y, kernels_x, kernels_y, shift_orders(n, permutations, generator))
-    return _shifted_within(x, y, kernels_x, kernels_y, group_codes(groups, n), permutations, generator)
+        return _shifted(sides, shift_orders(n, permutations, seeded(seed)))
+    return _shifted_within(sides, group_codes(groups, n), permutations, seed)
 
 
-def _shifted(
-    x: Tensor, y: Tensor, kernels_x: Sequence[Kernel], kernels_y: Sequence[Kernel], orders: Tensor
-) -> tuple[Tensor, Tensor]:
+def _shifted(sides: Sides, orders: Tensor) -> tuple[Tensor, Tensor]:
     """As `_permuted`, for all shifts along the orders `(J, n)`."""
-    stored = can_store(len(x), len(kernels_x) + len(kernels_y))
-    grams_x, grams_y = ([ShiftedGram(k, z, stored) for k in ks] for ks, z in ((kernels_x, x), (kernels_y, y)))
-    values, rounding = shifted_hsic(grams_x, grams_y, orders.to(x.device))
+    stored, device = can_store(orders.shape[1], sum(len(kernels) for kernels, _ in sides)), sides[0][1].device
+    grams_x, grams_y = ([ShiftedGram(kernel, z, stored) for kernel in kernels] for kernels, z in sides)
+    values, rounding = shifted_hsic(grams_x, grams_y, orders.to(device))
     return values.flatten(0, 1), rounding.flatten()
 
 
-def _shifted_within(
-    x: Tensor, y: Tensor, kernels_x: Sequence[Kernel], kernels_y: Sequence[Kernel], codes: Tensor, permutations: int,
-    generator: torch.Generator,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+def _shifted_within(sides: Sides, codes: Tensor, permutations: int, seed: int) -> tuple[Tensor, Tensor]:
     """As `_permuted`, when every group is shifted by a number of rows of its own.
 
     For groups g and h the sums over their rows for all pairs of shifts are one two-dimensional circular correlation.
     The products of the shifts of all groups are a group again; drawn elements of it, the identity and the same number
     in other random orders give an exact test.
     """
-    n, counts = len(x), codes.bincount()
+    n, counts, device, generator = len(codes), codes.bincount(), sides[0][1].device, seeded(seed)
     # Ten times as many products of shifts as draws: few of them are drawn twice.
     draws = check_integer("permutations", permutations, 1) + 1
     blocks = int(min(draws, max(1, -(-10 * draws // float(counts.double().prod())))))
     count = -(-draws // blocks)
     # Groups of one size form a stack, in which they follow one another. Within groups the order is random.
     keys = counts[codes] * len(counts) + codes
-    orders = (keys + torch.rand(blocks, n, dtype=torch.float64, generator=generator)).argsort(dim=1).to(x.device)
+    orders = (keys + torch.rand(blocks, n, dtype=torch.float64, generator=generator)).argsort(dim=1).to(device)
     sizes, members = (values.tolist() for values in counts.unique(return_counts=True))
-    rows = torch.arange(n, device=x.device).split([a * b for a, b in zip(sizes, members, strict=True)])
+    rows = torch.arange(n, device=device).split([a * b for a, b in zip(sizes, members, strict=True)])
     shifts = [torch.randint(a, (blocks, count, b), generator=generator) for a, b in zip(sizes, members, strict=True)]
     for shift in shifts:
         shift[0, 0] = 0  # the observed pairing
-    grams_x, grams_y = (
-        [ShiftedGram(kernel, z, True, centered_gram(kernel, z, codes)) for kernel in kernels]
-        for kernels, z in ((kernels_x, x), (kernels_y, y))
-    )
-    sums = torch.zeros(len(grams_x), len(grams_y), blocks, count, dtype=torch.float64, device=x.device)
+    grams_x, grams_y = ([ShiftedGram(k, z, True, centered_gram(k, z, codes)) for k in kernels] for kernels, z in sides)
+    sums = torch.zeros(len(grams_x), len(grams_y), blocks, count, dtype=torch.float64, device=device)
 
     def spectra(grams: Sequence[ShiftedGram], some: Tensor, c: int, d: int) -> list[Tensor]:
         shape = len(some), members[c], sizes[c], members[d], sizes[d]

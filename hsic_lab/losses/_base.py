@@ -1,15 +1,13 @@
 """Base class of the losses: input checks, precision, rows of other processes, and the sum of named terms."""
 
 import inspect
-import math
 from collections.abc import Callable
 from functools import reduce
-from numbers import Real
 
 import torch
 from torch import Tensor, nn
 
-from hsic_lab._checks import check_views, no_autocast
+from hsic_lab._checks import check_type, check_views, no_autocast
 from hsic_lab._distributed import all_gather_rows, world_size
 
 
@@ -27,9 +25,8 @@ class TwoViewLoss(nn.Module):
 
     def __init__(self, gather_distributed: bool = True) -> None:
         super().__init__()
-        if not isinstance(gather_distributed, bool):  # lightly's second argument of NTXentLoss is memory_bank_size
-            raise TypeError(f"gather_distributed must be True or False, got {gather_distributed!r}")
-        self.gather_distributed = gather_distributed
+        # lightly's second argument of NTXentLoss is memory_bank_size, an integer.
+        self.gather_distributed = check_type("gather_distributed", gather_distributed, bool)
 
     def forward(self, z_a: Tensor, z_b: Tensor, *more: Tensor) -> Tensor:
         """Return the loss, the sum of its `terms`, of floating-point views (n, d); row i of all is one image."""
@@ -67,15 +64,3 @@ class TwoViewLoss(nn.Module):
             needed = f"at least {self.min_rows} row{'s' * (self.min_rows > 1)}"
             raise ValueError(f"{type(self).__name__} needs {needed}, got shape {tuple(views[0].shape)}")
         return views
-
-
-def check_numbers(positive: bool = False, **values: float) -> None:
-    """ValueError unless every named value is a number of at least 0, or above 0 if `positive`."""
-    for name, value in values.items():
-        if not (is_number(value) and (0 < value < math.inf if positive else 0 <= value < math.inf)):
-            raise ValueError(f"{name} must be {'positive' if positive else 'at least 0'} and finite, got {value!r}")
-
-
-def is_number(value: object) -> bool:
-    """Whether `value` is a real number or a tensor, which may be learned; booleans are neither."""
-    return isinstance(value, Real | Tensor) and not isinstance(value, bool)

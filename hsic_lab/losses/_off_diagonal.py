@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
-from hsic_lab._checks import matmul, no_autocast
+from hsic_lab._checks import is_transformed, matmul, no_autocast
 from hsic_lab.correlation import reciprocal_std, standardize_with_scale
 
 ROUTES = ("auto", "primal", "dual")
@@ -52,6 +52,7 @@ def _both(standardized: bool, x: Tensor, y: Tensor | None = None) -> tuple[Tenso
 
 
 def _over_pairs_of_images(x: Tensor, y: Tensor, route: str) -> tuple[Tensor, Tensor, Tensor]:
+    """`split_squared_norm` for the contrast "samples"."""
     n, d = x.shape
     diagonal = (x * y).mean(dim=0)
     total = (x.sum(dim=1) * y.sum(dim=1)).sum() / n - diagonal.sum()
@@ -86,7 +87,7 @@ def _dual_without_head(x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor, Ten
 
 def _split(route: str, standardized: bool, *views: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """`split_squared_norm` over pairs of features, by the function below where it is faster and torch allows it."""
-    transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    transformed = is_transformed() or forward_ad._current_level >= 0
     by_autograd = transformed or (route == "primal" and not standardized)
     return (_by_autograd if by_autograd else _Split.apply)(route, standardized, *views)
 
@@ -181,17 +182,13 @@ def _dual_backward(views, standardized, grams, sums, diagonal, for_diagonal, for
         for view, (x, scale) in enumerate(columns):
             other = ~view  # the other view counted from the end, or the only one
             own = (weights[other] @ x).add_(rows[other]).addcmul_(column[block], columns[other][0])
-            gradients[view][:, block] = _standardize_backward(own, x, scale)
+            if scale is not None:  # from the gradient with respect to x to that with respect to z
+                along = (x * own).sum(dim=0).mul_(1 / n)
+                own.sub_(own.mean(dim=0)).addcmul_(x, along, value=-1).mul_(scale)
+            gradients[view][:, block] = own
     return gradients if len(views) > 1 else [gradients[0].mul_(2)]
 
 
 def _columns(z: Tensor, block: slice, standardized: bool) -> tuple[Tensor, Tensor | None]:
+    """A block of columns and the factors that standardized it, None if they are as given."""
     return standardize_with_scale(z[:, block]) if standardized else (z[:, block], None)
-
-
-def _standardize_backward(gradient: Tensor, x: Tensor, scale: Tensor | None) -> Tensor:
-    """The gradient with respect to z, written into `gradient`, the one with respect to x."""
-    if scale is None:
-        return gradient
-    along = (x * gradient).sum(dim=0).mul_(1 / len(x))
-    return gradient.sub_(gradient.mean(dim=0)).addcmul_(x, along, value=-1).mul_(scale)

@@ -1,13 +1,11 @@
 """Barlow Twins and HSIC_SSL: losses of the cross-correlation matrix C of two views."""
 
-import math
-
 import torch.nn.functional as F
 from torch import Tensor
 
-from hsic_lab._checks import check_choice
+from hsic_lab._checks import check_choice, check_number
 from hsic_lab.correlation import cross_correlation
-from hsic_lab.losses._base import TwoViewLoss, is_number
+from hsic_lab.losses._base import TwoViewLoss
 from hsic_lab.losses._off_diagonal import CONTRASTS, ROUTES, split_squared_norm
 
 
@@ -37,9 +35,9 @@ class HSICSSLLoss(TwoViewLoss):
         route: str = "auto", contrast: str = "dimensions",
     ) -> None:  # fmt: skip
         super().__init__(gather_distributed)
-        if not (is_number(off_diagonal_target) and math.isfinite(off_diagonal_target)):
-            raise ValueError(f"off_diagonal_target must be a finite number, got {off_diagonal_target!r}")
-        self.lambda_param, self.off_diagonal_target = _check_lambda(lambda_param), off_diagonal_target
+        check_number("off_diagonal_target", off_diagonal_target)
+        check_number("lambda_param", 0 if lambda_param is None else lambda_param, 0)
+        self.lambda_param, self.off_diagonal_target = lambda_param, off_diagonal_target
         self.route, self.contrast = check_choice(route, ROUTES, "route"), check_choice(contrast, CONTRASTS, "contrast")
 
     def _terms(self, z_a: Tensor, z_b: Tensor) -> dict[str, Tensor]:
@@ -79,7 +77,7 @@ class HSICSSLLoss(TwoViewLoss):
 
 
 class BarlowTwinsLoss(HSICSSLLoss):
-    """Barlow Twins loss: pulls the diagonal of C to 1 and the other entries to 0.
+    """Barlow Twins loss (Zbontar et al. 2021, arXiv:2103.03230): pulls the diagonal of C to 1, other entries to 0.
 
     ``sum_i (1 - C_ii)^2 + lambda sum_{i != j} C_ij^2``, where C is the ``(d, d)`` cross-correlation of the two views
     over the batch. With linear kernels ``HSIC = ||C||_F^2``, so the second term is ``lambda (HSIC - sum_i C_ii^2)``:
@@ -90,8 +88,8 @@ class BarlowTwinsLoss(HSICSSLLoss):
     Parameters
     ----------
     lambda_param : float or None, default 5e-3
-        Weight lambda of the off-diagonal entries, at least 0. The default is that of Zbontar et al. (2021), tuned at
-        d = 8192, and of lightly. None means ``1 / d``, as in Tsai et al. (2021).
+        Weight lambda of the off-diagonal entries, at least 0. The default is that of the paper, tuned at d = 8192,
+        and of lightly. None means ``1 / d``, as in Tsai et al. (2021).
     gather_distributed : bool, default True
         Under ``torch.distributed``, whether the loss uses the rows of all processes (lightly's default is False). Then
         k processes have the value and, with ``DistributedDataParallel``, the gradient of one process with all rows.
@@ -100,12 +98,8 @@ class BarlowTwinsLoss(HSICSSLLoss):
         ("dual"), or by the cheaper of both ("auto"). Value and gradient are the same up to rounding.
     contrast : {"dimensions", "samples"}, default "dimensions"
         What lambda weighs: pairs of different features, ``sum_{i != j} C_ij^2``, or pairs of different images,
-        ``sum_{b != c} <x_b, x_c> <y_b, y_c> / n^2`` with standardized rows x and y. Both are parts of the same
-        ``||C||_F^2`` (Garrido et al. 2023): "dimensions" is Barlow Twins, "samples" its contrastive counterpart.
-
-    References
-    ----------
-    Zbontar et al. (2021), arXiv:2103.03230, equation 1. Garrido et al. (2023), arXiv:2206.02574, theorem 3.3.
+        ``sum_{b != c} <x_b, x_c> <y_b, y_c> / n^2`` with standardized rows x and y. Both are parts of ``||C||_F^2``
+        (Garrido et al. 2023, arXiv:2206.02574, theorem 3.3): "samples" is the contrastive counterpart.
 
     Examples
     --------
@@ -144,7 +138,9 @@ class ReferenceCodeLoss(TwoViewLoss):
         bessel: bool = True, gather_distributed: bool = True,
     ) -> None:  # fmt: skip
         super().__init__(gather_distributed)
-        self.lambda_param, self.off_diagonal_target = _check_lambda(lambda_param), off_diagonal_target
+        check_number("off_diagonal_target", off_diagonal_target)
+        check_number("lambda_param", 0 if lambda_param is None else lambda_param, 0)
+        self.lambda_param, self.off_diagonal_target = lambda_param, off_diagonal_target
         self.unit_rows, self.bessel = unit_rows, bessel
 
     def _terms(self, z_a: Tensor, z_b: Tensor) -> dict[str, Tensor]:
@@ -156,11 +152,6 @@ class ReferenceCodeLoss(TwoViewLoss):
         return {"invariance": (1 - c.diagonal()).square().sum(), "redundancy": _weight(self.lambda_param, d) * off}
 
 
-def _check_lambda(lambda_param: float | None) -> float | None:
-    if lambda_param is not None and not (is_number(lambda_param) and 0 <= lambda_param < math.inf):
-        raise ValueError(f"lambda_param must be at least 0 and finite, or None for 1/d, got {lambda_param!r}")
-    return lambda_param
-
-
 def _weight(lambda_param: float | None, d: int) -> float:
+    """Lambda, for None 1 / d."""
     return 1 / d if lambda_param is None else lambda_param

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hsic_lab._checks import check_choice, matmul, no_autocast
+from hsic_lab._checks import check_choice, check_number, matmul, no_autocast
 from hsic_lab._distributed import all_gather_rows
-from hsic_lab.losses._base import TwoViewLoss, check_numbers, is_number
+from hsic_lab.losses._base import TwoViewLoss
 from hsic_lab.losses._off_diagonal import ROUTES, split_squared_norm
 
 
@@ -34,9 +34,9 @@ class NTXentLoss(TwoViewLoss):
 
     def __init__(self, temperature: float = 0.5, gather_distributed: bool = True, class_prior: float = 0.0) -> None:
         super().__init__(gather_distributed)
-        if not (is_number(class_prior) and 0 <= class_prior < 1):
-            raise ValueError(f"class_prior must be in [0, 1), got {class_prior!r}")
-        check_numbers(positive=True, temperature=temperature)
+        check_number("temperature", temperature, 0, above=True)
+        if check_number("class_prior", class_prior, 0, 1) == 1:
+            raise ValueError(f"class_prior must be below 1, got {class_prior!r}")
         self.temperature, self.class_prior = temperature, class_prior
 
     def _terms(self, z_a: Tensor, z_b: Tensor) -> dict[str, Tensor]:
@@ -88,7 +88,7 @@ class SupConLoss(TwoViewLoss):
 
     def __init__(self, temperature: float = 0.5, gather_distributed: bool = True, rescale: bool = True) -> None:
         super().__init__(gather_distributed)
-        check_numbers(positive=True, temperature=temperature)
+        check_number("temperature", temperature, 0, above=True)
         self.temperature, self.rescale = temperature, rescale
 
     def forward(self, z_a: Tensor, z_b: Tensor, *more: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -97,10 +97,8 @@ class SupConLoss(TwoViewLoss):
 
     def terms(self, z_a: Tensor, z_b: Tensor, *more: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
         if strange := [z for z in more if isinstance(z, Tensor) and not z.is_floating_point()]:
-            found = f"a tensor of {strange[0].dtype}, shape {tuple(strange[0].shape)}"
-            raise TypeError(
-                f"labels must be given by name, as in loss(z_a, z_b, labels=labels), got {found}, as a view"
-            )
+            found = f"a tensor of {strange[0].dtype}, shape {tuple(strange[0].shape)}, as a view"
+            raise TypeError(f"labels must be given by name, as in loss(z_a, z_b, labels=labels), got {found}")
         views = self._prepare(z_a, z_b, *more)
         if labels is None:
             labels = torch.arange(len(views[0]), device=z_a.device)
@@ -109,9 +107,8 @@ class SupConLoss(TwoViewLoss):
         elif labels.device != z_a.device:
             raise ValueError(f"labels must be on the device of the views, {z_a.device}, got {labels.device}")
         elif labels.shape != z_a.shape[:1] or labels.is_floating_point() or labels.is_complex():
-            raise ValueError(
-                f"labels must be integers of shape ({len(z_a)},), got {labels.dtype} {tuple(labels.shape)}"
-            )
+            found = f"{labels.dtype} {tuple(labels.shape)}"
+            raise ValueError(f"labels must be integers of shape ({len(z_a)},), got {found}")
         elif self.gather_distributed:
             labels = all_gather_rows(labels)
         with no_autocast(z_a):
@@ -146,7 +143,7 @@ class SpectralContrastiveLoss(TwoViewLoss):
 
     def __init__(self, mu: float = 1.0, gather_distributed: bool = True, route: str = "auto") -> None:
         super().__init__(gather_distributed)
-        check_numbers(positive=True, mu=mu)
+        check_number("mu", mu, 0, above=True)
         self.mu, self.route = mu, check_choice(route, ROUTES, "route")
 
     def _terms(self, z_a: Tensor, z_b: Tensor) -> dict[str, Tensor]:

@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from hsic_lab._checks import is_whole, matmul
+from hsic_lab._checks import check_number, is_whole, matmul
 from hsic_lab.correlation import standardize
 from hsic_lab.hsic import center
 from hsic_lab.kernels import Kernel, Linear, named
-from hsic_lab.losses._base import TwoViewLoss, check_numbers
+from hsic_lab.losses._base import TwoViewLoss
 
 
 class SSLHSICLoss(TwoViewLoss):
@@ -41,7 +41,7 @@ class SSLHSICLoss(TwoViewLoss):
         random_features: int | None = None, seed: int = 0, standardized: bool = False,
     ) -> None:  # fmt: skip
         super().__init__(gather_distributed)
-        check_numbers(gamma=gamma)
+        check_number("gamma", gamma, 0)
         self.kernel = kernel if isinstance(kernel, Kernel) else named(kernel)
         self.gamma, self.standardized, self.random_features = gamma, standardized, random_features
         if random_features is not None:

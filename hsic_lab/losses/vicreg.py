@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from scipy.special import gammainc
 from torch import Tensor
 
-from hsic_lab._checks import check_choice
-from hsic_lab.losses._base import TwoViewLoss, check_numbers
+from hsic_lab._checks import check_choice, check_number
+from hsic_lab.losses._base import TwoViewLoss
 from hsic_lab.losses._off_diagonal import CONTRASTS, ROUTES, split_squared_norm
 
 
@@ -37,7 +37,9 @@ class VICRegLoss(TwoViewLoss):
         gather_distributed: bool = True, eps: float = 1e-4, route: str = "auto", contrast: str = "dimensions",
     ) -> None:  # fmt: skip
         super().__init__(gather_distributed)
-        check_numbers(lambda_param=lambda_param, mu_param=mu_param, nu_param=nu_param, eps=eps)
+        given = {"lambda_param": lambda_param, "mu_param": mu_param, "nu_param": nu_param, "eps": eps}
+        for name, value in given.items():
+            check_number(name, value, 0)
         self.lambda_param, self.mu_param, self.nu_param, self.eps = lambda_param, mu_param, nu_param, eps
         self.route, self.contrast = check_choice(route, ROUTES, "route"), check_choice(contrast, CONTRASTS, "contrast")
 

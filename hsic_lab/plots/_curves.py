@@ -1,6 +1,7 @@
 """Plots of training histories, probes, ablations and diagnostics."""
 
 from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -10,24 +11,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
 
-from hsic_lab._checks import check_type
+from hsic_lab._checks import check_integer, check_type
 from hsic_lab._statistics import few_label_summary, summarize
-from hsic_lab.plots._canvas import (
-    PALETTE,
-    QUIET,
-    SEQUENTIAL,
-    axes_or_new,
-    dashed_line,
-    draw_band,
-    plain,
-    require_columns,
-    value_label,
-)
+
+from hsic_lab.plots._canvas import (  # isort: skip
+    PALETTE, QUIET, SEQUENTIAL, axes_or_new, dashed_line, draw_band, plain, require_columns, value_label,
+)  # fmt: skip
 
 
-def plot_history(
-    frame: pd.DataFrame | Mapping[str, pd.DataFrame], ax: Axes | None = None, columns: Sequence[str] = ("loss",)
-) -> Axes:
+Runs: TypeAlias = pd.DataFrame | Mapping[str, pd.DataFrame]  # one run, or several by name
+
+
+def plot_history(frame: Runs, ax: Axes | None = None, columns: Sequence[str] = ("loss",)) -> Axes:
     """Training curves: each of `columns` against the column ``step``.
 
     A color is a run, or a column if there is one run. A line style is a column. Nothing is averaged.
@@ -73,8 +68,7 @@ def history_figure(runs: Mapping[str, pd.DataFrame], dimension: int) -> Figure:
     runs, dimension : mapping of str to DataFrame, int
         Histories by name, with the columns ``step, loss, diagonal, off_diagonal``; the width d of C, at least 2.
     """
-    if dimension < 2:
-        raise ValueError(f"dimension must be at least 2, got {dimension}")
+    check_integer("dimension", dimension, 2)
     runs = _runs(runs, ["loss", "diagonal", "off_diagonal"])
     figure, axes = plt.subplot_mosaic("ld;lo", figsize=(9.5, 4.0), layout="constrained")
     loss, diagonal, off = axes.values()
@@ -92,7 +86,7 @@ def history_figure(runs: Mapping[str, pd.DataFrame], dimension: int) -> Figure:
     return figure
 
 
-def _runs(frame: pd.DataFrame | Mapping[str, pd.DataFrame], columns: Sequence[str]) -> dict[str, pd.DataFrame]:
+def _runs(frame: Runs, columns: Sequence[str]) -> dict[str, pd.DataFrame]:
     """Return the runs by name, sorted by step; a single run has the name ""."""
     runs = dict(frame) if isinstance(frame, Mapping) else {"": frame}
     for run in runs.values():

@@ -37,12 +37,6 @@ def plot_cross_correlation(
         End of the color scale; larger entries share its color. Take 0.2 for the off-diagonal of a trained model.
     title, colorbar : str or None, bool, default True
         Title of the axes; whether to draw a color bar, with an arrow at an end that entries exceed.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from hsic_lab.plots import plot_cross_correlation
-    >>> ax = plot_cross_correlation(torch.eye(8), title="perfect")
     """
     norm, matrix = _diverging_norm(limit), square_matrix(c)
     ax = axes_or_new(ax, 4.8, 4.4)
@@ -133,8 +127,7 @@ def matrix_figure(
     """Heatmaps of several matrices C (d, d) on one color scale, with their histograms and spectra.
 
     `n` is the number of pairs behind the matrices, one for all or by title. `order` is an argument of `feature_order`,
-    or the permutation of the features by title. The gray band in the histogram of the off-diagonal entries is two
-    standard deviations ``1/sqrt(n-1)`` of unrelated features around 0, for the smallest n.
+    or the permutation of the features by title. The gray band of off-diagonal entries is ``2/sqrt(n-1)`` around 0.
     """
     if not check_type("panels", panels, Mapping):
         raise ValueError("panels must hold at least one matrix, got none")

@@ -39,9 +39,8 @@ def plot_spectrum(values: ArrayLike, ax: Axes | None = None, label: str | None =
     ax = axes_or_new(ax, 5.2, 3.4)
     color = PALETTE[len(ax.get_lines()) % len(PALETTE)]
     shares = np.sort(singular)[::-1] / singular.max()
-    ax.plot(
-        np.arange(1, len(shares) + 1), shares, label=None if label is None else plain(label), color=color, linewidth=1.8
-    )
+    name = None if label is None else plain(label)
+    ax.plot(np.arange(1, len(shares) + 1), shares, label=name, color=color, linewidth=1.8)
     ax.set(yscale="log", xlabel="index", ylabel="singular value / largest")
     ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     if label is not None:

@@ -8,67 +8,54 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import partial
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from hsic_lab import losses
-from hsic_lab._checks import check_choice, is_whole
+from hsic_lab._checks import check_choice, check_integer, check_number, check_type
 from hsic_lab.views import AUGMENTATIONS
 
 # lambda = 1 / d, the rule of Tsai et al. (2021), makes runs of different widths comparable.
 LOSSES: dict[str, Callable[..., losses.TwoViewLoss]] = {
-    "barlow_twins": partial(losses.BarlowTwinsLoss, lambda_param=None),
-    "hsic_ssl": losses.HSICSSLLoss,
-    "vicreg": losses.VICRegLoss,
-    "ssl_hsic": losses.SSLHSICLoss,
-    "spectral": losses.SpectralContrastiveLoss,
-    "nt_xent": losses.NTXentLoss,
-    "negative_cosine": losses.NegativeCosineSimilarity,
+    "barlow_twins": partial(losses.BarlowTwinsLoss, lambda_param=None), "hsic_ssl": losses.HSICSSLLoss,
+    "vicreg": losses.VICRegLoss, "ssl_hsic": losses.SSLHSICLoss, "spectral": losses.SpectralContrastiveLoss,
+    "nt_xent": losses.NTXentLoss, "negative_cosine": losses.NegativeCosineSimilarity,
     "reference_code": losses.ReferenceCodeLoss,
-}
+}  # fmt: skip
 
-# What a setting accepts: in words, as a test, and the function that brings an accepted value to its one form.
-Rule = tuple[str, Callable[[Any], bool], Callable[[Any], Any]]
-
-
-def _is_list_of(kind: type, value: Any) -> bool:
-    return isinstance(value, tuple | list) and all(isinstance(v, kind) and not isinstance(v, bool) for v in value)
+# What a setting accepts, in words, and the function that gives an accepted value its one form and refuses any other.
+Rule = tuple[str, Callable[[Any], Any]]
 
 
-def _whole(low: int, high: float = math.inf) -> Rule:
-    bound = f"of at least {low}" if high == math.inf else f"in [{low}, {high}]"
-    return f"a whole number {bound}", lambda value: is_whole(value) and low <= value <= high, int
+def _whole(low: int, high: int | None = None) -> Rule:
+    bound = f"of at least {low}" if high is None else f"in [{low}, {high}]"
+    return f"a whole number {bound}", lambda v: check_integer("", v, low, 2**63 - 1 if high is None else high)
 
 
 def _number(low: float = -math.inf, high: float = math.inf) -> Rule:
     bound = f" in [{low}, {high}]" if high < math.inf else f" of at least {low}" if low > -math.inf else ""
-    return f"a finite number{bound}", lambda v: _is_list_of(Real, [v]) and math.isfinite(v) and low <= v <= high, float
+    return f"a finite number{bound}", lambda v: check_number("", v, low, high)
 
 
 def _one_of(*names: str) -> Rule:
-    return f"one of {', '.join(map(repr, names))}", lambda value: value in names, str
+    return f"one of {', '.join(map(repr, names))}", lambda v: check_choice(v, names, "")
 
 
 def _or_none(rule: Rule) -> Rule:
-    accepted, test, convert = rule
-    return f"{accepted}, or None", lambda v: v is None or test(v), lambda v: None if v is None else convert(v)
+    return f"{rule[0]}, or None", lambda v: None if v is None else rule[1](v)
 
 
-_POSITIVE: Rule = ("a finite number above 0", lambda value: _number(0)[1](value) and value > 0, float)
-_BOOLEAN: Rule = ("true or false", lambda value: isinstance(value, bool), bool)
-_TEXT: Rule = ("a string", lambda value: isinstance(value, str | os.PathLike) and os.fspath(value) != "", os.fspath)
-_NAMES: Rule = ("a list of names", lambda value: _is_list_of(str, value), tuple)
-_WIDTHS: Rule = (
-    "a list of positive widths", lambda value: _is_list_of(Integral, value) and min(value, default=1) > 0,
-    lambda value: tuple(map(int, value)),
-)  # fmt: skip
-_TABLE: Rule = (
-    "a dictionary that JSON can hold", lambda value: isinstance(value, Mapping),
-    lambda value: json.loads(json.dumps(dict(value), allow_nan=False)),
-)  # fmt: skip
+def _list_of(words: str, convert: Callable[[Any], Any]) -> Rule:
+    return f"a list of {words}", lambda v: tuple(map(convert, check_type("", v, tuple, list)))
+
+
+_POSITIVE: Rule = "a finite number above 0", lambda v: check_number("", v, 0, above=True)
+_BOOLEAN: Rule = "true or false", lambda v: check_type("", v, bool)
+_TEXT: Rule = "a string", lambda v: os.fspath(check_type("", v or None, str, os.PathLike))  # no empty one
+_NAMES, _WIDTHS = _list_of("names", lambda v: check_type("", v, str)), _list_of("positive widths", _whole(1)[1])
+_TABLE: Rule = "a dictionary that JSON can hold", lambda v: json.loads(json.dumps({**v}, allow_nan=False))
 
 
 def _setting(default: Any, rule: Rule) -> Any:
@@ -186,10 +173,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for setting in fields(self):
-            value, (accepted, test, convert) = getattr(self, setting.name), setting.metadata["rule"]
+            value, (accepted, convert) = getattr(self, setting.name), setting.metadata["rule"]
             try:
-                if not test(value):
-                    raise ValueError
                 vars(self)[setting.name] = convert(value)
             except (TypeError, ValueError) as error:
                 raise ValueError(f"{setting.name} must be {accepted}, got {value!r}") from error
@@ -228,8 +213,7 @@ class TrainConfig:
             values["loss_options"] = weight | values.get("loss_options", {})
         options = values.get("loss_options")
         if isinstance(options, Mapping) and "target" in options:  # its name before version 0.2
-            changed = {"off_diagonal_target": options["target"]}
-            values["loss_options"] = {name: value for name, value in options.items() if name != "target"} | changed
+            values["loss_options"] = {{"target": "off_diagonal_target"}.get(k, k): v for k, v in options.items()}
         return cls(**values)
 
 
@@ -294,6 +278,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def hardware(device: torch.device) -> str:
+    """The name of the GPU or of the processor."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
 
 

@@ -131,6 +131,7 @@ def held_out_pairs(data: ImageData, config: TrainConfig, device: torch.device, v
 
 
 def seeded_generator(device: torch.device, *key: int) -> torch.Generator:
+    """Return a generator on the device whose seed is that of the key."""
     return torch.Generator(device).manual_seed(seed_of(*key))
 
 

@@ -44,6 +44,7 @@ def float32_default() -> Iterator[None]:
 
 
 def make_loss(config: TrainConfig) -> TwoViewLoss:
+    """The loss of the settings, without their `loss_scale`."""
     return LOSSES[config.loss](**config.loss_arguments)
 
 
@@ -77,6 +78,7 @@ def make_networks(config: TrainConfig, channels: int, encoder: Any = None, featu
 
 
 def make_predictor(config: TrainConfig) -> nn.Module | None:
+    """The predictor of the settings, initialized by their seed; None if they have no predictor."""
     d = config.projector[-1]
     with seeded(config.seed + 1):
         return MLPProjector([d, *config.predictor, d]) if config.predictor else None

@@ -85,13 +85,12 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         weights = _on_cpu(nn.ModuleDict({"encoder": self.encoder, "projector": self.projector}).state_dict())
         files: dict[str, Callable[[Path], Any]] = {
-            HISTORY: lambda path: self.history.to_csv(path, index=False),
-            WEIGHTS: lambda path: save_file(weights, path),
-        }
+            HISTORY: partial(self.history.to_csv, index=False), WEIGHTS: partial(save_file, weights),
+        }  # fmt: skip
         for name, by_step in ((SNAPSHOTS, self.snapshots), (SAMPLES, self.samples)):
             files[name] = partial(save_file, {f"{_STEP}{step:06d}": tensor for step, tensor in by_step.items()})
         if len(self.monitor):
-            files[MONITOR] = lambda path: self.monitor.to_csv(path, index=False)
+            files[MONITOR] = partial(self.monitor.to_csv, index=False)
         self._save_settings({})  # a process that is killed now leaves old and new files: none can be checked
         for name, write in files.items():
             replace_file(self.folder / name, write)
@@ -170,6 +169,7 @@ def _read_history(path: Path) -> pd.DataFrame:
 
 
 def _read(path: Path, reader: Callable[[Path], Any], digests: Mapping[str, str]) -> Any:
+    """What `reader` gives for the file; DamagedRun with advice if it fails or the digest is another."""
     advice = "resume the training" if (path.parent / FOLDER).exists() else "train the run again"
     try:
         if path.name in digests and _digest(path) != digests[path.name]:

@@ -63,6 +63,10 @@ def train(
     finished and checkpointed. Under `torchrun` every process calls `train` alike and holds its rows of each batch; the
     result is that of one process. One thread trains at a time: a callback must not wait for another training.
 
+    FileExistsError is raised if `folder` holds a run and `resume` is False, or files of a run without `run.json`;
+    ValueError if the run has other settings or only damaged checkpoints; BlockingIOError if another process trains
+    there; FloatingPointError if the loss or its gradient is not finite. The run so far is kept after every error.
+
     Parameters
     ----------
     config, folder : TrainConfig, path
@@ -80,16 +84,6 @@ def train(
         on the scale of `views.normalize`. Not for digit scenes.
     callbacks : sequence of callables
         Each is called with an `Event` at every logged step, snapshot and evaluation of the monitor.
-
-    Raises
-    ------
-    FileExistsError, ValueError
-        If `folder` holds a run and `resume` is False, or files of a run without `run.json`; if the run has other
-        settings or only damaged checkpoints.
-    BlockingIOError
-        If another process trains in `folder`.
-    FloatingPointError
-        If the loss or its gradient is not finite. The run so far is kept, as after any other error.
 
     Examples
     --------

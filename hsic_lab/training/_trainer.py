@@ -24,13 +24,13 @@ from hsic_lab._io import progress_options
 from hsic_lab.correlation import cross_correlation, standardize
 from hsic_lab.datasets import ImageData
 from hsic_lab.evaluation import extract_features, knn_accuracy, linear_probe
+from hsic_lab.evaluation._features import NEIGHBORS, knn_protocol
 from hsic_lab.training import _networks as networks
 from hsic_lab.training import _run as files
 from hsic_lab.training._config import TrainConfig, resolved_precision
 from hsic_lab.training._data import KEPT_SAMPLES, TrainingPairs, seed_of
 
 BANK, QUERIES = 10_000, 2_000  # limits that keep a monitor cheaper than the training
-NEIGHBORS, TEMPERATURE = 200, 0.5
 SNAPSHOT_PART = 512  # images that pass through the network at once for a snapshot
 Outputs = tuple[Tensor, ...]
 
@@ -83,8 +83,8 @@ def make_monitor(kind: str, data: ImageData, seed: int = 0) -> Callable[[nn.Modu
     bank, asked = train_test_split(np.arange(n), **sizes, stratify=labels, random_state=seed)
     if kind == "linear":  # classes too small for a probe are an error before the training, not during it
         linear_probe(torch.zeros(len(bank), 1), labels[bank], torch.zeros(1, 1), labels[asked[:1]], seed=seed)
-    k = min(NEIGHBORS, len(bank))
-    protocol = f"weighted kNN, k = {k}, temperature {TEMPERATURE}" if kind == "knn" else "linear probe"
+    knn, k = kind == "knn", min(NEIGHBORS, len(bank))
+    protocol = knn_protocol(len(bank)) if knn else "linear probe"
     split = {"split": "training images, labels of the bank only", "n_bank": len(bank), "n_queries": len(asked)}
 
     def features(encoder: nn.Module, part: np.ndarray) -> Tensor:
@@ -94,9 +94,7 @@ def make_monitor(kind: str, data: ImageData, seed: int = 0) -> Callable[[nn.Modu
     def monitor(encoder: nn.Module) -> dict[str, Any]:
         try:
             parts = features(encoder, bank), labels[bank], features(encoder, asked), labels[asked]
-            accuracy = (
-                knn_accuracy(*parts, k, TEMPERATURE) if kind == "knn" else linear_probe(*parts, seed=seed).accuracy
-            )
+            accuracy = knn_accuracy(*parts, k) if knn else linear_probe(*parts, seed=seed).accuracy
         except ValueError as error:  # features may collapse while the training goes on
             warnings.warn(f"the monitor cannot evaluate the features: {error}", stacklevel=2)
             accuracy = float("nan")
@@ -119,9 +117,8 @@ class Trainer:
         if world_size() > 1:  # it sends the weights of process 0; a user's own encoder may have weights without use
             own = config.encoder == "custom"
             self.network = nn.parallel.DistributedDataParallel(self.online, find_unused_parameters=own)
-        self.target = (
-            networks.TargetNetwork(self.online, config.target_momentum) if config.target == "momentum" else None
-        )
+        momentum = config.target_momentum if config.target == "momentum" else None
+        self.target = None if momentum is None else networks.TargetNetwork(self.online, momentum)
         self.loss = networks.make_loss(config)
         targets = {} if self.target is None else {"target": self.target}
         self.networks = nn.ModuleDict({"online": self.online, "loss": self.loss} | targets)  # what a checkpoint holds

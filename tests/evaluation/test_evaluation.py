@@ -360,7 +360,7 @@ def test_table_holds_paired_splits(digits):
 
 @pytest.mark.parametrize(
     ("features", "options", "quoted"),
-    [({}, {}, "none"), ({"a": (X, X)}, {"splits": 0}, "got 0"), ({"a": (X, X)}, {"n_train": 10}, "1 and 9, got 10")],
+    [({}, {}, "none"), ({"a": (X, X)}, {"splits": 0}, "got 0"), ({"a": (X, X)}, {"n_train": 10}, "at most 9, got 10")],
 )
 def test_bad_table_input_is_refused(features, options, quoted):
     with pytest.raises(ValueError, match=quoted):

@@ -470,7 +470,7 @@ def test_too_few_rows_are_refused(test, n):
     [
         (lambda x: x[:-1], ValueError, "20 and 19"),
         (lambda x: x.index_fill(0, torch.tensor([3]), torch.nan), ValueError, "1 values that are NaN"),
-        (lambda x: x.tolist(), TypeError, "got list"),
+        (lambda x: "text", TypeError, "got 'text'"),
         (lambda x: (10 * x).long(), TypeError, "int64"),
         (lambda x: x[:, :, None], ValueError, r"\(20, 1, 1\)"),
     ],

@@ -254,7 +254,7 @@ EYE = np.eye(2)
         (lambda: plot_spectrum(np.ones((2, 2, 2))), r"\(2, 2, 2\)"),
         (lambda: plot_spectrum([1.0, np.inf]), "finite"),
         (lambda: plot_pairs(IMAGES, IMAGES[:3]), r"\(9, .*\(3, "),
-        (lambda: plot_pairs(IMAGES, IMAGES, n=10), "9 pairs given, got 10"),
+        (lambda: plot_pairs(IMAGES, IMAGES, n=10), "at most 9, got 10"),
         (lambda: plot_pairs(IMAGES * 2, IMAGES), r"float64 in \[-1.9"),
         (lambda: plot_pairs(IMAGES.astype(int), IMAGES), "int64"),
         (lambda: plot_pairs(IMAGES[:, :2], IMAGES), r"\(9, 2, 8, 8\)"),
