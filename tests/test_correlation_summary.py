@@ -92,7 +92,7 @@ def test_bad_choices_are_refused():
     with pytest.raises(ValueError, match="'cluster', got 'size'"):
         feature_order(np.eye(3), "size")
     for n, d in ((1, 5), (5, 1)):
-        with pytest.raises(ValueError, match=f"n = {n} and d = {d}"):
+        with pytest.raises(ValueError, match=f"must be an integer of at least 2, got {min(n, d)}"):
             expected_squared_norm(n, d)
     with pytest.raises(ValueError, match="at least one"):
         matrix_figure({}, 10)
