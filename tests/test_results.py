@@ -126,6 +126,24 @@ def test_speed_of_the_losses_is_that_of_its_table():
         assert f"| {n} | {' | '.join(cells)} |" in TEXT
 
 
+def test_level_and_speed_of_the_independence_tests_are_those_of_their_tables():
+    level, speed = (
+        pd.read_csv(ROOT / f"data/results/independence_{name}.csv", comment="#") for name in ("level", "speed")
+    )
+    shifts = level[level["test"].isin(["shifts", "shifts, groups", "joint"])]
+    above, below = (shifts["rate"] > shifts["high"]).sum(), (shifts["rate"] < shifts["low"]).sum()
+    text = " ".join(TEXT.split())
+    assert f"{above} of {len(shifts)} rates are above their 99 % binomial bounds. {below} are below" in text
+    grams, ours, hyppo = (
+        speed.loc[speed["what"] == name, "seconds"].item()
+        for name in (
+            "two Gram matrices, float32", "permutation_test, 3999 permutations", "hyppo: a permutation",
+        )
+    )  # fmt: skip
+    assert f"take {ours:.2f} s on two cores, {ours / grams:.1f} times" in text
+    assert f"hyppo 0.5.2 takes {hyppo:.2f} s for one" in text
+
+
 def test_speed_of_training_is_that_of_its_tables():
     for name, words in (("epyc", "AMD EPYC"), ("xeon", "Intel Xeon with AMX")):
         table = pd.read_csv(ROOT / f"data/results/training_cpu_{name}.csv")
