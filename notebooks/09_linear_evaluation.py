@@ -300,7 +300,8 @@ assert FAST or online < probe.accuracy
 #
 # * **RankMe**, $\exp(-\sum_k p_k \log p_k)$ with $p_k = \sigma_k / \sum_j \sigma_j$, where $\sigma_k$ are the singular
 #   values of the centered features: how many dimensions are used. If $r$ singular values are equal and the others are
-#   0, it is $r$. A small fraction of the width is called *dimensional collapse*.
+#   0, it is $r$. It counts noise as dimensions, too, so `diagnose` judges **dimensional collapse** by the directions above the
+#   noise: a few of them that carry most of the variance.
 # * **Redundancy**, $\sum_{i \ne j} C_{ij}^2 - d(d-1)/(n-1)$, where $C$ is now the cross-correlation matrix: how much
 #   different features repeat each other, minus what chance alone gives for $n$ pairs of views and $d$ features.
 # * **Feature sum covariance**, $\mathbf 1^\top C \mathbf 1$, the sum of all entries of $C$: negative only if the two

@@ -178,7 +178,7 @@ def test_error_quotes_hsic_that_is_not_positive():
     x, y = samples()
     with pytest.raises(ValueError, match=r"HSIC\(y, y\) is 0, not positive"):
         cka(x, y, None, Gaussian(1e-6))
-    with pytest.raises(ValueError, match=r"HSIC\(x, x\) is (inf|nan)"):
+    with pytest.raises(ValueError, match=r"Polynomial\(degree=3, offset=1.0\).*leaves the range of torch.float32"):
         cka(x.float() * 1e15, y.float(), Polynomial(3))
 
 

@@ -39,11 +39,11 @@ def test_projector_has_the_given_widths(sizes):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: ConvEncoder(0), "width must be at least 1, got 0"),
+        (lambda: ConvEncoder(0), "width must be an integer of at least 1, got 0"),
         (lambda: ConvEncoder(2)(torch.rand(2, 1, 8, 8)), r"\(n, 3, h, w\), got \(2, 1, 8, 8\)"),
         (lambda: ConvEncoder(2)(torch.rand(3, 8, 8)), r"got \(3, 8, 8\)"),
         (lambda: MLPProjector([8]), r"got \[8\]"),
-        (lambda: MLPProjector([8, 0]), "sizes must be at least 1, got 0"),
+        (lambda: MLPProjector([8, 0]), "sizes must be an integer of at least 1, got 0"),
     ],
 )
 def test_arguments_that_are_not_accepted_are_quoted(call, message):

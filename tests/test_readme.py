@@ -24,7 +24,8 @@ def test_every_link_inside_the_project_leads_somewhere():
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 
-def test_the_code_of_the_readme_runs():
+def test_the_code_of_the_readme_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     (block,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
     assert len([line for line in block.splitlines() if line.strip()]) <= 15
     exec(block, {})

@@ -160,7 +160,7 @@ def _kept_images(path: Path, shape: tuple[int, ...]) -> Tensor | None:
 
 
 def _make_room(kept: Path, former: str, most: int) -> None:
-    """Remove arrays whose names begin with `former`, files that killed processes left, the oldest beyond `most` bytes."""
+    """Remove arrays whose names begin with `former`, leftovers of killed processes, the oldest beyond `most` bytes."""
     found, total = [], 0
     for path in kept.parent.iterdir():
         with suppress(FileNotFoundError):  # another process may remove the same files

@@ -493,3 +493,65 @@ def test_no_name_is_not_the_present_folder():
     for call in (load, from_folder):
         with pytest.raises(ValueError, match="''"):
             call("")
+
+
+@pytest.mark.parametrize(
+    ("names", "clear"),
+    [
+        (("bullet_train", "test_tube"), False), (("bullet_train", "test_tube", "freight_train"), False),
+        (("TrainStation", "eval_board"), False), (("seg_train", "seg_test"), True), (("training_set", "test_set"), True),
+        (("train2017", "val2017"), True), (("TrainImages", "TestImages"), True), (("X_train", "X_test"), True),
+        (("train", "test1"), True), (("train", "test_images"), True),
+    ],
+)  # fmt: skip
+def test_compound_names_are_splits_only_if_they_agree_in_the_rest(tmp_path, names, clear):
+    for name in names:
+        for i in range(6):
+            save(tmp_path / name / f"{i}.png")
+    if clear:
+        assert [len(part) for part in (from_folder(tmp_path).train, from_folder(tmp_path).test)] == [6, 6]
+        return
+    with pytest.raises(ValueError, match=r"no clear pair of splits: train_folder \(--train-folder\)"):
+        from_folder(tmp_path)
+    assert from_folder(tmp_path, train_folder=".").class_names == tuple(sorted(names))
+
+
+def test_transparent_pixels_are_said_with_their_count(tmp_path, cache):
+    for i in range(6):
+        save(tmp_path / "a" / f"{i}.png")
+    opaque = np.full((8, 8, 4), 255, np.uint8)
+    Image.fromarray(opaque).save(tmp_path / "a" / "opaque.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        from_folder(tmp_path)
+    opaque[0, 0, 3] = 0
+    for mode in ("RGBA", "LA"):
+        Image.fromarray(opaque).convert(mode).save(tmp_path / "a" / f"{mode}.png")
+    Image.new("P", (8, 8)).save(tmp_path / "a" / "P.png", transparency=0)
+    with pytest.warns(UserWarning, match=r"3 of 10 images have transparent pixels, for example .*LA\.png"):
+        from_folder(tmp_path)
+
+
+def test_file_put_in_place_of_another_is_read_whatever_its_size_and_time(tmp_path, cache):
+    files = [tmp_path / "a" / f"{i}.bmp" for i in range(6)]
+    for path in files:
+        save(path)
+    from_folder(tmp_path)
+    for path in files:
+        times = path.stat().st_atime_ns, path.stat().st_mtime_ns
+        save(path.with_suffix(".new.bmp"))
+        path.with_suffix(".new.bmp").replace(path)
+        os.utime(path, ns=times)
+    data = from_folder(tmp_path)
+    found = sorted(bytes(image.numpy().tobytes()) for part in (data.train, data.test) for image in part.images)
+    assert found == sorted(decode(path, None).tobytes() for path in files)
+
+
+@pytest.mark.parametrize("dtype", ["int64", "int32", "uint16", "bool", "int8"])
+@pytest.mark.parametrize("wrap", [np.asarray, torch.as_tensor])
+def test_images_of_other_integers_raise_with_a_remedy(dtype, wrap):
+    images = wrap(np.ones((10, 8, 8), dtype))
+    with pytest.raises(TypeError, match=rf"^images must be uint8, or floats .*, got (torch\.)?{dtype}: convert .* uint8"):
+        from_arrays(images, np.arange(10) % 2)
+    with pytest.raises(TypeError, match="^test_images must be uint8"):
+        from_arrays(np.ones((10, 8, 8), np.uint8), np.arange(10) % 2, images, np.arange(10) % 2)
