@@ -100,10 +100,7 @@ def cross_correlation(z_a: Tensor, z_b: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class CorrelationSummary:
-    """Summary of a cross-correlation matrix C of n pairs, with the values that unrelated features give.
-
-    Features that are constant in a view, whose row or column of C is 0, are left out of C and counted.
-    """
+    """Summary of a matrix C of n pairs without constant features, with the values that unrelated features give."""
 
     mean_diagonal: float
     rms_diagonal: float
@@ -114,7 +111,7 @@ class CorrelationSummary:
     expected_rms: float  # 1 / sqrt(n - 1), the rms_off_diagonal of unrelated features
     expected_squared_norm: float  # d (d - 1) / (n - 1), the off_diagonal_squared_norm of unrelated features
     lower_bound: float  # -1 / (d - 1), the smallest mean_off_diagonal of a positive semi-definite C with unit diagonal
-    n_constant: int  # features that are constant in view A, in view B or in both; d above does not count them
+    n_constant: int  # features whose row or column of C is 0: constant in a view; d above does not count them
 
     @classmethod
     def from_matrix(cls, c: ArrayLike, n: int) -> "CorrelationSummary":
@@ -146,7 +143,7 @@ class CorrelationSummary:
 
 def live_features(c: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Masks (d,) of the features of view A and of view B that are not constant: their row or column is not all 0."""
-    return c.any(axis=1), c.any(axis=0)
+    return np.asarray(c.any(axis=1)), np.asarray(c.any(axis=0))
 
 
 def expected_squared_norm(n: int, d: int) -> float:

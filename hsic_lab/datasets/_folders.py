@@ -91,11 +91,8 @@ def find_classes(folder: Path, unread: Counter | None = None, apart: Sequence[Pa
     return classes
 
 
-def decode(path: Path, size: int | None, transparent: list[Path] | None = None) -> np.ndarray:
-    """Return an image (its first frame, upright by EXIF) as uint8 RGB (3, h, w), resized and cropped to `size`.
-
-    A path whose image has transparent pixels, which become opaque, is appended to `transparent`.
-    """
+def decode(path: Path, size: int | None, transparent: list[Path]) -> np.ndarray:
+    """Return an image (first frame, upright by EXIF) as uint8 RGB (3, h, w) of this size; list transparent ones."""
     from PIL import Image, ImageOps
 
     try:
@@ -103,10 +100,9 @@ def decode(path: Path, size: int | None, transparent: list[Path] | None = None) 
             raw = " ".join(str(tile[3]) for tile in opened.tile)  # the mode "RGB" can hide 16 bits a channel
             if opened.mode not in EIGHT_BIT or re.search(";16[BLN]", raw):
                 raise ValueError(f"its mode is {opened.mode!r} ({raw}), not 8 bits a channel: convert it first")
-            image = ImageOps.exif_transpose(opened)
-            if transparent is not None and image.has_transparency_data and image.convert("RGBA").getextrema()[3][0] < 255:
+            if opened.has_transparency_data and np.asarray(opened.convert("RGBA"))[..., 3].min() < 255:
                 transparent.append(path)
-            image = image.convert("RGB")
+            image = ImageOps.exif_transpose(opened).convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} is not an image that can be read: {error}. Replace or remove it") from error
     if size is not None and image.size != (size, size):
@@ -121,7 +117,7 @@ def decode_all(files: Sequence[Path], size: int | None, root: Path) -> Tensor:
     """Return images as one uint8 tensor (n, 3, h, w), mapped from a file in the cache folder."""
     from pooch import os_cache
 
-    shape = (len(files), *((3, size, size) if size else decode(files[0], size).shape))
+    shape = (len(files), *((3, size, size) if size else decode(files[0], size, []).shape))
     n_bytes = math.prod(shape)
     if n_bytes > CACHE_BYTES:
         found = f"{root}: {len(files)} decoded images of {shape[3]} x {shape[2]} pixels take {n_bytes / 2**30:.1f} GiB"
@@ -214,7 +210,7 @@ def _decode_to(path: Path | None, files: Sequence[Path], size: int | None, shape
 
 
 def _files_digest(files: Sequence[Path], root: Path, own: bool = False) -> str:
-    """Return a hash of paths, sizes and times, which are equal for copies made with `cp -a` unless it is their `own`."""
+    """Return a hash of paths, sizes and times, equal for copies made with `cp -a`; or one of these files, their `own`."""
     found = [(path.relative_to(root).as_posix(), path.stat()) for path in files]
     lines = [os.fsencode(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n") for name, stat in found]
     if own:  # no program can set these; another file put in place of the old one has others, whatever its time
@@ -352,7 +348,8 @@ def _as_images(name: str, images: ArrayLike | Tensor) -> Tensor:
     pixels = as_tensor(images, name, shared=True)
     if not pixels.is_floating_point() and pixels.dtype != torch.uint8:
         remedy = "convert values from 0 to 255 to uint8, and divide others by the largest possible one"
-        raise TypeError(f"{name} must be uint8, or floats in [0, 1], got {getattr(images, 'dtype', pixels.dtype)}: {remedy}")
+        found = getattr(images, "dtype", pixels.dtype)
+        raise TypeError(f"{name} must be uint8, or floats in [0, 1], got {found}: {remedy}")
     if pixels.ndim == 3:
         pixels = pixels[:, None]
     if pixels.ndim != 4 or pixels.numel() == 0:

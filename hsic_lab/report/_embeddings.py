@@ -130,32 +130,19 @@ def read_embeddings(
         texts = [np.asarray(one.labels if one.target is None else one.target).astype(str) for one in given]
         if labels is None and len(texts) == 2 and not np.array_equal(texts[0], texts[1]):
             raise ValueError(f"the labels in {path} and {second} differ: their rows are not the same images in order")
-        order, how = _pairing(found.columns, other.columns, (view_a, view_b))
+        sources = (found, view_a or ""), (other, view_b or "")
+        a, b = ([name.removeprefix(p.split("*")[0]) for name in one.columns] for one, p in sources)
+        places = pd.Index(b).get_indexer(a)
+        z_b, how = (other.z_a[:, places], "name") if a and min(places) >= 0 else (other.z_a, "position")
         note = f"{found.name}: {found.note}. {other.name}: {other.note}. Features are paired by {how}"
-        first = given[0] if given else found
-        pair = {"z_a": found.z_a, "z_b": other.z_a[:, order], "columns": found.columns}
-        found = replace(first, **pair, name=f"{found.name} and {other.name}", note=note)
+        name = f"{found.name} and {other.name}"
+        found = replace(given[0] if given else found, z_a=found.z_a, z_b=z_b, name=name, note=note)
     if labels is not None:
         if found.rows is not None:
             raise ValueError(f"{labels}: rows were sampled, so the labels must be in the file of the embeddings")
         found = replace(found, labels=None, features=None, target=None)
         found = _with_labels(found, _read_labels(Path(labels), label), printable(labels))
     return found
-
-
-def _pairing(a: Sequence[str], b: Sequence[str], patterns: Sequence[str | None]) -> tuple[Any, str]:
-    """Return the columns of the second file in the order of the first, and in words how they were paired."""
-    a, b = (_keys(names, pattern or "") for names, pattern in zip((a, b), patterns, strict=True))
-    if a and sorted(a) == sorted(b):
-        return [b.index(key) for key in a], "name"
-    if moved := [key for key, other in zip(a, b, strict=False) if key != other and key in b]:
-        raise ValueError(f"column {moved[0]!r} of the first file is at another place in the second, and not all names agree")
-    return slice(None), "position"
-
-
-def _keys(names: Sequence[str], pattern: str) -> list[str]:
-    """Return the names of the columns of a view without what its pattern begins with: these name its features."""
-    return [name.removeprefix(pattern.split("*")[0]) for name in names]
 
 
 def _read(path: Path, choice: Choice, elsewhere: bool) -> Embeddings:
@@ -196,7 +183,7 @@ def _read_labels(path: Path, label: str | None) -> Any:
         if name is None:
             raise ValueError(f"expected one column, or one called {_LABEL_NAMES}; found {_few(headers)}")
         others = [other for other in headers if other != name]
-        if index := [other for other in others if INDEX.fullmatch(other)]:
+        if index := list(filter(INDEX.fullmatch, others)):
             remedy = "give the labels in the order of the embeddings, in a file without it"
             raise ValueError(f"rows are matched by position, and column {index[0]!r} is not compared: {remedy}")
         if others and label is None:
@@ -306,7 +293,8 @@ def _csv(path: Path, label: str | None) -> Arrays:
         if sum(map(pa.types.is_string, other.schema.types)) < len(no_number):
             table, remarks = other, ["decimal commas"]
     remarks += [f"columns separated by {mark!r}"] * (mark != ",") + [f"text in {encoding}"] * (encoding != "utf-8-sig")
-    table, text = table.rename_columns(list(map(str.strip, table.column_names))), {*map(str.strip, text)}
+    table = table.rename_columns(list(map(str.strip, table.column_names)))
+    text = {name.strip(): kind for name, kind in text.items()}
     columns = [name for name in table.column_names if name not in text]
     counted = ([str(i + first) for i in range(len(columns))] for first in (0, 1))
     if columns and pd.to_numeric(pd.Series(columns), errors="coerce").notna().all() and columns not in counted:
@@ -372,17 +360,13 @@ def _column_header(column: pa.ChunkedArray) -> Header:
 
 
 def _typed(values: np.ndarray, comma: bool) -> np.ndarray:
-    """Return text as numbers if all of it is written as whole numbers are, or some are not whole; else as it is.
-
-    Beside numbers an empty text and those in MISSING are missing; beside other text the latter are classes.
-    """
+    """Return text as it is, or as numbers if all but MISSING is written as whole numbers are, or some are not whole."""
     text = pd.Series(values)
     there = ~text.str.strip().str.lower().isin(["", *MISSING])
     whole = text[there].str.fullmatch(r" *(0|-?[1-9]\d{0,14}) *").all()
     numbers = pd.to_numeric(text.str.replace(",", ".") if comma else text, errors="coerce").where(there)
-    given = numbers[there]
-    as_numbers = whole or (np.isfinite(given).all() and (given % 1).any())
-    return numbers.to_numpy() if there.any() and as_numbers else values
+    numeric = whole or (np.isfinite(numbers[there]).all() and (numbers[there] % 1).any())
+    return numbers.to_numpy() if there.any() and numeric else values
 
 
 def _matching(names: Sequence[str], pattern: str) -> list[str]:
@@ -418,7 +402,7 @@ def _columns(headers: Mapping[str, Header], names: Sequence[str], choice: Choice
     if choice.view_a is None and (rest := sorted(set(names).difference(*views))):
         raise ValueError(f"two views have columns {chosen[0]} and {chosen[1]}, column {rest[0]!r} is neither")
     if len(views) == 2:  # features are paired by name, not by position
-        a, b = (dict(zip(_keys(v, p), v, strict=True)) for v, p in zip(views, chosen, strict=True))
+        a, b = ({name.removeprefix(p.split("*")[0]): name for name in v} for v, p in zip(views, chosen, strict=True))
         if alone := sorted(a.keys() ^ b.keys()):
             raise ValueError(f"every column of a view needs a partner in the other one; {(a | b)[alone[0]]!r} has none")
         views[1] = [b[key] for key in a]
@@ -465,8 +449,8 @@ def _assemble(path: Path, arrays: Arrays, choice: Choice) -> Embeddings:
     def loaded(view: list[str]) -> Tensor:
         if not in_columns:
             return real_floats(load(view[0])[rows], f"array {view[0]!r}")
-        kinds = [kept[name].dtype for name in view if isinstance(kept[name].dtype, np.dtype)]
-        block = np.empty((len(np.arange(n)[rows]), d), np.result_type(np.float32, *set(kinds)))
+        kinds = {kept[name].dtype for name in view if isinstance(kept[name].dtype, np.dtype)}
+        block = np.empty((len(np.arange(n)[rows]), d), np.result_type("f4", *kinds))
         for i, name in enumerate(view):
             values = load(name)
             block[:, i] = values[rows]  # a missing value becomes NaN
@@ -479,8 +463,8 @@ def _assemble(path: Path, arrays: Arrays, choice: Choice) -> Embeddings:
     if unused := [name for name in headers if name not in used]:
         notes.append(f"Left out: {_few(unused)}")
     z_b, source_rows = z[1] if len(z) == 2 else None, n if len(z[0]) < n else None
-    names = list(map(printable, views[0])) if in_columns else ()
-    found = Embeddings(z[0], z_b, name=printable(path.name), rows=source_rows, note=". ".join(notes), columns=names)
+    columns = list(map(printable, views[0])) if in_columns else []
+    found = Embeddings(z[0], z_b, name=printable(path.name), rows=source_rows, note=". ".join(notes), columns=columns)
     return found if label is None else _with_labels(found, load(label)[rows], repr(label))
 
 
@@ -556,10 +540,7 @@ def _check_size(name: str, header: Header) -> None:
 
 
 def real_floats(values: np.ndarray | Tensor, name: str) -> Tensor:
-    """Return real numbers as float32 on the CPU; raise ValueError for others, and outside the range of float32.
-
-    They are float64 if float32 would change a feature by more than 1e-4 of its standard deviation: its mean is large.
-    """
+    """Return real numbers on the CPU as float32, or as float64 if their means are large; ValueError for others."""
     if isinstance(values, np.ndarray):
         real = values.dtype.kind in "iuf"
     else:
@@ -576,6 +557,6 @@ def real_floats(values: np.ndarray | Tensor, name: str) -> Tensor:
     if str(values.dtype).endswith(("float64", "int64", "int32")) and values.ndim == 2 and len(values) > 1:
         exact = as_tensor(values, name, shared=True).detach().cpu().double()
         mean, variance = column_moments(exact)
-        if ((2**-24 * mean.abs() > 1e-4 * variance.sqrt()) & (variance > 0)).any():
+        if ((2**-24 * mean.abs() > 1e-4 * variance.sqrt()) & (variance > 0)).any():  # the rounding of float32
             return exact.clone(memory_format=torch.contiguous_format)
     return torch.as_tensor(copied)

@@ -116,7 +116,7 @@ def report_html(found: Embeddings, reference: Tensor | None = None) -> str:
     kind = "good" if verdict == "healthy" else "bad" if verdict in FAULTS else ""
     classes = 0 if found.labels is None else len(np.unique(found.labels))
     source = {"found": found, "n": len(found.z_a), "d": found.z_a.shape[1], "classes": classes}
-    source["sampled"] = tables["independence"].attrs["sampled"]
+    source["sampled"] = len(found.z_a) > TEST_ROWS and (tables["independence"]["rows"] >= TEST_ROWS).any()
     judged = {"verdict": verdict, "kind": kind, "explanation": frame.attrs["explanation"], "probe_note": probe_note}
     used = dict(splits=SPLITS, version=hsic_lab.__version__, torch_version=torch.__version__)
     cells = {name: _cells(table) for name, table in tables.items()}
@@ -154,7 +154,8 @@ def _correlation(found: Embeddings) -> dict[str, Any]:
     summary = CorrelationSummary.from_matrix(c, len(z_a))
     if len(c) <= LIVE_FEATURES:
         explorer = CorrelationExplorer(z_a, z_a if z_b is None else z_b)
-        explorer.panels = [explorer.panels[0] | {"one": z_b is None, "names": list(found.columns) if z_b is None else []}]
+        one = {"one": z_b is None, "names": list(found.columns) if z_b is None else []}
+        explorer.panels = [explorer.panels[0] | one]
         return {"explorer": explorer_fragment(explorer), "summary": summary}
     live, parts = np.outer(*live_features(c)), (np.diagonal, off_diagonal)
     diagonal, off = (np.clip(part(c)[part(live)], -1, 1) for part in parts)  # rounding may exceed 1
@@ -218,12 +219,11 @@ def similarity_table(z_a: Tensor, z_b: Tensor | None, reference: Tensor | None) 
 
 def independence_table(found: Embeddings) -> pd.DataFrame:
     """Return HSIC tests between the views, and between features and labels, with an answer at the level 0.01."""
-    rows, sampled = [], []
+    rows = []
 
     def test(question: str, run: Callable[..., TestResult], most: int, x: Tensor, y: Tensor, **options: Any) -> None:
         chosen = sample(len(x), most)
         result = run(x[chosen], y[chosen], **options)
-        sampled.append(len(chosen) < len(x))
         answer = "no: they depend on each other" if result.pvalue <= 0.01 else "nothing speaks against it"
         rows.append((question, result.method, len(chosen), result.statistic, result.pvalue, answer))
 
@@ -240,9 +240,7 @@ def independence_table(found: Embeddings) -> pd.DataFrame:
         y = torch.from_numpy(found.target).to(found.z_a.dtype)
         x, y = found.z_a[y.isfinite()], y[y.isfinite()]
         test("are features and target independent?", permutation_test, TEST_ROWS, x, y, permutations=PERMUTATIONS)
-    table = pd.DataFrame(rows, columns=["question", "test", "rows", "statistic", "pvalue", "answer"])
-    table.attrs["sampled"] = any(sampled)
-    return table
+    return pd.DataFrame(rows, columns=["question", "test", "rows", "statistic", "pvalue", "answer"])
 
 
 def probe_table(found: Embeddings) -> tuple[pd.DataFrame, str]:

@@ -479,9 +479,6 @@ def test_columns_of_two_files_are_paired_by_name_if_they_have_the_same_names(tmp
     assert torch.equal(by_pattern.z_a, by_pattern.z_b) and by_pattern.note.endswith("by name")
     np.save(tmp_path / "b.npy", B)
     assert read_embeddings(first, tmp_path / "b.npy").note.endswith("paired by position")
-    moved = written(frame(B)[["f2", "f1", "f0"]].rename(columns={"f1": "g"}), tmp_path / f"moved.{ending}")
-    with pytest.raises(ValueError, match="column 'f0' of the first file is at another place in the second"):
-        read_embeddings(first, moved)
 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
@@ -551,7 +548,9 @@ def test_labels_beside_features_in_a_file_of_torch(tmp_path, as_list):
 
 
 @pytest.mark.parametrize(
-    "values", [["a", None, "b"], [True, None, False], [b"a", None, b"b"], [1, None, 2]], ids=lambda values: str(values[0])
+    "values",
+    [["a", None, "b"], [True, None, False], [b"a", None, b"b"], [1, None, 2]],
+    ids=lambda values: str(values[0]),
 )
 def test_labels_of_every_kind_in_parquet_may_be_missing(tmp_path, values):
     found = read_embeddings(written(frame().assign(y=pd.Series(values * 4, dtype=object)), tmp_path / "x.parquet"))

@@ -498,4 +498,4 @@ def test_features_far_from_zero_have_a_page_with_their_own_numbers(second, tmp_p
     exact = cross_correlation(A.double(), A.double() if second is None else second.double())
     summary = CorrelationSummary.from_matrix(exact, N)
     assert f"entries is {summary.rms_off_diagonal:.3g} (expected" in " ".join(" ".join(page.words).split())
-    assert ["dead features", "0"] == page.tables[0][2][:2]
+    assert page.tables[0][2][:2] == ["dead features", "0"]
