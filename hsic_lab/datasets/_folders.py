@@ -210,7 +210,7 @@ def _decode_to(path: Path | None, files: Sequence[Path], size: int | None, shape
 
 
 def _files_digest(files: Sequence[Path], root: Path, own: bool = False) -> str:
-    """Return a hash of paths, sizes and times, equal for copies made with `cp -a`; or one of these files, their `own`."""
+    """Return a hash of paths, sizes and times, which copies by `cp -a` share; or one of these very files, their `own`."""
     found = [(path.relative_to(root).as_posix(), path.stat()) for path in files]
     lines = [os.fsencode(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n") for name, stat in found]
     if own:  # no program can set these; another file put in place of the old one has others, whatever its time

@@ -19,6 +19,7 @@ from hsic_lab._io import replace_file
 from hsic_lab.datasets import _folders as module
 from hsic_lab.datasets import from_arrays, from_folder, load
 from hsic_lab.datasets._folders import decode, decode_all
+from hsic_lab.training._data import data_of
 
 RNG = np.random.default_rng(1)
 
@@ -500,7 +501,8 @@ def test_no_name_is_not_the_present_folder():
     [
         (("bullet_train", "test_tube"), False), (("bullet_train", "test_tube", "freight_train"), False),
         (("TrainStation", "eval_board"), False), (("seg_train", "seg_test"), True),
-        (("training_set", "test_set"), True), (("train2017", "val2017"), True), (("TrainImages", "TestImages"), True), (("X_train", "X_test"), True),
+        (("training_set", "test_set"), True),
+        (("train2017", "val2017"), True), (("TrainImages", "TestImages"), True), (("X_train", "X_test"), True),
         (("train", "test1"), True), (("train", "test_images"), True),
     ],
 )  # fmt: skip
@@ -557,3 +559,23 @@ def test_images_of_other_integers_raise_with_a_remedy(dtype, wrap):
         from_arrays(images, np.arange(10) % 2)
     with pytest.raises(TypeError, match=r"^test_images must be uint8"):
         from_arrays(np.ones((10, 8, 8), np.uint8), np.arange(10) % 2, images, np.arange(10) % 2)
+
+
+@pytest.mark.parametrize("changed", ["test images", "test labels", "training labels", "nothing"])
+def test_data_of_a_run_are_compared_with_what_it_had(tmp_path, cache, changed):
+    tree(tmp_path)
+    data = from_folder(tmp_path)
+    kept = {"pictures": data.fingerprint, "judged": data.judged, "source": data.source}
+    if changed == "test images":
+        save(tmp_path / "test" / "bee" / "1.png")
+    elif changed != "nothing":
+        split = "test" if changed == "test labels" else "train"
+        (tmp_path / split / "ant" / "2.png").rename(tmp_path / split / "bee" / "0.0.png")
+        assert from_folder(tmp_path).fingerprint == data.fingerprint
+    if changed == "nothing":
+        assert data_of(str(tmp_path), kept).judged == data.judged
+        return
+    with pytest.raises(ValueError, match=r"the run had other test images or labels, 6 x 3 x 8 x 8 \(\w+\); those of"):
+        data_of(str(tmp_path), kept)
+    del kept["judged"]
+    assert data_of(str(tmp_path), kept).fingerprint == data.fingerprint, "an older run"
