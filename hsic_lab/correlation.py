@@ -117,7 +117,7 @@ class CorrelationSummary:
     def from_matrix(cls, c: ArrayLike, n: int) -> "CorrelationSummary":
         """Summarize a matrix `c` of shape (d, d) that was computed from `n` pairs, with n at least 2."""
         c = square_matrix(c)
-        n, (a, b) = check_integer("n, the number of pairs,", n, 2), live_features(c)
+        n, a, b = check_integer("n, the number of pairs,", n, 2), c.any(axis=1), c.any(axis=0)
         diagonal, live = np.diagonal(c), int((a & b).sum())
         squares, pairs = np.square(off_diagonal(c)).sum(), int(a.sum() * b.sum()) - live
         summary = cls(
@@ -139,11 +139,6 @@ class CorrelationSummary:
     def spectrum(self) -> np.ndarray:
         """Singular values of C, largest first, computed when they are first read."""
         return spectrum(self.__dict__["_matrix"])
-
-
-def live_features(c: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Masks (d,) of the features of view A and of view B that are not constant: their row or column is not all 0."""
-    return np.asarray(c.any(axis=1)), np.asarray(c.any(axis=0))
 
 
 def expected_squared_norm(n: int, d: int) -> float:

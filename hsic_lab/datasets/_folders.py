@@ -39,8 +39,8 @@ def printable(name: object) -> str:
 
 
 def _words(name: str) -> list[str]:
-    words = re.split("[^a-z]+", re.sub("(?<=[a-z])(?=[A-Z])", "_", name).lower())
-    return [word.removeprefix("x") for word in words]
+    parted = re.sub("(?<=[a-z])(?=[A-Z])", "_", name).lower()
+    return [word.removeprefix("x") for word in re.split("[^a-z]+", parted)]
 
 
 def split_of(name: str) -> str | None:
@@ -187,12 +187,11 @@ def read_classes(
 
 def _decode_to(path: Path | None, files: Sequence[Path], size: int | None, shape: tuple[int, ...]) -> np.ndarray:
     """Return an array, in a new .npy file or in memory, whose rows are the files, decoded on all cores."""
+    transparent: list[Path] = []
     array = np.lib.format.open_memmap(path, "w+", np.uint8, shape) if path else np.empty(shape, np.uint8)
     if path is not None and hasattr(os, "posix_fallocate"):  # writing to a map of a full disk would kill the process
         with path.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-
-    transparent: list[Path] = []
 
     def one(row: int) -> None:
         image = decode(files[row], size, transparent)
@@ -210,7 +209,7 @@ def _decode_to(path: Path | None, files: Sequence[Path], size: int | None, shape
 
 
 def _files_digest(files: Sequence[Path], root: Path, own: bool = False) -> str:
-    """Return a hash of paths, sizes and times, which copies by `cp -a` share; or one of these very files, their `own`."""
+    """Return a hash of paths, sizes and times, equal for copies made with `cp -a`, or their `own` hash."""
     found = [(path.relative_to(root).as_posix(), path.stat()) for path in files]
     lines = [os.fsencode(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n") for name, stat in found]
     if own:  # no program can set these; another file put in place of the old one has others, whatever its time
@@ -347,9 +346,8 @@ def _as_images(name: str, images: ArrayLike | Tensor) -> Tensor:
     """Return images of any accepted layout as uint8 (n, c, h, w)."""
     pixels = as_tensor(images, name, shared=True)
     if not pixels.is_floating_point() and pixels.dtype != torch.uint8:
-        remedy = "convert values from 0 to 255 to uint8, and divide others by the largest possible one"
         found = getattr(images, "dtype", pixels.dtype)
-        raise TypeError(f"{name} must be uint8, or floats in [0, 1], got {found}: {remedy}")
+        raise TypeError(f"{name} must be uint8 or floats in [0, 1], got {found}: convert to uint8 if 255 is white")
     if pixels.ndim == 3:
         pixels = pixels[:, None]
     if pixels.ndim != 4 or pixels.numel() == 0:

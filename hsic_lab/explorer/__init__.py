@@ -331,7 +331,7 @@ class CorrelationExplorer(anywidget.AnyWidget):
         panel = list(self._panels.values())[index]
         step = panel.step_at(step)
         c = panel.snapshots[step].float().cpu().numpy()
-        a, b = correlations.live_features(c)
+        a, b = c.any(axis=1), c.any(axis=0)
         diagonal, entries = _histogram(np.diagonal(c)[a & b]), _histogram(c[a][:, b])  # without constant features
         matrix: dict[str, Any] = {"panel": index, "step": step, "lowest": float(c.min()), "highest": float(c.max())}
         matrix["constant"] = [int((~live).sum()) for live in (a, b)]  # features of view A, of view B

@@ -182,12 +182,9 @@ def _read_labels(path: Path, label: str | None) -> Any:
         name = next(iter(headers)) if len(headers) == 1 else _label_name(headers, label)
         if name is None:
             raise ValueError(f"expected one column, or one called {_LABEL_NAMES}; found {_few(headers)}")
-        others = [other for other in headers if other != name]
-        if index := list(filter(INDEX.fullmatch, others)):
-            remedy = "give the labels in the order of the embeddings, in a file without it"
-            raise ValueError(f"rows are matched by position, and column {index[0]!r} is not compared: {remedy}")
-        if others and label is None:
-            raise ValueError(f"it holds {_few(others)} beside {name!r}: choose the labels with --label-column {name!r}")
+        if others := [other for other in headers if other != name and (label is None or INDEX.fullmatch(other))]:
+            remedy = f"give {name!r} alone, in the order of the rows; or --label-column {name!r} if none is an index"
+            raise ValueError(f"rows are matched by position, {_few(others)} not compared: {remedy}")
         _check_size(name, headers[name])
         return load(name)
 
@@ -484,8 +481,7 @@ def _with_labels(found: Embeddings, values: np.ndarray | Tensor, source: str) ->
     if values.shape != (n := len(found.z_a),):
         raise ValueError(f"{found.name}: {n} rows need as many labels, got {values.shape}")
     if values.dtype.kind in "OS":
-        texts = (v.decode(errors="backslashreplace") if isinstance(v, bytes) else v for v in values)
-        values = np.fromiter(texts, object, n)
+        values = np.array([v.decode(errors="replace") if isinstance(v, bytes) else v for v in values], object)
     given = ~pd.isna(values) & (values != "" if values.dtype.kind in "OU" else True)
     labels = np.asarray(pd.Series(values[given]).infer_objects())
     if not len(labels):

@@ -21,7 +21,7 @@ from torch import Tensor
 import hsic_lab
 from hsic_lab._io import replace_file
 from hsic_lab.cka import cka_or_nan
-from hsic_lab.correlation import CorrelationSummary, cross_correlation, live_features, off_diagonal
+from hsic_lab.correlation import CorrelationSummary, cross_correlation, off_diagonal
 from hsic_lab.diagnostics import covariance_spectrum, diagnose
 from hsic_lab.diagnostics._diagnose import FAULTS
 from hsic_lab.evaluation import knn_accuracy, linear_probe
@@ -154,10 +154,9 @@ def _correlation(found: Embeddings) -> dict[str, Any]:
     summary = CorrelationSummary.from_matrix(c, len(z_a))
     if len(c) <= LIVE_FEATURES:
         explorer = CorrelationExplorer(z_a, z_a if z_b is None else z_b)
-        one = {"one": z_b is None, "names": list(found.columns) if z_b is None else []}
-        explorer.panels = [explorer.panels[0] | one]
+        explorer.panels[0] |= {"one": z_b is None, "names": list(found.columns) if z_b is None else []}
         return {"explorer": explorer_fragment(explorer), "summary": summary}
-    live, parts = np.outer(*live_features(c)), (np.diagonal, off_diagonal)
+    live, parts = np.outer(c.any(axis=1), c.any(axis=0)), (np.diagonal, off_diagonal)
     diagonal, off = (np.clip(part(c)[part(live)], -1, 1) for part in parts)  # rounding may exceed 1
     finer_limit = float(np.clip(np.quantile(np.abs(off), 0.99) if len(off) else 0, 0.01, 1))
     layout = ConstrainedLayoutEngine(w_pad=0.1)

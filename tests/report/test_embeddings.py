@@ -487,10 +487,10 @@ def test_files_of_labels_with_other_columns_are_refused(tmp_path, ending):
     for name in ("image_id", "row", ""):
         path = written(pd.DataFrame({name: RNG.permutation(12), "label": LABELS}), tmp_path / f"l.{ending}")
         for label in (None, "label"):
-            with pytest.raises(ValueError, match=f"matched by position, and column '{name}' is not compared"):
+            with pytest.raises(ValueError, match=f"matched by position, '{name}' not compared"):
                 read_embeddings(tmp_path / "x.npy", labels=path, label=label)
     path = written(pd.DataFrame({"file": list("abcdefghijkl"), "label": LABELS}), tmp_path / f"l.{ending}")
-    with pytest.raises(ValueError, match="holds 'file' beside 'label': choose the labels with --label-column"):
+    with pytest.raises(ValueError, match=r"'file' not compared: give 'label' alone, .* or --label-column 'label' if"):
         read_embeddings(tmp_path / "x.npy", labels=path)
     assert read_embeddings(tmp_path / "x.npy", labels=path, label="label").labels.tolist() == LABELS.tolist()
 
