@@ -121,17 +121,12 @@ class CorrelationSummary:
         diagonal, live = np.diagonal(c), int((a & b).sum())
         squares, pairs = np.square(off_diagonal(c)).sum(), int(a.sum() * b.sum()) - live
         summary = cls(
-            mean_diagonal=float(diagonal.sum() / max(live, 1)),
+            mean_diagonal=float(diagonal.sum() / max(live, 1)), total=float(c.sum()), n_constant=len(c) - live,
             rms_diagonal=float(np.sqrt(np.square(diagonal).sum() / max(live, 1))),
             mean_off_diagonal=float((c.sum() - diagonal.sum()) / max(pairs, 1)),
-            rms_off_diagonal=float(np.sqrt(squares / max(pairs, 1))),
-            off_diagonal_squared_norm=float(squares),
-            total=float(c.sum()),
-            expected_squared_norm=pairs / (n - 1),
-            expected_rms=(n - 1) ** -0.5,
-            lower_bound=-1 / max(live - 1, 1),
-            n_constant=len(c) - live,
-        )
+            rms_off_diagonal=float(np.sqrt(squares / max(pairs, 1))), off_diagonal_squared_norm=float(squares),
+            expected_squared_norm=pairs / (n - 1), expected_rms=(n - 1) ** -0.5, lower_bound=-1 / max(live - 1, 1),
+        )  # fmt: skip
         summary.__dict__["_matrix"] = c  # for `spectrum`; not a field, so that `asdict` gives numbers only
         return summary
 

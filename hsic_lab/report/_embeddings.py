@@ -65,8 +65,7 @@ class Embeddings:
     `labels` of shape (n,) are integers or strings. `features` of shape (m, p) are the rows of the labels if these are
     not the rows of `z_a`; for a run, the features of its encoder. `target` of shape (n,) is a continuous quantity in
     place of labels, NaN where it is missing. `rows` is the number of rows of the source if `z_a` is a sample of them.
-    The page has the title `name` and shows the remark `note`. `kind` says what the views are, as in `diagnose`, and
-    `columns` are the names of the features, if they have any.
+    The page has the title `name` and shows the remark `note`. `kind` is that of `diagnose`, `columns` name features.
     """
 
     z_a: Tensor
@@ -133,7 +132,8 @@ def read_embeddings(
         sources = (found, view_a or ""), (other, view_b or "")
         a, b = ([name.removeprefix(p.split("*")[0]) for name in one.columns] for one, p in sources)
         places = pd.Index(b).get_indexer(a)
-        z_b, how = (other.z_a[:, places], "name") if a and min(places) >= 0 else (other.z_a, "position")
+        named = 0 < len(a) == len(b) and min(places) >= 0
+        z_b, how = (other.z_a[:, places], "name") if named else (other.z_a, "position")
         note = f"{found.name}: {found.note}. {other.name}: {other.note}. Features are paired by {how}"
         name = f"{found.name} and {other.name}"
         found = replace(given[0] if given else found, z_a=found.z_a, z_b=z_b, name=name, note=note)
@@ -449,8 +449,7 @@ def _assemble(path: Path, arrays: Arrays, choice: Choice) -> Embeddings:
         kinds = {kept[name].dtype for name in view if isinstance(kept[name].dtype, np.dtype)}
         block = np.empty((len(np.arange(n)[rows]), d), np.result_type("f4", *kinds))
         for i, name in enumerate(view):
-            values = load(name)
-            block[:, i] = values[rows]  # a missing value becomes NaN
+            block[:, i] = (values := load(name))[rows]  # a missing value becomes NaN
             if choice.view_a is None and _is_counter(values):
                 raise ValueError(f"column {name!r} counts the rows like an index: leave it out, --drop {name!r}")
         return real_floats(block, path.name)
@@ -550,9 +549,10 @@ def real_floats(values: np.ndarray | Tensor, name: str) -> Tensor:
     largest = float(max(values.max(), -values.min())) if wide else 0.0
     if np.isfinite(largest) and (largest > torch.finfo(torch.float32).max or (largest > 0 and not copied.any())):
         raise ValueError(f"{name} reaches {largest:.3g}, outside the range of float32: rescale it")
-    if str(values.dtype).endswith(("float64", "int64", "int32")) and values.ndim == 2 and len(values) > 1:
+    fits = values.dtype.itemsize < 4 or str(values.dtype).endswith(("float32", "f4"))
+    if not fits and values.ndim == 2 and len(values) > 1:
         exact = as_tensor(values, name, shared=True).detach().cpu().double()
         mean, variance = column_moments(exact)
         if ((2**-24 * mean.abs() > 1e-4 * variance.sqrt()) & (variance > 0)).any():  # the rounding of float32
-            return exact.clone(memory_format=torch.contiguous_format)
+            return exact.clone()
     return torch.as_tensor(copied)

@@ -479,6 +479,8 @@ def test_columns_of_two_files_are_paired_by_name_if_they_have_the_same_names(tmp
     assert torch.equal(by_pattern.z_a, by_pattern.z_b) and by_pattern.note.endswith("by name")
     np.save(tmp_path / "b.npy", B)
     assert read_embeddings(first, tmp_path / "b.npy").note.endswith("paired by position")
+    with pytest.raises(ValueError, match="the views must have the same shape"):
+        read_embeddings(first, written(frame(B, f3=A[:, 0]), tmp_path / f"wide.{ending}"))
 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
@@ -522,10 +524,11 @@ def test_spaces_around_names_and_labels(tmp_path, ending):
 @pytest.mark.parametrize("ending", ["npy", "npz", "csv", "parquet", "pt"])
 def test_numbers_far_from_zero_keep_their_precision(tmp_path, ending):
     times = 1_600_000_000 + RNG.integers(0, 3600, (200, 3))
-    for z in (1e6 + 0.05 * RNG.normal(size=(200, 3)), times, times.astype(np.int64)):
+    for z in (1e6 + 0.05 * RNG.normal(size=(200, 3)), times, times.astype(np.uint32), times.astype(">f8")):
+        z = z if ending.startswith("np") else z.astype(z.dtype.newbyteorder("="))
         path = tmp_path / f"x.{ending}"
         if ending == "pt":
-            torch.save(torch.from_numpy(z), path)
+            torch.save(torch.from_numpy(z.astype(float)), path)
         elif ending in ("csv", "parquet"):
             written(frame(z), path)
         else:
@@ -533,7 +536,7 @@ def test_numbers_far_from_zero_keep_their_precision(tmp_path, ending):
         found = read_embeddings(path).z_a
         assert found.dtype == torch.float64
         np.testing.assert_array_equal(found, z)
-        pd.testing.assert_frame_equal(diagnose(found), diagnose(torch.from_numpy(z).double()))
+        pd.testing.assert_frame_equal(diagnose(found), diagnose(z.astype(float)))
     assert real_floats(np.array([[1e6, 1], [1e6, 2]]), "z").dtype == torch.float32, "a constant loses nothing"
 
 
