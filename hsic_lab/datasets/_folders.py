@@ -293,13 +293,9 @@ def _find_splits(path: Path, train_folder: str | None) -> list[Path]:
     held_out = by_kind["test"] or by_kind["val"]
     found = [folder.name for folders in by_kind.values() for folder in folders]
     remedy = "train_folder (--train-folder) names the one to train on, or '.' if all folders are classes"
-    rest = {"".join(word for word in _words(name) if word not in SPLITS) for name in found} - {""}
-    if (
-        (len(rest) > 1 and train_folder is None)
-        or len(by_kind["train"]) > 1
-        or len(held_out) > 1
-        or (held_out and not by_kind["train"])
-    ):
+    named = [] if train_folder else [folder.name for folder in [*by_kind["train"], *held_out]]
+    rest = {"".join(word for word in _words(name) if word not in SPLITS) for name in named} - {""}
+    if len(rest) > 1 or len(by_kind["train"]) > 1 or len(held_out) > 1 or (held_out and not by_kind["train"]):
         raise ValueError(f"{path} has the folders {', '.join(found)}, which are no clear pair of splits: {remedy}")
     if by_kind["train"] and not held_out and train_folder is None:
         raise ValueError(f"{path} has a folder {found[0]} but neither test nor val: {remedy}")
