@@ -100,7 +100,7 @@ def cross_correlation(z_a: Tensor, z_b: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class CorrelationSummary:
-    """Summary of a cross-correlation matrix C of n pairs, with the values that unrelated features give."""
+    """Summary of a matrix C of n pairs without constant features, with the values that unrelated features give."""
 
     mean_diagonal: float
     rms_diagonal: float
@@ -111,24 +111,22 @@ class CorrelationSummary:
     expected_rms: float  # 1 / sqrt(n - 1), the rms_off_diagonal of unrelated features
     expected_squared_norm: float  # d (d - 1) / (n - 1), the off_diagonal_squared_norm of unrelated features
     lower_bound: float  # -1 / (d - 1), the smallest mean_off_diagonal of a positive semi-definite C with unit diagonal
+    n_constant: int  # features whose row or column of C is 0: constant in a view; d above does not count them
 
     @classmethod
     def from_matrix(cls, c: ArrayLike, n: int) -> "CorrelationSummary":
         """Summarize a matrix `c` of shape (d, d) that was computed from `n` pairs, with n at least 2."""
         c = square_matrix(c)
-        diagonal, others = np.diagonal(c), off_diagonal(c)
-        squares = np.square(others).sum()
+        n, a, b = check_integer("n, the number of pairs,", n, 2), c.any(axis=1), c.any(axis=0)
+        diagonal, live = np.diagonal(c), int((a & b).sum())
+        squares, pairs = np.square(off_diagonal(c)).sum(), int(a.sum() * b.sum()) - live
         summary = cls(
-            mean_diagonal=float(diagonal.mean()),
-            rms_diagonal=float(np.sqrt(np.square(diagonal).mean())),
-            mean_off_diagonal=float((c.sum() - diagonal.sum()) / others.size),
-            rms_off_diagonal=float(np.sqrt(squares / others.size)),
-            off_diagonal_squared_norm=float(squares),
-            total=float(c.sum()),
-            expected_squared_norm=expected_squared_norm(n, len(c)),
-            expected_rms=(int(n) - 1) ** -0.5,
-            lower_bound=-1 / (len(c) - 1),
-        )
+            mean_diagonal=float(diagonal.sum() / max(live, 1)), total=float(c.sum()), n_constant=len(c) - live,
+            rms_diagonal=float(np.sqrt(np.square(diagonal).sum() / max(live, 1))),
+            mean_off_diagonal=float((c.sum() - diagonal.sum()) / max(pairs, 1)),
+            rms_off_diagonal=float(np.sqrt(squares / max(pairs, 1))), off_diagonal_squared_norm=float(squares),
+            expected_squared_norm=pairs / (n - 1), expected_rms=(n - 1) ** -0.5, lower_bound=-1 / max(live - 1, 1),
+        )  # fmt: skip
         summary.__dict__["_matrix"] = c  # for `spectrum`; not a field, so that `asdict` gives numbers only
         return summary
 

@@ -68,6 +68,26 @@ def test_clustering_puts_copies_side_by_side(seed):
     assert (np.diff(ordered) != 0).sum() == 5  # six runs of one group each
 
 
+@pytest.mark.parametrize("dead_a, dead_b", [([], []), ([1, 4, 5], [1, 4, 5]), ([0, 2], [2, 6]), (range(7), range(7))])
+def test_constant_features_are_left_out_and_counted(dead_a, dead_b):
+    a, b = np.random.default_rng(0).normal(size=(2, 50, 7))
+    a[:, [*dead_a]], b[:, [*dead_b]] = 3, 0
+    c = cross_correlation(torch.from_numpy(a), torch.from_numpy(b))
+    got = CorrelationSummary.from_matrix(c, 50)
+    pairs = [(i, j) for i in range(7) for j in range(7) if i not in dead_a and j not in dead_b]
+    values = {(i, j): np.corrcoef(a[:, i], b[:, j])[0, 1] for i, j in pairs}
+    diagonal = [value for (i, j), value in values.items() if i == j] or [0]
+    others = [value for (i, j), value in values.items() if i != j] or [0]
+    assert got.n_constant == len({*dead_a, *dead_b})
+    assert got.mean_diagonal == pytest.approx(np.mean(diagonal))
+    assert got.rms_diagonal == pytest.approx(np.mean(np.square(diagonal)) ** 0.5)
+    assert got.mean_off_diagonal == pytest.approx(np.mean(others))
+    assert got.rms_off_diagonal == pytest.approx(np.mean(np.square(others)) ** 0.5)
+    assert got.expected_squared_norm == pytest.approx((len(others) if pairs else 0) / 49)
+    live = 7 - got.n_constant
+    assert got.lower_bound == (-1 / (live - 1) if live > 1 else -1)
+
+
 BAD = {
     "one feature": (np.ones((1, 1)), r"\(1, 1\)"),
     "not square": (np.ones((3, 4)), r"\(3, 4\)"),

@@ -38,10 +38,14 @@ def printable(name: object) -> str:
     return os.fsencode(str(name)).decode(errors="backslashreplace")
 
 
+def _words(name: str) -> list[str]:
+    words = re.split("[^a-z]+", re.sub("(?<=[a-z])(?=[A-Z])", "_", name).lower())
+    return [word.removeprefix("x") for word in words]
+
+
 def split_of(name: str) -> str | None:
     """Return "train", "test" or "val" if a word of the name says so: X_train, valid, TestImages, val2017."""
-    words = re.split("[^a-z]+", re.sub("(?<=[a-z])(?=[A-Z])", "_", name).lower())
-    return next((SPLITS[word] for word in (word.removeprefix("x") for word in words) if word in SPLITS), None)
+    return next((SPLITS[word] for word in _words(name) if word in SPLITS), None)
 
 
 def find_images(folder: Path, unread: Counter | None = None) -> list[Path]:
@@ -87,8 +91,8 @@ def find_classes(folder: Path, unread: Counter | None = None, apart: Sequence[Pa
     return classes
 
 
-def decode(path: Path, size: int | None) -> np.ndarray:
-    """Return an image (its first frame, upright by EXIF) as uint8 RGB (3, h, w), resized and cropped to `size`."""
+def decode(path: Path, size: int | None, transparent: list[Path]) -> np.ndarray:
+    """Return an image (first frame, upright by EXIF) as uint8 RGB (3, h, w) of this size; list transparent ones."""
     from PIL import Image, ImageOps
 
     try:
@@ -96,6 +100,8 @@ def decode(path: Path, size: int | None) -> np.ndarray:
             raw = " ".join(str(tile[3]) for tile in opened.tile)  # the mode "RGB" can hide 16 bits a channel
             if opened.mode not in EIGHT_BIT or re.search(";16[BLN]", raw):
                 raise ValueError(f"its mode is {opened.mode!r} ({raw}), not 8 bits a channel: convert it first")
+            if opened.has_transparency_data and np.asarray(opened.convert("RGBA"))[..., 3].min() < 255:
+                transparent.append(path)
             image = ImageOps.exif_transpose(opened).convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} is not an image that can be read: {error}. Replace or remove it") from error
@@ -111,7 +117,7 @@ def decode_all(files: Sequence[Path], size: int | None, root: Path) -> Tensor:
     """Return images as one uint8 tensor (n, 3, h, w), mapped from a file in the cache folder."""
     from pooch import os_cache
 
-    shape = (len(files), *((3, size, size) if size else decode(files[0], size).shape))
+    shape = (len(files), *((3, size, size) if size else decode(files[0], size, []).shape))
     n_bytes = math.prod(shape)
     if n_bytes > CACHE_BYTES:
         found = f"{root}: {len(files)} decoded images of {shape[3]} x {shape[2]} pixels take {n_bytes / 2**30:.1f} GiB"
@@ -119,7 +125,7 @@ def decode_all(files: Sequence[Path], size: int | None, root: Path) -> Tensor:
     # The place is part of the name: copied sets may agree in names, sizes and times, and differ in content.
     place, label = hashlib.sha256(os.fsencode(root)).hexdigest()[:16], "as_is" if size is None else f"{size}px"
     folder = Path(os.environ.get("HSIC_LAB_CACHE") or os_cache("hsic_lab")).expanduser()
-    kept = folder / f"{place}-{label}-{_files_digest(files, root)}.npy"
+    kept = folder / f"{place}-{label}-{_files_digest(files, root, own=True)}.npy"
     if (images := _kept_images(kept, shape)) is not None:
         return images
     try:
@@ -181,13 +187,14 @@ def read_classes(
 
 def _decode_to(path: Path | None, files: Sequence[Path], size: int | None, shape: tuple[int, ...]) -> np.ndarray:
     """Return an array, in a new .npy file or in memory, whose rows are the files, decoded on all cores."""
+    transparent: list[Path] = []
     array = np.lib.format.open_memmap(path, "w+", np.uint8, shape) if path else np.empty(shape, np.uint8)
     if path is not None and hasattr(os, "posix_fallocate"):  # writing to a map of a full disk would kill the process
         with path.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
     def one(row: int) -> None:
-        image = decode(files[row], size)
+        image = decode(files[row], size, transparent)
         if image.shape != array.shape[1:]:
             (h, w), (height, width) = image.shape[1:], array.shape[2:]
             found = f"{files[row]} has {w} x {h} pixels, {files[0]} {width} x {height}"
@@ -195,13 +202,18 @@ def _decode_to(path: Path | None, files: Sequence[Path], size: int | None, shape
         array[row] = image
 
     thread_map(one, range(len(files)), desc="decoding", max_workers=os.cpu_count(), **progress_options(len(files)))
+    if transparent:
+        found = f"{len(transparent)} of {len(files)} images have transparent pixels, for example {min(transparent)}"
+        warnings.warn(f"{found}: transparency is dropped, and the colors below it are used", stacklevel=2)
     return array
 
 
-def _files_digest(files: Sequence[Path], root: Path) -> str:
-    """Return a hash of paths, sizes and times of change, which are equal for copies made with `cp -a`."""
+def _files_digest(files: Sequence[Path], root: Path, own: bool = False) -> str:
+    """Return a hash of paths, sizes and times, equal for copies made with `cp -a`, or their `own` hash."""
     found = [(path.relative_to(root).as_posix(), path.stat()) for path in files]
     lines = [os.fsencode(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n") for name, stat in found]
+    if own:  # no program can set these; another file put in place of the old one has others, whatever its time
+        lines += [f"{stat.st_ctime_ns} {stat.st_ino}\n".encode() for _, stat in found]
     return hashlib.sha256(b"".join(lines)).hexdigest()[:16]
 
 
@@ -281,7 +293,9 @@ def _find_splits(path: Path, train_folder: str | None) -> list[Path]:
     held_out = by_kind["test"] or by_kind["val"]
     found = [folder.name for folders in by_kind.values() for folder in folders]
     remedy = "train_folder (--train-folder) names the one to train on, or '.' if all folders are classes"
-    if len(by_kind["train"]) > 1 or len(held_out) > 1 or (held_out and not by_kind["train"]):
+    named = [] if train_folder else [folder.name for folder in [*by_kind["train"], *held_out]]
+    rest = {"".join(word for word in _words(name) if word not in SPLITS) for name in named} - {""}
+    if len(rest) > 1 or len(by_kind["train"]) > 1 or len(held_out) > 1 or (held_out and not by_kind["train"]):
         raise ValueError(f"{path} has the folders {', '.join(found)}, which are no clear pair of splits: {remedy}")
     if by_kind["train"] and not held_out and train_folder is None:
         raise ValueError(f"{path} has a folder {found[0]} but neither test nor val: {remedy}")
@@ -330,7 +344,10 @@ def from_arrays(
 
 def _as_images(name: str, images: ArrayLike | Tensor) -> Tensor:
     """Return images of any accepted layout as uint8 (n, c, h, w)."""
-    pixels = as_tensor(images, shared=True)
+    pixels = as_tensor(images, name, shared=True)
+    if not pixels.is_floating_point() and pixels.dtype != torch.uint8:
+        found = getattr(images, "dtype", pixels.dtype)
+        raise TypeError(f"{name} must be uint8 or floats in [0, 1], got {found}: convert to uint8 if 255 is white")
     if pixels.ndim == 3:
         pixels = pixels[:, None]
     if pixels.ndim != 4 or pixels.numel() == 0:

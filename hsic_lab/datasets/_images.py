@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -102,6 +103,17 @@ class ImageData:
     @cached_property
     def fingerprint(self) -> str:
         """Shape of the images in ``trained_on`` and a hash of some hundred of them; runs keep it as "pictures"."""
-        shapes = " and ".join(" x ".join(map(str, part.shape)) for part in self.trained_on)
-        some = [part[:: max(1, len(part) // 256)].cpu().contiguous().numpy().tobytes() for part in self.trained_on]
-        return f"{shapes} ({hashlib.sha256(b''.join(some)).hexdigest()[:16]})"
+        return _summary(self.trained_on)
+
+    @cached_property
+    def judged(self) -> str:
+        """The same of the test images and of all labels, which probes use; runs keep it under this name."""
+        return _summary((self.test.images,), self.train.labels, self.test.labels)
+
+
+def _summary(images: Sequence[Tensor], *labels: Tensor) -> str:
+    """Return the shapes of images, and a hash of some hundred of them and of the labels."""
+    some = [*(part[:: max(1, len(part) // 256)] for part in images), *labels]
+    content = b"".join(part.cpu().contiguous().numpy().tobytes() for part in some)
+    shapes = " and ".join(" x ".join(map(str, part.shape)) for part in images)
+    return f"{shapes} ({hashlib.sha256(content).hexdigest()[:16]})"

@@ -215,8 +215,8 @@ def _view_rows(z: Tensor, view: str, kind: str) -> list[Row]:
 
 def _correlation_rows(z_a: Tensor, z_b: Tensor | None) -> list[Row]:
     """Diagnostics of C, and of the agreement of two views."""
-    n, d = z_a.shape
-    x, y = _standardized(z_a, z_b)
+    n, (x, y) = len(z_a), _standardized(z_a, z_b)
+    d = max(1, int(((x != 0).any(dim=0) & (y != 0).any(dim=0)).sum()))  # constant features are left out of C
     dead = "" if x.any() and y.any() else "all features are constant"
     value, diagonal = _redundancy(x, y)
     # Six are three standard deviations of a sum of d (d - 1) / 2 pairs, each counted twice.
@@ -226,7 +226,7 @@ def _correlation_rows(z_a: Tensor, z_b: Tensor | None) -> list[Row]:
     agreement = float((x * y).sum(dtype=torch.float64)) / (n * d)
     # Over permutations of the rows it has mean 0 and, for centered columns, variance |X Y'|^2 / (n^2 d^2 (n - 1)).
     with no_autocast(x):
-        squares = (x @ y.T).square() if n < d else (x.T @ x) * (y.T @ y)
+        squares = (x @ y.T).square() if n < x.shape[1] else (x.T @ x) * (y.T @ y)
     least = 3 * math.sqrt(float(squares.sum(dtype=torch.float64)) / (n - 1)) / (n * d)
     total, deviation = _feature_sums(x, y)
     few = "" if least < 1 else "too few rows, correlations of permuted rows reach 1"

@@ -331,11 +331,12 @@ class CorrelationExplorer(anywidget.AnyWidget):
         panel = list(self._panels.values())[index]
         step = panel.step_at(step)
         c = panel.snapshots[step].float().cpu().numpy()
-        diagonal = _histogram(np.diagonal(c))
+        a, b = c.any(axis=1), c.any(axis=0)
+        diagonal, entries = _histogram(np.diagonal(c)[a & b]), _histogram(c[a][:, b])  # without constant features
         matrix: dict[str, Any] = {"panel": index, "step": step, "lowest": float(c.min()), "highest": float(c.max())}
-        matrix["constant"] = [int((~c.any(axis=axis)).sum()) for axis in (1, 0)]  # features of view A, of view B
+        matrix["constant"] = [int((~live).sum()) for live in (a, b)]  # features of view A, of view B
         matrix["summary"] = asdict(correlations.CorrelationSummary.from_matrix(c, panel.n))
-        matrix |= {"diagonal_counts": diagonal.tolist(), "off_counts": (_histogram(c) - diagonal).tolist()}
+        matrix |= {"diagonal_counts": diagonal.tolist(), "off_counts": (entries - diagonal).tolist()}
         return matrix | {"matrix": c.tobytes()}
 
     def _answer(self, request: dict[str, Any]) -> None:

@@ -128,7 +128,7 @@ function scatter(svg, behind, [x, y], color) {
   const far = Math.max(2, ...x.map(Math.abs), ...y.map(Math.abs)) * 1.05;
   const size = { height: 280, right: 12, top: 10, bottom: 42 };
   const description = `Scatter of ${x.length} samples, correlation ${signed(behind.correlation, 3)}`;
-  const labels = { xlabel: `feature ${behind.i} of view A`, ylabel: `feature ${behind.j} of view B` };
+  const labels = { xlabel: behind.words[0], ylabel: behind.words[1] };
   const frame = { x: [-far, far], y: [-far, far], size, description, most: { x: 6, y: 6 }, ...labels };
   chart(svg, frame, (toX, toY) => {
     const cross = `M${toX(-far)},${toY(0)}H${toX(far)}M${toX(0)},${toY(-far)}V${toY(far)}`;

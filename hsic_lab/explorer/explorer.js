@@ -197,18 +197,20 @@ class Explorer {
     const answer = this.store.get(cell), shown = answer && `${this.store.key(cell)} ${this.width}`;
     if (!answer || shown === this.shown) return;
     this.shown = shown;
-    const { name, color, n } = this.model.get("panels")[cell.panel];
+    const { name, color, n, one, names } = this.model.get("panels")[cell.panel];
+    const of = (k, view) => `feature ${names?.[k] ?? k}${one ? "" : ` of view ${view}`}`;
+    const axes = [of(cell.i, "A"), of(cell.j, "B")];
     const parts = [];
     const svg = shape("svg", { "data-chart": "scatter" });
     if (answer.arrays.length) {
       const drawn = answer.arrays[0].length;
       const points = drawn < answer.n ? `the first ${drawn} of ${answer.n}` : answer.n;
       const old = answer.at === cell.step ? "" : ` (those of step ${cell.step} were not kept)`;
-      const words = `${name}, samples of step ${answer.at}${old}: ${points} pairs, correlation ${signed(answer.correlation, 3)}`;
-      const rest = n > answer.n ? `; C is of ${n} pairs` : "";
+      const words = `${name}, samples of step ${answer.at}${old}: ${points} ${one ? "rows" : "pairs"}, correlation ${signed(answer.correlation, 3)}`;
+      const rest = n > answer.n ? `; C is of ${n} ${one ? "rows" : "pairs"}` : "";
       parts.push(element("figure", {}, element("figcaption", {}, words + rest), svg));
     }
-    const words = { images_a: `feature ${cell.i} of view A`, images_b: `feature ${cell.j} of view B` };
+    const words = { images_a: axes[0], images_b: axes[1] };
     for (const [key, of] of Object.entries(words)) {
       if (!answer[key]) continue;
       const half = answer[key].length / 2;
@@ -220,7 +222,7 @@ class Explorer {
     const first = this.behind.dataset.cell !== `${cell.panel}/${cell.i}/${cell.j}`;
     this.behind.dataset.cell = `${cell.panel}/${cell.i}/${cell.j}`;
     this.behind.replaceChildren(...parts);
-    if (answer.arrays.length) scatter(svg, answer, answer.arrays, color); // in the page, because it reads its width
+    if (answer.arrays.length) scatter(svg, { ...answer, words: axes }, answer.arrays, color); // in the page, because it reads its width
     if (first && this.width && this.width < 640) this.behind.scrollIntoView({ block: "nearest" }); // below the heatmaps
   }
 }

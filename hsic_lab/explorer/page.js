@@ -11,6 +11,17 @@ async function inflated(text) {
   return new Response(stream).arrayBuffer();
 }
 
+// The correlation of samples, which are no longer standardized once they are rounded; 0 if one of them is constant.
+function pearson(x, y) {
+  const centered = [x, y].map((values) => {
+    const mean = values.reduce((a, b) => a + b, 0) / values.length;
+    return Array.from(values, (value) => value - mean);
+  });
+  const product = (a, b) => a.reduce((sum, value, k) => sum + value * b[k], 0);
+  const [a, b] = centered, squares = product(a, a) * product(b, b);
+  return squares ? product(a, b) / Math.sqrt(squares) : 0;
+}
+
 class PageModel {
   constructor(data) {
     this.data = data;
@@ -82,8 +93,7 @@ class PageModel {
     const { d } = this.state.panels[panel], n = (bytes.byteLength - 8 * d) / (2 * d);
     const scales = new Float32Array(bytes, 0, 2 * d), all = new Int8Array(bytes, 8 * d);
     const [x, y] = [i, d + j].map((row) => Float32Array.from(all.subarray(row * n, (row + 1) * n), (v) => v * scales[row]));
-    const correlation = x.reduce((sum, value, k) => sum + value * y[k], 0) / n;
-    return [{ ...reply, at, n, correlation, ...(await this.images(panel, n, x, y)) }, [x.buffer, y.buffer]];
+    return [{ ...reply, at, n, correlation: pearson(x, y), ...(await this.images(panel, n, x, y)) }, [x.buffer, y.buffer]];
   }
 
   // The images with the lowest and the highest values of x in view A and of y in view B.

@@ -17,6 +17,7 @@ class Heatmap {
     this.view = view;
     this.index = index;
     this.d = panel.d;
+    this.panel = panel;
     this.window = { row: 0, column: 0, size: panel.d };
     this.cursor = [0, 0];
     this.canvas = element("canvas", { tabindex: 0, role: "img" });
@@ -56,20 +57,22 @@ class Heatmap {
     const { row, column, size } = this.window;
     const named = (at) => (this.order ? `position ${at}` : `${at}`);
     const ends = (at, words) => [named(at), words, named(at + size - 1)].map((text) => element("span", {}, text));
-    this.columns.replaceChildren(...ends(column, "feature of view B"));
-    this.rows.replaceChildren(...ends(row, "feature of view A"));
+    const { one } = this.panel;
+    this.columns.replaceChildren(...ends(column, one ? "feature" : "feature of view B"));
+    this.rows.replaceChildren(...ends(row, one ? "feature" : "feature of view A"));
     const s = matrix.summary;
-    const norm = s.off_diagonal_squared_norm + this.d * s.rms_diagonal ** 2;
+    const norm = s.off_diagonal_squared_norm + (this.d - s.n_constant) * s.rms_diagonal ** 2;
+    const among = one ? "among the features" : "between the two views";
     const lines = [
-      `step ${matrix.step}: \u2016C\u2016²_F = HSIC = ${signed(norm, 1)}, all linear dependence between the two views`,
-      `diagonal: mean ${signed(s.mean_diagonal, 3)} (1 if the views agree)`,
+      `step ${matrix.step}: \u2016C\u2016²_F = HSIC = ${signed(norm, 1)}, all linear dependence ${among}`,
+      ...(one ? [] : [`diagonal: mean ${signed(s.mean_diagonal, 3)} (1 if the views agree)`]),
       `off-diagonal: mean ${signed(s.mean_off_diagonal, 4)}, rms ${signed(s.rms_off_diagonal, 3)} ` +
         `(expected if independent: ${signed(s.expected_rms, 3)})`,
       `Σ off-diagonal² = ${signed(s.off_diagonal_squared_norm, 1)} ` +
         `(expected if independent: ${signed(s.expected_squared_norm, 1)}); 1ᵀC1 = ${signed(s.total, 1)}`,
     ];
     matrix.constant.forEach((count, k) => {
-      if (count) lines.push(`constant features of view ${"AB"[k]}: ${count}; their correlations count as 0`);
+      if (count && !(one && k)) lines.push(`constant features${one ? "" : ` of view ${"AB"[k]}`}: ${count}, left out of these numbers`);
     });
     this.sums.replaceChildren(...lines.map((words) => element("div", {}, words)));
     this.canvas.setAttribute("aria-label", `Cross-correlation matrix. ${lines.join(". ")}. ${HELP}`);
@@ -107,7 +110,9 @@ class Heatmap {
     this.cursor = [p, q];
     if (!this.matrix) return;
     const [i, j] = [this.feature(p), this.feature(q)];
-    const words = `A ${i}, B ${j}: C = ${signed(this.matrix.arrays[0][i * this.d + j], 4)}`;
+    const name = (k) => this.panel.names?.[k] ?? k;
+    const cell = this.panel.one ? `${name(i)} and ${name(j)}` : `A ${name(i)}, B ${name(j)}`;
+    const words = `${cell}: C = ${signed(this.matrix.arrays[0][i * this.d + j], 4)}`;
     const width = Math.ceil(this.window.size / MAX_BLOCKS);
     this.readout.textContent = width > 1 ? `${words} (a pixel is the mean of ${width} × ${width})` : words;
   }

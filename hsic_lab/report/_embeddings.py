@@ -22,7 +22,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from hsic_lab._checks import as_labels, finite_rows, to_array
+from hsic_lab._checks import as_labels, as_tensor, finite_rows, to_array
+from hsic_lab.correlation import column_moments
 from hsic_lab.datasets._folders import printable, split_of
 from hsic_lab.evaluation import extract_features
 from hsic_lab.training import Run
@@ -33,6 +34,7 @@ MIN_ROWS, MAX_FEATURES = 4, 1 << 13  # C of more features has over 256 MiB in fl
 VIEWS = (("z_a", "z_b"), ("a", "b"))
 LABELS = ("labels", "label", "y", "targets", "target")
 INDEX = re.compile(r"(|.*[_ .-])(id|ids|idx|index|row|rows)|unnamed.*|__index_level_\d+__|", re.IGNORECASE)
+MISSING = ("na", "nan", "n/a", "null", "none")  # in lower case
 _LABEL_NAMES = ", ".join(LABELS)
 
 
@@ -63,7 +65,7 @@ class Embeddings:
     `labels` of shape (n,) are integers or strings. `features` of shape (m, p) are the rows of the labels if these are
     not the rows of `z_a`; for a run, the features of its encoder. `target` of shape (n,) is a continuous quantity in
     place of labels, NaN where it is missing. `rows` is the number of rows of the source if `z_a` is a sample of them.
-    The page has the title `name` and shows the remark `note`. `kind` says what the views are, as in `diagnose`.
+    The page has the title `name` and shows the remark `note`. `kind` is that of `diagnose`, `columns` name features.
     """
 
     z_a: Tensor
@@ -75,6 +77,7 @@ class Embeddings:
     note: str = ""
     target: np.ndarray | None = None
     kind: str = "unknown"
+    columns: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         views = [z for z in (self.z_a, self.z_b) if z is not None]
@@ -110,13 +113,14 @@ def read_embeddings(
         arrays in other files at most 2^29 values, and texts at most 2^28 bytes.
     label, drop, view_a, view_b : str, sequence of str, str, str, optional
         The column or array with the labels; those to leave out; those of the views, as patterns like ``emb_*``. Of two
-        files `view_a` is in the first and `view_b` in the second. Chosen columns are not refused as an index.
+        files `view_a` is in the first and `view_b` in the second. Chosen columns are not refused as an index. Columns
+        of two files are paired by name if both have the same names, else by position; the note says which.
     """
     choice = Choice(label, [drop] if isinstance(drop, str) else drop, view_a, None if second else view_b)
-    found = _read(Path(path), choice)
+    found = _read(Path(path), choice, labels is not None)
     if second is not None:
         _refuse_splits([Path(path).stem, Path(second).stem], "files")
-        other = _read(Path(second), choice._replace(view_a=view_b), in_second=True)
+        other = _read(Path(second), choice._replace(view_a=view_b), True)
         if found.z_b is not None or other.z_b is not None:
             raise ValueError(f"two files must hold one view each; {path if found.z_b is not None else second} has two")
         if found.rows != other.rows:
@@ -125,8 +129,14 @@ def read_embeddings(
         texts = [np.asarray(one.labels if one.target is None else one.target).astype(str) for one in given]
         if labels is None and len(texts) == 2 and not np.array_equal(texts[0], texts[1]):
             raise ValueError(f"the labels in {path} and {second} differ: their rows are not the same images in order")
-        name, note = f"{found.name} and {other.name}", f"{found.name}: {found.note}. {other.name}: {other.note}"
-        found = replace(given[0] if given else found, z_a=found.z_a, z_b=other.z_a, name=name, note=note)
+        sources = (found, view_a or ""), (other, view_b or "")
+        a, b = ([name.removeprefix(p.split("*")[0]) for name in one.columns] for one, p in sources)
+        places = pd.Index(b).get_indexer(a)
+        named = 0 < len(a) == len(b) and min(places) >= 0
+        z_b, how = (other.z_a[:, places], "name") if named else (other.z_a, "position")
+        note = f"{found.name}: {found.note}. {other.name}: {other.note}. Features are paired by {how}"
+        name = f"{found.name} and {other.name}"
+        found = replace(given[0] if given else found, z_a=found.z_a, z_b=z_b, name=name, note=note)
     if labels is not None:
         if found.rows is not None:
             raise ValueError(f"{labels}: rows were sampled, so the labels must be in the file of the embeddings")
@@ -135,8 +145,8 @@ def read_embeddings(
     return found
 
 
-def _read(path: Path, choice: Choice, in_second: bool = False) -> Embeddings:
-    """Return the embeddings of one file or run; the second of two files may lack the chosen labels."""
+def _read(path: Path, choice: Choice, elsewhere: bool) -> Embeddings:
+    """Return the embeddings of one file or run; the chosen labels may be `elsewhere`, in another file."""
     if path.is_dir():
         if any(choice):
             raise ValueError(f"{path} is a run: columns and arrays are chosen in files only")
@@ -145,7 +155,7 @@ def _read(path: Path, choice: Choice, in_second: bool = False) -> Embeddings:
         raise ValueError(f"{path}: accepted are files ending in {', '.join(READERS)} and run folders")
     with _named_errors(path):
         arrays = READERS[suffix](path, choice.label)
-        if in_second and choice.label not in arrays[0]:
+        if elsewhere and choice.label not in arrays[0]:
             choice = choice._replace(label=None)
         return _assemble(path, arrays, choice)
 
@@ -172,6 +182,9 @@ def _read_labels(path: Path, label: str | None) -> Any:
         name = next(iter(headers)) if len(headers) == 1 else _label_name(headers, label)
         if name is None:
             raise ValueError(f"expected one column, or one called {_LABEL_NAMES}; found {_few(headers)}")
+        if others := [other for other in headers if other != name and (label is None or INDEX.fullmatch(other))]:
+            remedy = f"give {name!r} alone, in the order of the rows; or --label-column {name!r} if none is an index"
+            raise ValueError(f"rows are matched by position, {_few(others)} not compared: {remedy}")
         _check_size(name, headers[name])
         return load(name)
 
@@ -240,7 +253,8 @@ def _torch(path: Path, label: str | None) -> Arrays:
     if isinstance(content, Tensor):
         content = {"z_a": content}
     elif isinstance(content, list | tuple) and len(content) == 2:
-        content = dict(zip(VIEWS[0], content, strict=True))
+        views = iter(VIEWS[0])  # a vector beside features are labels
+        content = {"labels" if np.ndim(value) == 1 else next(views): value for value in content}
     if not isinstance(content, Mapping):
         raise ValueError(f"expected a tensor, two tensors or a dictionary of tensors, got {type(content).__name__}")
     found = {str(name): value for name, value in content.items() if isinstance(value, Tensor | list)}
@@ -262,7 +276,7 @@ def _csv(path: Path, label: str | None) -> Arrays:
         raise ValueError(f"its columns could be separated by any of {' '.join(map(repr, marks))}")
     mark = marks[0] if marks else ","
     names = next(csv.reader([lines[0]], delimiter=mark), [])
-    text = {name: pa.string() for name in names if name in (*LABELS, label) or label == "*"}
+    text = {name: pa.string() for name in names if name.strip() in (*LABELS, label) or label == "*"}
 
     def read(decimal: str) -> pa.Table:
         convert = pa.csv.ConvertOptions(column_types=text, strings_can_be_null=False, decimal_point=decimal)
@@ -276,6 +290,8 @@ def _csv(path: Path, label: str | None) -> Arrays:
         if sum(map(pa.types.is_string, other.schema.types)) < len(no_number):
             table, remarks = other, ["decimal commas"]
     remarks += [f"columns separated by {mark!r}"] * (mark != ",") + [f"text in {encoding}"] * (encoding != "utf-8-sig")
+    table = table.rename_columns(list(map(str.strip, table.column_names)))
+    text = {name.strip(): kind for name, kind in text.items()}
     columns = [name for name in table.column_names if name not in text]
     counted = ([str(i + first) for i in range(len(columns))] for first in (0, 1))
     if columns and pd.to_numeric(pd.Series(columns), errors="coerce").notna().all() and columns not in counted:
@@ -341,12 +357,13 @@ def _column_header(column: pa.ChunkedArray) -> Header:
 
 
 def _typed(values: np.ndarray, comma: bool) -> np.ndarray:
-    """Return text as numbers if all of it is written as whole numbers are, or some are not whole; else as it is."""
+    """Return text as it is, or as numbers if all but MISSING is written as whole numbers are, or some are not whole."""
     text = pd.Series(values)
-    whole = text[text != ""].str.fullmatch(r"0|-?[1-9]\d{0,14}").all()
-    numbers = pd.to_numeric(text.str.replace(",", ".") if comma else text, errors="coerce")
-    given = numbers[text != ""]
-    return numbers.to_numpy() if whole or (np.isfinite(given).all() and (given % 1).any()) else values
+    there = ~text.str.strip().str.lower().isin(["", *MISSING])
+    whole = text[there].str.fullmatch(r" *(0|-?[1-9]\d{0,14}) *").all()
+    numbers = pd.to_numeric(text.str.replace(",", ".") if comma else text, errors="coerce").where(there)
+    numeric = whole or (np.isfinite(numbers[there]).all() and (numbers[there] % 1).any())
+    return numbers.to_numpy() if there.any() and numeric else values
 
 
 def _matching(names: Sequence[str], pattern: str) -> list[str]:
@@ -429,19 +446,21 @@ def _assemble(path: Path, arrays: Arrays, choice: Choice) -> Embeddings:
     def loaded(view: list[str]) -> Tensor:
         if not in_columns:
             return real_floats(load(view[0])[rows], f"array {view[0]!r}")
-        block = np.empty((n, d), np.float32)
+        kinds = {kept[name].dtype for name in view if isinstance(kept[name].dtype, np.dtype)}
+        block = np.empty((len(np.arange(n)[rows]), d), np.result_type("f4", *kinds))
         for i, name in enumerate(view):
-            block[:, i] = values = load(name)  # a missing value becomes NaN
+            block[:, i] = (values := load(name))[rows]  # a missing value becomes NaN
             if choice.view_a is None and _is_counter(values):
                 raise ValueError(f"column {name!r} counts the rows like an index: leave it out, --drop {name!r}")
-        return real_floats(block[rows], path.name)
+        return real_floats(block, path.name)
 
     z = [loaded(view) for view in views]
     notes = [*remarks, *(f"View {letter}: {_few(view)}" for letter, view in zip("AB", views, strict=False))]
     if unused := [name for name in headers if name not in used]:
         notes.append(f"Left out: {_few(unused)}")
     z_b, source_rows = z[1] if len(z) == 2 else None, n if len(z[0]) < n else None
-    found = Embeddings(z[0], z_b, name=printable(path.name), rows=source_rows, note=". ".join(notes))
+    columns = list(map(printable, views[0])) if in_columns else []
+    found = Embeddings(z[0], z_b, name=printable(path.name), rows=source_rows, note=". ".join(notes), columns=columns)
     return found if label is None else _with_labels(found, load(label)[rows], repr(label))
 
 
@@ -460,6 +479,8 @@ def _with_labels(found: Embeddings, values: np.ndarray | Tensor, source: str) ->
     values = to_array(values) if isinstance(values, Tensor) else values  # arrays may hold missing values
     if values.shape != (n := len(found.z_a),):
         raise ValueError(f"{found.name}: {n} rows need as many labels, got {values.shape}")
+    if values.dtype.kind in "OS":
+        values = np.array([v.decode(errors="replace") if isinstance(v, bytes) else v for v in values], object)
     given = ~pd.isna(values) & (values != "" if values.dtype.kind in "OU" else True)
     labels = np.asarray(pd.Series(values[given]).infer_objects())
     if not len(labels):
@@ -479,7 +500,12 @@ def _with_labels(found: Embeddings, values: np.ndarray | Tensor, source: str) ->
         _check_size(source, Header((n, max(len(str(label)) for label in pd.unique(labels))), np.dtype("U1")))
     labels = as_labels(f"the labels of {source}", labels)
     classes = [str(label) for label in np.unique(labels)]
-    note = f"{found.note}. Labels: {source}, {len(classes)} classes: {_few(classes)}{missing}"
+    bare: dict[str, str] = {}
+    for label in classes:
+        if (other := bare.setdefault(label.strip(), label)) != label:
+            raise ValueError(f"the labels of {source} hold {other!r} and {label!r}, which differ in spaces only")
+    words = "".join(f". The text {label!r} is a class" for label in classes if label.strip().lower() in MISSING)
+    note = f"{found.note}. Labels: {source}, {len(classes)} classes: {_few(classes)}{words}{missing}"
     return replace(found, labels=labels, features=found.z_a[torch.from_numpy(given)] if missing else None, note=note)
 
 
@@ -509,7 +535,7 @@ def _check_size(name: str, header: Header) -> None:
 
 
 def real_floats(values: np.ndarray | Tensor, name: str) -> Tensor:
-    """Return real numbers as float32 on the CPU; raise ValueError for others, and outside the range of float32."""
+    """Return real numbers on the CPU as float32, or as float64 if their means are large; ValueError for others."""
     if isinstance(values, np.ndarray):
         real = values.dtype.kind in "iuf"
     else:
@@ -523,4 +549,10 @@ def real_floats(values: np.ndarray | Tensor, name: str) -> Tensor:
     largest = float(max(values.max(), -values.min())) if wide else 0.0
     if np.isfinite(largest) and (largest > torch.finfo(torch.float32).max or (largest > 0 and not copied.any())):
         raise ValueError(f"{name} reaches {largest:.3g}, outside the range of float32: rescale it")
+    fits = values.dtype.itemsize < 4 or str(values.dtype).endswith(("float32", "f4"))
+    if not fits and values.ndim == 2 and len(values) > 1:
+        exact = as_tensor(values, name, shared=True).detach().cpu().double()
+        mean, variance = column_moments(exact)
+        if ((2**-24 * mean.abs() > 1e-4 * variance.sqrt()) & (variance > 0)).any():  # the rounding of float32
+            return exact.clone()
     return torch.as_tensor(copied)

@@ -111,11 +111,12 @@ def report_html(found: Embeddings, reference: Tensor | None = None) -> str:
     similarity = similarity_table(found.z_a, found.z_b, reference)
     tables = {"diagnostics": frame, "probe": probe, "similarity": similarity, "independence": independence_table(found)}
     LOG.info("Figures ...")
-    figures = _correlation(found.z_a, found.z_b) | _spectrum(found.z_a, found.z_b) | _principal_axes(found)
+    figures = _correlation(found) | _spectrum(found.z_a, found.z_b) | _principal_axes(found)
     verdict = frame.attrs["verdict"]
     kind = "good" if verdict == "healthy" else "bad" if verdict in FAULTS else ""
     classes = 0 if found.labels is None else len(np.unique(found.labels))
     source = {"found": found, "n": len(found.z_a), "d": found.z_a.shape[1], "classes": classes}
+    source["sampled"] = len(found.z_a) > TEST_ROWS and (tables["independence"]["rows"] >= TEST_ROWS).any()
     judged = {"verdict": verdict, "kind": kind, "explanation": frame.attrs["explanation"], "probe_note": probe_note}
     used = dict(splits=SPLITS, version=hsic_lab.__version__, torch_version=torch.__version__)
     cells = {name: _cells(table) for name, table in tables.items()}
@@ -147,14 +148,17 @@ def _png(figure: Any) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def _correlation(z_a: Tensor, z_b: Tensor | None) -> dict[str, Any]:
+def _correlation(found: Embeddings) -> dict[str, Any]:
+    z_a, z_b = found.z_a, found.z_b
     c = cross_correlation(z_a, z_a if z_b is None else z_b).numpy()
     summary = CorrelationSummary.from_matrix(c, len(z_a))
     if len(c) <= LIVE_FEATURES:
         explorer = CorrelationExplorer(z_a, z_a if z_b is None else z_b)
+        explorer.panels[0] |= {"one": z_b is None, "names": list(found.columns) if z_b is None else []}
         return {"explorer": explorer_fragment(explorer), "summary": summary}
-    diagonal, off = (np.clip(part, -1, 1) for part in (c.diagonal(), off_diagonal(c)))  # rounding may exceed 1
-    finer_limit = float(np.clip(np.quantile(np.abs(off), 0.99), 0.01, 1))
+    live, parts = np.outer(c.any(axis=1), c.any(axis=0)), (np.diagonal, off_diagonal)
+    diagonal, off = (np.clip(part(c)[part(live)], -1, 1) for part in parts)  # rounding may exceed 1
+    finer_limit = float(np.clip(np.quantile(np.abs(off), 0.99) if len(off) else 0, 0.01, 1))
     layout = ConstrainedLayoutEngine(w_pad=0.1)
     figure, axes = plt.subplots(1, 3, figsize=(12.6, 4.2), layout=layout, width_ratios=(1, 1, 0.8))
     for ax, limit, title in ((axes[0], 1.0, "C"), (axes[1], finer_limit, "C, a finer color scale")):

@@ -113,6 +113,8 @@ def data_of(name: str, metadata: Mapping[str, Any]) -> ImageData:
     data = load(name, **metadata.get("source") or {})  # older runs lack it
     if (old := metadata.get("pictures", data.fingerprint)) != data.fingerprint:
         raise ValueError(f"the run was trained on other images, {old}; those of {name!r} are {data.fingerprint}")
+    if (old := metadata.get("judged", data.judged)) != data.judged:  # older runs lack it
+        raise ValueError(f"the run had other test images or labels, {old}; those of {name!r} are {data.judged}")
     return data
 
 

@@ -182,7 +182,7 @@ def new_run(config: TrainConfig, folder: Path, data: ImageData, encoder: Any = N
     networks = make_networks(config, images.shape[1], encoder, features.get("features"))
     metadata = {
         "channels": images.shape[1], "train_images": sum(map(len, data.trained_on)), "pictures": data.fingerprint,
-        "source": data.source,
+        "source": data.source, "judged": data.judged,
         "device": str(device), "hardware": hardware(device), "precision": resolved_precision(config.precision, device),
         "views": "by name" if views is None else "custom", "processes": world_size(),
         "threads": torch.get_num_threads(), "torch": torch.__version__, "python": platform.python_version(),

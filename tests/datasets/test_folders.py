@@ -19,6 +19,7 @@ from hsic_lab._io import replace_file
 from hsic_lab.datasets import _folders as module
 from hsic_lab.datasets import from_arrays, from_folder, load
 from hsic_lab.datasets._folders import decode, decode_all
+from hsic_lab.training._data import data_of
 
 RNG = np.random.default_rng(1)
 
@@ -99,7 +100,7 @@ def test_every_mode_becomes_rgb(tmp_path, mode, extension):
     save(tmp_path / f"x.{extension}", 5, 7, mode)
     with Image.open(tmp_path / f"x.{extension}") as image:
         expected = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
-    assert np.array_equal(decode(tmp_path / f"x.{extension}", None), expected) and expected.shape == (3, 7, 5)
+    assert np.array_equal(decode(tmp_path / f"x.{extension}", None, []), expected) and expected.shape == (3, 7, 5)
 
 
 @pytest.mark.parametrize("width, height", [(40, 20), (20, 40), (21, 33), (8, 8), (5, 9)])
@@ -108,7 +109,7 @@ def test_resize_the_shorter_side_and_crop_the_center(tmp_path, width, height):
     ramp = np.linspace(0, 255, max(width, height)).astype(np.uint8)
     pixels = np.broadcast_to(ramp if width >= height else ramp[:, None], (height, width))
     Image.fromarray(pixels.copy()).save(tmp_path / "x.png")
-    found = decode(tmp_path / "x.png", 10).astype(float)
+    found = decode(tmp_path / "x.png", 10, []).astype(float)
     assert found.shape == (3, 10, 10)
     along = found[0].mean(0 if width >= height else 1)
     assert abs(along.mean() - ramp.mean()) < 255 / 20
@@ -120,7 +121,7 @@ def test_exif_orientation_is_applied(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by a quarter clockwise
     pixels = save(tmp_path / "x.png", 4, 6, exif=exif)
-    assert np.array_equal(decode(tmp_path / "x.png", None), np.rot90(pixels, -1, (1, 2)))
+    assert np.array_equal(decode(tmp_path / "x.png", None, []), np.rot90(pixels, -1, (1, 2)))
 
 
 @pytest.fixture
@@ -140,7 +141,7 @@ def test_images_are_decoded_once_and_again_after_a_change(tmp_path, monkeypatch,
     (name,) = kept(cache)
     with monkeypatch.context() as patch:
         decoded = []
-        patch.setattr(module, "decode", lambda path, size: decoded.append(path) or decode(path, size))
+        patch.setattr(module, "decode", lambda path, *how: decoded.append(path) or decode(path, *how))
         assert torch.equal(from_folder(tmp_path).train.images, first.train.images)
         assert len(decoded) == 1, "the first one, for the shape"
     image = save(tmp_path / "train" / "ant" / "0.png")
@@ -354,7 +355,7 @@ def test_color_image_with_sixteen_bits_a_channel_is_refused(tmp_path):
     chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(row)) + chunk(b"IEND", b"")
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
     with pytest.raises(ValueError, match=r"deep\.png .*'RGB' \(RGB;16B\), not 8 bits a channel"):
-        decode(path, None)
+        decode(path, None, [])
 
 
 @pytest.mark.parametrize("size", [0, -3, 16.0, "16", True])
@@ -387,7 +388,7 @@ def test_image_with_five_bits_a_channel_is_read(tmp_path):
     path = tmp_path / "565.bmp"
     start = 14 + len(header)
     path.write_bytes(b"BM" + struct.pack("<IHHI", start + len(pixels), 0, 0, start) + header + pixels)
-    assert decode(path, None)[:, 0].T.tolist() == [[255, 0, 0], [0, 255, 0]]
+    assert decode(path, None, [])[:, 0].T.tolist() == [[255, 0, 0], [0, 255, 0]]
 
 
 def test_memory_map_is_not_copied(tmp_path):
@@ -493,3 +494,88 @@ def test_no_name_is_not_the_present_folder():
     for call in (load, from_folder):
         with pytest.raises(ValueError, match="''"):
             call("")
+
+
+@pytest.mark.parametrize(
+    ("names", "clear"),
+    [
+        (("bullet_train", "test_tube"), False), (("bullet_train", "test_tube", "freight_train"), False),
+        (("TrainStation", "eval_board"), False), (("seg_train", "seg_test"), True),
+        (("training_set", "test_set"), True),
+        (("train2017", "val2017"), True), (("TrainImages", "TestImages"), True), (("X_train", "X_test"), True),
+        (("train", "test1"), True), (("train", "test_images"), True),
+    ],
+)  # fmt: skip
+def test_compound_names_are_splits_only_if_they_agree_in_the_rest(tmp_path, names, clear):
+    for name in names:
+        for i in range(6):
+            save(tmp_path / name / f"{i}.png")
+    if clear:
+        assert [len(part) for part in (from_folder(tmp_path).train, from_folder(tmp_path).test)] == [6, 6]
+        return
+    with pytest.raises(ValueError, match=r"no clear pair of splits: train_folder \(--train-folder\)"):
+        from_folder(tmp_path)
+    assert from_folder(tmp_path, train_folder=".").class_names == tuple(sorted(names))
+
+
+def test_transparent_pixels_are_said_with_their_count(tmp_path, cache):
+    for i in range(6):
+        save(tmp_path / "a" / f"{i}.png")
+    opaque = np.full((8, 8, 4), 255, np.uint8)
+    Image.fromarray(opaque).save(tmp_path / "a" / "opaque.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        from_folder(tmp_path)
+    opaque[0, 0, 3] = 0
+    for mode in ("RGBA", "LA"):
+        Image.fromarray(opaque).convert(mode).save(tmp_path / "a" / f"{mode}.png")
+    Image.new("P", (8, 8)).save(tmp_path / "a" / "P.png", transparency=0)
+    with pytest.warns(UserWarning, match=r"3 of 10 images have transparent pixels, for example .*LA\.png"):
+        from_folder(tmp_path)
+
+
+def test_file_put_in_place_of_another_is_read_whatever_its_size_and_time(tmp_path, cache):
+    files = [tmp_path / "a" / f"{i}.bmp" for i in range(6)]
+    for path in files:
+        save(path)
+    from_folder(tmp_path)
+    for path in files:
+        times = path.stat().st_atime_ns, path.stat().st_mtime_ns
+        save(path.with_suffix(".new.bmp"))
+        path.with_suffix(".new.bmp").replace(path)
+        os.utime(path, ns=times)
+    data = from_folder(tmp_path)
+    found = sorted(bytes(image.numpy().tobytes()) for part in (data.train, data.test) for image in part.images)
+    assert found == sorted(decode(path, None, []).tobytes() for path in files)
+
+
+@pytest.mark.parametrize("dtype", ["int64", "int32", "uint16", "bool", "int8"])
+@pytest.mark.parametrize("wrap", [np.asarray, torch.as_tensor])
+def test_images_of_other_integers_raise_with_a_remedy(dtype, wrap):
+    images = wrap(np.ones((10, 8, 8), dtype))
+    with pytest.raises(
+        TypeError, match=rf"^images must be uint8 or floats .*, got (torch\.)?{dtype}: convert to uint8"
+    ):
+        from_arrays(images, np.arange(10) % 2)
+    with pytest.raises(TypeError, match=r"^test_images must be uint8"):
+        from_arrays(np.ones((10, 8, 8), np.uint8), np.arange(10) % 2, images, np.arange(10) % 2)
+
+
+@pytest.mark.parametrize("changed", ["test images", "test labels", "training labels", "nothing"])
+def test_data_of_a_run_are_compared_with_what_it_had(tmp_path, cache, changed):
+    tree(tmp_path)
+    data = from_folder(tmp_path)
+    kept = {"pictures": data.fingerprint, "judged": data.judged, "source": data.source}
+    if changed == "test images":
+        save(tmp_path / "test" / "bee" / "1.png")
+    elif changed != "nothing":
+        split = "test" if changed == "test labels" else "train"
+        (tmp_path / split / "ant" / "2.png").rename(tmp_path / split / "bee" / "0.0.png")
+        assert from_folder(tmp_path).fingerprint == data.fingerprint
+    if changed == "nothing":
+        assert data_of(str(tmp_path), kept).judged == data.judged
+        return
+    with pytest.raises(ValueError, match=r"the run had other test images or labels, 6 x 3 x 8 x 8 \(\w+\); those of"):
+        data_of(str(tmp_path), kept)
+    del kept["judged"]
+    assert data_of(str(tmp_path), kept).fingerprint == data.fingerprint, "an older run"

@@ -501,3 +501,15 @@ def test_scale_whose_squares_leave_float32_is_refused():
 
 def test_one_feature_can_be_healthy():
     assert diagnose(normal(200, 1)).attrs["verdict"] == "healthy"
+
+
+@pytest.mark.parametrize("dead", [0, 15, 38])
+def test_constant_features_are_left_out_of_the_means_and_bounds_of_c(dead):
+    z = np.random.default_rng(0).normal(size=(100, 40))
+    z[:, :dead] = 3.0
+    for a, b in ((z, z), (z, np.where(np.arange(40) < dead, np.random.default_rng(1).normal(size=z.shape), z))):
+        rows = diagnose(a, b).set_index("diagnostic")
+        alone = diagnose(z[:, dead:], z[:, dead:]).set_index("diagnostic")
+        assert rows["value"]["mean_diagonal"] == pytest.approx(1)
+        assert a is not b or rows["threshold"]["mean_diagonal"] == alone["threshold"]["mean_diagonal"]
+        assert a is not b or rows["threshold"]["redundancy"] == alone["threshold"]["redundancy"]

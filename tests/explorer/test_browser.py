@@ -14,6 +14,7 @@ from pathlib import Path
 import matplotlib
 import nbformat
 import numpy as np
+import pandas as pd
 import pytest
 from explorer_page import images, matrices, run, snapshots
 from matplotlib.colors import Normalize
@@ -22,6 +23,7 @@ from hsic_lab.correlation import feature_order
 from hsic_lab.explorer import CorrelationExplorer
 from hsic_lab.plots import DIVERGING, PALETTE
 from hsic_lab.plots._heatmaps import _block_means
+from hsic_lab.report import write_report
 
 jupytext = pytest.importorskip("jupytext", reason="needs jupytext: pip install -e '.[dev]'")
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install -e '.[dev]'")
@@ -389,3 +391,29 @@ def test_explorer_notebook_runs_in_jupyterlab(lab, page):
     run_all(page, lab, "04_reading_cross_correlation")
     assert explorer(page, 2).locator(".title").all_inner_texts() == ["digit", "position", "colour", "background"]
     assert page.errors == []
+
+
+def test_report_of_one_view_names_its_columns_and_shows_correlations_of_the_samples(browser, tmp_path):
+    z = np.random.default_rng(0).normal(size=(300, 4))
+    table = pd.DataFrame(z, columns=["sepal length", "petal", "<b>", "none"]).assign(none=1.0)
+    table["copy"] = -table["petal"]
+    table.to_csv(tmp_path / "x.csv", index=False)
+    tab, shown = open_saved(browser, write_report(tmp_path / "x.csv", tmp_path / "page.html"))
+    words = shown.inner_text()
+    assert "all linear dependence among the features" in words and "view" not in words.split("HSIC")[0]
+    assert "constant features: 1, left out of these numbers" in words and "of view" not in words
+    canvas = shown.locator("canvas[data-step]").first
+    box = canvas.bounding_box()
+    for row, column, expected in ((1, 1, "1.000"), (1, 4, "−1.000"), (0, 3, "0.000"), (0, 1, None)):
+        place = {"x": box["width"] * (column + 0.5) / 5, "y": box["height"] * (row + 0.5) / 5}
+        canvas.click(position=place)
+        pair = [table.columns[row], table.columns[column]]
+        assert shown.locator(".readout").inner_text().startswith(" and ".join(pair) + ": C = ")
+        tab.wait_for_function("([e, axis]) => e.innerText.includes(axis)", arg=[
+            shown.locator(".behind").element_handle(), f"feature {pair[1]}"])  # fmt: skip
+        found = shown.locator(".behind figcaption").inner_text()
+        shown_value = float(found.partition("correlation ")[2].partition(";")[0].replace("−", "-"))
+        exact = table[pair[0]][:256].corr(table[pair[1]][:256]) if column != 3 else 0
+        assert expected is None or f"correlation {expected}" in found
+        assert abs(shown_value - exact) < 0.01 and "256 rows" in found
+    assert tab.errors == []

@@ -99,7 +99,7 @@ def test_cell_shows_samples_and_images():
         np.testing.assert_array_equal(shown_image(behind[f"images_{key}"][-1]), view[column.argmax()].permute(1, 2, 0))
         np.testing.assert_array_equal(shown_image(behind[f"images_{key}"][0]), view[column.argmin()].permute(1, 2, 0))
     without = samples(CorrelationExplorer(z_a, z_b), 0, 2, 4)
-    assert "images=(view_a, view_b)" in without["note"] and "images_a" not in without and len(without["x"]) == 30
+    assert without["note"] == "" and "images_a" not in without and len(without["x"]) == 30
 
 
 def test_run_shows_its_own_images_and_the_samples_of_each_step(tmp_path):

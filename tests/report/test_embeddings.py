@@ -18,9 +18,11 @@ from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_tensors
 
 from hsic_lab.datasets import load
+from hsic_lab.diagnostics import diagnose
 from hsic_lab.encoders import ConvEncoder
 from hsic_lab.report import Embeddings, read_embeddings
 from hsic_lab.report import _embeddings as module
+from hsic_lab.report._embeddings import real_floats
 from hsic_lab.training import TrainConfig, train, train_or_load
 from hsic_lab.views import normalize
 
@@ -83,7 +85,7 @@ def test_views_and_labels_come_from_three_files(tmp_path):
     for name, write in {
         "l.npy": lambda path: np.save(path, LABELS.astype(float)),
         "l.csv": lambda path: pd.DataFrame({"class": LABELS}).to_csv(path, index=False),
-        "l.parquet": lambda path: pd.DataFrame({"row": LABELS, "label": LABELS}).to_parquet(path),
+        "l.parquet": lambda path: pd.DataFrame({" label": LABELS}).to_parquet(path),
     }.items():
         write(tmp_path / name)
         found = read_embeddings(tmp_path / "a.npy", tmp_path / "b.csv", tmp_path / name)
@@ -249,7 +251,8 @@ def written(frame, path, **options):
     ("text", "classes"),
     [
         (["01", "1", "2"], ["01", "1", "2"]),
-        ([" 1", "1", "1.0"], [" 1", "1", "1.0"]),
+        (["1", "x 1", "1.0"], ["1", "1.0", "x 1"]),
+        ([" 3", " 0", " 12"], [0, 3, 12]),
         (["NA", "null", "nan"], ["NA", "nan", "null"]),
         (["True", "False", "true"], ["False", "True", "true"]),
         (["None", "N/A", "-"], ["-", "N/A", "None"]),
@@ -459,3 +462,100 @@ def test_names_that_are_not_utf8(tmp_path):
     path = tmp_path / os.fsdecode(b"caf\xe9.npy")
     np.save(path, A)
     assert read_embeddings(path).name == "caf\\xe9.npy"
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_columns_of_two_files_are_paired_by_name_if_they_have_the_same_names(tmp_path, ending):
+    first = written(frame(label=LABELS), tmp_path / f"first.{ending}")
+    second = written(frame(B)[["f2", "f0", "f1"]], tmp_path / f"second.{ending}")
+    found = read_embeddings(first, second)
+    np.testing.assert_allclose(found.z_a, A, rtol=1e-6)
+    np.testing.assert_allclose(found.z_b, B, rtol=1e-6)
+    assert found.note.endswith("paired by name") and found.columns == ["f0", "f1", "f2"]
+    prefixed = written(frame(B).rename(columns=lambda name: f"b_{name}"), tmp_path / f"third.{ending}")
+    found = read_embeddings(first, prefixed)
+    assert found.note.endswith("paired by position") and torch.equal(found.z_b, torch.from_numpy(B))
+    by_pattern = read_embeddings(second, prefixed, view_a="*", view_b="b_*")
+    assert torch.equal(by_pattern.z_a, by_pattern.z_b) and by_pattern.note.endswith("by name")
+    np.save(tmp_path / "b.npy", B)
+    assert read_embeddings(first, tmp_path / "b.npy").note.endswith("paired by position")
+    with pytest.raises(ValueError, match="the views must have the same shape"):
+        read_embeddings(first, written(frame(B, f3=A[:, 0]), tmp_path / f"wide.{ending}"))
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_files_of_labels_with_other_columns_are_refused(tmp_path, ending):
+    np.save(tmp_path / "x.npy", A)
+    for name in ("image_id", "row", ""):
+        path = written(pd.DataFrame({name: RNG.permutation(12), "label": LABELS}), tmp_path / f"l.{ending}")
+        for label in (None, "label"):
+            with pytest.raises(ValueError, match=f"matched by position, '{name}' not compared"):
+                read_embeddings(tmp_path / "x.npy", labels=path, label=label)
+    path = written(pd.DataFrame({"file": list("abcdefghijkl"), "label": LABELS}), tmp_path / f"l.{ending}")
+    with pytest.raises(ValueError, match=r"'file' not compared: give 'label' alone, .* or --label-column 'label' if"):
+        read_embeddings(tmp_path / "x.npy", labels=path)
+    assert read_embeddings(tmp_path / "x.npy", labels=path, label="label").labels.tolist() == LABELS.tolist()
+
+
+@pytest.mark.parametrize("word", ["NA", "nan", "NaN", "N/A", "null", "None", " na "])
+@pytest.mark.parametrize("numbers", [[0.5, -2, 1e3], [0, 1, 7]])
+def test_words_for_missing_are_missing_beside_numbers_and_classes_beside_text(tmp_path, word, numbers):
+    texts = [word if i in (2, 7) else str(numbers[i % 3]) for i in range(12)]
+    path = written(frame(y=texts), tmp_path / "x.csv")
+    found = read_embeddings(path)
+    assert "2 of 12 labels are missing" in found.note and (found.target is None) == (numbers[0] == 0)
+    values = found.labels if found.target is None else found.target[np.isfinite(found.target)]
+    assert values.tolist() == [float(text) for text in texts if text != word]
+    texts[0] = "cat"
+    found = read_embeddings(written(frame(y=texts), path))
+    assert found.labels.tolist() == texts and f"The text {word!r} is a class" in found.note
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_spaces_around_names_and_labels(tmp_path, ending):
+    (tmp_path / "x.csv").write_text("p, q , r, label\n" + "0.5, 1, 2, cat\n0.25, 3, 1, dog\n" * 6)
+    found = read_embeddings(tmp_path / "x.csv")
+    assert found.columns == ["p", "q", "r"] and "2 classes" in found.note
+    path = written(frame(y=["cat", "cat ", "dog"] * 4), tmp_path / f"y.{ending}")
+    with pytest.raises(ValueError, match="hold 'cat' and 'cat ', which differ in spaces only"):
+        read_embeddings(path)
+
+
+@pytest.mark.parametrize("ending", ["npy", "npz", "csv", "parquet", "pt"])
+def test_numbers_far_from_zero_keep_their_precision(tmp_path, ending):
+    times = 1_600_000_000 + RNG.integers(0, 3600, (200, 3))
+    for z in (1e6 + 0.05 * RNG.normal(size=(200, 3)), times, times.astype(np.uint32), times.astype(">f8")):
+        z = z if ending.startswith("np") else z.astype(z.dtype.newbyteorder("="))
+        path = tmp_path / f"x.{ending}"
+        if ending == "pt":
+            torch.save(torch.from_numpy(z.astype(float)), path)
+        elif ending in ("csv", "parquet"):
+            written(frame(z), path)
+        else:
+            (np.save if ending == "npy" else np.savez)(path, z)
+        found = read_embeddings(path).z_a
+        assert found.dtype == torch.float64
+        np.testing.assert_array_equal(found, z)
+        pd.testing.assert_frame_equal(diagnose(found), diagnose(z.astype(float)))
+    assert real_floats(np.array([[1e6, 1], [1e6, 2]]), "z").dtype == torch.float32, "a constant loses nothing"
+
+
+@pytest.mark.parametrize("as_list", [False, True])
+def test_labels_beside_features_in_a_file_of_torch(tmp_path, as_list):
+    labels = LABELS.tolist() if as_list else torch.from_numpy(LABELS)
+    for content in ((torch.from_numpy(A), labels), [labels, torch.from_numpy(A)]):
+        torch.save(content, tmp_path / "x.pt")
+        found = read_embeddings(tmp_path / "x.pt")
+        assert torch.equal(found.z_a, torch.from_numpy(A)) and found.labels.tolist() == LABELS.tolist()
+        assert "z_b" not in found.note
+
+
+@pytest.mark.parametrize(
+    "values",
+    [["a", None, "b"], [True, None, False], [b"a", None, b"b"], [1, None, 2]],
+    ids=lambda values: str(values[0]),
+)
+def test_labels_of_every_kind_in_parquet_may_be_missing(tmp_path, values):
+    found = read_embeddings(written(frame().assign(y=pd.Series(values * 4, dtype=object)), tmp_path / "x.parquet"))
+    assert len(found.labels) == 8 == len(found.features) and "4 of 12 labels are missing" in found.note
+    assert len(set(found.labels.tolist())) == 2

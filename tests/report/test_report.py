@@ -3,6 +3,7 @@
 import re
 import sys
 import zipfile
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -421,7 +422,7 @@ def test_histogram_counts_every_correlation(stills, monkeypatch):
     monkeypatch.setattr(Axes, "hist", lambda self, x, **look: counted.append(((x >= -1) & (x <= 1)).sum()))
     monkeypatch.setattr(Axes, "legend", lambda *_, **__: None)
     twice = torch.cat([A, A], dim=1)
-    _correlation(twice, twice)
+    _correlation(Embeddings(twice, twice))
     assert counted == [2 * D * (2 * D - 1), 2 * D], "1 + rounding too"
 
 
@@ -464,3 +465,37 @@ def test_features_of_two_networks_are_explained():
 def test_sections_without_a_figure_say_that_all_rows_are_equal():
     page = report_html(Embeddings(torch.zeros(20, 4)))
     assert page.count("All rows are equal: there is nothing to draw.") == 2
+
+
+def test_page_of_one_view_with_constant_columns():
+    z = torch.cat([A, torch.full((N, 30), 3.0)], dim=1)
+    page = " ".join(Page(report_html(Embeddings(z, labels=LABELS))).words)
+    words = " ".join(page.split())
+    alone = CorrelationSummary.from_matrix(cross_correlation(A, A), N)
+    assert "The diagonal is 1, and 0 for constant features." in words and "The mean of the diagonal is 1." in words
+    assert "30 of 38 features are constant: they have no correlation" in words
+    assert f"the other entries is {alone.rms_off_diagonal:.3g} (expected" in words
+    assert "random sample of them" not in words
+    many = RNG.normal(size=(600, 3)).astype(np.float32)
+    page = report_html(Embeddings(torch.from_numpy(many), labels=np.arange(600) % 2))
+    assert "The diagonal is 1.</p>" in page and "random sample of them" in page
+
+
+@pytest.mark.parametrize("dead", [3, D])
+def test_still_histogram_leaves_constant_features_out(stills, monkeypatch, dead):
+    counted, z = [], A.clone()
+    z[:, :dead] = 1
+    monkeypatch.setattr(Axes, "hist", lambda self, x, **look: counted.append(len(x)))
+    monkeypatch.setattr(Axes, "legend", lambda *_, **__: None)
+    _correlation(Embeddings(z, A))
+    assert counted == [(D - dead) * D - (D - dead), D - dead]
+
+
+@pytest.mark.parametrize("second", [A, 1e6 + 0.05 * B.double(), None], ids=["mixed", "double", "one view"])
+def test_features_far_from_zero_have_a_page_with_their_own_numbers(second, tmp_path):
+    found = as_embeddings((1e6 + 0.05 * A.double(), second) if second is not None else 1e6 + 0.05 * A.double())
+    page = Page(report_html(replace(found, labels=LABELS)))
+    exact = cross_correlation(A.double(), A.double() if second is None else second.double())
+    summary = CorrelationSummary.from_matrix(exact, N)
+    assert f"entries is {summary.rms_off_diagonal:.3g} (expected" in " ".join(" ".join(page.words).split())
+    assert page.tables[0][2][:2] == ["dead features", "0"]
