@@ -83,13 +83,15 @@ def gram_parts(kernel: Kernel, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tenso
 
 def require_digits(centered: Tensor, gram: Tensor, kernel: Kernel) -> Tensor:
     """The centered Gram itself; ValueError if it has fewer than three digits, because the entries of `gram` cancel."""
-    if 0 < float(centered.detach().norm()) <= 1e3 * _EPS * float(gram.detach().norm()):
-        raise ValueError(f"the values of {kernel!r} on this sample differ only by rounding: standardize the sample")
+    if float(centered.detach().abs().max()) <= 1e3 * _EPS * float(gram.detach().abs().max()):
+        raise ValueError(f"{kernel!r} is constant on this sample up to rounding error: standardize the sample")
     return centered
 
 
 def _size(values: Tensor, power: int) -> Tensor:
-    return values.detach().abs().pow(power).mean() ** (1 / power)
+    sizes = values.detach().abs()
+    largest = sizes.max().clamp_min(1e-300)
+    return largest * (sizes / largest).pow(power).mean() ** (1 / power)
 
 
 def joint_mean(parts: Sequence[tuple[Tensor, ...]]) -> Tensor:
@@ -248,9 +250,10 @@ class ShiftedGram:
             norm, largest = math.hypot(norm, float(part.norm())), max(largest, float(part.abs().max()))
         self.scale = largest = largest or 1.0
         totals = require_finite(totals, kernel) / largest
+        require_finite(torch.tensor(norm, dtype=torch.float64), kernel)
         self.offsets = (totals - totals.sum() / (2 * (n - 1))) / (n - 2)
         norm, total = norm / largest, float(totals.sum())
-        self.raw = norm if raw is None else raw / largest
+        self.raw = norm if raw is None or not norm else raw / largest
         square = norm**2 - 2 / (n - 2) * float(totals.square().sum()) + total**2 / ((n - 1) * (n - 2))
         self.norm = max(square, 0) ** 0.5
         self.matrix = self._center(part, slice(None), slice(None)).fill_diagonal_(0) if stored else None
@@ -326,18 +329,18 @@ def hsic_of_sums(sums: Tensor, grams_x: Grams, grams_y: Grams, n: int) -> tuple[
     # An entry has the rounding error of its raw value; the sum of the products, that of the transforms.
     entries = raw_x[:, None] * norm_y + norm_x[:, None] * raw_y
     rounding = _EPS * (8 * entries + 64 * norm_x[:, None] * norm_y)
-    if (sums.std(dim=-1) < rounding).any():
+    if (((sums.std(dim=-1) <= rounding) | (unit < 1e-300)) & (raw_x[:, None] * raw_y > 0)).any():
         warnings.warn(
-            "all pairings have the same HSIC up to its rounding error, so the p-value is 1: standardize the samples, "
-            "or take another bandwidth", stacklevel=2,
+            "the HSIC of most pairings is equal up to rounding error and counts as tied: standardize samples that are "
+            "far from 0 or tiny, and check the bandwidths", stacklevel=2,
         )  # fmt: skip
     return sums * unit[..., None], rounding * unit
 
 
 def require_unit(scale: Tensor) -> Tensor:
-    """`scale`, by which statistics of scaled Grams are multiplied; ValueError if they would leave the range."""
-    if not (1e-290 < float(scale.min()) and float(scale.max()) < 1e290):
-        raise ValueError(f"HSIC leaves the range of float64: scaled by {float(scale.max()):.3g}; standardize the samples")
+    """`scale`, the factor of statistics of scaled Grams, itself; ValueError if they would leave the range of float64."""
+    if not 1e-300 < (largest := float(scale.max())) < 1e300:
+        raise ValueError(f"products of kernels, {largest:.3g}, leave the range of float64: standardize the samples")
     return scale
 
 

@@ -229,7 +229,10 @@ def test_finished_run_that_lost_its_settings_is_not_trained_over(tmp_path):
     tiny(tmp_path)
     (tmp_path / SETTINGS).unlink()
     before = keep(tmp_path)
-    with pytest.raises(FileExistsError, match=r"history\.csv, correlation\.safetensors, samples\.safetensors, weights\.safetensors without"):
+    with pytest.raises(
+        FileExistsError,
+        match=r"history\.csv, correlation\.safetensors, samples\.safetensors, weights\.safetensors without",
+    ):
         train_or_load(config(**TINY), tmp_path, images(), False)
     assert keep(tmp_path) == before
 
@@ -272,7 +275,9 @@ def test_second_process_is_refused_and_the_first_goes_on(tmp_path):
 def test_lost_snapshots_are_a_warning(tmp_path, whole):
     interrupted(tmp_path)
     (tmp_path / SNAPSHOTS).unlink()
-    with pytest.warns(UserWarning, match=r"correlation.safetensors until step 9 is lost: .*correlation.safetensors is missing"):
+    with pytest.warns(
+        UserWarning, match=r"correlation.safetensors until step 9 is lost: .*correlation.safetensors is missing"
+    ):
         run = tiny(tmp_path)
     assert list(run.snapshots) == [12] and run.history["loss"].tolist() == whole.history["loss"].tolist()
 
