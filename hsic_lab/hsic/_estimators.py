@@ -89,10 +89,7 @@ def paired_samples(x: Tensor, y: Tensor, kernel_x: Kernel, kernel_y: Kernel, at_
 
 
 def at_origin(x: Tensor, kernel: Kernel) -> Tensor:
-    """`x` about its `middle` where only the rounding error of HSIC depends on the origin: `Linear`, alone or in a sum.
-
-    An outlier would move the mean, and so all other rows, far from 0.
-    """
+    """`x` minus its `middle` where only the rounding of HSIC depends on the origin: `Linear`, alone or in a sum."""
     return x - middle(x) if _origin_dependence(kernel) == 1 else x
 
 
@@ -160,8 +157,8 @@ def _exact(x: Tensor, y: Tensor, kernel_x: Kernel, kernel_y: Kernel, unbiased: b
         if not unbiased:
             # Centering one Gram would do; centering both keeps large constants of a kernel out of the rounding error.
             return (center(gram_x) * center(gram_y)).mean()
-        gram_x = (gram_x - _constant(kernel_x, x)).fill_diagonal_(0)
-        gram_y = (gram_y - _constant(kernel_y, y)).fill_diagonal_(0)
+        sides = (gram_x, kernel_x, x), (gram_y, kernel_y, y)
+        gram_x, gram_y = ((gram - _constant(kernel, z)).fill_diagonal_(0) for gram, kernel, z in sides)
         trace, rows_x, rows_y = (gram_x * gram_y).sum(), gram_x.sum(dim=1), gram_y.sum(dim=1)
     return from_sums(trace, rows_x.sum(), rows_y.sum(), rows_x @ rows_y, n, unbiased).to(dtype)
 

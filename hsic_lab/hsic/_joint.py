@@ -67,10 +67,7 @@ def dhsic(*samples: Tensor, kernels: Sequence[Kernel] | None = None) -> Tensor:
 
 
 def gram_parts(kernel: Kernel, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """C `(n, n)`, r `(n,)` and m `()` of the Gram ``C_ij + r_i + r_j + m``, and the rounding error of C's entries.
-
-    C and r have mean 0: they are products of the features minus their mean, of those with the mean, and m its square.
-    """
+    """C `(n, n)`, r `(n,)` and m `()` of the Gram ``C_ij + r_i + r_j + m``, rows of mean 0, and C's rounding error."""
     x = x.double() if x.is_floating_point() else x
     kernel = kernel.fit(x)
     gram, near = require_finite(kernel.gram(x, None).double(), kernel), at_origin(x, kernel)
@@ -78,7 +75,7 @@ def gram_parts(kernel: Kernel, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tenso
     if is_constant(x):  # exactly 0, instead of rounding
         return gram - gram, rows - rows, rows.mean(), rows.mean() * 0
     gram = gram if near is x else kernel.gram(near, None).double()
-    return require_digits(center(gram), gram, kernel), rows - rows.mean(), rows.mean(), _EPS * _size(gram, 2)
+    return require_digits(center(gram), gram, kernel), rows - rows.mean(), rows.mean(), _EPS * gram.detach().abs().max()
 
 
 def require_digits(centered: Tensor, gram: Tensor, kernel: Kernel) -> Tensor:
@@ -88,18 +85,11 @@ def require_digits(centered: Tensor, gram: Tensor, kernel: Kernel) -> Tensor:
     return centered
 
 
-def _size(values: Tensor, power: int) -> Tensor:
-    sizes = values.detach().abs()
-    largest = sizes.max().clamp_min(1e-300)
-    return largest * (sizes / largest).pow(power).mean() ** (1 / power)
-
-
-def joint_mean(parts: Sequence[tuple[Tensor, ...]]) -> Tensor:
-    """dHSIC from the parts C, r and m of each Gram, as a sum without the constants that its three means would cancel.
+def joint_mean(parts: Sequence[Sequence[Tensor]]) -> Tensor:
+    """dHSIC from the parts C, r and m of each Gram, without the constants that its three means would cancel.
 
     With features ``mu_j + f_j`` of variable j, f_j of mean 0, their product over the variables is M + L + G, the terms
-    with no, one, and two or more f_j. The product of the mean features is M, and L has mean 0: dHSIC is the mean of
-    ``<G, G'>`` over all pairs of rows. The recursion keeps the products ll of L and L', lm of L and M, and so on.
+    with no, one, and two or more f_j. dHSIC is the mean of ``<G, G'>``; ll is ``<L, L'>``, lm ``<L, M>``, and so on.
     """
     (ll, lm, mm), *between, (c, r, m) = parts
     gm, lg, gg = torch.zeros_like(lm), torch.zeros_like(ll), torch.zeros_like(ll)
@@ -112,15 +102,15 @@ def joint_mean(parts: Sequence[tuple[Tensor, ...]]) -> Tensor:
         gm = lm * r_j + gm * (m_j + r_j)
         lm, mm = lm * m_j + mm * r_j, mm * m_j
     mixed = c + r[:, None]
-    return (ll * c).mean() + (2 * lg * mixed + gg * (mixed + r + m)).mean() if between else (ll * c).mean()
+    return (ll * c + 2 * lg * mixed + gg * (mixed + r + m)).mean()
 
 
-def joint_rounding(parts: Sequence[tuple[Tensor, ...]]) -> float:
+def joint_rounding(parts: Sequence[Sequence[Tensor]]) -> float:
     """Bound of the rounding error of `joint_mean`, whatever the order of the rows (Hölder's inequality)."""
     power = len(parts)
-    sizes = [(_size(c, power).view(1, 1), _size(r, power).view(1), m.abs(), error) for c, r, m, error in parts]
-    bound = joint_mean([size[:3] for size in sizes])
-    moved = joint_mean([(c + 8 * error, r + 8 * _EPS * (c[0] + r + m), m) for c, r, m, error in sizes])
+    norms = [[z.abs().pow(power).mean() ** (1 / power) for z in part] for part in parts]
+    bound = joint_mean([(c.view(1, 1), r.view(1), m) for c, r, m, _ in norms])
+    moved = joint_mean([((c + 8 * e).view(1, 1), (r + 8 * _EPS * (c + r + m)).view(1), m) for c, r, m, e in norms])
     return float(moved - bound + 64 * _EPS * bound)
 
 
@@ -234,12 +224,10 @@ class ShiftedGram:
     """The circular diagonals of a U-centered Gram: without diagonal, over its largest entry, with rows that sum to 0.
 
     Unbiased HSIC is the sum of the products of two such matrices over ``n (n - 3)``. Without `stored` the matrix is
-    formed by parts whenever it is needed, once here for the sums of its rows. `gram` replaces the kernel's Gram, whose norm is `raw`.
+    formed by parts whenever it is needed, once here for the sums of its rows. `gram` replaces the kernel's Gram.
     """
 
-    def __init__(
-        self, kernel: Kernel, z: Tensor, stored: bool, gram: Tensor | None = None, raw: float | None = None
-    ) -> None:
+    def __init__(self, kernel: Kernel, z: Tensor, stored: bool, gram: Tensor | None = None) -> None:
         self.part, n = gram_part(kernel, z, torch.float64) if gram is None else lambda i, j: gram[i][:, j], len(z)
         # One array for the sums: small tensors that stay between large ones would keep freed memory from reuse.
         totals, norm, largest = torch.empty(n, dtype=torch.float64, device=z.device), 0.0, 0.0
@@ -253,23 +241,14 @@ class ShiftedGram:
         require_finite(torch.tensor(norm, dtype=torch.float64), kernel)
         self.offsets = (totals - totals.sum() / (2 * (n - 1))) / (n - 2)
         norm, total = norm / largest, float(totals.sum())
-        self.raw = norm if raw is None or not norm else raw / largest
+        self.raw = norm if gram is None or not norm else float(n)  # of the entries before they were centered
         square = norm**2 - 2 / (n - 2) * float(totals.square().sum()) + total**2 / ((n - 1) * (n - 2))
-        self.norm = max(square, 0) ** 0.5
         self.matrix = self._center(part, slice(None), slice(None)).fill_diagonal_(0) if stored else None
-        if square < 1e-6 * norm**2:  # the difference has lost its digits
-            tiles = (self._rows(rows) for rows in torch.arange(n, device=z.device).split(_TILE))
-            self.norm = math.hypot(*(float(tile.norm()) for tile in tiles))
+        # The difference has a rounding error itself.
+        self.norm = max(square, 1e-16 * norm**2) ** 0.5 if self.matrix is None else float(self.matrix.norm())
 
     def _center(self, part: Tensor, rows: Index, columns: Index) -> Tensor:
         return part.mul_(1 / self.scale).sub_(self.offsets[rows][:, None]).sub_(self.offsets[columns])
-
-    def _rows(self, rows: Tensor) -> Tensor:
-        if self.matrix is not None:
-            return self.matrix[rows]
-        tile = self._center(self.part(rows, slice(None)), rows, slice(None))
-        tile.diagonal(int(rows[0])).zero_()
-        return tile
 
     def diagonals(self, orders: Tensor, first: int, out: Tensor) -> None:
         """Write entries ``(order[i], order[i + k])``, k = first, first + 1, ..., to `out` (J, count, n), i along n."""
@@ -338,7 +317,7 @@ def hsic_of_sums(sums: Tensor, grams_x: Grams, grams_y: Grams, n: int) -> tuple[
 
 
 def require_unit(scale: Tensor) -> Tensor:
-    """`scale`, the factor of statistics of scaled Grams, itself; ValueError if they would leave the range of float64."""
+    """`scale` of the products of Grams itself; ValueError if they leave the range of float64."""
     if not 1e-300 < (largest := float(scale.max())) < 1e300:
         raise ValueError(f"products of kernels, {largest:.3g}, leave the range of float64: standardize the samples")
     return scale

@@ -14,11 +14,12 @@ from torch import Tensor
 from hsic_lab._checks import check_integer, is_constant, seeded, to_array
 from hsic_lab.hsic import center, dhsic
 from hsic_lab.hsic._estimators import at_origin, paired_samples
+from hsic_lab.kernels import Gaussian, Kernel, kernel_or, require_finite
+
 from hsic_lab.hsic._joint import (  # isort: skip
     ShiftedGram, can_store, gram_parts, hsic_of_sums, joint_mean, joint_rounding, require_digits, require_unit,
     shift_orders, shifted_hsic,
 )  # fmt: skip
-from hsic_lab.kernels import Gaussian, Kernel, kernel_or, require_finite
 
 Samples = Tensor | np.ndarray
 Labels = Tensor | np.ndarray | Sequence
@@ -166,10 +167,10 @@ def dhsic_test(
     kernels = [Gaussian()] * len(samples) if kernels is None else kernels
     dhsic(*samples, kernels=kernels)  # type: ignore[arg-type]  # checks the samples
     checked = [kernel.samples(z, "samples") for kernel, z in zip(kernels, samples, strict=True)]
+    parts = [gram_parts(kernel, z) for kernel, z in zip(kernels, checked, strict=True)]
     # Over its size, a Gram has products that neither overflow nor vanish.
-    grams = [gram_parts(kernel, z) for kernel, z in zip(kernels, checked, strict=True)]
-    sizes = [float(c.abs().max() + r.abs().max() + m.abs()) or 1.0 for c, r, m, _ in grams]
-    grams = [tuple(part / size for part in parts) for parts, size in zip(grams, sizes, strict=True)]
+    sizes = [float(c.abs().max() + r.abs().max() + m.abs()) or 1.0 for c, r, m, _ in parts]
+    grams = [[part / size for part in gram] for gram, size in zip(parts, sizes, strict=True)]
     unit = float(require_unit(torch.tensor(math.prod(sizes), dtype=torch.float64)))
     n, draws, generator = len(checked[0]), check_integer("permutations", permutations, 1) + 1, seeded(seed)
     blocks, values = -(-draws // n), []
@@ -265,7 +266,7 @@ def group_codes(groups: Labels, n: int) -> Tensor:
 
 
 def centered_gram(kernel: Kernel, z: Tensor, codes: Tensor | None = None) -> Tensor:
-    """The Gram `(n, n)` centered over all rows or within groups; ValueError if an entry is not finite, or all are rounding."""
+    """The Gram `(n, n)` centered over all rows or within groups; ValueError if it is not finite or only rounding."""
     gram = kernel(z).double()
     groups = [z] if codes is None else [z[(codes == code).to(z.device)] for code in codes.unique()]
     if all(map(is_constant, groups)):
@@ -318,10 +319,7 @@ def _shifted_within(sides: Sides, codes: Tensor, permutations: int, seed: int) -
     shifts = [torch.randint(a, (blocks, count, b), generator=generator) for a, b in zip(sizes, members, strict=True)]
     for shift in shifts:
         shift[0, 0] = 0  # the observed pairing
-    grams_x, grams_y = (
-        [ShiftedGram(k, z, True, centered_gram(k, z, codes), float(k(z).norm())) for k in kernels]
-        for kernels, z in sides
-    )
+    grams_x, grams_y = ([ShiftedGram(k, z, True, centered_gram(k, z, codes)) for k in kernels] for kernels, z in sides)
     sums = torch.zeros(len(grams_x), len(grams_y), blocks, count, dtype=torch.float64, device=device)
 
     def spectra(grams: Sequence[ShiftedGram], some: Tensor, c: int, d: int) -> list[Tensor]:

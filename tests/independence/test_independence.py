@@ -505,7 +505,7 @@ def test_pairings_with_equal_statistics_are_ties(test, n):
 
 
 def exact_pvalue(x, y, kernel, permutations, seed=0):
-    """p-value of whole numbers in Python's integers: ``n (n - 1) (n - 2) (n - 3)`` times unbiased HSIC, with all ties."""
+    """p-value of whole numbers, from multiples of unbiased HSIC in Python's integers, with all ties."""
     n = len(x)
     k, l = (np.outer(z, z) for z in (np.array([int(v) for v in z], dtype=object) for z in (x, y)))
     if isinstance(kernel, Polynomial):
@@ -568,7 +568,7 @@ def test_units_do_not_matter_within_the_range(test, scale):
     if 1e-80 < scale < 1e75:
         assert test(scale * x, scale * y, **options).pvalue == pytest.approx(test(x, y, **options).pvalue, rel=1e-6)
     else:
-        with pytest.raises(ValueError, match="the range of (torch.)?float64"):
+        with pytest.raises(ValueError, match=r"the range of (torch\.)?float64"):
             test(scale * x, scale * y, **options)
 
 
