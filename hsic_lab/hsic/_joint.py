@@ -91,18 +91,21 @@ def joint_mean(parts: Sequence[Sequence[Tensor]]) -> Tensor:
     With features ``mu_j + f_j`` of variable j, f_j of mean 0, their product over the variables is M + L + G, the terms
     with no, one, and two or more f_j. dHSIC is the mean of ``<G, G'>``; ll is ``<L, L'>``, lm ``<L, M>``, and so on.
     """
-    (ll, lm, mm), *between, (c, r, m) = parts
-    gm, lg, gg = torch.zeros_like(lm), torch.zeros_like(ll), torch.zeros_like(ll)
-    for c_j, r_j, m_j in between:
-        mixed = c_j + r_j[:, None]  # of f_j and the whole features
+    (c, r, m), (d, s, k), *rest = parts
+    if not rest:
+        return (c * d).mean()
+    gg, lg, gm, outer = c * d, c * s + r * d, r * s, r[:, None] * s
+    ll, lm, mm = c * k + outer + outer.T + m * d, r * k + m * s, m * k
+    for left, (c, r, m) in zip(reversed(range(len(rest))), rest, strict=True):
+        mixed = c + r[:, None]  # <f_j, mu_j + f_j'>
         twice = lg * mixed
-        gg = ll * c_j + twice + twice.T + gg * (mixed + r_j + m_j)
-        lg = ll * r_j + lg * (m_j + r_j) + lm * c_j + gm * mixed
-        ll = ll * m_j + lm[:, None] * r_j + r_j[:, None] * lm + mm * c_j
-        gm = lm * r_j + gm * (m_j + r_j)
-        lm, mm = lm * m_j + mm * r_j, mm * m_j
-    mixed = c + r[:, None]
-    return (ll * c + 2 * lg * mixed + gg * (mixed + r + m)).mean()
+        gg = torch.addcmul(twice + twice.T, ll, c).addcmul(gg, mixed + (r + m))
+        if left:
+            outer = lm[:, None] * r
+            lg = ll * r + lg * (m + r) + lm * c + gm * mixed
+            ll, gm = ll * m + outer + outer.T + mm * c, lm * r + gm * (m + r)
+            lm, mm = lm * m + mm * r, mm * m
+    return gg.mean()
 
 
 def joint_rounding(parts: Sequence[Sequence[Tensor]]) -> float:
