@@ -241,8 +241,7 @@ def squared_distances(x: Tensor, y: Tensor | None = None) -> Tensor:
     y = x if y is None else y
     if not (len(x) and len(y)):
         return x @ y.T  # empty
-    # Far from the origin the expanded square loses digits. The medians are near most rows, whatever the outliers.
-    origin = x.detach()[:: len(x) // 64 + 1].median(dim=0).values
+    origin = middle(x)  # far from the origin the expanded square loses digits
     if torch.compiler.is_compiling() or is_vmapped(x) or is_vmapped(y):
         distances, scale = _expanded_square(x, y, origin)
         return distances.masked_fill(distances < 8 * torch.finfo(x.dtype).eps * scale, 0)
@@ -254,6 +253,11 @@ def squared_distances(x: Tensor, y: Tensor | None = None) -> Tensor:
     for part, tile in zip(distances.split(rows), tiles, strict=True):
         part.copy_(tile)
     return distances
+
+
+def middle(x: Tensor) -> Tensor:
+    """Median of each column over 64 rows or so, without gradient: near most rows, whatever the outliers."""
+    return x.detach()[:: len(x) // 64 + 1].median(dim=0).values
 
 
 def _expanded_square(x: Tensor, y: Tensor, origin: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 from hsic_lab._checks import check_choice, check_integer, no_autocast
 
 from hsic_lab.kernels import (  # isort: skip
-    Gaussian, InverseMultiquadric, Kernel, Laplace, Linear, Product, Sum, kernel_or, require_finite,
+    Gaussian, InverseMultiquadric, Kernel, Laplace, Linear, Product, Sum, kernel_or, middle, require_finite,
 )  # fmt: skip
 
 TILE_ROWS = 512  # two float32 tiles and their intermediate results fit a core's second-level cache
@@ -89,11 +89,8 @@ def paired_samples(x: Tensor, y: Tensor, kernel_x: Kernel, kernel_y: Kernel, at_
 
 
 def at_origin(x: Tensor, kernel: Kernel) -> Tensor:
-    """`x` minus its mean where only the rounding error of HSIC depends on the origin: `Linear`, alone or in a sum."""
-    if _origin_dependence(kernel) != 1:
-        return x
-    x = x - x.mean(dim=0)
-    return x - x.mean(dim=0)  # the mean of a column far from 0 is rounded; this is the small rest
+    """`x` minus its `middle` where only the rounding of HSIC depends on the origin: `Linear`, alone or in a sum."""
+    return x - middle(x) if _origin_dependence(kernel) == 1 else x
 
 
 def _origin_dependence(kernel: Kernel) -> int:
@@ -115,9 +112,20 @@ def zero_diagonal(gram: Tensor) -> Tensor:
     return gram.diagonal_scatter(gram.new_zeros(len(gram)))
 
 
-def _constant(gram: Tensor) -> Tensor:
-    """The mean off the diagonal. Without it HSIC is the same, but a large one would cancel in `from_sums`."""
-    return (gram.detach().sum() - gram.detach().trace()) / (len(gram) * (len(gram) - 1))
+def _constant(kernel: Kernel, x: Tensor) -> Tensor:
+    """A median entry of the Gram. Without it HSIC is the same, but a large one would cancel in `from_sums`."""
+    return kernel.gram(x.detach()[:: len(x) // 64 + 1], None).median()
+
+
+def _trace_of_pairs(x: Tensor, y: Tensor) -> Tensor:
+    """``sum_{i != j} <x_i, x_j> <y_i, y_j>`` in O(n p q), without the diagonal that ``||X'Y||^2`` would cancel."""
+    size = max(64, x.shape[1] * y.shape[1] // (x.shape[1] + y.shape[1]))
+    trace, before = x.new_zeros(()), x.new_zeros(x.shape[1], y.shape[1])
+    for a, b in zip(x.split(size), y.split(size), strict=True):
+        cross = a.T @ b
+        trace = trace + (zero_diagonal(a @ a.T) * (b @ b.T)).sum() + 2 * (before * cross).sum()
+        before = before + cross
+    return trace
 
 
 def from_sums(trace: Tensor, total_x: Tensor, total_y: Tensor, cross: Tensor, n: int, unbiased: bool) -> Tensor:
@@ -138,10 +146,10 @@ def _exact(x: Tensor, y: Tensor, kernel_x: Kernel, kernel_y: Kernel, unbiased: b
     dtype = x.dtype if x.is_floating_point() else y.dtype if y.is_floating_point() else torch.get_default_dtype()
     if route == "primal":
         if not unbiased:
-            return (x.T @ y / n).square().sum()
-        diagonal_x, diagonal_y = x.square().sum(dim=1), y.square().sum(dim=1)
-        trace = (x.T @ y).square().sum() - diagonal_x @ diagonal_y
-        rows_x, rows_y = x @ x.sum(dim=0) - diagonal_x, y @ y.sum(dim=0) - diagonal_y
+            return ((x - x.mean(dim=0)).T @ (y - y.mean(dim=0)) / n).square().sum()
+        trace = _trace_of_pairs(x, y)
+        # The sum of the other rows, without the digits that an outlier would cost in float32.
+        rows_x, rows_y = ((z * (z.sum(dim=0, dtype=torch.float64) - z)).sum(dim=1) for z in (x, y))
     elif route == "tiled":
         trace, rows_x, rows_y = _tiled(x, y, kernel_x, kernel_y, unbiased, size)
     else:
@@ -149,7 +157,8 @@ def _exact(x: Tensor, y: Tensor, kernel_x: Kernel, kernel_y: Kernel, unbiased: b
         if not unbiased:
             # Centering one Gram would do; centering both keeps large constants of a kernel out of the rounding error.
             return (center(gram_x) * center(gram_y)).mean()
-        gram_x, gram_y = ((gram - _constant(gram)).fill_diagonal_(0) for gram in (gram_x, gram_y))
+        sides = (gram_x, kernel_x, x), (gram_y, kernel_y, y)
+        gram_x, gram_y = ((gram - _constant(kernel, z)).fill_diagonal_(0) for gram, kernel, z in sides)
         trace, rows_x, rows_y = (gram_x * gram_y).sum(), gram_x.sum(dim=1), gram_y.sum(dim=1)
     return from_sums(trace, rows_x.sum(), rows_y.sum(), rows_x @ rows_y, n, unbiased).to(dtype)
 
@@ -159,7 +168,7 @@ def _tiled(x: Tensor, y: Tensor, kernel_x: Kernel, kernel_y: Kernel, unbiased: b
     blocks_x, blocks_y = x.split(size), y.split(size)
     trace = x.new_zeros((), dtype=torch.float64)
     rows_x, rows_y = [trace] * len(blocks_x), [trace] * len(blocks_x)
-    constants = [_constant(k.gram(z.detach()[:TILE_ROWS], None)) for k, z in ((kernel_x, x), (kernel_y, y))]
+    constants = _constant(kernel_x, x), _constant(kernel_y, y)
 
     def tile(x_i: Tensor, x_j: Tensor | None, y_i: Tensor, y_j: Tensor | None) -> tuple[Tensor, ...]:
         k, l = kernel_x.gram(x_i, x_j) - constants[0], kernel_y.gram(y_i, y_j) - constants[1]

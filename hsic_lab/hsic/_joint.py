@@ -1,6 +1,7 @@
 """HSIC of more than two variables, of every pair of columns, and of all cyclic shifts of the rows."""
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from typing import Any, NamedTuple, TypeAlias
@@ -12,12 +13,13 @@ from scipy.fft import next_fast_len
 from torch import Tensor
 
 from hsic_lab._checks import check_choice, check_integer, check_type, factor_values, is_constant, no_autocast, seeded
-from hsic_lab.hsic._estimators import at_origin, from_sums, hsic
+from hsic_lab.hsic._estimators import at_origin, center, from_sums, hsic
 from hsic_lab.kernels import Delta, Kernel, Linear, kernel_or, require_finite
 
 Index: TypeAlias = Tensor | slice
 Fitted: TypeAlias = Sequence[tuple[Kernel, Tensor]]  # kernels and their columns (n, 1)
 Table: TypeAlias = Tensor | np.ndarray | pd.DataFrame | Mapping[str, Tensor]
+_EPS = 2.0**-52  # rounding unit of float64
 _ENTRIES = 2**24  # of the stacked Grams in memory at a time: 64 MiB in float32
 _TILE = 64  # rows of a part of a Gram: with its 128 or so columns it fits a core's cache
 _COLUMNS = 8  # of x and of y whose permuted HSIC is computed at a time
@@ -58,15 +60,61 @@ def dhsic(*samples: Tensor, kernels: Sequence[Kernel] | None = None) -> Tensor:
     if len(samples) == 2:
         # `hsic` centers the Grams, and so keeps the digits that the three means would cancel.
         return hsic(checked[0], checked[1], kernels[0], kernels[1])
-    joint = rows = mean = torch.ones((), dtype=torch.float64)
     dtypes = [x.dtype for x in checked if x.is_floating_point()] or [torch.get_default_dtype()]
     with no_autocast(checked[0]):
-        for kernel, x in zip(kernels, checked, strict=True):
-            x = x.double() if x.is_floating_point() else x
-            gram = kernel.fit(x).gram(x, None).double()
-            joint, rows, mean = joint * gram, rows * gram.mean(dim=1), mean * gram.mean()
-        value = (joint.mean() + mean - 2 * rows.mean()).to(reduce(torch.promote_types, dtypes))
-        return require_finite(value, *kernels)
+        value = joint_mean([gram_parts(kernel, x)[:3] for kernel, x in zip(kernels, checked, strict=True)])
+        return require_finite(value.to(reduce(torch.promote_types, dtypes)), *kernels)
+
+
+def gram_parts(kernel: Kernel, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """C `(n, n)`, r `(n,)` and m `()` of the Gram ``C_ij + r_i + r_j + m``, rows of mean 0, and C's rounding error."""
+    x = x.double() if x.is_floating_point() else x
+    kernel = kernel.fit(x)
+    gram, near = require_finite(kernel.gram(x, None).double(), kernel), at_origin(x, kernel)
+    rows = gram.mean(dim=1)
+    if is_constant(x):  # exactly 0, instead of rounding
+        return gram - gram, rows - rows, rows.mean(), rows.mean() * 0
+    gram = gram if near is x else kernel.gram(near, None).double()
+    return require_digits(center(gram), gram, kernel), rows - rows.mean(), rows.mean(), _EPS * gram.detach().abs().max()
+
+
+def require_digits(centered: Tensor, gram: Tensor, kernel: Kernel) -> Tensor:
+    """The centered Gram itself; ValueError if it has fewer than three digits, because the entries of `gram` cancel."""
+    if float(centered.detach().abs().max()) <= 1e3 * _EPS * float(gram.detach().abs().max()):
+        raise ValueError(f"{kernel!r} is constant on this sample up to rounding error: standardize the sample")
+    return centered
+
+
+def joint_mean(parts: Sequence[Sequence[Tensor]]) -> Tensor:
+    """dHSIC from the parts C, r and m of each Gram, without the constants that its three means would cancel.
+
+    With features ``mu_j + f_j`` of variable j, f_j of mean 0, their product over the variables is M + L + G, the terms
+    with no, one, and two or more f_j. dHSIC is the mean of ``<G, G'>``; ll is ``<L, L'>``, lm ``<L, M>``, and so on.
+    """
+    (c, r, m), (d, s, k), *rest = parts
+    if not rest:
+        return (c * d).mean()
+    gg, lg, gm, outer = c * d, c * s + r * d, r * s, r[:, None] * s
+    ll, lm, mm = c * k + outer + outer.T + m * d, r * k + m * s, m * k
+    for left, (c, r, m) in zip(reversed(range(len(rest))), rest, strict=True):
+        mixed = c + r[:, None]  # <f_j, mu_j + f_j'>
+        twice = lg * mixed
+        gg = torch.addcmul(twice + twice.T, ll, c).addcmul(gg, mixed + (r + m))
+        if left:
+            outer = lm[:, None] * r
+            lg = ll * r + lg * (m + r) + lm * c + gm * mixed
+            ll, gm = ll * m + outer + outer.T + mm * c, lm * r + gm * (m + r)
+            lm, mm = lm * m + mm * r, mm * m
+    return gg.mean()
+
+
+def joint_rounding(parts: Sequence[Sequence[Tensor]]) -> float:
+    """Bound of the rounding error of `joint_mean`, whatever the order of the rows (Hölder's inequality)."""
+    power = len(parts)
+    norms = [[z.abs().pow(power).mean() ** (1 / power) for z in part] for part in parts]
+    bound = joint_mean([(c.view(1, 1), r.view(1), m) for c, r, m, _ in norms])
+    moved = joint_mean([((c + 8 * e).view(1, 1), (r + 8 * _EPS * (c + r + m)).view(1), m) for c, r, m, e in norms])
+    return float(moved - bound + 64 * _EPS * bound)
 
 
 class PairTests(NamedTuple):
@@ -185,19 +233,22 @@ class ShiftedGram:
     def __init__(self, kernel: Kernel, z: Tensor, stored: bool, gram: Tensor | None = None) -> None:
         self.part, n = gram_part(kernel, z, torch.float64) if gram is None else lambda i, j: gram[i][:, j], len(z)
         # One array for the sums: small tensors that stay between large ones would keep freed memory from reuse.
-        totals, norm, largest = torch.empty(n, dtype=torch.float64, device=z.device), 0.0, 1e-300
+        totals, norm, largest = torch.empty(n, dtype=torch.float64, device=z.device), 0.0, 0.0
         for rows in torch.arange(n, device=z.device).split(n if stored else _TILE):
             part = self.part(rows, slice(None))
             part.diagonal(int(rows[0])).zero_()
             totals[rows] = part.sum(dim=1)
             norm, largest = math.hypot(norm, float(part.norm())), max(largest, float(part.abs().max()))
-        self.scale = largest
+        self.scale = largest = largest or 1.0
         totals = require_finite(totals, kernel) / largest
+        require_finite(torch.tensor(norm, dtype=torch.float64), kernel)
         self.offsets = (totals - totals.sum() / (2 * (n - 1))) / (n - 2)
-        whole, total = (norm / largest) ** 2, float(totals.sum())
-        square = whole - 2 / (n - 2) * float(totals.square().sum()) + total**2 / ((n - 1) * (n - 2))
-        self.norm = max(square, 1e-16 * whole) ** 0.5  # the difference has a rounding error itself
+        norm, total = norm / largest, float(totals.sum())
+        self.raw = norm if gram is None or not norm else float(n)  # of the entries before they were centered
+        square = norm**2 - 2 / (n - 2) * float(totals.square().sum()) + total**2 / ((n - 1) * (n - 2))
         self.matrix = self._center(part, slice(None), slice(None)).fill_diagonal_(0) if stored else None
+        # The difference has a rounding error itself.
+        self.norm = max(square, 1e-16 * norm**2) ** 0.5 if self.matrix is None else float(self.matrix.norm())
 
     def _center(self, part: Tensor, rows: Index, columns: Index) -> Tensor:
         return part.mul_(1 / self.scale).sub_(self.offsets[rows][:, None]).sub_(self.offsets[columns])
@@ -249,17 +300,30 @@ def shifted_hsic(grams_x: Grams, grams_y: Grams, orders: Tensor) -> tuple[Tensor
     values = torch.fft.irfft(sums, n=length).cpu()
     if length > n:
         values[..., 1:n] += values[..., length - n + 1 :]
-    unit, rounding = rounding_errors(grams_x, grams_y, n)
-    return 2 * unit[..., None] * values[..., :n].flatten(2), rounding
+    return hsic_of_sums(2 * values[..., :n].flatten(2), grams_x, grams_y, n)
 
 
-def rounding_errors(grams_x: Grams, grams_y: Grams, n: int) -> tuple[Tensor, Tensor]:
-    """HSIC of a pair over the sum of the products of its matrices, and the bound of HSIC's rounding error, `(a, b)`."""
-    sides = [[(gram.scale, gram.norm) for gram in grams] for grams in (grams_x, grams_y)]
-    (scale_x, norm_x), (scale_y, norm_y) = (torch.tensor(side, dtype=torch.float64).T for side in sides)
-    unit = scale_x[:, None] * scale_y / (n * (n - 3))
-    # Errors of a few 1e-16 in the entries, 1 or less, add up to n times the norm of the other matrix at most.
-    return unit, unit * 1e-13 * (n * (norm_x[:, None] + norm_y) + norm_x[:, None] * norm_y)
+def hsic_of_sums(sums: Tensor, grams_x: Grams, grams_y: Grams, n: int) -> tuple[Tensor, Tensor]:
+    """HSIC from the sums of the products of the matrices `(a, b, N)`, and the bound of its rounding error, `(a, b)`."""
+    sides = [[(gram.scale, gram.norm, gram.raw) for gram in grams] for grams in (grams_x, grams_y)]
+    (scale_x, norm_x, raw_x), (scale_y, norm_y, raw_y) = (torch.tensor(side, dtype=torch.float64).T for side in sides)
+    unit = require_unit(scale_x[:, None] * scale_y) / (n * (n - 3))
+    # An entry has the rounding error of its raw value; the sum of the products, that of the transforms.
+    entries = raw_x[:, None] * norm_y + norm_x[:, None] * raw_y
+    rounding = _EPS * (8 * entries + 64 * norm_x[:, None] * norm_y)
+    if (((sums.std(dim=-1) <= rounding) | (unit < 1e-300)) & (raw_x[:, None] * raw_y > 0)).any():
+        warnings.warn(
+            "the HSIC of most pairings is equal up to rounding error and counts as tied: standardize samples that are "
+            "far from 0 or tiny, and check the bandwidths", stacklevel=2,
+        )  # fmt: skip
+    return sums * unit[..., None], rounding * unit
+
+
+def require_unit(scale: Tensor) -> Tensor:
+    """`scale` of the products of Grams itself; ValueError if they leave the range of float64."""
+    if not 1e-300 < (largest := float(scale.max())) < 1e300:
+        raise ValueError(f"products of kernels, {largest:.3g}, leave the range of float64: standardize the samples")
+    return scale
 
 
 def can_store(n: int, grams: int) -> bool:

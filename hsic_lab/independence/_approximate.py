@@ -6,6 +6,7 @@ from torch import Tensor
 
 from hsic_lab._checks import check_integer, is_constant, seeded
 from hsic_lab.hsic import hsic
+from hsic_lab.hsic._joint import require_unit
 from hsic_lab.independence._permutation import Samples, TestResult, centered_gram, fitted, sampled_result
 from hsic_lab.kernels import Kernel, require_finite
 
@@ -24,12 +25,12 @@ def gamma_test(x: Samples, y: Samples, kernel_x: Kernel | None = None, kernel_y:
         As in `permutation_test`; rows must be independent draws, n at least 4.
     """
     x, y, kernel_x, kernel_y = fitted(x, y, kernel_x, kernel_y, at_least=4)
-    gram_x, gram_y = centered_gram(kernel_x, x), centered_gram(kernel_y, y)
-    statistic = float((gram_x * gram_y).mean())
+    gram_x, gram_y, unit = _scaled_grams(x, y, kernel_x, kernel_y)
+    statistic = unit * float((gram_x * gram_y).mean())
     mean, variance = permutation_moments(gram_x, gram_y)
     if variance <= 1e-12 * mean**2:
         return TestResult(statistic, 1.0, "gamma, degenerate: every permutation has this statistic")
-    distribution = stats.gamma(mean**2 / variance, scale=variance / mean)
+    distribution = stats.gamma(mean**2 / variance, scale=unit * variance / mean)
     # The survival function keeps small p-values; 1 - cdf would round them to 0.
     return TestResult(statistic, float(distribution.sf(statistic)), "gamma", distribution=distribution)
 
@@ -55,10 +56,10 @@ def spectral_test(
     x, y, kernel_x, kernel_y = fitted(x, y, kernel_x, kernel_y, at_least=4)
     generator = seeded(seed)
     check_integer("draws", draws, 1)
-    gram_x, gram_y = centered_gram(kernel_x, x), centered_gram(kernel_y, y)
+    gram_x, gram_y, unit = _scaled_grams(x, y, kernel_x, kernel_y)
     weights_x, weights_y = (torch.linalg.eigvalsh(gram) / len(x) for gram in (gram_x, gram_y))
     null = weighted_chi_squares(weights_x, weights_y, draws, generator) / len(x)
-    return sampled_result(float((gram_x * gram_y).mean()), null, "spectral")
+    return sampled_result(unit * float((gram_x * gram_y).mean()), unit * null, "spectral")
 
 
 @torch.no_grad()
@@ -93,11 +94,21 @@ def block_test(
     if not values.isfinite().all():
         for kernel, z in ((kernel_x, x), (kernel_y, y)):
             require_finite(torch.stack([kernel(z[rows]) for rows in blocks]), kernel)
-    mean, error = float(values.mean()), float(values.std() / len(values) ** 0.5)
-    if error == 0:
+    largest = float(values.abs().max()) or 1.0  # over it, the squares neither overflow nor vanish
+    mean, error = float(values.mean()), largest * float((values / largest).std() / len(values) ** 0.5)
+    if error == 0:  # equal values, if they have not vanished by underflow
+        require_unit(kernel_x(x[blocks[0]]).abs().max().double() * kernel_y(y[blocks[0]]).abs().max())
         return TestResult(mean, 1.0, method)
     distribution = stats.t(len(values) - 1, scale=error)
     return TestResult(mean, float(distribution.sf(mean)), method, distribution=distribution)
+
+
+def _scaled_grams(x: Tensor, y: Tensor, kernel_x: Kernel, kernel_y: Kernel) -> tuple[Tensor, Tensor, float]:
+    """Both centered Grams over their largest entries, whose powers neither overflow nor vanish; and HSIC's factor."""
+    gram_x, gram_y = centered_gram(kernel_x, x), centered_gram(kernel_y, y)
+    scale_x, scale_y = (gram.abs().max().cpu() for gram in (gram_x, gram_y))
+    scale_x, scale_y = (scale.where(scale > 0, 1) for scale in (scale_x, scale_y))  # of a constant
+    return gram_x / scale_x, gram_y / scale_y, float(require_unit(scale_x * scale_y))
 
 
 def permutation_moments(gram_x: Tensor, gram_y: Tensor) -> tuple[float, float]:

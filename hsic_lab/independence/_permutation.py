@@ -14,8 +14,12 @@ from torch import Tensor
 from hsic_lab._checks import check_integer, is_constant, seeded, to_array
 from hsic_lab.hsic import center, dhsic
 from hsic_lab.hsic._estimators import at_origin, paired_samples
-from hsic_lab.hsic._joint import ShiftedGram, can_store, rounding_errors, shift_orders, shifted_hsic
 from hsic_lab.kernels import Gaussian, Kernel, kernel_or, require_finite
+
+from hsic_lab.hsic._joint import (  # isort: skip
+    ShiftedGram, can_store, gram_parts, hsic_of_sums, joint_mean, joint_rounding, require_digits, require_unit,
+    shift_orders, shifted_hsic,
+)  # fmt: skip
 
 Samples = Tensor | np.ndarray
 Labels = Tensor | np.ndarray | Sequence
@@ -163,25 +167,24 @@ def dhsic_test(
     kernels = [Gaussian()] * len(samples) if kernels is None else kernels
     dhsic(*samples, kernels=kernels)  # type: ignore[arg-type]  # checks the samples
     checked = [kernel.samples(z, "samples") for kernel, z in zip(kernels, samples, strict=True)]
-    checked = [z.double() if z.is_floating_point() else z for z in checked]
-    grams = [require_finite(k.fit(z).gram(z, None).double(), k) for k, z in zip(kernels, checked, strict=True)]
-    means = [gram.mean(dim=1) for gram in grams]
-    n, draws, generator = len(means[0]), check_integer("permutations", permutations, 1) + 1, seeded(seed)
+    parts = [gram_parts(kernel, z) for kernel, z in zip(kernels, checked, strict=True)]
+    # Over its size, a Gram has products that neither overflow nor vanish.
+    sizes = [float(c.abs().max() + r.abs().max() + m.abs()) or 1.0 for c, r, m, _ in parts]
+    grams = [[part / size for part in gram] for gram, size in zip(parts, sizes, strict=True)]
+    unit = float(require_unit(torch.tensor(math.prod(sizes), dtype=torch.float64)))
+    n, draws, generator = len(checked[0]), check_integer("permutations", permutations, 1) + 1, seeded(seed)
     blocks, values = -(-draws // n), []
     for block in range(blocks):
         # The observed pairing belongs to block 0, whose samples have one order; in other blocks each has its own.
         orders = torch.rand(len(grams) if block else 1, n, generator=generator).argsort(dim=1).expand(len(grams), n)
-        pairs = [(k[o][:, o].repeat(2, 2), m[o].repeat(2)) for k, m, o in zip(grams, means, orders, strict=True)]
+        pairs = [(c[o][:, o].repeat(2, 2), r[o].repeat(2), m) for (c, r, m, _), o in zip(grams, orders, strict=True)]
         others = 1 + torch.randperm(n - 1, generator=generator)
         for shift in [0, *others.tolist()][: -(-draws // blocks)]:
-            joint = rows = torch.ones((), dtype=torch.float64)
-            for j, (gram, mean) in enumerate(pairs):
-                at = slice(first := j * shift % n, first + n)
-                joint, rows = joint * gram[at, at], rows * mean[at]
-            values.append(float(joint.mean() - 2 * rows.mean()))
-    null = torch.tensor(values, dtype=torch.float64) + math.prod(float(mean.mean()) for mean in means)
-    rounding = 1e-13 * math.prod(float(gram.abs().max()) for gram in grams)
-    return sampled_result(float(null[0]), null[1:], f"joint permutation of {len(grams)} samples", rounding)
+            starts = [slice(first := j * shift % n, first + n) for j in range(len(pairs))]
+            shifted = [(c[at, at], r[at], m) for (c, r, m), at in zip(pairs, starts, strict=True)]
+            values.append(unit * float(joint_mean(shifted)))
+    null, rounding = torch.tensor(values, dtype=torch.float64), unit * joint_rounding(grams)
+    return sampled_result(values[0], null[1:], f"joint permutation of {len(grams)} samples", rounding)
 
 
 @torch.no_grad()
@@ -263,15 +266,14 @@ def group_codes(groups: Labels, n: int) -> Tensor:
 
 
 def centered_gram(kernel: Kernel, z: Tensor, codes: Tensor | None = None) -> Tensor:
-    """The Gram `(n, n)` centered over all rows or within groups; ValueError if an entry is not finite."""
+    """The Gram `(n, n)` centered over all rows or within groups; ValueError if it is not finite or only rounding."""
     gram = kernel(z).double()
     groups = [z] if codes is None else [z[(codes == code).to(z.device)] for code in codes.unique()]
     if all(map(is_constant, groups)):
         return torch.zeros_like(gram)  # exact, without the rounding error of a mean
     require_finite(gram, kernel)
-    if codes is None:
-        return center(gram)
-    return _minus_means(_minus_means(gram, codes).T, codes)
+    centered = center(gram) if codes is None else _minus_means(_minus_means(gram, codes).T, codes)
+    return require_digits(centered, gram, kernel)
 
 
 def _minus_means(rows: Tensor, codes: Tensor) -> Tensor:
@@ -336,5 +338,5 @@ def _shifted_within(sides: Sides, codes: Tensor, permutations: int, seed: int) -
                     s, t = shifts[c][some][:, draw, :, None], shifts[d][some][:, draw, None]
                     picked = table[torch.arange(len(some))[:, None, None, None], *pairs, s, t].sum(dim=(2, 3))
                     sums[i, j, some[:, None], draw] += (1 + (c < d)) * picked
-    unit, rounding = rounding_errors(grams_x, grams_y, n)
-    return (sums.flatten(2).cpu() * unit[..., None]).flatten(0, 1), rounding.flatten()
+    values, rounding = hsic_of_sums(sums.flatten(2).cpu(), grams_x, grams_y, n)
+    return values.flatten(0, 1), rounding.flatten()

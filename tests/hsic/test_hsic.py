@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hsic_lab.correlation import cross_correlation, standardize
-from hsic_lab.hsic import center, hsic
+from hsic_lab.hsic import center, hsic, hsic_matrix
 from hsic_lab.kernels import Gaussian, InverseMultiquadric, Kernel, Laplace, Linear, Polynomial, Product, Sum
 
 KERNELS = [Linear(), Gaussian(1.3), Gaussian(), Laplace(), InverseMultiquadric(), Polynomial(), Gaussian() * Linear()]
@@ -193,6 +193,22 @@ def test_float32_is_accurate_on_every_route(data, kernel, estimator):
             got = hsic(x, y, kernel, kernel, estimator, route, size)
             assert got.dtype == torch.float32
             assert got.item() == pytest.approx(exact, rel=rel), route
+
+
+# One far row of both samples: the terms with it are larger than the result by its powers, and must not be rounded.
+@pytest.mark.parametrize("dtype, rel", [(torch.float32, 1e-5), (torch.float64, 1e-5)], ids=str)
+@pytest.mark.parametrize("n, far", [(500, 3e4), (101, 1e5), (500, 1e8), (500, 1e12)])
+def test_unbiased_hsic_with_a_shared_outlier_is_accurate_on_every_route(n, far, dtype, rel):
+    x, y = (z[:, :1].to(dtype) for z in dependent(n))
+    y = y + x
+    x[0] = y[0] = far
+    k, l = (np.outer(z, z) for z in (z.numpy()[:, 0].astype(np.longdouble) for z in (x, y)))
+    np.fill_diagonal(k, 0), np.fill_diagonal(l, 0)
+    middle = k.sum() * l.sum() / ((n - 1) * (n - 2)) - 2 * (k.sum(1) @ l.sum(1)) / np.longdouble(n - 2)
+    exact = float(((k * l).sum() + middle) / (n * (n - 3)))
+    for got in (*(hsic(x, y, estimator="unbiased", route=route) for route in ("primal", "dual", "tiled")),
+                hsic_matrix(x, y, estimator="unbiased")):  # fmt: skip
+        assert got.item() == pytest.approx(exact, rel=rel)
 
 
 @pytest.mark.parametrize("estimator", ORACLES)

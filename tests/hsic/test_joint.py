@@ -1,7 +1,9 @@
 """Joint HSIC and the matrix of HSIC against `hsic` and against definitions."""
 
 import itertools
+import math
 from decimal import Decimal
+from fractions import Fraction
 
 import numpy as np
 import pandas as pd
@@ -12,7 +14,7 @@ from scipy import stats
 from hsic_lab._checks import factor_values
 from hsic_lab.hsic import _joint as joint
 from hsic_lab.hsic import dhsic, hsic, hsic_matrix
-from hsic_lab.independence import permutation_test
+from hsic_lab.independence import dhsic_test, permutation_test
 from hsic_lab.kernels import Delta, Gaussian, Laplace, Linear, Polynomial
 
 
@@ -34,6 +36,28 @@ def test_dhsic_is_accurate_in_float32():
         got, expected = dhsic(*samples, kernels=kernels), dhsic(*(s.double() - 1e3 for s in samples), kernels=kernels)
         assert got.dtype == torch.float32
         torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=0)
+
+
+# With linear kernels of one column, dHSIC is the squared mean of the product minus the product of the means.
+@pytest.mark.parametrize("offset", [0, 1e3, 1e4, 1e6])
+@pytest.mark.parametrize("m", [2, 3, 4, 5])
+def test_dhsic_far_from_zero_matches_exact_fractions(m, offset):
+    x, y, z, noise = sample(60, 4, 7).T
+    samples = [offset + column for column in (x, x + y, x * y, z + x, noise)[:m]]
+    rows = [[Fraction(float(value)) for value in column] for column in samples]
+    joint = sum(math.prod(row) for row in zip(*rows, strict=True)) / 60
+    exact = float((joint - math.prod(sum(column) / 60 for column in rows)) ** 2)
+    assert dhsic(*samples).item() == pytest.approx(exact, rel=1e-8)
+    result = dhsic_test(*samples, kernels=[Linear()] * m, permutations=59)
+    assert result.statistic == pytest.approx(exact, rel=1e-8)
+    assert ((result.null >= 0) & (result.null != result.statistic)).all()
+
+
+def test_kernels_that_are_constant_up_to_rounding_are_refused():
+    x, y = sample(30, 1), sample(30, 1, 1)
+    for function in (dhsic, dhsic_test):
+        with pytest.raises(ValueError, match=r"Gaussian\(bandwidth=10000000000.0\) is constant on this sample"):
+            function(x, y, y, kernels=[Gaussian(1.0), Gaussian(1e10), Gaussian(1.0)])
 
 
 @pytest.mark.parametrize("kernels", [[Gaussian(1.0), Linear()], [Gaussian(1.0), Laplace(2.0), Linear()]], ids=repr)

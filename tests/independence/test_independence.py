@@ -504,6 +504,74 @@ def test_pairings_with_equal_statistics_are_ties(test, n):
         assert test(sample, sample[torch.randperm(n)], kernel, kernel, permutations=99).pvalue == 1
 
 
+def exact_pvalue(x, y, kernel, permutations, seed=0):
+    """p-value of whole numbers, from multiples of unbiased HSIC in Python's integers, with all ties."""
+    n = len(x)
+    k, l = (np.outer(z, z) for z in (np.array([int(v) for v in z], dtype=object) for z in (x, y)))
+    if isinstance(kernel, Polynomial):
+        k, l = (k + int(kernel.offset)) ** kernel.degree, (l + int(kernel.offset)) ** kernel.degree
+    k[np.arange(n), np.arange(n)] = l[np.arange(n), np.arange(n)] = 0
+    values = []
+    for order in permutations_of(n, permutations, seed).numpy():
+        m = l[np.ix_(order, order)]
+        rows = (k.sum(axis=1) * m.sum(axis=1)).sum()
+        values.append((n - 1) * (n - 2) * (k * m).sum() + k.sum() * m.sum() - 2 * (n - 1) * rows)
+    return sum(value >= values[0] for value in values) / len(values)
+
+
+@pytest.mark.parametrize("offset", [0, 1000, 300_000])
+@pytest.mark.parametrize("kernel", [Linear(), Polynomial(2), Polynomial(3)], ids=repr)
+def test_ties_of_whole_numbers_are_exact_far_from_zero(kernel, offset):
+    for seed in range(8):
+        x, noise = torch.randint(3, (2, 30), generator=generator(seed)).double()
+        y = (x + noise).clamp(max=2)
+        y = y if seed % 2 else noise
+        expected = exact_pvalue(offset + x, offset + y, kernel, 89)
+        pvalue = permutation_test(offset + x, offset + y, kernel, kernel, permutations=89).pvalue
+        # Far from 0 a polynomial has values that differ by less than its rounding; they may only count as ties.
+        assert expected <= pvalue <= expected + (0.03 if offset == 300_000 and kernel != Linear() else 0)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("test", TESTS)
+@pytest.mark.parametrize("kernel", [Linear(), Linear() + Gaussian(), Polynomial(2)], ids=repr)
+def test_dependence_is_found_in_unix_time(test, kernel):
+    x = normal(100, 1)
+    assert test(1.7e9 + 3600 * x, x + 0.5 * normal(100, 1, 1), kernel, Linear()).pvalue < 0.02
+
+
+@pytest.mark.parametrize("kernel", [Linear(), Gaussian(), Gaussian(1e4)], ids=repr)
+@pytest.mark.parametrize("offset", [0, 1e4, 1e6, 1e7])
+def test_joint_test_of_two_samples_ignores_the_origin(kernel, offset):
+    x = normal(100, 1)
+    y = x + 0.5 * normal(100, 1, 1)
+    result = dhsic_test(offset + x, offset + y, kernels=[kernel] * 2, permutations=499)
+    assert result.pvalue == 0.002 and result.statistic == pytest.approx(hsic(x, y, kernel, kernel).item(), rel=1e-6)
+
+
+def test_rounding_is_never_a_silent_pvalue():
+    x, y = normal(100, 1), normal(100, 1) + normal(100, 1, 1)
+    for kernel, far in ((Gaussian(1e9), 0), (Polynomial(2), 1e9)):
+        for test in (permutation_test, aggregated_test, shift_test):
+            with pytest.warns(UserWarning, match="equal up to rounding"):
+                test(far + x, y, kernel, **({"guard": 5} if test is shift_test else {}))
+        for test in (gamma_test, spectral_test):
+            with pytest.raises(ValueError, match="is constant on this sample up to rounding"):
+                test(far + x, y, kernel)
+
+
+@pytest.mark.parametrize("scale", [1e-100, 1e-70, 1e70, 1e78, 1e100])
+@pytest.mark.parametrize("test", [*TESTS, dhsic_test])
+def test_units_do_not_matter_within_the_range(test, scale):
+    x, y, kernels = normal(60, 1), normal(60, 1) + normal(60, 1, 1), (Linear(), Linear())
+    options = {"kernels": kernels} if test is dhsic_test else dict(zip(("kernel_x", "kernel_y"), kernels, strict=True))
+    if 1e-80 < scale < 1e75:
+        assert test(scale * x, scale * y, **options).pvalue == pytest.approx(test(x, y, **options).pvalue, rel=1e-6)
+    else:
+        with pytest.raises(ValueError, match=r"the range of (torch\.)?float64"):
+            test(scale * x, scale * y, **options)
+
+
 @pytest.mark.parametrize("n", [44, 64])
 def test_level_holds_if_the_diagonals_dominate(n):
     rejected = {"narrow": 0, "many labels": 0}
