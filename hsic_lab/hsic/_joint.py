@@ -94,18 +94,18 @@ def joint_mean(parts: Sequence[Sequence[Tensor]]) -> Tensor:
     (c, r, m), (d, s, k), *rest = parts
     if not rest:
         return (c * d).mean()
-    gg, lg, gm, outer = c * d, c * s + r * d, r * s, r[:, None] * s
-    ll, lm, mm = c * k + outer + outer.T + m * d, r * k + m * s, m * k
-    for left, (c, r, m) in zip(reversed(range(len(rest))), rest, strict=True):
+    gg, lg, gm = c * d, c * s + r * d, r * s
+    ll, lm, mm = c * k + r[:, None] * s + s[:, None] * r + m * d, r * k + m * s, m * k
+    for c, r, m in rest[:-1]:
         mixed = c + r[:, None]  # <f_j, mu_j + f_j'>
         twice = lg * mixed
-        gg = torch.addcmul(twice + twice.T, ll, c).addcmul(gg, mixed + (r + m))
-        if left:
-            outer = lm[:, None] * r
-            lg = ll * r + lg * (m + r) + lm * c + gm * mixed
-            ll, gm = ll * m + outer + outer.T + mm * c, lm * r + gm * (m + r)
-            lm, mm = lm * m + mm * r, mm * m
-    return gg.mean()
+        gg = ll * c + twice + twice.T + gg * (mixed + (r + m))
+        lg = ll * r + lg * (m + r) + lm * c + gm * mixed
+        ll = ll * m + lm[:, None] * r + r[:, None] * lm + mm * c
+        gm, lm, mm = lm * r + gm * (m + r), lm * m + mm * r, mm * m
+    c, r, m = rest[-1]
+    mixed = c + r[:, None]
+    return (ll * c).addcmul_(lg, mixed, value=2).addcmul_(gg, mixed + (r + m)).mean()
 
 
 def joint_rounding(parts: Sequence[Sequence[Tensor]]) -> float:
