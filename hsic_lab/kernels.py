@@ -67,7 +67,8 @@ class Kernel:
 
     def frequencies(self, p: int, count: int, generator: torch.Generator) -> Tensor:
         """`count` random w of shape (p,) with ``E cos(w'(x - x')) = k(x, x')``: (p, count) in float64."""
-        raise TypeError(f"Fourier features need Gaussian, Laplace, InverseMultiquadric or their products, got {self!r}")
+        accepted = "Gaussian, Laplace, InverseMultiquadric, their products, or a kernel that defines `frequencies`"
+        raise TypeError(f"Fourier features need {accepted}, got {self!r}")
 
     def __add__(self, other: "Kernel") -> "Kernel":
         return Sum(self, other)

@@ -244,7 +244,7 @@ frame.loc[frame["diagnostic"].isin(["mean_diagonal", "alignment", "lidar", "feat
 # hsic-lab inspect view_a.npy view_b.npy --labels labels.csv --output page.html
 # ```
 #
-# It reads `.npy`, `.npz`, `.csv`, `.parquet` and `.safetensors`. Nothing is unpickled: a file that contains Python
+# It reads `.npy`, `.npz`, `.csv`, `.tsv`, `.parquet`, `.safetensors` and `.pt`. Nothing is unpickled: a file that contains Python
 # objects is refused.
 
 # %%
