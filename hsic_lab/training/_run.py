@@ -99,7 +99,8 @@ class Run:
 
     def _save_settings(self, digests: dict[str, str]) -> None:
         settings = {"config": asdict(self.config), "state": self._kept, "facts": self.metadata}
-        text = json.dumps(settings | {"sha256": digests | {SETTINGS: _text_digest(json.dumps(settings))}}, indent=2)
+        own = _text_digest(json.dumps(settings | {"sha256": digests}))
+        text = json.dumps(settings | {"sha256": digests | {SETTINGS: own}}, indent=2)
         replace_file(self.folder / SETTINGS, lambda path: path.write_text(text + "\n"))
 
     @classmethod
@@ -134,7 +135,8 @@ def read_settings(folder: Path) -> tuple[TrainConfig, str, dict[str, Any], dict[
                     raise ValueError(f"channels and features must be whole numbers of at least 1, got {facts}")
             case _:
                 raise ValueError("it lacks config, state, facts or the number of channels, or one is of another type")
-        if digests.get(SETTINGS, now := _text_digest(json.dumps(settings))) != now:
+        own, older = digests.pop(SETTINGS, None), not digests and len(settings) == 3  # older runs have no digests
+        if own != _text_digest(json.dumps(settings | {"sha256": digests})) and not (own is None and older):
             warnings.warn(f"{path} was changed since the training wrote it", stacklevel=4)
         return TrainConfig.from_json(config), state, facts, digests
 
@@ -155,7 +157,7 @@ def settings_to_resume(folder: Path) -> tuple[TrainConfig, str, dict[str, Any], 
 
 def read_snapshots(folder: Path, digests: Mapping[str, str], name: str = SNAPSHOTS) -> dict[int, Tensor]:
     """The matrices C in the folder of a run by step, or its samples, which older runs lack."""
-    if name == SAMPLES and not (folder / name).exists():
+    if name == SAMPLES and name not in digests and not (folder / name).exists():
         return {}
     return {int(key.removeprefix(_STEP)): c for key, c in sorted(_read(folder / name, load_file, digests).items())}
 

@@ -119,6 +119,7 @@ def train(
             run = Run.load(folder, encoder)
             with suppress(OSError):  # left by a process that was killed at the end; the disk may be read-only
                 remove_checkpoints(folder / FOLDER)
+                remove_leftovers(folder, *FILES, MONITOR)
             return run
         pairs = TrainingPairs(data, config, device, own_rows(config.batch_size, config.parts), views)
         run = new_run(config, folder, data, encoder, views)
@@ -195,8 +196,9 @@ def _status_if_same(folder: Path, config: TrainConfig, data: ImageData | None, v
 
     FileExistsError if there are files of a run but no settings: they may be all that somebody has.
     """
-    if not (folder / SETTINGS).exists():
-        if kept := [name for name in (*FILES, MONITOR, FOLDER) if (folder / name).exists()]:
+    kept = [name for name in (*FILES, MONITOR, FOLDER) if (folder / name).exists()]
+    if not (folder / SETTINGS).exists():  # looked for last: another process writes it first
+        if kept:
             raise FileExistsError(f"{folder} holds {', '.join(kept)} without {SETTINGS}: choose another folder")
         return ""
     stored, status, metadata, _ = settings_to_resume(folder)

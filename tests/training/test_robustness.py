@@ -26,7 +26,7 @@ from hsic_lab._io import replace_file
 from hsic_lab.cli import main
 from hsic_lab.training import Run, TrainConfig, train, train_or_load
 from hsic_lab.training import _data as pairs
-from hsic_lab.training._run import FILES, FOLDER, HISTORY, LOCK, SETTINGS, SNAPSHOTS, WEIGHTS
+from hsic_lab.training._run import FILES, FOLDER, HISTORY, LOCK, SAMPLES, SETTINGS, SNAPSHOTS, WEIGHTS
 
 TINY = {"width": 1, "epochs": 3, "snapshots": 3, "monitor": "none"}
 OPERATIONS = ("replace", "fsync", "mkdir", "unlink", "rmdir")  # what the library asks of a file system
@@ -144,9 +144,9 @@ def damaged(folder: Path, rng: random.Random, whole: Run) -> None:
             assert broken.name == SETTINGS and SETTINGS in str(error) and not broken.exists()
             return
     assert all(str(folder) in str(warning.message) for warning in said)
-    if broken.name == SNAPSHOTS:
+    if broken.name in (SNAPSHOTS, SAMPLES):
         assert len(said) == 1, "lost snapshots are said"
-        run.snapshots = whole.snapshots
+        run.snapshots, run.samples = whole.snapshots, whole.samples
     assert_same(run, whole)
 
 
