@@ -125,8 +125,10 @@ class Grid:
         for where, name, values in [(w, n, v) for w in ("cross", "tune") for n, v in getattr(self, w).items()] + [
             ("tune", n, v) for table in own for n, v in table.items()
         ]:
-            if not isinstance(values, list) or not values or len(set(map(json.dumps, values))) < len(values):
-                raise ValueError(f"{where}.{name} must be a list of at least one value, each once, got {values!r}")
+            if not isinstance(values, list) or not values:
+                raise ValueError(f"{where}.{name} must be a list of at least one value, got {values!r}")
+            if len(set(map(json.dumps, values))) < len(values):
+                raise ValueError(f"{where}.{name} must hold each value once, got {values!r}")
         for name, value in self.data.items():
             check_choice(name, ("n_train", "n_test", "n_validation"), "an entry of data")
             if not is_whole(value) or value < 1:
@@ -140,9 +142,10 @@ class Grid:
             several = isinstance(seeds, list) and all(is_whole(seed) and seed >= 0 for seed in seeds)
             if not (len({*seeds}) == len(seeds) > 0 if several else is_whole(seeds) and seeds > 0):
                 raise ValueError(f"{name} must be a number from 1 on, or distinct numbers from 0 on, got {seeds!r}")
-        n, combinations = len(self.seed_list), math.prod(map(len, self.cross.values())) * max(1, len(self.include))
+        combinations = math.prod(map(len, self.cross.values())) * max(1, len(self.include))
         tried = sum(len(values) for table in (self.tune, *own) for values in table.values())
-        if (total := combinations * (n + tried * len(self.tune_seed_list))) > MOST:
+        n, n_tune = (one if isinstance(one, int) else len(one) for one in (self.seeds, self.tune_seeds))
+        if (total := combinations * (n + tried * n_tune)) > MOST:
             raise ValueError(f"a grid must have at most {MOST} trainings, got {total}, with {n} seeds")
         if not (self.tune or own):
             return

@@ -254,13 +254,14 @@ def cut(data: ImageData, sizes: Mapping[str, Any]) -> ImageData:
     train, test = data.train, data.test
     held = sizes.get("n_validation", 0)
     if (n := sizes.get("n_train", len(train) - held)) + held > len(train) or n < 1:
-        words = f"n_train plus n_validation must be at most the {len(train)} training images of {data.name}"
-        raise ValueError(f"{words}, got {n} + {held}")
+        words = "n_train plus n_validation" if held else "n_train"
+        found = f"{n} + {held}" if held else n
+        raise ValueError(f"{words} must be at most the {len(train)} images of {data.name}, got {found}")
     train, rest = train.split(n)
     if held:
         return replace(data, train=train, test=rest.split(held)[0])
     if (n := sizes.get("n_test", len(test))) > len(test):
-        raise ValueError(f"n_test must be at most the {len(test)} test images of {data.name}, got {n}")
+        raise ValueError(f"n_test must be at most the {len(test)} images of {data.name}, got {n}")
     return replace(data, train=train, test=test.split(n)[0])
 
 

@@ -301,7 +301,7 @@ def test_own_data_is_identified_by_its_content(tmp_path):
     assert frame["split"].tolist() == ["mine test"] and frame["dataset"].tolist() == ["mine"]
     other = from_arrays(255 - images, np.arange(120) % 3, name="mine")  # other images under the same name
     plan = grid(cross={}, base=BASE | {"batch_size": 32}, data={})
-    (first,), (second,) = (plan_runs(plan, one) for one in (data, other))
+    (first,), (second,) = (plan_runs(plan.plan(), plan, one) for one in (data, other))
     assert first.key == frame["run"][0] != second.key
 
 

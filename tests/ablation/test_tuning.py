@@ -141,7 +141,9 @@ def test_validation_images_are_training_images_that_no_run_trains_on():
         assert not {*held.train.images[:, 0, 0, 0].tolist()} & {*held.test.images[:, 0, 0, 0].tolist()}
         rest = cut(data, {"n_validation": 12})
         assert len(rest.train) == 28 and len(rest.test) == 12
-    with pytest.raises(ValueError, match=r"n_train plus n_validation must be at most the 40 .* got 30 \+ 12"):
+    with pytest.raises(
+        ValueError, match=r"n_train plus n_validation must be at most the 40 images of .*, got 30 \+ 12"
+    ):
         cut(data, {"n_train": 30, "n_validation": 12})
     with pytest.raises(ValueError, match=r"got 0 \+ 40"):
         cut(data, {"n_validation": 40})
@@ -165,15 +167,15 @@ def test_validation_scenes_show_digits_that_no_training_scene_shows():
         ({"tune": {"batch_size": [32]}}, "a factor or tuned, not both: batch_size"),
         ({"tune": {"learning_rat": [0.1]}}, "'learning_rat'"),
         ({"tune": {"seed": [1]}}, "seed is not a setting"),
-        ({"tune": {"learning_rate": 0.1}}, "must be a list of at least one value, each once, got 0.1"),
-        ({"tune": {"learning_rate": [0.1, 0.1]}}, r"each once, got \[0.1, 0.1\]"),
+        ({"tune": {"learning_rate": 0.1}}, "must be a list of at least one value, got 0.1"),
+        ({"tune": {"learning_rate": [0.1, 0.1]}}, r"must hold each value once, got \[0.1, 0.1\]"),
         ({"tune": {"learning_rate": []}}, "tune.learning_rate must be a list of at least one value"),
         ({"tune": [0.1]}, "tune must be a table"),
         ({"include": [{"loss": "spectral", "tune": [0.1]}]}, "the tune of an include must be a table"),
         ({"include": [{"loss": "spectral", "tune": {"gamma": 1}}]}, "tune.gamma must be a list"),
         ({"tune": {"learning_rate": [0.1, -1]}}, "learning_rate must be a finite number above 0, got -1"),
         ({"tune": {"temperature": [0.1]}, "include": []}, "only some losses take temperature"),
-        ({"tune": {"learning_rate": [0.1] * 2 + list(range(1, 60_000))}}, "each once"),
+        ({"tune": {"learning_rate": [0.1] * 2 + list(range(1, 60_000))}}, "must hold each value once"),
         ({"tune": {"learning_rate": list(range(1, 60_000))}}, "at most 100000 trainings"),
     ],
 )  # fmt: skip
