@@ -2,6 +2,7 @@
 
 import json
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,6 +14,7 @@ from hsic_lab.ablation._run import cut
 from hsic_lab.datasets import DigitScenes, from_arrays, load
 from hsic_lab.datasets.digit_scenes import digit_index
 from hsic_lab.evaluation import extract_features, knn_accuracy
+from hsic_lab.plots import plot_ablation
 from hsic_lab.training import train
 
 BASE = {"dataset": "digits", "width": 1, "projector": [8, 4], "epochs": 1, "batch_size": 64, "snapshots": 2,
@@ -111,6 +113,18 @@ def test_table_keeps_the_tuning_and_its_head_what_was_chosen(made, tmp_path):
     assert json.loads(table.attrs["chosen"]) == frame.attrs["chosen"]
     assert json.loads(table.attrs["tune"]) == SETTINGS["tune"] and json.loads(table.attrs["tune_seeds"]) == [1000, 1001]
     assert (table["tuned"].isna() == frame["tuned"].isna()).all() and len(table) == len(frame)
+
+
+def test_tuning_curve_shows_the_runs_that_tried_a_setting(made):
+    frame, _ = made
+    level = frame[frame["batch_size"] == 64]
+    ax = plot_ablation(level, "learning_rate", "loss", evaluation="knn on validation")
+    drawn = {line.get_label(): line.get_ydata() for line in ax.lines}
+    for loss, part in level[level["tuned"] == "learning_rate"].groupby("loss"):
+        np.testing.assert_allclose(drawn[loss], part.groupby("learning_rate")["accuracy"].mean())
+    plt.close(ax.figure)
+    with pytest.raises(ValueError, match="tuned"):
+        plot_ablation(level.drop(columns="tuned"), "learning_rate", evaluation="knn on validation")
 
 
 def test_diverged_values_are_not_chosen_and_a_level_without_any_is_an_error(tmp_path, monkeypatch):
