@@ -293,10 +293,10 @@ def _table_figures(path: Path) -> dict[str, Any]:
 
 def _factors(frame: Any, factors: list[str]) -> list[str]:
     """Return the factors of a table; if a row lacks one, they are joined in the new column "settings"."""
-    several = {name: frame[name].nunique(dropna=False) for name in factors}
+    places = {name: (frame[name].nunique(dropna=False), -place) for place, name in enumerate(factors)}
 
     def follows(name: str, other: str) -> bool:  # one level of `name` for each level of `other`
-        return several[name] < several[other] and frame.groupby(other)[name].nunique(dropna=False).max() == 1
+        return places[name] < places[other] and frame.groupby(other)[name].nunique(dropna=False).max() == 1
 
     factors = [name for name in factors if not any(follows(name, other) for other in factors)]
     if not frame[factors].isna().any(axis=None):
