@@ -74,7 +74,7 @@ class SelfSupervisedEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         rows ``(m, p)``. None means :class:`~hsic_lab.views.TwoViews` or :class:`CorruptedRows`.
     image_shape : tuple of int or None, default None
         ``(h, w)``, ``(h, w, c)`` or ``(c, h, w)``, if X holds flattened images.
-    epochs, batch_size, learning_rate : int, int, float, default 22, 256, 2e-3
+    epochs, batch_size, learning_rate : int, int, float, default 22, 256, 4e-3
         Passes over X, pairs that the loss sees at once (at most all; a smaller last batch is left out), and peak rate.
     random_state : int, RandomState instance or None, default None
         Source of all random numbers. Pass an int for equal results of several calls.
@@ -113,7 +113,7 @@ class SelfSupervisedEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         image_shape: tuple[int, ...] | None = None,
         epochs: int = 22,
         batch_size: int = 256,
-        learning_rate: float = 2e-3,
+        learning_rate: float = 4e-3,
         random_state: int | np.random.RandomState | None = None,
         n_jobs: int | None = None,
         device: str = "auto",

@@ -36,8 +36,9 @@ class Planned:
     @property
     def key(self) -> str:
         """Twelve hexadecimal digits that identify the settings and the data, in every grid."""
-        # Other settings at their defaults are left out, so that fields added later do not change the keys.
-        defaults = asdict(TrainConfig()) | {"dataset": None}
+        # Other settings at their defaults are left out, so that fields added later do not change the keys; the learning
+        # rate at its default of version 0.1.
+        defaults = asdict(TrainConfig()) | {"dataset": None, "learning_rate": 0.002}
         config = {name: value for name, value in asdict(self.config).items() if value != defaults[name]}
         # Names of version 0.1, whose results keep their keys.
         if config.get("views") == "tsai2021":
