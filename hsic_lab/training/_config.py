@@ -22,7 +22,7 @@ LOSSES: dict[str, Callable[..., losses.TwoViewLoss]] = {
     "barlow_twins": partial(losses.BarlowTwinsLoss, lambda_param=None), "hsic_ssl": losses.HSICSSLLoss,
     "vicreg": losses.VICRegLoss, "ssl_hsic": losses.SSLHSICLoss, "spectral": losses.SpectralContrastiveLoss,
     "nt_xent": losses.NTXentLoss, "negative_cosine": losses.NegativeCosineSimilarity,
-    "reference_code": losses.ReferenceCodeLoss,
+    "reference_code": losses.ReferenceCodeLoss, "sigreg": losses.SIGRegLoss,
 }  # fmt: skip
 
 # What a setting accepts, in words, and the function that gives an accepted value its one form and refuses any other.

@@ -15,6 +15,7 @@ from hsic_lab.losses import (
     NegativeCosineSimilarity,
     NTXentLoss,
     ReferenceCodeLoss,
+    SIGRegLoss,
     SpectralContrastiveLoss,
     SSLHSICLoss,
     SupConLoss,
@@ -220,6 +221,9 @@ INDEPENDENT = [
     VICRegLoss(contrast="samples"),
     SpectralContrastiveLoss(mu=1e-2),
     NegativeCosineSimilarity(),
+    SIGRegLoss(),
+    SIGRegLoss(0.7),
+    SIGRegLoss(0.7, slices=32),
 ]
 
 
