@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from hsic_lab.datasets import ImageData, Images, from_arrays
 from hsic_lab.evaluation import extract_features
 from hsic_lab.training import Run, TrainConfig, train
-from hsic_lab.training._data import SNAPSHOT_PAIRS
 from hsic_lab.training._run import SETTINGS
+from hsic_lab.training._setup import SNAPSHOT_PAIRS
 
 
 class CorruptedRows:

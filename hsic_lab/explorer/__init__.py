@@ -29,7 +29,7 @@ from hsic_lab.plots import DIVERGING, PALETTE, compare_cross_correlations
 from hsic_lab.plots._heatmaps import matrix_figure
 from hsic_lab.plots._samples import unit_images
 from hsic_lab.training import Event, Run, TrainConfig
-from hsic_lab.training._data import KEPT_SAMPLES, SNAPSHOT_PAIRS, held_out_pairs
+from hsic_lab.training._setup import KEPT_SAMPLES, SNAPSHOT_PAIRS, held_out_pairs
 
 __all__ = ["CorrelationExplorer", "FeaturePair", "explorer_fragment", "feature_pair"]
 

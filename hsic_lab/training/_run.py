@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from hsic_lab._checks import is_whole, only_tensors
 from hsic_lab._io import remove_leftovers, replace_file
 from hsic_lab.training._config import TrainConfig
-from hsic_lab.training._networks import make_networks
+from hsic_lab.training._setup import make_networks
 
 SETTINGS, HISTORY, SNAPSHOTS, WEIGHTS = "run.json", "history.csv", "correlation.safetensors", "weights.safetensors"
 SAMPLES = "samples.safetensors"  # older runs lack it

@@ -25,10 +25,9 @@ from hsic_lab.correlation import cross_correlation, standardize
 from hsic_lab.datasets import ImageData
 from hsic_lab.evaluation import extract_features, knn_accuracy, linear_probe
 from hsic_lab.evaluation._features import NEIGHBORS, knn_protocol
-from hsic_lab.training import _networks as networks
 from hsic_lab.training import _run as files
+from hsic_lab.training import _setup as setup
 from hsic_lab.training._config import TrainConfig, resolved_precision
-from hsic_lab.training._data import KEPT_SAMPLES, TrainingPairs, seed_of
 
 BANK, QUERIES = 10_000, 2_000  # limits that keep a monitor cheaper than the training
 SNAPSHOT_PART = 512  # images that pass through the network at once for a snapshot
@@ -106,11 +105,11 @@ def make_monitor(kind: str, data: ImageData, seed: int = 0) -> Callable[[nn.Modu
 class Trainer:
     """One training: its networks, optimizer and history, and the number of updates so far."""
 
-    def __init__(self, run: files.Run, pairs: TrainingPairs, monitor: Any = None, callbacks: Any = ()) -> None:
+    def __init__(self, run: files.Run, pairs: setup.TrainingPairs, monitor: Any = None, callbacks: Any = ()) -> None:
         config, device = run.config, pairs.device
         self.run, self.config, self.pairs, self.device = run, config, pairs, device
         self.monitor, self.callbacks, self.writes = monitor, callbacks, rank() == 0  # one process writes the files
-        online = networks.OnlineNetwork(run.encoder, run.projector, networks.make_predictor(config))
+        online = setup.OnlineNetwork(run.encoder, run.projector, setup.make_predictor(config))
         self.online = across_processes(online, device).to(device, memory_format=torch.channels_last)
         run.encoder, run.projector = self.online.encoder, self.online.projector
         self.network: Any = self.online
@@ -118,11 +117,11 @@ class Trainer:
             own = config.encoder == "custom"
             self.network = nn.parallel.DistributedDataParallel(self.online, find_unused_parameters=own)
         momentum = config.target_momentum if config.target == "momentum" else None
-        self.target = None if momentum is None else networks.TargetNetwork(self.online, momentum)
-        self.loss = networks.make_loss(config)
+        self.target = None if momentum is None else setup.TargetNetwork(self.online, momentum)
+        self.loss = setup.make_loss(config)
         targets = {} if self.target is None else {"target": self.target}
         self.networks = nn.ModuleDict({"online": self.online, "loss": self.loss} | targets)  # what a checkpoint holds
-        self.optimizer = networks.make_optimizer(config, self.online)
+        self.optimizer = setup.make_optimizer(config, self.online)
         self.forward = torch.compile(self.network) if config.compile else self.network
         bfloat16 = resolved_precision(config.precision, device) == "bfloat16"
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=bfloat16)
@@ -163,7 +162,7 @@ class Trainer:
         """One update. Returns the row of the history if this step is logged."""
         self.online.train()  # a callback may have left it in evaluation mode
         step = self.step_count + 1
-        networks.set_learning_rate(self.optimizer, self.config, self.step_count, len(self.pairs))
+        setup.set_learning_rate(self.optimizer, self.config, self.step_count, len(self.pairs))
         statistics = [buffer.clone() for buffer in self.online.buffers()]
         self.optimizer.zero_grad(set_to_none=True)
         terms, z_a, z_b = self.backward(view_a, view_b)
@@ -199,7 +198,10 @@ class Trainer:
 
         def forward(i: int) -> Outputs:
             # Both views are one batch for batch normalization. Dropout can be resumed: its seed depends on the step.
-            with networks.seeded(seed_of(self.config.seed, self.step_count, i, rank(), 1), self.device), self.autocast:
+            with (
+                setup.seeded(setup.seed_of(self.config.seed, self.step_count, i, rank(), 1), self.device),
+                self.autocast,
+            ):
                 p, z = self.forward(parts[i])
                 if self.target is None:
                     return p, z
@@ -207,15 +209,15 @@ class Trainer:
                 return p, z, z.detach() if len(parts) > 1 and torch.is_grad_enabled() else self.target(parts[i])
 
         def loss(outputs: Sequence[Outputs]) -> Tensor:
-            columns = [networks.join_views(column) for column in zip(*outputs, strict=True)]
-            terms.update(networks.loss_terms(self.loss, self.config, columns[0], columns[-1]))
+            columns = [setup.join_views(column) for column in zip(*outputs, strict=True)]
+            terms.update(setup.loss_terms(self.loss, self.config, columns[0], columns[-1]))
             return reduce(torch.add, terms.values())
 
         if len(parts) == 1:
             loss(outputs := [forward(0)]).backward()
         else:
             _, outputs = backward_in_parts(self.network, forward, len(parts), loss)
-        z_a, z_b = networks.join_views([part[1] for part in outputs])
+        z_a, z_b = setup.join_views([part[1] for part in outputs])
         return {name: value.detach() for name, value in terms.items()}, z_a.detach(), z_b.detach()
 
     @torch.no_grad()
@@ -225,7 +227,7 @@ class Trainer:
             with self.autocast:
                 z_a, z_b = (torch.cat([self.online(x)[1] for x in view.split(SNAPSHOT_PART)]) for view in held_out)
             self.run.snapshots[self.step_count] = cross_correlation(z_a.float(), z_b.float()).cpu()
-            kept = [standardize(z.float())[:KEPT_SAMPLES].half().cpu() for z in (z_a, z_b)]
+            kept = [standardize(z.float())[: setup.KEPT_SAMPLES].half().cpu() for z in (z_a, z_b)]
             self.run.samples[self.step_count] = torch.stack(kept)
             self.save_run()
             self.tell("snapshot", {})

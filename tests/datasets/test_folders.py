@@ -19,7 +19,7 @@ from hsic_lab._io import replace_file
 from hsic_lab.datasets import _folders as module
 from hsic_lab.datasets import from_arrays, from_folder, load
 from hsic_lab.datasets._folders import decode, decode_all
-from hsic_lab.training._data import data_of
+from hsic_lab.training._setup import data_of
 
 RNG = np.random.default_rng(1)
 

@@ -23,7 +23,7 @@ from hsic_lab.datasets import load
 from hsic_lab.explorer import CorrelationExplorer, explorer_fragment, feature_pair
 from hsic_lab.plots import DIVERGING, PALETTE
 from hsic_lab.training import Event, Run, TrainConfig, train
-from hsic_lab.training._data import held_out_pairs
+from hsic_lab.training._setup import held_out_pairs
 
 
 def projections(n=30, d=6, seed=0):

@@ -13,10 +13,10 @@ import torch
 from hsic_lab.correlation import cross_correlation, standardize
 from hsic_lab.datasets import DigitScenes, ImageData, Images, from_arrays, load
 from hsic_lab.training import LOSSES, Run, TrainConfig, train, train_or_load
-from hsic_lab.training import _data as pairs
+from hsic_lab.training import _setup as pairs
 from hsic_lab.training import _trainer as trainer
-from hsic_lab.training._data import TrainingPairs, held_out_pairs, seeded_generator
 from hsic_lab.training._run import FILES, HISTORY, SETTINGS, SNAPSHOTS, WEIGHTS
+from hsic_lab.training._setup import TrainingPairs, held_out_pairs, seed_of
 from hsic_lab.views import augmentation, normalize
 
 CPU = torch.device("cpu")
@@ -116,7 +116,7 @@ def test_every_epoch_has_its_own_pairs_and_every_image_once(images):
     batches = [batch for epoch in range(2) for batch in pairs.epoch(epoch)]
     assert all(view.shape == (16, 3, 16, 16) for batch in batches for view in batch)
     assert not torch.equal(batches[0][0], batches[3][0])
-    generator = seeded_generator(CPU, 0, 0)
+    generator = torch.Generator().manual_seed(seed_of(0, 0))
     order = torch.randperm(48, generator=generator)
     assert sorted(order.tolist()) == list(range(48))
 
@@ -299,7 +299,7 @@ def test_training_on_cuda(tmp_path, scenes):
 def test_scene_pairs_share_what_is_asked_for(scenes):
     config = tiny(shared=("background",))
     a, b = next(TrainingPairs(scenes, config, CPU, ALL).epoch(0))
-    first, second = DigitScenes("train").pairs(16, seeded_generator(CPU, 0, 0), ("background",))
+    first, second = DigitScenes("train").pairs(16, torch.Generator().manual_seed(seed_of(0, 0)), ("background",))
     torch.testing.assert_close(a, normalize(first))
     torch.testing.assert_close(b, normalize(second))
 
