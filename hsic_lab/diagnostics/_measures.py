@@ -13,7 +13,7 @@ from hsic_lab._checks import (  # isort: skip
 )  # fmt: skip
 from hsic_lab.cka import near_one, u_center
 from hsic_lab.correlation import _BLOCK_ELEMENTS, column_moments, l2_normalize, row_blocks
-from hsic_lab.kernels import Delta, Gaussian, Kernel, Linear, kernel_or
+from hsic_lab.kernels import Delta, Gaussian, Kernel, Linear
 
 Features = Tensor | np.ndarray
 UNIFORMITY_ROWS = 8192  # 34 million pairs
@@ -232,10 +232,8 @@ def uniformity(z: Features, t: float = 2, max_rows: int = UNIFORMITY_ROWS, seed:
     return float(torch.stack(sums).logsumexp(dim=0) - torch.tensor(pairs, dtype=torch.float64).log())
 
 
-def factor_dependence(
-    features: Features, factors: pd.DataFrame, kernel: Kernel | None = None, max_rows: int = 2048, seed: int = 0
-) -> pd.DataFrame:
-    """Dependence of features on known factors of variation: unbiased CKA with each of them, near 0 for none.
+def factor_dependence(features: Features, factors: pd.DataFrame, max_rows: int = 2048, seed: int = 0) -> pd.DataFrame:
+    """Dependence of features on known factors of variation: unbiased linear CKA with each of them, near 0 for none.
 
     CKA is 0 for constant features, and for a factor with all values equal or all different labels. It takes O(n^2 d)
     time and O(n^2) memory. The columns of the table are `factor, kernel, cka, n`.
@@ -244,8 +242,8 @@ def factor_dependence(
     ----------
     features, factors : Tensor or ndarray of shape (n, d), and DataFrame with n rows
         Factors by column. Integers, booleans, strings and categories take the kernel `Delta`, real numbers `Gaussian`.
-    kernel, max_rows, seed : Kernel or None, int, int
-        Kernel of the features, None for linear; and a random subset of the rows as in `uniformity`.
+    max_rows, seed : int, default 2048 and 0
+        A random subset of the rows, as in `uniformity`.
 
     Examples
     --------
@@ -264,7 +262,7 @@ def factor_dependence(
     features = drawn_rows(features, max_rows, seed)
     if (n := len(features)) < 4:
         raise ValueError(f"needs at least 4 rows, got {n}")
-    gram_x = _unit_gram(kernel_or(Linear(), kernel, "kernel"), features)
+    gram_x = _unit_gram(Linear(), features)
     rows = []
     for name in factors:
         column, is_label = factor_values(factors[name], f"factors[{name!r}]")

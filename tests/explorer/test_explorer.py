@@ -65,7 +65,7 @@ def test_matrix_is_sent_exactly_with_its_summary(tmp_path):
     content, _ = answers(explorer, kind="spectrum", panel=1, step=0)
     np.testing.assert_allclose(content["values"], np.linalg.svd(cross_correlation(*projections(d=9)))[1], atol=1e-5)
     run.metadata["held_out_pairs"] = 445
-    assert CorrelationExplorer(run).panels[0]["n"] == 445 and CorrelationExplorer(run, samples=7).panels[0]["n"] == 7
+    assert CorrelationExplorer(run).panels[0]["n"] == 445
     newest = explorer.latest
     assert newest["step"] == 25 and newest["matrix"] == run.snapshots[25].numpy().tobytes()
 
@@ -284,8 +284,9 @@ def test_callback_shows_each_new_snapshot(tmp_path):
 
 def test_order_and_number_of_pairs_hold_for_later_snapshots(tmp_path):
     first, second = run_of(tmp_path, steps=(0,), name="first"), run_of(tmp_path, steps=(0,), name="second")
-    explorer = CorrelationExplorer(samples=445)
+    explorer = CorrelationExplorer()
     explorer.order = "diagonal"
+    first.metadata["held_out_pairs"] = second.metadata["held_out_pairs"] = 445
     explorer.callback(Event("snapshot", 0, {}, first))
     first.snapshots[7] = cross_correlation(*projections(seed=7))
     explorer.callback(Event("snapshot", 7, {}, first))
