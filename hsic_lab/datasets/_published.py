@@ -71,14 +71,10 @@ SOURCES = {
 def unpack(archive: Path, target: Path, missing: list[str]) -> None:
     """Write an archive's folder `target.name` to `target`: all of it, or what is `missing`, when all is unpacked."""
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
+        options: Any = {} if archive.suffix == ".zip" else {"filter": "data"}  # no member outside of the folder
         try:
-            if archive.suffix == ".zip":
-                with zipfile.ZipFile(archive) as file:
-                    file.extractall(temporary)  # it writes no member outside
-            else:
-                with tarfile.open(archive) as file:
-                    file.extractall(temporary, filter="data")  # pooch omits this filter on Python 3.11
-        except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+            shutil.unpack_archive(archive, temporary, **options)
+        except (shutil.ReadError, tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError) as error:
             raise ValueError(f"{archive} cannot be unpacked: {error}. Delete it and get it again") from error
         folder = Path(temporary, target.name)
         if not folder.is_dir():
@@ -276,7 +272,7 @@ def full_name(name: str) -> str:
     return name if name in LOADERS else os.path.abspath(Path(name).expanduser())
 
 
-def download(name: str, folder: str | os.PathLike | None = None, progress: bool = True) -> Path:
+def download(name: str, folder: str | os.PathLike | None = None) -> Path:
     """Download a published set, check its MD5 sum, unpack it and return its folder; complete it if a part is there.
 
     A failed download is tried again twice. An interrupted one starts again from its first byte. OSError is raised if
@@ -284,8 +280,8 @@ def download(name: str, folder: str | os.PathLike | None = None, progress: bool 
 
     Parameters
     ----------
-    name, folder, progress : str, path or None, bool, default True
-        As in :func:`load`; whether to show a progress bar in a terminal.
+    name, folder : str, path or None
+        As in :func:`load`.
     """
     if name not in SOURCES:
         raise ValueError(f"{name!r} is not downloaded; the sets that are: {sorted(SOURCES)}")
@@ -298,21 +294,20 @@ def download(name: str, folder: str | os.PathLike | None = None, progress: bool 
     plain = next(iter(source.downloads)).rpartition("/")[2] in source.files  # not an archive
     files = {url.rpartition("/")[2]: url for url in source.downloads}
     registry = {file: f"md5:{source.downloads[url]}" for file, url in files.items()}
-    bar = progress and sys.stderr.isatty()
-    downloader = pooch.HTTPDownloader(progressbar=bar, chunk_size=1 << 20)  # the default of 1 KiB is slow
+    downloader = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), chunk_size=1 << 20)  # 1 KiB would be slow
     work, lock = root / f".{source.folder}.part", root / f".{source.folder}.lock"
     root.mkdir(parents=True, exist_ok=True)
-    with sole_process(lock, wait=True, remove=True):  # another process may have done the work
-        for left in [*work.glob("*"), *root.glob(f".{source.folder}.*")]:  # of a process that was killed
+    with sole_process(lock, wait=True, remove=True):
+        for left in root.glob(f".{source.folder}.*"):  # of a process that was killed
             if left != lock:
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
+                shutil.rmtree(left)
+        work.mkdir()
         store = pooch.create(work, "", registry=registry, urls=files, retry_if_failed=2)
-        for file, url in files.items() if source.missing(root) else ():
+        for file, url in files.items() if source.missing(root) else ():  # another process may have done the work
             place = target / file if plain else root / file
             place.parent.mkdir(exist_ok=True)
             if place.exists():
-                work.mkdir(exist_ok=True)
-                place.rename(work / file)
+                place.rename(work / file)  # pooch keeps it if its digest is right
             try:
                 Path(store.fetch(file, downloader=downloader)).rename(place)
             except OSError as error:
@@ -321,7 +316,7 @@ def download(name: str, folder: str | os.PathLike | None = None, progress: bool 
             if not plain:
                 unpack(place, target, source.missing(root))
                 place.unlink()
-        shutil.rmtree(work, ignore_errors=True)  # absent if there was nothing to do
+        shutil.rmtree(work)
     if missing := source.missing(root):
         raise ValueError(f"{' '.join(source.downloads)} did not hold {', '.join(missing)}, which {source.title} needs")
     return target

@@ -67,7 +67,7 @@ class TensorBoardLogger:
         self.writer.flush()
 
 
-def make_monitor(kind: str, data: ImageData, seed: int = 0) -> Callable[[nn.Module], dict[str, Any]] | None:
+def make_monitor(kind: str, data: ImageData) -> Callable[[nn.Module], dict[str, Any]] | None:
     """A function from an encoder to a row with its accuracy, protocol and split; None for the kind "none".
 
     The training images are split once, stratified by class: `BANK` of them have labels, `QUERIES` are classified.
@@ -76,15 +76,16 @@ def make_monitor(kind: str, data: ImageData, seed: int = 0) -> Callable[[nn.Modu
         return None
     if not data.class_names:
         raise ValueError(f"monitor must be 'none' for images without labels, those of {data.name!r}; got {kind!r}")
-    labels = data.train.labels.cpu().numpy()
+    labels, seed = data.train.labels.cpu().numpy(), 0
     n, queries = len(labels), min(QUERIES, max(1, len(labels) // 5))
     sizes = {"train_size": min(BANK, n - queries), "test_size": queries}
     bank, asked = train_test_split(np.arange(n), **sizes, stratify=labels, random_state=seed)
     if kind == "linear":  # classes too small for a probe are an error before the training, not during it
         linear_probe(torch.zeros(len(bank), 1), labels[bank], torch.zeros(1, 1), labels[asked[:1]], seed=seed)
-    knn, k = kind == "knn", min(NEIGHBORS, len(bank))
-    protocol = knn_protocol(len(bank)) if knn else "linear probe"
-    split = {"split": "training images, labels of the bank only", "n_bank": len(bank), "n_queries": len(asked)}
+    protocol = {
+        "protocol": knn_protocol(len(bank)) if kind == "knn" else "linear probe", "split_seed": seed,
+        "split": "training images, labels of the bank only", "n_bank": len(bank), "n_queries": len(asked),
+    }  # fmt: skip
 
     def features(encoder: nn.Module, part: np.ndarray) -> Tensor:
         blocks = torch.from_numpy(part).split(512)  # all images at once may not fit into memory
@@ -93,11 +94,14 @@ def make_monitor(kind: str, data: ImageData, seed: int = 0) -> Callable[[nn.Modu
     def monitor(encoder: nn.Module) -> dict[str, Any]:
         try:
             parts = features(encoder, bank), labels[bank], features(encoder, asked), labels[asked]
-            accuracy = knn_accuracy(*parts, k) if knn else linear_probe(*parts, seed=seed).accuracy
+            if kind == "knn":
+                accuracy = knn_accuracy(*parts, k=min(NEIGHBORS, len(bank)))
+            else:
+                accuracy = linear_probe(*parts, seed=seed).accuracy
         except ValueError as error:  # features may collapse while the training goes on
             warnings.warn(f"the monitor cannot evaluate the features: {error}", stacklevel=2)
             accuracy = float("nan")
-        return {"accuracy": accuracy, "protocol": protocol} | split | {"split_seed": seed}
+        return {"accuracy": accuracy} | protocol
 
     return monitor
 
@@ -145,9 +149,8 @@ class Trainer:
                     self.seconds = time.perf_counter() - started
                     if row:
                         self.rows.append(row | {"seconds": self.seconds})
-                        entries = f"diagonal {row['diagonal']:.3f}, off-diagonal {row['off_diagonal']:+.4f}"
-                        words = f"epoch {row['epoch']:.1f}, loss {row['loss']:.2f}, {entries}"
-                        bar.set_postfix_str(words, refresh=False)
+                        words = "epoch {epoch:.1f}, loss {loss:.2f}, diagonal {diagonal:.3f}, off-diagonal {off_diagonal:+.4f}"
+                        bar.set_postfix_str(words.format(**row), refresh=False)
                         self.tell("step", self.rows[-1])
                     bar.update()
                     if self.step_count in self.snapshot_steps:
