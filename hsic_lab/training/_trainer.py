@@ -31,6 +31,7 @@ from hsic_lab.training._config import TrainConfig, resolved_precision
 
 BANK, QUERIES = 10_000, 2_000  # limits that keep a monitor cheaper than the training
 SNAPSHOT_PART = 512  # images that pass through the network at once for a snapshot
+PROGRESS = "epoch {epoch:.1f}, loss {loss:.2f}, diagonal {diagonal:.3f}, off-diagonal {off_diagonal:+.4f}"
 Outputs = tuple[Tensor, ...]
 
 
@@ -149,8 +150,7 @@ class Trainer:
                     self.seconds = time.perf_counter() - started
                     if row:
                         self.rows.append(row | {"seconds": self.seconds})
-                        words = "epoch {epoch:.1f}, loss {loss:.2f}, diagonal {diagonal:.3f}, off-diagonal {off_diagonal:+.4f}"
-                        bar.set_postfix_str(words.format(**row), refresh=False)
+                        bar.set_postfix_str(PROGRESS.format(**row), refresh=False)
                         self.tell("step", self.rows[-1])
                     bar.update()
                     if self.step_count in self.snapshot_steps:
