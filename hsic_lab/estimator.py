@@ -23,16 +23,12 @@ from hsic_lab.training._setup import SNAPSHOT_PAIRS, Views, seeded
 class CorruptedRows:
     """Two views of each row of a table, in which random entries are replaced by other entries of the same column.
 
-    SCARF corrupts one view only; here both views have one distribution.
+    Unlike in SCARF (Bahri et al. 2022, arXiv:2106.15147), both views are corrupted.
 
     Parameters
     ----------
     corruption : float, default 0.3
         Probability, between 0 and 1, that an entry is replaced by that of a random row of the batch.
-
-    References
-    ----------
-    Bahri et al. (2022), "SCARF", arXiv:2106.15147.
     """
 
     def __init__(self, corruption: float = 0.3) -> None:

@@ -17,9 +17,8 @@ from hsic_lab.datasets._images import Images
 def digit_index(split: str) -> Tensor:
     """Return the positions (int64, ascending) of the split "train" or "test" in scikit-learn's 1797 handwritten digits.
 
-    The test split is the last quarter of each class in file order, rounded down: 445 digits. The train split is the
-    other 1352. Digits that are close in the file are similar, so this split is harder than a random one: scikit-learn's
-    ``SVC()`` reaches 95.1 % test accuracy on it, and 99.3 % if every fourth digit of a class is held out.
+    The test split is the last quarter of each class in file order, rounded down: 445 digits. Digits that are close in
+    the file are similar, so this is harder than a random split: ``SVC()`` reaches 95.1 % instead of 99.3 % accuracy.
     """
     check_choice(split, ("train", "test"), "split")
     labels = load_digits().target

@@ -123,11 +123,9 @@ def diagnose(
 ) -> Diagnosis:  # fmt: skip
     """Table of all diagnostics of a representation, with verdicts: `diagnostic, value, verdict, threshold, meaning`.
 
-    ``frame.attrs["verdict"]`` is the worst verdict, and ``print(frame)`` shows it with its explanation,
-    ``frame.attrs["explanation"]``, and the numbers behind it.
-
-    The verdict of a row is "healthy", a fault ("complete collapse", "branch anti-alignment", "unrelated views",
-    "dimensional collapse", "redundant"), or "not judged" where no bound holds for every representation. The bounds are
+    A verdict is "healthy", a fault ("complete collapse", "branch anti-alignment", "unrelated views", "dimensional
+    collapse", "redundant"), or "not judged" where no bound holds for every representation. ``attrs["verdict"]`` is the
+    worst one; ``print(frame)`` shows it with ``attrs["explanation"]`` and the numbers behind it. The bounds are
     conventions to start from. Features that are constant up to rounding are counted and left out of C.
 
     Features are in dimensional collapse if the directions above the noise floor carry at least 0.7 of the variance and

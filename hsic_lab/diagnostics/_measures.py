@@ -1,5 +1,6 @@
 """Ranks of a representation, spread on the sphere, agreement of two views, and dependence on known factors."""
 
+import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -69,10 +70,8 @@ def lidar(views: Features | Sequence[Features], delta: float = 1e-4) -> float:
 
     Parameters
     ----------
-    views : array of shape (n, q, d), or sequence of q arrays of shape (n, d)
-        At least two views of every image.
-    delta : float, default 1e-4
-        Regularization, in squared units of the features: LiDAR depends on their scale.
+    views, delta : array of shape (n, q, d) or sequence of q arrays of shape (n, d), and float, default 1e-4
+        At least two views of every image, and regularization, in squared units of the features.
     """
     if isinstance(views, Tensor | np.ndarray):
         if views.ndim != 3:
@@ -109,15 +108,13 @@ def lidar(views: Features | Sequence[Features], delta: float = 1e-4) -> float:
 def covariance_spectrum(z: Features, center: bool = True) -> Tensor:
     """Eigenvalues lambda_1 >= lambda_2 >= ... of the covariance ``Z'Z / n``, float64 of shape (min(n, d),).
 
-    They are computed in float64 on the smaller side (d x d or n x n), from blocks of Z, without a copy of Z in float64.
-    Values below ``max(n, d) 2^-52`` times the largest one cannot be told from rounding and count as 0.
+    They are computed in float64 on the smaller side (d x d or n x n). Values below ``max(n, d) 2^-52`` times the
+    largest one cannot be told from rounding and count as 0.
 
     Parameters
     ----------
-    z : Tensor or ndarray of shape (n, d)
-        Features. A feature that is constant up to rounding counts as 0.
-    center : bool, default True
-        Subtract the column means.
+    z, center : Tensor or ndarray of shape (n, d), and bool, default True
+        Features, of which those constant up to rounding count as 0; and whether to subtract the column means.
     """
     z = as_samples(z, "z").detach()
     mean, variance = column_moments(z)
@@ -203,8 +200,8 @@ def alignment(z_a: Features, z_b: Features, power: float = 2) -> float:
 def uniformity(z: Features, t: float = 2, max_rows: int = UNIFORMITY_ROWS, seed: int = 0) -> float:
     """Uniformity: ``log mean exp(-t |u_i - u_j|^2)`` over pairs of different normalized rows.
 
-    It is 0 if all rows have one direction, about -2 t if they spread over a sphere of many dimensions. It takes
-    O(max_rows^2 d) time, in little memory. It is equation 9 of Wang & Isola (2020), arXiv:2005.10242.
+    It is 0 if all rows have one direction, about -2 t if they spread over a sphere of many dimensions; equation 9 of
+    Wang & Isola (2020), arXiv:2005.10242. It takes O(max_rows^2 d) time.
 
     Parameters
     ----------
@@ -218,18 +215,13 @@ def uniformity(z: Features, t: float = 2, max_rows: int = UNIFORMITY_ROWS, seed:
     if min(len(z), max_rows) < 2:
         raise ValueError(f"needs at least 2 rows, got shape {tuple(z.shape)} and max_rows {max_rows}")
     u = l2_normalize("z", drawn_rows(z, max_rows, check_integer("seed", seed, 0)))
-    tiles, sums = u.split(_TILE_ROWS), []
+    sums = []
     with no_autocast(u):
-        for i, left in enumerate(tiles):
-            for j, right in enumerate(tiles[i:], start=i):
-                exponents = (left @ right.T).sub_(1).mul_(2 * t)  # -t (2 - 2 cos)
-                if i == j:
-                    rows, columns = torch.triu_indices(len(left), len(left), 1, device=u.device)
-                    exponents = exponents[rows, columns]
-                if exponents.numel():
-                    sums.append(exponents.double().flatten().logsumexp(dim=0))
-    pairs = len(u) * (len(u) - 1) / 2
-    return float(torch.stack(sums).logsumexp(dim=0) - torch.tensor(pairs, dtype=torch.float64).log())
+        for start in range(0, len(u), _TILE_ROWS):
+            exponents = (u[start : start + _TILE_ROWS] @ u[start:].T).sub_(1).mul_(2 * t)  # -t (2 - 2 cos)
+            exponents[torch.ones_like(exponents, dtype=torch.bool).tril()] = -torch.inf  # each pair once
+            sums.append(exponents.double().flatten().logsumexp(dim=0))
+    return float(torch.stack(sums).logsumexp(dim=0)) - math.log(len(u) * (len(u) - 1) / 2)
 
 
 def factor_dependence(features: Features, factors: pd.DataFrame, max_rows: int = 2048, seed: int = 0) -> pd.DataFrame:

@@ -48,10 +48,9 @@ def compare_cross_correlations(panels: Mapping[str, ArrayLike | Mapping[str, Arr
 
     Parameters
     ----------
-    panels : mapping of str to array-like of shape (d, d), or mapping of str to such a mapping
-        Matrices by title, in one row, or by row and column, such as loss and "before" or "after", the same in all rows.
-    limit : float, default 1.0
-        End of the color scale.
+    panels, limit : mapping of str to array-like of shape (d, d), or to such a mapping; and float, default 1.0
+        Matrices by title, in one row, or by row and column, such as loss and "before" or "after", the same in all rows;
+        and the end of the color scale.
     """
     nested = any(isinstance(row, Mapping) for row in check_type("panels", panels, Mapping).values())
     rows: Mapping[str, Any] = panels if nested else {"": panels}
@@ -73,8 +72,8 @@ def compare_cross_correlations(panels: Mapping[str, ArrayLike | Mapping[str, Arr
 def plot_cka(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Heatmap of the CKA of every pair of layers on the color scale ``[0, 1]``.
 
-    Up to 144 cells show their value. From 40 layers on not every layer is named. Negative values, which the unbiased
-    CKA of unrelated layers has, share the color of 0; the color bar then has an arrow.
+    Up to 144 cells show their value. Negative values, which the unbiased CKA of unrelated layers has, share the color
+    of 0; the color bar then has an arrow.
 
     Parameters
     ----------

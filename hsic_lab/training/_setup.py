@@ -3,7 +3,6 @@
 import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from itertools import accumulate, islice
@@ -22,7 +21,6 @@ from hsic_lab.views import augmentation, normalize
 
 Views = Callable[[Tensor, torch.Generator], tuple[Tensor, Tensor]]
 Tensors = Sequence[Tensor]
-AHEAD = 2  # batches that are read before they are asked for
 SNAPSHOT_PAIRS = 2048  # pairs of which a run keeps C
 KEPT_SAMPLES = 256  # of these pairs, whose projections a run keeps too
 
@@ -30,34 +28,20 @@ KEPT_SAMPLES = 256  # of these pairs, whose projections a run keeps too
 class ImageSource:
     """Batches of the images in `parts`, tensors `(n_i, ...)` of one shape and dtype, in memory or mapped from a file.
 
-    `resident` images are moved to the device at once. None means yes, up to half of a GPU's free memory or 1 GiB on the
-    CPU. Otherwise a thread reads the next batches during the computation, into page-locked memory for a GPU.
+    A GPU holds all of them from the start if they take at most half of its free memory.
     """
 
-    def __init__(self, parts: Sequence[Tensor], device: torch.device | str, resident: bool | None = None) -> None:
+    def __init__(self, parts: Sequence[Tensor], device: torch.device | str) -> None:
         self.device = torch.device(device)
-        most = torch.cuda.mem_get_info(self.device)[0] // 2 if self.device.type == "cuda" else 1 << 30
-        self.resident = sum(part.nbytes for part in parts) <= most if resident is None else resident
-        self.parts = [part.to(self.device) if self.resident else part for part in parts]
+        most = torch.cuda.mem_get_info(self.device)[0] // 2 if self.device.type == "cuda" else 0
+        moved = sum(part.nbytes for part in parts) <= most
+        self.parts = [part.to(self.device) for part in parts] if moved else list(parts)
         self.starts = [0, *accumulate(map(len, parts))]
 
     def batches(self, order: Tensor, size: int) -> Iterator[Tensor]:
         """Yield batches of `size` images at the positions `order` (int64, any device), without a ragged last one."""
         rows = order.to(self.parts[0].device).split(size)[: len(order) // size]
-        return map(self._gather, rows) if self.resident else self._prefetched(rows)
-
-    def _prefetched(self, rows: Sequence[Tensor]) -> Iterator[Tensor]:
-        pinned = self.device.type == "cuda"
-        read = (lambda index: self._gather(index).pin_memory()) if pinned else self._gather
-        with ThreadPoolExecutor(1) as pool:
-            waiting = [pool.submit(read, index) for index in rows[:AHEAD]]
-            try:
-                for number in range(len(rows)):
-                    batch = waiting.pop(0).result()
-                    waiting += [pool.submit(read, index) for index in rows[number + AHEAD :][:1]]
-                    yield batch.to(self.device, non_blocking=pinned)
-            finally:
-                pool.shutdown(cancel_futures=True)  # the caller may leave in the middle of an epoch
+        return (self._gather(index).to(self.device) for index in rows)
 
     def _gather(self, index: Tensor) -> Tensor:
         if len(self.parts) == 1:
@@ -90,14 +74,14 @@ class TrainingPairs:
 
     def __init__(
         self, data: ImageData, config: TrainConfig, device: torch.device, rows: slice | Tensor,
-        views: Views | None = None, resident: bool | None = None,
+        views: Views | None = None,
     ) -> None:  # fmt: skip
         self.n, self.size = sum(map(len, data.trained_on)), config.batch_size
         if self.n < self.size:
             raise ValueError(f"batch_size {self.size} is larger than the {self.n} training images")
         self.config, self.device, self.rows = config, device, rows
         self.scenes, self.views = data.scenes, make_views(config, data, views)
-        self.source = None if data.scenes else ImageSource(data.trained_on, device, resident)
+        self.source = None if data.scenes else ImageSource(data.trained_on, device)
 
     def __len__(self) -> int:
         return self.n // self.size

@@ -327,19 +327,6 @@ def test_an_epoch_shows_every_image_labelled_or_not_once(partly_labelled):
         TrainingPairs(partly_labelled, tiny(batch_size=89), CPU, ALL)
 
 
-@pytest.mark.parametrize("views", [None, as_it_is])
-def test_where_the_images_lie_does_not_change_the_batches(partly_labelled, views):
-    config = tiny(batch_size=10)
-    here, elsewhere = (TrainingPairs(partly_labelled, config, CPU, ALL, views, resident) for resident in (True, False))
-    expected = list(here.epoch(1))
-    for skip, rows in ((0, ALL), (3, slice(2, 7))):
-        elsewhere.rows = rows
-        found = list(elsewhere.epoch(1, skip))
-        assert len(found) == 8 - skip
-        for batch, other in zip(found, expected[skip:], strict=True):
-            assert all(torch.equal(view, one[rows]) for view, one in zip(batch, other, strict=True))
-
-
 def test_unlabelled_images_count_in_the_run(tmp_path, partly_labelled):
     run = train(tiny(), tmp_path / "run", partly_labelled, progress=False)
     assert run.metadata["train_images"] == 88 and run.history["step"].iloc[-1] == 2 * (88 // 16)
@@ -356,7 +343,7 @@ def test_mapped_images_are_not_copied(tmp_path):
         sizes.append(len(images))
         return images, images
 
-    pairs = TrainingPairs(data, tiny(), CPU, ALL, views, resident=False)
+    pairs = TrainingPairs(data, tiny(), CPU, ALL, views)
     assert pairs.source.parts[0].data_ptr() == mapped.data_ptr()
     list(pairs.epoch(0))
     held_out_pairs(data, tiny(), CPU, views)
