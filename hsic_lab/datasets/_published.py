@@ -87,6 +87,14 @@ def unpack(archive: Path, target: Path, missing: list[str]) -> None:
                 (folder / name).rename(target / name)
 
 
+def _records(path: Path, size: int) -> Tensor:
+    """Return a file of records as a mapped tensor `(n, size)` of its bytes."""
+    n, rest = divmod(path.stat().st_size, size)
+    if n == 0 or rest:
+        raise ValueError(f"{path} has {path.stat().st_size} bytes, expected a positive multiple of {size}")
+    return torch.from_numpy(np.memmap(path, np.uint8, "c", shape=(n, size)))  # writing does not change the file
+
+
 def _read_idx(path: Path, dimensions: int) -> Tensor:
     """Return the bytes of a gzipped idx file: 0, 0, type 8, number of axes, each as big-endian uint32, the values."""
     try:
@@ -139,22 +147,18 @@ def _cifar(path: Path, n_classes: int) -> ImageData:
     """Return CIFAR from records of one label byte, or of a coarse and a fine one, and a 3 x 32 x 32 image."""
     *train_files, test_file, names_file = SOURCES[f"cifar{n_classes}"].files
     label_bytes = 1 if n_classes == 10 else 2
-    record = label_bytes + 3 * 32 * 32
 
-    def read(name: str, records: int) -> Images:
-        size = (path / name).stat().st_size
-        if size == 0 or size % record:
-            raise ValueError(f"{path / name} has {size} bytes, expected {records * record} or a multiple of {record}")
-        rows = torch.from_numpy(np.fromfile(path / name, np.uint8)).view(-1, record)
+    def read(name: str) -> Images:
+        rows = _records(path / name, label_bytes + 3 * 32 * 32)
         labels = _checked_labels(path / name, rows[:, label_bytes - 1], 0, n_classes - 1, len(rows))
         return Images(rows[:, label_bytes:].reshape(-1, 3, 32, 32), labels)
 
-    parts = [read(name, 50_000 // len(train_files)) for name in train_files]
+    parts = [read(name) for name in train_files]
     held = dict(zip(train_files, map(len, parts), strict=True))
     if len(set(held.values())) > 1:  # a file that was cut between two records is well formed
         raise ValueError(f"the training files in {path} must hold equally many records, got {held}")
     train = Images(torch.cat([part.images for part in parts]), torch.cat([part.labels for part in parts]))
-    return ImageData(f"cifar{n_classes}", train, read(test_file, 10_000), _read_names(path / names_file, n_classes))
+    return ImageData(f"cifar{n_classes}", train, read(test_file), _read_names(path / names_file, n_classes))
 
 
 def _fashion_mnist(path: Path) -> ImageData:
@@ -169,15 +173,11 @@ def _stl10(path: Path) -> ImageData:
     """Return STL-10 as mapped images; their channels are stored column after column."""
 
     def read(split: str) -> Images:
-        file = path / f"{split}_X.bin"
-        n, rest = divmod(file.stat().st_size, 3 * 96 * 96)
-        if n == 0 or rest:
-            raise ValueError(f"{file} has {file.stat().st_size} bytes, expected a positive multiple of {3 * 96 * 96}")
-        images = torch.from_numpy(np.memmap(file, np.uint8, "c", shape=(n, 3, 96, 96))).transpose(2, 3)
+        images = _records(path / f"{split}_X.bin", 3 * 96 * 96).view(-1, 3, 96, 96).transpose(2, 3)
         if split == "unlabeled":
-            return Images(images, torch.full((n,), UNKNOWN))
+            return Images(images, torch.full((len(images),), UNKNOWN))
         labels = torch.from_numpy(np.fromfile(path / f"{split}_y.bin", np.uint8))
-        return Images(images, _checked_labels(path / f"{split}_y.bin", labels, 1, 10, n) - 1)
+        return Images(images, _checked_labels(path / f"{split}_y.bin", labels, 1, 10, len(images)) - 1)
 
     return ImageData("stl10", read("train"), read("test"), _read_names(path / "class_names.txt", 10), read("unlabeled"))
 

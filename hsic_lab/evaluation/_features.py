@@ -70,13 +70,11 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
 
 
 def check_images(images: Tensor) -> None:
-    """Check for at least one image: uint8 of shape (n, c, h, w), or floating point of any shape."""
+    """Check for at least one image: uint8, whose shape `normalize` checks, or floating point of any shape."""
     if not isinstance(images, Tensor):
         raise TypeError(f"images must be a torch.Tensor, got {type(images).__name__}; torch.as_tensor makes one")
     if as_tensor(images, "images").ndim == 0 or images.numel() == 0:
         raise ValueError(f"images must hold at least one image, got shape {tuple(images.shape)}")
-    if images.dtype == torch.uint8 and images.ndim != 4:
-        raise ValueError(f"uint8 images must have shape (n, c, h, w), got {tuple(images.shape)}")
     if not (images.dtype == torch.uint8 or images.is_floating_point()):
         raise ValueError(f"images must be uint8 or floating point, got {images.dtype}")
 
