@@ -55,8 +55,8 @@ class SelfSupervisedEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
 
     Parameters
     ----------
-    loss, lambda_param : str, float or None, default "barlow_twins", None
-        As in :class:`~hsic_lab.training.TrainConfig`; None means 1 / (last width of ``projector``) for Barlow Twins.
+    loss, lambda_param, epochs, learning_rate : str, float or None, int, float
+        As in :class:`~hsic_lab.training.TrainConfig`.
     projector, width : tuple of int, int, default (512, 128), 16
         Widths of the projector; channels of the default encoder's first layer (``16 * width`` features for a table).
     encoder : str or Module, default "auto"
@@ -67,10 +67,8 @@ class SelfSupervisedEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         rows ``(m, p)``. None means :class:`~hsic_lab.views.TwoViews` or :class:`CorruptedRows`.
     image_shape : tuple of int or None, default None
         ``(h, w)``, ``(h, w, c)`` or ``(c, h, w)``, if X holds flattened images.
-    epochs, batch_size, learning_rate : int, int, float, default 22, 256, 2e-3
-        Passes over X, pairs that the loss sees at once (at most all; a smaller last batch is left out), and peak rate.
-    random_state : int, RandomState instance or None, default None
-        Source of all random numbers. Pass an int for equal results of several calls.
+    batch_size, random_state : int, default 256, and int, RandomState instance or None
+        Pairs that the loss sees at once, at most all; source of all random numbers, an int for equal results.
     device, verbose : str, int, default "auto", 0
         "auto" (CUDA if available), "cpu" or "cuda", where the networks are trained; whether to show a progress bar.
 
@@ -78,10 +76,8 @@ class SelfSupervisedEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
     ----------
     encoder_, projector_ : Module
         The trained networks, on the CPU and in evaluation mode.
-    history_ : DataFrame
-        One row for each logged step: the loss and its terms, the mean diagonal and off-diagonal entry of C.
-    correlation_ : ndarray of shape (d, d)
-        C after training, in evaluation mode, of views of the first 2048 rows of X.
+    history_, correlation_ : DataFrame, ndarray of shape (d, d)
+        One row for each logged step; C after training, of views of the first 2048 rows of X.
 
     Examples
     --------

@@ -42,10 +42,8 @@ def augmentation(name: str, size: int, **changes: Any) -> "TwoViews":
 
     Parameters
     ----------
-    name : {"default", "tsai2021", "barlow_twins", "solo", "simclr"}
-        Key of `AUGMENTATIONS`; "default" has the defaults of `TwoViews`.
-    size, **changes
-        Side of the views in pixels, and settings of `TwoViews` that replace those of the augmentation.
+    name, size, **changes : {"default", "tsai2021", "barlow_twins", "solo", "simclr"}, int
+        Key of `AUGMENTATIONS`; side of the views in pixels; settings of `TwoViews` in place of those of the name.
     """
     settings = AUGMENTATIONS[check_choice(name, tuple(AUGMENTATIONS), "augmentation")]
     small = _SMALL_CHANGES.get(name, {}) if size <= 32 else {}

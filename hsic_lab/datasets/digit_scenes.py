@@ -75,9 +75,8 @@ class DigitScenes:
 
         Returns a dict of tensors (n,). int64: "digit" (0..1796), "class" (0..9), "photograph" (0: china.jpg, 1:
         flower.jpg). float32: the center "x", "y" (0.33..0.67) and side "scale" (0.45..0.75) of the digit's box, in
-        scene sides from the top left corner; its color "red", "green", "blue" (0..1); the place "crop_x", "crop_y"
-        (0..1) of the square crop from the left (top) to the right (bottom) edge of the photograph; its side
-        "crop_scale" (0.3..0.9), in photograph heights.
+        scene sides from the top left; its color "red", "green", "blue" (0..1); the place "crop_x", "crop_y" (0..1) of
+        the square crop from the left (top) edge to the other; its side "crop_scale" (0.3..0.9), in photograph heights.
         """
         if n < 1:
             raise ValueError(f"the number of scenes must be at least 1, got {n}")

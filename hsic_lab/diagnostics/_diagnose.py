@@ -242,9 +242,9 @@ def feature_variance(z: Features) -> Tensor:
 def redundancy(z_a: Features, z_b: Features | None = None) -> float:
     """Redundancy: ``sum_{i != j} C_ij^2 - d (d - 1) / (n - 1)``, the off-diagonal of C above its noise floor.
 
-    The sum is linear HSIC without its diagonal. For independent features ``C_ij^2`` has the mean ``1 / (n - 1)``, so
-    the result is 0 on average and often negative. Pairs with a constant feature do not count. Barlow Twins lowers the
-    first sum (Zbontar et al. 2021, arXiv:2103.03230, equation 1).
+    Barlow Twins lowers the first sum (Zbontar et al. 2021, arXiv:2103.03230, equation 1), linear HSIC without its
+    diagonal. The second is its mean for independent features, so the result is often negative. Pairs with a constant
+    feature do not count.
 
     Parameters
     ----------
@@ -257,9 +257,8 @@ def redundancy(z_a: Features, z_b: Features | None = None) -> float:
 def feature_sum_covariance(z_a: Features, z_b: Features | None = None) -> float:
     """Sum of the entries of C, ``1'C1``: the covariance between the views of the sum of the standardized features.
 
-    It is d for uncorrelated features that agree, and 0 at the optimum of the HSIC_SSL loss (Tsai et al., 2021) with
-    shared weights. It is negative if two branches with weights of their own oppose each other in their feature sums to
-    lower that loss. Parameters are those of `redundancy`.
+    It is d for uncorrelated features that agree, 0 at the optimum of HSIC_SSL (Tsai et al., 2021) with shared weights,
+    and negative if two branches oppose each other to lower that loss. Parameters are those of `redundancy`.
     """
     return _feature_sums(*_standardized(z_a, z_b))[0]
 

@@ -24,14 +24,9 @@ _STRIP, _TILE_ROWS = 512, 1024
 def rankme(z: Features, center: bool = True) -> float:
     """RankMe: ``exp(-sum_k p_k log p_k)`` with ``p_k = sigma_k / sum sigma``, over the singular values of Z.
 
-    It counts the dimensions in use, from 0 for equal rows to min(n - 1, d): r equal singular values give r. The
-    original definition (Garrido et al. 2023, arXiv:2210.02885) does not center, so a large mean looks like one dominant
-    dimension, and adds 1e-7 to every p_k.
-
-    Parameters
-    ----------
-    z, center : Tensor or ndarray of shape (n, d), and bool, default True
-        As in `covariance_spectrum`. ``center=False`` is for comparison with published values.
+    It counts the dimensions in use, from 0 for equal rows to min(n - 1, d): r equal singular values give r. Parameters
+    are those of `covariance_spectrum`. The original definition (Garrido et al. 2023, arXiv:2210.02885) does not center,
+    so a large mean looks like one dominant dimension, and adds 1e-7 to every p_k.
 
     Examples
     --------

@@ -45,22 +45,18 @@ class Run:
 
     Attributes
     ----------
-    folder, config : Path, TrainConfig
-        Where the run is kept, and its settings.
+    folder, config, status : Path, TrainConfig, str
+        "running", "finished", "interrupted" or "failed: ..." with the reason.
     encoder, projector : nn.Module
         The networks. After `load` they are in evaluation mode on the CPU.
-    status : str
-        "running", "finished", "interrupted" or "failed: ..." with the reason.
     metadata : dict
         Data set size and fingerprint, device, precision and versions.
-    history : DataFrame
-        One row for each logged step: the loss and its terms, mean entries of C on and off the diagonal, and so on.
-    snapshots : dict of int to Tensor of shape (d, d)
-        C of the same held-out pairs by step, in evaluation mode. Step 0 is before training.
-    monitor : DataFrame
-        One row for each evaluation on training labels, with its protocol and split.
-    samples : dict of int to Tensor of shape (2, m, d)
-        Standardized projections of the two views of the first m held-out pairs behind each snapshot, in float16.
+    history, monitor : DataFrame
+        One row for each logged step: the loss and its terms, mean entries of C on and off the diagonal, and so on; one
+        for each evaluation on training labels, with its protocol and split.
+    snapshots, samples : dict of int to Tensor of shape (d, d), and of shape (2, m, d)
+        By step, 0 before training: C of the same held-out pairs, in evaluation mode; and standardized projections of
+        both views of the first m of these pairs, in float16.
     """
 
     folder: Path

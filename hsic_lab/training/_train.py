@@ -72,14 +72,12 @@ def train(
     data, progress : ImageData or None, bool, default None, True
         Images to train on in place of `config.dataset`, and whether to show a progress bar.
     resume : bool, default False
-        Continue the run in `folder` from its newest undamaged checkpoint; start it if there is none, return it if it
-        is finished. On a CPU the result is that of an uninterrupted training; a warning says if the precision, the
-        kind of device or the number of threads differ.
-    encoder : nn.Module or None, default None
-        Your own encoder from images (n, c, h, w) to features (n, p). It is trained in place, in float32.
-    views : callable or None, default None
-        ``(images, generator) -> (view_a, view_b)`` in place of `config.views`: uint8 images, or floating point ones
-        on the scale of `views.normalize`. Not for digit scenes.
+        Continue the run in `folder` from its newest undamaged checkpoint, start it if there is none, return it if it is
+        finished. On a CPU the result is that of an uninterrupted training; a warning names conditions that differ.
+    encoder, views : nn.Module or None, callable or None, default None
+        Your own encoder from images (n, c, h, w) to features (n, p), which is trained in place, in float32; and
+        ``(images, generator) -> (view_a, view_b)`` in place of `config.views`, from and to uint8 images or floating
+        point ones on the scale of `views.normalize`. Not for digit scenes.
     callbacks : sequence of callables
         Each is called with an `Event` at every logged step, snapshot and evaluation of the monitor.
 
