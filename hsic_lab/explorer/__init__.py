@@ -5,7 +5,7 @@ import io
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -23,14 +23,13 @@ from torch import Tensor
 from hsic_lab import correlation as correlations
 from hsic_lab._checks import as_samples, to_array
 from hsic_lab._io import replace_file
-from hsic_lab.datasets import load
 from hsic_lab.evaluation import extract_features
 from hsic_lab.explorer._html import data_url, explorer_fragment, explorer_page, image_bytes
 from hsic_lab.plots import DIVERGING, PALETTE, compare_cross_correlations
 from hsic_lab.plots._heatmaps import matrix_figure
 from hsic_lab.plots._samples import unit_images
-from hsic_lab.training import Event, Run, TrainConfig
-from hsic_lab.training._setup import KEPT_SAMPLES, SNAPSHOT_PAIRS, held_out_pairs
+from hsic_lab.training import Event, Run
+from hsic_lab.training._setup import KEPT_SAMPLES, SNAPSHOT_PAIRS, data_of, held_out_pairs
 
 __all__ = ["CorrelationExplorer", "FeaturePair", "explorer_fragment", "feature_pair"]
 
@@ -121,7 +120,8 @@ class _Panel:
         try:
             if "pictures" not in metadata or metadata.get("views") == "custom":
                 raise ValueError("the run does not say how its views are made")
-            return _own_pairs(config.dataset, config.views, tuple(config.shared), metadata["pictures"], self.device), ""
+            views = held_out_pairs(data_of(config.dataset, metadata), config, torch.device(self.device))
+            return (views[0][:KEPT_SAMPLES].cpu(), views[1][:KEPT_SAMPLES].cpu()), ""
         except (OSError, ValueError, TypeError) as error:
             return None, f"The run's own images cannot be shown ({error}). Give the explorer images=(view_a, view_b)."
 
@@ -145,17 +145,6 @@ class _Panel:
             z_a, z_b = (extract_features(network, view) for view in images)
             self.projected = self.newest, z_a, z_b
         return self.projected
-
-
-@lru_cache(maxsize=4)  # runs on one data set share them
-def _own_pairs(dataset: str, views: str, shared: tuple[str, ...], pictures: str, device: str) -> Projections:
-    """Return the images of both views of the first held-out pairs of runs with these settings."""
-    data = load(dataset)
-    if data.fingerprint != pictures:
-        raise ValueError(f"{dataset} is now {data.fingerprint}, the run had {pictures}")
-    config = TrainConfig(dataset=dataset, views=views, shared=shared)
-    a, b = (view[:KEPT_SAMPLES].cpu() for view in held_out_pairs(data, config, torch.device(device)))
-    return a, b
 
 
 def _panels(source: Any, images: Projections | None) -> dict[str, _Panel]:

@@ -127,9 +127,25 @@ def test_run_shows_its_own_images_and_the_samples_of_each_step(tmp_path):
     np.testing.assert_allclose(behind["y"], standardize(z_b)[:, 2], atol=1e-4)
 
 
+def test_run_on_a_folder_shows_the_images_as_it_loaded_them(tmp_path):
+    for number in range(40):
+        (tmp_path / "images" / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
+        Image.new("L", (12, 9), 6 * number).save(tmp_path / "images" / "ab"[number % 2] / f"{number}.png")
+    config = TrainConfig(epochs=1, width=1, projector=(4,), batch_size=16)
+    run = train(config, tmp_path / "run", load(str(tmp_path / "images"), size=8), progress=False)
+    behind = samples(CorrelationExplorer(run), 0, 1, 2)
+    assert behind["note"] == "" and shown_image(behind["images_a"][0]).shape == (8, 8, 3)
+
+
+def test_one_array_in_place_of_two_views_is_one_view():
+    z_a, z_b = projections()
+    explorer = CorrelationExplorer({"one": (z_a, z_a), "two": (z_a, z_b)})
+    assert [(panel["one"], panel["trained"]) for panel in explorer.panels] == [(True, False), (False, False)]
+
+
 UNSHOWN = {
     "views of its own": ({"views": "custom"}, "does not say how its views are made"),
-    "other images": ({"pictures": "9 x 1 x 8 x 8 (0)"}, "the run had 9 x 1 x 8 x 8 "),
+    "other images": ({"pictures": "9 x 1 x 8 x 8 (0)"}, "trained on other images, 9 x 1 x 8 x 8 "),
     "absent data set": ({"dataset": "nowhere/pictures"}, "nowhere/pictures"),
 }
 
