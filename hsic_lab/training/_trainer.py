@@ -84,8 +84,9 @@ def make_monitor(kind: str, data: ImageData) -> Callable[[nn.Module], dict[str, 
     if kind == "linear":  # classes too small for a probe are an error before the training, not during it
         linear_probe(torch.zeros(len(bank), 1), labels[bank], torch.zeros(1, 1), labels[asked[:1]], seed=seed)
     protocol = {
-        "protocol": knn_protocol(len(bank)) if kind == "knn" else "linear probe", "split_seed": seed,
+        "protocol": knn_protocol(len(bank)) if kind == "knn" else "linear probe",
         "split": "training images, labels of the bank only", "n_bank": len(bank), "n_queries": len(asked),
+        "split_seed": seed,
     }  # fmt: skip
 
     def features(encoder: nn.Module, part: np.ndarray) -> Tensor:
