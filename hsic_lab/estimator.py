@@ -92,7 +92,7 @@ class SelfSupervisedEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         self, loss: str = "barlow_twins", *, lambda_param: float | None = None, projector: tuple[int, ...] = (512, 128),
         width: int = 16, encoder: str | nn.Module = "auto", views: Views | None = None,
         image_shape: tuple[int, ...] | None = None, epochs: int = 22, batch_size: int = 256,
-        learning_rate: float = 2e-3, random_state: int | np.random.RandomState | None = None, device: str = "auto",
+        learning_rate: float = 4e-3, random_state: int | np.random.RandomState | None = None, device: str = "auto",
         verbose: int = 0,
     ) -> None:  # fmt: skip
         self.loss, self.lambda_param, self.projector, self.width = loss, lambda_param, projector, width

@@ -137,9 +137,11 @@ def _digits() -> ImageData:
     return ImageData("digits", whole.subset(digit_index("train")), whole.subset(digit_index("test")), DIGIT_NAMES)
 
 
-def _digit_scenes(n_train: int = 8000, n_test: int = 2000, seed: int = 0) -> ImageData:
-    scenes = DigitScenes("train")  # the seeds of the splits differ: one seed would give both the same colors
-    train, test = scenes.sample(n_train, 2 * seed), DigitScenes("test").sample(n_test, 2 * seed + 1)
+def _digit_scenes(n_train: int = 8000, n_test: int = 2000, seed: int = 0, n_validation: int | None = None) -> ImageData:
+    splits, n = (("train", "test"), n_test) if n_validation is None else (("fit", "validation"), n_validation)
+    scenes, other = map(DigitScenes, splits)
+    # The seeds of the splits differ: one seed would give both the same colors.
+    train, test = scenes.sample(n_train, 2 * seed), other.sample(n, 2 * seed + 1)
     return ImageData("digit_scenes", train, test, DIGIT_NAMES, scenes=scenes)
 
 
@@ -229,7 +231,8 @@ def load(name: str, folder: str | os.PathLike | None = None, **options: Any) -> 
     folder : path or None
         Folder that holds the published sets, see :func:`data_folder`; :func:`download` puts them there.
     **options
-        ``n_train``, ``n_test`` and ``seed`` of "digit_scenes"; arguments of :func:`from_folder`.
+        ``n_train``, ``n_test`` and ``seed`` of "digit_scenes", and ``n_validation``, which takes a quarter of the
+        training digits as its test split; arguments of :func:`from_folder`.
 
     Examples
     --------

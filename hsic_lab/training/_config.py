@@ -104,7 +104,7 @@ class TrainConfig:
         Passes over the training images. The last incomplete batch of an epoch is left out.
     optimizer : str, default "adamw"
         Optimizer. "adam" adds weight decay to the gradient; "sgd" and "lars" use momentum.
-    learning_rate, bias_learning_rate : float, default 0.002, None
+    learning_rate, bias_learning_rate : float, default 0.004, None
         Learning rate at the end of the warm-up; biases and batch normalization may have their own.
     weight_decay : float, default 0.0001
         Weight decay.
@@ -152,7 +152,7 @@ class TrainConfig:
     micro_batch: int | None = _setting(None, _or_none(_whole(1)))
     epochs: int = _setting(22, _whole(1))
     optimizer: str = _setting("adamw", _one_of("adamw", "adam", "sgd", "lars"))
-    learning_rate: float = _setting(2e-3, _POSITIVE)
+    learning_rate: float = _setting(4e-3, _POSITIVE)
     bias_learning_rate: float | None = _setting(None, _or_none(_POSITIVE))
     momentum: float = _setting(0.9, _number(0, 1))
     weight_decay: float = _setting(1e-4, _number(0))

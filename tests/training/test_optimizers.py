@@ -48,13 +48,13 @@ NETWORK = MLPProjector([6, 8, 4])
 @pytest.mark.parametrize(
     ("changes", "kind", "groups"),
     [
-        ({}, torch.optim.AdamW, [(4, 2e-3, 1e-4)]),
-        ({"optimizer": "adam"}, torch.optim.Adam, [(4, 2e-3, 1e-4)]),
-        ({"optimizer": "sgd"}, torch.optim.SGD, [(4, 2e-3, 1e-4)]),
-        ({"optimizer": "sgd", "bias_learning_rate": 0.5}, torch.optim.SGD, [(2, 2e-3, 1e-4), (2, 0.5, 1e-4)]),
-        ({"optimizer": "lars"}, LARS, [(2, 2e-3, 1e-4), (2, 2e-3, 0.0)]),
-        ({"optimizer": "lars", "trust_clip": True}, LARS, [(2, 2e-3, 1e-4), (2, 2e-3, 0.0)]),
-        ({"optimizer": "lars", "bias_learning_rate": 0.5}, LARS, [(2, 2e-3, 1e-4), (2, 0.5, 0.0)]),
+        ({}, torch.optim.AdamW, [(4, 4e-3, 1e-4)]),
+        ({"optimizer": "adam"}, torch.optim.Adam, [(4, 4e-3, 1e-4)]),
+        ({"optimizer": "sgd"}, torch.optim.SGD, [(4, 4e-3, 1e-4)]),
+        ({"optimizer": "sgd", "bias_learning_rate": 0.5}, torch.optim.SGD, [(2, 4e-3, 1e-4), (2, 0.5, 1e-4)]),
+        ({"optimizer": "lars"}, LARS, [(2, 4e-3, 1e-4), (2, 4e-3, 0.0)]),
+        ({"optimizer": "lars", "trust_clip": True}, LARS, [(2, 4e-3, 1e-4), (2, 4e-3, 0.0)]),
+        ({"optimizer": "lars", "bias_learning_rate": 0.5}, LARS, [(2, 4e-3, 1e-4), (2, 0.5, 0.0)]),
     ],
 )
 def test_optimizer_has_the_groups_of_its_settings(changes, kind, groups):
