@@ -232,7 +232,7 @@ def _parse(name: str, text: str) -> Any:
 def probe(folder: RunFolder, splits: Annotated[int, typer.Option(help="Number of random subsets.")] = 3) -> None:
     """Evaluate the frozen features of a run on the test split: linear probe and weighted nearest neighbors."""
     from hsic_lab.evaluation._features import default_neighbors
-    from hsic_lab.training._data import data_of
+    from hsic_lab.training._setup import data_of
 
     run = lab.training.Run.load(folder)
     data = data_of(run.config.dataset, run.metadata)

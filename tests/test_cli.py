@@ -134,7 +134,11 @@ def test_help_of_train_is_that_of_the_settings():
 
 
 def test_version():
-    assert new_process("--version").stdout == f"hsic-lab {version('hsic-lab')}\n"
+    for code in (
+        "from hsic_lab.cli import main; main()",
+        "import runpy; runpy.run_module('hsic_lab', run_name='__main__')",
+    ):
+        assert new_process("--version", code=code).stdout == f"hsic-lab {version('hsic-lab')}\n"
 
 
 def test_probe(run):

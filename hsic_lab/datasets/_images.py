@@ -80,10 +80,8 @@ class ImageData:
         Name of the data set, which a run keeps as its ``config.dataset``, and of each class number.
     train, test, unlabelled : Images, Images, Images or None
         The labeled splits, and further images to train on, with label -1. All have one shape and dtype.
-    scenes : DigitScenes or None
-        Renderer of fresh training pairs, for a synthetic data set.
-    source : dict or None
-        The options with which ``load`` makes the set again, None if it was made of arrays.
+    scenes, source : DigitScenes or None, dict or None
+        Renderer of fresh training pairs; options with which ``load`` makes the set again, None if made of arrays.
     """
 
     name: str
