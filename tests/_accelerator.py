@@ -7,16 +7,20 @@ The CPU's own kernels compute, so the numbers are those of the CPU to the last b
 and autocast, are not simulated.
 """
 
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import wraps
 from unittest.mock import patch
 
+import numpy as np
 import torch
-from torch.overrides import TorchFunctionMode
+from torch.utils._device import _device_constructors
+from torch.utils._mode_utils import no_dispatch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
 aten = torch.ops.aten
-CPU = torch.device("cpu")
-COPIES = {aten.copy_.default}
+EAGER = {aten._conj.default: torch.conj_physical, aten._neg_view.default: torch.neg}  # bits that a wrapper hides
+CPU, META = torch.device("cpu"), torch.device("meta")
 INDEXING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
 
 
@@ -30,25 +34,20 @@ class DeviceTensor(torch.Tensor):
         if device.type == "mps" and inner.dtype in (torch.float64, torch.complex128):
             raise TypeError(f"Cannot convert a MPS Tensor to {inner.dtype} dtype as MPS does not support float64.")
         assert type(inner) is torch.Tensor, type(inner)
-        # For C++ the wrapper is on the CPU: the autograd engine and device guards of a real device are not there.
-        self = torch.Tensor._make_wrapper_subclass(
-            cls,
-            inner.size(),
-            strides=inner.stride(),
-            storage_offset=inner.storage_offset(),
-            dtype=inner.dtype,
-            layout=inner.layout,
-        )
+        # For C++ the wrapper is on "meta", which needs no driver; `_Factories` gives the tensors that C++ makes there.
+        shape = {"strides": inner.stride(), "storage_offset": inner.storage_offset()}
+        with torch.inference_mode(False):
+            self = torch.Tensor._make_wrapper_subclass(cls, inner.size(), **shape, dtype=inner.dtype, device="meta")
         self.inner, self.claimed = inner, device
         return self
 
     device = property(lambda self: self.claimed)
-    is_cpu = property(lambda self: False)
+    is_cpu = is_meta = property(lambda self: False)
     is_cuda = property(lambda self: self.claimed.type == "cuda")
     is_mps = property(lambda self: self.claimed.type == "mps")
 
-    def get_device(self):
-        return self.claimed.index
+    def __getitem__(self, key):
+        return super().__getitem__(_index(key))
 
     def numpy(self, **_):
         raise TypeError(f"can't convert {self.claimed} device type tensor to numpy. Use Tensor.cpu() first.")
@@ -70,31 +69,60 @@ class DeviceTensor(torch.Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
-        flat, spec = tree_flatten((args, kwargs or {}))
-        there = [x for x in flat if isinstance(x, DeviceTensor)]
-        here = [x for x in flat if isinstance(x, torch.Tensor) and not isinstance(x, DeviceTensor)]
-        device = there[0].claimed
-        if func not in COPIES:
-            if func in INDEXING and isinstance(args[0], DeviceTensor):
-                here = [x for x in here if not any(x is index for index in args[1])]
-            scalars = torch.Tag.pointwise in func.tags or func in INDEXING
-            written = [x for x in _written(func, args, kwargs or {}) if not isinstance(x, DeviceTensor)]
-            if written or any(x.dim() or not scalars for x in here):
-                shapes = ", ".join(str(tuple(x.shape)) for x in here)
-                raise RuntimeError(
-                    f"Expected all tensors to be on the same device, but found at least two devices, {device} and cpu! "
-                    f"{func} got tensors of shape {shapes} on the cpu"
-                )
-        outer = {id(x.inner): x for x in there}  # an operation in place returns its argument
-        flat = [x.inner if isinstance(x, DeviceTensor) else x for x in flat]
-        args, kwargs = tree_unflatten(flat, spec)
-        result = func(*args, **kwargs)
-        own = {id(x) for x in flat if isinstance(x, torch.Tensor)}
+        return _computed(func, args, kwargs or {}, None)
 
-        def wrapped(x):
-            return outer.get(id(x), x) if id(x) in own else DeviceTensor(x, device)
 
-        return tree_map_only(torch.Tensor, wrapped, result)
+def _index(key):
+    """An index in which lists are tensors."""
+    if isinstance(key, tuple):
+        return tuple(map(_index, key))
+    return torch.tensor(key) if isinstance(key, list | np.ndarray) else key
+
+
+def _computed(func, args, kwargs, device):
+    """The result of an operation on tensors of the device, or of one that makes a tensor there."""
+    flat, spec = tree_flatten((args, kwargs))
+    there = [x for x in flat if isinstance(x, DeviceTensor)]
+    here = [x for x in flat if isinstance(x, torch.Tensor) and not isinstance(x, DeviceTensor)]
+    device = there[0].claimed if there else device
+    assert not any(x.is_meta for x in here), f"{func} got data that C++ has lost on the way to the device"
+    if func is not aten.copy_.default:
+        if func in INDEXING and isinstance(args[0], DeviceTensor):
+            here = [x for x in here if not any(x is index for index in args[1])]
+        scalars = torch.Tag.pointwise in func.tags or func in INDEXING
+        written = [x for x in _written(func, args, kwargs) if not isinstance(x, DeviceTensor)]
+        if written or any(x.dim() or not scalars for x in here):
+            shapes = ", ".join(str(tuple(x.shape)) for x in here)
+            raise RuntimeError(
+                f"Expected all tensors to be on the same device, but found at least two devices, {device} and cpu! "
+                f"{func} got tensors of shape {shapes} on the cpu"
+            )
+    inner = [x.inner if isinstance(x, DeviceTensor) else CPU if isinstance(x, torch.device) and x == META else x for x in flat]
+    outer = {id(x): y for x, y in zip(inner, flat, strict=True)}  # an operation in place returns its argument
+    if torch.Tag.inplace_view in func.tags:  # the wrapper, too, has a new shape
+        with no_dispatch():
+            func(*args, **kwargs)
+    args, kwargs = tree_unflatten(inner, spec)
+
+    def wrapped(x):
+        return outer[id(x)] if id(x) in outer else DeviceTensor(x, device)
+
+    with torch.inference_mode(False):
+        return tree_map_only(torch.Tensor, wrapped, EAGER.get(func, func)(*args, **kwargs))
+
+
+class _Factories(TorchDispatchMode):
+    """Makes the tensors that C++ asks for on "meta", such as zeros for a gradient."""
+
+    def __init__(self, device):
+        super().__init__()
+        self.there = device
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if any(issubclass(kind, DeviceTensor) for kind in types) or kwargs.get("device") == META:
+            return _computed(func, args, kwargs, self.there)
+        return func(*args, **kwargs)
 
 
 def _written(func, args, kwargs):
@@ -139,55 +167,56 @@ def moved(x, device):
     return _Back.apply(x) if device == CPU else _There.apply(x, device)
 
 
-class _Devices(TorchFunctionMode):
-    """Answers every call that names the device."""
+def _named(value, there):
+    """The device that a value names: the simulated one, another one, or None for a value that names none."""
+    if not isinstance(value, str | torch.device):
+        return None
+    device = torch.device(value)
+    return there if device.type == there.type else device
 
-    def __init__(self, device):
-        super().__init__()
-        self.there = device
 
-    def named(self, value):
-        """The device that a value names: the simulated one, the CPU, or None for a value that names none."""
-        if not isinstance(value, str | torch.device):
-            return None
-        try:
-            device = torch.device(value)
-        except RuntimeError:  # another word
-            return None
-        return self.there if device.type == self.there.type else device
+def _factory(function, there):
+    """A function that makes a tensor, or a method that makes one like its own, which can name the device."""
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = dict(kwargs or {})
-        name = getattr(func, "__name__", "")
-        if func is torch.Tensor.cpu:
-            return moved(args[0], CPU)
-        if func is torch.Tensor.pin_memory:
-            return args[0]
-        if func is torch.Tensor.to:
-            return self.to(*args, **kwargs)
-        generator = kwargs.get("generator")
-        if generator is None and (drawn := [x for x in args if isinstance(x, torch._C.Generator)]):
-            generator = drawn[0]
-        like = args and isinstance(args[0], DeviceTensor)
-        device = self.named(kwargs.get("device")) or (self.there if like else CPU)
-        if generator is not None and getattr(generator, "claimed", CPU).type != device.type:
-            raise RuntimeError(f"Expected a {device.type!r} device type for generator but found {generator.device}")
-        if kwargs.get("device") is None and name != "new_tensor":
-            return func(*args, **kwargs)
-        kwargs["device"] = CPU
-        result = func(*args, **kwargs)
-        return moved(result, device)
+    @wraps(function)
+    def make(*args, **kwargs):
+        own = args[0].device if args and isinstance(args[0], torch.Tensor) else CPU
+        device = _named(kwargs.pop("device", None), there) or own
+        drawn = [x for x in (*args, *kwargs.values()) if isinstance(x, torch._C.Generator)]
+        if drawn and drawn[0].device.type != device.type:
+            raise RuntimeError(f"Expected a {device.type!r} device type for generator but found {drawn[0].device.type!r}")
+        return moved(function(*args, **kwargs), device)
 
-    def to(self, x, *args, **kwargs):
-        values = [*args, *kwargs.values()]
-        others = [value for value in values if isinstance(value, torch.Tensor)]
-        devices = [device for value in values if (device := self.named(value))]
-        device = others[0].device if others else devices[0] if devices else x.device
-        rest = [others[0].dtype] if others else []
-        rest += [value for value in args if not (isinstance(value, torch.Tensor) or self.named(value))]
-        options = {key: value for key, value in kwargs.items() if key not in ("device", "other")}
+    return make
+
+
+def _new_tensor(there):
+    """`Tensor.new_tensor`."""
+
+    def new_tensor(x, values, *, dtype=None, device=None):
+        return moved(torch.tensor(values, dtype=dtype or x.dtype), _named(device, there) or x.device)
+
+    return new_tensor
+
+
+def _to(original, there):
+    """`Tensor.to`."""
+
+    def to(x, *args, **kwargs):
+        device, options = x.device, {}
+        for name, value in (*((None, value) for value in args), *kwargs.items()):
+            if isinstance(value, torch.Tensor):
+                device, options["dtype"] = value.device, value.dtype
+            elif isinstance(value, torch.dtype):
+                options["dtype"] = value
+            elif named := _named(value, there):
+                device = named
+            elif name in ("copy", "memory_format"):
+                options[name] = value
         x = moved(x, CPU) if device == CPU else x  # the type changes on the CPU, which has every type
-        return moved(torch.Tensor.to(x, *rest, **options) if rest or options else x, device)
+        return moved(original(x, **options) if options else x, device)
+
+    return to
 
 
 class _Generator(torch._C.Generator):
@@ -204,6 +233,17 @@ class _Generator(torch._C.Generator):
 @contextmanager
 def simulated(kind):
     """Simulate the device "cuda" or "mps" within the block; gives the device."""
-    device = torch.device(kind, 0)
-    with patch("torch.Generator", _Generator), _Devices(device):
-        yield device
+    there = torch.device(kind, 0)
+    with ExitStack() as stack:
+        for name in {function.__name__ for function in _device_constructors()}:
+            if hasattr(torch, name):
+                stack.enter_context(patch.object(torch, name, _factory(getattr(torch, name), there)))
+        for name in ("new_empty", "new_zeros", "new_ones", "new_full"):
+            stack.enter_context(patch.object(torch.Tensor, name, _factory(getattr(torch.Tensor, name), there)))
+        stack.enter_context(patch.object(torch.Tensor, "new_tensor", _new_tensor(there)))
+        stack.enter_context(patch.object(torch.Tensor, "to", _to(torch.Tensor.to, there)))
+        stack.enter_context(patch.object(torch.Tensor, "cpu", lambda x: moved(x, CPU)))
+        stack.enter_context(patch.object(torch.Tensor, "pin_memory", lambda x: x))
+        stack.enter_context(patch.object(torch, "Generator", _Generator))
+        stack.enter_context(_Factories(there))
+        yield there

@@ -113,7 +113,7 @@ def compared_row(put):
 
 def factors_row(put):
     frame = pd.DataFrame({"class": LABELS.numpy(), "size": Z_B[:, 0].numpy()})
-    return diagnostics.factor_dependence(put(Z_A), frame)["value"].to_numpy()
+    return diagnostics.factor_dependence(put(Z_A), frame).iloc[:, 2].to_numpy()
 
 
 def probe_row(put):
