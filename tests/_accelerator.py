@@ -1,22 +1,22 @@
 """A simulated accelerator: tensors that claim another device, compute on the CPU, and refuse to mix devices.
 
 Inside `simulated("cuda")` every way to name that device (`x.to("cuda")`, `torch.zeros(3, device=...)`, a generator)
-gives a `DeviceTensor` around a CPU tensor. As on a GPU, an operation on tensors of both devices is an error, except that
-elementwise operations take CPU scalars and indices may be on the CPU; `.to`, `.cpu` and `copy_` move. `simulated("mps")` also refuses float64.
-The CPU's own kernels compute, so the numbers are those of the CPU to the last bit. What a device does not implement,
-and autocast, are not simulated.
+gives a `DeviceTensor` around a CPU tensor. As on a GPU, an operation on tensors of both devices is an error, except
+that elementwise operations take CPU scalars and indices may be on the CPU; `.to`, `.cpu` and `copy_` move.
+`simulated("mps")` also refuses float64. The kernels of the CPU compute, so the numbers are those of the CPU. What a
+device does not implement, autocast, and a `backward` that is given a gradient of the CPU are not simulated.
 """
 
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import wraps
 from unittest.mock import patch
 
 import numpy as np
 import torch
+import torch._dynamo  # which cannot be imported while functions of torch are replaced
 from torch.utils._device import _device_constructors
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
 aten = torch.ops.aten
 EAGER = {aten._conj.default: torch.conj_physical, aten._neg_view.default: torch.neg}  # bits that a wrapper hides
@@ -79,9 +79,32 @@ def _index(key):
     return torch.tensor(key) if isinstance(key, list | np.ndarray) else key
 
 
+def _mapped(function, x):
+    """`x` with the function applied to all that is in its lists, tuples and dictionaries."""
+    if isinstance(x, list | tuple):
+        return type(x)([_mapped(function, value) for value in x])
+    if isinstance(x, dict):
+        return {key: _mapped(function, value) for key, value in x.items()}
+    return function(x)
+
+
+_state = {"device": torch.Generator().get_state()}  # of the global generator of the device
+
+
+@contextmanager
+def _random():
+    """Let the global generator of the CPU be that of the device."""
+    before = torch.default_generator.get_state()
+    torch.default_generator.set_state(_state["device"])
+    yield
+    _state["device"] = torch.default_generator.get_state()
+    torch.default_generator.set_state(before)
+
+
 def _computed(func, args, kwargs, device):
     """The result of an operation on tensors of the device, or of one that makes a tensor there."""
-    flat, spec = tree_flatten((args, kwargs))
+    flat = []
+    _mapped(flat.append, (args, kwargs))
     there = [x for x in flat if isinstance(x, DeviceTensor)]
     here = [x for x in flat if isinstance(x, torch.Tensor) and not isinstance(x, DeviceTensor)]
     device = there[0].claimed if there else device
@@ -97,18 +120,22 @@ def _computed(func, args, kwargs, device):
                 f"Expected all tensors to be on the same device, but found at least two devices, {device} and cpu! "
                 f"{func} got tensors of shape {shapes} on the cpu"
             )
-    inner = [x.inner if isinstance(x, DeviceTensor) else CPU if isinstance(x, torch.device) and x == META else x for x in flat]
-    outer = {id(x): y for x, y in zip(inner, flat, strict=True)}  # an operation in place returns its argument
+    outer = {id(x.inner): x for x in there}  # an operation in place returns its argument
     if torch.Tag.inplace_view in func.tags:  # the wrapper, too, has a new shape
         with no_dispatch():
             func(*args, **kwargs)
-    args, kwargs = tree_unflatten(inner, spec)
+
+    def inner(x):
+        return x.inner if isinstance(x, DeviceTensor) else CPU if isinstance(x, torch.device) and x == META else x
 
     def wrapped(x):
+        if not isinstance(x, torch.Tensor):
+            return x
         return outer[id(x)] if id(x) in outer else DeviceTensor(x, device)
 
-    with torch.inference_mode(False):
-        return tree_map_only(torch.Tensor, wrapped, EAGER.get(func, func)(*args, **kwargs))
+    args, kwargs = _mapped(inner, args), _mapped(inner, kwargs)
+    with torch.inference_mode(False), _random() if torch.Tag.nondeterministic_seeded in func.tags else nullcontext():
+        return _mapped(wrapped, EAGER.get(func, func)(*args, **kwargs))
 
 
 class _Factories(TorchDispatchMode):
@@ -184,7 +211,9 @@ def _factory(function, there):
         device = _named(kwargs.pop("device", None), there) or own
         drawn = [x for x in (*args, *kwargs.values()) if isinstance(x, torch._C.Generator)]
         if drawn and drawn[0].device.type != device.type:
-            raise RuntimeError(f"Expected a {device.type!r} device type for generator but found {drawn[0].device.type!r}")
+            raise RuntimeError(
+                f"Expected a {device.type!r} device type for generator but found {drawn[0].device.type!r}"
+            )
         return moved(function(*args, **kwargs), device)
 
     return make
@@ -230,6 +259,29 @@ class _Generator(torch._C.Generator):
     device = property(lambda self: self.claimed)
 
 
+def _driver(kind):
+    """What PyTorch asks the driver of the device."""
+
+    def put(state, *_):
+        _state["device"] = state
+
+    random = {
+        "get_rng_state": lambda *_: _state["device"],
+        "set_rng_state": put,
+        "manual_seed": lambda seed: put(torch.Generator().manual_seed(seed).get_state()),
+    }
+    random = {f"{kind}.{name}": value for name, value in random.items()}
+    if kind == "mps":
+        return random | {"backends.mps.is_available": lambda: True}
+    return random | {
+        "cuda.is_available": lambda: True,
+        "cuda.device": lambda device: nullcontext(),
+        "cuda.mem_get_info": lambda device: (2, 2),  # batches are read from the memory of the CPU
+        "cuda.get_device_name": lambda device: "simulated device",
+        "cuda.is_bf16_supported": lambda *_: False,
+    }
+
+
 @contextmanager
 def simulated(kind):
     """Simulate the device "cuda" or "mps" within the block; gives the device."""
@@ -245,5 +297,7 @@ def simulated(kind):
         stack.enter_context(patch.object(torch.Tensor, "cpu", lambda x: moved(x, CPU)))
         stack.enter_context(patch.object(torch.Tensor, "pin_memory", lambda x: x))
         stack.enter_context(patch.object(torch, "Generator", _Generator))
+        for function, value in _driver(kind).items():
+            stack.enter_context(patch(f"torch.{function}", value))
         stack.enter_context(_Factories(there))
         yield there

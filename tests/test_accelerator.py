@@ -2,16 +2,18 @@
 
 from functools import partial
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from _accelerator import DeviceTensor, simulated
-from losses_table import LOSSES, data, views
+from losses_table import LOSSES, views
 from torch import nn
 
 from hsic_lab import compare, diagnostics
 from hsic_lab.cka import MinibatchCKA, StreamingLinearCKA, cka
 from hsic_lab.correlation import CorrelationSummary, cross_correlation, feature_order, standardize
+from hsic_lab.datasets import from_arrays
 from hsic_lab.encoders import ConvEncoder, MLPProjector, ResNetEncoder
 from hsic_lab.evaluation import extract_features, knn_accuracy, linear_probe
 from hsic_lab.explorer import CorrelationExplorer
@@ -26,6 +28,8 @@ from hsic_lab.independence import (
     spectral_test,
 )
 from hsic_lab.kernels import Delta, Gaussian, InverseMultiquadric, Laplace, Linear, Polynomial, factor, median_distance
+from hsic_lab.training import Run, TrainConfig, train
+from hsic_lab.training._config import pick_device, resolved_precision
 from hsic_lab.views import TwoViews, augmentation, normalize
 
 Z_A, Z_B = views(24, 6, dtype=torch.float32)
@@ -59,7 +63,9 @@ def loss_row(loss):
 
 
 def estimator_row(kernels, **options):
-    return lambda put: with_gradient(partial(hsic, kernel_x=kernels[0], kernel_y=kernels[1], **options), put(Z_A), put(Z_B))
+    return lambda put: with_gradient(
+        partial(hsic, kernel_x=kernels[0], kernel_y=kernels[1], **options), put(Z_A), put(Z_B)
+    )
 
 
 def streamed(metric, update=2):
@@ -139,7 +145,9 @@ LAWS = {
     "dhsic pair": lambda put: dhsic(put(Z_A), put(Z_B)),
     "cka": lambda put: with_gradient(cka, put(Z_A), put(Z_B)),
     "cka kernels": lambda put: cka(put(Z_A), put(Z_B), Gaussian(), Laplace(), "biased"),
-    "cka of a small unbiased HSIC": lambda put: cka(put(Z_A) * 1e-3 + torch.eye(24, 6).to(put(Z_A)), put(Z_B), Gaussian(0.01)),
+    "cka of a small unbiased HSIC": lambda put: cka(
+        put(Z_A) * 1e-3 + torch.eye(24, 6).to(put(Z_A)), put(Z_B), Gaussian(0.01)
+    ),
     "MinibatchCKA": streamed(partial(MinibatchCKA, Gaussian())),
     "StreamingLinearCKA": streamed(StreamingLinearCKA),
     "permutation_test": lambda put: permutation_result(permutation_test, put(Z_A), put(Z_B), permutations=50),
@@ -174,7 +182,7 @@ LAWS = {
     "TwoViews floats": views_row(lambda: TwoViews(16), IMAGES / 255),
     "normalize": lambda put: normalize(put(IMAGES)),
     "ConvEncoder": network_row(lambda: ConvEncoder(2)),
-    "ResNetEncoder": network_row(lambda: nn.Sequential(ResNetEncoder(18), MLPProjector([512, 8]))),
+    "ResNetEncoder": network_row(lambda: nn.Sequential(ResNetEncoder(18), MLPProjector([512, 8])), IMAGES[:2]),
     "MLPProjector": network_row(lambda: MLPProjector([6, 8, 4]), Z_A),
     "extract_features": features_row,
     "compare_models": compared_row,
@@ -200,6 +208,62 @@ def on_cpu(result):
     return result
 
 
+MIXED = {
+    "matrix product": lambda there, here: there @ here.T,
+    "cat": lambda there, here: torch.cat([there, here]),
+    "scalar in a stack": lambda there, here: torch.stack([there.sum(), here.sum()]),
+    "elementwise": lambda there, here: there + here,
+    "where": lambda there, here: torch.where(here > 0, there, 0.0),
+    "in place on the CPU": lambda there, here: here.sum().add_(there.sum()),
+    "in place on the device": lambda there, here: there.add_(here),
+    "index of a CPU tensor": lambda there, here: here[torch.arange(2, device=there.device)],
+    "mask of the CPU": lambda there, here: there.masked_fill(here > 0, 0.0),
+    "new tensor": lambda there, here: there * torch.arange(6.0),
+    "generator": lambda there, here: torch.rand(3, device=there.device, generator=torch.Generator()),
+    "network": lambda there, here: nn.Linear(6, 2)(there),
+    "a loss": lambda there, here: LOSSES["vicreg"][0]._terms(there, here),
+}
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
+@pytest.mark.parametrize("mixing", MIXED.values(), ids=MIXED)
+def test_simulation_refuses_mixed_devices(mixing, kind):
+    with simulated(kind) as device, pytest.raises(RuntimeError, match="device"):
+        mixing(Z_A.to(device), Z_B.clone())
+
+
+def test_simulation_takes_scalars_and_moves():
+    with simulated("cuda") as device:
+        x = Z_A.to(device)
+        assert isinstance(x, DeviceTensor) and (x.device, x.is_cuda, x.is_cpu) == (device, True, False)
+        assert (x + torch.tensor(1.0)).device == x[torch.arange(2)].device == x[[0, 1]].device == device
+        assert x.new_zeros(2).device == torch.zeros_like(x).device == torch.zeros(2, device="cuda").device == device
+        assert x.sum().item() == float(x.sum()) == Z_A.sum().item() and x[:2, 0].tolist() == Z_A[:2, 0].tolist()
+        for back in (x.cpu(), x.to("cpu"), x.to(Z_B), torch.empty(24, 6).copy_(x), x.double().cpu().float()):
+            assert type(back) is torch.Tensor and torch.equal(back, Z_A)
+        for convert in (np.asarray, lambda x: x.numpy()):
+            with pytest.raises(TypeError, match="cuda:0"):
+                convert(x)
+        there = Z_A.clone().requires_grad_()
+        (there.to(device) * x).sum().to("cpu").backward()
+        assert torch.equal(there.grad, Z_A)
+
+
+def test_simulation_refuses_float64():
+    with simulated("mps") as device:
+        x = Z_A.to(device)
+        for use in (
+            torch.Tensor.double,
+            lambda x: x.sum(dtype=torch.float64),
+            lambda x: Z_A.double().to(x.device),
+            lambda x: torch.zeros(2, device=x.device, dtype=torch.float64),
+            lambda x: x.new_tensor([1.0], dtype=torch.float64),
+        ):
+            with pytest.raises(TypeError, match="MPS"):
+                use(x)
+        assert Z_A.double().to(device, torch.float32).device == device and x.cpu().double().dtype == torch.float64
+
+
 @pytest.mark.parametrize("kind", ["cuda", "mps"])
 @pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
 def test_numbers_are_those_of_the_cpu(law, kind):
@@ -209,3 +273,77 @@ def test_numbers_are_those_of_the_cpu(law, kind):
     with simulated(kind) as device:
         expected, found = on_cpu(law(here)), on_cpu(law(lambda x: x.detach().to(device)))
     torch.testing.assert_close(found, expected, equal_nan=True)
+
+
+class WithDropout(nn.Sequential):
+    def __init__(self):
+        torch.manual_seed(0)
+        super().__init__(nn.Flatten(), nn.Linear(3 * 8 * 8, 16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 8))
+
+
+SMALL = {
+    "width": 1,
+    "projector": (16, 8),
+    "epochs": 1,
+    "batch_size": 16,
+    "snapshots": 2,
+    "log_every": 1,
+    "views": "solo",
+}
+TRAININGS = {
+    "LARS": SMALL | {"optimizer": "lars", "learning_rate": 0.2},
+    "momentum target, predictor, parts, monitor": SMALL
+    | {"target": "momentum", "predictor": (8,), "micro_batch": 8, "monitor": "knn", "loss": "negative_cosine"},
+    "own encoder with dropout": SMALL | {"optimizer": "sgd", "monitor": "linear", "loss": "vicreg"},
+}
+
+
+@pytest.fixture(scope="module")
+def images():
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (40, 3, 8, 8), dtype=torch.uint8, generator=generator)
+    return from_arrays(pixels, torch.arange(40) % 2)
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
+@pytest.mark.parametrize("name", TRAININGS)
+def test_training_is_that_of_the_cpu(tmp_path, images, name, kind):
+    runs = []
+    for device in ("cpu", kind):
+        with simulated(kind):
+            encoder = WithDropout() if name.startswith("own") else None
+            config = TrainConfig(**TRAININGS[name], device=device, precision="float32")
+            runs.append(train(config, tmp_path / device, images, encoder=encoder, progress=False))
+            assert {p.device.type for p in runs[-1].encoder.parameters()} == {device}
+    cpu, there = runs
+    for column in cpu.history.columns.drop("seconds"):
+        np.testing.assert_allclose(there.history[column], cpu.history[column], rtol=1e-4, atol=1e-5, err_msg=column)
+    torch.testing.assert_close(there.snapshots, cpu.snapshots, rtol=1e-3, atol=1e-4)
+    if len(cpu.monitor):
+        assert there.monitor["accuracy"].tolist() == cpu.monitor["accuracy"].tolist()
+    assert Run.load(tmp_path / kind, WithDropout() if name.startswith("own") else None).metadata["device"] == kind
+
+
+def test_device_names(monkeypatch):
+    assert pick_device("cpu").type == "cpu"
+    with pytest.raises(ValueError, match="must be auto, cpu, mps, cuda or cuda:N, got 'xpu'"):
+        pick_device("xpu")
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    with pytest.raises(ValueError, match="device is 'mps', but torch finds no MPS device"):
+        pick_device("mps")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ValueError, match="device is 'cuda:1', but torch finds no CUDA device"):
+        pick_device("cuda:1")
+    with simulated("mps"):
+        assert pick_device("mps").type == "mps" and pick_device("auto").type == "cpu"
+        assert resolved_precision("auto", torch.device("mps")) == "float32"
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        with pytest.raises(ValueError, match="'mps' is for one process, got 2 processes"):
+            pick_device("mps")
+
+
+def test_results_are_where_they_are_computed():
+    with simulated("mps") as device:
+        z_a, z_b = Z_A.to(device), Z_B.to(device)
+        assert cross_correlation(z_a, z_b).device == standardize(z_a).device == device
+        assert {x.device for x in (hsic(z_a, z_b), cka(z_a, z_b), Gaussian()(z_a), hsic(z_a, Z_B))} == {HERE}
