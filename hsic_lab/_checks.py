@@ -18,7 +18,7 @@ from torch.autograd import Function
 
 def as_samples(x: ArrayLike | Tensor, name: str, *, labels: bool = False) -> Tensor:
     """Return `x` as an `(n, p)` tensor of finite floats; `(n,)` is one column. With `labels`, integers pass too."""
-    x = as_tensor(x, name)
+    x = with_float64(as_tensor(x, name))
     x = x[:, None] if x.dim() == 1 else x
     if x.dim() != 2 or 0 in x.shape:
         raise ValueError(f"{name} must have shape (n, p) or (n,), n and p at least 1, got {tuple(x.shape)}")
@@ -199,6 +199,11 @@ def check_views(z_a: Tensor, z_b: Tensor, name_b: str = "z_b") -> None:
         raise ValueError(f"z_a and {name_b} must have the same shape, got {tuple(z_a.shape)} and {tuple(z_b.shape)}")
     if z_a.device != z_b.device:
         raise ValueError(f"z_a and {name_b} must be on one device, got {z_a.device} and {z_b.device}")
+
+
+def with_float64(x: Tensor) -> Tensor:
+    """Return `x` where float64 exists: on its device, or on the CPU if that is Apple's MPS."""
+    return x.cpu() if x.device.type == "mps" else x
 
 
 def at_least_float32(z: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from hsic_lab._checks import (  # isort: skip
-    as_labels, as_tensor, at_least_float32, check_integer, check_number, check_type, finite_rows,
+    as_labels, as_tensor, at_least_float32, check_integer, check_number, check_type, finite_rows, with_float64,
 )  # fmt: skip
 from hsic_lab.correlation import l2_normalize
 from hsic_lab.views import normalize
@@ -46,7 +46,7 @@ def _rows(name: str, x: Data) -> Tensor:
     if x.ndim != 2 or 0 in x.shape:
         raise ValueError(f"{name} must have shape (n, p) with n and p at least 1, got {tuple(x.shape)}")
     if not x.is_floating_point():
-        x = x.float() if x.itemsize < 4 else x.double()  # float32 cannot tell all 32-bit integers apart
+        x = x.float() if x.itemsize < 4 else with_float64(x).double()  # float32 cannot tell all 32-bit integers apart
     return finite_rows(name, at_least_float32(x))
 
 

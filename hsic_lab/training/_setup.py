@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import accumulate, islice
 from pathlib import Path
@@ -150,13 +150,16 @@ def prepared(view: Tensor, device: torch.device) -> Tensor:
 
 @contextmanager
 def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
-    """Seed the global generators of the CPU and of a CUDA device for the block; afterwards they are as before."""
+    """Seed the global generators of the CPU and of the device for the block; afterwards they are as before."""
     cuda = [device] if device is not None and device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):
+    with torch.random.fork_rng(devices=cuda), ExitStack() as after:
         torch.random.default_generator.manual_seed(seed)
         if cuda:
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(seed)
+        if device is not None and device.type == "mps":  # its functions take no number of a device, as fork_rng needs
+            after.callback(torch.mps.set_rng_state, torch.mps.get_rng_state())
+            torch.mps.manual_seed(seed)
         yield
 
 

@@ -21,6 +21,7 @@ from PIL import Image
 from hsic_lab.correlation import cross_correlation, feature_order, standardize
 from hsic_lab.datasets import load
 from hsic_lab.explorer import CorrelationExplorer, explorer_fragment, feature_pair
+from hsic_lab.explorer._html import explorer_data
 from hsic_lab.plots import DIVERGING, PALETTE
 from hsic_lab.training import Event, Run, TrainConfig, train
 from hsic_lab.training._setup import held_out_pairs
@@ -416,3 +417,12 @@ def test_feature_pair_has_the_samples_and_extremes_of_an_entry():
     assert len(few.extremes_a) == 4  # no image at both ends
     with pytest.raises(ValueError, match=r"0 to 6, got \(7, 0\)"):
         feature_pair(z_a, z_b, 7, 0)
+
+
+def test_data_for_a_small_element(tmp_path):
+    run = run_of(tmp_path)
+    run.snapshots.update({step: cross_correlation(*projections(d=64, seed=step)) for step in run.snapshots})
+    run.samples = {25: torch.stack([standardize(z) for z in projections(64)]).half()}
+    data = json.loads(explorer_data(CorrelationExplorer(run, images=pixels()), 15_000, 16))
+    assert data["pairs"] == 16 and data["level"] < 4096
+    assert sum(len(text) for text, _ in data["matrices"][0].values()) < 15_000
