@@ -4,6 +4,7 @@ import importlib
 import inspect
 import math
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from numbers import Integral, Real
 from types import ModuleType
 from typing import Any
@@ -221,9 +222,11 @@ def check_choice(value: str, accepted: tuple[str, ...], name: str) -> str:
     return value
 
 
-def no_autocast(tensor: Tensor) -> torch.autocast:
+def no_autocast(tensor: Tensor) -> AbstractContextManager:
     """Return a context in which matrix products keep the dtype of their operands, under any autocast of the caller."""
-    return torch.autocast(tensor.device.type, enabled=False)
+    kind = tensor.device.type
+    needed = torch.is_autocast_enabled(kind) or torch.compiler.is_compiling()  # which runs backward in its own state
+    return torch.autocast(kind, enabled=False) if needed else nullcontext()
 
 
 def matmul(x: Tensor, y: Tensor) -> Tensor:
