@@ -146,10 +146,11 @@ class _Split(Function):
 def _primal(z_a: Tensor, z_b: Tensor, with_total: bool) -> tuple[tuple[Tensor | None, ...], tuple[Tensor, ...]]:
     # As `standardize_with_scale`, but the scales are applied to C and not to the views.
     views = torch.stack([z_a, z_b])
-    means = views.mean(dim=1, keepdim=True)
-    views -= means
-    scales = reciprocal_norm(means, views.square().sum(dim=1, keepdim=True), len(z_a))
-    scale = scales[0].T * scales[1]
+    first = views[:, 0].clone()
+    views -= first[:, None]
+    views -= views.mean(dim=1, keepdim=True)
+    scales = reciprocal_norm(first, views.square().sum(dim=1), len(z_a))
+    scale = scales[0, :, None] * scales[1]
     c = (views[0].T @ views[1]).mul_(scale)
     diagonal = c.diagonal().clone()
     squared_norm = c.fill_diagonal_(0).square().sum()
@@ -165,7 +166,7 @@ def _primal_backward(views, scales, scale, c, diagonal, for_diagonal, for_square
     along = torch.stack([products.sum(dim=1), products.sum(dim=0)]).addcmul_(for_diagonal, diagonal)
     weights.diagonal().copy_(for_diagonal)
     weights *= scale
-    along_x, along_y = along[:, None].mul_(scales).mul_(scales)
+    along_x, along_y = along.mul_(scales).mul_(scales)
     return (y @ weights.T).addcmul_(x, along_x, value=-1), (x @ weights).addcmul_(y, along_y, value=-1)
 
 
