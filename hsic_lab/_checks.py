@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 
 
 def as_samples(x: ArrayLike | Tensor, name: str, *, labels: bool = False) -> Tensor:
@@ -231,6 +231,9 @@ def no_autocast(tensor: Tensor) -> AbstractContextManager:
 
 def matmul(x: Tensor, y: Tensor) -> Tensor:
     """Return ``x @ y`` of matrices without autocast, in the derivatives too: `backward` may run inside an autocast."""
+    if not (x.requires_grad or y.requires_grad or is_transformed() or forward_ad._current_level >= 0):
+        with no_autocast(x):
+            return x @ y  # a custom function takes longer than the product of two small tiles
     return (_Product if torch.compiler.is_compiling() else _ProductWithForwardMode).apply(x, y)
 
 
