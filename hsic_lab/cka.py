@@ -15,36 +15,22 @@ __all__ = ["MinibatchCKA", "StreamingLinearCKA", "cka"]
 
 
 def cka(
-    x: Tensor,
-    y: Tensor,
-    kernel_x: Kernel | None = None,
-    kernel_y: Kernel | None = None,
-    estimator: str = "unbiased",
+    x: Tensor, y: Tensor, kernel_x: Kernel | None = None, kernel_y: Kernel | None = None, estimator: str = "unbiased",
     route: str = "auto",
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Centered kernel alignment: HSIC normalized like a correlation, ``HSIC(x, y) / sqrt(HSIC(x, x) HSIC(y, y))``.
 
     It is 1 for equal samples. With linear kernels it does not change under rotations, shifts and isotropic scaling. It
     raises ValueError if HSIC(x, x) or HSIC(y, y) is not positive: a constant sample, or a bandwidth that does not fit.
+    The result is a tensor of shape (), differentiable as `hsic`. Reference: Kornblith et al. (2019), arXiv:1905.00414.
 
     Parameters
     ----------
-    x, y : Tensor of shape (n, p), (n, q)
-        Samples whose rows belong together.
-    kernel_x, kernel_y, route
+    x, y, kernel_x, kernel_y, route
         As in `hsic`.
     estimator : {"unbiased", "biased"}, default "unbiased"
         "unbiased" (debiased CKA, n at least 4) is within [-1, 1] and near 0 for independent samples. "biased" is within
         [0, 1] and grows towards 1 with p / n even for independent samples: do not compare it between different n.
-
-    Returns
-    -------
-    Tensor of shape ()
-        CKA; differentiable in `x`, `y` and bandwidths.
-
-    References
-    ----------
-    Kornblith et al. (2019), "Similarity of Neural Network Representations Revisited", arXiv:1905.00414.
 
     Examples
     --------
@@ -150,9 +136,8 @@ class MinibatchCKA:
     """
 
     def __init__(self, kernel_x: Kernel | None = None, kernel_y: Kernel | None = None) -> None:
-        self.kernel_x, self.kernel_y = (
-            kernel_or(Linear(), kernel, f"kernel_{side}") for kernel, side in ((kernel_x, "x"), (kernel_y, "y"))
-        )
+        self.kernel_x = kernel_or(Linear(), kernel_x, "kernel_x")
+        self.kernel_y = kernel_or(Linear(), kernel_y, "kernel_y")
         self.reset()
 
     def reset(self) -> None:
@@ -215,9 +200,8 @@ class StreamingLinearCKA:
         for name, part, value in (("x", self._xx, xx), ("y", self._yy, yy)):
             # The products of a chunk have the rounding error of its dtype.
             if value and value <= 64 * self._eps * part.compute("biased"):
-                raise ValueError(
-                    f"CKA is not defined: HSIC({name}, {name}) is {value:.3g}, rounding error; feed float64"
-                )
+                own = f"HSIC({name}, {name}) is {value:.3g}"
+                raise ValueError(f"CKA is not defined: {own}, rounding error; feed float64")
         return _ratio(xy, xx, yy)
 
 

@@ -30,10 +30,9 @@ _normal = partial(torch.randn, dtype=torch.float64)
 class Kernel:
     """A positive definite function of two rows; called on samples it returns their Gram matrix.
 
-    Kernels are immutable; ``k1 + k2`` and ``k1 * k2`` are kernels again. `Gaussian`, `Laplace` and
-    `InverseMultiquadric` are characteristic: in the limit of many rows, HSIC with them is 0 only if the samples are
-    independent. `Linear` detects correlation only, `Polynomial` moments up to its degree. A kernel of your own defines
-    `gram`, `fit` if its bandwidth follows a rule, and `frequencies` if it is to have Fourier features.
+    Kernels are immutable; ``k1 + k2`` and ``k1 * k2`` are kernels again. HSIC with the characteristic `Gaussian`,
+    `Laplace` and `InverseMultiquadric` tends to 0 only if the samples are independent. `Linear` detects correlation
+    only, `Polynomial` moments up to its degree. A kernel of your own defines `gram`, and `fit` if it has a rule.
 
     Examples
     --------
@@ -148,10 +147,9 @@ def _times(distances: Tensor, factor: float | Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Gaussian(_Scaled):
-    """Gaussian kernel ``k(x, x') = exp(-||x - x'||^2 / (2 s^2))`` with bandwidth s.
+    """Gaussian kernel ``k(x, x') = exp(-||x - x'||^2 / (2 s^2))`` with positive bandwidth s, in the unit of x.
 
-    The bandwidth is positive, in the unit of x. "median", the default, takes `median_distance` without gradient; a 0-d
-    tensor may be learnable.
+    "median", the default, takes `median_distance` without gradient; a 0-d tensor may be learnable.
     """
 
     def gram(self, x: Tensor, y: Tensor | None) -> Tensor:
@@ -334,14 +332,13 @@ def factor(
     rank : int, default 256
         Largest number r of columns; for "fourier" the number of columns, which must be even.
     method : {"cholesky", "nystrom", "fourier"}, default "cholesky"
-        "cholesky" is incomplete Cholesky factorization (Fine and Scheinberg 2001): the row of the largest residual is
-        the next pivot until ``tr(K - Phi Phi') <= tolerance * tr K``. "nystrom" (Williams and Seeger 2001) takes pivots
-        among `rank` random rows. "fourier" (Rahimi and Recht 2007) are features ``sqrt(2 / r) [cos(x W), sin(x W)]``,
-        unbiased with an error of order ``r^-1/2``, for `Gaussian`, `Laplace`, `InverseMultiquadric` and their products.
-    tolerance : float, default 1e-6
-        Share of the trace that may be left out, between 0 and 1.
-    seed : int, default 0
-        Seed of the random rows and frequencies. Use different seeds for x and y: shared frequencies bias HSIC.
+        "cholesky" (Fine and Scheinberg 2001): the row of the largest residual is the next pivot until
+        ``tr(K - Phi Phi') <= tolerance * tr K``. "nystrom" (Williams and Seeger 2001) takes pivots among `rank` random
+        rows. "fourier" (Rahimi and Recht 2007) are features ``sqrt(2 / r) [cos(x W), sin(x W)]``, unbiased with an
+        error of order ``r^-1/2``, for `Gaussian`, `Laplace`, `InverseMultiquadric` and their products.
+    tolerance, seed : float, default 1e-6, int, default 0
+        Share of the trace that may be left out, between 0 and 1; seed of the random rows and frequencies. Use different
+        seeds for x and y: shared frequencies bias HSIC.
     """
     check_choice(method, ("cholesky", "nystrom", "fourier"), "method")
     if not rank >= 1 or (method == "fourier" and rank % 2):

@@ -24,9 +24,8 @@ def hsic(
 
     HSIC is the squared distance (MMD) between the joint distribution of x and y and the product of their marginal
     distributions. With characteristic kernels it is 0 only if x and y are independent. With Gram matrices K, L and
-    ``H = I - 11'/n`` the biased estimate is ``tr(K H L H) / n^2``. With linear kernels on standardized columns this is
-    ``||C||_F^2``, the squared norm of the cross-correlation matrix, which ties HSIC to Barlow Twins. A constant sample
-    has HSIC 0. The result is a tensor of shape (), differentiable in `x`, `y` and bandwidths.
+    ``H = I - 11'/n`` the biased estimate is ``tr(K H L H) / n^2``; with linear kernels on standardized columns,
+    ``||C||_F^2`` of Barlow Twins. A constant sample has HSIC 0. The result is a tensor of shape (), differentiable.
 
     Parameters
     ----------
@@ -36,13 +35,11 @@ def hsic(
         None means `Linear`; class labels take `Delta`. A median rule is fitted on all rows.
     estimator : {"biased", "unbiased", "block"}, default "biased"
         "biased" (Gretton et al. 2005) is never negative, and of order 1/n for independent samples: use it as a loss.
-        Times ``(n / (n - 1))^2`` it is ``tr(K H L H) / (n - 1)^2``. "unbiased" (Song et al. 2012, equation 5, n >= 4)
-        has mean 0 for independent samples: use it to compare different n and to average over batches. "block" (Zhang et
-        al. 2018) is the mean of "unbiased" over ``n // block_size`` blocks, O(n block_size) time: shuffle first.
+        "unbiased" (Song et al. 2012, equation 5, n >= 4) has mean 0 for independent samples: use it to compare
+        different n. "block" (Zhang et al. 2018) is its mean over ``n // block_size`` blocks of rows: shuffle first.
     route : {"auto", "primal", "dual", "tiled"}, default "auto"
-        Exact ways to the same number: "primal" by the (p, q) cross-covariance of linear kernels in O(n p q) time,
-        "dual" by the (n, n) Gram matrices, "tiled" by tiles of them in O(n) memory, gradients included. "auto" takes
-        primal if it applies and ``p q <= n (p + q)``, else dual up to 2048 rows, else tiled.
+        Exact ways to the same number: "primal" by the (p, q) cross-covariance of linear kernels, "dual" by the (n, n)
+        Grams, "tiled" by tiles of them in O(n) memory. "auto" takes the cheapest; above 2048 rows tiled for dual.
     block_size : int, optional
         Rows of a block (estimator "block", at least 4) or of a tile (route "tiled", default 512).
 

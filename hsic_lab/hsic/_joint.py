@@ -28,10 +28,9 @@ _COLUMNS = 8  # of x and of y whose permuted HSIC is computed at a time
 def dhsic(*samples: Tensor, kernels: Sequence[Kernel] | None = None) -> Tensor:
     """Joint dependence of two or more variables (dHSIC).
 
-    ``mean(K_1 ... K_m) + prod_j mean(K_j) - 2 mean_i prod_j (K_j 1/n)_i`` with elementwise products, the squared MMD
-    between the n rows and all n^m combinations of rows (Pfister et al. 2018, arXiv:1603.00285). It is never negative;
-    for two variables it is the biased `hsic`. With characteristic kernels its limit is 0 only if the variables are
-    jointly independent; pairwise independence is not enough. A differentiable tensor of shape (), in O(n^2) memory.
+    ``mean(K_1 ... K_m) + prod_j mean(K_j) - 2 mean_i prod_j (K_j 1/n)_i`` with elementwise products (Pfister et al.
+    2018, arXiv:1603.00285); for two variables the biased `hsic`. With characteristic kernels its limit is 0 only if the
+    variables are jointly independent. A differentiable tensor of shape (), in O(n^2) memory.
 
     Parameters
     ----------
@@ -144,9 +143,8 @@ def hsic_matrix(
         Divide by ``sqrt(HSIC(x_i, x_i) HSIC(y_j, y_j))``: CKA, or 0 where one of the two is not positive.
     permutations, seed : int or None, and int
         Also test every pair of columns with at least so many permutations of the rows of `y`, as `permutation_test`
-        does (n at least 4). The adjusted p-values are those of the step-down method of Westfall and Young (1993) on
-        standardized values: the probability of one or more adjusted p-values ``<= a`` among the independent pairs is at
-        most a, if the columns of these pairs are independent of each other jointly, x from y.
+        does (n at least 4). The adjusted p-values are those of the step-down method of Westfall and Young (1993): one
+        is ``<= a`` among the independent pairs with probability a at most, if their columns are jointly independent.
 
     Examples
     --------

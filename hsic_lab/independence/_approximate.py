@@ -15,14 +15,10 @@ from hsic_lab.kernels import Kernel, require_finite
 def gamma_test(x: Samples, y: Samples, kernel_x: Kernel | None = None, kernel_y: Kernel | None = None) -> TestResult:
     """Test biased HSIC against the gamma distribution with the mean and variance of its permutation null.
 
-    Both moments are exact for every kernel, unlike those of Gretton et al. (2008, "A Kernel Statistical Test of
-    Independence"), which assume k(x, x) = 1. The shape is an approximation: p-values far below 0.01 are only
-    indicative. If all permutations have the same statistic, the p-value is 1 and the result has no `distribution`.
-
-    Parameters
-    ----------
-    x, y, kernel_x, kernel_y
-        As in `permutation_test`; rows must be independent draws, n at least 4.
+    Both moments are exact for every kernel, unlike those of Gretton et al. (2008), which assume k(x, x) = 1. The shape
+    is an approximation: p-values far below 0.01 are only indicative. If all permutations have the same statistic, the
+    p-value is 1 and the result has no `distribution`. Arguments are as in `permutation_test`; rows must be independent
+    draws, n at least 4.
     """
     x, y, kernel_x, kernel_y = fitted(x, y, kernel_x, kernel_y, at_least=4)
     gram_x, gram_y, unit = _scaled_grams(x, y, kernel_x, kernel_y)
@@ -43,15 +39,9 @@ def spectral_test(
     """Test biased HSIC against its asymptotic null distribution, a weighted sum of chi-squares.
 
     At independence ``n HSIC`` tends to ``sum_ij a_i b_j N_ij^2`` with independent standard normal ``N_ij``, where a and
-    b are the eigenvalues of the centered Grams divided by n (Gretton et al. 2008, theorem 2; Zhang et al. 2018,
-    "Large-Scale Kernel Methods for Independence Testing"). The result has `null`.
-
-    Parameters
-    ----------
-    x, y, kernel_x, kernel_y, seed
-        As in `permutation_test`; rows must be independent draws, n at least 4.
-    draws : int, default 1000
-        Number of draws of the null, at least 1.
+    b are the eigenvalues of the centered Grams divided by n (Gretton et al. 2008, theorem 2; Zhang et al. 2018). The
+    result has `null`, of `draws` values. Other arguments are as in `permutation_test`; rows must be independent draws,
+    n at least 4.
     """
     x, y, kernel_x, kernel_y = fitted(x, y, kernel_x, kernel_y, at_least=4)
     generator = seeded(seed)
@@ -72,15 +62,13 @@ def block_test(
     The rows are shuffled, because a sorted sample has no dependence within its blocks, and cut into
     ``n // block_size`` blocks; the remaining rows are left out. At independence the values of the blocks are
     independent with mean 0, and nearly normal if the samples have many columns; for few columns the test rejects less
-    often than its level. No (n, n) matrix is formed, except by the median rule, which uses all rows. The result has
-    `distribution`. Reference: Zaremba et al. (2013), "B-tests: Low Variance Kernel Two-Sample Tests".
+    often than its level. No (n, n) matrix is formed. The result has `distribution` (Zaremba et al. 2013, "B-tests").
 
     Parameters
     ----------
-    x, y, kernel_x, kernel_y, seed
-        As in `permutation_test`; rows must be independent draws, n at least 8.
-    block_size : int or None, default None
-        Rows in a block, from 4 to ``n // 2``; None is the square root of n, at least 4.
+    x, y, kernel_x, kernel_y, seed, block_size
+        As in `permutation_test`; rows must be independent draws, n at least 8. A block has from 4 to ``n // 2`` rows;
+        None is the square root of n, at least 4.
     """
     x, y, kernel_x, kernel_y = fitted(x, y, kernel_x, kernel_y, at_least=8)
     n = len(x)

@@ -84,9 +84,8 @@ def permutation_test(
     autoregressive series of coefficient 0.9 are rejected about 70 % of the time at level 0.05. Use `shift_test` there.
 
     The permutations are all cyclic shifts of the rows in one or more random orders, which Fourier transforms score at
-    once: n permutations take about the time of the two Gram matrices, and no Gram is stored if n is large. Shifts are a
-    group, so the observed pairing is equally likely to have any rank among them. The result has `null`.
-    References: Gretton et al. (2008), "A Kernel Statistical Test of Independence"; Song et al. (2012), equation 5.
+    once; no Gram is stored if n is large. Shifts are a group, so the observed pairing is equally likely to have any
+    rank among them. The result has `null`. References: Gretton et al. (2008); Song et al. (2012), equation 5.
 
     Parameters
     ----------
@@ -120,10 +119,10 @@ def shift_test(
 ) -> TestResult:
     """Test two stationary time series for dependence: unbiased HSIC against its values when y is shifted in time.
 
-    A long shift breaks the dependence between the series and keeps that within each. Short shifts do not, and are left
-    out. The level is approximate: it holds for long series that forget their past well within `guard` steps. The test
-    finds dependence at lag 0; shift one series for another lag. The result has `null`, without random numbers.
-    Reference: Chwialkowski and Gretton (2014), "A Kernel Independence Test for Random Processes".
+    A long shift breaks the dependence between the series and keeps that within each (Chwialkowski and Gretton 2014).
+    Short shifts do not, and are left out. The level is approximate: it holds for long series that forget their past
+    well within `guard` steps. The test finds dependence at lag 0; shift one series for another lag. The result has
+    `null`.
 
     Parameters
     ----------
@@ -196,10 +195,9 @@ def aggregated_test(
     """Exact test of independence over several bandwidths: it rejects if any pair of kernels does (HSICAgg).
 
     For each pair of kernels, p_k is the share of pairings (observed and permuted) with an HSIC at least as large. The
-    observed ``min_k p_k`` is compared with its permuted values, which corrects for the number of kernels and equals the
-    bisection of Schrab et al. (2022, "Efficient Aggregated Kernel Tests using Incomplete U-statistics") at every level.
-    The mean of the p_k breaks ties. Level and condition (exchangeable rows) are those of `permutation_test`.
-    `statistic` and `null` are ``-log10 min_k p_k``; `components` has unbiased HSIC and p_k of each pair.
+    observed ``min_k p_k`` is compared with its permuted values, which equals the bisection of Schrab et al. (2022) at
+    every level. The mean of the p_k breaks ties. Level and condition are those of `permutation_test`. `statistic` and
+    `null` are ``-log10 min_k p_k``; `components` has unbiased HSIC and p_k of each pair.
 
     Parameters
     ----------
@@ -235,9 +233,7 @@ def aggregated_test(
 
 
 def _scaled(kernel: Any, scales: Sequence[float]) -> list[Kernel]:
-    return (
-        [replace(kernel, bandwidth=s * kernel.bandwidth) for s in scales] if hasattr(kernel, "bandwidth") else [kernel]
-    )
+    return [replace(kernel, bandwidth=s * kernel.bandwidth) for s in scales if hasattr(kernel, "bandwidth")] or [kernel]
 
 
 def fitted(

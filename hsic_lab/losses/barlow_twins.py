@@ -15,10 +15,9 @@ class HSICSSLLoss(TwoViewLoss):
     ``sum_i (1 - C_ii)^2 + lambda sum_{i != j} (C_ij - t)^2``, where C is the ``(d, d)`` cross-correlation of the two
     views over the batch and t is `off_diagonal_target`: -1 here, 0 in `BarlowTwinsLoss`. The two losses differ by
     ``lambda [d (d - 1) t^2 - 2 t (1'C1 - tr C)]``, where ``1'C1`` is the covariance of the feature sums of the two
-    views. The target -1 cannot be reached: if C is positive semi-definite with unit diagonal, the mean of its
-    off-diagonal entries is at least ``-1 / (d - 1)``. For a target other than 0, `terms` also returns "feature_sum",
-    ``-2 lambda t (1'C1 - tr C)``, and "constant", ``lambda d (d - 1) t^2``. Reference: Tsai et al. (2021),
-    arXiv:2104.13712, equation 5; the authors' code differs from it, see `ReferenceCodeLoss`.
+    views: for a target other than 0, the terms "constant" and "feature_sum". The target -1 cannot be reached: if C is
+    positive semi-definite with unit diagonal, the mean of its other entries is at least ``-1 / (d - 1)``. Reference:
+    Tsai et al. (2021), arXiv:2104.13712, equation 5; the authors' code differs from it, see `ReferenceCodeLoss`.
 
     Parameters
     ----------
@@ -82,8 +81,7 @@ class BarlowTwinsLoss(HSICSSLLoss):
     ``sum_i (1 - C_ii)^2 + lambda sum_{i != j} C_ij^2``, where C is the ``(d, d)`` cross-correlation of the two views
     over the batch. With linear kernels ``HSIC = ||C||_F^2``, so the second term is ``lambda (HSIC - sum_i C_ii^2)``:
     the loss never needs more than the smaller of C and two (n, n) Gram matrices. Rescaling or shifting a feature does
-    not change the loss. `terms` returns the two summands, "invariance" and "redundancy". `expected_if_independent` and
-    `lower_bound` return reference values: the loss of independent views, and the smallest loss of identical views.
+    not change the loss. `terms` returns the two summands, "invariance" and "redundancy".
 
     Parameters
     ----------
@@ -97,9 +95,8 @@ class BarlowTwinsLoss(HSICSSLLoss):
         How ``||C||_F^2`` is computed: from C of shape (d, d) ("primal"), from two Gram matrices of shape (n, n)
         ("dual"), or by the cheaper of both ("auto"). Value and gradient are the same up to rounding.
     contrast : {"dimensions", "samples"}, default "dimensions"
-        What lambda weighs: pairs of different features, ``sum_{i != j} C_ij^2``, or pairs of different images,
-        ``sum_{b != c} <x_b, x_c> <y_b, y_c> / n^2`` with standardized rows x and y. Both are parts of ``||C||_F^2``
-        (Garrido et al. 2023, arXiv:2206.02574, theorem 3.3): "samples" is the contrastive counterpart.
+        What lambda weighs: pairs of different features, ``sum_{i != j} C_ij^2``, or its contrastive counterpart, pairs
+        of different images, ``sum_{b != c} <x_b, x_c> <y_b, y_c> / n^2`` (Garrido et al. 2023, arXiv:2206.02574).
 
     Examples
     --------

@@ -79,9 +79,8 @@ class SupConLoss(TwoViewLoss):
     temperature, gather_distributed
         As in `NTXentLoss`.
     rescale : bool, default True
-        False: the equation as it is. True: the equation times T, which is lightly's default; at T = 0.1, a tenth. The
-        authors' code (github.com/HobbitLong/SupContrast) gives the equation times ``T / base_temperature``, hence the
-        value of False if its ``base_temperature`` is T (both are 0.07 by default), and that of True if it is 1.
+        True: the equation times T, as in lightly. False: the equation as it is. The authors' code
+        (github.com/HobbitLong/SupContrast) gives the equation times ``T / base_temperature``.
     """
 
     many_views, min_rows = True, 1
@@ -135,8 +134,7 @@ class SpectralContrastiveLoss(TwoViewLoss):
     Parameters
     ----------
     mu : float, default 1.0
-        Squared length to which rows are shortened, and divisor of the loss; positive. The paper has neither; both are
-        in the authors' code (github.com/jhaochenz/spectral_contrastive_learning).
+        Squared length to which rows are shortened, and divisor of the loss; positive. Both are in the authors' code.
     gather_distributed, route
         As in `BarlowTwinsLoss`, with the second moment in place of C.
     """

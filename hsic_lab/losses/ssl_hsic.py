@@ -21,10 +21,9 @@ class SSLHSICLoss(TwoViewLoss):
     Parameters
     ----------
     kernel : Kernel or {"imq", "gaussian", "laplace", "linear"}, default "imq"
-        Kernel k of `hsic_lab.kernels`, or its name. The default is the authors' inverse multiquadric, with the median
-        rule in place of their learned scale. The authors normalize rows before the loss.
+        Kernel k, or its name. The default is the authors', with the median rule in place of their learned scale.
     gamma : float, default 3.0
-        Weight of the second term, at least 0. Use less than the authors' default if views share little and collapse.
+        Weight of the second term, at least 0. Use less if views share little and collapse.
     random_features : int or None, default None
         Replace the kernel by this even number of random Fourier features, drawn at each call: time linear in n instead
         of quadratic. As in the authors' code, ``HSIC(Z, Z)`` then uses two draws.
