@@ -29,8 +29,7 @@ def cka(
     x, y, kernel_x, kernel_y, route
         As in `hsic`.
     estimator : {"unbiased", "biased"}, default "unbiased"
-        "unbiased" (debiased CKA, n at least 4) is within [-1, 1] and near 0 for independent samples. "biased" is within
-        [0, 1] and grows towards 1 with p / n even for independent samples: do not compare it between different n.
+        "unbiased" (debiased CKA, n at least 4) is near 0 for independent samples. "biased" grows towards 1 with p / n.
 
     Examples
     --------
@@ -121,9 +120,8 @@ class MinibatchCKA:
     """Unbiased CKA of samples that arrive in batches.
 
     Each unbiased HSIC is averaged over the batches, weighted by their rows, before the ratio is formed (Nguyen et al.
-    2021, arXiv:2010.15327, equation 3). So the batch size adds only noise; one batch gives exactly `cka`. A batch of
-    fewer than 4 rows joins the batch before it, the first one the batch after it. Kernels are as in `cka`; a median
-    rule is fitted to the first batch and kept. Sums are float64; no gradient flows.
+    2021, arXiv:2010.15327, equation 3); one batch gives exactly `cka`. A batch of fewer than 4 rows joins a neighbor. A
+    median rule is fitted to the first batch and kept. Sums are float64; no gradient flows.
 
     Examples
     --------

@@ -139,10 +139,8 @@ def feature_order(c: ArrayLike, by: str = "index") -> np.ndarray:
 
     Parameters
     ----------
-    c : array-like of shape (d, d)
-        A finite cross-correlation matrix, d at least 2.
-    by : {"index", "diagonal", "cluster"}, default "index"
-        "index" keeps the given order. "diagonal" puts the features on which the views agree best first. "cluster" puts
+    c, by : array-like of shape (d, d), {"index", "diagonal", "cluster"}, default "index"
+        A finite matrix, d at least 2. "diagonal" puts the features on which the views agree best first, "cluster"
         related features side by side: the leaves of average linkage on the distance ``1 - (C + C') / 2``.
     """
     c, by = square_matrix(c), check_choice(by, ORDERS, "order")

@@ -233,9 +233,8 @@ def named(name: str) -> Kernel:
 def squared_distances(x: Tensor, y: Tensor | None = None) -> Tensor:
     """Squared distances ``||x_i - y_j||^2``, (n, p), (m, p) -> (n, m). None for `y` means `x`.
 
-    Every entry is exact up to a relative error of a few ``eps^(3/4)``, 1e-5 in float32 and 2e-12 in float64, whatever
-    the outliers or clusters of the rows. Equal rows have distance 0 and gradient 0. `torch.compile` and `vmap` cannot
-    choose pairs by their values: there the error of the columns' medians, ``eps (||x_i||^2 + ||y_j||^2)``, remains.
+    Every entry is exact up to a relative error of a few ``eps^(3/4)``, 1e-5 in float32; under `torch.compile` and
+    `vmap`, which cannot choose pairs by their values, up to ``eps (||x_i||^2 + ||y_j||^2)`` about the medians.
     """
     y = x if y is None else y
     if not (len(x) and len(y)):
@@ -291,8 +290,7 @@ def _repaired_square(x: Tensor, y: Tensor, origin: Tensor) -> Tensor:
 def median_distance(x: Tensor, norm: int = 2) -> float:
     """Median of the ``n (n - 1) / 2`` distances between different rows of `x` (n, p), the lower one of two.
 
-    Above 2000 rows, 2000 drawn with a fixed seed are used. `norm` is 1 or 2. If the median is 0, it is taken over the
-    positive distances; if all rows are equal, it is 1.
+    Above 2000 rows, 2000 drawn ones are used. If it is 0, it is taken over the positive distances; for equal rows, 1.
     """
     x = as_samples(x, "x").detach()
     if len(x) < 2:
@@ -327,10 +325,8 @@ def factor(
 
     Parameters
     ----------
-    kernel, x : Kernel, Tensor of shape (n, p) or (n,)
-        The kernel and the sample; a median rule is fitted on all rows.
-    rank : int, default 256
-        Largest number r of columns; for "fourier" the number of columns, which must be even.
+    kernel, x, rank : Kernel, Tensor of shape (n, p) or (n,), int, default 256
+        Kernel, sample, and largest number r of columns; for "fourier" the number of columns, which must be even.
     method : {"cholesky", "nystrom", "fourier"}, default "cholesky"
         "cholesky" (Fine and Scheinberg 2001): the row of the largest residual is the next pivot until
         ``tr(K - Phi Phi') <= tolerance * tr K``. "nystrom" (Williams and Seeger 2001) takes pivots among `rank` random

@@ -22,17 +22,14 @@ def hsic(
 ) -> Tensor:  # fmt: skip
     """Hilbert-Schmidt Independence Criterion between two samples, a measure of their dependence.
 
-    HSIC is the squared distance (MMD) between the joint distribution of x and y and the product of their marginal
-    distributions. With characteristic kernels it is 0 only if x and y are independent. With Gram matrices K, L and
+    With characteristic kernels its limit is 0 only if x and y are independent. With Gram matrices K, L and
     ``H = I - 11'/n`` the biased estimate is ``tr(K H L H) / n^2``; with linear kernels on standardized columns,
     ``||C||_F^2`` of Barlow Twins. A constant sample has HSIC 0. The result is a tensor of shape (), differentiable.
 
     Parameters
     ----------
-    x, y : Tensor of shape (n, p), (n, q)
-        Samples whose rows belong together. NumPy arrays and vectors (one column) are accepted.
-    kernel_x, kernel_y : Kernel, optional
-        None means `Linear`; class labels take `Delta`. A median rule is fitted on all rows.
+    x, y, kernel_x, kernel_y : Tensor or array of shape (n, p), (n, q) or (n,), Kernel or None, default None
+        Samples whose rows belong together, and kernels, fitted on all rows: None is `Linear`, labels take `Delta`.
     estimator : {"biased", "unbiased", "block"}, default "biased"
         "biased" (Gretton et al. 2005) is never negative, and of order 1/n for independent samples: use it as a loss.
         "unbiased" (Song et al. 2012, equation 5, n >= 4) has mean 0 for independent samples: use it to compare
@@ -232,8 +229,7 @@ class _Moments:
 class StreamingLinearHSIC:
     """Linear HSIC of samples that arrive in chunks, exact, in O(p q) memory.
 
-    The result equals `hsic` of all rows, for chunks of any size in any order, also if the mean drifts or is far from 0.
-    Sums are float64; only the products of two chunks are formed in the dtype of the rows. No gradient flows.
+    The result equals `hsic` of all rows, also if the mean drifts or is far from 0. Sums are float64; no gradient flows.
     """
 
     _moments: _Moments | None = None

@@ -87,8 +87,8 @@ def require_digits(centered: Tensor, gram: Tensor, kernel: Kernel) -> Tensor:
 def joint_mean(parts: Sequence[Sequence[Tensor]]) -> Tensor:
     """dHSIC from the parts C, r and m of each Gram, without the constants that its three means would cancel.
 
-    With features ``mu_j + f_j`` of variable j, f_j of mean 0, their product over the variables is M + L + G, the terms
-    with no, one, and two or more f_j. dHSIC is the mean of ``<G, G'>``; ll is ``<L, L'>``, lm ``<L, M>``, and so on.
+    The product of features ``mu_j + f_j``, f_j of mean 0, is M + L + G, the terms with no, one, and two or more f_j.
+    dHSIC is the mean of ``<G, G'>``; ll is ``<L, L'>``, lm ``<L, M>``, and so on.
     """
     (c, r, m), (d, s, k), *rest = parts
     if not rest:
@@ -225,7 +225,7 @@ class ShiftedGram:
     """The circular diagonals of a U-centered Gram: without diagonal, over its largest entry, with rows that sum to 0.
 
     Unbiased HSIC is the sum of the products of two such matrices over ``n (n - 3)``. Without `stored` the matrix is
-    formed by parts whenever it is needed, once here for the sums of its rows. `gram` replaces the kernel's Gram.
+    formed by parts, once here for the sums of its rows. `gram` replaces the kernel's Gram.
     """
 
     def __init__(self, kernel: Kernel, z: Tensor, stored: bool, gram: Tensor | None = None) -> None:
@@ -278,10 +278,9 @@ Grams: TypeAlias = Sequence[ShiftedGram]
 def shifted_hsic(grams_x: Grams, grams_y: Grams, orders: Tensor) -> tuple[Tensor, Tensor]:
     """Unbiased HSIC of all cyclic shifts of y along orders `(J, n)` of the rows, `(a, b, J n)`, and its rounding error.
 
-    Shift s of order j pairs row ``orders[0, i]`` of x with row ``orders[j, i + s mod n]`` of y. The sum over i and k of
-    ``K_{i, i+k} L_{i+s, i+s+k}`` is, for one k, the circular correlation of two circular diagonals: a product of their
-    Fourier transforms. The products are added over k, and one inverse transform gives all n shifts. Diagonals k and
-    n - k are equal by symmetry. O((a + b J) n^2 log n) time and O(n) memory beside stored Grams, all in float64.
+    Shift s of order j pairs row ``orders[0, i]`` of x with row ``orders[j, i + s mod n]`` of y. The sum over i of
+    ``K_{i, i+k} L_{i+s, i+s+k}`` is the circular correlation of two circular diagonals: a product of their transforms,
+    added over k. Diagonals k and n - k are equal. O((a + b J) n^2 log n) time, O(n) memory beside stored Grams.
     """
     blocks, n = orders.shape
     # Transforms of other lengths can take ten times as long: pad with zeros, and add what runs over at the end.

@@ -102,9 +102,8 @@ def _scaled_grams(x: Tensor, y: Tensor, kernel_x: Kernel, kernel_y: Kernel) -> t
 def permutation_moments(gram_x: Tensor, gram_y: Tensor) -> tuple[float, float]:
     """Mean and variance of `tr(K L[pi, pi]) / n^2` over all n! permutations pi, exactly, for centered Grams, n >= 4.
 
-    The mean is `tr K tr L / (n^2 (n-1))`: the diagonal contributes `tr K tr L / n`, and an off-diagonal entry of L has
-    the mean `-tr L / (n (n-1))`, because the rows of a centered Gram sum to 0. For k(x, x) = 1 it is the formula of
-    Gretton et al. (2008). The variance (Kazi-Aoual et al. 1995) is, with T = tr K, S = tr K^2, D = sum_i K_ii^2,
+    The mean is `tr K tr L / (n^2 (n-1))`: an off-diagonal entry of L has the mean `-tr L / (n (n-1))`, because its rows
+    sum to 0. The variance (Kazi-Aoual et al. 1995) is, with T = tr K, S = tr K^2, D = sum_i K_ii^2,
         [2 u(K) u(L) / ((n-1)^2 (n+1)(n-2)) + v(K) v(L) / ((n+1) n (n-1)(n-2)(n-3))] / n^4,
         u = (n-1) S - T^2,   v = n (n+1) D - (n-1)(T^2 + 2 S).
     """
@@ -124,8 +123,7 @@ def permutation_moments(gram_x: Tensor, gram_y: Tensor) -> tuple[float, float]:
 def weighted_chi_squares(weights_x: Tensor, weights_y: Tensor, draws: int, generator: torch.Generator) -> Tensor:
     """`draws` samples of `sum_ij a_i b_j N_ij^2` with independent standard normal N_ij, `(draws,)` on the CPU.
 
-    The largest weights, which carry 99.9 % of the variance, are simulated. The others enter by their mean, so the mean
-    is exact and the variance is too small by at most 0.1 %.
+    The largest weights, which carry 99.9 % of the variance, are simulated. The others enter by their mean.
     """
     weights = [w.double().cpu().clamp_min(0).sort(descending=True).values for w in (weights_x, weights_y)]
     shares = [w.square().cumsum(dim=0) for w in weights]

@@ -63,10 +63,7 @@ class TestResult:
 
 
 def sampled_result(statistic: float, null: Tensor, method: str, rounding: float = 0) -> TestResult:
-    """The result of a test that draws its null; the observed statistic counts as one of the draws.
-
-    Drawn values within the rounding error of the observed one are equal to it.
-    """
+    """The result of a test with these draws; those within the rounding error of the observed statistic equal it."""
     null = torch.where((null - statistic).abs() <= rounding, statistic, null)
     pvalue = (1 + int((null >= statistic).sum())) / (1 + len(null))
     return TestResult(statistic, pvalue, f"{method}: p-value out of {1 + len(null)}", null)
@@ -80,8 +77,7 @@ def permutation_test(
     """Exact test of independence: unbiased HSIC against its values when the rows of y are permuted.
 
     If x and y are independent and the rows of x or of y are exchangeable, ``P(pvalue <= a) <= a`` for every n, kernel
-    and distribution of a row. Independent draws are exchangeable. Rows of a time series are not: two independent
-    autoregressive series of coefficient 0.9 are rejected about 70 % of the time at level 0.05. Use `shift_test` there.
+    and distribution of a row. Independent draws are exchangeable. Rows of a time series are not: use `shift_test`.
 
     The permutations are all cyclic shifts of the rows in one or more random orders, which Fourier transforms score at
     once; no Gram is stored if n is large. Shifts are a group, so the observed pairing is equally likely to have any
@@ -89,10 +85,9 @@ def permutation_test(
 
     Parameters
     ----------
-    x, y : Tensor or ndarray of shape (n, p) and (n, q), or (n,)
-        Samples, n at least 4; rows of one index belong together. Integers need the kernel ``Delta()``.
-    kernel_x, kernel_y : Kernel or None, default None
-        Kernels of `hsic_lab.kernels`; None is a Gaussian with the median bandwidth.
+    x, y, kernel_x, kernel_y : Tensor or ndarray of shape (n, p) and (n, q), or (n,), Kernel or None, default None
+        Samples, n at least 4, whose rows belong together, and kernels; None is a Gaussian with the median bandwidth.
+        Integers need ``Delta()``.
     permutations, seed : int, default 999 and 0
         Least number of permutations, and the seed that they are drawn with. The next multiple of n is scored, at least
         ``permutations + 1`` with the observed pairing; the result's `out_of` is its number.
@@ -120,17 +115,14 @@ def shift_test(
     """Test two stationary time series for dependence: unbiased HSIC against its values when y is shifted in time.
 
     A long shift breaks the dependence between the series and keeps that within each (Chwialkowski and Gretton 2014).
-    Short shifts do not, and are left out. The level is approximate: it holds for long series that forget their past
-    well within `guard` steps. The test finds dependence at lag 0; shift one series for another lag. The result has
-    `null`.
+    Short shifts do not, and are left out. The level holds for long series that forget their past well within `guard`
+    steps. The test finds dependence at lag 0; shift one series for another lag. The result has `null`.
 
     Parameters
     ----------
-    x, y, kernel_x, kernel_y
-        As in `permutation_test`, with the rows in the order of time.
-    guard : int
-        Shortest shift, from 1 to ``n // 2``: shifts from `guard` to ``n - guard`` are scored. Take several times the
-        lag at which the autocorrelation of the series has faded.
+    x, y, kernel_x, kernel_y, guard
+        As in `permutation_test`, with the rows in the order of time. Shifts from `guard` to ``n - guard`` are scored,
+        guard from 1 to ``n // 2``: take several times the lag at which the autocorrelation has faded.
     """
     x, y, kernel_x, kernel_y = fitted(x, y, kernel_x, kernel_y, at_least=4)
     check_integer("guard", guard, 1, len(x) // 2)
@@ -150,10 +142,8 @@ def dhsic_test(
 
     Parameters
     ----------
-    *samples, kernels : Tensor or ndarray of shape (n, p_1), ..., (n, p_m), sequence of Kernel or None, default None
-        Two or more samples whose rows belong together, and their kernels; None is a Gaussian with the median bandwidth.
-    permutations, seed
-        As in `permutation_test`.
+    *samples, kernels, permutations, seed
+        Two or more samples whose rows belong together; the others, one kernel a sample, as in `permutation_test`.
 
     Examples
     --------
@@ -298,9 +288,8 @@ def _shifted(sides: Sides, orders: Tensor) -> tuple[Tensor, Tensor]:
 def _shifted_within(sides: Sides, codes: Tensor, permutations: int, seed: int) -> tuple[Tensor, Tensor]:
     """As `_permuted`, when every group is shifted by a number of rows of its own.
 
-    For groups g and h the sums over their rows for all pairs of shifts are one two-dimensional circular correlation.
-    The products of the shifts of all groups are a group again; drawn elements of it, the identity and the same number
-    in other random orders give an exact test.
+    For two groups the sums over their rows for all pairs of shifts are one two-dimensional circular correlation. Drawn
+    elements of the group of all shifts, the identity and as many in other random orders give an exact test.
     """
     n, counts, device, generator = len(codes), codes.bincount(), sides[0][1].device, seeded(seed)
     # Ten times as many products of shifts as draws: few of them are drawn twice.

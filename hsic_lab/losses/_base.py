@@ -15,8 +15,7 @@ class TwoViewLoss(nn.Module):
     """Base class of the losses of two views; a subclass implements ``_terms``.
 
     Losses and their gradients are computed in float32 or better under any autocast. They are differentiable to any
-    order and in any mode of torch; compiled by ``torch.compile``, which refuses more, once. Losses that are defined for
-    more than two views take the other views as further arguments. `gather_distributed` is as in `BarlowTwinsLoss`.
+    order in any mode of torch (compiled: once). Some take more views. `gather_distributed` is as in `BarlowTwinsLoss`.
     """
 
     many_views = False

@@ -22,13 +22,11 @@ def split_squared_norm(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Diagonal `(d,)` of `C = X'Y/n`, sum of the squares of its other entries, and their sum. `y` is `x` by default.
 
-    The squared norm is `||C||_F^2 = <XX', YY'>_F / n^2`: for centered columns, HSIC with linear kernels. Each side of
-    this equation has a diagonal that can be left out (Garrido et al. 2023, theorem 3.3, here for two views):
-    * `contrast="dimensions"`: `sum_{i != j} C_ij^2`, over pairs of features (Barlow Twins, VICReg);
-    * `contrast="samples"`: `sum_{b != c} <x_b, x_c> <y_b, y_c> / n^2`, over pairs of images.
-    Both are computed by both routes, in O(n d^2) from C or in O(n^2 d) from the Grams. With `weights`, x and y are
-    standardized first, and the results are the terms of a loss: `sum_i (1 - C_ii)^2`, and the two sums times their
-    weights (0 or None for a weight 0). The dual route standardizes again for backward.
+    The squared norm is `||C||_F^2 = <XX', YY'>_F / n^2`. Each side of this equation has a diagonal that can be left out
+    (Garrido et al. 2023, theorem 3.3): `sum_{i != j} C_ij^2` over pairs of features (contrast "dimensions") or
+    `sum_{b != c} <x_b, x_c> <y_b, y_c> / n^2` over pairs of images ("samples"). Both are computed by both routes, in
+    O(n d^2) from C or in O(n^2 d) from the Grams. With `weights`, x and y are standardized first, and the results are
+    terms of a loss: `sum_i (1 - C_ii)^2`, and the two sums times their weights (0 or None for a weight 0).
     """
     n, d = x.shape
     if route == "auto":
@@ -73,8 +71,7 @@ def _over_pairs_of_images(x: Tensor, y: Tensor, route: str) -> tuple[Tensor, Ten
 def _dual_without_head(x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """The dual route for features of any scales: those of the largest `C_ii` go through their rows and columns of C.
 
-    The dual route subtracts `sum_i C_ii^2` from the squared norm. If few features dominate both, no digit is left.
-    Without these, what is subtracted is of the order of their correlations, as `C_ij^2` is about `C_ii C_jj / n`.
+    If few features dominated both the squared norm and the diagonal that is subtracted, no digit would be left.
     """
     n, d = x.shape
     views = [x] if y is None else [x, y]
@@ -115,9 +112,7 @@ def _terms(weights: tuple[float, float] | None, diagonal: Tensor, squared_norm: 
 
 
 class _Split(Function):
-    # Written out because autograd would differentiate X X' as a product of two different matrices, six products where
-    # the symmetry of the Grams needs four, and would standardize in twice as many passes over the views. On small
-    # batches every operation takes longer than its arithmetic: there are as few as possible.
+    # Autograd would need six products where the symmetry of the Grams needs four, and many more operations.
     @staticmethod
     def forward(ctx, route, weights, *views):
         parts, saved = _primal(*views, weights[1] != 0) if route == "primal" else _dual(views, weights is not None)
@@ -175,7 +170,7 @@ def _dual(views: tuple[Tensor, ...], standardized: bool) -> tuple[tuple[Tensor, 
     grams, sums = views[0].new_zeros(len(views), n, n), views[0].new_zeros(len(views), n)
     diagonal = views[0].new_empty(d)
     for block in column_blocks(views[0]):
-        columns = [_columns(z, block, standardized)[0] for z in views]
+        columns = [standardize_with_scale(z[:, block])[0] if standardized else z[:, block] for z in views]
         for gram, total, x in zip(grams, sums, columns, strict=True):
             gram.addmm_(x, x.T)
             total += x.sum(dim=1)
@@ -191,7 +186,7 @@ def _dual_backward(views, standardized, grams, sums, diagonal, for_diagonal, for
     weights, rows = grams * (for_squares / n**2), sums[:, :, None] * (for_total / n)
     gradients = [torch.empty_like(z) for z in views]
     for block in column_blocks(views[0]):
-        columns = [_columns(z, block, standardized) for z in views]
+        columns = [standardize_with_scale(z[:, block]) if standardized else (z[:, block], None) for z in views]
         for view, (x, scale) in enumerate(columns):
             other = ~view  # the other view counted from the end, or the only one
             own = (weights[other] @ x).add_(rows[other]).addcmul_(column[block], columns[other][0])
@@ -200,8 +195,3 @@ def _dual_backward(views, standardized, grams, sums, diagonal, for_diagonal, for
                 own.sub_(own.mean(dim=0)).addcmul_(x, along, value=-1).mul_(scale)
             gradients[view][:, block] = own
     return gradients if len(views) > 1 else [gradients[0].mul_(2)]
-
-
-def _columns(z: Tensor, block: slice, standardized: bool) -> tuple[Tensor, Tensor | None]:
-    """A block of columns and the factors that standardized it, None if they are as given."""
-    return standardize_with_scale(z[:, block]) if standardized else (z[:, block], None)

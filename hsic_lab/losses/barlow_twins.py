@@ -21,10 +21,8 @@ class HSICSSLLoss(TwoViewLoss):
 
     Parameters
     ----------
-    lambda_param : float or None, default None
-        Weight lambda of the off-diagonal entries, at least 0. None means ``1 / d``, as in Tsai et al. (2021).
-    off_diagonal_target : float, default -1.0
-        Target t of the off-diagonal entries of C; -1 is the choice of Tsai et al. (2021).
+    lambda_param, off_diagonal_target : float or None, default None, float, default -1.0
+        Weight lambda, at least 0, and target t of the off-diagonal entries. None means ``1 / d``, as in the paper.
     gather_distributed, route, contrast
         As in `BarlowTwinsLoss`.
     """
@@ -56,11 +54,7 @@ class HSICSSLLoss(TwoViewLoss):
         return d + d / (n - 1) + _weight(self.lambda_param, d) * (off + d * (d - 1) * self.off_diagonal_target**2)
 
     def lower_bound(self, n: int, d: int) -> float:
-        """Return the smallest loss of two identical views of shape (n, d).
-
-        For the contrast "samples" it is only known for target 0 and d >= n - 1, else NotImplementedError is raised. For
-        "dimensions" at target 0 it is 0 if d <= n - 1, else ``lambda (d^2 / (n - 1) - d)`` (Welch bound).
-        """
+        """Return the smallest loss of two identical views (n, d); for "samples" known for target 0 and d >= n - 1."""
         t, rank, weight = self.off_diagonal_target, min(n - 1, d), _weight(self.lambda_param, d)
         if self.contrast == "samples":
             return weight * d**2 / (n * (n - 1)) if t == 0 and d >= n - 1 else super().lower_bound(n, d)
@@ -86,14 +80,12 @@ class BarlowTwinsLoss(HSICSSLLoss):
     Parameters
     ----------
     lambda_param : float or None, default 5e-3
-        Weight lambda of the off-diagonal entries, at least 0. The default is that of the paper, tuned at d = 8192,
-        and of lightly. None means ``1 / d``, as in Tsai et al. (2021).
+        Weight lambda of the other entries, at least 0; the paper's is tuned at d = 8192. None means ``1 / d``.
     gather_distributed : bool, default True
-        Under ``torch.distributed``, whether the loss uses the rows of all processes (lightly's default is False). Then
-        k processes have the value and, with ``DistributedDataParallel``, the gradient of one process with all rows.
+        Under ``torch.distributed``, whether k processes have the value and, with ``DistributedDataParallel``, the
+        gradient of one process with all rows (lightly's default is False).
     route : {"auto", "primal", "dual"}, default "auto"
-        How ``||C||_F^2`` is computed: from C of shape (d, d) ("primal"), from two Gram matrices of shape (n, n)
-        ("dual"), or by the cheaper of both ("auto"). Value and gradient are the same up to rounding.
+        From C ("primal"), from two Gram matrices ("dual"), or by the cheaper one; the same up to rounding.
     contrast : {"dimensions", "samples"}, default "dimensions"
         What lambda weighs: pairs of different features, ``sum_{i != j} C_ij^2``, or its contrastive counterpart, pairs
         of different images, ``sum_{b != c} <x_b, x_c> <y_b, y_c> / n^2`` (Garrido et al. 2023, arXiv:2206.02574).
@@ -118,16 +110,14 @@ class ReferenceCodeLoss(TwoViewLoss):
     """HSIC_SSL or Barlow Twins as the code of Tsai et al. (2021) computes it, to measure what its extra steps change.
 
     The equation of `HSICSSLLoss`, with two steps before it that are in github.com/yaohungt/Barlow-Twins-HSIC, main.py,
-    and not in the paper: `unit_rows` and `bessel`. With both off use `HSICSSLLoss`, which is faster.
+    and not in the paper. With both off use `HSICSSLLoss`, which is faster.
 
     Parameters
     ----------
     lambda_param, off_diagonal_target, gather_distributed
         As in `HSICSSLLoss`, with the target 0 by default.
-    unit_rows : bool, default True
-        Scale every projection to length 1 before the columns are standardized; the loss then depends on their scales.
-    bessel : bool, default True
-        Standardize with ``n - 1``, and divide C by n: it is then ``(n - 1) / n`` times `cross_correlation`.
+    unit_rows, bessel : bool, default True
+        Scale every projection to length 1 before the columns are standardized; multiply C by ``(n - 1) / n``.
     """
 
     def __init__(

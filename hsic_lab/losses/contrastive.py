@@ -17,9 +17,8 @@ class NTXentLoss(TwoViewLoss):
     """NT-Xent (InfoNCE) loss of SimCLR (Chen et al. 2020, arXiv:2002.05709, equation 1), plain or debiased.
 
     ``mean_i [-s_ii+ / T + log sum_{j != i} exp(s_ij / T)]``, where s are cosines between the 2n projections of both
-    views, ``s_ii+`` is that of the two views of one image, and T is the temperature. The length of a row does not
-    matter. For the kernel ``k = s / T`` of small variance it is ``-HSIC(Z, Y) + E Var k / 2`` up to a constant, where
-    Y is the identity of the image, as in `SSLHSICLoss`. `terms` returns "alignment" and "uniformity".
+    views, ``s_ii+`` is that of the two views of one image, and T is the temperature. For a kernel ``k = s / T`` of
+    small variance it is ``-HSIC(Z, Y) + E Var k / 2`` up to a constant. `terms` returns "alignment" and "uniformity".
 
     Parameters
     ----------
@@ -70,17 +69,15 @@ class SupConLoss(TwoViewLoss):
     """Supervised contrastive loss (Khosla et al. 2020, arXiv:2004.11362): the positives have the label of the anchor.
 
     ``mean_i [-mean_{p in P(i)} s_ip / T + log sum_{j != i} exp(s_ij / T)]`` over the projections of two or more views,
-    where s are cosines and P(i) are the other projections with the label of i; with `rescale` it is multiplied by T.
-    ``loss(z_a, z_b, labels=labels)`` takes integer labels. Without labels every image is a class of its own, and the
-    loss is NT-Xent (times T with `rescale`). `terms` returns "alignment" and "uniformity", the two summands.
+    where s are cosines and P(i) are the other projections with the label of i. ``loss(z_a, z_b, labels=labels)`` takes
+    integer labels. Without labels it is NT-Xent (times T). `terms` returns "alignment" and "uniformity".
 
     Parameters
     ----------
     temperature, gather_distributed
         As in `NTXentLoss`.
     rescale : bool, default True
-        True: the equation times T, as in lightly. False: the equation as it is. The authors' code
-        (github.com/HobbitLong/SupContrast) gives the equation times ``T / base_temperature``.
+        The equation times T, as in lightly. The authors' code gives it times ``T / base_temperature``.
     """
 
     many_views, min_rows = True, 1
@@ -128,8 +125,7 @@ class SpectralContrastiveLoss(TwoViewLoss):
 
     ``[-2 mean_b x_b'y_b + mean_{b != c} (x_b'y_c)^2] / mu``, where x and y are the rows of the views, shortened to
     length ``sqrt(mu)`` if they are longer. The second term is the off-diagonal squared norm of ``XY' / d``, as that of
-    Barlow Twins is of ``X'Y / n``. With the pairs b = c included and without shortening, it is Barlow Twins at
-    lambda = 1 minus d, for identical standardized views. `terms` returns "alignment" and "contrast", the two summands.
+    Barlow Twins is of ``X'Y / n``. `terms` returns "alignment" and "contrast", the two summands.
 
     Parameters
     ----------
@@ -166,10 +162,9 @@ class SpectralContrastiveLoss(TwoViewLoss):
 class NegativeCosineSimilarity(TwoViewLoss):
     """Negative cosine similarity, the loss of SimSiam (Chen and He 2021, arXiv:2011.10566, equation 1).
 
-    ``-mean_b cos(p_b, z_b)``. It does not keep the projections apart: a constant projection has the smallest value, -1.
-    SimSiam prevents this outside of the loss, by a predictor and a stop-gradient:
-    ``(loss(p_a, z_b.detach()) + loss(p_b, z_a.detach())) / 2``. The loss of BYOL is 2 plus 2 times it.
-    `gather_distributed` is as in `BarlowTwinsLoss`.
+    ``-mean_b cos(p_b, z_b)``. A constant projection has the smallest value, -1, which SimSiam prevents by a predictor
+    and a stop-gradient: ``(loss(p_a, z_b.detach()) + loss(p_b, z_a.detach())) / 2``. The loss of BYOL is 2 plus 2 times
+    it. `gather_distributed` is as in `BarlowTwinsLoss`.
     """
 
     min_rows = 1

@@ -14,9 +14,8 @@ class SSLHSICLoss(TwoViewLoss):
     """SSL-HSIC loss (Li et al. 2021, arXiv:2106.08320, equation 5): projections that depend on the image's identity.
 
     ``-HSIC(Z, Y) + gamma sqrt(HSIC(Z, Z))``, where Z are the N = nV projections of V >= 2 views of n images and Y is
-    the identity of the image. Without the constant factor of one-hot labels, ``HSIC(Z, Y)`` is the mean of k over two
-    views of one image minus the mean of k over all pairs; pairs of a projection with itself, which add a constant in
-    the authors' code, are left out of the first mean. The `terms` are "dependence" and "self_dependence".
+    the identity of the image. ``HSIC(Z, Y)`` is the mean of k over two views of one image, without the constant pairs
+    of a projection with itself, minus its mean over all pairs. The `terms` are "dependence" and "self_dependence".
 
     Parameters
     ----------
@@ -25,12 +24,10 @@ class SSLHSICLoss(TwoViewLoss):
     gamma : float, default 3.0
         Weight of the second term, at least 0. Use less if views share little and collapse.
     random_features : int or None, default None
-        Replace the kernel by this even number of random Fourier features, drawn at each call: time linear in n instead
-        of quadratic. As in the authors' code, ``HSIC(Z, Z)`` then uses two draws.
-    seed, gather_distributed : int, default 0, bool, default True
-        Seed of the random features, the same in all processes; the other as in `BarlowTwinsLoss`.
-    standardized : bool, default False
-        Standardize the features of each view first. A linear kernel needs it, else the scale shrinks or grows forever.
+        Replace the kernel by this even number of random Fourier features, drawn at each call: time linear in n.
+    seed, standardized, gather_distributed : int, default 0, bool, default False, bool, default True
+        Seed of the random features; standardize each view first, which a linear kernel needs, else the scale shrinks or
+        grows forever; the last as in `BarlowTwinsLoss`.
     """
 
     many_views = True

@@ -17,19 +17,15 @@ class VICRegLoss(TwoViewLoss):
 
     ``lambda s(Z, Z') + mu / 2 [v(Z) + v(Z')] + nu [c(Z) + c(Z')]``, where s is the mean squared difference,
     ``v(Z) = (1/d) sum_j max(0, 1 - sqrt(Var_j + eps))`` and ``c(Z) = (1/d) sum_{i != j} Cov_ij^2``, with variances and
-    covariances over ``n - 1``. The third term is the dependence of a view on itself:
-    ``d c(Z) = (n / (n - 1))^2 HSIC(Z, Z) - sum_j Var_j^2`` with linear kernels. Views are not standardized, so the
-    scale of a feature matters. `terms` returns "invariance", "variance" and "covariance", the weighted summands.
+    covariances over ``n - 1``: ``d c(Z) = (n / (n - 1))^2 HSIC(Z, Z) - sum_j Var_j^2`` with linear kernels. The scale
+    of a feature matters. `terms` returns "invariance", "variance" and "covariance", the weighted summands.
 
     Parameters
     ----------
     lambda_param, mu_param, nu_param : float, default 25.0, 25.0, 1.0
-        Weights of the three terms, at least 0; the defaults are those of the paper. As the authors' code and lightly,
-        and unlike the paper's equations, this class halves v and averages s over features.
-    eps : float, default 1e-4
-        Added to the variance for a finite gradient, at least 0.
-    gather_distributed, route, contrast
-        As in `BarlowTwinsLoss`; `route` and `contrast` concern the third term.
+        Weights of the terms, at least 0. As the authors' code, the class halves v and averages s over features.
+    eps, gather_distributed, route, contrast
+        Added to the variance for a finite gradient, 1e-4; the others as in `BarlowTwinsLoss`, for the third term.
     """
 
     def __init__(
