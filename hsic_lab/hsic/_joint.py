@@ -236,10 +236,10 @@ class ShiftedGram:
         for start in range(0, n, size):  # the rows from their diagonal on; the rest is equal by symmetry
             part = self.part(slice(start, start + size), slice(start, None))
             part.diagonal().zero_()
-            square, rest = part[:, :size], part[:, size:]
+            own, rest = part[:, :size], part[:, size:]
             totals[start : start + size] += part.sum(dim=1)
             totals[start + size :] += rest.sum(dim=0)
-            norm = math.hypot(norm, float(square.norm()), 2**0.5 * float(rest.norm()))
+            norm = math.hypot(norm, float(own.norm()), 2**0.5 * float(rest.norm()))
             largest = max(largest, float(part.abs().max()))
         self.scale = largest = largest or 1.0
         totals = require_finite(totals, kernel) / largest

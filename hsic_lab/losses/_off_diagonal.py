@@ -115,7 +115,7 @@ class _Split(Function):
     # Autograd would need six products where the symmetry of the Grams needs four, and many more operations.
     @staticmethod
     def forward(ctx, route, weights, *views):
-        parts, saved = _primal(*views, weights[1] != 0) if route == "primal" else _dual(views, weights is not None)
+        parts, saved = _primal(views, weights[1] != 0) if route == "primal" else _dual(views, weights is not None)
         ctx.save_for_backward(*views, parts[0], *saved)
         ctx.route, ctx.weights, ctx.n_views = route, weights, len(views)
         ctx.set_materialize_grads(False)
@@ -132,19 +132,19 @@ class _Split(Function):
         for_first, for_squared_norm, for_total = (0.0 if g is None else g for g in gradients)
         with no_autocast(diagonal):  # backward() may run inside the caller's autocast
             for_diagonal = (diagonal - 1).mul_(2 * for_first) if standardized else for_first
-            given = diagonal, for_diagonal, 2 * weights[0] * for_squared_norm, weights[1] * for_total
+            given = [diagonal, for_diagonal, 2 * weights[0] * for_squared_norm, weights[1] * for_total]
             if ctx.route == "primal":
                 return None, None, *_primal_backward(*saved, *given)
             return None, None, *_dual_backward(views, standardized, *saved, *given)
 
 
-def _primal(z_a: Tensor, z_b: Tensor, with_total: bool) -> tuple[tuple[Tensor | None, ...], tuple[Tensor, ...]]:
+def _primal(views: Any, with_total: bool) -> tuple[Any, tuple[Tensor, ...]]:
     # As `standardize_with_scale`, but the scales are applied to C and not to the views.
-    views = torch.stack([z_a, z_b])
+    n, views = len(views[0]), torch.stack(views)
     first = views[:, 0].clone()
     views -= first[:, None]
     views -= views.mean(dim=1, keepdim=True)
-    scales = reciprocal_norm(first, views.square().sum(dim=1), len(z_a))
+    scales = reciprocal_norm(first, views.square().sum(dim=1), n)
     scale = scales[0, :, None] * scales[1]
     c = (views[0].T @ views[1]).mul_(scale)
     diagonal = c.diagonal().clone()
