@@ -41,7 +41,7 @@ def standardize_with_scale(z: Tensor) -> tuple[Tensor, Tensor]:
     first = z[0].detach()
     x = z - first  # the mean of a column far from 0 would be rounded, that of the differences is not
     x -= x.sum(dim=0) * (1 / len(z))  # faster than `mean` on small batches
-    scale = reciprocal_norm(first, (x * x).sum(dim=0), len(z)) * len(z) ** 0.5
+    scale = reciprocal_norm(first, (x * x).sum(dim=0) * (1 / len(z)), 1)  # of the mean square
     return x * scale, scale
 
 
