@@ -4,6 +4,7 @@ import importlib
 import inspect
 import math
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from numbers import Integral, Real
 from types import ModuleType
 from typing import Any
@@ -13,7 +14,7 @@ import pandas as pd
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 
 
 def as_samples(x: ArrayLike | Tensor, name: str, *, labels: bool = False) -> Tensor:
@@ -218,13 +219,18 @@ def check_choice(value: str, accepted: tuple[str, ...], name: str) -> str:
     return value
 
 
-def no_autocast(tensor: Tensor) -> torch.autocast:
+def no_autocast(tensor: Tensor) -> AbstractContextManager:
     """Return a context in which matrix products keep the dtype of their operands, under any autocast of the caller."""
-    return torch.autocast(tensor.device.type, enabled=False)
+    kind = tensor.device.type
+    needed = torch.is_autocast_enabled(kind) or torch.compiler.is_compiling()  # which runs backward in its own state
+    return torch.autocast(kind, enabled=False) if needed else nullcontext()
 
 
 def matmul(x: Tensor, y: Tensor) -> Tensor:
     """Return ``x @ y`` of matrices without autocast, in the derivatives too: `backward` may run inside an autocast."""
+    if not (x.requires_grad or y.requires_grad or is_transformed() or forward_ad._current_level >= 0):
+        with no_autocast(x):
+            return x @ y  # a custom function takes longer than the product of two small tiles
     return (_Product if torch.compiler.is_compiling() else _ProductWithForwardMode).apply(x, y)
 
 

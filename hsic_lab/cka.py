@@ -15,13 +15,9 @@ __all__ = ["MinibatchCKA", "StreamingLinearCKA", "cka"]
 
 
 def cka(
-    x: Tensor,
-    y: Tensor,
-    kernel_x: Kernel | None = None,
-    kernel_y: Kernel | None = None,
-    estimator: str = "unbiased",
+    x: Tensor, y: Tensor, kernel_x: Kernel | None = None, kernel_y: Kernel | None = None, estimator: str = "unbiased",
     route: str = "auto",
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Centered kernel alignment: HSIC normalized like a correlation, ``HSIC(x, y) / sqrt(HSIC(x, x) HSIC(y, y))``.
 
     It is 1 for equal samples. With linear kernels it does not change under rotations, shifts and isotropic scaling. It
@@ -150,9 +146,8 @@ class MinibatchCKA:
     """
 
     def __init__(self, kernel_x: Kernel | None = None, kernel_y: Kernel | None = None) -> None:
-        self.kernel_x, self.kernel_y = (
-            kernel_or(Linear(), kernel, f"kernel_{side}") for kernel, side in ((kernel_x, "x"), (kernel_y, "y"))
-        )
+        self.kernel_x = kernel_or(Linear(), kernel_x, "kernel_x")
+        self.kernel_y = kernel_or(Linear(), kernel_y, "kernel_y")
         self.reset()
 
     def reset(self) -> None:
@@ -215,9 +210,8 @@ class StreamingLinearCKA:
         for name, part, value in (("x", self._xx, xx), ("y", self._yy, yy)):
             # The products of a chunk have the rounding error of its dtype.
             if value and value <= 64 * self._eps * part.compute("biased"):
-                raise ValueError(
-                    f"CKA is not defined: HSIC({name}, {name}) is {value:.3g}, rounding error; feed float64"
-                )
+                own = f"HSIC({name}, {name}) is {value:.3g}"
+                raise ValueError(f"CKA is not defined: {own}, rounding error; feed float64")
         return _ratio(xy, xx, yy)
 
 

@@ -47,28 +47,23 @@ def standardize(z: Tensor) -> Tensor:
 
 def standardize_with_scale(z: Tensor) -> tuple[Tensor, Tensor]:
     """Standardized columns of `z` `(n, d)` and the factor `(d,)` that scaled them, 0 for a constant column."""
-    mean = _column_mean(z)
-    x = z - mean
-    # The mean of a column far from 0 is rounded; the small rest is computed here.
-    x -= _column_mean(x)
-    scale = reciprocal_std(mean, _column_mean(x * x))
+    first = z[0].detach()
+    x = z - first  # the mean of a column far from 0 would be rounded, that of the differences is not
+    x -= x.sum(dim=0) * (1 / len(z))  # faster than `mean` on small batches
+    scale = reciprocal_norm(first, (x * x).sum(dim=0) * (1 / len(z)), 1)  # of the mean square
     return x * scale, scale
 
 
-def reciprocal_std(mean: Tensor, variance: Tensor) -> Tensor:
-    """1 / std of columns with these moments; 0 if constant up to rounding, NaN if the squares overflowed."""
-    constant = _constant_columns(mean, variance.sqrt(), mean.dtype)
-    variance = variance.masked_fill(constant, 1)  # else the derivative of the root would be infinite
-    return (variance.sqrt() / variance).masked_fill(constant, 0)
+def reciprocal_norm(value: Tensor, squared_norm: Tensor, n: int) -> Tensor:
+    """1 / norm of centered columns of n rows near `value`; 0 if constant up to rounding, NaN if a square overflowed."""
+    constant = _is_rounding(squared_norm, value, 4 * n**0.5 * torch.finfo(value.dtype).eps)
+    squared_norm = squared_norm.masked_fill(constant, 1)  # else the derivative of the root would be infinite
+    return (squared_norm.sqrt() / squared_norm).masked_fill(constant, 0)
 
 
-def _column_mean(z: Tensor) -> Tensor:
-    # Half the time of z.mean(dim=0) on small batches, where calls cost more than arithmetic.
-    return z.sum(dim=0) * (1 / len(z))
-
-
-def _constant_columns(mean: Tensor, std: Tensor, dtype: torch.dtype) -> Tensor:
-    return std <= mean.abs() * (4 * torch.finfo(dtype).eps)  # 4 units in the last place are rounding
+def _is_rounding(square: Tensor, value: Tensor, tolerance: float) -> Tensor:
+    """Whether the root of `square` is at most `tolerance * |value|`; false if `square` overflowed."""
+    return torch.addcmul(square, value, value, value=-(tolerance**2)) <= 0
 
 
 def cross_correlation(z_a: Tensor, z_b: Tensor) -> Tensor:
@@ -194,7 +189,7 @@ def column_moments(z: Tensor) -> tuple[Tensor, Tensor]:
         raise ValueError(f"needs at least 2 rows, got shape {tuple(z.shape)}")
     mean = torch.stack([block.sum(dim=0) for block in row_blocks(z)]).sum(dim=0) / len(z)
     variance = torch.stack([(block - mean).square().sum(dim=0) for block in row_blocks(z)]).sum(dim=0) / len(z)
-    return mean, variance.masked_fill(_constant_columns(mean, variance.sqrt(), z.dtype), 0)
+    return mean, variance.masked_fill(_is_rounding(variance, mean, 4 * torch.finfo(z.dtype).eps), 0)
 
 
 def row_blocks(z: Tensor) -> Iterator[Tensor]:

@@ -248,7 +248,9 @@ def squared_distances(x: Tensor, y: Tensor | None = None) -> Tensor:
         return distances.masked_fill(distances < 8 * torch.finfo(x.dtype).eps * scale, 0)
     rows = max(1, TILE_ENTRIES // len(y)) if x.is_cpu else len(x)
     tiles = (_repaired_square(part, y, origin) for part in x.split(rows))
-    if rows >= len(x) or x.requires_grad or y.requires_grad:
+    if rows >= len(x):
+        return next(tiles)
+    if x.requires_grad or y.requires_grad:
         return torch.cat(list(tiles))
     distances = x.new_empty(len(x), len(y))
     for part, tile in zip(distances.split(rows), tiles, strict=True):
@@ -282,6 +284,8 @@ def _repaired_square(x: Tensor, y: Tensor, origin: Tensor) -> Tensor:
         distances.index_put_((near_x, near_y), _repaired_square(x[near_x[:, 0]], y[near_y], y[center].detach()))
         close[near_x, near_y] = False
         pairs = close.nonzero()
+    if not len(pairs):
+        return distances
     i, j = pairs.T
     return distances.index_put_((i, j), (x[i] - y[j]).square().sum(dim=1))
 

@@ -233,12 +233,16 @@ class ShiftedGram:
     def __init__(self, kernel: Kernel, z: Tensor, stored: bool, gram: Tensor | None = None) -> None:
         self.part, n = gram_part(kernel, z, torch.float64) if gram is None else lambda i, j: gram[i][:, j], len(z)
         # One array for the sums: small tensors that stay between large ones would keep freed memory from reuse.
-        totals, norm, largest = torch.empty(n, dtype=torch.float64, device=z.device), 0.0, 0.0
-        for rows in torch.arange(n, device=z.device).split(n if stored else _TILE):
-            part = self.part(rows, slice(None))
-            part.diagonal(int(rows[0])).zero_()
-            totals[rows] = part.sum(dim=1)
-            norm, largest = math.hypot(norm, float(part.norm())), max(largest, float(part.abs().max()))
+        totals, norm, largest = torch.zeros(n, dtype=torch.float64, device=z.device), 0.0, 0.0
+        size = n if stored else _TILE
+        for start in range(0, n, size):  # the rows from their diagonal on; the rest is equal by symmetry
+            part = self.part(slice(start, start + size), slice(start, None))
+            part.diagonal().zero_()
+            own, rest = part[:, :size], part[:, size:]
+            totals[start : start + size] += part.sum(dim=1)
+            totals[start + size :] += rest.sum(dim=0)
+            norm = math.hypot(norm, float(own.norm()), 2**0.5 * float(rest.norm()))
+            largest = max(largest, float(part.abs().max()))
         self.scale = largest = largest or 1.0
         totals = require_finite(totals, kernel) / largest
         require_finite(torch.tensor(norm, dtype=torch.float64), kernel)

@@ -235,9 +235,7 @@ def aggregated_test(
 
 
 def _scaled(kernel: Any, scales: Sequence[float]) -> list[Kernel]:
-    return (
-        [replace(kernel, bandwidth=s * kernel.bandwidth) for s in scales] if hasattr(kernel, "bandwidth") else [kernel]
-    )
+    return [replace(kernel, bandwidth=s * kernel.bandwidth) for s in scales if hasattr(kernel, "bandwidth")] or [kernel]
 
 
 def fitted(
@@ -302,9 +300,8 @@ def _shifted(sides: Sides, orders: Tensor) -> tuple[Tensor, Tensor]:
 def _shifted_within(sides: Sides, codes: Tensor, permutations: int, seed: int) -> tuple[Tensor, Tensor]:
     """As `_permuted`, when every group is shifted by a number of rows of its own.
 
-    For groups g and h the sums over their rows for all pairs of shifts are one two-dimensional circular correlation.
-    The products of the shifts of all groups are a group again; drawn elements of it, the identity and the same number
-    in other random orders give an exact test.
+    For two groups the sums over their rows for all pairs of shifts are one two-dimensional circular correlation. Drawn
+    elements of the group of all shifts, the identity and as many in other random orders give an exact test.
     """
     n, counts, device, generator = len(codes), codes.bincount(), sides[0][1].device, seeded(seed)
     # Ten times as many products of shifts as draws: few of them are drawn twice.

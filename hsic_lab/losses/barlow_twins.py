@@ -43,12 +43,12 @@ class HSICSSLLoss(TwoViewLoss):
     def _terms(self, z_a: Tensor, z_b: Tensor) -> dict[str, Tensor]:
         d, target = z_a.shape[1], self.off_diagonal_target
         weight = _weight(self.lambda_param, d)
-        diagonal, squares, others = split_squared_norm(z_a, z_b, self.route, self.contrast, standardized=True)
-        error = 1 - diagonal
-        terms = {"invariance": error.dot(error), "redundancy": weight * squares}
+        weights = weight, -2 * target * weight
+        invariance, redundancy, feature_sum = split_squared_norm(z_a, z_b, self.route, self.contrast, weights)
+        terms = {"invariance": invariance, "redundancy": redundancy}
         if target != 0:
-            terms["feature_sum"] = -2 * target * weight * others
-            terms["constant"] = diagonal.new_tensor(weight * d * (d - 1) * target**2)
+            terms["feature_sum"] = feature_sum
+            terms["constant"] = invariance.new_tensor(weight * d * (d - 1) * target**2)
         return terms
 
     def expected_if_independent(self, n: int, d: int) -> float:

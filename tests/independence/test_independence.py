@@ -18,17 +18,12 @@ from scipy import stats
 from hsic_lab._checks import seeded
 from hsic_lab.hsic import center, dhsic, hsic
 from hsic_lab.hsic._joint import ShiftedGram, shift_orders, shifted_hsic
-from hsic_lab.independence import (
-    aggregated_test,
-    block_test,
-    dhsic_test,
-    gamma_test,
-    permutation_test,
-    shift_test,
-    spectral_test,
-)  # fmt: skip
 from hsic_lab.independence._approximate import permutation_moments, weighted_chi_squares
 from hsic_lab.kernels import Delta, Gaussian, Linear, Polynomial
+
+from hsic_lab.independence import (  # isort: skip
+    aggregated_test, block_test, dhsic_test, gamma_test, permutation_test, shift_test, spectral_test,
+)  # fmt: skip
 
 TESTS = (permutation_test, aggregated_test, gamma_test, spectral_test, block_test)
 SEEDED = (permutation_test, aggregated_test, spectral_test)

@@ -151,3 +151,19 @@ def test_blocks_of_columns_do_not_change_the_result(make, n, d, monkeypatch):
     # At n = 3 the gradients of nearly constant columns are huge, and the rounding error is relative to them.
     scale = float(expected_gradient.abs().max())
     torch.testing.assert_close(gradient(make(route), z_a, z_b), expected_gradient, rtol=1e-8, atol=1e-12 * scale)
+
+
+@pytest.mark.parametrize("make", ROUTED)
+@pytest.mark.parametrize("route", ["primal", "dual"])
+def test_float32_gradient_far_from_zero_is_that_of_float64(make, route):
+    z_a, z_b = (1e4 + z for z in views(64, 8, dtype=torch.float32))
+    expected = gradient(make("primal"), z_a.double(), z_b.double()).float()
+    found = gradient(make(route), z_a, z_b)
+    assert float((found - expected).norm() / expected.norm()) < 1e-5
+
+
+def test_squares_that_overflow_are_not_taken_for_constant_features():
+    z_a, z_b = views(64, 8, dtype=torch.float32)
+    for far in (0, 1e25):
+        z_a[:, 2] = far + 1e24 * views(64, 1, seed=7, dtype=torch.float32)[0][:, 0]
+        assert not BarlowTwinsLoss(route="primal")(z_a, z_b).isfinite()
