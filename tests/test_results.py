@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from hsic_lab.ablation import paired_difference, read_table, summarize
+from hsic_lab.ablation import paired_difference, paired_differences, read_table, summarize
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "results.md").read_text()
@@ -102,6 +102,28 @@ def test_the_table_of_batch_sizes_is_the_committed_one():
         means = summarize(of(name), ["loss", "batch_size"])
         for loss, part in means.groupby("loss"):
             assert f"| {loss} | {' | '.join(f'{100 * m:.1f}' for m in part['mean'])} |" in TEXT
+
+
+# the table, the factor in its columns, the factor that is compared, its first level
+TUNED = [
+    ("tuned_batch_size", "batch_size", "loss", "barlow_twins"),
+    ("tuned_width", "d", "loss", "barlow_twins"),
+    ("tuned_kernel", None, "kernel", "linear"),
+]
+
+
+@pytest.mark.parametrize(("name", "columns", "factor", "first"), TUNED, ids=lambda value: str(value))
+def test_tuned_comparisons_are_those_of_their_tables(name, columns, factor, first):
+    table = of(name)
+    reported = table[table["tuned"].isna()]
+    assert reported.groupby([columns or factor, factor])["seed"].nunique().eq(5).all() and (table["seed"] != 1000).any()
+    if columns:
+        for level, part in summarize(reported, [factor, columns]).groupby(factor):
+            assert f"| {level} | {' | '.join(f'{100 * m:.1f}' for m in part['mean'])} |" in TEXT
+    for row in paired_differences(reported, factor, first, by=[columns] if columns else []).to_dict("records"):
+        where = f", {columns.replace('_', ' ')} {row[columns]}" if columns else ""
+        found = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * row[k] for k in ("mean", "low", "high")))
+        assert f"| {row['second']} minus {first}{where} | {found} | {row['p_holm']:.2g} | {row['verdict']} |" in TEXT
 
 
 def test_what_an_untrained_encoder_answers_is_that_of_its_table():
