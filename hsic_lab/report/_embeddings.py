@@ -67,9 +67,13 @@ class Embeddings:
 
     def __post_init__(self) -> None:
         views = [z for z in (self.z_a, self.z_b) if z is not None]
-        _check_shapes(self.name, [tuple(z.shape) for z in views])
         for z in views:
+            if z.ndim != 2 or len(z) < MIN_ROWS or not 2 <= z.shape[1] <= MAX_FEATURES:
+                accepted = f"at least {MIN_ROWS} rows and 2 to {MAX_FEATURES} columns"
+                raise ValueError(f"{self.name}: a view must have {accepted}, got shape {tuple(z.shape)}")
             finite_rows(self.name, z)
+        if len(shapes := {tuple(z.shape): 0 for z in views}) > 1:
+            raise ValueError(f"{self.name}: the views must have the same shape, got {' and '.join(map(str, shapes))}")
         expected = len(self.z_a if self.features is None else self.features)
         if self.labels is not None and self.labels.shape != (expected,):
             raise ValueError(f"{self.name}: {expected} rows need as many labels, got {self.labels.shape}")
@@ -157,9 +161,6 @@ class Column(NamedTuple):
     load: Callable[[], Any] = tuple
 
 
-Columns = dict[str, Column]
-
-
 @contextmanager
 def _named_errors(path: Path) -> Iterator[None]:
     """Turn errors of the libraries that read files into a ValueError of one line that names the file."""
@@ -174,7 +175,7 @@ def _named_errors(path: Path) -> Iterator[None]:
         raise ValueError(words if path.name in words else f"{printable(path)} cannot be read: {words}") from error
 
 
-def _arrays(path: Path) -> Columns:
+def _arrays(path: Path) -> dict[str, Column]:
     """Return the arrays of a file, of which the headers alone are read: compressed ones may unpack to any size."""
     if path.suffix.lower() == ".npy":  # np.load would take any text for a pickle, open_memmap refuses both
         array = np.lib.format.open_memmap(path, mode="r")
@@ -206,7 +207,7 @@ def _arrays(path: Path) -> Columns:
     return {name: Column(tuple(v.shape), v.dtype, partial(values.get, name)) for name, v in values.items()}
 
 
-def _table(path: Path, label: str | None) -> Columns:
+def _table(path: Path, label: str | None) -> dict[str, Column]:
     """Return the columns of a table. In text files the labels and a lone column are read as text: 01 and 1 differ."""
     text: list[str] = []
     if path.suffix.lower() == ".parquet":
@@ -235,7 +236,7 @@ def _table(path: Path, label: str | None) -> Columns:
             raise ValueError(f"the first line holds numbers, {', '.join(others[:3])}, ...: name every column there")
     if not table.num_rows:
         raise ValueError("there is no row below the names of the columns")
-    found: Columns = {}
+    found: dict[str, Column] = {}
     for name, column in zip(table.column_names, table.columns, strict=True):
         if name in found:
             raise ValueError(f"column {name!r} occurs twice")
@@ -243,11 +244,8 @@ def _table(path: Path, label: str | None) -> Columns:
         if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
             lengths = pa.compute.unique(pa.compute.list_value_length(column)).to_pylist()
             ragged = len(lengths) > 1 or lengths == [None]
-            shape, column = (
-                shape if ragged else (*shape, *lengths),
-                column if ragged else pa.compute.list_flatten(column),
-            )
             kind = "vectors of different lengths" if ragged else kind.value_type
+            shape = shape if ragged else (*shape, *lengths)
         number = not isinstance(kind, str) and (pa.types.is_integer(kind) or pa.types.is_floating(kind))
         load = partial(_values, column, shape, name in text)
         found[name] = Column(shape, np.dtype(kind.to_pandas_dtype()) if number else str(kind), load)
@@ -256,6 +254,7 @@ def _table(path: Path, label: str | None) -> Columns:
 
 def _values(column: pa.ChunkedArray, shape: tuple[int, ...], is_text: bool) -> np.ndarray:
     """Return a column; text as numbers if all but MISSING is written as whole numbers are, or some are not whole."""
+    column = pa.compute.list_flatten(column) if len(shape) == 2 else column
     values = np.asarray(column.to_pandas()).reshape(shape)
     if not is_text:
         return values
@@ -286,25 +285,23 @@ def _read(
         kept = {name: column for name, column in columns.items() if name not in dropped}
         label = _label_name(kept, None if elsewhere and label not in columns else label)
         views = _views(kept, label, view_a, view_b, suffix in TABLES)
-        _check_shapes(path.name, shapes := [(*kept[view[0]].shape, len(view))[:2] for view in views])
-        n, d = shapes[0]
-        if label is not None and kept[label].shape != (n,):
-            raise ValueError(f"{n} rows need as many labels, got {label!r} of shape {kept[label].shape}")
+        n, d = (*kept[views[0][0]].shape, len(views[0]))[:2]
         used = {*itertools.chain(*views), *([] if label is None else [label])}
         for name in used if suffix != ".npy" else ():
             _check_size(name, kept[name])
-        rows: Any = sample(n, MAX_VALUES // d) if n * d > MAX_VALUES else slice(None)
+        same_rows = len({kept[name].shape[:1] for name in used}) == 1  # else `Embeddings` names the shapes
+        rows: Any = sample(n, MAX_VALUES // d) if same_rows and n * d > MAX_VALUES else slice(None)
         z = [_load(kept, view, rows, view_a is None) for view in views]
         notes = [f"View {letter}: {_few(view)}" for letter, view in zip("AB", views, strict=False)]
         if unused := [name for name in columns if name not in used]:
             notes.append(f"Left out: {_few(unused)}")
         names = [] if len(kept[views[0][0]].shape) == 2 else list(map(printable, views[0]))
-        source_rows = n if len(z[0]) < n else None
-        found = Embeddings(*z, name=printable(path.name), rows=source_rows, note=". ".join(notes), columns=names)
+        taken: Any = {"name": printable(path.name), "note": ". ".join(notes), "columns": names}
+        found = Embeddings(*z, rows=n if len(z[0]) < n else None, **taken)
         return found if label is None else _with_labels(found, kept[label].load()[rows], repr(label))
 
 
-def _label_name(names: Columns, label: str | None) -> str | None:
+def _label_name(names: dict[str, Column], label: str | None) -> str | None:
     """Return the name of the labels, None if there are none; ValueError if the choice is not clear."""
     if label is not None and label not in names:
         raise ValueError(f"there is no column or array {label!r} for the labels; there are {_few(names)}")
@@ -313,7 +310,9 @@ def _label_name(names: Columns, label: str | None) -> str | None:
     return label or next((name for name in names if name in LABELS), None)
 
 
-def _views(columns: Columns, label: str | None, view_a: str | None, view_b: str | None, table: bool) -> list[list[str]]:
+def _views(
+    columns: dict[str, Column], label: str | None, view_a: str | None, view_b: str | None, table: bool
+) -> list[list[str]]:
     """Return the columns, or the one matrix, of each view; raise ValueError for names that could be misunderstood."""
     names = [name for name in columns if name != label]
     matrices = [name for name in names if len(columns[name].shape) == 2]
@@ -332,9 +331,8 @@ def _views(columns: Columns, label: str | None, view_a: str | None, view_b: str 
         for name in names:
             kind, remedy = columns[name].dtype, f"leave it out, --drop {name!r}"
             if name.lower() in (*LABELS, *(() if label else ("class", "classes"))):
-                raise ValueError(
-                    f"column {name!r} is no feature: labels are called {', '.join(LABELS)}, or --label-column"
-                )
+                remedy = f"labels are called {', '.join(LABELS)}, or --label-column"
+                raise ValueError(f"column {name!r} is no feature: {remedy}")
             if INDEX.fullmatch(name):
                 raise ValueError(f"column {name!r} looks like an index, not a feature: {remedy}")
             if not isinstance(kind, np.dtype):
@@ -353,7 +351,7 @@ def _views(columns: Columns, label: str | None, view_a: str | None, view_b: str 
     return views
 
 
-def _load(columns: Columns, view: list[str], rows: Any, suspicious: bool) -> Tensor:
+def _load(columns: dict[str, Column], view: list[str], rows: Any, suspicious: bool) -> Tensor:
     """Return the values of a view; ValueError for a `suspicious` column that counts the rows."""
     parts = []
     for name in view:
@@ -428,7 +426,7 @@ def _few(names: Iterable[str]) -> str:
 def _matching(names: Iterable[str], pattern: str) -> list[str]:
     """Return the names that match the pattern, at least one."""
     if not (found := [name for name in names if fnmatchcase(name, pattern)]):
-        raise ValueError(f"no column or array is called {pattern!r}; there are {_few(names)}")
+        raise ValueError(f"no column or array is called {pattern!r}; there are {_few(names) or 'none'}")
     return found
 
 
@@ -441,16 +439,6 @@ def _refuse_splits(names: Sequence[str], what: str) -> None:
 def sample(n: int, most: int) -> np.ndarray:
     """Return ``min(n, most)`` of the rows 0 to n - 1, drawn without replacement, in ascending order."""
     return np.sort(np.random.default_rng(0).choice(n, min(n, most), replace=False))
-
-
-def _check_shapes(name: str, shapes: Sequence[tuple[int, ...]]) -> None:
-    """Raise ValueError for views that are too small, too wide or of different shapes."""
-    for shape in shapes:
-        if len(shape) != 2 or shape[0] < MIN_ROWS or not 2 <= shape[1] <= MAX_FEATURES:
-            accepted = f"at least {MIN_ROWS} rows and 2 to {MAX_FEATURES} columns"
-            raise ValueError(f"{name}: a view must have {accepted}, got shape {shape}")
-    if len(set(shapes)) > 1:
-        raise ValueError(f"{name}: the views must have the same shape, got {shapes[0]} and {shapes[1]}")
 
 
 def _check_size(name: str, column: Column) -> None:
