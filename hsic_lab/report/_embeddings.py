@@ -52,6 +52,7 @@ class Embeddings:
     not the rows of `z_a`; for a run, the features of its encoder. `target` of shape (n,) is a continuous quantity in
     place of labels, NaN where it is missing. `rows` is the number of rows of the source if `z_a` is a sample of them.
     The page has the title `name` and shows the remark `note`. `kind` is that of `diagnose`, `columns` name features.
+    `layers` are the features of a run by depth, of the rows of `features`; `table` has columns that are no features.
     """
 
     z_a: Tensor
@@ -64,6 +65,8 @@ class Embeddings:
     target: np.ndarray | None = None
     kind: str = "unknown"
     columns: Sequence[str] = ()
+    layers: Mapping[str, Tensor] | None = None
+    table: pd.DataFrame | None = None
 
     def __post_init__(self) -> None:
         views = [z for z in (self.z_a, self.z_b) if z is not None]
@@ -109,10 +112,10 @@ def read_embeddings(
     drop = [drop] if isinstance(drop, str) else drop
     if view_b is not None and view_a is None and second is None:
         raise ValueError(f"view B, {view_b!r}, is chosen: choose view A of the file too, --view-a")
-    found = _read(Path(path), label, drop, view_a, None if second else view_b, labels is not None)
+    found = read_one(Path(path), label, drop, view_a, None if second else view_b, labels is not None)
     if second is not None:
         _refuse_splits([Path(path).stem, Path(second).stem], "files")
-        other = _read(Path(second), label, drop, view_b, None, True)
+        other = read_one(Path(second), label, drop, view_b, None, True)
         if found.z_b is not None or other.z_b is not None:
             raise ValueError(f"two files must hold one view each; {path if found.z_b is not None else second} has two")
         if found.rows != other.rows:
@@ -145,9 +148,17 @@ def _read_run(folder: Path) -> Embeddings:
     data = data_of(run.config.dataset, run.metadata)
     network = torch.nn.Sequential(run.encoder, run.projector)
     z_a, z_b = (extract_features(network, view) for view in held_out_pairs(data, run.config, torch.device("cpu")))
-    judged = data.test.sample(min(MAX_VALUES // 4096, len(data.test)))
+    judged = data.test.sample(min(MAX_VALUES // max(4096, sum(run.config.projector)), len(data.test)))
+    layers = {"encoder": (z := extract_features(run.encoder, judged.images))}
+    for start in range(0, len(modules := list(run.projector)), 3):  # linear, batch normalization, ReLU; a linear one
+        z = extract_features(torch.nn.Sequential(*modules[start : start + 3]), z)
+        layers[f"projector {start // 3 + 1}"] = z
     labels, name = judged.labels.numpy() if data.class_names else None, printable(f"{folder} on {data.name}")
-    return Embeddings(z_a, z_b, labels, extract_features(run.encoder, judged.images), name, kind="projections")
+    table = pd.DataFrame(
+        {"row": range(len(z))} | ({} if labels is None else {"label": np.take(data.class_names, labels)})
+    )
+    more: Any = {"kind": "projections", "layers": layers, "table": table}
+    return Embeddings(z_a, z_b, labels, layers["encoder"], name, **more)
 
 
 # File formats
@@ -269,10 +280,10 @@ def _values(column: pa.ChunkedArray, shape: tuple[int, ...], is_text: bool) -> n
 # Views and labels: what is taken of a file
 
 
-def _read(
+def read_one(
     path: Path, label: str | None, drop: Iterable[str], view_a: str | None, view_b: str | None, elsewhere: bool
 ) -> Embeddings:
-    """Return the embeddings of one file or run; the chosen labels may be `elsewhere`, in another file."""
+    """Return the embeddings of one file or run; what is chosen as labels or dropped may be `elsewhere`."""
     if path.is_dir():
         if label or drop or view_a or view_b:
             raise ValueError(f"{path} is a run: columns and arrays are chosen in files only")
@@ -281,7 +292,7 @@ def _read(
         raise ValueError(f"{path}: accepted are files ending in {', '.join((*ARRAYS, *TABLES))} and run folders")
     with _named_errors(path):
         columns = _table(path, label) if suffix in TABLES else _arrays(path)
-        dropped = {name for pattern in drop for name in _matching(columns, pattern)}
+        dropped = {name for pattern in drop for name in _matching(columns, pattern, elsewhere)}
         kept = {name: column for name, column in columns.items() if name not in dropped}
         label = _label_name(kept, None if elsewhere and label not in columns else label)
         views = _views(kept, label, view_a, view_b, suffix in TABLES)
@@ -296,7 +307,9 @@ def _read(
         if unused := [name for name in columns if name not in used]:
             notes.append(f"Left out: {_few(unused)}")
         names = [] if len(kept[views[0][0]].shape) == 2 else list(map(printable, views[0]))
-        taken: Any = {"name": printable(path.name), "note": ". ".join(notes), "columns": names}
+        beside = [name for name in unused if suffix in TABLES and len(columns[name].shape) == 1]
+        table = pd.DataFrame({"row": np.arange(n)[rows]} | {name: columns[name].load()[rows] for name in beside})
+        taken: Any = {"name": printable(path.name), "note": ". ".join(notes), "columns": names, "table": table}
         found = Embeddings(*z, rows=n if len(z[0]) < n else None, **taken)
         return found if label is None else _with_labels(found, kept[label].load()[rows], repr(label))
 
@@ -389,6 +402,7 @@ def _with_labels(found: Embeddings, values: np.ndarray | Tensor, source: str) ->
         raise ValueError(f"{found.name}: {n} rows need as many labels, got {values.shape}")
     if values.dtype.kind in "OS":
         values = np.array([v.decode(errors="replace") if isinstance(v, bytes) else v for v in values], object)
+    table = (pd.DataFrame() if found.table is None else found.table).assign(label=values)
     given = ~pd.isna(values) & (values != "" if values.dtype.kind in "OU" else True)
     labels = np.asarray(pd.Series(values[given]).infer_objects())
     if not len(labels):
@@ -402,7 +416,7 @@ def _with_labels(found: Embeddings, values: np.ndarray | Tensor, source: str) ->
             target = np.full(n, np.nan)
             target[given] = labels
             words = f"Continuous target: {source}, {labels.min():g} to {labels.max():g}; a probe needs classes"
-            return replace(found, target=target, note=f"{found.note}. {words}{missing}")
+            return replace(found, target=target, note=f"{found.note}. {words}{missing}", table=table)
         labels = labels.astype(np.int64)  # pandas keeps integers as floats in a column with missing values
     if labels.dtype.kind == "O":
         _check_size(source, Column((n, max(len(str(label)) for label in pd.unique(labels))), np.dtype("U1")))
@@ -414,7 +428,8 @@ def _with_labels(found: Embeddings, values: np.ndarray | Tensor, source: str) ->
         )
     words = "".join(f". The text {label!r} is a class" for label in classes if label.strip().lower() in MISSING)
     note = f"{found.note}. Labels: {source}, {len(classes)} classes: {_few(classes)}{words}{missing}"
-    return replace(found, labels=labels, features=found.z_a[torch.from_numpy(given)] if missing else None, note=note)
+    features = found.z_a[torch.from_numpy(given)] if missing else None
+    return replace(found, labels=labels, features=features, note=note, table=table)
 
 
 def _few(names: Iterable[str]) -> str:
@@ -423,9 +438,9 @@ def _few(names: Iterable[str]) -> str:
     return ", ".join(map(repr, names)) if len(names) <= 8 else f"{names[0]!r} to {names[-1]!r} ({len(names)})"
 
 
-def _matching(names: Iterable[str], pattern: str) -> list[str]:
-    """Return the names that match the pattern, at least one."""
-    if not (found := [name for name in names if fnmatchcase(name, pattern)]):
+def _matching(names: Iterable[str], pattern: str, elsewhere: bool = False) -> list[str]:
+    """Return the names that match the pattern, at least one unless it may be `elsewhere`."""
+    if not (found := [name for name in names if fnmatchcase(name, pattern)]) and not elsewhere:
         raise ValueError(f"no column or array is called {pattern!r}; there are {_few(names) or 'none'}")
     return found
 

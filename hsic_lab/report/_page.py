@@ -4,7 +4,7 @@ import base64
 import io
 import itertools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +14,27 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from scipy.stats import ks_2samp
 from sklearn.model_selection import train_test_split
+from sklearn.neighbors import NearestNeighbors
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 import hsic_lab
 from hsic_lab._io import replace_file
 from hsic_lab.cka import cka_or_nan
-from hsic_lab.correlation import CorrelationSummary, cross_correlation, off_diagonal
+from hsic_lab.correlation import CorrelationSummary, cross_correlation, off_diagonal, standardize
 from hsic_lab.diagnostics import covariance_spectrum, diagnose
 from hsic_lab.diagnostics._diagnose import FAULTS
 from hsic_lab.evaluation import knn_accuracy, linear_probe
+from hsic_lab.evaluation import probe_table as probe_splits
 from hsic_lab.evaluation._features import chance_accuracy, default_neighbors
 from hsic_lab.explorer import CorrelationExplorer, explorer_fragment
 from hsic_lab.independence import TestResult, gamma_test, permutation_test
-from hsic_lab.kernels import Delta, Gaussian
-from hsic_lab.plots import PALETTE, plot_cross_correlation, plot_embedding, plot_spectrum
+from hsic_lab.kernels import Delta, Gaussian, Linear
+from hsic_lab.plots import DIVERGING, PALETTE, plot_cross_correlation, plot_embedding, plot_spectrum
 from hsic_lab.plots._canvas import QUIET
+from hsic_lab.plots._samples import principal_axes
 from hsic_lab.report._embeddings import Embeddings, read_embeddings, real_floats, sample
 from hsic_lab.training import Run
 
@@ -39,13 +43,14 @@ Source = Embeddings | Run | Tensor | np.ndarray | tuple | str | Path
 # Expensive measurements use a sample of the rows, so that a page takes seconds.
 SPECTRUM_ROWS, CKA_ROWS, GAUSSIAN_ROWS = 10_000, 10_000, 2000
 TEST_ROWS, GAMMA_ROWS, PERMUTATIONS = 500, 2000, 499
+PAIRED_ROWS, DOTS, NEIGHBORS, ALIKE = 2000, 400, 10, 0.1  # of the comparison of two embeddings
 ONE_THREAD_VALUES = 1 << 20
 LIVE_FEATURES = 1024  # more make the page larger than 15 MB, and are drawn as an image
 LOG = logging.getLogger(__name__)  # the command line shows a line for each part that takes time
 PROBE_ROWS, PROBE_VALUES, SPLITS, MIN_CLASS_ROWS = 10_000, 1 << 22, 3, 10
 
 
-def write_report(source: Source, path: str | Path, *, reference: Tensor | np.ndarray | None = None) -> Path:
+def write_report(source: Source, path: str | Path, *, reference: Source | None = None) -> Path:
     """Write an HTML page about embeddings or a run, and return its path.
 
     The page has a verdict, the correlation of the features, spectrum, principal axes, diagnostics, accuracy of a linear
@@ -58,8 +63,9 @@ def write_report(source: Source, path: str | Path, *, reference: Tensor | np.nda
         What to describe; a path is a file or a folder that `read_embeddings` accepts.
     path : path
         The file to write, ending in ``.html``.
-    reference : Tensor or ndarray of shape (n, p), optional
-        Other features of the same rows, for CKA.
+    reference : as `source`, optional
+        Other features of the same rows, of any width. The page then compares both: principal axes side by side, C, CKA
+        with a p-value, the neighbors kept, and the probes. Of a run, the features of the encoder are compared.
 
     Examples
     --------
@@ -74,16 +80,15 @@ def write_report(source: Source, path: str | Path, *, reference: Tensor | np.nda
     if path.suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"the page needs a name ending in .html, got {path}")
     found = as_embeddings(source)
-    if reference is not None:
-        reference = as_embeddings(reference).z_a
-        if len(reference) != len(found.z_a):
-            raise ValueError(f"reference must have a row for each of the {len(found.z_a)} rows, got {len(reference)}")
+    other = None if reference is None else as_embeddings(reference)
+    if other is not None and (n := len(_compared(found))) != (m := len(_compared(other))):
+        raise ValueError(f"the reference, {other.name}, must have a row for each of the {n} rows, got {m}")
     path.parent.mkdir(parents=True, exist_ok=True)
     look: Any = {"axes.spines.top": False, "axes.spines.right": False, "font.size": 10}
     # On shared cores the busy waiting of a second thread makes the many short products of a page ten times slower.
     threads = threadpool_limits(1 if found.z_a.numel() <= ONE_THREAD_VALUES else None)
     with torch.no_grad(), threads, plt.rc_context(look):
-        text = report_html(found, reference)
+        text = report_html(found, other)
     replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
     return path
 
@@ -101,17 +106,58 @@ def as_embeddings(source: Source) -> Embeddings:
     return Embeddings(z[0], z[1] if len(z) == 2 else None)
 
 
-def report_html(found: Embeddings, reference: Tensor | None = None) -> str:
+def write_atlas(source: Source, path: str | Path) -> Path:
+    """Write a row for each row of embeddings to a Parquet file that Embedding Atlas and similar tools open.
+
+    The columns are `projection_x` and `projection_y`, the first two principal axes; `row`, its number in the source;
+    the labels; and the columns of a table that are no features, such as names of images. Returns the path.
+
+    Parameters
+    ----------
+    source, path : as in `write_report`, and path
+        What to write, and the file, ending in ``.parquet``.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".parquet":
+        raise ValueError(f"the rows for an atlas need a name ending in .parquet, got {path}")
+    found = as_embeddings(source)
+    z, table = _compared(found), found.table
+    if table is None:
+        z = z if found.labels is None or found.features is None else found.features
+        given = found.target if found.labels is None else found.labels
+        table = pd.DataFrame({"row": np.arange(len(z))} | ({} if given is None else {"label": given}))
+    axes = pd.DataFrame(_axes(z), columns=["projection_x", "projection_y"])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, pd.concat([axes, table], axis=1).to_parquet)
+    return path
+
+
+def _compared(found: Embeddings) -> Tensor:
+    """Return what is compared with other embeddings: the features of a run's encoder, else the first view."""
+    return found.z_a if found.layers is None or found.features is None else found.features
+
+
+def _axes(z: Tensor) -> np.ndarray:
+    """Return the rows on their first two principal axes; all are 0 if the rows are equal."""
+    return principal_axes(z.numpy())[0] if (z != z[:1]).any() else np.zeros((len(z), 2))
+
+
+def report_html(found: Embeddings, other: Embeddings | None = None) -> str:
     """Return the text of the page; the template escapes all values."""
     LOG.info("Diagnostics of %d rows and %d features ...", *found.z_a.shape)
     frame = diagnose(found.z_a, found.z_b, kind=found.kind)
     LOG.info("%s\nPrediction of the labels ...", frame)
-    probe, probe_note = probe_table(found)
+    probe, probe_note = probe_table(found, other)
+    tables = {"diagnostics": frame, "probe": probe, "depth": depth_table(found)}
+    if len(tables["depth"]):
+        LOG.info("%s", tables["depth"].to_string(index=False, float_format="{:.3f}".format))
     LOG.info("Similarity and tests ...")
-    similarity = similarity_table(found.z_a, found.z_b, reference)
-    tables = {"diagnostics": frame, "probe": probe, "similarity": similarity, "independence": independence_table(found)}
+    reference = other.z_a if other is not None and len(other.z_a) == len(found.z_a) else None
+    tables |= {"similarity": similarity_table(found.z_a, found.z_b, reference)}
+    tables |= {"independence": independence_table(found)}
     LOG.info("Figures ...")
-    figures = _correlation(found) | _spectrum(found.z_a, found.z_b) | _principal_axes(found)
+    figures = {"correlation": _correlation(found)} | _spectrum(found.z_a, found.z_b) | _principal_axes(found)
+    figures |= {} if other is None else _comparison(found, other)
     verdict = frame.attrs["verdict"]
     kind = "good" if verdict == "healthy" else "bad" if verdict in FAULTS else ""
     classes = 0 if found.labels is None else len(np.unique(found.labels))
@@ -173,7 +219,84 @@ def _correlation(found: Embeddings) -> dict[str, Any]:
     axes[2].axvspan(-band, band, color=QUIET, alpha=0.25, label="±2 standard errors of 0")
     axes[2].set(xlabel="correlation", ylabel="density", yscale="log")
     axes[2].legend(frameon=False, fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1.0))
-    return {"correlation": _png(figure), "summary": summary, "finer_limit": finer_limit}
+    return {"image": _png(figure), "summary": summary, "finer_limit": finer_limit}
+
+
+def _comparison(found: Embeddings, other: Embeddings) -> dict[str, Any]:
+    """Return the comparison with other embeddings of the same rows: its table, the linked dots, and C."""
+    x, y = _compared(found), _compared(other)
+    table, rows, kept = comparison_table(x, y)
+    warning, labels = table.attrs["warning"], found.labels
+    if labels is not None and other.labels is not None and len(labels) == len(other.labels):
+        differ = int((labels.astype(str) != other.labels.astype(str)).sum())
+        warning = f"The rows may be in another order: {differ} labels differ. {warning}" if differ else warning
+    LOG.info("%s\n%s", table.iloc[:, :3].to_string(index=False, float_format="{:.4g}".format), warning)
+    step = -(-len(rows) // DOTS)
+    names = [] if labels is None or len(labels) != len(x) else labels[rows].astype(str)
+    common = list(pd.Series(names, dtype=object).value_counts().index[: len(PALETTE)])
+    axes = [_axes(z)[rows[::step]] for z in (x, y)]
+    axes[1] = axes[1] * np.where((axes[0] * axes[1]).sum(axis=0) < 0, -1, 1)  # the sign of an axis has no meaning
+    places = [20 + 360 * (z - z.min(axis=0)) / (np.ptp(z, axis=0).max() or 1) for z in axes]
+    dots = []
+    for i, (row, share) in enumerate(zip(rows[::step], kept[::step], strict=True)):
+        label, words = (names[i * step], f", label {names[i * step]}") if len(names) else ("", "")
+        color = PALETTE[common.index(label) if label in common else 0] if label in common or not common else ""
+        words = f"Row {row}{words}: {share:.0%} of its neighbors kept"
+        dots.append({"words": words, "color": color, "places": [place[i].round(1).tolist() for place in places]})
+    if x.shape == y.shape:
+        joint = _correlation(Embeddings(x, y))
+    else:
+        dtype = torch.promote_types(x.dtype, y.dtype)
+        c = (standardize(x.to(dtype)).T @ standardize(y.to(dtype)) / len(x)).numpy()
+        limit = float(np.clip(np.quantile(np.abs(c), 0.99), 0.01, 1))
+        figure, ax = plt.subplots(figsize=(7.2, 4.6), layout="constrained")
+        image = ax.imshow(c, cmap=DIVERGING, vmin=-limit, vmax=limit, aspect="auto")
+        figure.colorbar(image, label="correlation", extend="both")
+        ax.set(xlabel="feature of B", ylabel="feature of A")
+        joint = {"image": _png(figure), "shape": c.shape, "rms": float(np.sqrt(np.square(c).mean()))}
+    linked = {"dots": dots, "legend": list(zip(common, PALETTE, strict=False)), "others": len(set(names)) > len(common)}
+    return {
+        "other": other,
+        "comparison": _cells(table),
+        "warning": warning,
+        "joint": joint,
+        "neighbors": NEIGHBORS,
+    } | linked
+
+
+def comparison_table(x: Tensor, y: Tensor) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
+    """Return how similar two embeddings of the same rows are, which rows were used, and their shares of neighbors kept.
+
+    ``attrs["warning"]`` of the table is not empty if the rows may be in another order: nothing speaks against the
+    independence of the two, but the spectra and the distances from the mean, up to a scale, agree.
+    """
+    rows = sample(len(x), PAIRED_ROWS)
+    x, y = x[rows].double(), y[rows].double()
+    value, n, k = cka_or_nan(x, y), len(rows), min(NEIGHBORS, len(rows) - 2)
+    near = [NearestNeighbors(n_neighbors=k).fit(z).kneighbors(return_distance=False) for z in (x, y)]
+    kept = np.array([np.isin(a, b).mean() for a, b in zip(*near, strict=True)])
+    warning, answer = "", "not defined: all rows of one are equal"
+    if np.isfinite(value):
+        result = permutation_test(x, y, Linear(), Linear(), permutations=PERMUTATIONS)
+        answer = f"p = {result.pvalue:.3g} out of {result.out_of}: "
+        answer += "they depend on each other" if result.pvalue <= 0.01 else "nothing speaks against independence"
+        spectra = torch.zeros(2, max(x.shape[1], y.shape[1]), dtype=torch.float64)
+        distances = []
+        for spectrum, z in zip(spectra, (x, y), strict=True):
+            found = covariance_spectrum(z)
+            spectrum[: len(found)] = found / found.sum()
+            distances.append((z - z.mean(dim=0)).norm(dim=1) / found.sum().sqrt())
+        apart = max(float((spectra[0] - spectra[1]).abs().sum()) / 2, ks_2samp(*distances).statistic - 1 / n**0.5)
+        if result.pvalue > 0.01 and apart <= ALIKE:
+            warning = "The rows may be in another order: the two look independent of each other, but their spectra and "
+            warning += "the distances of the rows from the mean agree, which do not depend on the order."
+    measures = [
+        ("CKA (linear)", value, 0.0, n, answer),
+        (f"neighbors kept, k = {k}", kept.mean(), k / (n - 1), n, f"of a row's {k} nearest in A, the share in B"),
+    ]
+    table = pd.DataFrame(measures, columns=["measure", "value", "unrelated_rows_give", "rows", "remark"])
+    table.attrs["warning"] = warning
+    return table, rows, kept
 
 
 def _spectrum(z_a: Tensor, z_b: Tensor | None) -> dict[str, Any]:
@@ -242,31 +365,60 @@ def independence_table(found: Embeddings) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["question", "test", "rows", "statistic", "pvalue", "answer"])
 
 
-def probe_table(found: Embeddings) -> tuple[pd.DataFrame, str]:
-    """Return the accuracies on random splits of a linear probe and of nearest neighbors, and which rows were used."""
+def probe_table(found: Embeddings, other: Embeddings | None = None) -> tuple[pd.DataFrame, str]:
+    """Return the accuracies on random splits of a linear probe and of nearest neighbors, and which rows were used.
+
+    The features of `other` are B, those of `found` are A.
+    """
     if found.labels is None:
         return pd.DataFrame(), ""
-    x = found.z_a if found.features is None else found.features
-    chosen = sample(len(x), min(PROBE_ROWS, PROBE_VALUES // x.shape[1]))
-    classes, counts = np.unique(found.labels[chosen], return_counts=True)
+    given = {"A": found.z_a if found.features is None else found.features}
+    if other is not None and len(_compared(other)) == len(given["A"]):
+        given["B"] = _compared(other)
+    kept, note = _probed_rows(found.labels, given)
+    if not len(kept):
+        return pd.DataFrame(), note
+    y, rows = found.labels[kept], []
+    for seed in range(SPLITS):
+        train, test = train_test_split(np.arange(len(y)), test_size=0.3, stratify=y, random_state=seed)
+        for name, z in given.items():
+            parts = z[kept[train]], y[train], z[kept[test]], y[test]
+            results = {"linear probe": linear_probe(*parts, seed=seed).accuracy}
+            if not (z[kept] == 0).all(dim=1).any():  # a zero row has no direction, and so no nearest neighbors
+                results[f"{default_neighbors(len(train))} nearest neighbors"] = knn_accuracy(*parts)
+            rows += [(name, *result, chance_accuracy(y[train], y[test])) for result in results.items()]
+    table = pd.DataFrame(rows, columns=["features", "evaluation", "accuracy", "chance"])
+    means = table.groupby(["features", "evaluation"], sort=False).agg(["mean", "std"])
+    table = means["accuracy"].rename(columns={"mean": "accuracy"}).assign(chance=means["chance", "mean"]).reset_index()
+    table = table.assign(**{"train rows": len(train), "test rows": len(test)})
+    return table if len(given) > 1 else table.drop(columns="features"), note
+
+
+def depth_table(found: Embeddings) -> pd.DataFrame:
+    """Return the accuracy of a linear probe by the depth of a run's layer, beside CKA with the labels and RankMe."""
+    if found.labels is None or found.layers is None:
+        return pd.DataFrame()
+    kept, _ = _probed_rows(found.labels, found.layers)
+    if not len(kept):
+        return pd.DataFrame()
+    train, test = train_test_split(kept, test_size=0.3, stratify=found.labels[kept], random_state=0)
+    parts = {name: (z[train], z[test]) for name, z in found.layers.items()}
+    table = probe_splits(parts, found.labels[train], found.labels[test], SPLITS, layers=True)
+    layers = table.assign(std=table["accuracy"]).groupby("representation", sort=False)
+    columns = {"accuracy": "mean", "std": "std", "chance": "first", "cka_labels": "first", "rankme": "first"}
+    table = layers.agg(columns).reset_index(names="layer").rename(columns={"rankme": "RankMe"})
+    table = table.rename(columns={"cka_labels": "CKA with labels"})
+    return table.assign(features=[z.shape[1] for z in found.layers.values()])
+
+
+def _probed_rows(labels: np.ndarray, given: Mapping[str, Tensor]) -> tuple[np.ndarray, str]:
+    """Return a sample of the rows, of the classes that are frequent in it; none if fewer than two are. And in words."""
+    chosen = sample(len(labels), min(PROBE_ROWS, PROBE_VALUES // max(x.shape[1] for x in given.values())))
+    classes, counts = np.unique(labels[chosen], return_counts=True)
     frequent = classes[counts >= MIN_CLASS_ROWS]
-    kept = chosen[np.isin(found.labels[chosen], frequent)]
-    x, y = x[kept], found.labels[kept]
-    note = f"{len(y)} of {len(found.labels)} rows were used"
+    kept = chosen[np.isin(labels[chosen], frequent)]
+    note = f"{len(kept)} of {len(labels)} rows were used"
     if left_out := len(classes) - len(frequent):
         note += f"; {left_out} of {len(classes)} classes have fewer than {MIN_CLASS_ROWS} of the {len(chosen)} rows "
         note += "sampled and are left out"
-    if len(frequent) < 2:
-        return pd.DataFrame(), f"{note}: there is nothing to predict."
-    splits = []
-    for seed in range(SPLITS):
-        train, test = train_test_split(np.arange(len(y)), test_size=0.3, stratify=y, random_state=seed)
-        parts = x[train], y[train], x[test], y[test]
-        split = {"linear probe": linear_probe(*parts, seed=seed).accuracy, "chance": chance_accuracy(y[train], y[test])}
-        if not (x == 0).all(dim=1).any():  # a zero row has no direction, and so no nearest neighbors
-            split[f"{default_neighbors(len(train))} nearest neighbors"] = knn_accuracy(*parts)
-        splits.append(split)
-    splits = pd.DataFrame(splits)
-    chance = splits.pop("chance").mean()
-    table = pd.DataFrame({"evaluation": splits.columns, "accuracy": splits.mean().values, "std": splits.std().values})
-    return table.assign(**{"chance": chance, "train rows": len(train), "test rows": len(test)}), f"{note}."
+    return (kept, f"{note}.") if len(frequent) > 1 else (kept[:0], f"{note}: there is nothing to predict.")

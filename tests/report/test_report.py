@@ -75,19 +75,22 @@ def test_page_of_two_views(tmp_path):
     found = Embeddings(A, B, LABELS, name="<i>mine</i> & yours.npz")
     path = write_report(found, tmp_path / "new" / "page.html", reference=OTHER)
     page = page_of(path)
-    assert all(address.startswith("data:image/png;base64,") for address in page.loaded) and len(page.loaded) == 2
+    assert all(address.startswith("data:image/png;base64,") for address in page.loaded) and len(page.loaded) == 3
     assert path.read_text().count('<div class="hsic-explorer">') == 1
     assert "url(" not in path.read_text() and "@import" not in path.read_text()
     words = " ".join(page.words)
     assert "<i>mine</i> & yours.npz" in words and f"two views of {N} rows and {D} features; 3 different labels" in words
     frame = diagnose(A, B)
     assert f"Verdict: {frame.attrs['verdict']}" in words and frame.attrs["explanation"] in words
-    board, probe, similarity, tests = page.tables
+    compared, board, probe, similarity, tests = page.tables
+    assert [row[0] for row in compared[1:]] == ["CKA (linear)", "neighbors kept, k = 10"]
     assert board[1:] == [
         [r.diagnostic.replace("_", " "), f"{r.value + 0.0:.4g}", r.verdict, r.threshold, r.meaning]
         for r in frame.itertuples()
     ]
-    assert [row[0] for row in probe[1:]] == ["linear probe", "13 nearest neighbors"] and float(probe[1][1]) > 0.8
+    evaluations = ["linear probe", "13 nearest neighbors"]
+    assert [row[:2] for row in probe[1:]] == [[name, evaluation] for name in "AB" for evaluation in evaluations]
+    assert float(probe[1][2]) > 0.8 > 0.5 > float(probe[3][2]), "B is noise"
     assert float(similarity[1][2]) == pytest.approx(float(cka(A, B)), rel=1e-3)
     assert [row[0] for row in similarity[1::2]] == [
         "view A and view B", "view A and the reference", "view B and the reference"
@@ -291,7 +294,7 @@ def test_command_writes_beside_the_file_or_to_the_given_path(tmp_path, monkeypat
         monkeypatch, capsys, tmp_path / "a.npy", tmp_path / "b.npy", "--labels", tmp_path / "labels.npy",
         "--reference", tmp_path / "b.npy", "--output", page,
     )  # fmt: skip
-    assert code == 0 and page_of(page).tables[2][5][2] == "1", "view B and the reference are equal"
+    assert code == 0 and page_of(page).tables[3][5][2] == "1", "view B and the reference are equal"
 
 
 def with_nan(z):
