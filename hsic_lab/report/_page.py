@@ -230,10 +230,11 @@ def _comparison(found: Embeddings, other: Embeddings) -> dict[str, Any]:
     if labels is not None and other.labels is not None and len(labels) == len(other.labels):
         differ = int((labels.astype(str) != other.labels.astype(str)).sum())
         warning = f"The rows may be in another order: {differ} labels differ. {warning}" if differ else warning
-    LOG.info("%s\n%s", table.iloc[:, :3].to_string(index=False, float_format="{:.4g}".format), warning)
+    words = table.drop(columns="rows").to_string(index=False, float_format="{:.4g}".format)
+    LOG.info("%s", f"{words}\n{warning}".strip("\n"))
     step = -(-len(rows) // DOTS)
     names = [] if labels is None or len(labels) != len(x) else labels[rows].astype(str)
-    common = list(pd.Series(names, dtype=object).value_counts().index[: len(PALETTE)])
+    common = sorted(pd.Series(names, dtype=object).value_counts().index[: len(PALETTE)])
     axes = [_axes(z)[rows[::step]] for z in (x, y)]
     axes[1] = axes[1] * np.where((axes[0] * axes[1]).sum(axis=0) < 0, -1, 1)  # the sign of an axis has no meaning
     places = [20 + 360 * (z - z.min(axis=0)) / (np.ptp(z, axis=0).max() or 1) for z in axes]
@@ -255,13 +256,8 @@ def _comparison(found: Embeddings, other: Embeddings) -> dict[str, Any]:
         ax.set(xlabel="feature of B", ylabel="feature of A")
         joint = {"image": _png(figure), "shape": c.shape, "rms": float(np.sqrt(np.square(c).mean()))}
     linked = {"dots": dots, "legend": list(zip(common, PALETTE, strict=False)), "others": len(set(names)) > len(common)}
-    return {
-        "other": other,
-        "comparison": _cells(table),
-        "warning": warning,
-        "joint": joint,
-        "neighbors": NEIGHBORS,
-    } | linked
+    linked |= {"other": other, "comparison": _cells(table), "warning": warning, "neighbors": NEIGHBORS}
+    return linked | {"joint": joint}
 
 
 def comparison_table(x: Tensor, y: Tensor) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
