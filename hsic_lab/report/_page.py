@@ -4,7 +4,7 @@ import base64
 import io
 import itertools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from scipy.stats import ks_2samp
 from sklearn.model_selection import train_test_split
 from sklearn.neighbors import NearestNeighbors
@@ -23,7 +22,7 @@ from torch import Tensor
 import hsic_lab
 from hsic_lab._io import replace_file
 from hsic_lab.cka import cka_or_nan
-from hsic_lab.correlation import CorrelationSummary, cross_correlation, off_diagonal, standardize
+from hsic_lab.correlation import CorrelationSummary, cross_correlation, standardize
 from hsic_lab.diagnostics import covariance_spectrum, diagnose
 from hsic_lab.diagnostics._diagnose import FAULTS
 from hsic_lab.evaluation import knn_accuracy, linear_probe
@@ -32,8 +31,7 @@ from hsic_lab.evaluation._features import chance_accuracy, default_neighbors
 from hsic_lab.explorer import CorrelationExplorer, explorer_fragment
 from hsic_lab.independence import TestResult, gamma_test, permutation_test
 from hsic_lab.kernels import Delta, Gaussian, Linear
-from hsic_lab.plots import DIVERGING, PALETTE, plot_cross_correlation, plot_embedding, plot_spectrum
-from hsic_lab.plots._canvas import QUIET
+from hsic_lab.plots import DIVERGING, PALETTE, plot_cross_correlation, plot_spectrum
 from hsic_lab.plots._samples import principal_axes
 from hsic_lab.report._embeddings import Embeddings, read_embeddings, real_floats, sample
 from hsic_lab.training import Run
@@ -43,7 +41,7 @@ Source = Embeddings | Run | Tensor | np.ndarray | tuple | str | Path
 # Expensive measurements use a sample of the rows, so that a page takes seconds.
 SPECTRUM_ROWS, CKA_ROWS, GAUSSIAN_ROWS = 10_000, 10_000, 2000
 TEST_ROWS, GAMMA_ROWS, PERMUTATIONS = 500, 2000, 499
-PAIRED_ROWS, DOTS, NEIGHBORS, ALIKE = 2000, 400, 10, 0.1  # of the comparison of two embeddings
+PAIRED_ROWS, DOTS, NEIGHBORS, ALIKE = 2000, 1000, 10, 0.1  # of the comparison of two embeddings
 ONE_THREAD_VALUES = 1 << 20
 LIVE_FEATURES = 1024  # more make the page larger than 15 MB, and are drawn as an image
 LOG = logging.getLogger(__name__)  # the command line shows a line for each part that takes time
@@ -126,7 +124,7 @@ def write_atlas(source: Source, path: str | Path) -> Path:
         z = z if found.labels is None or found.features is None else found.features
         given = found.target if found.labels is None else found.labels
         table = pd.DataFrame({"row": np.arange(len(z))} | ({} if given is None else {"label": given}))
-    axes = pd.DataFrame(_axes(z), columns=["projection_x", "projection_y"])
+    axes = pd.DataFrame(_axes(z)[0], columns=["projection_x", "projection_y"])
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, pd.concat([axes, table], axis=1).to_parquet)
     return path
@@ -137,9 +135,9 @@ def _compared(found: Embeddings) -> Tensor:
     return found.z_a if found.layers is None or found.features is None else found.features
 
 
-def _axes(z: Tensor) -> np.ndarray:
-    """Return the rows on their first two principal axes; all are 0 if the rows are equal."""
-    return principal_axes(z.numpy())[0] if (z != z[:1]).any() else np.zeros((len(z), 2))
+def _axes(z: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows on their first two principal axes and the shares of the variance, 0 if all rows are equal."""
+    return principal_axes(z.numpy()) if (z != z[:1]).any() else (np.zeros((len(z), 2)), np.zeros(2))
 
 
 def report_html(found: Embeddings, other: Embeddings | None = None) -> str:
@@ -156,8 +154,12 @@ def report_html(found: Embeddings, other: Embeddings | None = None) -> str:
     tables |= {"similarity": similarity_table(found.z_a, found.z_b, reference)}
     tables |= {"independence": independence_table(found)}
     LOG.info("Figures ...")
-    figures = {"correlation": _correlation(found)} | _spectrum(found.z_a, found.z_b) | _principal_axes(found)
+    z_b, names = (found.z_a, found.columns) if found.z_b is None else (found.z_b, ())
+    summary = CorrelationSummary.from_matrix(cross_correlation(found.z_a, z_b), len(z_b))
+    figures = {"correlation": _correlation(found.z_a, found.z_b, names), "summary": summary}
+    figures |= _spectrum(found.z_a, found.z_b)
     figures |= {} if other is None else _comparison(found, other)
+    figures |= _principal_axes(found, other, figures.get("kept", ()))
     verdict = frame.attrs["verdict"]
     kind = "good" if verdict == "healthy" else "bad" if verdict in FAULTS else ""
     classes = 0 if found.labels is None else len(np.unique(found.labels))
@@ -194,77 +196,47 @@ def _png(figure: Any) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def _correlation(found: Embeddings) -> dict[str, Any]:
-    z_a, z_b = found.z_a, found.z_b
-    c = cross_correlation(z_a, z_a if z_b is None else z_b).numpy()
-    summary = CorrelationSummary.from_matrix(c, len(z_a))
-    if len(c) <= LIVE_FEATURES:
-        explorer = CorrelationExplorer(z_a, z_a if z_b is None else z_b)
-        explorer.panels[0] |= {"one": z_b is None, "names": list(found.columns) if z_b is None else []}
-        return {"explorer": explorer_fragment(explorer), "summary": summary}
-    live, parts = np.outer(c.any(axis=1), c.any(axis=0)), (np.diagonal, off_diagonal)
-    diagonal, off = (np.clip(part(c)[part(live)], -1, 1) for part in parts)  # rounding may exceed 1
-    finer_limit = float(np.clip(np.quantile(np.abs(off), 0.99) if len(off) else 0, 0.01, 1))
-    layout = ConstrainedLayoutEngine(w_pad=0.1)
-    figure, axes = plt.subplots(1, 3, figsize=(12.6, 4.2), layout=layout, width_ratios=(1, 1, 0.8))
-    for ax, limit, title in ((axes[0], 1.0, "C"), (axes[1], finer_limit, "C, a finer color scale")):
-        plot_cross_correlation(c, ax, limit, title)
-        if z_b is None:
-            ax.set(xlabel="feature", ylabel="feature")
-    look = {"bins": 81, "range": (-1, 1), "density": True, "histtype": "stepfilled", "alpha": 0.6}
-    axes[2].hist(off, **look, color=PALETTE[0], label="off the diagonal")
-    if z_b is not None:
-        axes[2].hist(diagonal, **look, color=PALETTE[1], label="diagonal")
-    band = 2 * summary.expected_rms
-    axes[2].axvspan(-band, band, color=QUIET, alpha=0.25, label="±2 standard errors of 0")
-    axes[2].set(xlabel="correlation", ylabel="density", yscale="log")
-    axes[2].legend(frameon=False, fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1.0))
-    return {"image": _png(figure), "summary": summary, "finer_limit": finer_limit}
+def _correlation(x: Tensor, y: Tensor | None, names: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the correlations of the features of `x` with those of `y`, None for its own: live, or as an image."""
+    z = x if y is None else y
+    if x.shape == z.shape and x.shape[1] <= LIVE_FEATURES:
+        explorer = CorrelationExplorer(x, z)
+        explorer.panels[0] |= {"one": y is None, "names": list(names)}
+        return {"explorer": explorer_fragment(explorer)}
+    dtype = torch.promote_types(x.dtype, z.dtype)
+    c = standardize(x.to(dtype)).T @ standardize(z.to(dtype)) / len(x)
+    limit = float(np.clip(np.quantile(c.abs().numpy(), 0.99), 0.01, 1))
+    figure, ax = plt.subplots(figsize=(7.2, 5), layout="constrained")
+    if len(c) == len(c.T):
+        plot_cross_correlation(c, ax, limit)
+    else:
+        means = torch.nn.functional.adaptive_avg_pool2d(c[None], [min(size, 512) for size in c.shape])[0]
+        extent = (-0.5, c.shape[1] - 0.5, c.shape[0] - 0.5, -0.5)
+        image = ax.imshow(means, cmap=DIVERGING, vmin=-limit, vmax=limit, aspect="auto", extent=extent)
+        figure.colorbar(image, label="correlation", extend="both")
+    ax.set(xlabel="feature" if y is None else "feature of B", ylabel="feature" if y is None else "feature of A")
+    return {"image": _png(figure), "shape": c.shape, "limit": limit, "rms": float(c.square().mean().sqrt())}
 
 
 def _comparison(found: Embeddings, other: Embeddings) -> dict[str, Any]:
-    """Return the comparison with other embeddings of the same rows: its table, the linked dots, and C."""
+    """Return the comparison with other embeddings of the same rows: its table with a warning, and C."""
     x, y = _compared(found), _compared(other)
-    table, rows, kept = comparison_table(x, y)
-    warning, labels = table.attrs["warning"], found.labels
-    if labels is not None and other.labels is not None and len(labels) == len(other.labels):
-        differ = int((labels.astype(str) != other.labels.astype(str)).sum())
+    table = comparison_table(x, y)
+    warning, labels = table.attrs["warning"], (found.labels, other.labels)
+    if labels[0] is not None and labels[1] is not None and len(labels[0]) == len(labels[1]):
+        differ = int((labels[0].astype(str) != labels[1].astype(str)).sum())
         warning = f"The rows may be in another order: {differ} labels differ. {warning}" if differ else warning
     words = table.drop(columns="rows").to_string(index=False, float_format="{:.4g}".format)
     LOG.info("%s", f"{words}\n{warning}".strip("\n"))
-    step = -(-len(rows) // DOTS)
-    names = [] if labels is None or len(labels) != len(x) else labels[rows].astype(str)
-    common = sorted(pd.Series(names, dtype=object).value_counts().index[: len(PALETTE)])
-    axes = [_axes(z)[rows[::step]] for z in (x, y)]
-    axes[1] = axes[1] * np.where((axes[0] * axes[1]).sum(axis=0) < 0, -1, 1)  # the sign of an axis has no meaning
-    places = [20 + 360 * (z - z.min(axis=0)) / (np.ptp(z, axis=0).max() or 1) for z in axes]
-    dots = []
-    for i, (row, share) in enumerate(zip(rows[::step], kept[::step], strict=True)):
-        label, words = (names[i * step], f", label {names[i * step]}") if len(names) else ("", "")
-        color = PALETTE[common.index(label) if label in common else 0] if label in common or not common else ""
-        words = f"Row {row}{words}: {share:.0%} of its neighbors kept"
-        dots.append({"words": words, "color": color, "places": [place[i].round(1).tolist() for place in places]})
-    if x.shape == y.shape:
-        joint = _correlation(Embeddings(x, y))
-    else:
-        dtype = torch.promote_types(x.dtype, y.dtype)
-        c = (standardize(x.to(dtype)).T @ standardize(y.to(dtype)) / len(x)).numpy()
-        limit = float(np.clip(np.quantile(np.abs(c), 0.99), 0.01, 1))
-        figure, ax = plt.subplots(figsize=(7.2, 4.6), layout="constrained")
-        image = ax.imshow(c, cmap=DIVERGING, vmin=-limit, vmax=limit, aspect="auto")
-        figure.colorbar(image, label="correlation", extend="both")
-        ax.set(xlabel="feature of B", ylabel="feature of A")
-        joint = {"image": _png(figure), "shape": c.shape, "rms": float(np.sqrt(np.square(c).mean()))}
-    linked = {"dots": dots, "legend": list(zip(common, PALETTE, strict=False)), "others": len(set(names)) > len(common)}
-    linked |= {"other": other, "comparison": _cells(table), "warning": warning, "neighbors": NEIGHBORS}
-    return linked | {"joint": joint}
+    shown = {"other": other, "comparison": _cells(table), "warning": warning, "kept": table.attrs["kept"]}
+    return shown | {"joint": _correlation(x, y)}
 
 
-def comparison_table(x: Tensor, y: Tensor) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
-    """Return how similar two embeddings of the same rows are, which rows were used, and their shares of neighbors kept.
+def comparison_table(x: Tensor, y: Tensor) -> pd.DataFrame:
+    """Return how similar two embeddings of the same rows are; ``attrs["kept"]`` is the share of neighbors of each row.
 
-    ``attrs["warning"]`` of the table is not empty if the rows may be in another order: nothing speaks against the
-    independence of the two, but the spectra and the distances from the mean, up to a scale, agree.
+    ``attrs["warning"]`` is not empty if the rows may be in another order: nothing speaks against the independence of
+    the two, but the spectra and the distances from the mean, up to a scale, agree.
     """
     rows = sample(len(x), PAIRED_ROWS)
     x, y = x[rows].double(), y[rows].double()
@@ -291,8 +263,8 @@ def comparison_table(x: Tensor, y: Tensor) -> tuple[pd.DataFrame, np.ndarray, np
         (f"neighbors kept, k = {k}", kept.mean(), k / (n - 1), n, f"of a row's {k} nearest in A, the share in B"),
     ]
     table = pd.DataFrame(measures, columns=["measure", "value", "unrelated_rows_give", "rows", "remark"])
-    table.attrs["warning"] = warning
-    return table, rows, kept
+    table.attrs = {"warning": warning, "kept": kept.tolist()}
+    return table
 
 
 def _spectrum(z_a: Tensor, z_b: Tensor | None) -> dict[str, Any]:
@@ -314,13 +286,31 @@ def _spectrum(z_a: Tensor, z_b: Tensor | None) -> dict[str, Any]:
     return {"spectrum": _png(figure), "spectra": spectra, "spectrum_rows": len(rows), "most_values": most}
 
 
-def _principal_axes(found: Embeddings) -> dict[str, Any]:
-    """Return the scatter plot and the names of its axes, nothing if all rows are equal."""
-    z = found.z_a if found.features is None else found.features
-    if not (z != z[:1]).any():
+def _principal_axes(found: Embeddings, other: Embeddings | None, kept: Sequence[float] = ()) -> dict[str, Any]:
+    """Return the dots of a sample of the rows on two axes, those of the labels or of both embeddings compared.
+
+    The result is empty if all rows are equal. `kept` is that of `comparison_table`.
+    """
+    z = [found.z_a if found.features is None else found.features]
+    z = z if other is None else [_compared(found), _compared(other)]
+    if not any((part != part[:1]).any() for part in z):
         return {}
-    ax = plot_embedding(z, found.labels)
-    return {"axis_names": (ax.get_xlabel(), ax.get_ylabel()), "principal_axes": _png(ax.figure)}
+    rows = sample(len(z[0]), PAIRED_ROWS)
+    step = -(-len(rows) // DOTS)
+    labels = np.array([]) if found.labels is None or len(found.labels) != len(z[0]) else found.labels[rows].astype(str)
+    common = sorted(pd.Series(labels, dtype=object).value_counts().index[: len(PALETTE)])
+    axes, shares = zip(*map(_axes, z), strict=True)
+    axes = [part[rows[::step]] for part in axes]
+    axes[-1] *= np.where((axes[0] * axes[-1]).sum(axis=0) < 0, -1, 1)  # the sign of an axis has no meaning
+    places = [20 + 360 * (part - part.min(axis=0)) / (np.ptp(part, axis=0).max() or 1) for part in axes]
+    colors = dict(zip(common, PALETTE, strict=False))
+    dots = []
+    for i, row in enumerate(rows[::step]):
+        words = f"Row {row}" + (f", label {labels[i * step]}" if len(labels) else "")
+        words += f": {kept[i * step]:.0%} of its neighbors kept" if len(kept) else ""
+        color = colors.get(labels[i * step]) if len(labels) else PALETTE[0]
+        dots.append({"words": words, "color": color, "places": [place[i].round(1).tolist() for place in places]})
+    return {"dots": dots, "shares": shares, "legend": colors, "others": len(set(labels)) > len(common)}
 
 
 def similarity_table(z_a: Tensor, z_b: Tensor | None, reference: Tensor | None) -> pd.DataFrame:

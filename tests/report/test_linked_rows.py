@@ -56,7 +56,9 @@ def test_row_under_the_pointer_is_marked_in_both_plots(browser, address):
     page, said = opened(browser, address)
     dots = page.evaluate(DOTS)
     for plot, row in ((0, 7), (1, 31)):
-        box = page.locator(".linked figure svg").nth(plot).bounding_box()
+        svg = page.locator(".linked figure svg").nth(plot)
+        svg.scroll_into_view_if_needed()
+        box = svg.bounding_box()
         x, y = dots[plot][row]
         page.mouse.move(box["x"] + x / 400 * box["width"], box["y"] + y / 400 * box["height"])
         assert page.evaluate(RINGS) == [dots[0][row], dots[1][row]]
