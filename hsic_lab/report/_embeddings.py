@@ -101,9 +101,9 @@ def read_embeddings(
     Parameters
     ----------
     path, second, labels : path, optional but for `path`
-        A file or folder as above, a file with the other view, and a ``.npy, .csv, .tsv`` or ``.parquet`` file with the
-        labels. Of a view with more than 2^28 values a random sample of rows is used. A ``.npy`` file may have any size,
-        arrays in other files at most 2^29 values, and texts at most 2^28 bytes.
+        A file or folder as above, a file with the other view, and a ``.npy`` file or a table with the labels. Of a view
+        with more than 2^28 values a random sample of rows is used. A ``.npy`` file may have any size, arrays in other
+        files at most 2^29 values, and texts at most 2^28 bytes.
     label, drop, view_a, view_b : str, sequence of str, str, str, optional
         The column or array with the labels; those to leave out; those of the views, as patterns like ``emb_*``. Of two
         files `view_a` is in the first and `view_b` in the second. Chosen columns are not refused as an index. Columns
@@ -128,9 +128,9 @@ def read_embeddings(
         a, b = ([name.removeprefix(p.split("*")[0]) for name in one.columns] for one, p in sources)
         places = pd.Index(b).get_indexer(a)
         named = 0 < len(a) == len(b) and min(places) >= 0
-        note = f"{found.name}: {found.note}. {other.name}: {other.note}. Features are paired by "
-        note, z_b = note + ("name" if named else "position"), other.z_a[:, places] if named else other.z_a
-        name = f"{found.name} and {other.name}"
+        notes = f"{found.name}: {found.note}", f"{other.name}: {other.note}"
+        note = ". ".join((*notes, f"Features are paired by {'name' if named else 'position'}"))
+        name, z_b = f"{found.name} and {other.name}", other.z_a[:, places] if named else other.z_a
         found = replace(given[0] if given else found, z_a=found.z_a, z_b=z_b, name=name, note=note)
     if labels is None:
         return found
@@ -149,27 +149,39 @@ def _read_run(folder: Path) -> Embeddings:
     network = torch.nn.Sequential(run.encoder, run.projector)
     z_a, z_b = (extract_features(network, view) for view in held_out_pairs(data, run.config, torch.device("cpu")))
     judged = data.test.sample(min(MAX_VALUES // max(4096, sum(run.config.projector)), len(data.test)))
-    layers = {"encoder": (z := extract_features(run.encoder, judged.images))}
-    for start in range(0, len(modules := list(run.projector)), 3):  # linear, batch normalization, ReLU; a linear one
-        z = extract_features(torch.nn.Sequential(*modules[start : start + 3]), z)
-        layers[f"projector {start // 3 + 1}"] = z
-    labels, name = judged.labels.numpy() if data.class_names else None, printable(f"{folder} on {data.name}")
-    table = pd.DataFrame(
-        {"row": range(len(z))} | ({} if labels is None else {"label": np.take(data.class_names, labels)})
-    )
-    more: Any = {"kind": "projections", "layers": layers, "table": table}
-    return Embeddings(z_a, z_b, labels, layers["encoder"], name, **more)
+    layers = {"encoder": extract_features(run.encoder, judged.images)}
+    modules = list(run.projector.children())
+    for i, start in enumerate(range(0, len(modules), 3), 1):  # a linear layer, and what follows it
+        block = torch.nn.Sequential(*modules[start : start + 3])
+        layers[f"projector {i}"] = extract_features(block, list(layers.values())[-1])
+    labels, table = None, pd.DataFrame({"row": range(len(judged))})
+    if data.class_names:
+        labels = judged.labels.numpy()
+        table["label"] = np.take(data.class_names, labels)
+    more: Any = {"name": printable(f"{folder} on {data.name}"), "kind": "projections", "layers": layers, "table": table}
+    return Embeddings(z_a, z_b, labels, layers["encoder"], **more)
 
 
 # File formats
 
 
 class Column(NamedTuple):
-    """An array or a column of a table, not loaded yet. `dtype` is one of NumPy, or words."""
+    """An array or a table's column, not loaded yet. `dtype` is one of NumPy, or words. A `mapped` one has any size."""
 
     shape: tuple[int, ...]
     dtype: Any = None
     load: Callable[[], Any] = tuple
+    mapped: bool = False
+
+    def checked(self, name: str) -> Callable[[], Any]:
+        """Return `load`; ValueError with the name if the values are too many to be read whole."""
+        kind = self.dtype if isinstance(self.dtype, np.dtype) else np.dtype(float)
+        n_bytes = (size := np.prod(self.shape, dtype=float)) * kind.itemsize
+        if kind.kind in "US" and n_bytes > MAX_VALUES:
+            raise ValueError(f"{name} holds {n_bytes:.0f} bytes of text, more than {MAX_VALUES}: shorten the labels")
+        if max(size, n_bytes / 8) > (most := 2 * MAX_VALUES) and not self.mapped:
+            raise ValueError(f"{name} has shape {self.shape}, more than {most} values: save it as .npy to sample rows")
+        return self.load
 
 
 @contextmanager
@@ -190,7 +202,7 @@ def _arrays(path: Path) -> dict[str, Column]:
     """Return the arrays of a file, of which the headers alone are read: compressed ones may unpack to any size."""
     if path.suffix.lower() == ".npy":  # np.load would take any text for a pickle, open_memmap refuses both
         array = np.lib.format.open_memmap(path, mode="r")
-        return {"z_a": Column(array.shape, array.dtype, lambda: array)}
+        return {"z_a": Column(array.shape, array.dtype, lambda: array, mapped=True)}
     if path.suffix.lower() == ".npz":
         archive, found = np.load(path, allow_pickle=False), {}
         for name in archive.files:
@@ -223,11 +235,8 @@ def _table(path: Path, label: str | None) -> dict[str, Column]:
     text: list[str] = []
     if path.suffix.lower() == ".parquet":
         file = pa.parquet.ParquetFile(path)
-        groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
-        values = sum(group.column(i).num_values for group in groups for i in range(group.num_columns))
-        _check_size("the table", Column((max(values, sum(group.total_byte_size for group in groups) // 8),)))
-        strings = [field.name for field in file.schema_arrow if pa.types.is_string(field.type)]
-        table = pa.parquet.read_table(path, read_dictionary=strings)  # a dictionary holds equal texts once
+        n_bytes = sum(file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups))
+        table = Column((n_bytes // 8,), None, file.read).checked("the table")()
     else:
         if (size := path.stat().st_size) > 16 * MAX_VALUES:
             raise ValueError(f"{path} has {size} bytes of text: save it as .npy, of which rows are sampled")
@@ -255,9 +264,8 @@ def _table(path: Path, label: str | None) -> dict[str, Column]:
         if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
             lengths = pa.compute.unique(pa.compute.list_value_length(column)).to_pylist()
             ragged = len(lengths) > 1 or lengths == [None]
-            kind = "vectors of different lengths" if ragged else kind.value_type
-            shape = shape if ragged else (*shape, *lengths)
-        number = not isinstance(kind, str) and (pa.types.is_integer(kind) or pa.types.is_floating(kind))
+            kind, shape = ("vectors of different lengths", shape) if ragged else (kind.value_type, (*shape, *lengths))
+        number = isinstance(kind, pa.DataType) and (pa.types.is_integer(kind) or pa.types.is_floating(kind))
         load = partial(_values, column, shape, name in text)
         found[name] = Column(shape, np.dtype(kind.to_pandas_dtype()) if number else str(kind), load)
     return found
@@ -298,8 +306,8 @@ def read_one(
         views = _views(kept, label, view_a, view_b, suffix in TABLES)
         n, d = (*kept[views[0][0]].shape, len(views[0]))[:2]
         used = {*itertools.chain(*views), *([] if label is None else [label])}
-        for name in used if suffix != ".npy" else ():
-            _check_size(name, kept[name])
+        for name in used:
+            kept[name].checked(name)
         same_rows = len({kept[name].shape[:1] for name in used}) == 1  # else `Embeddings` names the shapes
         rows: Any = sample(n, MAX_VALUES // d) if same_rows and n * d > MAX_VALUES else slice(None)
         z = [_load(kept, view, rows, view_a is None) for view in views]
@@ -310,8 +318,10 @@ def read_one(
         beside = [name for name in unused if suffix in TABLES and len(columns[name].shape) == 1]
         table = pd.DataFrame({"row": np.arange(n)[rows]} | {name: columns[name].load()[rows] for name in beside})
         taken: Any = {"name": printable(path.name), "note": ". ".join(notes), "columns": names, "table": table}
-        found = Embeddings(*z, rows=n if len(z[0]) < n else None, **taken)
-        return found if label is None else _with_labels(found, kept[label].load()[rows], repr(label))
+        taken |= dict(zip(("z_a", "z_b"), z, strict=False)) | {"rows": n if len(z[0]) < n else None}
+        return (
+            _with_labels(Embeddings(**taken), kept[label].load()[rows], repr(label)) if label else Embeddings(**taken)
+        )
 
 
 def _label_name(names: dict[str, Column], label: str | None) -> str | None:
@@ -391,8 +401,7 @@ def _read_labels(path: Path, label: str | None) -> Any:
         if others := [other for other in columns if other != name and (label is None or INDEX.fullmatch(other))]:
             remedy = f"give {name!r} alone, in the order of the rows; or --label-column {name!r} if none is an index"
             raise ValueError(f"rows are matched by position, {_few(others)} not compared: {remedy}")
-        _check_size(name, columns[name])
-        return columns[name].load()
+        return columns[name].checked(name)()
 
 
 def _with_labels(found: Embeddings, values: np.ndarray | Tensor, source: str) -> Embeddings:
@@ -407,8 +416,8 @@ def _with_labels(found: Embeddings, values: np.ndarray | Tensor, source: str) ->
     labels = np.asarray(pd.Series(values[given]).infer_objects())
     if not len(labels):
         raise ValueError(f"the labels of {source} are all missing")
-    missing = f". {n - len(labels)} of {n} labels are missing: what needs labels uses the other rows"
-    missing = missing if len(labels) < n else ""
+    words = f". {n - len(labels)} of {n} labels are missing: what needs labels uses the other rows"
+    missing = words if len(labels) < n else ""
     if labels.dtype.kind == "f":
         if not np.isfinite(labels).all():
             raise ValueError(f"the labels of {source} must be finite, got {labels[~np.isfinite(labels)][0]}")
@@ -419,13 +428,12 @@ def _with_labels(found: Embeddings, values: np.ndarray | Tensor, source: str) ->
             return replace(found, target=target, note=f"{found.note}. {words}{missing}", table=table)
         labels = labels.astype(np.int64)  # pandas keeps integers as floats in a column with missing values
     if labels.dtype.kind == "O":
-        _check_size(source, Column((n, max(len(str(label)) for label in pd.unique(labels))), np.dtype("U1")))
+        Column((n, max(len(str(label)) for label in pd.unique(labels))), np.dtype("U1")).checked(source)
     labels = as_labels(f"the labels of {source}", labels)
     classes = pd.Series([str(label) for label in np.unique(labels)])
     if len(twins := classes[classes.str.strip().duplicated(keep=False)]):
-        raise ValueError(
-            f"the labels of {source} hold {' and '.join(map(repr, twins[:2]))}, which differ in spaces only"
-        )
+        pair = " and ".join(map(repr, twins[:2]))
+        raise ValueError(f"the labels of {source} hold {pair}, which differ in spaces only")
     words = "".join(f". The text {label!r} is a class" for label in classes if label.strip().lower() in MISSING)
     note = f"{found.note}. Labels: {source}, {len(classes)} classes: {_few(classes)}{words}{missing}"
     features = found.z_a[torch.from_numpy(given)] if missing else None
@@ -456,22 +464,14 @@ def sample(n: int, most: int) -> np.ndarray:
     return np.sort(np.random.default_rng(0).choice(n, min(n, most), replace=False))
 
 
-def _check_size(name: str, column: Column) -> None:
-    """Raise ValueError for an array that is too large to be read whole."""
-    kind = column.dtype if isinstance(column.dtype, np.dtype) else np.dtype(float)
-    n_bytes = (size := np.prod(column.shape, dtype=float)) * kind.itemsize
-    if kind.kind in "US" and n_bytes > MAX_VALUES:
-        raise ValueError(f"{name} holds {n_bytes:.0f} bytes of text, more than {MAX_VALUES}: shorten the labels")
-    if max(size, n_bytes / 8) > (most := 2 * MAX_VALUES):
-        raise ValueError(f"{name} has shape {column.shape}, more than {most} values: save it as .npy to sample rows")
-
-
 def real_floats(values: np.ndarray | Tensor, name: str) -> Tensor:
     """Return real numbers on the CPU as float32, or as float64 if their means are large; ValueError for others."""
-    is_array = isinstance(values, np.ndarray)
-    if not (values.dtype.kind in "iuf" if is_array else not values.is_complex() and values.dtype != torch.bool):
+    if isinstance(values, Tensor):
+        given, real = values.detach().cpu(), not values.is_complex() and values.dtype != torch.bool
+    elif real := values.dtype.kind in "iuf":
+        given = as_tensor(values, name, shared=True)
+    if not real:
         raise ValueError(f"{name} must hold real numbers, got {values.dtype}")
-    given = (as_tensor(values, name, shared=True) if is_array else values).detach().cpu()
     # A memory map is read-only, and its file may change: everything is copied.
     single = torch.empty(given.shape).copy_(given)
     if given.itemsize < 4 or given.dtype == torch.float32 or given.ndim != 2 or len(given) < 2 or not given.numel():

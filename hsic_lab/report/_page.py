@@ -156,7 +156,7 @@ def report_html(found: Embeddings, other: Embeddings | None = None) -> str:
     LOG.info("Figures ...")
     z_b, names = (found.z_a, found.columns) if found.z_b is None else (found.z_b, ())
     summary = CorrelationSummary.from_matrix(cross_correlation(found.z_a, z_b), len(z_b))
-    figures = {"correlation": _correlation(found.z_a, found.z_b, names), "summary": summary}
+    figures: dict[str, Any] = {"correlation": _correlation(found.z_a, found.z_b, names), "summary": summary}
     figures |= _spectrum(found.z_a, found.z_b)
     figures |= {} if other is None else _comparison(found, other)
     figures |= _principal_axes(found, other, figures.get("kept", ()))
@@ -210,7 +210,7 @@ def _correlation(x: Tensor, y: Tensor | None, names: Sequence[str] = ()) -> dict
     if len(c) == len(c.T):
         plot_cross_correlation(c, ax, limit)
     else:
-        means = torch.nn.functional.adaptive_avg_pool2d(c[None], [min(size, 512) for size in c.shape])[0]
+        means = torch.nn.functional.adaptive_avg_pool2d(c[None], (min(len(c), 512), min(len(c.T), 512)))[0]
         extent = (-0.5, c.shape[1] - 0.5, c.shape[0] - 0.5, -0.5)
         image = ax.imshow(means, cmap=DIVERGING, vmin=-limit, vmax=limit, aspect="auto", extent=extent)
         figure.colorbar(image, label="correlation", extend="both")
