@@ -360,18 +360,14 @@ def inspect_file(
     page = output or file.resolve().with_name(f"{file.resolve().name}.html")
     if page.suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"the page needs a name ending in .html, got {page}")
-    from hsic_lab.report._embeddings import read_one
-
     found = lab.report.read_embeddings(file, second, labels, label=label, drop=drop or (), view_a=view_a, view_b=view_b)
     views, (n, d) = "one view" if found.z_b is None else "two views", found.z_a.shape
     # On standard output is the path of the page alone.
     print(f"{found.name}: {views} of {n} rows and {d} features. {found.note}", file=sys.stderr)
-    other = None if against is None else read_one(against, label, drop or (), None, None, True)
+    other = None if against is None else lab.report._embeddings.read_one(against, label, drop or (), None, None, True)
     if atlas is not None:
-        print(
-            f"{lab.report.write_atlas(found, atlas)}: for the columns --x projection_x --y projection_y",
-            file=sys.stderr,
-        )
+        words = "open it with the columns --x projection_x --y projection_y"
+        print(f"{lab.report.write_atlas(found, atlas)}: {words}", file=sys.stderr)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("hsic_lab").setLevel(logging.INFO)  # a line for each part of the page that takes time
     print(lab.report.write_report(found, page, reference=other))

@@ -318,10 +318,8 @@ def read_one(
         beside = [name for name in unused if suffix in TABLES and len(columns[name].shape) == 1]
         table = pd.DataFrame({"row": np.arange(n)[rows]} | {name: columns[name].load()[rows] for name in beside})
         taken: Any = {"name": printable(path.name), "note": ". ".join(notes), "columns": names, "table": table}
-        taken |= dict(zip(("z_a", "z_b"), z, strict=False)) | {"rows": n if len(z[0]) < n else None}
-        return (
-            _with_labels(Embeddings(**taken), kept[label].load()[rows], repr(label)) if label else Embeddings(**taken)
-        )
+        found = Embeddings(z[0], z[1] if len(z) == 2 else None, rows=n if len(z[0]) < n else None, **taken)
+        return found if label is None else _with_labels(found, kept[label].load()[rows], repr(label))
 
 
 def _label_name(names: dict[str, Column], label: str | None) -> str | None:
@@ -352,15 +350,15 @@ def _views(
     if not patterns:
         names = [name for name in names if name not in LABELS]
         for name in names:
-            kind, remedy = columns[name].dtype, f"leave it out, --drop {name!r}"
+            kind, fault = columns[name].dtype, ""
             if name.lower() in (*LABELS, *(() if label else ("class", "classes"))):
-                remedy = f"labels are called {', '.join(LABELS)}, or --label-column"
-                raise ValueError(f"column {name!r} is no feature: {remedy}")
-            if INDEX.fullmatch(name):
-                raise ValueError(f"column {name!r} looks like an index, not a feature: {remedy}")
-            if not isinstance(kind, np.dtype):
-                remedy += ", or --label-column if these are labels"
-                raise ValueError(f"column {name!r} holds {kind}, not numbers: {remedy}")
+                fault = f"is no feature: labels are called {', '.join(LABELS)}, or --label-column; else"
+            elif INDEX.fullmatch(name):
+                fault = "looks like an index, not a feature:"
+            elif not isinstance(kind, np.dtype):
+                fault = f"holds {kind}, not numbers: if these are labels --label-column, else"
+            if fault:
+                raise ValueError(f"column {name!r} {fault} leave it out, --drop {name!r}")
         pairs = [f"{a}_* {b}_*".split() for a, b in VIEWS]
         patterns = next((p for p in pairs if all(any(fnmatchcase(n, one) for n in names) for one in p)), ["*"])
     views = [_matching(names, pattern) for pattern in patterns]
@@ -454,7 +452,7 @@ def _matching(names: Iterable[str], pattern: str, elsewhere: bool = False) -> li
 
 
 def _refuse_splits(names: Sequence[str], what: str) -> None:
-    """Raise ValueError for names of a training and a test split, which are no views of the same rows."""
+    """Raise ValueError for names of training and test splits, which are no views."""
     if len(set(map(split_of, names))) > 1:
         raise ValueError(f"the {what} {_few(names)} look like splits, not views: choose one, --view-a {names[0]!r}")
 

@@ -105,15 +105,10 @@ def as_embeddings(source: Source) -> Embeddings:
 
 
 def write_atlas(source: Source, path: str | Path) -> Path:
-    """Write a row for each row of embeddings to a Parquet file that Embedding Atlas and similar tools open.
+    """Write the rows to a Parquet file that Embedding Atlas and similar tools open, and return its path.
 
-    The columns are `projection_x` and `projection_y`, the first two principal axes; `row`, its number in the source;
-    the labels; and the columns of a table that are no features, such as names of images. Returns the path.
-
-    Parameters
-    ----------
-    source, path : as in `write_report`, and path
-        What to write, and the file, ending in ``.parquet``.
+    The columns are `projection_x, projection_y` (two principal axes), `row` (its number in the source), the label, and
+    columns of a table that are no features. `source` is that of `write_report`, `path` ends in ``.parquet``.
     """
     path = Path(path)
     if path.suffix.lower() != ".parquet":
@@ -121,12 +116,14 @@ def write_atlas(source: Source, path: str | Path) -> Path:
     found = as_embeddings(source)
     z, table = _compared(found), found.table
     if table is None:
-        z = z if found.labels is None or found.features is None else found.features
-        given = found.target if found.labels is None else found.labels
-        table = pd.DataFrame({"row": np.arange(len(z))} | ({} if given is None else {"label": given}))
+        z, labels = (
+            z if found.features is None else found.features,
+            found.target if found.labels is None else found.labels,
+        )
+        table = pd.DataFrame({"row": range(len(z))} | ({} if labels is None else {"label": labels}))
     axes = pd.DataFrame(_axes(z)[0], columns=["projection_x", "projection_y"])
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, pd.concat([axes, table], axis=1).to_parquet)
+    replace_file(path, axes.join(table).to_parquet)
     return path
 
 
@@ -146,13 +143,12 @@ def report_html(found: Embeddings, other: Embeddings | None = None) -> str:
     frame = diagnose(found.z_a, found.z_b, kind=found.kind)
     LOG.info("%s\nPrediction of the labels ...", frame)
     probe, probe_note = probe_table(found, other)
-    tables = {"diagnostics": frame, "probe": probe, "depth": depth_table(found)}
-    if len(tables["depth"]):
-        LOG.info("%s", tables["depth"].to_string(index=False, float_format="{:.3f}".format))
+    if len(depth := depth_table(found)):
+        LOG.info("%s", depth.to_string(index=False, float_format="{:.3f}".format))
     LOG.info("Similarity and tests ...")
+    tables = {"diagnostics": frame, "probe": probe, "depth": depth, "independence": independence_table(found)}
     reference = other.z_a if other is not None and len(other.z_a) == len(found.z_a) else None
-    tables |= {"similarity": similarity_table(found.z_a, found.z_b, reference)}
-    tables |= {"independence": independence_table(found)}
+    tables["similarity"] = similarity_table(found.z_a, found.z_b, reference)
     LOG.info("Figures ...")
     z_b, names = (found.z_a, found.columns) if found.z_b is None else (found.z_b, ())
     summary = CorrelationSummary.from_matrix(cross_correlation(found.z_a, z_b), len(z_b))
@@ -248,13 +244,10 @@ def comparison_table(x: Tensor, y: Tensor) -> pd.DataFrame:
         result = permutation_test(x, y, Linear(), Linear(), permutations=PERMUTATIONS)
         answer = f"p = {result.pvalue:.3g} out of {result.out_of}: "
         answer += "they depend on each other" if result.pvalue <= 0.01 else "nothing speaks against independence"
-        spectra = torch.zeros(2, max(x.shape[1], y.shape[1]), dtype=torch.float64)
-        distances = []
-        for spectrum, z in zip(spectra, (x, y), strict=True):
-            found = covariance_spectrum(z)
-            spectrum[: len(found)] = found / found.sum()
-            distances.append((z - z.mean(dim=0)).norm(dim=1) / found.sum().sqrt())
-        apart = max(float((spectra[0] - spectra[1]).abs().sum()) / 2, ks_2samp(*distances).statistic - 1 / n**0.5)
+        both = [(z, covariance_spectrum(z)) for z in (x, y)]
+        shares = pd.DataFrame([(spectrum / spectrum.sum()).numpy() for _, spectrum in both]).fillna(0)
+        distances = [(z - z.mean(dim=0)).norm(dim=1) / spectrum.sum().sqrt() for z, spectrum in both]
+        apart = max(shares.diff().iloc[1].abs().sum() / 2, ks_2samp(*distances).statistic - 1 / n**0.5)
         if result.pvalue > 0.01 and apart <= ALIKE:
             warning = "The rows may be in another order: the two look independent of each other, but their spectra and "
             warning += "the distances of the rows from the mean agree, which do not depend on the order."
@@ -382,19 +375,16 @@ def probe_table(found: Embeddings, other: Embeddings | None = None) -> tuple[pd.
 
 def depth_table(found: Embeddings) -> pd.DataFrame:
     """Return the accuracy of a linear probe by the depth of a run's layer, beside CKA with the labels and RankMe."""
-    if found.labels is None or found.layers is None:
-        return pd.DataFrame()
-    kept, _ = _probed_rows(found.labels, found.layers)
-    if not len(kept):
+    if found.labels is None or found.layers is None or not len(kept := _probed_rows(found.labels, found.layers)[0]):
         return pd.DataFrame()
     train, test = train_test_split(kept, test_size=0.3, stratify=found.labels[kept], random_state=0)
     parts = {name: (z[train], z[test]) for name, z in found.layers.items()}
     table = probe_splits(parts, found.labels[train], found.labels[test], SPLITS, layers=True)
     layers = table.assign(std=table["accuracy"]).groupby("representation", sort=False)
     columns = {"accuracy": "mean", "std": "std", "chance": "first", "cka_labels": "first", "rankme": "first"}
-    table = layers.agg(columns).reset_index(names="layer").rename(columns={"rankme": "RankMe"})
-    table = table.rename(columns={"cka_labels": "CKA with labels"})
-    return table.assign(features=[z.shape[1] for z in found.layers.values()])
+    names = {"representation": "layer", "cka_labels": "CKA with labels", "rankme": "RankMe"}
+    widths = [z.shape[1] for z in found.layers.values()]
+    return layers.agg(columns).reset_index().rename(columns=names).assign(features=widths)
 
 
 def _probed_rows(labels: np.ndarray, given: Mapping[str, Tensor]) -> tuple[np.ndarray, str]:
