@@ -208,7 +208,7 @@ def _correlation(x: Tensor, y: Tensor | None, names: Sequence[str] = ()) -> dict
     else:
         means = torch.nn.functional.adaptive_avg_pool2d(c[None], (min(len(c), 512), min(len(c.T), 512)))[0]
         extent = (-0.5, c.shape[1] - 0.5, c.shape[0] - 0.5, -0.5)
-        image = ax.imshow(means, cmap=DIVERGING, vmin=-limit, vmax=limit, aspect="auto", extent=extent)
+        image = ax.imshow(means.numpy(), cmap=DIVERGING, vmin=-limit, vmax=limit, aspect="auto", extent=extent)
         figure.colorbar(image, label="correlation", extend="both")
     ax.set(xlabel="feature" if y is None else "feature of B", ylabel="feature" if y is None else "feature of A")
     return {"image": _png(figure), "shape": c.shape, "limit": limit, "rms": float(c.square().mean().sqrt())}
@@ -245,9 +245,10 @@ def comparison_table(x: Tensor, y: Tensor) -> pd.DataFrame:
         answer = f"p = {result.pvalue:.3g} out of {result.out_of}: "
         answer += "they depend on each other" if result.pvalue <= 0.01 else "nothing speaks against independence"
         both = [(z, covariance_spectrum(z)) for z in (x, y)]
-        shares = pd.DataFrame([(spectrum / spectrum.sum()).numpy() for _, spectrum in both]).fillna(0)
-        distances = [(z - z.mean(dim=0)).norm(dim=1) / spectrum.sum().sqrt() for z, spectrum in both]
-        apart = max(shares.diff().iloc[1].abs().sum() / 2, ks_2samp(*distances).statistic - 1 / n**0.5)
+        shares = pd.concat([pd.Series((part / part.sum()).numpy()) for _, part in both], axis=1).fillna(0)
+        distances = [((z - z.mean(dim=0)).norm(dim=1) / spectrum.sum().sqrt()).numpy() for z, spectrum in both]
+        furthest = ks_2samp(*distances, method="asymp").statistic
+        apart = max((shares[0] - shares[1]).abs().sum() / 2, furthest - 1 / n**0.5)
         if result.pvalue > 0.01 and apart <= ALIKE:
             warning = "The rows may be in another order: the two look independent of each other, but their spectra and "
             warning += "the distances of the rows from the mean agree, which do not depend on the order."

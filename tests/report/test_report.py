@@ -534,6 +534,7 @@ def test_unrelated_rows_keep_the_neighbors_that_chance_gives():
         (torch.ones(N, 3), False),
     ],
 )
+@pytest.mark.filterwarnings("error")
 def test_rows_in_another_order_are_named(other, named, caplog):
     with caplog.at_level("INFO", logger="hsic_lab"):
         page = report_html(Embeddings(A), Embeddings(other))
