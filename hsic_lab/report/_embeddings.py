@@ -136,8 +136,9 @@ def read_embeddings(
         return found
     if found.rows is not None:
         raise ValueError(f"{labels}: rows were sampled, so the labels must be in the file of the embeddings")
-    values = _read_labels(Path(labels), label)
-    return _with_labels(replace(found, labels=None, features=None, target=None), values, printable(labels))
+    plain = replace(found, labels=None, features=None, target=None)
+    plain = plain if found.layers is None else replace(plain, layers=None, table=None)  # of other rows than the views
+    return _with_labels(plain, _read_labels(Path(labels), label), printable(labels))
 
 
 def _read_run(folder: Path) -> Embeddings:

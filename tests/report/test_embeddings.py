@@ -121,7 +121,10 @@ def test_run_gives_its_projections_and_encoder_features(tmp_path):
     assert found.z_a.shape == found.z_b.shape == (445, 6) and found.features.shape == (445, 16)
     c = np.corrcoef(found.z_a.T, found.z_b.T)[:6, 6:]
     np.testing.assert_allclose(c, run.snapshots[max(run.snapshots)], atol=1e-4, err_msg="of the same held-out pairs")
-    assert len(found.labels) == 445
+    assert len(found.labels) == 445 and list(found.layers) == ["encoder", "projector 1"]
+    np.save(tmp_path / "labels.npy", np.arange(445) % 2)
+    own = read_embeddings(tmp_path / "run", labels=tmp_path / "labels.npy")
+    assert own.features is None and own.layers is None and own.table["label"].tolist() == own.labels.tolist()
     train(
         TrainConfig(dataset="digits", epochs=1, projector=(6,)), tmp_path / "own", None, False,
         encoder=ConvEncoder(1, 1),
