@@ -1,10 +1,14 @@
 """Configuration of the Sphinx documentation. Build it with `make docs`; no network is needed."""
 
+import html
 import json
 import shutil
 import tomllib
 from importlib import metadata
 from pathlib import Path
+
+from hsic_lab.explorer import CorrelationExplorer
+from hsic_lab.explorer._html import fragment_of
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -25,6 +29,7 @@ exclude_patterns = ["_build", "course/files"]
 nitpicky = False
 
 # Notebooks are shown with their committed outputs.
+EXPLORER = "application/vnd.hsic-lab.explorer"  # written by notebooks/execute.py
 nb_execution_mode = "off"
 nb_merge_streams = True
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "deflist"]
@@ -66,6 +71,13 @@ def cloud_links(name: str) -> str:
     return f" · [Open in Colab]({colab}) · [Open in Binder]({binder})"
 
 
+def live_explorer(output: dict) -> str:
+    """The explorer of an output as a live element, with its still image where scripts do not run."""
+    image, alt = output["data"]["image/png"].replace("\n", ""), html.escape(output["metadata"]["image/png"]["alt"])
+    still = f'<img src="data:image/png;base64,{image}" alt="{alt}">'
+    return fragment_of("".join(output["data"][EXPLORER]), CorrelationExplorer._esm, still)
+
+
 def copy_notebooks() -> None:
     """Copy the notebooks into `course/`, each with a download link below its title and alt text for its images."""
     course = ROOT / "docs" / "course"
@@ -76,6 +88,9 @@ def copy_notebooks() -> None:
         notebook = json.loads(path.read_text())
         links = f"{{download}}`Download this notebook <files/{path.name}>`{cloud_links(path.name)}"
         for cell in notebook["cells"]:
+            for output in cell.get("outputs", []):
+                if EXPLORER in output.get("data", {}):
+                    output["data"] = {"text/html": live_explorer(output)}
             alt = cell["metadata"].get("alt")
             if alt:
                 text = alt if isinstance(alt, str) else " ".join(alt)

@@ -18,7 +18,7 @@ from torch.autograd import Function
 
 def as_samples(x: ArrayLike | Tensor, name: str, *, labels: bool = False) -> Tensor:
     """Return `x` as an `(n, p)` tensor of finite floats; `(n,)` is one column. With `labels`, integers pass too."""
-    x = as_tensor(x, name)
+    x = with_float64(as_tensor(x, name))
     x = x[:, None] if x.dim() == 1 else x
     if x.dim() != 2 or 0 in x.shape:
         raise ValueError(f"{name} must have shape (n, p) or (n,), n and p at least 1, got {tuple(x.shape)}")
@@ -32,10 +32,9 @@ def as_samples(x: ArrayLike | Tensor, name: str, *, labels: bool = False) -> Ten
 
 
 def as_tensor(x: ArrayLike | Tensor, name: str = "x", *, shared: bool = False) -> Tensor:
-    """Return `x` as a dense tensor of real numbers. Arrays are copied where torch cannot wrap them.
+    """Return `x`, any array-like without missing entries, as a dense tensor of real numbers.
 
-    Lists, pandas objects and masked arrays without missing entries are converted. With `shared`, read-only memory maps
-    are not copied.
+    Arrays are copied where torch cannot wrap them; with `shared`, read-only memory maps are not.
     """
     if isinstance(x, Tensor):
         eight_bits = x.is_floating_point() and x.element_size() == 1
@@ -185,13 +184,6 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed((check_integer("seed", seed, 0) * 2654435761 + 2654435769) % 2**32)
 
 
-def only_tensors(state: dict[str, Any]) -> dict[str, Tensor]:
-    """Return a network's `state` itself; TypeError if a value is no tensor and cannot be saved."""
-    if strange := {key: value for key, value in state.items() if not isinstance(value, Tensor)}:
-        raise TypeError(f"all values of a network's state must be tensors to be saved, got {strange}")
-    return state
-
-
 def check_views(z_a: Tensor, z_b: Tensor, name_b: str = "z_b") -> None:
     """Raise an error unless both are floating `(n, d)` tensors of one shape and device. Values are not read."""
     for name, z in (("z_a", z_a), (name_b, z_b)):
@@ -207,6 +199,11 @@ def check_views(z_a: Tensor, z_b: Tensor, name_b: str = "z_b") -> None:
         raise ValueError(f"z_a and {name_b} must have the same shape, got {tuple(z_a.shape)} and {tuple(z_b.shape)}")
     if z_a.device != z_b.device:
         raise ValueError(f"z_a and {name_b} must be on one device, got {z_a.device} and {z_b.device}")
+
+
+def with_float64(x: Tensor) -> Tensor:
+    """Return `x` where float64 exists: on its device, or on the CPU if that is Apple's MPS."""
+    return x.cpu() if x.device.type == "mps" else x
 
 
 def at_least_float32(z: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from hsic_lab._checks import as_tensor, check_choice, check_integer, check_type, is_constant
+from hsic_lab._checks import as_tensor, check_choice, check_integer, check_type, is_constant, with_float64
 from hsic_lab.cka import u_center
 from hsic_lab.evaluation._features import check_images, evaluating, model_input
 from hsic_lab.hsic._estimators import at_origin, center
@@ -134,7 +134,7 @@ class _LayerGrams:
             raise TypeError(f"layer {label!r} of {self.owner} must return a tensor, got {type(output).__name__}")
         if output.ndim == 0 or len(output) != n:
             raise ValueError(f"layer {label!r} of {self.owner} must return {n} rows, got shape {tuple(output.shape)}")
-        x = output.reshape(n, -1)
+        x = with_float64(output.reshape(n, -1))
         try:
             kernel = self.fitted.setdefault(label, self.kernel.fit(x))
             if is_constant(x):  # exactly 0, instead of rounding

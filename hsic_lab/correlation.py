@@ -180,7 +180,7 @@ def feature_order(c: ArrayLike, by: str = "index") -> np.ndarray:
 
 def square_matrix(c: ArrayLike) -> np.ndarray:
     """`c` as a float64 array, checked to be finite and (d, d) with d at least 2."""
-    c = to_array(as_tensor(c, "c").double())
+    c = to_array(as_tensor(c, "c")).astype(np.float64)
     if c.ndim != 2 or c.shape[0] != c.shape[1] or len(c) < 2:
         raise ValueError(f"c must have shape (d, d) with d at least 2, got {c.shape}")
     if bad := (~np.isfinite(c.astype(np.float32) ** 2)).sum():

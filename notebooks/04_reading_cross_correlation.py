@@ -206,7 +206,8 @@ measured.round(1)
 # ## Two trained encoders
 #
 # These are the runs of notebook 00. The views share a digit and nothing else. One encoder was trained with Barlow Twins, the other with
-# HSIC_SSL. Each run stored $C$ on the same 2048 pairs of test scenes at several training steps. In JupyterLab you can
+# HSIC_SSL. Each run stored $C$ on the same 2048 pairs of test scenes at several training steps. In JupyterLab, and on this page of
+# the documentation, you can
 #
 # * **move the slider** through the training steps;
 # * **order the features by clustering**;

@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import jupytext
 import nbformat
@@ -25,13 +26,29 @@ METADATA = {
     "language_info": {"name": "python"},
 }
 WIDGET = "application/vnd.jupyter.widget-view+json"
+EXPLORER = "application/vnd.hsic-lab.explorer"  # its data, from which `docs/conf.py` makes the live element
 
 
 class ThisInterpreter(KernelSpecManager):
     """Start the interpreter that runs this script; an installed "python3" kernel may belong to another environment."""
 
     def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
-        return KernelSpec(**get_kernel_dict())
+        start = f"import sys; sys.path.append({str(FOLDER)!r}); import execute; execute.keep_explorers()"
+        return KernelSpec(**get_kernel_dict([f"--IPKernelApp.exec_lines={start}"]))
+
+
+def keep_explorers() -> None:
+    """Let every explorer that is displayed in this kernel leave its data in the notebook, some 600 kB at most."""
+    from IPython import get_ipython
+
+    def bundle(explorer: Any, **_: Any) -> tuple[dict, dict]:
+        from hsic_lab.explorer._html import explorer_data
+
+        data, metadata = explorer._repr_mimebundle_()
+        return data | ({EXPLORER: explorer_data(explorer, 450_000, 64)} if explorer.panels else {}), metadata
+
+    formatter = get_ipython().display_formatter.mimebundle_formatter
+    formatter.for_type_by_name("hsic_lab.explorer", "CorrelationExplorer", bundle)
 
 
 class Client(NotebookClient):

@@ -156,6 +156,32 @@ def test_search_finds_a_loss_and_a_click_opens_it(browser):
     page.close()
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_explorers_of_a_notebook_are_live(browser, width, scheme):
+    opened, address = browser
+    page, problems = opened.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme), []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("request", lambda asked: problems.append(asked.url) if asked.url.startswith("http") else None)
+    page.goto(f"{address}/course/04_reading_cross_correlation.html")
+    shown = page.locator(".hsic-explorer")
+    shown.nth(1).locator("canvas[data-step='434']").nth(1).wait_for()
+    assert shown.count() == 2 and shown.locator("img").count() == 0, "the still images are replaced"
+    shown.nth(1).locator("canvas[data-step]").first.click()
+    shown.nth(1).locator("svg[data-chart=scatter] circle").nth(63).wait_for()
+    shown.nth(1).locator("input[type=range]").first.press("Home")
+    shown.nth(1).locator("canvas[data-step='0']").nth(1).wait_for()
+    light = page.evaluate("""() => ["color", "backgroundColor"].map((name) => {
+      let e = document.querySelector(".hsic-explorer");
+      while (getComputedStyle(e)[name] === "rgba(0, 0, 0, 0)") e = e.parentElement;
+      return getComputedStyle(e)[name].match(/[0-9]+/)[0] > 128;
+    })""")
+    assert light == [scheme == "dark", scheme == "light"], "text, background"
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert [problem for problem in problems if not problem.startswith(address)] == []
+    page.close()
+
+
 def test_formulas_are_typeset(browser):
     opened, address = browser
     page = opened.new_page()

@@ -22,7 +22,7 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from hsic_lab._checks import as_labels, check_integer, check_number, check_type
+from hsic_lab._checks import as_labels, check_integer, check_number, check_type, with_float64
 from hsic_lab.cka import cka_or_nan
 from hsic_lab.correlation import column_moments, to_array
 from hsic_lab.evaluation._features import Data, chance_accuracy, check_splits
@@ -80,6 +80,7 @@ def linear_probe(
     1.0
     """
     train, test, train_y, test_y = check_splits(train_x, train_y, test_x, test_y)
+    train = with_float64(train)
     tried = [check_number("every one of Cs", C, 0, above=True) for C in np.ravel(Cs).tolist()]
     if not tried:
         raise ValueError(f"Cs must hold at least one value, got {Cs!r}")

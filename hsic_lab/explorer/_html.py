@@ -55,14 +55,19 @@ def explorer_fragment(explorer: "CorrelationExplorer") -> str:
     >>> explorer_fragment(CorrelationExplorer(torch.eye(3), torch.eye(3))).startswith('<div class="hsic-explorer">')
     True
     """
+    return fragment_of(explorer_data(explorer), explorer._esm)
+
+
+def explorer_data(explorer: "CorrelationExplorer", most: int = _BYTES, pairs: int = _PAIRS) -> str:
+    """Return what the element shows, as JSON: about `most` bytes, with the samples of so many pairs."""
     panels = list(explorer._panels.values())
     if not panels:
         raise ValueError("the explorer holds no matrix yet: give it a run, projections or a first snapshot")
-    samples = [_samples(panel, _SAMPLE_BYTES / len(panels)) for panel in panels]
-    sprites = ["" if panel.pairs[0] is None else _sprite(panel.pairs[0]) for panel in panels]
+    samples = [_samples(panel, _SAMPLE_BYTES / len(panels), pairs) for panel in panels]
+    sprites = ["" if panel.pairs[0] is None else _sprite(panel.pairs[0], pairs) for panel in panels]
     unique = list(dict.fromkeys(sprites))
     used = sum(map(len, unique)) + sum(len(text) for by_step in samples for text in by_step.values())
-    steps, level, matrices = _matrices(panels, _BYTES - used)
+    steps, level, matrices = _matrices(panels, most - used)
     answers: dict[str, Any] = {}
     for index, step in ((index, step) for index, kept in enumerate(steps) for step in kept):
         answers[f"matrix/{index}/{step}"] = {k: v for k, v in explorer._matrix(index, step).items() if k != "matrix"}
@@ -74,15 +79,21 @@ def explorer_fragment(explorer: "CorrelationExplorer") -> str:
     data = {
         "state": state, "colors": base64.b64encode(explorer.colors).decode(), "orders": orders, "answers": answers,
         "level": level, "matrices": matrices, "samples": samples, "notes": [panel.pairs[1] for panel in panels],
-        "sprites": unique, "sprite": [unique.index(sprite) for sprite in sprites], "columns": _COLUMNS,
+        "sprites": unique, "sprite": [unique.index(sprite) for sprite in sprites], "columns": _COLUMNS, "pairs": pairs,
         "trained": max(len(panel.snapshots) for panel in panels),
     }  # fmt: skip
-    embedded = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
+    return json.dumps(data, separators=(",", ":"))
+
+
+def fragment_of(
+    data: str, script: str, still: str = "<p>This heatmap of a cross-correlation matrix needs JavaScript.</p>"
+) -> str:
+    """Return the element from its data and the widget's script; `still` is seen until the script has run."""
+    embedded = data.replace("<", "\\u003c")
     page, style = ((Path(__file__).parent / name).read_text("utf-8") for name in ("page.js", "explorer.css"))
     return (
-        '<div class="hsic-explorer"><p>This heatmap of a cross-correlation matrix needs JavaScript.</p>'
-        f'<script type="application/json">{embedded}</script></div>\n'
-        f'<style>\n{style}</style>\n<script type="module">\n{explorer._esm}\n{page}</script>'
+        f'<div class="hsic-explorer">{still}<script type="application/json">{embedded}</script></div>\n'
+        f'<style>\n{style}</style>\n<script type="module">\n{script}\n{page}</script>'
     )
 
 
@@ -133,14 +144,14 @@ def _deflated(data: bytes) -> str:
     return base64.b64encode(packer.compress(data) + packer.flush()).decode()
 
 
-def _samples(panel: Any, most: float) -> dict[int, str]:
+def _samples(panel: Any, most: float, pairs: int) -> dict[int, str]:
     """Return standardized projections by step, or of the newest one: the scales of the features, then int8 values."""
     packed: dict[int, str] = {}
     for step in sorted(panel.snapshots, reverse=True):
         found = panel.samples(step)
         if found is None or found[0] in packed:
             continue
-        z = np.stack([standardize(view[:_PAIRS]).double().cpu().numpy().T for view in found[1:]])
+        z = np.stack([standardize(view[:pairs]).double().cpu().numpy().T for view in found[1:]])
         scales = np.maximum(np.abs(z).max(axis=2), 1e-30) / 127
         values = np.rint(z / scales[..., None]).astype(np.int8)
         packed[found[0]] = _deflated(scales.astype(np.float32).tobytes() + values.tobytes())
@@ -149,9 +160,9 @@ def _samples(panel: Any, most: float) -> dict[int, str]:
     return packed
 
 
-def _sprite(images: Sequence[Tensor]) -> str:
+def _sprite(images: Sequence[Tensor], pairs: int) -> str:
     """Return the images of both views as one image, row by row, view A first."""
-    tiles = [Image.fromarray(image) for view in images for image in image_bytes(view[:_PAIRS])]
+    tiles = [Image.fromarray(image) for view in images for image in image_bytes(view[:pairs])]
     for tile in tiles:
         tile.thumbnail((_SIDE, _SIDE))
     w, h = tiles[0].size

@@ -119,13 +119,13 @@ class PageModel {
 }
 
 // What the page holds, in words.
-function held({ level, state, trained, samples }) {
+function held({ level, state, trained, samples, pairs }) {
   const steps = Math.max(...state.panels.map((panel) => panel.steps.length));
   const words = [`This page holds C rounded to multiples of 1/${level}; sums, histograms and spectra are of the exact C.`];
   if (steps < trained) words.push(`It holds ${steps} of ${trained} steps.`);
   const most = Math.max(...samples.map((one) => Object.keys(one).length));
   if (most) {
-    words.push(`Samples and images are those of at most 256 pairs${most === 1 && steps > 1 ? " at the newest step" : ""}.`);
+    words.push(`Samples and images are those of at most ${pairs} pairs${most === 1 && steps > 1 ? " at the newest step" : ""}.`);
     words.push("A sample is rounded to 1/127 of the largest value of its feature.");
   }
   return words.join(" ");

@@ -31,7 +31,8 @@ def hsic(
     Parameters
     ----------
     x, y : Tensor of shape (n, p), (n, q)
-        Samples whose rows belong together. NumPy arrays and vectors (one column) are accepted.
+        Samples whose rows belong together. NumPy arrays and vectors (one column) are accepted. Samples on Apple's MPS,
+        which lacks float64, are moved to the CPU.
     kernel_x, kernel_y : Kernel, optional
         None means `Linear`; class labels take `Delta`. A median rule is fitted on all rows.
     estimator : {"biased", "unbiased", "block"}, default "biased"

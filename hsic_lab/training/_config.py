@@ -22,7 +22,7 @@ LOSSES: dict[str, Callable[..., losses.TwoViewLoss]] = {
     "barlow_twins": partial(losses.BarlowTwinsLoss, lambda_param=None), "hsic_ssl": losses.HSICSSLLoss,
     "vicreg": losses.VICRegLoss, "ssl_hsic": losses.SSLHSICLoss, "spectral": losses.SpectralContrastiveLoss,
     "nt_xent": losses.NTXentLoss, "negative_cosine": losses.NegativeCosineSimilarity,
-    "reference_code": losses.ReferenceCodeLoss,
+    "reference_code": losses.ReferenceCodeLoss, "sigreg": losses.SIGRegLoss,
 }  # fmt: skip
 
 # What a setting accepts, in words, and the function that gives an accepted value its one form and refuses any other.
@@ -104,7 +104,7 @@ class TrainConfig:
         Passes over the training images. The last incomplete batch of an epoch is left out.
     optimizer : str, default "adamw"
         Optimizer. "adam" adds weight decay to the gradient; "sgd" and "lars" use momentum.
-    learning_rate, bias_learning_rate : float, default 0.002, None
+    learning_rate, bias_learning_rate : float, default 0.004, None
         Learning rate at the end of the warm-up; biases and batch normalization may have their own.
     weight_decay : float, default 0.0001
         Weight decay.
@@ -121,7 +121,7 @@ class TrainConfig:
     seed : int, default 0
         Seed of the initialization, of the batches and of the views.
     device : str, default "auto"
-        "cpu", "cuda" or "cuda:N". "auto" is CUDA if there is one.
+        "cpu", "cuda", "cuda:N" or "mps". "auto" is CUDA if there is one, else the CPU.
     precision : str, default "auto"
         Precision of the networks. "auto" is bfloat16 where the hardware multiplies it, else float32.
     compile : bool, default False
@@ -152,7 +152,7 @@ class TrainConfig:
     micro_batch: int | None = _setting(None, _or_none(_whole(1)))
     epochs: int = _setting(22, _whole(1))
     optimizer: str = _setting("adamw", _one_of("adamw", "adam", "sgd", "lars"))
-    learning_rate: float = _setting(2e-3, _POSITIVE)
+    learning_rate: float = _setting(4e-3, _POSITIVE)
     bias_learning_rate: float | None = _setting(None, _or_none(_POSITIVE))
     momentum: float = _setting(0.9, _number(0, 1))
     weight_decay: float = _setting(1e-4, _number(0))
@@ -270,10 +270,12 @@ def pick_device(name: str) -> torch.device:
     kind = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
     if kind == "cuda" and "LOCAL_RANK" in os.environ:
         kind = f"cuda:{os.environ['LOCAL_RANK']}"
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", kind):
-        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}")
-    if kind != "cpu" and not torch.cuda.is_available():
-        raise ValueError(f"device is {name!r}, but torch finds no CUDA device")
+    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", kind):
+        raise ValueError(f"device must be auto, cpu, mps, cuda or cuda:N, got {name!r}")
+    if not (torch.backends.mps.is_available() if kind == "mps" else kind == "cpu" or torch.cuda.is_available()):
+        raise ValueError(f"device is {name!r}, but torch finds no {kind.partition(':')[0].upper()} device")
+    if kind == "mps" and (count := int(os.environ.get("WORLD_SIZE", 1))) > 1:
+        raise ValueError(f"device 'mps' is for one process, got {count} processes")
     return torch.device(kind)
 
 
@@ -294,5 +296,5 @@ def resolved_precision(precision: str, device: torch.device) -> str:
     if precision != "auto":
         return precision
     cpu = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-    native = torch.cuda.is_bf16_supported(False) if device.type == "cuda" else cpu
+    native = torch.cuda.is_bf16_supported(False) if device.type == "cuda" else device.type == "cpu" and cpu
     return "bfloat16" if native else "float32"
