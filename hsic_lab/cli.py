@@ -389,8 +389,7 @@ def inspect_file(
     print(f"{found.name}: {views} of {n} rows and {d} features. {found.note}", file=sys.stderr)
     other = None if against is None else lab.report._embeddings.read_one(against, label, drop or (), None, None, True)
     if atlas is not None:
-        words = "open it with the columns --x projection_x --y projection_y"
-        print(f"{lab.report.write_atlas(found, atlas)}: {words}", file=sys.stderr)
+        print("For --x projection_x --y projection_y:", lab.report.write_atlas(found, atlas), file=sys.stderr)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("hsic_lab").setLevel(logging.INFO)  # a line for each part of the page that takes time
     print(lab.report.write_report(found, page, reference=other))

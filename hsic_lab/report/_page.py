@@ -247,8 +247,7 @@ def comparison_table(x: Tensor, y: Tensor) -> pd.DataFrame:
         both = [(z, covariance_spectrum(z)) for z in (x, y)]
         shares = pd.concat([pd.Series((part / part.sum()).numpy()) for _, part in both], axis=1).fillna(0)
         distances = [((z - z.mean(dim=0)).norm(dim=1) / spectrum.sum().sqrt()).numpy() for z, spectrum in both]
-        furthest = ks_2samp(*distances, method="asymp").statistic
-        apart = max((shares[0] - shares[1]).abs().sum() / 2, furthest - 1 / n**0.5)
+        apart = max((shares[0] - shares[1]).abs().sum() / 2, ks_2samp(*distances, method="asymp").statistic - n**-0.5)
         if result.pvalue > 0.01 and apart <= ALIKE:
             warning = "The rows may be in another order: the two look independent of each other, but their spectra and "
             warning += "the distances of the rows from the mean agree, which do not depend on the order."
@@ -285,8 +284,7 @@ def _principal_axes(found: Embeddings, other: Embeddings | None, kept: Sequence[
 
     The result is empty if all rows are equal. `kept` is that of `comparison_table`.
     """
-    z = [found.z_a if found.features is None else found.features]
-    z = z if other is None else [_compared(found), _compared(other)]
+    z = [_compared(found), _compared(other)] if other else [found.z_a if found.features is None else found.features]
     if not any((part != part[:1]).any() for part in z):
         return {}
     rows = sample(len(z[0]), PAIRED_ROWS)
