@@ -67,7 +67,8 @@ RECIPES = """Settings of a publication: tsai2021 (Tsai et al. 2021, CIFAR-10), o
 or solo (solo-learn, CIFAR). Options replace some of them."""
 FILE = "A run, or .npy, .npz, .csv, .tsv, .parquet, .safetensors or .pt with embeddings."
 LABEL_FILE = "File with a label for each row: .npy, .csv, .tsv or .parquet."
-REFERENCE = "File with other features of the rows, for CKA."
+AGAINST = "File or run with other features of the rows, of any width: compare both on the page."
+ATLAS = "Write the rows with two principal axes and labels to this .parquet file, for Embedding Atlas."
 GRID = "A TOML file that says what varies. Examples are in data/grids."
 SET = typer.Option("--set", metavar="NAME=VALUE", help="Any field of TrainConfig, as TOML or JSON. Repeatable.")
 Output = Annotated[Path | None, typer.Option(help="Folder of figures, file of a table or page. Default: near the run.")]
@@ -367,10 +368,13 @@ def inspect_file(
     drop: Annotated[list[str] | None, typer.Option(help="Column or array to leave out. Repeatable.")] = None,
     view_a: Annotated[str | None, typer.Option(help="Array, or pattern of columns ('emb_*'), of a view.")] = None,
     view_b: Annotated[str | None, typer.Option(help="The same for a second view.")] = None,
-    reference: Annotated[Path | None, typer.Option(help=REFERENCE, callback=_existing)] = None,
+    against: Annotated[Path | None, typer.Option("--against", "--reference", help=AGAINST, callback=_existing)] = None,
+    atlas: Annotated[Path | None, typer.Option(help=ATLAS)] = None,
     output: Output = None,
 ) -> None:
     """Write a report on embeddings: heatmap, spectrum, diagnostics, probe, CKA and independence tests on one page.
+
+    With --against the page compares two embeddings of the same rows; --drop and --label-column hold for both files.
 
     An .npz, .safetensors or .pt file holds the arrays z_a and z_b, or a and b, or one or two matrices of any names. The
     columns of a .csv, .tsv or .parquet file are all features, or a_... and b_... for two views; Parquet may hold
@@ -383,7 +387,9 @@ def inspect_file(
     views, (n, d) = "one view" if found.z_b is None else "two views", found.z_a.shape
     # On standard output is the path of the page alone.
     print(f"{found.name}: {views} of {n} rows and {d} features. {found.note}", file=sys.stderr)
-    other = None if reference is None else lab.report.read_embeddings(reference).z_a
+    other = None if against is None else lab.report._embeddings.read_one(against, label, drop or (), None, None, True)
+    if atlas is not None:
+        print("For --x projection_x --y projection_y:", lab.report.write_atlas(found, atlas), file=sys.stderr)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("hsic_lab").setLevel(logging.INFO)  # a line for each part of the page that takes time
     print(lab.report.write_report(found, page, reference=other))

@@ -113,7 +113,7 @@ def test_help_has_an_example(name):
 MISSING = [
     "inspect missing.npy", "inspect here.npy missing.npy", "inspect here.npy --labels missing.npy", "plot missing.npy",
     "inspect here.npy --reference missing.npy", "probe missing.npy", "ablate missing.npy",
-    "inspect here.npy --output missing.npy",
+    "inspect here.npy --output missing.npy", "inspect here.npy --against missing.npy",
 ]  # fmt: skip
 
 

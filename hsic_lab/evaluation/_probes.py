@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from joblib import Parallel, delayed
 from scipy.special import logsumexp
+from scipy.stats import entropy
 from sklearn import config_context
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
@@ -22,6 +23,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from hsic_lab._checks import as_labels, check_integer, check_number, check_type, with_float64
+from hsic_lab.cka import cka_or_nan
 from hsic_lab.correlation import column_moments, to_array
 from hsic_lab.evaluation._features import Data, chance_accuracy, check_splits
 
@@ -140,8 +142,9 @@ def _dispatches() -> bool:
 
 
 def probe_table(
-    features: Pairs, train_y: Data, test_y: Data, splits: int = 3, n_train: int | None = None, n_jobs: int | None = None
-) -> pd.DataFrame:
+    features: Pairs, train_y: Data, test_y: Data, splits: int = 3, n_train: int | None = None,
+    n_jobs: int | None = None, layers: bool = False,
+) -> pd.DataFrame:  # fmt: skip
     """Linear-probe accuracy of several representations on the same random training subsets.
 
     The spread over the subsets measures the probe. It says nothing about other training seeds of the encoder. The
@@ -156,13 +159,27 @@ def probe_table(
         Number of stratified subsets; the number of a subset is its seed.
     n_train, n_jobs : int or None
         Rows of a subset, None for 80 % of the training rows; and number of processes, as in scikit-learn.
+    layers : bool, default False
+        Add what compares the layers of a network, of the test rows: `cka_labels`, unbiased linear CKA with one-hot
+        labels (HSIC with the labels, normalized to at most 1), and `rankme`, as in `hsic_lab.diagnostics`.
     """
     splits = check_integer("splits", splits, 1)
     train_y, test_y = as_labels("train_y", train_y), as_labels("test_y", test_y)
     size = check_integer("n_train", round(0.8 * len(train_y)) if n_train is None else n_train, 1, len(train_y) - 1)
     subsets = [validation_split(train_y, len(train_y) - size, split)[0] for split in range(splits)]
     draws = [({"split": split}, rows, split) for split, rows in enumerate(subsets)]
-    return _probe_rows(features, train_y, test_y, draws, n_jobs)
+    table = _probe_rows(features, train_y, test_y, draws, n_jobs)
+    if layers:
+        one_hot = torch.from_numpy(test_y[:, None] == np.unique(test_y)).double()
+        for name, (train_x, test_x) in features.items():
+            x = check_splits(train_x, train_y, test_x, test_y)[1].cpu().double()
+            mean, variance = column_moments(x)
+            centered = (x - mean) * (variance > 0)
+            gram = centered.T @ centered if len(x) > x.shape[1] else centered @ centered.T
+            spectrum = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
+            rank = float(np.exp(entropy(spectrum))) if spectrum.any() else 0.0
+            table.loc[table["representation"] == name, ["cka_labels", "rankme"]] = cka_or_nan(x, one_hot), rank
+    return table
 
 
 def few_label_curve(

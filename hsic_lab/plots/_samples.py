@@ -74,10 +74,9 @@ def plot_embedding(z: ArrayLike, labels: ArrayLike | None = None, ax: Axes | Non
     classes = None if labels is None else to_array(labels, "labels")
     if classes is not None and classes.shape != (len(z),):
         raise ValueError(f"labels must have shape ({len(z)},), one a row of z, got {classes.shape}")
-    unit = np.abs(z).max()  # squares of very large or small values leave float32
-    pca = PCA(2, svd_solver="randomized" if min(z.shape) > 64 else "full", random_state=0).fit(z / unit)
+    points, shares = principal_axes(z)
     shown = np.linspace(0, len(z) - 1, min(len(z), 5000)).astype(int)
-    x, y = unit * pca.transform(z[shown] / unit).T
+    x, y = points[shown].T
     ax = axes_or_new(ax, 5.6, 4.4)
     look: dict[str, Any] = {"s": 9, "linewidths": 0, "alpha": 0.7, "rasterized": True}
     if classes is None:
@@ -94,9 +93,15 @@ def plot_embedding(z: ArrayLike, labels: ArrayLike | None = None, ax: Axes | Non
             ax.scatter(x[classes == name], y[classes == name], color=color, label=plain(name), **look)
         place: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1, 0.5), "ncols": 1 + (len(colored) > 12)}
         ax.legend(frameon=False, fontsize="small", markerscale=2, **place)
-    shares = pca.explained_variance_ratio_
     ax.set(xlabel=f"principal axis 1 ({shares[0]:.0%})", ylabel=f"principal axis 2 ({shares[1]:.0%})")
     return ax
+
+
+def principal_axes(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows of `z` on its first two principal axes, (n, 2), and the shares of the variance of these axes."""
+    unit = np.abs(z).max()  # squares of very large or small values leave float32
+    pca = PCA(2, svd_solver="randomized" if min(z.shape) > 64 else "full", random_state=0).fit(z / unit)
+    return unit * pca.transform(z / unit), pca.explained_variance_ratio_
 
 
 def plot_pairs(view_a: ArrayLike, view_b: ArrayLike, n: int = 8, ax: Axes | None = None) -> Axes:

@@ -4,7 +4,7 @@ import base64
 import io
 import itertools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +13,26 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.layout_engine import ConstrainedLayoutEngine
+from scipy.stats import ks_2samp
 from sklearn.model_selection import train_test_split
+from sklearn.neighbors import NearestNeighbors
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 import hsic_lab
 from hsic_lab._io import replace_file
 from hsic_lab.cka import cka_or_nan
-from hsic_lab.correlation import CorrelationSummary, cross_correlation, off_diagonal
+from hsic_lab.correlation import CorrelationSummary, cross_correlation, standardize
 from hsic_lab.diagnostics import covariance_spectrum, diagnose
 from hsic_lab.diagnostics._diagnose import FAULTS
 from hsic_lab.evaluation import knn_accuracy, linear_probe
+from hsic_lab.evaluation import probe_table as probe_splits
 from hsic_lab.evaluation._features import chance_accuracy, default_neighbors
 from hsic_lab.explorer import CorrelationExplorer, explorer_fragment
 from hsic_lab.independence import TestResult, gamma_test, permutation_test
-from hsic_lab.kernels import Delta, Gaussian
-from hsic_lab.plots import PALETTE, plot_cross_correlation, plot_embedding, plot_spectrum
-from hsic_lab.plots._canvas import QUIET
+from hsic_lab.kernels import Delta, Gaussian, Linear
+from hsic_lab.plots import DIVERGING, PALETTE, plot_cross_correlation, plot_spectrum
+from hsic_lab.plots._samples import principal_axes
 from hsic_lab.report._embeddings import Embeddings, read_embeddings, real_floats, sample
 from hsic_lab.training import Run
 
@@ -39,13 +41,14 @@ Source = Embeddings | Run | Tensor | np.ndarray | tuple | str | Path
 # Expensive measurements use a sample of the rows, so that a page takes seconds.
 SPECTRUM_ROWS, CKA_ROWS, GAUSSIAN_ROWS = 10_000, 10_000, 2000
 TEST_ROWS, GAMMA_ROWS, PERMUTATIONS = 500, 2000, 499
+PAIRED_ROWS, DOTS, NEIGHBORS, ALIKE = 2000, 1000, 10, 0.1  # of the comparison of two embeddings
 ONE_THREAD_VALUES = 1 << 20
 LIVE_FEATURES = 1024  # more make the page larger than 15 MB, and are drawn as an image
 LOG = logging.getLogger(__name__)  # the command line shows a line for each part that takes time
 PROBE_ROWS, PROBE_VALUES, SPLITS, MIN_CLASS_ROWS = 10_000, 1 << 22, 3, 10
 
 
-def write_report(source: Source, path: str | Path, *, reference: Tensor | np.ndarray | None = None) -> Path:
+def write_report(source: Source, path: str | Path, *, reference: Source | None = None) -> Path:
     """Write an HTML page about embeddings or a run, and return its path.
 
     The page has a verdict, the correlation of the features, spectrum, principal axes, diagnostics, accuracy of a linear
@@ -58,8 +61,9 @@ def write_report(source: Source, path: str | Path, *, reference: Tensor | np.nda
         What to describe; a path is a file or a folder that `read_embeddings` accepts.
     path : path
         The file to write, ending in ``.html``.
-    reference : Tensor or ndarray of shape (n, p), optional
-        Other features of the same rows, for CKA.
+    reference : as `source`, optional
+        Other features of the same rows, of any width. The page then compares both: principal axes side by side, C, CKA
+        with a p-value, the neighbors kept, and the probes. Of a run, the features of the encoder are compared.
 
     Examples
     --------
@@ -74,16 +78,15 @@ def write_report(source: Source, path: str | Path, *, reference: Tensor | np.nda
     if path.suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"the page needs a name ending in .html, got {path}")
     found = as_embeddings(source)
-    if reference is not None:
-        reference = as_embeddings(reference).z_a
-        if len(reference) != len(found.z_a):
-            raise ValueError(f"reference must have a row for each of the {len(found.z_a)} rows, got {len(reference)}")
+    other = None if reference is None else as_embeddings(reference)
+    if other is not None and (n := len(_compared(found))) != (m := len(_compared(other))):
+        raise ValueError(f"the reference, {other.name}, must have a row for each of the {n} rows, got {m}")
     path.parent.mkdir(parents=True, exist_ok=True)
     look: Any = {"axes.spines.top": False, "axes.spines.right": False, "font.size": 10}
     # On shared cores the busy waiting of a second thread makes the many short products of a page ten times slower.
     threads = threadpool_limits(1 if found.z_a.numel() <= ONE_THREAD_VALUES else None)
     with torch.no_grad(), threads, plt.rc_context(look):
-        text = report_html(found, reference)
+        text = report_html(found, other)
     replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
     return path
 
@@ -101,17 +104,58 @@ def as_embeddings(source: Source) -> Embeddings:
     return Embeddings(z[0], z[1] if len(z) == 2 else None)
 
 
-def report_html(found: Embeddings, reference: Tensor | None = None) -> str:
+def write_atlas(source: Source, path: str | Path) -> Path:
+    """Write the rows to a Parquet file that Embedding Atlas and similar tools open, and return its path.
+
+    The columns are `projection_x, projection_y` (two principal axes), `row` (its number in the source), the label, and
+    columns of a table that are no features. `source` is that of `write_report`, `path` ends in ``.parquet``.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".parquet":
+        raise ValueError(f"the rows for an atlas need a name ending in .parquet, got {path}")
+    found = as_embeddings(source)
+    z, table = _compared(found), found.table
+    if table is None:
+        z, labels = (
+            z if found.features is None else found.features,
+            found.target if found.labels is None else found.labels,
+        )
+        table = pd.DataFrame({"row": range(len(z))} | ({} if labels is None else {"label": labels}))
+    axes = pd.DataFrame(_axes(z)[0], columns=["projection_x", "projection_y"])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, axes.join(table).to_parquet)
+    return path
+
+
+def _compared(found: Embeddings) -> Tensor:
+    """Return what is compared with other embeddings: the features of a run's encoder, else the first view."""
+    return found.z_a if found.layers is None or found.features is None else found.features
+
+
+def _axes(z: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows on their first two principal axes and the shares of the variance, 0 if all rows are equal."""
+    return principal_axes(z.numpy()) if (z != z[:1]).any() else (np.zeros((len(z), 2)), np.zeros(2))
+
+
+def report_html(found: Embeddings, other: Embeddings | None = None) -> str:
     """Return the text of the page; the template escapes all values."""
     LOG.info("Diagnostics of %d rows and %d features ...", *found.z_a.shape)
     frame = diagnose(found.z_a, found.z_b, kind=found.kind)
     LOG.info("%s\nPrediction of the labels ...", frame)
-    probe, probe_note = probe_table(found)
+    probe, probe_note = probe_table(found, other)
+    if len(depth := depth_table(found)):
+        LOG.info("%s", depth.to_string(index=False, float_format="{:.3f}".format))
     LOG.info("Similarity and tests ...")
-    similarity = similarity_table(found.z_a, found.z_b, reference)
-    tables = {"diagnostics": frame, "probe": probe, "similarity": similarity, "independence": independence_table(found)}
+    tables = {"diagnostics": frame, "probe": probe, "depth": depth, "independence": independence_table(found)}
+    reference = other.z_a if other is not None and len(other.z_a) == len(found.z_a) else None
+    tables["similarity"] = similarity_table(found.z_a, found.z_b, reference)
     LOG.info("Figures ...")
-    figures = _correlation(found) | _spectrum(found.z_a, found.z_b) | _principal_axes(found)
+    z_b, names = (found.z_a, found.columns) if found.z_b is None else (found.z_b, ())
+    summary = CorrelationSummary.from_matrix(cross_correlation(found.z_a, z_b), len(z_b))
+    figures: dict[str, Any] = {"correlation": _correlation(found.z_a, found.z_b, names), "summary": summary}
+    figures |= _spectrum(found.z_a, found.z_b)
+    figures |= {} if other is None else _comparison(found, other)
+    figures |= _principal_axes(found, other, figures.get("kept", ()))
     verdict = frame.attrs["verdict"]
     kind = "good" if verdict == "healthy" else "bad" if verdict in FAULTS else ""
     classes = 0 if found.labels is None else len(np.unique(found.labels))
@@ -148,32 +192,72 @@ def _png(figure: Any) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def _correlation(found: Embeddings) -> dict[str, Any]:
-    z_a, z_b = found.z_a, found.z_b
-    c = cross_correlation(z_a, z_a if z_b is None else z_b).numpy()
-    summary = CorrelationSummary.from_matrix(c, len(z_a))
-    if len(c) <= LIVE_FEATURES:
-        explorer = CorrelationExplorer(z_a, z_a if z_b is None else z_b)
-        explorer.panels[0] |= {"one": z_b is None, "names": list(found.columns) if z_b is None else []}
-        return {"explorer": explorer_fragment(explorer), "summary": summary}
-    live, parts = np.outer(c.any(axis=1), c.any(axis=0)), (np.diagonal, off_diagonal)
-    diagonal, off = (np.clip(part(c)[part(live)], -1, 1) for part in parts)  # rounding may exceed 1
-    finer_limit = float(np.clip(np.quantile(np.abs(off), 0.99) if len(off) else 0, 0.01, 1))
-    layout = ConstrainedLayoutEngine(w_pad=0.1)
-    figure, axes = plt.subplots(1, 3, figsize=(12.6, 4.2), layout=layout, width_ratios=(1, 1, 0.8))
-    for ax, limit, title in ((axes[0], 1.0, "C"), (axes[1], finer_limit, "C, a finer color scale")):
-        plot_cross_correlation(c, ax, limit, title)
-        if z_b is None:
-            ax.set(xlabel="feature", ylabel="feature")
-    look = {"bins": 81, "range": (-1, 1), "density": True, "histtype": "stepfilled", "alpha": 0.6}
-    axes[2].hist(off, **look, color=PALETTE[0], label="off the diagonal")
-    if z_b is not None:
-        axes[2].hist(diagonal, **look, color=PALETTE[1], label="diagonal")
-    band = 2 * summary.expected_rms
-    axes[2].axvspan(-band, band, color=QUIET, alpha=0.25, label="±2 standard errors of 0")
-    axes[2].set(xlabel="correlation", ylabel="density", yscale="log")
-    axes[2].legend(frameon=False, fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1.0))
-    return {"correlation": _png(figure), "summary": summary, "finer_limit": finer_limit}
+def _correlation(x: Tensor, y: Tensor | None, names: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the correlations of the features of `x` with those of `y`, None for its own: live, or as an image."""
+    z = x if y is None else y
+    if x.shape == z.shape and x.shape[1] <= LIVE_FEATURES:
+        explorer = CorrelationExplorer(x, z)
+        explorer.panels[0] |= {"one": y is None, "names": list(names)}
+        return {"explorer": explorer_fragment(explorer)}
+    dtype = torch.promote_types(x.dtype, z.dtype)
+    c = standardize(x.to(dtype)).T @ standardize(z.to(dtype)) / len(x)
+    limit = float(np.clip(np.quantile(c.abs().numpy(), 0.99), 0.01, 1))
+    figure, ax = plt.subplots(figsize=(7.2, 5), layout="constrained")
+    if len(c) == len(c.T):
+        plot_cross_correlation(c, ax, limit)
+    else:
+        means = torch.nn.functional.adaptive_avg_pool2d(c[None], (min(len(c), 512), min(len(c.T), 512)))[0]
+        extent = (-0.5, c.shape[1] - 0.5, c.shape[0] - 0.5, -0.5)
+        image = ax.imshow(means.numpy(), cmap=DIVERGING, vmin=-limit, vmax=limit, aspect="auto", extent=extent)
+        figure.colorbar(image, label="correlation", extend="both")
+    ax.set(xlabel="feature" if y is None else "feature of B", ylabel="feature" if y is None else "feature of A")
+    return {"image": _png(figure), "shape": c.shape, "limit": limit, "rms": float(c.square().mean().sqrt())}
+
+
+def _comparison(found: Embeddings, other: Embeddings) -> dict[str, Any]:
+    """Return the comparison with other embeddings of the same rows: its table with a warning, and C."""
+    x, y = _compared(found), _compared(other)
+    table = comparison_table(x, y)
+    warning, labels = table.attrs["warning"], (found.labels, other.labels)
+    if labels[0] is not None and labels[1] is not None and len(labels[0]) == len(labels[1]):
+        differ = int((labels[0].astype(str) != labels[1].astype(str)).sum())
+        warning = f"The rows may be in another order: {differ} labels differ. {warning}" if differ else warning
+    words = table.drop(columns="rows").to_string(index=False, float_format="{:.4g}".format)
+    LOG.info("%s", f"{words}\n{warning}".strip("\n"))
+    shown = {"other": other, "comparison": _cells(table), "warning": warning, "kept": table.attrs["kept"]}
+    return shown | {"joint": _correlation(x, y)}
+
+
+def comparison_table(x: Tensor, y: Tensor) -> pd.DataFrame:
+    """Return how similar two embeddings of the same rows are; ``attrs["kept"]`` is the share of neighbors of each row.
+
+    ``attrs["warning"]`` is not empty if the rows may be in another order: nothing speaks against the independence of
+    the two, but the spectra and the distances from the mean, up to a scale, agree.
+    """
+    rows = sample(len(x), PAIRED_ROWS)
+    x, y = x[rows].double(), y[rows].double()
+    value, n, k = cka_or_nan(x, y), len(rows), min(NEIGHBORS, len(rows) - 2)
+    near = [NearestNeighbors(n_neighbors=k).fit(z).kneighbors(return_distance=False) for z in (x, y)]
+    kept = np.array([np.isin(a, b).mean() for a, b in zip(*near, strict=True)])
+    warning, answer = "", "not defined: all rows of one are equal"
+    if np.isfinite(value):
+        result = permutation_test(x, y, Linear(), Linear(), permutations=PERMUTATIONS)
+        answer = f"p = {result.pvalue:.3g} out of {result.out_of}: "
+        answer += "they depend on each other" if result.pvalue <= 0.01 else "nothing speaks against independence"
+        both = [(z, covariance_spectrum(z)) for z in (x, y)]
+        shares = pd.concat([pd.Series((part / part.sum()).numpy()) for _, part in both], axis=1).fillna(0)
+        distances = [((z - z.mean(dim=0)).norm(dim=1) / spectrum.sum().sqrt()).numpy() for z, spectrum in both]
+        apart = max((shares[0] - shares[1]).abs().sum() / 2, ks_2samp(*distances, method="asymp").statistic - n**-0.5)
+        if result.pvalue > 0.01 and apart <= ALIKE:
+            warning = "The rows may be in another order: the two look independent of each other, but their spectra and "
+            warning += "the distances of the rows from the mean agree, which do not depend on the order."
+    measures = [
+        ("CKA (linear)", value, 0.0, n, answer),
+        (f"neighbors kept, k = {k}", kept.mean(), k / (n - 1), n, f"of a row's {k} nearest in A, the share in B"),
+    ]
+    table = pd.DataFrame(measures, columns=["measure", "value", "unrelated_rows_give", "rows", "remark"])
+    table.attrs = {"warning": warning, "kept": kept.tolist()}
+    return table
 
 
 def _spectrum(z_a: Tensor, z_b: Tensor | None) -> dict[str, Any]:
@@ -195,13 +279,30 @@ def _spectrum(z_a: Tensor, z_b: Tensor | None) -> dict[str, Any]:
     return {"spectrum": _png(figure), "spectra": spectra, "spectrum_rows": len(rows), "most_values": most}
 
 
-def _principal_axes(found: Embeddings) -> dict[str, Any]:
-    """Return the scatter plot and the names of its axes, nothing if all rows are equal."""
-    z = found.z_a if found.features is None else found.features
-    if not (z != z[:1]).any():
+def _principal_axes(found: Embeddings, other: Embeddings | None, kept: Sequence[float] = ()) -> dict[str, Any]:
+    """Return the dots of a sample of the rows on two axes, those of the labels or of both embeddings compared.
+
+    The result is empty if all rows are equal. `kept` is that of `comparison_table`.
+    """
+    z = [_compared(found), _compared(other)] if other else [found.z_a if found.features is None else found.features]
+    if not any((part != part[:1]).any() for part in z):
         return {}
-    ax = plot_embedding(z, found.labels)
-    return {"axis_names": (ax.get_xlabel(), ax.get_ylabel()), "principal_axes": _png(ax.figure)}
+    rows = sample(len(z[0]), PAIRED_ROWS)
+    step = -(-len(rows) // DOTS)
+    labels = np.array([]) if found.labels is None or len(found.labels) != len(z[0]) else found.labels[rows].astype(str)
+    common = sorted(pd.Series(labels, dtype=object).value_counts().index[: len(PALETTE)])
+    axes, shares = zip(*map(_axes, z), strict=True)
+    axes = [part[rows[::step]] for part in axes]
+    axes[-1] *= np.where((axes[0] * axes[-1]).sum(axis=0) < 0, -1, 1)  # the sign of an axis has no meaning
+    places = [20 + 360 * (part - part.min(axis=0)) / (np.ptp(part, axis=0).max() or 1) for part in axes]
+    colors = dict(zip(common, PALETTE, strict=False))
+    dots = []
+    for i, row in enumerate(rows[::step]):
+        words = f"Row {row}" + (f", label {labels[i * step]}" if len(labels) else "")
+        words += f": {kept[i * step]:.0%} of its neighbors kept" if len(kept) else ""
+        color = colors.get(labels[i * step]) if len(labels) else PALETTE[0]
+        dots.append({"words": words, "color": color, "places": [place[i].round(1).tolist() for place in places]})
+    return {"dots": dots, "shares": shares, "legend": colors, "others": len(set(labels)) > len(common)}
 
 
 def similarity_table(z_a: Tensor, z_b: Tensor | None, reference: Tensor | None) -> pd.DataFrame:
@@ -242,31 +343,57 @@ def independence_table(found: Embeddings) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["question", "test", "rows", "statistic", "pvalue", "answer"])
 
 
-def probe_table(found: Embeddings) -> tuple[pd.DataFrame, str]:
-    """Return the accuracies on random splits of a linear probe and of nearest neighbors, and which rows were used."""
+def probe_table(found: Embeddings, other: Embeddings | None = None) -> tuple[pd.DataFrame, str]:
+    """Return the accuracies on random splits of a linear probe and of nearest neighbors, and which rows were used.
+
+    The features of `other` are B, those of `found` are A.
+    """
     if found.labels is None:
         return pd.DataFrame(), ""
-    x = found.z_a if found.features is None else found.features
-    chosen = sample(len(x), min(PROBE_ROWS, PROBE_VALUES // x.shape[1]))
-    classes, counts = np.unique(found.labels[chosen], return_counts=True)
+    given = {"A": found.z_a if found.features is None else found.features}
+    if other is not None and len(_compared(other)) == len(given["A"]):
+        given["B"] = _compared(other)
+    kept, note = _probed_rows(found.labels, given)
+    if not len(kept):
+        return pd.DataFrame(), note
+    y, rows = found.labels[kept], []
+    for seed in range(SPLITS):
+        train, test = train_test_split(np.arange(len(y)), test_size=0.3, stratify=y, random_state=seed)
+        for name, z in given.items():
+            parts = z[kept[train]], y[train], z[kept[test]], y[test]
+            results = {"linear probe": linear_probe(*parts, seed=seed).accuracy}
+            if not (z[kept] == 0).all(dim=1).any():  # a zero row has no direction, and so no nearest neighbors
+                results[f"{default_neighbors(len(train))} nearest neighbors"] = knn_accuracy(*parts)
+            rows += [(name, *result, chance_accuracy(y[train], y[test])) for result in results.items()]
+    table = pd.DataFrame(rows, columns=["features", "evaluation", "accuracy", "chance"])
+    means = table.groupby(["features", "evaluation"], sort=False).agg(["mean", "std"])
+    table = means["accuracy"].rename(columns={"mean": "accuracy"}).assign(chance=means["chance", "mean"]).reset_index()
+    table = table.assign(**{"train rows": len(train), "test rows": len(test)})
+    return table if len(given) > 1 else table.drop(columns="features"), note
+
+
+def depth_table(found: Embeddings) -> pd.DataFrame:
+    """Return the accuracy of a linear probe by the depth of a run's layer, beside CKA with the labels and RankMe."""
+    if found.labels is None or found.layers is None or not len(kept := _probed_rows(found.labels, found.layers)[0]):
+        return pd.DataFrame()
+    train, test = train_test_split(kept, test_size=0.3, stratify=found.labels[kept], random_state=0)
+    parts = {name: (z[train], z[test]) for name, z in found.layers.items()}
+    table = probe_splits(parts, found.labels[train], found.labels[test], SPLITS, layers=True)
+    layers = table.assign(std=table["accuracy"]).groupby("representation", sort=False)
+    columns = {"accuracy": "mean", "std": "std", "chance": "first", "cka_labels": "first", "rankme": "first"}
+    names = {"representation": "layer", "cka_labels": "CKA with labels", "rankme": "RankMe"}
+    widths = [z.shape[1] for z in found.layers.values()]
+    return layers.agg(columns).reset_index().rename(columns=names).assign(features=widths)
+
+
+def _probed_rows(labels: np.ndarray, given: Mapping[str, Tensor]) -> tuple[np.ndarray, str]:
+    """Return a sample of the rows, of the classes that are frequent in it; none if fewer than two are. And in words."""
+    chosen = sample(len(labels), min(PROBE_ROWS, PROBE_VALUES // max(x.shape[1] for x in given.values())))
+    classes, counts = np.unique(labels[chosen], return_counts=True)
     frequent = classes[counts >= MIN_CLASS_ROWS]
-    kept = chosen[np.isin(found.labels[chosen], frequent)]
-    x, y = x[kept], found.labels[kept]
-    note = f"{len(y)} of {len(found.labels)} rows were used"
+    kept = chosen[np.isin(labels[chosen], frequent)]
+    note = f"{len(kept)} of {len(labels)} rows were used"
     if left_out := len(classes) - len(frequent):
         note += f"; {left_out} of {len(classes)} classes have fewer than {MIN_CLASS_ROWS} of the {len(chosen)} rows "
         note += "sampled and are left out"
-    if len(frequent) < 2:
-        return pd.DataFrame(), f"{note}: there is nothing to predict."
-    splits = []
-    for seed in range(SPLITS):
-        train, test = train_test_split(np.arange(len(y)), test_size=0.3, stratify=y, random_state=seed)
-        parts = x[train], y[train], x[test], y[test]
-        split = {"linear probe": linear_probe(*parts, seed=seed).accuracy, "chance": chance_accuracy(y[train], y[test])}
-        if not (x == 0).all(dim=1).any():  # a zero row has no direction, and so no nearest neighbors
-            split[f"{default_neighbors(len(train))} nearest neighbors"] = knn_accuracy(*parts)
-        splits.append(split)
-    splits = pd.DataFrame(splits)
-    chance = splits.pop("chance").mean()
-    table = pd.DataFrame({"evaluation": splits.columns, "accuracy": splits.mean().values, "std": splits.std().values})
-    return table.assign(**{"chance": chance, "train rows": len(train), "test rows": len(test)}), f"{note}."
+    return (kept, f"{note}.") if len(frequent) > 1 else (kept[:0], f"{note}: there is nothing to predict.")

@@ -14,8 +14,9 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
+from hsic_lab.diagnostics import rankme
 from hsic_lab.evaluation import _probes as probes
-from hsic_lab.evaluation import confusion, few_label_curve, few_label_summary, linear_probe
+from hsic_lab.evaluation import confusion, few_label_curve, few_label_summary, linear_probe, probe_table
 
 
 @pytest.fixture(scope="module")
@@ -206,3 +207,37 @@ X, Y = np.arange(20.0).reshape(10, 2), np.arange(10) % 2
 def test_bad_probe_input_is_refused(call, quoted):
     with pytest.raises((ValueError, TypeError), match=quoted):
         call()
+
+
+def oracle_cka_with_labels(x, y):
+    """Unbiased linear CKA with one-hot labels (Song et al. 2012, equation 5), in NumPy float64."""
+    k, same = x @ x.T, (y[:, None] == y).astype(float)
+    n = len(y)
+
+    def hsic(k, m):
+        k, m = k - np.diag(np.diag(k)), m - np.diag(np.diag(m))
+        rest = k.sum() * m.sum() / ((n - 1) * (n - 2)) - 2 / (n - 2) * k.sum(0) @ m.sum(0)
+        return (np.trace(k @ m) + rest) / (n * (n - 3))
+
+    return hsic(k, same) / math.sqrt(hsic(k, k) * hsic(same, same))
+
+
+def test_layers_are_compared_by_accuracy_dependence_on_the_labels_and_rank(digits):
+    train_x, train_y, test_x, test_y = digits
+    mixed = np.random.default_rng(0).normal(size=(64, 90))
+    features = {
+        "pixels": (train_x, test_x), "wide": (train_x @ mixed, test_x @ mixed),
+        "constant": (train_x, np.full_like(test_x, 0.1)), "whole": (train_x.astype(int), test_x.astype(int)),
+    }  # fmt: skip
+    table = probe_table(features, train_y, test_y, 2, 200, layers=True)
+    plain = probe_table(features, train_y, test_y, 2, 200)
+    pd.testing.assert_frame_equal(table.drop(columns=["cka_labels", "rankme"]), plain)
+    for name, (_, x) in features.items():
+        rows = table[table["representation"] == name]
+        x = np.asarray(x, float)
+        assert rows["rankme"].tolist() == [pytest.approx(rankme(torch.from_numpy(x)), rel=1e-4)] * 2
+        if name == "constant":
+            assert rows["cka_labels"].isna().all()
+        else:
+            oracle = oracle_cka_with_labels(x - x.mean(0), test_y)
+            assert rows["cka_labels"].tolist() == [pytest.approx(oracle, rel=1e-6)] * 2

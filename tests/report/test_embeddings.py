@@ -121,7 +121,10 @@ def test_run_gives_its_projections_and_encoder_features(tmp_path):
     assert found.z_a.shape == found.z_b.shape == (445, 6) and found.features.shape == (445, 16)
     c = np.corrcoef(found.z_a.T, found.z_b.T)[:6, 6:]
     np.testing.assert_allclose(c, run.snapshots[max(run.snapshots)], atol=1e-4, err_msg="of the same held-out pairs")
-    assert len(found.labels) == 445
+    assert len(found.labels) == 445 and list(found.layers) == ["encoder", "projector 1"]
+    np.save(tmp_path / "labels.npy", np.arange(445) % 2)
+    own = read_embeddings(tmp_path / "run", labels=tmp_path / "labels.npy")
+    assert own.features is None and own.layers is None and own.table["label"].tolist() == own.labels.tolist()
     train(
         TrainConfig(dataset="digits", epochs=1, projector=(6,)), tmp_path / "own", None, False,
         encoder=ConvEncoder(1, 1),
@@ -275,25 +278,44 @@ def test_labels_in_text_files_are_text(tmp_path, text, classes, where):
     assert sorted(set(found.labels.tolist())) == classes and "3 classes" in found.note and found.target is None
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "latin-1", "cp1252", "utf-16"])
-@pytest.mark.parametrize("separator", [",", ";", "\t"])
-def test_encodings_separators_and_decimal_commas(tmp_path, encoding, separator):
+@pytest.mark.parametrize(("ending", "separator"), [("csv", ","), ("tsv", "\t")])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_text_is_utf8_with_the_separator_of_its_ending(tmp_path, encoding, ending, separator):
     labels = ["caf\u00e9", "stra\u00dfe, s\u00fcd", "NA"] * 4
-    decimal = "." if separator == "," else ","
-    path = written(frame(label=labels), tmp_path / "x.csv", sep=separator, decimal=decimal, encoding=encoding)
+    path = written(frame(label=labels), tmp_path / f"x.{ending}", sep=separator, encoding=encoding)
     found = read_embeddings(path)
     np.testing.assert_allclose(found.z_a, A, rtol=1e-6)
     assert found.labels.tolist() == labels
-    assert ("separated" in found.note) == (separator != ",") == ("decimal commas" in found.note)
 
 
-def test_separators_and_decimals_that_are_not_clear_are_refused(tmp_path):
-    (tmp_path / "x.csv").write_text("a;b,c;d\n" + "1;2,3;4\n" * 5)
-    with pytest.raises(ValueError, match="could be separated by any of"):
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "utf-16"])
+@pytest.mark.parametrize("where", ["label", "name"])
+def test_text_in_another_encoding_is_refused(tmp_path, encoding, where):
+    table = frame(label=["caf\u00e9", "b", "c"] * 4) if where == "label" else frame(**{"caf\u00e9": A[:, 0]})
+    path = written(table, tmp_path / "x.csv", encoding=encoding)
+    with pytest.raises(ValueError, match=r"x\.csv cannot be read: its text is not UTF-8"):
+        read_embeddings(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("f;g\n" + "1;2\n" * 5, "columns must be separated by ',', the first line is 'f;g'"),
+        ("f;g\n" + "1,5;2,5\n" * 5, "columns must be separated by ',', the first line is 'f;g'"),
+        ("f\tg\n" + "1\t2\n" * 5, r"columns must be separated by ',', the first line is 'f\\tg'"),
+        ("a;b,c;d\n" + "1;2,3;4\n" * 5, "'a;b' holds string, not numbers"),
+        ("f,g\n" + '"1,5","2,5"\n' * 5, "'f' holds string, not numbers"),
+    ],
+)
+def test_other_separators_and_decimal_commas_are_refused(tmp_path, text, words):
+    (tmp_path / "x.csv").write_text(text)
+    with pytest.raises(ValueError, match=words):
         read_embeddings(tmp_path / "x.csv")
-    (tmp_path / "x.csv").write_text("f;g\n" + "1.5;2,5\n" * 5)
-    with pytest.raises(ValueError, match="holds string, not numbers"):
-        read_embeddings(tmp_path / "x.csv")
+
+
+def test_second_view_of_one_file_needs_a_first(tmp_path):
+    with pytest.raises(ValueError, match=r"view B, 'b_\*', is chosen: choose view A"):
+        read_embeddings(written(frame(A, B), tmp_path / "x.csv"), view_b="b_*")
 
 
 COUNTERS = {
@@ -358,8 +380,6 @@ def test_a_target_that_is_not_whole_is_continuous(tmp_path, ending):
     else:
         found = read_embeddings(written(frame(y=y), tmp_path / f"x.{ending}"))
     np.testing.assert_allclose(found.target, y, rtol=1e-12)
-    written(frame(y=y), tmp_path / "comma.csv", sep=";", decimal=",")
-    np.testing.assert_allclose(read_embeddings(tmp_path / "comma.csv").target, y, rtol=1e-12)
     assert found.labels is None and "Continuous target" in found.note and "1 of 12 labels are missing" in found.note
 
 

@@ -10,24 +10,28 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from matplotlib.axes import Axes
 from sklearn.decomposition import PCA
+from sklearn.model_selection import train_test_split
 
 from hsic_lab import cli
 from hsic_lab.cka import cka
 from hsic_lab.correlation import CorrelationSummary, cross_correlation
-from hsic_lab.diagnostics import diagnose
+from hsic_lab.datasets import load
+from hsic_lab.diagnostics import diagnose, rankme
+from hsic_lab.evaluation import extract_features
 from hsic_lab.plots import plot_embedding
-from hsic_lab.report import Embeddings, write_report
+from hsic_lab.report import Embeddings, write_atlas, write_report
 from hsic_lab.report._page import (
     _cells,
-    _correlation,
     as_embeddings,
+    comparison_table,
+    depth_table,
     independence_table,
     probe_table,
     report_html,
     similarity_table,
 )
+from hsic_lab.training import TrainConfig, train
 
 RNG = np.random.default_rng(0)
 N, D = 240, 8
@@ -82,12 +86,15 @@ def test_page_of_two_views(tmp_path):
     assert "<i>mine</i> & yours.npz" in words and f"two views of {N} rows and {D} features; 3 different labels" in words
     frame = diagnose(A, B)
     assert f"Verdict: {frame.attrs['verdict']}" in words and frame.attrs["explanation"] in words
-    board, probe, similarity, tests = page.tables
+    compared, board, probe, similarity, tests = page.tables
+    assert [row[0] for row in compared[1:]] == ["CKA (linear)", "neighbors kept, k = 10"]
     assert board[1:] == [
         [r.diagnostic.replace("_", " "), f"{r.value + 0.0:.4g}", r.verdict, r.threshold, r.meaning]
         for r in frame.itertuples()
     ]
-    assert [row[0] for row in probe[1:]] == ["linear probe", "13 nearest neighbors"] and float(probe[1][1]) > 0.8
+    evaluations = ["linear probe", "13 nearest neighbors"]
+    assert [row[:2] for row in probe[1:]] == [[name, evaluation] for name in "AB" for evaluation in evaluations]
+    assert float(probe[1][2]) > 0.8 > 0.5 > float(probe[3][2]), "B is noise"
     assert float(similarity[1][2]) == pytest.approx(float(cka(A, B)), rel=1e-3)
     assert [row[0] for row in similarity[1::2]] == [
         "view A and view B", "view A and the reference", "view B and the reference"
@@ -178,7 +185,8 @@ def test_pvalue_below_all_floats_is_not_zero():
 def test_all_text_is_escaped():
     evil = '<script>alert("x")</script>'
     page = report_html(Embeddings(A, labels=np.array([evil] * N), name=evil, note=evil))
-    assert page.count("<script") == 2 and evil not in page and page.count("&lt;script&gt;alert(&#34;x&#34;)") == 3
+    assert page.count("<script") == 3 and evil not in page
+    assert page.count("&lt;script&gt;alert(&#34;x&#34;)") == 4 + N, "title, heading, note, legend and rows"
 
 
 @pytest.mark.parametrize("text", ["US$_low_$", "_hidden", "<b>bold</b> & co", "x" * 300, "a\0b"])
@@ -249,14 +257,17 @@ def stills(monkeypatch):
 
 
 def test_every_image_has_alt_text_that_describes_it(stills, tmp_path):
-    heatmaps, spectrum, axes = page_of(write_report(Embeddings(A, B, LABELS), tmp_path / "page.html")).alt
-    summary = CorrelationSummary.from_matrix(cross_correlation(A, B), N)
-    assert f"Two heatmaps of the {D} x {D} correlation matrix" in heatmaps and "histogram" in heatmaps
-    assert f"{summary.mean_diagonal:.2f}" in heatmaps and f"{summary.rms_off_diagonal:.3f}" in heatmaps
+    text = write_report(Embeddings(A, B, LABELS), tmp_path / "page.html").read_text()
+    heatmap, spectrum = Page(text).alt
+    c = cross_correlation(A, B)
+    assert f"Heatmap of {D} x {D} correlations" in heatmap
+    assert f"root mean square is {c.square().mean().sqrt():.3f}" in " ".join(heatmap.split())
     ratio = np.linalg.cond((A - A.mean(0)).numpy())
     assert "Singular values" in spectrum and f"view A: {D} positive values of at most {D}" in spectrum
     assert f"{1 / ratio:.2g}" in spectrum and "view B" in spectrum
-    assert "Scatter plot of the rows: principal axis 1 (" in axes and "colored by 3 labels" in axes
+    assert f'aria-label="Scatter plot of {N} rows on two principal axes, colored by label.' in text
+    oracle = PCA(2, svd_solver="full").fit(A.numpy()).explained_variance_ratio_
+    assert "axis 1 has {:.0f} % of the variance, axis 2 {:.0f} %".format(*(100 * oracle)) in text
 
 
 def test_page_has_the_summary_of_the_correlations(tmp_path):
@@ -291,7 +302,7 @@ def test_command_writes_beside_the_file_or_to_the_given_path(tmp_path, monkeypat
         monkeypatch, capsys, tmp_path / "a.npy", tmp_path / "b.npy", "--labels", tmp_path / "labels.npy",
         "--reference", tmp_path / "b.npy", "--output", page,
     )  # fmt: skip
-    assert code == 0 and page_of(page).tables[2][5][2] == "1", "view B and the reference are equal"
+    assert code == 0 and page_of(page).tables[3][5][2] == "1", "view B and the reference are equal"
 
 
 def with_nan(z):
@@ -414,16 +425,7 @@ def test_page_shows_the_cross_correlation_matrix(stills, monkeypatch, tmp_path):
     drawn = []
     monkeypatch.setattr("hsic_lab.report._page.plot_cross_correlation", lambda c, ax, *_: drawn.append(c))
     write_report((A, B), tmp_path / "page.html")
-    torch.testing.assert_close(torch.from_numpy(drawn[0]), cross_correlation(A, B))
-
-
-def test_histogram_counts_every_correlation(stills, monkeypatch):
-    counted = []
-    monkeypatch.setattr(Axes, "hist", lambda self, x, **look: counted.append(((x >= -1) & (x <= 1)).sum()))
-    monkeypatch.setattr(Axes, "legend", lambda *_, **__: None)
-    twice = torch.cat([A, A], dim=1)
-    _correlation(Embeddings(twice, twice))
-    assert counted == [2 * D * (2 * D - 1), 2 * D], "1 + rounding too"
+    torch.testing.assert_close(drawn[0], cross_correlation(A, B))
 
 
 @pytest.mark.parametrize("unit", [1e-12, 1.0, 1e8])
@@ -481,16 +483,6 @@ def test_page_of_one_view_with_constant_columns():
     assert "The diagonal is 1.</p>" in page and "random sample of them" in page
 
 
-@pytest.mark.parametrize("dead", [3, D])
-def test_still_histogram_leaves_constant_features_out(stills, monkeypatch, dead):
-    counted, z = [], A.clone()
-    z[:, :dead] = 1
-    monkeypatch.setattr(Axes, "hist", lambda self, x, **look: counted.append(len(x)))
-    monkeypatch.setattr(Axes, "legend", lambda *_, **__: None)
-    _correlation(Embeddings(z, A))
-    assert counted == [(D - dead) * D - (D - dead), D - dead]
-
-
 @pytest.mark.parametrize("second", [A, 1e6 + 0.05 * B.double(), None], ids=["mixed", "double", "one view"])
 def test_features_far_from_zero_have_a_page_with_their_own_numbers(second, tmp_path):
     found = as_embeddings((1e6 + 0.05 * A.double(), second) if second is not None else 1e6 + 0.05 * A.double())
@@ -499,3 +491,160 @@ def test_features_far_from_zero_have_a_page_with_their_own_numbers(second, tmp_p
     summary = CorrelationSummary.from_matrix(exact, N)
     assert f"entries is {summary.rms_off_diagonal:.3g} (expected" in " ".join(" ".join(page.words).split())
     assert page.tables[0][2][:2] == ["dead features", "0"]
+
+
+# Two embeddings of the same rows, on one page.
+
+MIXED = A @ torch.from_numpy(RNG.normal(size=(D, 13))).float()
+ORDER = torch.from_numpy(RNG.permutation(N))
+
+
+def words_of(text):
+    return " ".join(" ".join(Page(text).words).split())
+
+
+def test_comparison_is_that_of_independent_formulas():
+    table = comparison_table(A, MIXED)
+    assert table["rows"].tolist() == [N, N]
+    assert table["value"][0] == pytest.approx(float(cka(A.double(), MIXED.double())), rel=1e-9)
+    near = [np.argsort(np.linalg.norm(z[:, None] - z, axis=2), axis=1)[:, 1:11] for z in (A.numpy(), MIXED.numpy())]
+    shares = [len(set(a) & set(b)) / 10 for a, b in zip(*near, strict=True)]
+    np.testing.assert_allclose(table.attrs["kept"], shares)
+    assert table["value"][1] == pytest.approx(np.mean(shares))
+    assert table["unrelated_rows_give"].tolist() == [0, pytest.approx(10 / (N - 1))]
+    assert "they depend on each other" in table["remark"][0] and table.attrs["warning"] == ""
+
+
+def test_unrelated_rows_keep_the_neighbors_that_chance_gives():
+    shares = [comparison_table(A, MIXED[torch.from_numpy(RNG.permutation(N))])["value"][1] for _ in range(30)]
+    assert np.mean(shares) == pytest.approx(10 / (N - 1), abs=4 * np.std(shares) / 30**0.5)
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        (A[ORDER], True),
+        (3 - 7 * A[ORDER], True),  # neither shift nor scale matters
+        (B[ORDER], True),  # the other view
+        (torch.cat([A[ORDER], torch.zeros(N, 5)], 1), True),  # of another width
+        (A, False),
+        (B, False),
+        (MIXED, False),
+        (torch.from_numpy(RNG.normal(size=(N, 2))).float(), False),  # independent, and of another distribution
+        (torch.ones(N, 3), False),
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_rows_in_another_order_are_named(other, named, caplog):
+    with caplog.at_level("INFO", logger="hsic_lab"):
+        page = report_html(Embeddings(A), Embeddings(other))
+    said = "The rows may be in another order"
+    assert (said in words_of(page)) == (said in caplog.text) == named
+    assert ('class="verdict bad" role="alert"' in page) == named
+
+
+def test_labels_that_differ_name_the_order_of_the_rows():
+    page = report_html(Embeddings(A, labels=LABELS), Embeddings(MIXED, labels=LABELS[::-1].astype(str)))
+    assert f"in another order: {(LABELS[::-1] != LABELS).sum()} labels differ" in words_of(page)
+    assert "another order" not in report_html(Embeddings(A, labels=LABELS), Embeddings(B, labels=LABELS.astype(str)))
+
+
+def test_page_of_two_embeddings_links_their_rows_and_draws_c_of_any_widths():
+    labels = np.array(["<b>", "plain", "x"])[LABELS]
+    page = report_html(Embeddings(A, labels=labels, name="one"), Embeddings(MIXED, name="<two>"))
+    assert page.count('class="dot"') == 2 * N and page.count('tabindex="0"') == 2 and page.count("data-words") == N
+    assert "Comparison with <two>" in Page(page).words and "label &lt;b&gt;: " in page
+    assert f"Heatmap of {D} x 13 correlations" in " ".join(Page(page).alt)
+    c = np.corrcoef(A.T, MIXED.T)[:D, D:]
+    assert f"root mean square is {np.sqrt((c**2).mean()):.3f}" in " ".join(" ".join(Page(page).alt).split())
+    assert "url(" not in page and "http" not in re.sub(r"base64,[^\"]*", "", page).replace("http://www.w3.org", "")
+    same = report_html(Embeddings(A), Embeddings(B))
+    assert same.count('<div class="hsic-explorer">') == 2 and "data-words" in same and 'class="legend"' not in same
+
+
+def test_dots_of_many_rows_are_a_sample(monkeypatch):
+    monkeypatch.setattr("hsic_lab.report._page.DOTS", 100)
+    page = report_html(Embeddings(A), Embeddings(B))
+    assert page.count("data-words") == 80 and "Row 237: " in page
+
+
+def test_different_numbers_of_rows_are_refused_with_both(tmp_path, monkeypatch, capsys):
+    np.save(tmp_path / "a.npy", A)
+    np.save(tmp_path / "b.npy", B[:77])
+    code, said = inspect(monkeypatch, capsys, tmp_path / "a.npy", "--against", tmp_path / "b.npy")
+    assert code == 2 and re.search(r"b\.npy, must have a row for each of the 240 rows, got 77", said.err)
+    assert not (tmp_path / "a.npy.html").exists()
+
+
+def test_command_compares_two_tables_and_drops_columns_of_either(tmp_path, monkeypatch, capsys, caplog):
+    for name, z, more in (("a", A, {"image_id": np.arange(N)}), ("b", MIXED, {})):
+        table = pd.DataFrame(z.numpy()).add_prefix("f").assign(kind=LABELS.astype(str), **more)
+        table.to_parquet(tmp_path / f"{name}.parquet", index=False)
+    files = tmp_path / "a.parquet", "--against", tmp_path / "b.parquet"
+    code, said = inspect(monkeypatch, capsys, *files, "--drop", "image_id", "--label-column", "kind")
+    assert code == 0, said.err
+    page = page_of(tmp_path / "a.parquet.html")
+    assert [row[:2] for row in page.tables[2][1:]] == [
+        [z, e] for z in "AB" for e in ("linear probe", "13 nearest neighbors")
+    ]
+    assert "CKA (linear)" in caplog.text and "they depend on each other" in caplog.text
+
+
+def test_run_is_probed_by_depth_and_compared_with_another(tmp_path, caplog):
+    config = TrainConfig(dataset="digits", epochs=1, width=1, projector=(12, 6), precision="float32")
+    runs = [train(replace(config, seed=seed), tmp_path / str(seed), progress=False) for seed in (0, 1)]
+    found = as_embeddings(runs[0])
+    table = depth_table(found)
+    assert table["layer"].tolist() == ["encoder", "projector 1", "projector 2"]
+    assert table["features"].tolist() == [16, 12, 6]
+    assert torch.equal(found.layers["encoder"], found.features)
+    projected = extract_features(torch.nn.Sequential(runs[0].encoder, runs[0].projector), load("digits").test.images)
+    torch.testing.assert_close(found.layers["projector 2"], projected)
+    held = np.sort(train_test_split(np.arange(445), test_size=0.3, stratify=found.labels, random_state=0)[1])
+    for _, row in table.iterrows():
+        x = found.layers[row["layer"]][held]
+        one_hot = torch.nn.functional.one_hot(torch.from_numpy(found.labels[held])).double()
+        assert row["CKA with labels"] == pytest.approx(float(cka(x.double(), one_hot)), rel=1e-6)
+        assert row["RankMe"] == pytest.approx(rankme(x), rel=1e-4)
+    with caplog.at_level("INFO", logger="hsic_lab"):
+        page = page_of(write_report(runs[0], tmp_path / "page.html", reference=tmp_path / "1"))
+    assert "CKA with labels" in caplog.text and "projector 2" in caplog.text
+    depth = page.tables[3]
+    assert depth[0][:2] == ["layer", "accuracy"] and [row[0] for row in depth[1:]] == table["layer"].tolist()
+    assert "(features of the encoder)" in " ".join(page.words)
+
+
+# The rows with two axes, for other tools.
+
+
+def test_atlas_has_axes_labels_and_columns_that_are_no_features(tmp_path, monkeypatch, capsys):
+    table = (
+        pd.DataFrame(A.numpy()).add_prefix("f").assign(image=[f"{i}.png" for i in range(N)], kind=LABELS.astype(str))
+    )
+    table.loc[3, "kind"] = None
+    table.to_parquet(tmp_path / "x.parquet", index=False)
+    chosen = tmp_path / "x.parquet", "--drop", "image", "--label-column", "kind"
+    code, said = inspect(monkeypatch, capsys, *chosen, "--atlas", tmp_path / "atlas.parquet")
+    assert code == 0 and "--x projection_x --y projection_y" in said.err, said.err
+    atlas = pd.read_parquet(tmp_path / "atlas.parquet")
+    assert list(atlas) == ["projection_x", "projection_y", "row", "image", "label"] and atlas["row"].tolist() == [
+        *range(N)
+    ]
+    assert atlas["image"][7] == "7.png" and atlas["label"].isna().tolist() == [i == 3 for i in range(N)]
+    oracle = PCA(2, svd_solver="full").fit_transform(A.numpy())
+    np.testing.assert_allclose(np.abs(atlas[["projection_x", "projection_y"]]), np.abs(oracle), atol=1e-4)
+
+
+def test_atlas_of_arrays_files_and_runs(tmp_path):
+    read = lambda source: pd.read_parquet(write_atlas(source, tmp_path / "new" / "atlas.parquet"))  # noqa: E731
+    assert list(read(A)) == ["projection_x", "projection_y", "row"] and len(read(A)) == N
+    assert read(Embeddings(A, labels=LABELS))["label"].tolist() == LABELS.tolist()
+    assert read(Embeddings(A, labels=LABELS[:9], features=OTHER[:9]))["label"].tolist() == LABELS[:9].tolist()
+    np.savez(tmp_path / "x.npz", z=A, y=LABELS)
+    assert read(tmp_path / "x.npz")["label"].tolist() == LABELS.tolist()
+    assert not read(torch.ones(5, 3))[["projection_x", "projection_y"]].any(axis=None)
+    config = TrainConfig(dataset="digits", epochs=1, width=1, projector=(6,))
+    run = train(config, tmp_path / "run", progress=False)
+    assert read(run)["label"].tolist() == [str(label) for label in load("digits").test.labels.tolist()]
+    with pytest.raises(ValueError, match=r"a name ending in \.parquet, got .*atlas\.csv"):
+        write_atlas(A, tmp_path / "atlas.csv")
