@@ -22,6 +22,7 @@ from hsic_lab.diagnostics import diagnose
 from hsic_lab.encoders import ConvEncoder
 from hsic_lab.report import Embeddings, read_embeddings
 from hsic_lab.report import _embeddings as module
+from hsic_lab.report import _files as files
 from hsic_lab.report._embeddings import real_floats
 from hsic_lab.training import TrainConfig, train, train_or_load
 from hsic_lab.views import normalize
@@ -94,7 +95,8 @@ def test_views_and_labels_come_from_three_files(tmp_path):
 
 
 def test_same_rows_of_both_views_are_sampled_from_large_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "MAX_VALUES", 20)
+    for reader in (module, files):
+        monkeypatch.setattr(reader, "MAX_VALUES", 20)
     z = np.arange(300.0).reshape(100, 3)
     np.save(tmp_path / "a.npy", z)
     np.save(tmp_path / "b.npy", z + 1)
@@ -104,11 +106,13 @@ def test_same_rows_of_both_views_are_sampled_from_large_files(tmp_path, monkeypa
     np.save(tmp_path / "longer.npy", np.concatenate([z, z]))
     with pytest.raises(ValueError, match="different numbers of rows"):
         read_embeddings(tmp_path / "a.npy", tmp_path / "longer.npy")
-    monkeypatch.setattr(module, "MAX_VALUES", 2000)
+    for reader in (module, files):
+        monkeypatch.setattr(reader, "MAX_VALUES", 2000)
     frame(np.arange(2400.0).reshape(800, 3), label=np.arange(800)).to_parquet(tmp_path / "c.parquet", index=False)
     drawn = read_embeddings(tmp_path / "c.parquet")
     assert drawn.rows == 800 and len(drawn.z_a) == 666 and (drawn.z_a[:, 0] / 3).tolist() == drawn.labels.tolist()
-    monkeypatch.setattr(module, "MAX_VALUES", 20)
+    for reader in (module, files):
+        monkeypatch.setattr(reader, "MAX_VALUES", 20)
     np.savez(tmp_path / "d.npz", z)
     with pytest.raises(ValueError, match=r"\(100, 3\), more than 40 values: save it as .npy"):
         read_embeddings(tmp_path / "d.npz")
