@@ -107,7 +107,6 @@ def test_the_table_of_batch_sizes_is_the_committed_one():
 # the table, the factor in its columns, the factor that is compared, its first level
 TUNED = [
     ("tuned_batch_size", "batch_size", "loss", "barlow_twins"),
-    ("tuned_width", "d", "loss", "barlow_twins"),
     ("tuned_kernel", None, "kernel", "linear"),
 ]
 
