@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from hsic_lab.ablation import paired_difference, paired_differences, read_table, summarize
+from hsic_lab.training import TrainConfig
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "results.md").read_text()
@@ -123,6 +124,17 @@ def test_tuned_comparisons_are_those_of_their_tables(name, columns, factor, firs
         where = f", {columns.replace('_', ' ')} {row[columns]}" if columns else ""
         found = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * row[k] for k in ("mean", "low", "high")))
         assert f"| {row['second']} minus {first}{where} | {found} | {row['p_holm']:.2g} | {row['verdict']} |" in TEXT
+
+
+def test_the_default_learning_rate_is_the_best_of_its_table():
+    table = of("default_rate")
+    tried = table[table["tuned"].notna()].pivot(index="loss", columns="learning_rate", values="accuracy")
+    for loss, row in tried.iterrows():
+        assert f"| {loss} | {' | '.join(f'{100 * value:.1f}' for value in row)} |" in TEXT
+        assert row.idxmax() == TrainConfig().learning_rate
+    means = summarize(table[table["tuned"].isna()], ["loss"]).set_index("loss")["mean"]
+    words = f"{100 * means['barlow_twins']:.1f} % (Barlow Twins) and {100 * means['hsic_ssl']:.1f} % (HSIC_SSL)"
+    assert words in " ".join(TEXT.split())
 
 
 def test_what_an_untrained_encoder_answers_is_that_of_its_table():
