@@ -50,8 +50,9 @@ def require_columns(frame: pd.DataFrame, columns: Sequence[str]) -> None:
 
 def value_label(value: str, evaluation: str) -> str:
     """Return the axis label of a column of an ablation table."""
-    kind = {"linear": "linear probe", "knn": "weighted kNN"}.get(evaluation, evaluation)
-    return f"test accuracy ({kind})" if value == "accuracy" else plain(value.replace("_", " "))
+    name, _, split = evaluation.partition(" on ")
+    kind = {"linear": "linear probe", "knn": "weighted kNN"}.get(name, name)
+    return f"{split or 'test'} accuracy ({kind})" if value == "accuracy" else plain(value.replace("_", " "))
 
 
 def dashed_line(ax: Axes, value: float, label: str, *, vertical: bool = False, **text: Any) -> None:

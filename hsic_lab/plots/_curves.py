@@ -200,10 +200,8 @@ def plot_differences(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
         ax.plot([scale * row.low, scale * row.high], [line, line], color=PALETTE[0], linewidth=2)
         ax.plot(scale * row.mean, line, "o", color=PALETTE[0], markerfacecolor=PALETTE[0] if shown else "white")
     where = [", ".join(f"{name.replace('_', ' ')} {row[name]}" for name in by) for _, row in frame.iterrows()]
-    names = [
-        f"{b} minus {a}{', ' * bool(w)}{w}" for a, b, w in zip(frame["first"], frame["second"], where, strict=True)
-    ]
-    names = [plain(name) for name in names]
+    sides = zip(frame["second"], frame["first"], where, strict=True)
+    names = [f"{plain(b)} minus {plain(a)}" + (f", {plain(w)}" if w else "") for b, a, w in sides]
     ax.set_yticks(range(len(frame)), names)
     ax.set_ylim(len(frame) - 0.5, -0.5)
     ax.set_xlabel(f"difference of {plain(values[0].replace('_', ' '))}{' in points (gray: ±1)' if points else ''}")
