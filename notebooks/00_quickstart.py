@@ -37,11 +37,13 @@ EPOCHS, SIZES = (9, {"n_train": 2000, "n_test": 500}) if FAST else (14, {})
 
 # %%
 import torch
+from IPython.display import display
 
 from hsic_lab.correlation import cross_correlation, standardize
 from hsic_lab.datasets import DigitScenes, load
 from hsic_lab.demo import demo_config, demo_probe
 from hsic_lab.evaluation import probe_summary
+from hsic_lab.explorer import CorrelationExplorer
 from hsic_lab.hsic import hsic
 from hsic_lab.plots import compare_cross_correlations, history_figure, plot_pairs, plot_probe, set_theme
 from hsic_lab.training import train_or_load
@@ -120,6 +122,13 @@ for title, run in runs.items():
         f"off-diagonal rms {before[off].square().mean().sqrt():.3f} -> {after[off].square().mean().sqrt():.3f}"
     )
     assert after.diagonal().mean() > before.diagonal().mean() + 0.2
+
+# %% [markdown]
+# The same matrices to explore: move the slider through the training, zoom, sort the features, and click an entry to see the
+# samples and the scenes behind it. On a page without scripts you see a still image.
+
+# %% alt="Explorer with C of both runs after training, side by side on one color scale, with histograms of the entries and the spectra."
+display(CorrelationExplorer(runs))
 
 # %% [markdown]
 # ## During training

@@ -786,7 +786,7 @@ plot_pairs(*scenes.pairs(10, 7, shared=("colour",)), n=10)
 
 config = partial(
     TrainConfig, dataset="digit_scenes", shared=("colour",), width=8, projector=(256, 64), batch_size=128,
-    epochs=EPOCHS, snapshots=2,
+    learning_rate=2e-3, epochs=EPOCHS, snapshots=2,
 )
 runs = {
     title: train_or_load(config(loss=loss, seed=seed), RUNS / loss, data, progress=False)

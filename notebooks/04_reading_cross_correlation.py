@@ -263,7 +263,8 @@ SHARED = {
 scenes = load("digit_scenes", **SIZES)
 folder = Path(tempfile.mkdtemp())
 settings = replace(
-    demo_config("barlow_twins", EPOCHS), width=WIDTH, projector=(128, 32), batch_size=128, snapshots=2 if FAST else 4
+    demo_config("barlow_twins", EPOCHS), width=WIDTH, projector=(128, 32), batch_size=128, learning_rate=2e-3,
+    snapshots=2 if FAST else 4,
 )
 trained = {
     shared: train(
