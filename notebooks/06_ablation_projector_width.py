@@ -19,8 +19,8 @@
 # two possible reasons: the small data sets, and their rule $\lambda = 1/d$ for the weight of the redundancy term.
 #
 # > **These comparisons use one learning rate for all widths, depths, losses and values of λ. It was not tuned.** It is
-# > 0.002, at a batch of 256. `05_ablation_batch_size` shows at its top how much the rate matters: 24 points of accuracy
-# > in one trial. So every comparison of accuracies below holds *at this learning rate*. The timings and the equality of
+# > 0.002, at a batch of 256. `05_ablation_batch_size` shows how much the rate matters: 8 to 26 points of accuracy
+# > between untuned and tuned runs. So every comparison of accuracies below holds *at this learning rate*. The timings and the equality of
 # > the two routes in section 1 do not depend on it.
 #
 # **What you will see**

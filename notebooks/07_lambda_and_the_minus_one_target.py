@@ -8,7 +8,7 @@
 #
 # > **The trainings in sections 5 and 6 use one learning rate for all values of λ, all targets and all variants of the
 # > code. It was not tuned.** It is 0.004 (batch 64) in section 5 and 0.002 (batch 256) in section 6.
-# > `05_ablation_batch_size` shows at its top how much the rate matters: 24 points of accuracy in one trial. So every
+# > `05_ablation_batch_size` shows how much the rate matters: 8 to 26 points between untuned and tuned runs. So every
 # > comparison of accuracies in these two sections holds *at this learning rate*. Sections 1 to 4 are mathematics and do
 # > not depend on it.
 #
@@ -304,7 +304,7 @@ _ = ax.legend(fontsize="small", loc="lower left")
 #
 # There is a second reason why $\lambda$ should decrease with $d$. Features that are perfectly aligned and truly
 # uncorrelated still show correlations in a batch of $n$ images: each $C_{ij}$ with $i \ne j$ has mean square
-# $\frac1{n-1}$ (`05_ablation_batch_size`, section 1). The expected redundancy term by chance alone, the **noise
+# $\frac1{n-1}$ (`05_ablation_batch_size`, section 4). The expected redundancy term by chance alone, the **noise
 # floor**, is
 #
 # $$\lambda\, \frac{d\,(d-1)}{n-1} \;=\; \frac{d-1}{n-1} \;\text{ for } \lambda = \tfrac1d,
@@ -429,7 +429,7 @@ by_rule.round(3)
 #
 # The grids `data/grids/lambda.toml` and `data/grids/target.toml` were run by the commands that the cells print. The
 # pairs are scenes that share a digit, and the linear probe is tested on digits that were not used in training.
-# Differences are paired by seed, with 95 % intervals (`05_ablation_batch_size`, section 3).
+# Differences are paired by seed, with 95 % intervals (`05_ablation_batch_size`, section 1).
 # `06_ablation_projector_width`, section 3, reads the table for $\lambda$ by width. Here you see the accuracy against
 # $\lambda$ itself.
 

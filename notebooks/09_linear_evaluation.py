@@ -137,7 +137,7 @@ summary.style.format("{:.3f}", na_rep="")
 #
 # The interval describes the choice of labelled images *only*. There is one trained encoder for each loss. So the plot
 # says nothing about the difference between the losses. To compare them, train several seeds of each and show the spread
-# over *these*. Choose the learning rate of each loss too: `05_ablation_batch_size` says at its top why.
+# over *these*. Choose the learning rate of each loss too: `05_ablation_batch_size` shows why.
 #
 # ## Nearest neighbors and the confusion matrix
 #
