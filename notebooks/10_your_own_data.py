@@ -191,7 +191,8 @@ noise = torch.randn(len(features), width, generator=generator)
 candidates = {
     "ours": features,
     # Only one dimension is left.
-    "one direction": features[:, :1] * torch.randn(1, width, generator=generator) + 1e-4 * noise,
+    "one direction": features[:, features.var(dim=0).argmax(), None] * torch.randn(width, generator=generator)
+    + 1e-4 * noise,
     # The encoder ignores its input.
     "one point": torch.ones_like(features) + 1e-5 * noise,
     # Features repeat.
