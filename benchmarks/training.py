@@ -26,7 +26,7 @@ from hsic_lab._io import replace_file
 from hsic_lab.datasets import ImageData, Images, load
 from hsic_lab.training import TrainConfig
 from hsic_lab.training._config import pick_device, processor
-from hsic_lab.training._data import TrainingPairs
+from hsic_lab.training._setup import TrainingPairs
 from hsic_lab.training._train import freed_memory_kept, new_run
 from hsic_lab.training._trainer import Trainer
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time `__getattr__` lo
         HSICSSLLoss,
         NegativeCosineSimilarity,
         NTXentLoss,
+        SIGRegLoss,
         SpectralContrastiveLoss,
         SSLHSICLoss,
         SupConLoss,
@@ -44,11 +45,11 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time `__getattr__` lo
 __version__ = version("hsic-lab")
 __all__ = [
     "BarlowTwinsLoss", "ConvEncoder", "CorrelationExplorer", "CorrelationSummary", "HSICSSLLoss", "MLPProjector",
-    "MinibatchCKA", "NTXentLoss", "NegativeCosineSimilarity", "ResNetEncoder", "Run", "SSLHSICLoss",
+    "MinibatchCKA", "NTXentLoss", "NegativeCosineSimilarity", "ResNetEncoder", "Run", "SIGRegLoss", "SSLHSICLoss",
     "SelfSupervisedEncoder", "SpectralContrastiveLoss", "SupConLoss", "TrainConfig", "TwoViews", "VICRegLoss",
-    "aggregated_test", "cka", "compare_models", "cross_correlation", "dhsic", "diagnose", "extract_features", "hsic",
-    "hsic_matrix", "knn_accuracy", "linear_probe", "load", "paired_difference", "permutation_test", "run_ablation",
-    "shift_test", "standardize", "train", "write_report",
+    "aggregated_test", "cka", "compare_models", "cross_correlation", "dhsic", "diagnose", "extract_features",
+    "hsic", "hsic_matrix", "knn_accuracy", "linear_probe", "load", "paired_difference", "permutation_test",
+    "run_ablation", "shift_test", "standardize", "train", "write_report",
 ]  # fmt: skip
 _MODULES = (
     "ablation", "cka", "cli", "compare", "correlation", "datasets", "demo", "diagnostics", "encoders", "estimator",

@@ -32,10 +32,9 @@ def as_samples(x: ArrayLike | Tensor, name: str, *, labels: bool = False) -> Ten
 
 
 def as_tensor(x: ArrayLike | Tensor, name: str = "x", *, shared: bool = False) -> Tensor:
-    """Return `x` as a dense tensor of real numbers. Arrays are copied where torch cannot wrap them.
+    """Return `x`, any array-like without missing entries, as a dense tensor of real numbers.
 
-    Lists, pandas objects and masked arrays without missing entries are converted. With `shared`, read-only memory maps
-    are not copied.
+    Arrays are copied where torch cannot wrap them; with `shared`, read-only memory maps are not.
     """
     if isinstance(x, Tensor):
         eight_bits = x.is_floating_point() and x.element_size() == 1
@@ -183,13 +182,6 @@ def _item(value: object) -> object:
 def seeded(seed: int) -> torch.Generator:
     """Return a generator for `seed`, an integer from 0, with other numbers than samples drawn with that seed."""
     return torch.Generator().manual_seed((check_integer("seed", seed, 0) * 2654435761 + 2654435769) % 2**32)
-
-
-def only_tensors(state: dict[str, Any]) -> dict[str, Tensor]:
-    """Return a network's `state` itself; TypeError if a value is no tensor and cannot be saved."""
-    if strange := {key: value for key, value in state.items() if not isinstance(value, Tensor)}:
-        raise TypeError(f"all values of a network's state must be tensors to be saved, got {strange}")
-    return state
 
 
 def check_views(z_a: Tensor, z_b: Tensor, name_b: str = "z_b") -> None:

@@ -1,13 +1,16 @@
 """Summaries of repeated runs: means with t intervals, and differences paired by seed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy.stats import t
 
 from hsic_lab._checks import check_type
+
+MARGIN = 0.01  # accuracies whose difference is below one point count as the same
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,8 @@ class PairedDifference:
     differences: pd.Series  # second minus first, by seed
     n_failed: int = 0  # seeds that are left out because a run failed
     value: str = "accuracy"
+    p: float = np.nan  # of the two-sided t test that the mean is 0
+    p_same: float = np.nan  # of the two one-sided t tests that the mean is beyond -MARGIN or MARGIN; accuracies only
 
     def __str__(self) -> str:
         n, points = len(self.differences), self.value == "accuracy"
@@ -45,7 +50,7 @@ def paired_difference(
 
     With the m differences of the seeds, their mean and standard deviation s (divisor m - 1), the interval is
     ``mean +- t_{0.975, m-1} s / sqrt(m)`` (Student, 1908). Pairing removes what runs of one seed share, such as initial
-    weights and images. Intervals are not corrected for multiple comparisons.
+    weights and images. Interval and p-values are not corrected for multiple comparisons, see `paired_differences`.
 
     Parameters
     ----------
@@ -68,6 +73,14 @@ def paired_difference(
     if unknown := [column for column in (factor, value) if not isinstance(column, str) or column not in frame]:
         raise ValueError(f"the frame lacks the column {unknown[0]!r}, it has {list(frame.columns)}")
     frame = _chosen(frame, evaluation)
+    differences = _differences(frame, factor, first, second, value)
+    if differences.isna().all():
+        raise ValueError(f"no seed has a finished run of both {first!r} and {second!r}")
+    return _tested(differences, names or (str(first), str(second)), value)
+
+
+def _differences(frame: pd.DataFrame, factor: str, first: Any, second: Any, value: str) -> pd.Series:
+    """Second minus first by seed, missing where a run failed."""
     sides = []
     for level in (first, second):
         side = frame[frame[factor].isna() if level is None else frame[factor] == level]
@@ -79,12 +92,82 @@ def paired_difference(
             raise ValueError(f"seed {twice.iloc[0]} of {factor} = {level!r} occurs twice: keep one level of {several}")
         sides.append(side.set_index("seed")[value])
     both = pd.concat(sides, axis=1, keys=["first", "second"])
-    differences = (both["second"] - both["first"]).dropna()
-    if differences.empty:
-        raise ValueError(f"no seed has a finished run of both {first!r} and {second!r}")
-    first, second = names or (str(first), str(second))
-    failed = len(both) - len(differences)
-    return PairedDifference(first, second, *mean_interval(differences), differences, failed, value)
+    return both["second"] - both["first"]
+
+
+def _tested(differences: pd.Series, names: tuple[str, str], value: str) -> PairedDifference:
+    x = differences.dropna()
+    mean, low, high = mean_interval(x)
+    p = p_same = np.nan
+    if len(x) > 1:
+        error, freedom = x.std(ddof=1) / np.sqrt(len(x)), len(x) - 1
+        with np.errstate(divide="ignore", invalid="ignore"):  # equal differences have no error
+            p = np.nan_to_num(2 * t.sf(abs(mean) / error, freedom), nan=1.0)
+            if value == "accuracy":
+                p_same = np.nan_to_num(t.sf((MARGIN - abs(mean)) / error, freedom), nan=0.5)
+    return PairedDifference(*names, mean, low, high, x, len(differences) - len(x), value, float(p), float(p_same))
+
+
+def paired_differences(
+    frame: pd.DataFrame, factor: str, first, *, by: Sequence[str] = (), value: str = "accuracy",
+    evaluation: str = "linear", names: Mapping[Any, str] | None = None,
+) -> pd.DataFrame:  # fmt: skip
+    """Paired differences between one level of a factor and each other, for every level of other factors.
+
+    Parameters
+    ----------
+    frame, factor, first, value, evaluation
+        As in `paired_difference`.
+    by : sequence of str
+        Columns of the other factors that vary; each combination of their levels is compared by itself.
+    names : mapping or None
+        Names of the levels in the table.
+
+    Returns
+    -------
+    DataFrame
+        The columns `by`; `first, second, mean, low, high, value, seeds, n_failed`; `p` of the paired t test; `p_same`
+        of two one-sided tests (Schuirmann 1987) that the difference is beyond 1 point, for accuracies; `p_holm` and
+        `p_same_holm`, both corrected for the number of rows (Holm 1979); and `verdict`: which level is ahead if
+        `p_holm` is below 0.05, "same within 1 point" if `p_same_holm` is, else "not decided".
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from hsic_lab.ablation import paired_differences
+    >>> accuracy = [0.5, 0.6, 0.7, 0.55, 0.66, 0.74, 0.51, 0.59, 0.70]
+    >>> frame = pd.DataFrame({"loss": [*"aaabbbccc"], "seed": [0, 1, 2] * 3, "accuracy": accuracy})
+    >>> table = paired_differences(frame.assign(evaluation="linear"), "loss", "a")
+    >>> table[["second", "mean", "p_holm", "verdict"]].round(3).to_dict("list")
+    {'second': ['b', 'c'], 'mean': [0.05, 0.0], 'p_holm': [0.026, 1.0], 'verdict': ['b ahead', 'not decided']}
+    """
+    frame, names, rows = _chosen(frame, evaluation), names or {}, []
+    for key, part in frame.groupby(list(by), sort=False, dropna=False) if by else [((), frame)]:
+        for level in part[factor].where(part[factor].notna(), None).drop_duplicates():
+            if level != first:
+                words = names.get(first, str(first)), names.get(level, str(level))
+                one = _tested(_differences(part, factor, first, level, value), words, value)
+                rows.append(dict(zip(by, key, strict=True)) | vars(one) | {"seeds": len(one.differences)})
+    if not rows:
+        raise ValueError(f"{factor} has no level other than {first!r}")
+    table = pd.DataFrame(rows).drop(columns="differences")
+    for name in ("p", "p_same"):
+        table[f"{name}_holm"] = _holm(table[name].to_numpy())
+    ahead = np.where(table["mean"] > 0, table["second"], table["first"])
+    same = np.where(table["p_same_holm"] < 0.05, f"same within {100 * MARGIN:g} point", "not decided")
+    table["verdict"] = np.where(
+        table["p_holm"] < 0.05, ahead + (" ahead" if value == "accuracy" else " has more"), same
+    )
+    return table
+
+
+def _holm(p: np.ndarray) -> np.ndarray:
+    """p-values corrected by Holm's step-down method; missing ones are not counted."""
+    order = np.argsort(p)  # missing values last
+    factors = np.maximum(1, np.isfinite(p).sum() - np.arange(len(p)))
+    corrected = np.empty(len(p))
+    corrected[order] = np.minimum(1, np.maximum.accumulate(factors * p[order]))
+    return corrected
 
 
 def summarize(

@@ -1,6 +1,7 @@
 """The command line. Every command calls the library; every error is one sentence with exit code 2."""
 
 import inspect
+import itertools
 import json
 import logging
 import os
@@ -10,7 +11,7 @@ import sys
 import tomllib
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
@@ -231,7 +232,7 @@ def _parse(name: str, text: str) -> Any:
 def probe(folder: RunFolder, splits: Annotated[int, typer.Option(help="Number of random subsets.")] = 3) -> None:
     """Evaluate the frozen features of a run on the test split: linear probe and weighted nearest neighbors."""
     from hsic_lab.evaluation._features import default_neighbors
-    from hsic_lab.training._data import data_of
+    from hsic_lab.training._setup import data_of
 
     run = lab.training.Run.load(folder)
     data = data_of(run.config.dataset, run.metadata)
@@ -271,39 +272,54 @@ def plot(
 
 
 def _table_figures(path: Path) -> dict[str, Any]:
-    """Return a figure for each evaluation in a table of an ablation: the first factor against the others."""
+    """Return a figure for each evaluation in a table of an ablation, and the curve of each setting that was tuned."""
     frame = lab.ablation.read_table(path)
     settings = [json.loads(frame.attrs["cross"]), *json.loads(frame.attrs["include"])]
-    factors = [name for name in dict.fromkeys(name for names in settings for name in names) if name in frame]
+    factors = _factors(frame, [name for name in dict.fromkeys(n for names in settings for n in names) if name in frame])
     if not factors:
         raise ValueError(f"{path} has no factor: its grid varies nothing")
-    if frame[factors].isna().any(axis=None):  # combinations of different settings
-        words = (", ".join(f"{k}={v}" for k, v in row.dropna().items()) for _, row in frame[factors].iterrows())
-        frame["settings"] = list(words)
-        factors = ["settings"]
-    if len(factors) > 2:
-        name = ", ".join(factors[1:])
-        frame[name] = frame[factors[1:]].astype(str).agg(", ".join, axis=1)
-        factors = [factors[0], name]
     lab.plots.set_theme()
-    names = frame["evaluation"].unique()
-    return {f"{path.stem}_{e}.png": lab.plots.plot_ablation(frame, *factors, evaluation=e).figure for e in names}
+    figures = {}
+    for evaluation, part in frame.groupby("evaluation", sort=False):
+        validation = evaluation.endswith(" on validation")
+        for x in part["tuned"].unique() if validation else factors[:1]:
+            lines = factors if validation else factors[1:]
+            hue = ", ".join(lines)
+            part = part.assign(**{hue: part[lines].astype(str).agg(", ".join, axis=1)}) if len(lines) > 1 else part
+            name = f"{path.stem}_tuning_{x}.png" if validation else f"{path.stem}_{evaluation}.png"
+            figures[name] = lab.plots.plot_ablation(part, x, hue or None, evaluation=evaluation).figure
+    return figures
 
 
-def _differences(frame: Any, factors: list[str]) -> Iterator[str]:
-    """Return a sentence a difference from the first level of a factor, the other factors fixed, paired by seed."""
-    for evaluation in frame["evaluation"].unique():
-        for factor in factors:
-            others = [name for name in factors if name != factor]
-            for where, part in frame.groupby(others, sort=False, dropna=False) if others else [((), frame)]:
-                first, *rest = part[factor].where(part[factor].notna(), None).drop_duplicates()
-                fixed = "".join(f", {name} {value}" for name, value in zip(others, where, strict=True))
-                for level in rest:
-                    try:
-                        words = str(lab.ablation.paired_difference(part, factor, first, level, evaluation=evaluation))
-                    except ValueError as error:  # all runs of a level failed
-                        words = f"{level} minus {first}: {error}"
-                    yield f"  {evaluation}{fixed}: {factor} {words}"
+def _factors(frame: Any, factors: list[str]) -> list[str]:
+    """Return the factors of a table; if a row lacks one, they are joined in the new column "settings"."""
+    places = {name: (frame[name].nunique(dropna=False), -place) for place, name in enumerate(factors)}
+
+    def follows(name: str, other: str) -> bool:  # one level of `name` for each level of `other`
+        return places[name] < places[other] and frame.groupby(other)[name].nunique(dropna=False).max() == 1
+
+    factors = [name for name in factors if not any(follows(name, other) for other in factors)]
+    if not frame[factors].isna().any(axis=None):
+        return factors
+    words = (", ".join(f"{k}={v}" for k, v in row.dropna().items()) for _, row in frame[factors].iterrows())
+    frame["settings"] = list(words)
+    return ["settings"]
+
+
+def _differences(frame: Any, factor: str, others: list[str], evaluation: str) -> str:
+    """Return the differences between the first level of a factor and the others, as text."""
+    first = frame[factor].iloc[0]
+    table = lab.ablation.paired_differences(frame, factor, first, by=others, evaluation=evaluation)
+    table[["mean", "low", "high"]] *= 100
+    shown = [*others, "second", "first", "mean", "low", "high", "seeds", "p_holm", "verdict"]
+    return (
+        table[shown]
+        .rename(columns={"second": factor, "first": "minus"})
+        .to_string(
+            index=False,
+            formatters=dict.fromkeys(("mean", "low", "high"), "{:+.1f}".format) | {"p_holm": "{:.2g}".format},
+        )
+    )
 
 
 @app.command(epilog="Example: hsic-lab ablate lambda.toml --jobs 2")
@@ -324,10 +340,17 @@ def ablate(
     frame = lab.ablation.run_ablation(plan, folder, seeds=seeds, n_jobs=jobs, retry_failed=retry_failed)
     output = output or folder / f"{plan.name}.csv"
     lab.ablation.write_table(frame, plan, output, shlex.join(["hsic-lab", *sys.argv[1:]]))
-    factors = [name for name in plan.factors if name in frame]
-    groups = frame.groupby([*factors, "evaluation"], sort=False, dropna=False)["accuracy"]
-    print(groups.agg(["mean", "std", "count"]).to_string(), "Differences, paired by seed:", sep="\n")
-    print(*_differences(frame, factors), f"Left in {output}; next: hsic-lab plot {output}", sep="\n")
+    reported = (frame[frame["tuned"].isna()] if "tuned" in frame else frame).copy()
+    factors = _factors(reported, [name for name in plan.factors if name in frame])
+    groups = reported.groupby([*factors, "evaluation"], sort=False, dropna=False)["accuracy"]
+    print(groups.agg(["mean", "std", "count"]).to_string())
+    for one in frame.attrs.get("chosen", []):
+        print("chosen:", ", ".join(f"{name} {value}" for name, value in one.items()))
+    for evaluation, factor in itertools.product(plan.evaluate, factors):
+        if reported[factor].nunique() > 1:
+            print(f"Differences of {evaluation} accuracy in points, paired by seed, with 95 % intervals:")
+            print(_differences(reported, factor, [name for name in factors if name != factor], evaluation))
+    print(f"Left in {output}; next: hsic-lab plot {output}")
     states = frame.drop_duplicates("run")["state"]
     if len(failed := states[states != "finished"].value_counts()):
         reasons = (f"  {state} ({count} of them)" for state, count in failed.items())

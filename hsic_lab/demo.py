@@ -16,8 +16,8 @@ from hsic_lab.evaluation import extract_features, probe_summary, probe_table
 from hsic_lab.explorer import CorrelationExplorer
 from hsic_lab.plots import compare_cross_correlations, history_figure, set_theme
 from hsic_lab.training import Run, TrainConfig, train_or_load
-from hsic_lab.training._networks import make_networks
 from hsic_lab.training._run import WEIGHTS
+from hsic_lab.training._setup import make_networks
 
 TITLES = {"barlow_twins": "Barlow Twins", "hsic_ssl": "HSIC_SSL"}
 EPOCHS = 14

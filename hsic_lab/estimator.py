@@ -2,14 +2,11 @@
 
 import copy
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from joblib import effective_n_jobs
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils import check_random_state
@@ -19,23 +16,19 @@ from torch import Tensor, nn
 from hsic_lab.datasets import ImageData, Images, from_arrays
 from hsic_lab.evaluation import extract_features
 from hsic_lab.training import Run, TrainConfig, train
-from hsic_lab.training._data import SNAPSHOT_PAIRS
 from hsic_lab.training._run import SETTINGS
+from hsic_lab.training._setup import SNAPSHOT_PAIRS, Views, seeded
 
 
 class CorruptedRows:
     """Two views of each row of a table, in which random entries are replaced by other entries of the same column.
 
-    SCARF corrupts one view only; here both views have one distribution.
+    Unlike in SCARF (Bahri et al. 2022, arXiv:2106.15147), both views are corrupted.
 
     Parameters
     ----------
     corruption : float, default 0.3
         Probability, between 0 and 1, that an entry is replaced by that of a random row of the batch.
-
-    References
-    ----------
-    Bahri et al. (2022), "SCARF", arXiv:2106.15147.
     """
 
     def __init__(self, corruption: float = 0.3) -> None:
@@ -62,8 +55,8 @@ class SelfSupervisedEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
 
     Parameters
     ----------
-    loss, lambda_param : str, float or None, default "barlow_twins", None
-        As in :class:`~hsic_lab.training.TrainConfig`; None means 1 / (last width of ``projector``) for Barlow Twins.
+    loss, lambda_param, epochs, learning_rate : str, float or None, int, float
+        As in :class:`~hsic_lab.training.TrainConfig`.
     projector, width : tuple of int, int, default (512, 128), 16
         Widths of the projector; channels of the default encoder's first layer (``16 * width`` features for a table).
     encoder : str or Module, default "auto"
@@ -74,12 +67,8 @@ class SelfSupervisedEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         rows ``(m, p)``. None means :class:`~hsic_lab.views.TwoViews` or :class:`CorruptedRows`.
     image_shape : tuple of int or None, default None
         ``(h, w)``, ``(h, w, c)`` or ``(c, h, w)``, if X holds flattened images.
-    epochs, batch_size, learning_rate : int, int, float, default 22, 256, 2e-3
-        Passes over X, pairs that the loss sees at once (at most all; a smaller last batch is left out), and peak rate.
-    random_state : int, RandomState instance or None, default None
-        Source of all random numbers. Pass an int for equal results of several calls.
-    n_jobs : int or None, default None
-        Threads of torch in `fit` and `transform`. None changes nothing, -1 means all cores.
+    batch_size, random_state : int, default 256, and int, RandomState instance or None
+        Pairs that the loss sees at once, at most all; source of all random numbers, an int for equal results.
     device, verbose : str, int, default "auto", 0
         "auto" (CUDA if available), "cpu" or "cuda", where the networks are trained; whether to show a progress bar.
 
@@ -87,10 +76,8 @@ class SelfSupervisedEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
     ----------
     encoder_, projector_ : Module
         The trained networks, on the CPU and in evaluation mode.
-    history_ : DataFrame
-        One row for each logged step: the loss and its terms, the mean diagonal and off-diagonal entry of C.
-    correlation_ : ndarray of shape (d, d)
-        C after training, in evaluation mode, of views of the first 2048 rows of X.
+    history_, correlation_ : DataFrame, ndarray of shape (d, d)
+        One row for each logged step; C after training, of views of the first 2048 rows of X.
 
     Examples
     --------
@@ -102,27 +89,16 @@ class SelfSupervisedEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
     """
 
     def __init__(
-        self,
-        loss: str = "barlow_twins",
-        *,
-        lambda_param: float | None = None,
-        projector: tuple[int, ...] = (512, 128),
-        width: int = 16,
-        encoder: str | nn.Module = "auto",
-        views: Callable[[Tensor, torch.Generator], tuple[Tensor, Tensor]] | None = None,
-        image_shape: tuple[int, ...] | None = None,
-        epochs: int = 22,
-        batch_size: int = 256,
-        learning_rate: float = 2e-3,
-        random_state: int | np.random.RandomState | None = None,
-        n_jobs: int | None = None,
-        device: str = "auto",
+        self, loss: str = "barlow_twins", *, lambda_param: float | None = None, projector: tuple[int, ...] = (512, 128),
+        width: int = 16, encoder: str | nn.Module = "auto", views: Views | None = None,
+        image_shape: tuple[int, ...] | None = None, epochs: int = 22, batch_size: int = 256,
+        learning_rate: float = 4e-3, random_state: int | np.random.RandomState | None = None, device: str = "auto",
         verbose: int = 0,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.loss, self.lambda_param, self.projector, self.width = loss, lambda_param, projector, width
         self.encoder, self.views, self.image_shape, self.epochs = encoder, views, image_shape, epochs
         self.batch_size, self.learning_rate, self.random_state = batch_size, learning_rate, random_state
-        self.n_jobs, self.device, self.verbose = n_jobs, device, verbose
+        self.device, self.verbose = device, verbose
 
     def fit(self, X: Any, y: Any = None) -> "SelfSupervisedEncoder":
         """Train the encoder on X. Ctrl-C keeps the networks of that moment and raises KeyboardInterrupt."""
@@ -133,31 +109,28 @@ class SelfSupervisedEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
             self._scaler = StandardScaler().set_output(transform="default").fit(rows)  # whatever the user has set
         config = TrainConfig(
             **{k: getattr(self, k) for k in ("loss", "lambda_param", "width", "epochs", "learning_rate", "device")},
-            projector=tuple(self.projector),
             encoder=self.encoder if isinstance(self.encoder, str) and self.encoder != "auto" else "conv",
-            batch_size=min(self.batch_size, len(rows)),
-            snapshots=2,
-            checkpoint_every=self.epochs,
-            seed=check_random_state(self.random_state).randint(np.iinfo(np.int32).max),
-        )
+            projector=tuple(self.projector), batch_size=min(self.batch_size, len(rows)), snapshots=2,
+            checkpoint_every=self.epochs, seed=check_random_state(self.random_state).randint(np.iinfo(np.int32).max),
+        )  # fmt: skip
         images = self._images(rows)
         data = ImageData("X", images, images.subset(slice(SNAPSHOT_PAIRS)), ("unknown",))
         encoder = self._own_encoder(config.seed)
         views = CorruptedRows() if self.views is None and self._image_shape is None else self.views
-        with tempfile.TemporaryDirectory() as folder, _threads(self.n_jobs):
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary, "run")
             try:
-                self._keep(train(config, Path(folder, "run"), data, bool(self.verbose), encoder=encoder, views=views))
+                self._keep(train(config, folder, data, bool(self.verbose), encoder=encoder, views=views))
             except KeyboardInterrupt:
-                if Path(folder, "run", SETTINGS).exists():  # otherwise nothing was trained
-                    self._keep(Run.load(Path(folder, "run"), encoder))
+                if (folder / SETTINGS).exists():  # otherwise nothing was trained
+                    self._keep(Run.load(folder, encoder))
                 raise
         return self
 
     def transform(self, X: Any) -> np.ndarray:
         """Return the encoder's features of X, float32 of shape (n_samples, p); each row depends on its own row of X."""
         check_is_fitted(self, "encoder_")
-        with _threads(self.n_jobs):
-            return extract_features(self.encoder_, self._images(self._rows(X, reset=False)).images).numpy()
+        return extract_features(self.encoder_, self._images(self._rows(X, reset=False)).images).numpy()
 
     def _rows(self, X: Any, reset: bool) -> np.ndarray:
         """Return X as rows that scikit-learn has checked."""
@@ -191,8 +164,7 @@ class SelfSupervisedEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
             raise ValueError(f"encoder must be 'auto' or a module where X holds rows, got {self.encoder!r}")
         layers: list[nn.Module] = []
         width = 16 * self.width
-        with torch.random.fork_rng(devices=[]):
-            torch.random.default_generator.manual_seed(seed)
+        with seeded(seed):
             for n in (self.n_features_in_, width):
                 layers += [nn.Linear(n, width, bias=False), nn.BatchNorm1d(width), nn.ReLU(inplace=True)]
         return nn.Sequential(*layers)
@@ -208,15 +180,3 @@ class SelfSupervisedEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         tags.input_tags.three_d_array = True
         tags.transformer_tags.preserves_dtype = []  # features are float32 for any dtype of X
         return tags
-
-
-@contextmanager
-def _threads(n_jobs: int | None) -> Iterator[None]:
-    """Give torch the threads that `n_jobs` means within the block."""
-    before = torch.get_num_threads()
-    if n_jobs is not None:
-        torch.set_num_threads(effective_n_jobs(n_jobs))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from scipy.special import hyp1f1
 
 from hsic_lab.kernels import Gaussian, InverseMultiquadric, Linear
 from hsic_lab.losses import (
@@ -10,6 +11,7 @@ from hsic_lab.losses import (
     NegativeCosineSimilarity,
     NTXentLoss,
     ReferenceCodeLoss,
+    SIGRegLoss,
     SpectralContrastiveLoss,
     SSLHSICLoss,
     SupConLoss,
@@ -126,6 +128,21 @@ def ssl_hsic_oracle(kernel):
     return loss
 
 
+def sigreg_oracle(weight):
+    def distance(z):
+        d = z.shape[1]
+        pairs = np.mean([[hyp1f1(0.5, d / 2, -((p - q) ** 2).sum() / 2) for q in z] for p in z])
+        cross = np.mean([hyp1f1(0.5, d / 2, -(p @ p) / 4) for p in z])
+        return np.sqrt(2 * np.pi) * (pairs - np.sqrt(2) * cross + 1 / np.sqrt(3))
+
+    def loss(z_a, z_b):
+        middle = (z_a + z_b) / 2
+        invariance = (((z_a - middle) ** 2).mean() + ((z_b - middle) ** 2).mean()) / 2
+        return (1 - weight) * invariance + weight * len(z_a) * (distance(z_a) + distance(z_b)) / 2
+
+    return loss
+
+
 def cosine_oracle(z_a, z_b):
     return -(unit(z_a) * unit(z_b)).sum(1).mean()
 
@@ -173,5 +190,7 @@ LOSSES = {
     "supcon": (SupConLoss(), lambda a, b: 0.5 * nt_xent_oracle(0.5)(a, b), {"features", "lengths"}),
     "spectral": (SpectralContrastiveLoss(), spectral_oracle(1.0), {"features"}),
     "spectral 10": (SpectralContrastiveLoss(mu=10.0), spectral_oracle(10.0), {"features"}),
+    "sigreg": (SIGRegLoss(), sigreg_oracle(0.05), {"features"}),
+    "sigreg 1": (SIGRegLoss(1.0), sigreg_oracle(1.0), {"features"}),
     "cosine": (NegativeCosineSimilarity(), cosine_oracle, {"features", "lengths", "duplicate"}),
 }

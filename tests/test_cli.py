@@ -134,7 +134,11 @@ def test_help_of_train_is_that_of_the_settings():
 
 
 def test_version():
-    assert new_process("--version").stdout == f"hsic-lab {version('hsic-lab')}\n"
+    for code in (
+        "from hsic_lab.cli import main; main()",
+        "import runpy; runpy.run_module('hsic_lab', run_name='__main__')",
+    ):
+        assert new_process("--version", code=code).stdout == f"hsic-lab {version('hsic-lab')}\n"
 
 
 def test_probe(run):
@@ -272,10 +276,28 @@ def test_tables_of_ablations_are_compared_and_drawn(tmp_path):
     )
     code, said, errors = called("ablate", tmp_path / "grid.toml", "--folder", tmp_path / "runs")
     assert code == 0, errors
-    assert "knn, loss barlow_twins: batch_size 256 minus 128: " in said and said.count("95 % int") == 4
+    assert said.count("Differences of knn accuracy in points") == 2
+    words = [line.split() for line in said.splitlines()]
+    assert sum(line[:3] == ["barlow_twins", "256", "128"] for line in words) == 1
+    assert sum(line[:3] == ["256", "hsic_ssl", "barlow_twins"] for line in words) == 1
     code, said, errors = called("plot", tmp_path / "runs" / "grid.csv")
     assert code == 0 and said == f"{tmp_path / 'runs' / 'grid_knn.png'}\n", errors
     assert (tmp_path / "runs" / "grid_knn.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_tuned_table_is_told_and_drawn(tmp_path):
+    (tmp_path / "grid.toml").write_text(
+        'base = { dataset = "digits", epochs = 1, width = 1, projector = [4] }\nevaluate = ["knn"]\n'
+        'include = [{ loss = "spectral" }, { loss = "ssl_hsic", loss_options = { standardized = true } }]\n'
+        "cross = { batch_size = [128, 256] }\ntune = { learning_rate = [0.001, 0.01, 0.1] }\n"
+        "data = { n_train = 512, n_validation = 200 }\n"
+    )
+    code, said, errors = called("ablate", tmp_path / "grid.toml", "--folder", tmp_path / "runs")
+    assert code == 0, errors
+    assert said.count("chosen: batch_size ") == 4 and "learning_rate 0.1" in said.replace("[", "")
+    code, said, errors = called("plot", tmp_path / "runs" / "grid.csv")
+    files = [tmp_path / "runs" / f"grid_{name}.png" for name in ("tuning_learning_rate", "knn")]
+    assert code == 0 and said.splitlines() == list(map(str, files)), errors
 
 
 def test_data_get_says_what_is_there(tmp_path):

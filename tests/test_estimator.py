@@ -32,7 +32,7 @@ ROWS = np.random.default_rng(0).normal(size=(150, 5)) @ np.random.default_rng(1)
 @parametrize_with_checks(
     [
         SelfSupervisedEncoder(epochs=2, width=1, projector=(8,)),
-        SelfSupervisedEncoder("hsic_ssl", epochs=1, width=1, projector=(4,), n_jobs=1, random_state=3),
+        SelfSupervisedEncoder("hsic_ssl", epochs=1, width=1, projector=(4,), random_state=3),
     ]
 )
 def test_scikit_learn_contract(estimator, check):
@@ -128,18 +128,6 @@ def test_batch_is_at_most_all_rows(n, batch):
     model = SelfSupervisedEncoder(**SMALL, views=views).fit(IMAGES[:n])
     assert seen[0] == n and set(seen[1:]) == {batch} and len(seen) == 1 + 2 * (n // batch)
     assert model.history_["step"].iloc[-1] == 2 * (n // batch)
-
-
-def test_number_of_threads_is_restored():
-    before, seen = torch.get_num_threads(), []
-
-    def views(rows, generator):
-        seen.append(torch.get_num_threads())
-        return rows, rows.flip(0)
-
-    model = SelfSupervisedEncoder(**SMALL, views=views, n_jobs=before + 1).fit(ROWS)
-    model.transform(ROWS)
-    assert set(seen) == {before + 1} and torch.get_num_threads() == before
 
 
 def test_progress_bar_only_if_verbose(capsys):

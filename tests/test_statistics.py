@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from hsic_lab._statistics import mean_interval
-from hsic_lab.ablation import paired_difference, summarize
+from hsic_lab._statistics import _holm, mean_interval
+from hsic_lab.ablation import paired_difference, paired_differences, summarize
 
 
 def table(first, second, **columns):
@@ -103,3 +103,57 @@ def test_an_empty_cell_is_a_level():
     frame = table([0.1, 0.2, 0.4], [0.2, 0.2, 0.9]).assign(kernel=lambda f: f["loss"].map({"a": None, "b": "gaussian"}))
     found = paired_difference(frame, "kernel", None, "gaussian")
     assert str(found).startswith("gaussian minus None: +20.0 points")
+
+
+def test_p_values_are_those_of_scipy():
+    generator = np.random.default_rng(1)
+    first, second = generator.normal(0.5, 0.02, (2, 6))
+    found = paired_difference(table(first, second), "loss", "a", "b")
+    assert found.p == pytest.approx(stats.ttest_rel(second, first).pvalue)
+    for center in (0.0, 0.004, -0.004, 0.03):  # both one-sided tests, the larger p-value
+        differences = center + generator.normal(0, 0.004, 6)
+        found = paired_difference(table(first, first + differences), "loss", "a", "b")
+        sides = [
+            stats.ttest_1samp(differences, at, alternative=side) for at, side in ((-0.01, "greater"), (0.01, "less"))
+        ]
+        assert found.p_same == pytest.approx(max(one.pvalue for one in sides))
+    assert np.isnan(paired_difference(table([0.1], [0.2]), "loss", "a", "b").p)
+
+
+def test_sameness_and_difference_have_their_levels():
+    generator = np.random.default_rng(2)
+    wrong, same = 0, 0
+    for _ in range(1000):
+        shared = generator.normal(0.7, 0.2, 5)
+        noise = generator.normal(0, 0.004, (3, 5))
+        wrong += paired_difference(table(shared, shared + noise[0]), "loss", "a", "b").p < 0.05
+        same += paired_difference(table(shared, shared + 0.01 + noise[1]), "loss", "a", "b").p_same < 0.05
+    bound = 3 * np.sqrt(1000 * 0.05 * 0.95)  # at the edge of the margin, "same" is said in 5 % of cases
+    assert abs(wrong - 50) <= bound and abs(same - 50) <= bound
+
+
+def test_holm_is_the_step_down_of_its_definition():
+    p = np.array([0.01, 0.04, np.nan, 0.03, 0.005])
+    np.testing.assert_allclose(_holm(p), [0.03, 0.06, np.nan, 0.06, 0.02])
+    for seed in range(20):  # never below the p-value, never above Bonferroni, and in the same order
+        p = np.random.default_rng(seed).uniform(0, 0.2, 7)
+        found = _holm(p)
+        assert (found >= p).all() and (found <= np.minimum(1, 7 * p) + 1e-15).all()
+        assert (np.diff(found[np.argsort(p)]) >= 0).all()
+
+
+def test_differences_of_every_level_stand_in_one_table():
+    frame = pd.concat([table([0.5, 0.6, 0.7], [0.55, 0.66, 0.74], size=64), table([0.5, 0.6], [0.6, np.nan], size=8)])
+    found = paired_differences(frame, "loss", "a", by=["size"], names={"b": "B"})
+    assert found[["size", "first", "second", "seeds", "n_failed"]].to_numpy().tolist() == [
+        [64, "a", "B", 3, 0],
+        [8, "a", "B", 1, 1],
+    ]
+    one = paired_difference(frame[frame["size"] == 64], "loss", "a", "b")
+    assert (found["mean"][0], found["low"][0], found["p"][0]) == (one.mean, one.low, one.p)
+    assert found["p_holm"][0] == one.p and np.isnan(found["p_holm"][1])  # one seed has no p-value and is not counted
+    assert found["verdict"].tolist() == ["B ahead", "not decided"]
+    with pytest.raises(ValueError, match="no level other than 'a'"):
+        paired_differences(frame[frame["loss"] == "a"], "loss", "a", by=["size"])
+    with pytest.raises(ValueError, match="seed 0 of loss = 'a' occurs twice"):
+        paired_differences(frame, "loss", "a")

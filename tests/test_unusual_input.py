@@ -97,6 +97,7 @@ LOSSES = {
     "SSLHSICLoss": losses.SSLHSICLoss(),
     "NTXentLoss": losses.NTXentLoss(),
     "NegativeCosineSimilarity": losses.NegativeCosineSimilarity(),
+    "SIGRegLoss": losses.SIGRegLoss(),
     "SpectralContrastiveLoss": losses.SpectralContrastiveLoss(),
 }
 

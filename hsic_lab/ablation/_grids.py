@@ -20,8 +20,9 @@ FIELDS = tuple(f.name for f in fields(TrainConfig))
 RULES = {"fixed": 0.0, "sqrt": 0.5, "linear": 1.0}  # the power of batch_size / 256 that multiplies learning_rate
 EVALUATIONS = ("linear", "knn")
 MOST = 100_000  # trainings of a grid
-_LOSS_OPTIONS = ("kernel", "off_diagonal_target", "unit_rows", "bessel")
+_LOSS_OPTIONS = ("kernel", "off_diagonal_target", "unit_rows", "bessel", "gamma", "temperature", "nu_param")
 SHORTHANDS = ("learning_rate_rule", "lambda_times_d", *_LOSS_OPTIONS)
+Level = tuple[dict[str, Any], dict[str, Sequence[Any]]]  # factors, and the settings that are tuned with their values
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,9 @@ class Planned:
     @property
     def key(self) -> str:
         """Twelve hexadecimal digits that identify the settings and the data, in every grid."""
-        # Other settings at their defaults are left out, so that fields added later do not change the keys.
-        defaults = asdict(TrainConfig()) | {"dataset": None}
+        # Other settings at their defaults are left out, so that fields added later do not change the keys; the learning
+        # rate at its default of version 0.1.
+        defaults = asdict(TrainConfig()) | {"dataset": None, "learning_rate": 0.002}
         config = {name: value for name, value in asdict(self.config).items() if value != defaults[name]}
         # Names of version 0.1, whose results keep their keys.
         if config.get("views") == "tsai2021":
@@ -53,7 +55,8 @@ class Grid:
 
     A setting is a field of `TrainConfig` or a shorthand: ``learning_rate_rule`` ("fixed", "sqrt" or "linear": the
     learning rate is that of batch size 256 times ``(batch_size / 256)^p`` with p = 0, 1/2 or 1), ``lambda_times_d``
-    (lambda_param times d), and ``kernel``, ``off_diagonal_target``, ``unit_rows``, ``bessel`` (options of the loss).
+    (lambda_param times d), and ``kernel``, ``off_diagonal_target``, ``unit_rows``, ``bessel``, ``gamma``,
+    ``temperature``, ``nu_param`` (options of the loss).
 
     Parameters
     ----------
@@ -65,10 +68,18 @@ class Grid:
     seeds : int or sequence of int
         How many seeds (0, 1, ...) or which ones.
     data : mapping
-        ``n_train`` and ``n_test``. Of digit scenes so many are rendered. Of another set the first images of each split
-        are used, at equal distances if the split is sorted by class. All images without labels are used.
+        ``n_train``, ``n_test`` and, for `tune`, ``n_validation``. Of digit scenes so many are rendered. Of another set
+        the first images of each split are used, at equal distances if the split is sorted by class. All images without
+        labels are used. The validation images are training images that no other run of the tuning sees: those after
+        the first ``n_train``; of digit scenes, scenes of every fourth training digit.
     evaluate : sequence of str
         Of "linear" (`linear_probe`) and "knn" (`knn_accuracy`), each on the test split.
+    tune : mapping of str to sequence
+        Values of settings that are chosen for every combination of factors by itself, one setting after the other: the
+        value with the highest mean accuracy of the first of `evaluate` on the validation images. An entry of `include`
+        can have a ``tune`` of its own, which follows this one.
+    tune_seeds : int or sequence of int
+        Seeds of the tuning: how many (1000, 1001, ...), or which ones. They must differ from `seeds`.
 
     Examples
     --------
@@ -86,6 +97,8 @@ class Grid:
     seeds: int | Sequence[int] = 1
     data: Mapping[str, int] = field(default_factory=dict)
     evaluate: Sequence[str] = EVALUATIONS
+    tune: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    tune_seeds: int | Sequence[int] = 1
 
     def __post_init__(self) -> None:
         for one in fields(self):  # numbers of NumPy, ranges and paths become what a table can keep
@@ -98,53 +111,107 @@ class Grid:
             raise ValueError(f"name must be a word that can name a file, got {self.name!r}")
         if not isinstance(self.question, str) or len(self.question.splitlines()) > 1:
             raise ValueError(f"question must be one line, got {self.question!r}")
-        tables = {"base": [self.base], "cross": [self.cross], "data": [self.data], "include": self.include}
+        tables = {name: [getattr(self, name)] for name in ("base", "cross", "data", "tune")} | {"include": self.include}
         for name, found in tables.items():
             what = "a list of tables" if name == "include" else "a table"
             if not isinstance(found, list) or not all(isinstance(table, dict) for table in found):
                 raise ValueError(f"{name} must be {what} of names and values, got {getattr(self, name)!r}")
-        for name in itertools.chain(self.base, self.cross, *self.include):
+        own = [table["tune"] for table in self.include if "tune" in table]
+        if not all(isinstance(table, dict) for table in own):
+            raise ValueError(f"the tune of an include must be a table of names and values, got {own!r}")
+        for name in itertools.chain(self.base, self.factors, self.tune, *own):
             if name == "seed":
                 raise ValueError("seed is not a setting of the grid: `seeds` says how many, or which")
             check_choice(name, (*FIELDS, *SHORTHANDS), "a setting of the grid")
-        for name, values in self.cross.items():
+        for where, name, values in [(w, n, v) for w in ("cross", "tune") for n, v in getattr(self, w).items()] + [
+            ("tune", n, v) for table in own for n, v in table.items()
+        ]:
             if not isinstance(values, list) or not values:
-                raise ValueError(f"cross.{name} must be a list of at least one value, got {values!r}")
+                raise ValueError(f"{where}.{name} must be a list of at least one value, got {values!r}")
+            if len(set(map(json.dumps, values))) < len(values):
+                raise ValueError(f"{where}.{name} must hold each value once, got {values!r}")
         for name, value in self.data.items():
-            check_choice(name, ("n_train", "n_test"), "an entry of data")
+            check_choice(name, ("n_train", "n_test", "n_validation"), "an entry of data")
             if not is_whole(value) or value < 1:
                 raise ValueError(f"data.{name} must be a number of images of at least 1, got {value!r}")
         names = self.evaluate if isinstance(self.evaluate, list) else []
         if not names or any(name not in EVALUATIONS or names.count(name) > 1 for name in names):
             words = f"a list of at least one of {EVALUATIONS}, each at most once"
             raise ValueError(f"evaluate must be {words}, got {self.evaluate!r}")
-        seeds: Any = self.seeds
-        several = isinstance(seeds, list) and all(is_whole(seed) and seed >= 0 for seed in seeds)
-        if not (len({*seeds}) == len(seeds) > 0 if several else is_whole(seeds) and seeds > 0):
-            raise ValueError(f"seeds must be a number from 1 on, or distinct numbers from 0 on, got {seeds!r}")
-        n = len(seeds) if several else seeds
-        if (total := n * math.prod(map(len, self.cross.values())) * max(1, len(self.include))) > MOST:
+        for name in ("seeds", "tune_seeds"):
+            seeds: Any = getattr(self, name)
+            several = isinstance(seeds, list) and all(is_whole(seed) and seed >= 0 for seed in seeds)
+            if not (len({*seeds}) == len(seeds) > 0 if several else is_whole(seeds) and seeds > 0):
+                raise ValueError(f"{name} must be a number from 1 on, or distinct numbers from 0 on, got {seeds!r}")
+        combinations = math.prod(map(len, self.cross.values())) * max(1, len(self.include))
+        tried = sum(len(values) for table in (self.tune, *own) for values in table.values())
+        n, n_tune = (one if isinstance(one, int) else len(one) for one in (self.seeds, self.tune_seeds))
+        if (total := combinations * (n + tried * n_tune)) > MOST:
             raise ValueError(f"a grid must have at most {MOST} trainings, got {total}, with {n} seeds")
+        if not (self.tune or own):
+            return
+        if "n_validation" not in self.data:
+            raise ValueError(f"a grid with tune must name data.n_validation, a number of images, got {self.data}")
+        if shared := {*self.seed_list} & {*self.tune_seed_list}:
+            raise ValueError(f"seeds and tune_seeds must differ, both have {sorted(shared)}")
+        if both := {*self.factors} & {*itertools.chain(self.tune, *own)}:
+            raise ValueError(f"a setting is a factor or tuned, not both: {', '.join(sorted(both))}")
 
     @property
     def seed_list(self) -> Sequence[int]:
         return range(self.seeds) if isinstance(self.seeds, int) else self.seeds
 
     @property
+    def tune_seed_list(self) -> Sequence[int]:
+        n = self.tune_seeds
+        return range(1000, 1000 + n) if isinstance(n, int) else n
+
+    @property
     def factors(self) -> tuple[str, ...]:
         """The settings that vary, in the order in which the grid names them."""
-        return tuple(dict.fromkeys([*self.cross, *itertools.chain.from_iterable(self.include)]))
+        names = dict.fromkeys([*self.cross, *itertools.chain.from_iterable(self.include)])
+        return tuple(name for name in names if name != "tune")
 
-    def plan(self) -> list[Planned]:
-        """All trainings, seed by seed, so that an unfinished ablation has complete replications first."""
+    @property
+    def levels(self) -> list[Level]:
+        """All combinations of the factors, each with the settings that are tuned for it and their values."""
+        combinations = itertools.product(self.include or [{}], itertools.product(*self.cross.values()))
+        return [
+            (dict(zip(self.cross, values, strict=True)) | {name: v for name, v in added.items() if name != "tune"},
+             {**self.tune, **added.get("tune", {})})
+            for added, values in combinations
+        ]  # fmt: skip
+
+    def plan(self, chosen: Sequence[Mapping[str, Any]] = ()) -> list[Planned]:
+        """The trainings that are reported, with the settings `chosen` for each of `levels`.
+
+        They are ordered by seed, so that an unfinished ablation has complete replications first.
+        """
         planned: dict[str, Planned] = {}
-        combinations = itertools.product(self.seed_list, self.include or [{}], itertools.product(*self.cross.values()))
-        for seed, added, values in combinations:
-            factors = dict(zip(self.cross, values, strict=True)) | dict(added)
-            one = Planned(make_config({**self.base, **factors, "seed": seed}), factors, dict(self.data))
+        data = {name: n for name, n in self.data.items() if name != "n_validation"}
+        added = chosen or [{} for _ in self.levels]
+        for seed, ((factors, _), more) in itertools.product(self.seed_list, zip(self.levels, added, strict=True)):
+            one = self._one({**factors, **more}, seed, data)
             if planned.setdefault(one.key, one) is not one:
                 raise ValueError(f"two combinations of the grid {self.name!r} are the same training: {factors}")
         return list(planned.values())
+
+    def plan_tuning(self, place: int, chosen: Sequence[Mapping[str, Any]]) -> dict[tuple[int, int], list[Planned]]:
+        """The trainings, one a seed, for each value of the setting at `place` in every level's tune.
+
+        The keys are the level and the place of the value; `chosen` holds the settings known so far of each level.
+        """
+        data = {name: n for name, n in self.data.items() if name != "n_test"}
+        plan = {}
+        for level, ((factors, tune), known) in enumerate(zip(self.levels, chosen, strict=True)):
+            for name, values in [*tune.items()][place : place + 1]:
+                for number, value in enumerate(values):
+                    settings = {**factors, **known, name: value}
+                    plan[level, number] = [self._one(settings, s, data, {"tuned": name}) for s in self.tune_seed_list]
+        return plan
+
+    def _one(self, factors: dict[str, Any], seed: int, data: dict[str, Any], more: Mapping[str, str] = {}) -> Planned:
+        return Planned(make_config({**self.base, **factors, "seed": seed}), factors | dict(more), data)
 
 
 def _plain(value: Any) -> Any:

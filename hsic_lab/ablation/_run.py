@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cache, lru_cache
-from itertools import takewhile
+from itertools import chain, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from hsic_lab import __version__
 from hsic_lab._io import progress_options, remove_leftovers, replace_file, sole_process
-from hsic_lab.ablation._grids import Grid, Planned, read_grid
+from hsic_lab.ablation._grids import Grid, Level, Planned, read_grid
 from hsic_lab.correlation import off_diagonal
 from hsic_lab.datasets import LOADERS, ImageData, data_folder, load
 from hsic_lab.datasets._folders import content_digest
@@ -47,9 +47,10 @@ def run_ablation(
 ) -> pd.DataFrame:  # fmt: skip
     """Train and evaluate every run of a grid; a grid that is not accepted raises ValueError before anything is trained.
 
-    Every run is kept in ``folder/KEY``, where KEY is a hash of its settings and data. A second call does only what is
-    missing, an interrupted training continues from its last checkpoint, grids share the runs they have in common, and
-    several processes can work on one folder. A run that fails is a row of the table; the others go on.
+    If the grid has a `tune`, its settings are chosen first, with other seeds and on validation images. Every run is
+    kept in ``folder/KEY``, where KEY is a hash of its settings and data. A second call does only what is missing, an
+    interrupted training continues from its last checkpoint, grids share the runs they have in common, and several
+    processes can work on one folder. A run that fails is a row of the table; the others go on.
 
     Parameters
     ----------
@@ -73,30 +74,78 @@ def run_ablation(
         epochs, seed, learning_rate, d`; `evaluation` ("linear" or "knn"), `accuracy, protocol`; `state` ("finished", or
         "failed: reason" with missing values); of C on held-out pairs the means `diagonal` and `off_diagonal`, and
         `energy`, the squared norm of the off-diagonal; `steps`; `seconds` of training; `rankme` of the test features;
-        `hardware, threads, torch, hsic_lab, precision, split, n_train, n_test`.
+        `hardware, threads, torch, hsic_lab, precision, split, n_train, n_test`. With a `tune`, also rows of its runs:
+        `tuned` is the setting that was tried, and `evaluation` ends in " on validation"; ``attrs["chosen"]`` lists the
+        factors and chosen settings of each combination, and "at_end", those whose best value is the first or last.
     """
     grid = grid if isinstance(grid, Grid) else read_grid(grid)
     grid = grid if seeds is None else replace(grid, seeds=seeds)
-    folder = Path(folder).absolute()
-    plan = plan_runs(grid, data)
-    options = tuple(grid.evaluate), retry_failed
+    folder, levels = Path(folder).absolute(), grid.levels
+    chosen: list[dict[str, Any]] = [{} for _ in levels]
+    places = range(max(len(tune) for _, tune in levels))
+    for place in places:  # the first values alone, so that a value that is not accepted is found before any training
+        grid.plan_tuning(place, chosen)
+    plan_runs(grid.plan(), grid, data)
+
+    frames, options = [], (folder, data, retry_failed, n_jobs, progress)
+    for place in places:
+        tried = grid.plan_tuning(place, chosen)
+        plan = plan_runs([*chain(*tried.values())], grid, data)
+        found = _run_all(plan, tuple(grid.evaluate[:1]), f"{grid.name}, tuning {place + 1} of {len(places)}", *options)
+        frames += _table(plan, found, grid.name)
+        scores = np.reshape([rows[0]["accuracy"] for rows in found], (len(tried), -1)).mean(axis=1)
+        _choose(dict(zip(tried, scores, strict=True)), place, levels, chosen)
+    plan = plan_runs(grid.plan(chosen), grid, data)
+    frames += _table(plan, _run_all(plan, tuple(grid.evaluate), grid.name, *options), grid.name)
+    frame = pd.DataFrame(frames)
+    if places:
+        frame.attrs["chosen"] = []
+        for (factors, tune), best in zip(levels, chosen, strict=True):
+            at_end = [name for name, value in best.items() if value in (tune[name][0], tune[name][-1])]
+            frame.attrs["chosen"].append({**factors, **best, "at_end": at_end})
+    return frame
+
+
+def _choose(
+    scores: Mapping[tuple[int, int], float], place: int, levels: Sequence[Level], chosen: list[dict[str, Any]]
+) -> None:
+    """Add the value of the setting at `place` with the highest score to the settings `chosen` for each level."""
+    for level, (factors, tune) in enumerate(levels):
+        for name, values in [*tune.items()][place : place + 1]:
+            found = np.array([scores[level, number] for number in range(len(values))])
+            if np.isnan(found).all():
+                raise ValueError(f"every run that tunes {name} for {factors} failed: see the states of its values")
+            chosen[level][name] = values[int(np.nanargmax(found))]
+
+
+def _run_all(
+    plan: list[Planned], evaluations: Names, title: str, folder: Path, data: ImageData | None, retry_failed: bool,
+    n_jobs: int | None, progress: bool,
+) -> list[Rows]:  # fmt: skip
+    """Read or make the rows of each training of a plan, in its order."""
+    options = evaluations, retry_failed
     results: dict[str, Rows | None] = {one.key: _stored_rows(one, folder / one.key, *options) for one in plan}
     missing = [one for one in plan if results[one.key] is None]
     tasks = [delayed(_run_one)(one, folder / one.key, data, *options, os.getpid()) for one in missing]
     made = zip(missing, Parallel(n_jobs=n_jobs, return_as="generator")(tasks), strict=True)
     shown = progress_options(len(plan))
-    bar = tqdm(made, grid.name, len(plan), initial=len(plan) - len(missing), unit="run", disable=not progress, **shown)
+    bar = tqdm(made, title, len(plan), initial=len(plan) - len(missing), unit="run", disable=not progress, **shown)
     for one, rows in bar:
         results[one.key] = rows
     for one in missing:  # last, because other processes are working on these
         if results[one.key] is None:
             results[one.key] = _run_one(one, folder / one.key, data, *options, os.getpid(), wait=True)
-    return pd.DataFrame([_settings(one, grid.name) | row for one in plan for row in results[one.key] or ()])
+    return [results[one.key] or [] for one in plan]
 
 
-def plan_runs(grid: Grid, data: ImageData | None) -> list[Planned]:
-    """Plan the runs, with the full name of each data set and, unless it is published, a digest of its content."""
-    plan = grid.plan()
+def _table(plan: list[Planned], found: list[Rows], grid: str) -> Rows:
+    """The rows of the table: settings and results; evaluations on validation images are named so."""
+    table = [_settings(one, grid) | row for one, rows in zip(plan, found, strict=True) for row in rows]
+    return [row | ({"evaluation": f"{row['evaluation']} on validation"} if "tuned" in row else {}) for row in table]
+
+
+def plan_runs(plan: list[Planned], grid: Grid, data: ImageData | None) -> list[Planned]:
+    """The plan with the full name of each data set and, unless it is published, a digest of its content."""
     if data is None and "dataset" not in {*grid.base, *grid.factors}:
         raise ValueError('a grid must name its data set, for instance base.dataset = "digit_scenes"')
     known: dict[str, tuple[str, dict[str, str]]] = {}
@@ -185,7 +234,8 @@ def _train_and_evaluate(one: Planned, folder: Path, data: ImageData | None, eval
             run = train_or_load(one.config, folder, data, progress=False)
         # The conditions of the training, which may be older than the evaluation.
         made_with |= {name: run.metadata[name] for name in ("hardware", "precision", "threads")}
-        return [row | made_with for row in _evaluate(run, data, evaluations)], True
+        split = "validation" if "n_validation" in one.data else "test"
+        return [row | made_with for row in _evaluate(run, data, evaluations, split)], True
     except Exception as error:  # the failure is the result of this run, and the other runs go on
         result = {"accuracy": float("nan"), "state": f"failed: {type(error).__name__}: {error}"}
         result |= {"seconds": time.perf_counter() - started} | made_with
@@ -200,17 +250,23 @@ def _load(dataset: str, sizes: tuple[tuple[str, Any], ...], folder: Path) -> Ima
 
 
 def cut(data: ImageData, sizes: Mapping[str, Any]) -> ImageData:
-    """Reduce each split to the `n_train` and `n_test` images that `Grid` describes."""
-    parts: dict[str, Any] = {"train": data.train, "test": data.test}
-    for split, images in parts.items():
-        if (n := sizes.get(f"n_{split}", len(images))) > len(images):
-            raise ValueError(f"n_{split} must be at most the {len(images)} images of {data.name}, got {n}")
-        parts[split] = images.sample(n) if n < len(images) else images
-    return replace(data, **parts)
+    """Reduce each split to the images that `Grid` describes; with `n_validation`, those take the place of the test."""
+    train, test = data.train, data.test
+    held = sizes.get("n_validation", 0)
+    if (n := sizes.get("n_train", len(train) - held)) + held > len(train) or n < 1:
+        words = "n_train plus n_validation" if held else "n_train"
+        found = f"{n} + {held}" if held else n
+        raise ValueError(f"{words} must be at most the {len(train)} images of {data.name}, got {found}")
+    train, rest = train.split(n)
+    if held:
+        return replace(data, train=train, test=rest.split(held)[0])
+    if (n := sizes.get("n_test", len(test))) > len(test):
+        raise ValueError(f"n_test must be at most the {len(test)} images of {data.name}, got {n}")
+    return replace(data, train=train, test=test.split(n)[0])
 
 
-def _evaluate(run: Run, data: ImageData, evaluations: Names) -> Rows:
-    """One row per evaluation of a finished run on the test split."""
+def _evaluate(run: Run, data: ImageData, evaluations: Names, split: str) -> Rows:
+    """One row per evaluation of a finished run on the test images, which are those of the split "test" or another."""
     train_x, test_x = (extract_features(run.encoder, split.images) for split in (data.train, data.test))
     splits = train_x, data.train.labels, test_x, data.test.labels
     c = run.snapshots[max(run.snapshots)].double().numpy()
@@ -219,7 +275,7 @@ def _evaluate(run: Run, data: ImageData, evaluations: Names) -> Rows:
         "state": run.status, "diagonal": float(np.diagonal(c).mean()),
         "off_diagonal": float(off.sum() / max(1, off.size)), "energy": float(np.square(off).sum()),
         "steps": int(run.history["step"].iloc[-1]), "seconds": run.history["seconds"].iloc[-1],
-        "rankme": rankme(test_x), "split": f"{data.name} test", "n_train": len(train_x), "n_test": len(test_x),
+        "rankme": rankme(test_x), "split": f"{data.name} {split}", "n_train": len(train_x), "n_test": len(test_x),
     }  # fmt: skip
     rows = []
     for name in evaluations:
@@ -246,7 +302,14 @@ def _settings(one: Planned, grid: str) -> dict[str, Any]:
 
 def write_table(frame: pd.DataFrame, grid: Grid, path: Path, command: str) -> None:
     """Write a table of `run_ablation` as CSV, below lines with "#" that hold the grid and the command that made it."""
-    parts = {"base": dict(grid.base), "cross": dict(grid.cross), "include": list(grid.include), "data": dict(grid.data)}
+    parts: dict[str, Any] = {
+        "base": dict(grid.base),
+        "cross": dict(grid.cross),
+        "include": list(grid.include),
+        "data": dict(grid.data),
+    }
+    if "chosen" in frame.attrs:
+        parts |= {"tune": dict(grid.tune), "tune_seeds": list(grid.tune_seed_list), "chosen": frame.attrs["chosen"]}
     lines = [f"# {name}: {json.dumps(value)}" for name, value in parts.items()]
     text = "\n".join([f"# question: {grid.question}", *lines, f"# command: {command}", frame.to_csv(index=False)])
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -126,22 +126,17 @@ def decode_all(files: Sequence[Path], size: int | None, root: Path) -> Tensor:
     place, label = hashlib.sha256(os.fsencode(root)).hexdigest()[:16], "as_is" if size is None else f"{size}px"
     folder = Path(os.environ.get("HSIC_LAB_CACHE") or os_cache("hsic_lab")).expanduser()
     kept = folder / f"{place}-{label}-{_files_digest(files, root, own=True)}.npy"
-    if (images := _kept_images(kept, shape)) is not None:
-        return images
-    try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        _make_room(kept, f"{place}-{label}-", CACHE_BYTES - n_bytes)
-        replace_file(kept, lambda path: _decode_to(path, files, size, shape))
+    if (images := _kept_images(kept, shape)) is None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            _make_room(kept, f"{place}-{label}-", CACHE_BYTES - n_bytes)
+            replace_file(kept, lambda path: _decode_to(path, files, size, shape))
+        except OSError as error:
+            remedy = f"{n_bytes} bytes must fit there, or HSIC_LAB_CACHE must name another folder"
+            raise OSError(f"decoded images cannot be kept in {folder} ({error}): {remedy}") from error
         if (images := _kept_images(kept, shape)) is None:
-            raise FileNotFoundError(f"another process removed {kept}")
-        return images
-    except OSError as error:
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        if n_bytes > memory // 2:
-            found = f"{len(files)} decoded images take {n_bytes} bytes, more than half of the memory ({memory} bytes)"
-            raise OSError(f"{found}, and they cannot be kept in {kept.parent}: {error}") from error
-        warnings.warn(f"decoded images are not kept, every load decodes again: {error}", stacklevel=2)
-        return torch.from_numpy(_decode_to(None, files, size, shape))
+            raise FileNotFoundError(f"another process removed {kept}: load the images again")
+    return images
 
 
 def _kept_images(path: Path, shape: tuple[int, ...]) -> Tensor | None:
@@ -185,11 +180,11 @@ def read_classes(
     return [Images(part, numbers) for part, numbers in zip(parts, labels, strict=True)], rest, names
 
 
-def _decode_to(path: Path | None, files: Sequence[Path], size: int | None, shape: tuple[int, ...]) -> np.ndarray:
-    """Return an array, in a new .npy file or in memory, whose rows are the files, decoded on all cores."""
+def _decode_to(path: Path, files: Sequence[Path], size: int | None, shape: tuple[int, ...]) -> None:
+    """Write a new .npy file whose rows are the images, decoded on all cores."""
     transparent: list[Path] = []
-    array = np.lib.format.open_memmap(path, "w+", np.uint8, shape) if path else np.empty(shape, np.uint8)
-    if path is not None and hasattr(os, "posix_fallocate"):  # writing to a map of a full disk would kill the process
+    array = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
+    if hasattr(os, "posix_fallocate"):  # writing to a map of a full disk would kill the process
         with path.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
@@ -205,7 +200,6 @@ def _decode_to(path: Path | None, files: Sequence[Path], size: int | None, shape
     if transparent:
         found = f"{len(transparent)} of {len(files)} images have transparent pixels, for example {min(transparent)}"
         warnings.warn(f"{found}: transparency is dropped, and the colors below it are used", stacklevel=2)
-    return array
 
 
 def _files_digest(files: Sequence[Path], root: Path, own: bool = False) -> str:
@@ -272,8 +266,9 @@ def from_folder(
     if flat:
         parts, names = [Images(part.images, torch.full_like(part.labels, UNKNOWN)) for part in parts], ()
     train, test = parts if len(parts) == 2 else _hold_out(parts[0], test_fraction, seed)
+    without_labels = Images(rest, torch.full((len(rest),), UNKNOWN)) if len(rest) else None
     options = {"size": size, "test_fraction": float(test_fraction), "seed": int(seed), "train_folder": train_folder}
-    return ImageData(str(path), train, test, names, _without_labels(rest), source=options)
+    return ImageData(str(path), train, test, names, without_labels, source=options)
 
 
 def _find_splits(path: Path, train_folder: str | None) -> list[Path]:
@@ -304,19 +299,18 @@ def _find_splits(path: Path, train_folder: str | None) -> list[Path]:
 
 def from_arrays(
     images: ArrayLike | Tensor, labels: ArrayLike | Tensor, test_images: ArrayLike | Tensor | None = None,
-    test_labels: ArrayLike | Tensor | None = None, unlabelled: ArrayLike | Tensor | None = None,
-    class_names: Sequence[str] | None = None, name: str = "arrays", test_fraction: float = 0.2, seed: int = 0,
+    test_labels: ArrayLike | Tensor | None = None, name: str = "arrays", test_fraction: float = 0.2, seed: int = 0,
 ) -> ImageData:  # fmt: skip
     """Return an :class:`ImageData` from arrays of images.
 
     Parameters
     ----------
-    images, test_images, unlabelled : array of shape (n, h, w), (n, h, w, c) or (n, c, h, w)
+    images, test_images : array of shape (n, h, w), (n, h, w, c) or (n, c, h, w)
         uint8, or floats in [0, 1], which are rounded to multiples of 1/255; c is 1 or 3.
     labels, test_labels : array of shape (n,)
         Integers, booleans or strings; class numbers are positions in the sorted distinct values of ``labels``.
-    class_names, name, test_fraction, seed : sequence of str or None, str, float, int
-        Names of the sorted distinct labels, else the labels themselves; name of the set; as in :func:`from_folder`.
+    name, test_fraction, seed : str, float, int, default "arrays", 0.2, 0
+        Name of the set; the others as in :func:`from_folder`, without ``test_images``.
 
     Examples
     --------
@@ -329,17 +323,13 @@ def from_arrays(
         raise ValueError("test_images and test_labels go together: one is given without the other")
     values = as_labels("labels", labels)
     known = np.unique(values)
-    if class_names is not None and len(class_names) != len(known):
-        raise ValueError(f"class_names must name the {len(known)} classes of labels, got {len(class_names)}")
-    names = tuple(str(label) for label in (known if class_names is None else class_names))
     train = Images(_as_images("images", images), _class_numbers(values, known))
     if test_images is None or test_labels is None:
         train, test = _hold_out(train, test_fraction, seed)
     else:
         numbers = _class_numbers(as_labels("test_labels", test_labels), known)
         test = Images(_as_images("test_images", test_images), numbers)
-    rest = train.images[:0] if unlabelled is None else _as_images("unlabelled", unlabelled)
-    return ImageData(name, train, test, names, _without_labels(rest))
+    return ImageData(name, train, test, tuple(map(str, known)))
 
 
 def _as_images(name: str, images: ArrayLike | Tensor) -> Tensor:
@@ -387,8 +377,3 @@ def _hold_out(whole: Images, fraction: float, seed: int) -> tuple[Images, Images
     if not held_out.any():
         raise ValueError(f"test_fraction {fraction} of every class is less than one image: hold out more")
     return whole.subset(~held_out), whole.subset(held_out)
-
-
-def _without_labels(images: Tensor) -> Images | None:
-    """Return images whose class is unknown, None if there are no images."""
-    return Images(images, torch.full((len(images),), UNKNOWN)) if len(images) else None

@@ -50,10 +50,16 @@ class Images:
 
     def sample(self, n: int) -> Images:
         """Return n images, or all if there are fewer: the first n, or evenly spaced ones if the classes are sorted."""
+        return self.split(n)[0]
+
+    def split(self, n: int) -> tuple[Images, Images]:
+        """Return the n images of `sample`, and the others in their order."""
         n = min(n, len(self))
         by_class = int((self.labels.diff() != 0).sum()) < len(self.labels.unique())  # one block of rows a class
         positions = torch.arange(n, device=self.labels.device)
-        return self.subset(positions * len(self) // max(1, n) if by_class else positions)
+        positions = positions * len(self) // max(1, n) if by_class else positions
+        others = torch.ones_like(self.labels, dtype=torch.bool).index_fill_(0, positions, False)
+        return self.subset(positions), self.subset(others)
 
     def subset(self, index: Tensor | slice | list[int]) -> Images:
         """Return the images at ``index``, in its order: positions, a boolean mask of shape (n,), or a slice."""
@@ -74,10 +80,8 @@ class ImageData:
         Name of the data set, which a run keeps as its ``config.dataset``, and of each class number.
     train, test, unlabelled : Images, Images, Images or None
         The labeled splits, and further images to train on, with label -1. All have one shape and dtype.
-    scenes : DigitScenes or None
-        Renderer of fresh training pairs, for a synthetic data set.
-    source : dict or None
-        The options with which ``load`` makes the set again, None if it was made of arrays.
+    scenes, source : DigitScenes or None, dict or None
+        Renderer of fresh training pairs; options with which ``load`` makes the set again, None if made of arrays.
     """
 
     name: str

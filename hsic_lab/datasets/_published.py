@@ -71,14 +71,10 @@ SOURCES = {
 def unpack(archive: Path, target: Path, missing: list[str]) -> None:
     """Write an archive's folder `target.name` to `target`: all of it, or what is `missing`, when all is unpacked."""
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
+        options: Any = {} if archive.suffix == ".zip" else {"filter": "data"}  # no member outside of the folder
         try:
-            if archive.suffix == ".zip":
-                with zipfile.ZipFile(archive) as file:
-                    file.extractall(temporary)  # it writes no member outside
-            else:
-                with tarfile.open(archive) as file:
-                    file.extractall(temporary, filter="data")  # pooch omits this filter on Python 3.11
-        except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+            shutil.unpack_archive(archive, temporary, **options)
+        except (shutil.ReadError, tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError) as error:
             raise ValueError(f"{archive} cannot be unpacked: {error}. Delete it and get it again") from error
         folder = Path(temporary, target.name)
         if not folder.is_dir():
@@ -89,6 +85,14 @@ def unpack(archive: Path, target: Path, missing: list[str]) -> None:
             if (folder / name).exists():
                 (target / name).parent.mkdir(parents=True, exist_ok=True)
                 (folder / name).rename(target / name)
+
+
+def _records(path: Path, size: int) -> Tensor:
+    """Return a file of records as a mapped tensor `(n, size)` of its bytes."""
+    n, rest = divmod(path.stat().st_size, size)
+    if n == 0 or rest:
+        raise ValueError(f"{path} has {path.stat().st_size} bytes, expected a positive multiple of {size}")
+    return torch.from_numpy(np.memmap(path, np.uint8, "c", shape=(n, size)))  # writing does not change the file
 
 
 def _read_idx(path: Path, dimensions: int) -> Tensor:
@@ -133,9 +137,11 @@ def _digits() -> ImageData:
     return ImageData("digits", whole.subset(digit_index("train")), whole.subset(digit_index("test")), DIGIT_NAMES)
 
 
-def _digit_scenes(n_train: int = 8000, n_test: int = 2000, seed: int = 0) -> ImageData:
-    scenes = DigitScenes("train")  # the seeds of the splits differ: one seed would give both the same colors
-    train, test = scenes.sample(n_train, 2 * seed), DigitScenes("test").sample(n_test, 2 * seed + 1)
+def _digit_scenes(n_train: int = 8000, n_test: int = 2000, seed: int = 0, n_validation: int | None = None) -> ImageData:
+    splits, n = (("train", "test"), n_test) if n_validation is None else (("fit", "validation"), n_validation)
+    scenes, other = map(DigitScenes, splits)
+    # The seeds of the splits differ: one seed would give both the same colors.
+    train, test = scenes.sample(n_train, 2 * seed), other.sample(n, 2 * seed + 1)
     return ImageData("digit_scenes", train, test, DIGIT_NAMES, scenes=scenes)
 
 
@@ -143,22 +149,18 @@ def _cifar(path: Path, n_classes: int) -> ImageData:
     """Return CIFAR from records of one label byte, or of a coarse and a fine one, and a 3 x 32 x 32 image."""
     *train_files, test_file, names_file = SOURCES[f"cifar{n_classes}"].files
     label_bytes = 1 if n_classes == 10 else 2
-    record = label_bytes + 3 * 32 * 32
 
-    def read(name: str, records: int) -> Images:
-        size = (path / name).stat().st_size
-        if size == 0 or size % record:
-            raise ValueError(f"{path / name} has {size} bytes, expected {records * record} or a multiple of {record}")
-        rows = torch.from_numpy(np.fromfile(path / name, np.uint8)).view(-1, record)
+    def read(name: str) -> Images:
+        rows = _records(path / name, label_bytes + 3 * 32 * 32)
         labels = _checked_labels(path / name, rows[:, label_bytes - 1], 0, n_classes - 1, len(rows))
         return Images(rows[:, label_bytes:].reshape(-1, 3, 32, 32), labels)
 
-    parts = [read(name, 50_000 // len(train_files)) for name in train_files]
+    parts = [read(name) for name in train_files]
     held = dict(zip(train_files, map(len, parts), strict=True))
     if len(set(held.values())) > 1:  # a file that was cut between two records is well formed
         raise ValueError(f"the training files in {path} must hold equally many records, got {held}")
     train = Images(torch.cat([part.images for part in parts]), torch.cat([part.labels for part in parts]))
-    return ImageData(f"cifar{n_classes}", train, read(test_file, 10_000), _read_names(path / names_file, n_classes))
+    return ImageData(f"cifar{n_classes}", train, read(test_file), _read_names(path / names_file, n_classes))
 
 
 def _fashion_mnist(path: Path) -> ImageData:
@@ -173,15 +175,11 @@ def _stl10(path: Path) -> ImageData:
     """Return STL-10 as mapped images; their channels are stored column after column."""
 
     def read(split: str) -> Images:
-        file = path / f"{split}_X.bin"
-        n, rest = divmod(file.stat().st_size, 3 * 96 * 96)
-        if n == 0 or rest:
-            raise ValueError(f"{file} has {file.stat().st_size} bytes, expected a positive multiple of {3 * 96 * 96}")
-        images = torch.from_numpy(np.memmap(file, np.uint8, "c", shape=(n, 3, 96, 96))).transpose(2, 3)
+        images = _records(path / f"{split}_X.bin", 3 * 96 * 96).view(-1, 3, 96, 96).transpose(2, 3)
         if split == "unlabeled":
-            return Images(images, torch.full((n,), UNKNOWN))
+            return Images(images, torch.full((len(images),), UNKNOWN))
         labels = torch.from_numpy(np.fromfile(path / f"{split}_y.bin", np.uint8))
-        return Images(images, _checked_labels(path / f"{split}_y.bin", labels, 1, 10, n) - 1)
+        return Images(images, _checked_labels(path / f"{split}_y.bin", labels, 1, 10, len(images)) - 1)
 
     return ImageData("stl10", read("train"), read("test"), _read_names(path / "class_names.txt", 10), read("unlabeled"))
 
@@ -233,7 +231,8 @@ def load(name: str, folder: str | os.PathLike | None = None, **options: Any) -> 
     folder : path or None
         Folder that holds the published sets, see :func:`data_folder`; :func:`download` puts them there.
     **options
-        ``n_train``, ``n_test`` and ``seed`` of "digit_scenes"; arguments of :func:`from_folder`.
+        ``n_train``, ``n_test`` and ``seed`` of "digit_scenes", and ``n_validation``, which takes a quarter of the
+        training digits as its test split; arguments of :func:`from_folder`.
 
     Examples
     --------
@@ -276,7 +275,7 @@ def full_name(name: str) -> str:
     return name if name in LOADERS else os.path.abspath(Path(name).expanduser())
 
 
-def download(name: str, folder: str | os.PathLike | None = None, progress: bool = True) -> Path:
+def download(name: str, folder: str | os.PathLike | None = None) -> Path:
     """Download a published set, check its MD5 sum, unpack it and return its folder; complete it if a part is there.
 
     A failed download is tried again twice. An interrupted one starts again from its first byte. OSError is raised if
@@ -284,8 +283,8 @@ def download(name: str, folder: str | os.PathLike | None = None, progress: bool 
 
     Parameters
     ----------
-    name, folder, progress : str, path or None, bool, default True
-        As in :func:`load`; whether to show a progress bar in a terminal.
+    name, folder : str, path or None
+        As in :func:`load`.
     """
     if name not in SOURCES:
         raise ValueError(f"{name!r} is not downloaded; the sets that are: {sorted(SOURCES)}")
@@ -298,21 +297,20 @@ def download(name: str, folder: str | os.PathLike | None = None, progress: bool 
     plain = next(iter(source.downloads)).rpartition("/")[2] in source.files  # not an archive
     files = {url.rpartition("/")[2]: url for url in source.downloads}
     registry = {file: f"md5:{source.downloads[url]}" for file, url in files.items()}
-    bar = progress and sys.stderr.isatty()
-    downloader = pooch.HTTPDownloader(progressbar=bar, chunk_size=1 << 20)  # the default of 1 KiB is slow
+    downloader = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), chunk_size=1 << 20)  # 1 KiB would be slow
     work, lock = root / f".{source.folder}.part", root / f".{source.folder}.lock"
     root.mkdir(parents=True, exist_ok=True)
-    with sole_process(lock, wait=True, remove=True):  # another process may have done the work
-        for left in [*work.glob("*"), *root.glob(f".{source.folder}.*")]:  # of a process that was killed
+    with sole_process(lock, wait=True, remove=True):
+        for left in root.glob(f".{source.folder}.*"):  # of a process that was killed
             if left != lock:
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
+                shutil.rmtree(left)
+        work.mkdir()
         store = pooch.create(work, "", registry=registry, urls=files, retry_if_failed=2)
-        for file, url in files.items() if source.missing(root) else ():
+        for file, url in files.items() if source.missing(root) else ():  # another process may have done the work
             place = target / file if plain else root / file
             place.parent.mkdir(exist_ok=True)
             if place.exists():
-                work.mkdir(exist_ok=True)
-                place.rename(work / file)
+                place.rename(work / file)  # pooch keeps it if its digest is right
             try:
                 Path(store.fetch(file, downloader=downloader)).rename(place)
             except OSError as error:
@@ -321,7 +319,7 @@ def download(name: str, folder: str | os.PathLike | None = None, progress: bool 
             if not plain:
                 unpack(place, target, source.missing(root))
                 place.unlink()
-        shutil.rmtree(work, ignore_errors=True)  # absent if there was nothing to do
+        shutil.rmtree(work)
     if missing := source.missing(root):
         raise ValueError(f"{' '.join(source.downloads)} did not hold {', '.join(missing)}, which {source.title} needs")
     return target

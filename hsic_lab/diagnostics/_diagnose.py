@@ -46,62 +46,59 @@ EXPLANATIONS = {
     "not judged": "No rule could be applied.",
 }
 
-# name: (threshold, verdict if it is not met, meaning). The threshold "none" judges nothing; the meaning says why.
-# fmt: off
-CRITERIA = {
-    "relative_spread": (
-        ">= {bound}", "complete collapse", "rms distance of the rows from their mean, over that from 0; if it is "
-        "small, cosines (nearest neighbors, uniformity, alignment) see little but the mean"),
+# Name: threshold, verdict if it is not met, meaning.
+RULES = {
+    "relative_spread": (">= {bound}", "complete collapse", "rms distance of the rows from their mean, over that from "
+        "0; if it is small, cosines (nearest neighbors, uniformity, alignment) see little but the mean"),
     "dead_features": ("<= 0.4 d = {bound:.4g}", "dimensional collapse", "features that are constant, of {d}"),
-    "feature_variance": ("none", "", "mean variance of the features; not judged: it depends on their unit"),
-    "share_above_noise": ("none", "", "share of variance in directions above the noise floor; judged in the next row"),
     "rank_above_noise": (
         ">= max(0.13 min(n - 1, d), 1.01) = {bound:.4g}, or share < 0.7", "dimensional collapse",
         "RankMe of the directions above the noise floor"),
-    "rankme": ("none", "", "entropy rank of the singular values, centered; not judged: it counts noise, too"),
-    "effective_rank": ("none", "", "entropy rank of the covariance: dimensions that carry the variance; not judged: it "
-                       "is small for the steep spectra of natural images"),
-    "alpha_req": ("none", "", "decay of the eigenvalues over ranks 11 to {last}: large is steep; not judged: 1 is said "
-                  "to be best, and no value is a fault"),
-    "uniformity": ("none", "", "spread over the sphere: 0 in one point, about -4 all over it ({rows} rows); not "
-                   "judged: classes in tight clusters may be wanted"),
-    "redundancy": (
-        "<= sum C_ii^2 + 6 d / (n - 1) = {bound:.4g}", "redundant", "squared norm of C off the diagonal above its "
-        "noise floor; that of the diagonal if all features have a copy"),
+    "redundancy": ("<= sum C_ii^2 + 6 d / (n - 1) = {bound:.4g}", "redundant", "squared norm of C off the diagonal "
+        "above its noise floor; that of the diagonal if all features have a copy"),
     "mean_diagonal": (">= 3 standard deviations of permuted rows = {bound:.3g}", "unrelated views",
-                      "mean correlation of a feature with itself in the other view"),
+        "mean correlation of a feature with itself in the other view"),
     "feature_sum_covariance": (">= -3 standard errors = {bound:.3g}", "branch anti-alignment",
-                               "1'C1: do the branches agree in the sum of their features?"),
-    "alignment": ("none", "", "squared distance of the views of an image on the sphere, 0 to 4; not judged: it grows "
-                  "with the strength of the augmentation"),
-    "lidar": ("none", "", "effective number of directions in which images differ, measured by how views of one differ: "
-              "at most min(n - 1, d); not judged: it depends on the augmentation"),
-    "cka_reference": ("none", "", "unbiased linear CKA with the reference: 1 if equal, 0 if unrelated; not judged: it "
-                      "depends on the reference"),
-}
-# fmt: on
+        "1'C1: do the branches agree in the sum of their features?"),
+}  # fmt: skip
+# Meaning of the diagnostics without a threshold, and why they have none.
+UNJUDGED = {
+    "feature_variance": "mean variance of the features; not judged: it depends on their unit",
+    "share_above_noise": "share of variance in directions above the noise floor; judged in the next row",
+    "rankme": "entropy rank of the singular values, centered; not judged: it counts noise, too",
+    "effective_rank": "entropy rank of the covariance: dimensions that carry the variance; not judged: it is small for "
+        "the steep spectra of natural images",
+    "alpha_req": "decay of the eigenvalues over ranks 11 to {last}: large is steep; not judged: 1 is said to be best, "
+        "and no value is a fault",
+    "uniformity": "spread over the sphere: 0 in one point, about -4 all over it ({rows} rows); not judged: classes in "
+        "tight clusters may be wanted",
+    "alignment": "squared distance of the views of an image on the sphere, 0 to 4; not judged: it grows with the "
+        "strength of the augmentation",
+    "lidar": "effective number of directions in which images differ, measured by how views of one differ: at most "
+        "min(n - 1, d); not judged: it depends on the augmentation",
+    "cka_reference": "unbiased linear CKA with the reference: 1 if equal, 0 if unrelated; not judged: it depends on "
+        "the reference",
+}  # fmt: skip
 Row = tuple[str, float, str, str, str]
 
 
-def _judge(
-    name: str, value: float, bound: float = 0, view: str = "", exempt: bool = False, why_not: str = "", fault: str = "",
+def _judged(
+    name: str, value: float, bound: float, view: str = "", exempt: bool = False, why_not: str = "", fault: str = "",
     **numbers: int,
 ) -> Row:  # fmt: skip
-    """The row of one diagnostic: healthy if `exempt`, not judged with a reason `why_not`, else judged by its criterion.
+    """The row of a diagnostic with a rule: healthy if `exempt`, not judged with a reason `why_not`.
 
-    `fault` replaces the verdict of the criterion, and `numbers` fill its meaning.
+    `fault` replaces the verdict of the rule, and `numbers` fill its meaning.
     """
-    threshold, usual_fault, meaning = CRITERIA[name]
+    threshold, usual_fault, meaning = RULES[name]
     met = exempt or (value >= bound if threshold.startswith(">=") else value <= bound)
-    verdict = "healthy" if met else fault or usual_fault
-    if threshold == "none" or why_not:
-        verdict = "not judged"
+    verdict = "not judged" if why_not else "healthy" if met else fault or usual_fault
     meaning = meaning.format(**numbers) + (f"; not judged: {why_not}" if why_not else "")
     return name + view, float(value), verdict, threshold.format(bound=bound), meaning
 
 
-def _not_judged(name: str, value: float, meaning: str) -> Row:
-    return name, value, "not judged", "none", meaning
+def _unjudged(name: str, value: float, meaning: str = "", view: str = "", **numbers: int) -> Row:
+    return name + view, float(value), "not judged", "none", meaning or UNJUDGED[name].format(**numbers)
 
 
 class Diagnosis(DataFrame):
@@ -126,11 +123,9 @@ def diagnose(
 ) -> Diagnosis:  # fmt: skip
     """Table of all diagnostics of a representation, with verdicts: `diagnostic, value, verdict, threshold, meaning`.
 
-    ``frame.attrs["verdict"]`` is the worst verdict, and ``print(frame)`` shows it with its explanation,
-    ``frame.attrs["explanation"]``, and the numbers behind it.
-
-    The verdict of a row is "healthy", a fault ("complete collapse", "branch anti-alignment", "unrelated views",
-    "dimensional collapse", "redundant"), or "not judged" where no bound holds for every representation. The bounds are
+    A verdict is "healthy", a fault ("complete collapse", "branch anti-alignment", "unrelated views", "dimensional
+    collapse", "redundant"), or "not judged" where no bound holds for every representation. ``attrs["verdict"]`` is the
+    worst one; ``print(frame)`` shows it with ``attrs["explanation"]`` and the numbers behind it. The bounds are
     conventions to start from. Features that are constant up to rounding are counted and left out of C.
 
     Features are in dimensional collapse if the directions above the noise floor carry at least 0.7 of the variance and
@@ -156,22 +151,21 @@ def diagnose(
     ('healthy', 'unrelated views')
     """
     check_choice(kind, KINDS, "kind")
-    z_a, z_b = (as_samples(z_a, "z_a").detach(), None) if z_b is None else as_views(z_a, z_b)
-    n, d = z_a.shape
+    x, y = _checked(z_a, z_b)
+    n, d = x.shape
     if n < 4:
         raise ValueError(f"needs at least 4 rows, got shape {(n, d)}")
-    z_a, z_b = _moderate("z_a", z_a), None if z_b is None else _moderate("z_b", z_b)
-    rows = [row for z, view in ((z_a, ""), (z_b, "_b")) if z is not None for row in _view_rows(z, view, kind)]
-    rows += _correlation_rows(z_a, z_b)
+    rows = _view_rows(x, "", kind) + ([] if z_b is None else _view_rows(y, "_b", kind))
+    rows += _correlation_rows(x, None if z_b is None else y)
     if reference is not None:
         reference = as_samples(reference, "reference").detach()
         if len(reference) != n:
             raise ValueError(f"z_a and reference must have the same number of rows, got {n} and {len(reference)}")
-        rows.append(_judge("cka_reference", cka_or_nan(z_a, reference)))
+        rows.append(_unjudged("cka_reference", cka_or_nan(x, reference)))
     if factors is not None:
-        for factor, kernel, value, m in measures.factor_dependence(z_a, factors).itertuples(index=False):
+        for factor, kernel, value, m in measures.factor_dependence(x, factors).itertuples(index=False):
             meaning = f"unbiased CKA with it, {kernel} kernel, {m} rows; not judged: your aim"
-            rows.append(_not_judged(f"cka_{factor}", value, meaning))
+            rows.append(_unjudged(f"cka_{factor}", value, meaning))
     frame = Diagnosis(rows, columns=["diagnostic", "value", "verdict", "threshold", "meaning"])
     verdict = min(frame["verdict"], key=VERDICTS.index)
     explanation = EXPLANATIONS.get(f"{verdict} of {kind}", EXPLANATIONS[verdict])
@@ -196,21 +190,21 @@ def _view_rows(z: Tensor, view: str, kind: str) -> list[Row]:
     exempt = total > 0 and share < _VARIANCE_SHARE
     usual = "columns of raw data may be constant" if kind == "data" and total else ""
     rows = [
-        _judge("relative_spread", spread, 0.001, view=view),
-        _judge("dead_features", dead, 0.4 * d, view=view, fault=fault, why_not=usual, d=d),
-        _judge("feature_variance", total / d, view=view),
-        _judge("share_above_noise", share, view=view),
-        _judge("rank_above_noise", rank, bound, view=view, exempt=exempt, fault=fault),
-        _judge("rankme", entropy_rank(spectrum.sqrt()), view=view),
-        _judge("effective_rank", entropy_rank(spectrum), view=view),
+        _judged("relative_spread", spread, 0.001, view),
+        _judged("dead_features", dead, 0.4 * d, view, fault=fault, why_not=usual, d=d),
+        _unjudged("feature_variance", total / d, view=view),
+        _unjudged("share_above_noise", share, view=view),
+        _judged("rank_above_noise", rank, bound, view, exempt, fault=fault),
+        _unjudged("rankme", entropy_rank(spectrum.sqrt()), view=view),
+        _unjudged("effective_rank", entropy_rank(spectrum), view=view),
     ]
     if (last := min(100, int((spectrum > 0).sum()))) > 11:
-        rows.append(_judge("alpha_req", measures.power_law(spectrum, 11, last), view=view, last=last))
+        rows.append(_unjudged("alpha_req", measures.power_law(spectrum, 11, last), view=view, last=last))
     if zero := int((z == 0).all(dim=1).sum()):
-        return [*rows, _not_judged(f"uniformity{view}", math.nan, f"not defined: {zero} rows are 0")]
+        return [*rows, _unjudged("uniformity", math.nan, f"not defined: {zero} rows are 0", view)]
     if not total:
-        return [*rows, _not_judged(f"uniformity{view}", 0.0, "not defined: all rows are equal")]
-    return [*rows, _judge("uniformity", measures.uniformity(z), view=view, rows=min(n, measures.UNIFORMITY_ROWS))]
+        return [*rows, _unjudged("uniformity", 0, "not defined: all rows are equal", view)]
+    return [*rows, _unjudged("uniformity", measures.uniformity(z), "", view, rows=min(n, measures.UNIFORMITY_ROWS))]
 
 
 def _correlation_rows(z_a: Tensor, z_b: Tensor | None) -> list[Row]:
@@ -220,7 +214,7 @@ def _correlation_rows(z_a: Tensor, z_b: Tensor | None) -> list[Row]:
     dead = "" if x.any() and y.any() else "all features are constant"
     value, diagonal = _redundancy(x, y)
     # Six are three standard deviations of a sum of d (d - 1) / 2 pairs, each counted twice.
-    rows = [_judge("redundancy", value, diagonal + 6 * d / (n - 1), why_not=dead)]
+    rows = [_judged("redundancy", value, diagonal + 6 * d / (n - 1), why_not=dead)]
     if z_b is None:
         return rows
     agreement = float((x * y).sum(dtype=torch.float64)) / (n * d)
@@ -230,27 +224,27 @@ def _correlation_rows(z_a: Tensor, z_b: Tensor | None) -> list[Row]:
     least = 3 * math.sqrt(float(squares.sum(dtype=torch.float64)) / (n - 1)) / (n * d)
     total, deviation = _feature_sums(x, y)
     few = "" if least < 1 else "too few rows, correlations of permuted rows reach 1"
-    rows.append(_judge("mean_diagonal", agreement, least, why_not=dead or few))
-    rows.append(_judge("feature_sum_covariance", total, -3 * deviation, why_not=dead))
+    rows.append(_judged("mean_diagonal", agreement, least, why_not=dead or few))
+    rows.append(_judged("feature_sum_covariance", total, -3 * deviation, why_not=dead))
     for name, views in (("alignment", (z_a, z_b)), ("lidar", ((z_a, z_b),))):
         try:
-            rows.append(_judge(name, getattr(measures, name)(*views)))
+            rows.append(_unjudged(name, getattr(measures, name)(*views)))
         except ValueError as error:
-            rows.append(_not_judged(name, math.nan, f"not defined: {error}"))
+            rows.append(_unjudged(name, math.nan, f"not defined: {error}"))
     return rows
 
 
 def feature_variance(z: Features) -> Tensor:
     """Variance (divisor n) of features (n, d), float64 of shape (d,); 0 for one that is constant up to rounding."""
-    return column_moments(_moderate("z", as_samples(z, "z").detach()))[1]
+    return column_moments(_checked(z, None)[0])[1]
 
 
 def redundancy(z_a: Features, z_b: Features | None = None) -> float:
     """Redundancy: ``sum_{i != j} C_ij^2 - d (d - 1) / (n - 1)``, the off-diagonal of C above its noise floor.
 
-    The sum is linear HSIC without its diagonal. For independent features ``C_ij^2`` has the mean ``1 / (n - 1)``, so
-    the result is 0 on average and often negative. Pairs with a constant feature do not count. Barlow Twins lowers the
-    first sum (Zbontar et al. 2021, arXiv:2103.03230, equation 1).
+    Barlow Twins lowers the first sum (Zbontar et al. 2021, arXiv:2103.03230, equation 1), linear HSIC without its
+    diagonal. The second is its mean for independent features, so the result is often negative. Pairs with a constant
+    feature do not count.
 
     Parameters
     ----------
@@ -263,26 +257,25 @@ def redundancy(z_a: Features, z_b: Features | None = None) -> float:
 def feature_sum_covariance(z_a: Features, z_b: Features | None = None) -> float:
     """Sum of the entries of C, ``1'C1``: the covariance between the views of the sum of the standardized features.
 
-    It is d for uncorrelated features that agree, and 0 at the optimum of the HSIC_SSL loss (Tsai et al., 2021) with
-    shared weights. It is negative if two branches with weights of their own oppose each other in their feature sums to
-    lower that loss. Parameters are those of `redundancy`.
+    It is d for uncorrelated features that agree, 0 at the optimum of HSIC_SSL (Tsai et al., 2021) with shared weights,
+    and negative if two branches oppose each other to lower that loss. Parameters are those of `redundancy`.
     """
     return _feature_sums(*_standardized(z_a, z_b))[0]
 
 
-def _moderate(name: str, z: Tensor) -> Tensor:
-    """`z` itself; ValueError if squares of its values overflow."""
-    if (largest := float(z.abs().max())) > _LARGEST:
-        raise ValueError(f"{name} reaches {largest:.3g}, and squares leave float32 above {_LARGEST:g}: rescale it")
-    return z
+def _checked(z_a: Features, z_b: Features | None) -> tuple[Tensor, Tensor]:
+    """Both views as tensors, the same one twice for one view; ValueError if squares of their values overflow."""
+    x, y = (as_samples(z_a, "z_a").detach(),) * 2 if z_b is None else as_views(z_a, z_b)
+    for name, z in (("z_a", x), ("z_b", y)):
+        if (largest := float(z.abs().max())) > _LARGEST:
+            raise ValueError(f"{name} reaches {largest:.3g}, and squares leave float32 above {_LARGEST:g}: rescale it")
+    return x, y
 
 
 def _standardized(z_a: Features, z_b: Features | None) -> tuple[Tensor, Tensor]:
     """Both views standardized; the same tensor twice for one view."""
-    if z_b is None:
-        return (standardize(_moderate("z_a", as_samples(z_a, "z_a").detach())),) * 2
-    x, y = as_views(z_a, z_b)
-    return standardize(_moderate("z_a", x)), standardize(_moderate("z_b", y))
+    x, y = _checked(z_a, z_b)
+    return (standardize(x),) * 2 if y is x else (standardize(x), standardize(y))
 
 
 def _redundancy(x: Tensor, y: Tensor) -> tuple[float, float]:

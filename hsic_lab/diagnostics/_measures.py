@@ -1,5 +1,6 @@
 """Ranks of a representation, spread on the sphere, agreement of two views, and dependence on known factors."""
 
+import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -13,7 +14,7 @@ from hsic_lab._checks import (  # isort: skip
 )  # fmt: skip
 from hsic_lab.cka import near_one, u_center
 from hsic_lab.correlation import _BLOCK_ELEMENTS, column_moments, l2_normalize, row_blocks
-from hsic_lab.kernels import Delta, Gaussian, Kernel, Linear, kernel_or
+from hsic_lab.kernels import Delta, Gaussian, Kernel, Linear
 
 Features = Tensor | np.ndarray
 UNIFORMITY_ROWS = 8192  # 34 million pairs
@@ -23,14 +24,9 @@ _STRIP, _TILE_ROWS = 512, 1024
 def rankme(z: Features, center: bool = True) -> float:
     """RankMe: ``exp(-sum_k p_k log p_k)`` with ``p_k = sigma_k / sum sigma``, over the singular values of Z.
 
-    It counts the dimensions in use, from 0 for equal rows to min(n - 1, d): r equal singular values give r. The
-    original definition (Garrido et al. 2023, arXiv:2210.02885) does not center, so a large mean looks like one dominant
-    dimension, and adds 1e-7 to every p_k.
-
-    Parameters
-    ----------
-    z, center : Tensor or ndarray of shape (n, d), and bool, default True
-        As in `covariance_spectrum`. ``center=False`` is for comparison with published values.
+    It counts the dimensions in use, from 0 for equal rows to min(n - 1, d): r equal singular values give r. Parameters
+    are those of `covariance_spectrum`. The original definition (Garrido et al. 2023, arXiv:2210.02885) does not center,
+    so a large mean looks like one dominant dimension, and adds 1e-7 to every p_k.
 
     Examples
     --------
@@ -69,10 +65,8 @@ def lidar(views: Features | Sequence[Features], delta: float = 1e-4) -> float:
 
     Parameters
     ----------
-    views : array of shape (n, q, d), or sequence of q arrays of shape (n, d)
-        At least two views of every image.
-    delta : float, default 1e-4
-        Regularization, in squared units of the features: LiDAR depends on their scale.
+    views, delta : array of shape (n, q, d) or sequence of q arrays of shape (n, d), and float, default 1e-4
+        At least two views of every image, and regularization, in squared units of the features.
     """
     if isinstance(views, Tensor | np.ndarray):
         if views.ndim != 3:
@@ -109,15 +103,13 @@ def lidar(views: Features | Sequence[Features], delta: float = 1e-4) -> float:
 def covariance_spectrum(z: Features, center: bool = True) -> Tensor:
     """Eigenvalues lambda_1 >= lambda_2 >= ... of the covariance ``Z'Z / n``, float64 of shape (min(n, d),).
 
-    They are computed in float64 on the smaller side (d x d or n x n), from blocks of Z, without a copy of Z in float64.
-    Values below ``max(n, d) 2^-52`` times the largest one cannot be told from rounding and count as 0.
+    They are computed in float64 on the smaller side (d x d or n x n). Values below ``max(n, d) 2^-52`` times the
+    largest one cannot be told from rounding and count as 0.
 
     Parameters
     ----------
-    z : Tensor or ndarray of shape (n, d)
-        Features. A feature that is constant up to rounding counts as 0.
-    center : bool, default True
-        Subtract the column means.
+    z, center : Tensor or ndarray of shape (n, d), and bool, default True
+        Features, of which those constant up to rounding count as 0; and whether to subtract the column means.
     """
     z = as_samples(z, "z").detach()
     mean, variance = column_moments(z)
@@ -203,8 +195,8 @@ def alignment(z_a: Features, z_b: Features, power: float = 2) -> float:
 def uniformity(z: Features, t: float = 2, max_rows: int = UNIFORMITY_ROWS, seed: int = 0) -> float:
     """Uniformity: ``log mean exp(-t |u_i - u_j|^2)`` over pairs of different normalized rows.
 
-    It is 0 if all rows have one direction, about -2 t if they spread over a sphere of many dimensions. It takes
-    O(max_rows^2 d) time, in little memory. It is equation 9 of Wang & Isola (2020), arXiv:2005.10242.
+    It is 0 if all rows have one direction, about -2 t if they spread over a sphere of many dimensions; equation 9 of
+    Wang & Isola (2020), arXiv:2005.10242. It takes O(max_rows^2 d) time.
 
     Parameters
     ----------
@@ -218,24 +210,17 @@ def uniformity(z: Features, t: float = 2, max_rows: int = UNIFORMITY_ROWS, seed:
     if min(len(z), max_rows) < 2:
         raise ValueError(f"needs at least 2 rows, got shape {tuple(z.shape)} and max_rows {max_rows}")
     u = l2_normalize("z", drawn_rows(z, max_rows, check_integer("seed", seed, 0)))
-    tiles, sums = u.split(_TILE_ROWS), []
+    sums = []
     with no_autocast(u):
-        for i, left in enumerate(tiles):
-            for j, right in enumerate(tiles[i:], start=i):
-                exponents = (left @ right.T).sub_(1).mul_(2 * t)  # -t (2 - 2 cos)
-                if i == j:
-                    rows, columns = torch.triu_indices(len(left), len(left), 1, device=u.device)
-                    exponents = exponents[rows, columns]
-                if exponents.numel():
-                    sums.append(exponents.double().flatten().logsumexp(dim=0))
-    pairs = len(u) * (len(u) - 1) / 2
-    return float(torch.stack(sums).logsumexp(dim=0) - torch.tensor(pairs, dtype=torch.float64).log())
+        for start in range(0, len(u), _TILE_ROWS):
+            exponents = (u[start : start + _TILE_ROWS] @ u[start:].T).sub_(1).mul_(2 * t)  # -t (2 - 2 cos)
+            exponents[torch.ones_like(exponents, dtype=torch.bool).tril()] = -torch.inf  # each pair once
+            sums.append(exponents.double().flatten().logsumexp(dim=0))
+    return float(torch.stack(sums).logsumexp(dim=0)) - math.log(len(u) * (len(u) - 1) / 2)
 
 
-def factor_dependence(
-    features: Features, factors: pd.DataFrame, kernel: Kernel | None = None, max_rows: int = 2048, seed: int = 0
-) -> pd.DataFrame:
-    """Dependence of features on known factors of variation: unbiased CKA with each of them, near 0 for none.
+def factor_dependence(features: Features, factors: pd.DataFrame, max_rows: int = 2048, seed: int = 0) -> pd.DataFrame:
+    """Dependence of features on known factors of variation: unbiased linear CKA with each of them, near 0 for none.
 
     CKA is 0 for constant features, and for a factor with all values equal or all different labels. It takes O(n^2 d)
     time and O(n^2) memory. The columns of the table are `factor, kernel, cka, n`.
@@ -244,8 +229,8 @@ def factor_dependence(
     ----------
     features, factors : Tensor or ndarray of shape (n, d), and DataFrame with n rows
         Factors by column. Integers, booleans, strings and categories take the kernel `Delta`, real numbers `Gaussian`.
-    kernel, max_rows, seed : Kernel or None, int, int
-        Kernel of the features, None for linear; and a random subset of the rows as in `uniformity`.
+    max_rows, seed : int, default 2048 and 0
+        A random subset of the rows, as in `uniformity`.
 
     Examples
     --------
@@ -264,7 +249,7 @@ def factor_dependence(
     features = drawn_rows(features, max_rows, seed)
     if (n := len(features)) < 4:
         raise ValueError(f"needs at least 4 rows, got {n}")
-    gram_x = _unit_gram(kernel_or(Linear(), kernel, "kernel"), features)
+    gram_x = _unit_gram(Linear(), features)
     rows = []
     for name in factors:
         column, is_label = factor_values(factors[name], f"factors[{name!r}]")

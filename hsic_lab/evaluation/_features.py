@@ -70,13 +70,11 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
 
 
 def check_images(images: Tensor) -> None:
-    """Check for at least one image: uint8 of shape (n, c, h, w), or floating point of any shape."""
+    """Check for at least one image: uint8, whose shape `normalize` checks, or floating point of any shape."""
     if not isinstance(images, Tensor):
         raise TypeError(f"images must be a torch.Tensor, got {type(images).__name__}; torch.as_tensor makes one")
     if as_tensor(images, "images").ndim == 0 or images.numel() == 0:
         raise ValueError(f"images must hold at least one image, got shape {tuple(images.shape)}")
-    if images.dtype == torch.uint8 and images.ndim != 4:
-        raise ValueError(f"uint8 images must have shape (n, c, h, w), got {tuple(images.shape)}")
     if not (images.dtype == torch.uint8 or images.is_floating_point()):
         raise ValueError(f"images must be uint8 or floating point, got {images.dtype}")
 
@@ -97,12 +95,10 @@ def extract_features(encoder: nn.Module, images: Tensor, batch_size: int = 512) 
 
     Parameters
     ----------
-    encoder : nn.Module
-        Maps images to finite features of shape (n, p).
+    encoder, batch_size : nn.Module, int, default 512
+        Maps images to finite features of shape (n, p); and the number of images that it sees at once.
     images : Tensor
         uint8 of shape (n, c, h, w), normalized to [-1, 1] here; or floating point. They take the type of the weights.
-    batch_size : int, default 512
-        Number of images that the encoder sees at once.
 
     Examples
     --------
@@ -142,18 +138,16 @@ def knn_accuracy(
     """Accuracy of the weighted k-nearest-neighbor classifier of Wu et al. (2018), arXiv:1805.01978.
 
     The k training rows of highest cosine similarity s to a test row vote for their class with weight
-    ``exp(s / temperature)``. The class with the largest sum is predicted, the first one in sorted order on a tie.
-    The computation runs on the device of `train_x`, in blocks of test rows, so memory does not grow with their number.
+    ``exp(s / temperature)``. The class with the largest sum is predicted, the first one in sorted order on a tie. The
+    computation runs on the device of `train_x`, in blocks of test rows.
 
     Parameters
     ----------
     train_x, train_y, test_x, test_y : array-like or Tensor
         Features and labels, as in `linear_probe`. A row of zeros has no direction and is refused.
-    k : int or None, default None
-        Number of neighbors, None for the square root of the number of training rows, at most 200 (the k of Wu et al.).
-        If there are fewer training rows than k, all of them vote, with a UserWarning.
-    temperature : float, default 0.5
-        Small values give the nearest rows more weight.
+    k, temperature : int or None, float, default None, 0.5
+        Number of neighbors, None for the square root of the number of training rows, at most 200 (the k of Wu et al.);
+        if there are fewer rows than k, all vote, with a UserWarning. Low temperatures favor the nearest rows.
     """
     train, test, train_y, test_y = check_splits(train_x, train_y, test_x, test_y)
     k = default_neighbors(len(train)) if k is None else check_integer("k", k, 1)

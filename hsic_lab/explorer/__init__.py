@@ -5,7 +5,8 @@ import io
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,13 @@ from torch import Tensor
 from hsic_lab import correlation as correlations
 from hsic_lab._checks import as_samples, to_array
 from hsic_lab._io import replace_file
-from hsic_lab.datasets import load
 from hsic_lab.evaluation import extract_features
 from hsic_lab.explorer._html import data_url, explorer_fragment, explorer_page, image_bytes
 from hsic_lab.plots import DIVERGING, PALETTE, compare_cross_correlations
 from hsic_lab.plots._heatmaps import matrix_figure
 from hsic_lab.plots._samples import unit_images
-from hsic_lab.training import Event, Run, TrainConfig
-from hsic_lab.training._data import KEPT_SAMPLES, SNAPSHOT_PAIRS, held_out_pairs
+from hsic_lab.training import Event, Run
+from hsic_lab.training._setup import KEPT_SAMPLES, SNAPSHOT_PAIRS, data_of, held_out_pairs
 
 __all__ = ["CorrelationExplorer", "FeaturePair", "explorer_fragment", "feature_pair"]
 
@@ -92,9 +92,9 @@ class _Panel:
     snapshots: Mapping[int, Tensor]  # C by step: the mapping of the run itself, which grows while the run trains
     n: int  # the number of pairs behind each C
     run: Run | None = None
-    given: Projections | None = None  # projections in place of a run
+    projected: tuple[int, Tensor, Tensor] | None = None  # a step, and the projections at this step
     images: Projections | None = None  # images of the user in place of those of the run
-    projected: tuple[int, Tensor, Tensor] | None = None  # the images, with the networks of a step
+    one: bool = False  # whether both views are the same array
 
     def __post_init__(self) -> None:
         for step, c in self.snapshots.items():
@@ -120,7 +120,8 @@ class _Panel:
         try:
             if "pictures" not in metadata or metadata.get("views") == "custom":
                 raise ValueError("the run does not say how its views are made")
-            return _own_pairs(config.dataset, config.views, tuple(config.shared), metadata["pictures"], self.device), ""
+            views = held_out_pairs(data_of(config.dataset, metadata), config, torch.device(self.device))
+            return (views[0][:KEPT_SAMPLES].cpu(), views[1][:KEPT_SAMPLES].cpu()), ""
         except (OSError, ValueError, TypeError) as error:
             return None, f"The run's own images cannot be shown ({error}). Give the explorer images=(view_a, view_b)."
 
@@ -133,7 +134,7 @@ class _Panel:
     def samples(self, step: int) -> tuple[int, Tensor, Tensor] | None:
         """Return a step, and the projections of both views by its networks: of `step` itself if the run kept them."""
         if self.run is None:
-            return None if self.given is None else (self.newest, *self.given)
+            return self.projected
         images, kept = self.pairs[0], self.run.samples
         drawn_here = self.run.metadata.get("device", "cpu").startswith(self.device)
         if kept and self.images is None and (images is None or drawn_here):
@@ -146,34 +147,23 @@ class _Panel:
         return self.projected
 
 
-@lru_cache(maxsize=4)  # runs on one data set share them
-def _own_pairs(dataset: str, views: str, shared: tuple[str, ...], pictures: str, device: str) -> Projections:
-    """Return the images of both views of the first held-out pairs of runs with these settings."""
-    data = load(dataset)
-    if data.fingerprint != pictures:
-        raise ValueError(f"{dataset} is now {data.fingerprint}, the run had {pictures}")
-    config = TrainConfig(dataset=dataset, views=views, shared=shared)
-    a, b = (view[:KEPT_SAMPLES].cpu() for view in held_out_pairs(data, config, torch.device(device)))
-    return a, b
-
-
-def _panels(source: Any, images: Projections | None, samples: int | None) -> dict[str, _Panel]:
+def _panels(source: Any, images: Projections | None) -> dict[str, _Panel]:
     """Return the panels of the first argument of `CorrelationExplorer` by name."""
     sources = {} if source is None else source if isinstance(source, Mapping) else {None: source}
     panels = {}
     for name, one in sources.items():
         one = Run.load(one) if isinstance(one, str | os.PathLike) else one
         name = name if name is not None else one.folder.name if isinstance(one, Run) else "C"
-        panels[name] = _panel(name, one, images, samples)
+        panels[name] = _panel(name, one, images)
     return panels
 
 
-def _panel(name: str, source: Run | Projections, images: Projections | None, samples: int | None) -> _Panel:
+def _panel(name: str, source: Run | Projections, images: Projections | None) -> _Panel:
     """Return the panel of one source."""
     if isinstance(source, Run):
         if not source.snapshots:
             raise ValueError(f"{name!r} has no snapshot of C yet: pass the explorer's callback to train instead")
-        n = source.metadata.get("held_out_pairs", SNAPSHOT_PAIRS) if samples is None else samples  # old runs lack it
+        n = source.metadata.get("held_out_pairs", SNAPSHOT_PAIRS)  # old runs lack it
         return _Panel(source.snapshots, n, source, images=images)
     if not (isinstance(source, tuple) and len(source) == 2):
         wanted = "a Run, its folder or a pair of projections (z_a, z_b)"
@@ -181,7 +171,8 @@ def _panel(name: str, source: Run | Projections, images: Projections | None, sam
     z_a, z_b = (as_samples(z, f"{view} of {name!r}").detach() for view, z in zip(("z_a", "z_b"), source, strict=True))
     if images is not None and len(images[0]) != len(z_a):
         raise ValueError(f"every row needs an image, got {len(images[0])} images and {len(z_a)} rows of {name!r}")
-    return _Panel({0: correlations.cross_correlation(z_a, z_b)}, len(z_a), None, (z_a, z_b), images)
+    c = correlations.cross_correlation(z_a, z_b)
+    return _Panel({0: c}, len(z_a), None, (0, z_a, z_b), images, one=source[0] is source[1])
 
 
 def _image_views(images: Tensor | Sequence[Tensor] | None) -> Projections | None:
@@ -224,8 +215,8 @@ class CorrelationExplorer(anywidget.AnyWidget):
     images : Tensor of shape (n, c, h, w) or pair of them, optional
         The images of both views, uint8 or floats in [-1, 1]. A run projects them with its newest networks. By default
         a run shows its own held-out images, with its projections of every step, if it can load its data set.
-    samples, limit : int or None, float, default 1.0
-        The number of pairs behind the snapshots of a run, None for what the run says; end of the color scale.
+    limit : float, default 1.0
+        End of the color scale.
 
     Examples
     --------
@@ -249,10 +240,10 @@ class CorrelationExplorer(anywidget.AnyWidget):
 
     def __init__(
         self, source: Source | Tensor | Mapping[str, Source] | None = None, z_b: Tensor | None = None,
-        images: Tensor | Projections | None = None, *, samples: int | None = None, limit: float = 1.0,
+        images: Tensor | Projections | None = None, *, limit: float = 1.0,
     ) -> None:  # fmt: skip
-        self._images, self._samples = _image_views(images), samples
-        self._panels = _panels(source if z_b is None else (source, z_b), self._images, samples)
+        self._images = _image_views(images)
+        self._panels = _panels(source if z_b is None else (source, z_b), self._images)
         super().__init__(limit=limit)
         self.colors = matplotlib.colormaps[DIVERGING](np.arange(256), bytes=True)[:, :3].tobytes()
         self._send_panels()
@@ -268,7 +259,7 @@ class CorrelationExplorer(anywidget.AnyWidget):
             return
         if not any(panel.run is event.run for panel in self._panels.values()):
             name = event.run.folder.name if event.run.folder.name not in self._panels else str(event.run.folder)
-            self._panels[name] = _panel(name, event.run, self._images, self._samples)
+            self._panels[name] = _panel(name, event.run, self._images)
         self.latest = self._matrix([panel.run for panel in self._panels.values()].index(event.run), event.step)
         self._send_panels()
         self._send_orders()
@@ -321,10 +312,12 @@ class CorrelationExplorer(anywidget.AnyWidget):
 
     def _send_panels(self) -> None:
         self.panels = [
-            {"name": name, "steps": sorted(panel.snapshots), "d": len(panel.snapshots[panel.newest]), "n": panel.n}
-            | {"color": PALETTE[index % len(PALETTE)]}
-            for index, (name, panel) in enumerate(self._panels.items())
-        ]
+            {
+                "name": name, "steps": sorted(panel.snapshots), "d": len(panel.snapshots[panel.newest]), "n": panel.n,
+                "one": panel.one, "trained": panel.run is not None, "color": color,
+            }
+            for (name, panel), color in zip(self._panels.items(), cycle(PALETTE), strict=False)
+        ]  # fmt: skip
 
     def _matrix(self, index: int, step: int) -> dict[str, Any]:
         """Return a matrix with its summary and histograms, as the browser reads it."""
@@ -333,11 +326,12 @@ class CorrelationExplorer(anywidget.AnyWidget):
         c = panel.snapshots[step].float().cpu().numpy()
         a, b = c.any(axis=1), c.any(axis=0)
         diagonal, entries = _histogram(np.diagonal(c)[a & b]), _histogram(c[a][:, b])  # without constant features
-        matrix: dict[str, Any] = {"panel": index, "step": step, "lowest": float(c.min()), "highest": float(c.max())}
-        matrix["constant"] = [int((~live).sum()) for live in (a, b)]  # features of view A, of view B
-        matrix["summary"] = asdict(correlations.CorrelationSummary.from_matrix(c, panel.n))
-        matrix |= {"diagonal_counts": diagonal.tolist(), "off_counts": (entries - diagonal).tolist()}
-        return matrix | {"matrix": c.tobytes()}
+        return {
+            "panel": index, "step": step, "lowest": float(c.min()), "highest": float(c.max()), "matrix": c.tobytes(),
+            "constant": [int((~live).sum()) for live in (a, b)],  # features of view A, of view B
+            "summary": asdict(correlations.CorrelationSummary.from_matrix(c, panel.n)),
+            "diagonal_counts": diagonal.tolist(), "off_counts": (entries - diagonal).tolist(),
+        }  # fmt: skip
 
     def _answer(self, request: dict[str, Any]) -> None:
         answers: dict[str, Any] = {"matrix": self._matrix, "spectrum": self._spectrum, "cell": self._cell}

@@ -197,7 +197,7 @@ class Explorer {
     const answer = this.store.get(cell), shown = answer && `${this.store.key(cell)} ${this.width}`;
     if (!answer || shown === this.shown) return;
     this.shown = shown;
-    const { name, color, n, one, names } = this.model.get("panels")[cell.panel];
+    const { name, color, n, one, names, trained } = this.model.get("panels")[cell.panel];
     const of = (k, view) => `feature ${names?.[k] ?? k}${one ? "" : ` of view ${view}`}`;
     const axes = [of(cell.i, "A"), of(cell.j, "B")];
     const parts = [];
@@ -206,7 +206,7 @@ class Explorer {
       const drawn = answer.arrays[0].length;
       const points = drawn < answer.n ? `the first ${drawn} of ${answer.n}` : answer.n;
       const old = answer.at === cell.step ? "" : ` (those of step ${cell.step} were not kept)`;
-      const words = `${name}, samples of step ${answer.at}${old}: ${points} ${one ? "rows" : "pairs"}, correlation ${signed(answer.correlation, 3)}`;
+      const words = `${name}, samples${trained ? ` of step ${answer.at}${old}` : ""}: ${points} ${one ? "rows" : "pairs"}, correlation ${signed(answer.correlation, 3)}`;
       const rest = n > answer.n ? `; C is of ${n} ${one ? "rows" : "pairs"}` : "";
       parts.push(element("figure", {}, element("figcaption", {}, words + rest), svg));
     }

@@ -64,7 +64,7 @@ class Heatmap {
     const norm = s.off_diagonal_squared_norm + (this.d - s.n_constant) * s.rms_diagonal ** 2;
     const among = one ? "among the features" : "between the two views";
     const lines = [
-      `step ${matrix.step}: \u2016C\u2016²_F = HSIC = ${signed(norm, 1)}, all linear dependence ${among}`,
+      `${this.panel.trained ? `step ${matrix.step}: ` : ""}\u2016C\u2016²_F = HSIC = ${signed(norm, 1)}, all linear dependence ${among}`,
       ...(one ? [] : [`diagonal: mean ${signed(s.mean_diagonal, 3)} (1 if the views agree)`]),
       `off-diagonal: mean ${signed(s.mean_off_diagonal, 4)}, rms ${signed(s.rms_off_diagonal, 3)} ` +
         `(expected if independent: ${signed(s.expected_rms, 3)})`,

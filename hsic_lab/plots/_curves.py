@@ -116,9 +116,13 @@ def plot_ablation(
     x, hue : str
         The columns of the factor on the axis and, optionally, of the factor with a line for each level.
     value, evaluation : str
-        The column to draw, and the evaluation whose rows are used. A seed occurs once in a group.
+        The column to draw, and the evaluation whose rows are used. A seed occurs once in a group. For a tuning curve,
+        `x` is the setting that was tuned and `evaluation` ends in " on validation".
     """
     require_columns(frame, [x, value, *([hue] if hue else [])])
+    if evaluation.endswith(" on validation"):
+        require_columns(frame, ["tuned"])
+        frame = frame[frame["tuned"] == x]
     table = summarize(frame, [x] if hue is None else [hue, x], value=value, evaluation=evaluation)
     if table[x].isna().any():
         raise ValueError(f"the column {x!r} is empty in some rows: give every row a level")
@@ -173,15 +177,16 @@ def plot_ablation_map(
 def plot_differences(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Paired differences: a dot is a mean over seeds, a bar its 95 % interval, and the dashed line is no difference.
 
-    For accuracies a gray band marks one percentage point around 0. A filled dot has an interval without 0.
+    For accuracies a gray band marks one percentage point around 0. A filled dot is a difference whose p-value is below
+    0.05, corrected by Holm's method if the frame has the column ``p_holm``.
 
     Parameters
     ----------
     frame, ax : DataFrame, Axes or None
-        A row for each result of ``paired_difference``, ``pd.DataFrame([paired_difference(...), ...])``, all of one
-        column of a table; and where to draw.
+        A table of ``paired_differences``, or a row for each ``paired_difference``, all of one column of a table; and
+        where to draw. Columns before ``first`` name the rows.
     """
-    require_columns(frame, ["first", "second", "mean", "low", "high", "value"])
+    require_columns(frame, ["first", "second", "mean", "low", "high", "value", "p"])
     if len(values := frame["value"].unique()) > 1:
         raise ValueError(f"all differences must be of one column, got {list(values)}")
     points = values[0] == "accuracy"
@@ -189,11 +194,16 @@ def plot_differences(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     if points:
         ax.axvspan(-1, 1, color=QUIET, alpha=0.15, linewidth=0)
     dashed_line(ax, 0, "no difference", vertical=True, xytext=(0, 2), ha="center", va="bottom")
+    by = frame.columns[: frame.columns.get_loc("first")]
     for line, row in enumerate(frame.itertuples()):
-        shown = row.low > 0 or row.high < 0
+        shown = getattr(row, "p_holm", row.p) < 0.05
         ax.plot([scale * row.low, scale * row.high], [line, line], color=PALETTE[0], linewidth=2)
         ax.plot(scale * row.mean, line, "o", color=PALETTE[0], markerfacecolor=PALETTE[0] if shown else "white")
-    names = [f"{plain(b)} minus {plain(a)}" for a, b in zip(frame["first"], frame["second"], strict=True)]
+    where = [", ".join(f"{name.replace('_', ' ')} {row[name]}" for name in by) for _, row in frame.iterrows()]
+    names = [
+        f"{b} minus {a}{', ' * bool(w)}{w}" for a, b, w in zip(frame["first"], frame["second"], where, strict=True)
+    ]
+    names = [plain(name) for name in names]
     ax.set_yticks(range(len(frame)), names)
     ax.set_ylim(len(frame) - 0.5, -0.5)
     ax.set_xlabel(f"difference of {plain(values[0].replace('_', ' '))}{' in points (gray: ±1)' if points else ''}")

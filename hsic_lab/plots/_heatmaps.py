@@ -1,6 +1,6 @@
 """Heatmaps of cross-correlation matrices, CKA tables and confusion matrices."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import cycle
 from typing import Any
 
@@ -21,13 +21,12 @@ from hsic_lab.plots._canvas import DIVERGING, PALETTE, QUIET, SEQUENTIAL, axes_o
 from hsic_lab.plots._samples import plot_spectrum
 
 
-def plot_cross_correlation(
-    c: ArrayLike, ax: Axes | None = None, limit: float = 1.0, title: str | None = None, colorbar: bool = True
-) -> Axes:
+def plot_cross_correlation(c: ArrayLike, ax: Axes | None = None, limit: float = 1.0, title: str | None = None) -> Axes:
     """Heatmap of a cross-correlation matrix on the color scale ``[-limit, limit]``.
 
-    The text above gives the mean of the diagonal and the root mean square of the other entries. Above d = 512 a pixel
-    is the mean of a square block of entries; on the diagonal it is the mean of the diagonal entries of the block.
+    The text above gives the mean of the diagonal and the root mean square of the other entries, without constant
+    features, whose entries are 0. Above d = 512 a pixel is the mean of a square block of entries; on the diagonal it is
+    the mean of the diagonal entries of the block.
 
     Parameters
     ----------
@@ -35,14 +34,12 @@ def plot_cross_correlation(
         The matrix, d at least 2, and where to draw: a new figure by default.
     limit : float, default 1.0
         End of the color scale; larger entries share its color. Take 0.2 for the off-diagonal of a trained model.
-    title, colorbar : str or None, bool, default True
-        Title of the axes; whether to draw a color bar, with an arrow at an end that entries exceed.
+    title : str or None
+        Title of the axes.
     """
     norm, matrix = _diverging_norm(limit), square_matrix(c)
     ax = axes_or_new(ax, 4.8, 4.4)
-    image = _draw_matrix(ax, matrix, norm, title)
-    if colorbar:
-        _color_bar(image, [matrix], limit, ax=ax, shrink=0.75)
+    _color_bar(_draw_matrix(ax, matrix, norm, title), [matrix], limit, ax=ax, shrink=0.75)
     return ax
 
 
@@ -51,34 +48,32 @@ def compare_cross_correlations(panels: Mapping[str, ArrayLike | Mapping[str, Arr
 
     Parameters
     ----------
-    panels : mapping of str to array-like of shape (d, d), or mapping of str to such a mapping
-        Matrices by title, in one row, or by row and column, such as loss and "before" or "after", the same in all rows.
-    limit : float, default 1.0
-        End of the color scale.
+    panels, limit : mapping of str to array-like of shape (d, d), or to such a mapping; and float, default 1.0
+        Matrices by title, in one row, or by row and column, such as loss and "before" or "after", the same in all rows;
+        and the end of the color scale.
     """
-    if not check_type("panels", panels, Mapping):
-        raise ValueError("panels must hold at least one matrix, got none")
-    rows: Mapping[str, Any] = panels if isinstance(next(iter(panels.values())), Mapping) else {"": panels}
+    nested = any(isinstance(row, Mapping) for row in check_type("panels", panels, Mapping).values())
+    rows: Mapping[str, Any] = panels if nested else {"": panels}
     columns = list(next(iter(rows.values())))
     for name, row in rows.items():
         if list(row) != columns:
             raise ValueError(f"every row must have the columns {columns}, row {name!r} has {list(row)}")
     norm = _diverging_norm(limit)
     titles = [f"{name}, {column}" if name else column for name in rows for column in columns]
-    matrices = [square_matrix(c) for row in rows.values() for c in row.values()]
+    matrices = _matrices(dict(zip(titles, (c for row in rows.values() for c in row.values()), strict=True)))
     size = (3.0 * len(columns) + 0.9, 3.6 * len(rows))
     figure, axes = plt.subplots(len(rows), len(columns), squeeze=False, layout="constrained", figsize=size)
-    for ax, matrix, title in zip(axes.flat, matrices, titles, strict=True):
+    for ax, (title, matrix) in zip(axes.flat, matrices.items(), strict=True):
         image = _draw_matrix(ax, matrix, norm, title)
-    _color_bar(image, matrices, limit, ax=axes, shrink=0.9 if len(rows) == 1 else 0.6, aspect=25)
+    _color_bar(image, matrices.values(), limit, ax=axes, shrink=0.9 if len(rows) == 1 else 0.6, aspect=25)
     return figure
 
 
 def plot_cka(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Heatmap of the CKA of every pair of layers on the color scale ``[0, 1]``.
 
-    Up to 144 cells show their value. From 40 layers on not every layer is named. Negative values, which the unbiased
-    CKA of unrelated layers has, share the color of 0; the color bar then has an arrow.
+    Up to 144 cells show their value. Negative values, which the unbiased CKA of unrelated layers has, share the color
+    of 0; the color bar then has an arrow.
 
     Parameters
     ----------
@@ -129,10 +124,7 @@ def matrix_figure(
     `n` is the number of pairs behind the matrices, one for all or by title. `order` is an argument of `feature_order`,
     or the permutation of the features by title. The gray band of off-diagonal entries is ``2/sqrt(n-1)`` around 0.
     """
-    if not check_type("panels", panels, Mapping):
-        raise ValueError("panels must hold at least one matrix, got none")
-    norm = _diverging_norm(limit)
-    matrices = {title: square_matrix(c) for title, c in panels.items()}
+    norm, matrices = _diverging_norm(limit), _matrices(panels)
     pairs = n if isinstance(n, Mapping) else dict.fromkeys(matrices, n)
     summaries = {title: CorrelationSummary.from_matrix(c, pairs[title]) for title, c in matrices.items()}
     figure = plt.figure(figsize=(4.1 * len(matrices) + 4.1, 5.8), layout=ConstrainedLayoutEngine(w_pad=0.12))
@@ -146,11 +138,11 @@ def matrix_figure(
         words += f"\nΣ off-diagonal² = {summary.off_diagonal_squared_norm:.1f}"
         words += f"\n(expected if independent: {summary.expected_squared_norm:.1f})"
         ax.set_xlabel(f"feature of view B\n\n{words}")
-    _color_bar(image, list(matrices.values()), limit, ax=heatmaps, location="left", shrink=0.6, aspect=30)
+    _color_bar(image, matrices.values(), limit, ax=heatmaps, location="left", shrink=0.6, aspect=30)
     diagonal, rest, values = (figure.add_subplot(grid[row, -1]) for row in range(3))
     _histograms(diagonal, rest, matrices, summaries)
     for c in matrices.values():
-        plot_spectrum(spectrum(c), values)
+        plot_spectrum(spectrum(c), values) if c.any() else values.plot([])  # which keeps the colors in step
     values.set_ylim(bottom=max(values.get_ylim()[0], 1e-6))  # smaller values are rounding errors
     values.set(title="spectrum of C", xlabel="index", ylabel="σ / largest")
     for ax in (diagonal, rest, values):
@@ -174,12 +166,18 @@ def _draw_cells(ax: Axes, frame: pd.DataFrame, values: np.ndarray, texts: list[s
     return image
 
 
+def _matrices(panels: Mapping[str, ArrayLike]) -> dict[str, np.ndarray]:
+    if not check_type("panels", panels, Mapping):
+        raise ValueError("panels must hold at least one matrix, got none")
+    return {title: square_matrix(c) for title, c in panels.items()}
+
+
 def _draw_matrix(ax: Axes, matrix: np.ndarray, norm: Normalize, title: str | None) -> AxesImage:
     shown, width = _block_means(matrix)
     edge = len(shown) * width - 0.5
     image = ax.imshow(shown, cmap=DIVERGING, norm=norm, interpolation="nearest", extent=(-0.5, edge, edge, -0.5))
-    rms = np.sqrt(np.square(off_diagonal(matrix)).mean())
-    words = f"mean diagonal {np.diagonal(matrix).mean():.2f}\nrms off-diagonal {rms:.3f}"
+    summary = CorrelationSummary.from_matrix(matrix, n=2)  # n enters none of these two numbers
+    words = f"mean diagonal {summary.mean_diagonal:.2f}\nrms off-diagonal {summary.rms_off_diagonal:.3f}"
     ax.text(0.5, 1.02, words, transform=ax.transAxes, ha="center", va="bottom", color=QUIET, fontsize="small")
     if title is not None:
         ax.set_title(plain(title, 80), pad=32)
@@ -206,7 +204,7 @@ def _diverging_norm(limit: float) -> Normalize:
     return Normalize(-limit, limit)
 
 
-def _color_bar(image: AxesImage, matrices: Sequence[np.ndarray], limit: float, **layout: Any) -> None:
+def _color_bar(image: AxesImage, matrices: Collection[np.ndarray], limit: float, **layout: Any) -> None:
     """Add a color bar with arrows at the ends that entries exceed by more than rounding."""
     limit *= 1 + 1e-6
     below, above = min(matrix.min() for matrix in matrices) < -limit, max(matrix.max() for matrix in matrices) > limit
@@ -215,19 +213,25 @@ def _color_bar(image: AxesImage, matrices: Sequence[np.ndarray], limit: float, *
 
 
 def _histograms(diagonal: Axes, rest: Axes, matrices: dict[str, np.ndarray], summaries: dict[str, Any]) -> None:
-    others = {title: off_diagonal(c) for title, c in matrices.items()}
-    widest = max(np.quantile(np.abs(values), 0.999) for values in others.values())
+    """Draw the shares of entries of features that vary; those of constant features are 0 and tell nothing."""
+    live = {title: np.outer(c.any(axis=1), c.any(axis=0)) for title, c in matrices.items()}
+    own = {title: np.diagonal(c)[np.diagonal(live[title])] for title, c in matrices.items()}
+    others = {title: off_diagonal(c)[off_diagonal(live[title])] for title, c in matrices.items()}
+    widest = max((np.quantile(np.abs(values), 0.999) for values in others.values() if len(values)), default=0)
     band = 2 * max(summary.expected_rms for summary in summaries.values())
     half = next((width for width in (0.05, 0.1, 0.2, 0.5) if width >= max(widest, 1.2 * band)), 1.0)
-    low = 0.0 if min(np.diagonal(c).min() for c in matrices.values()) >= 0 else -1.0
+    low = 0.0 if min(values.min(initial=0) for values in own.values()) >= 0 else -1.0
     rest.axvspan(-band, band, color="0.88", zorder=0)
-    for color, (title, c) in zip(cycle(PALETTE), matrices.items(), strict=False):
-        for ax, values, span in ((diagonal, np.diagonal(c), (low, 1)), (rest, others[title], (-half, half))):
+    for color, title in zip(cycle(PALETTE), matrices, strict=False):
+        for ax, values, span in ((diagonal, own[title], (low, 1)), (rest, others[title], (-half, half))):
             look = {"histtype": "stepfilled", "alpha": 0.45, "color": color, "label": plain(title)}
-            ax.hist(np.clip(values, *span), 40, range=span, weights=np.full(len(values), 1 / len(values)), **look)
+            shares = np.full(len(values), 1 / max(1, len(values)))
+            ax.hist(np.clip(values, *span), 40, range=span, weights=shares, **look)
     for bound in {summary.lower_bound for summary in summaries.values()}:
         rest.axvline(bound, color=QUIET, linestyle="--", linewidth=1)
-    diagonal.set(title="diagonal", xlabel="C of a feature with itself", ylabel="share")
+    constant = sum(summary.n_constant for summary in summaries.values())
+    words = f"\nwithout {constant} constant features" if constant else ""
+    diagonal.set(title="diagonal", xlabel=f"C of a feature with itself{words}", ylabel="share")
     rest.set(title="off-diagonal", ylabel="share")
     rest.set_xlabel("C of two features\ngray: expected if independent\ndashed: −1/(d−1)", fontsize="small")
     if len(matrices) > 1:

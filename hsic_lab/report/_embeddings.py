@@ -27,7 +27,7 @@ from hsic_lab.correlation import column_moments
 from hsic_lab.datasets._folders import printable, split_of
 from hsic_lab.evaluation import extract_features
 from hsic_lab.training import Run
-from hsic_lab.training._data import data_of, held_out_pairs
+from hsic_lab.training._setup import data_of, held_out_pairs
 
 MAX_VALUES = 1 << 28  # of a view: 1 GiB in float32, for example 131 072 x 2048
 MIN_ROWS, MAX_FEATURES = 4, 1 << 13  # C of more features has over 256 MiB in float32

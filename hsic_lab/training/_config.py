@@ -22,7 +22,7 @@ LOSSES: dict[str, Callable[..., losses.TwoViewLoss]] = {
     "barlow_twins": partial(losses.BarlowTwinsLoss, lambda_param=None), "hsic_ssl": losses.HSICSSLLoss,
     "vicreg": losses.VICRegLoss, "ssl_hsic": losses.SSLHSICLoss, "spectral": losses.SpectralContrastiveLoss,
     "nt_xent": losses.NTXentLoss, "negative_cosine": losses.NegativeCosineSimilarity,
-    "reference_code": losses.ReferenceCodeLoss,
+    "reference_code": losses.ReferenceCodeLoss, "sigreg": losses.SIGRegLoss,
 }  # fmt: skip
 
 # What a setting accepts, in words, and the function that gives an accepted value its one form and refuses any other.
@@ -106,7 +106,7 @@ class TrainConfig:
         Passes over the training images. The last incomplete batch of an epoch is left out.
     optimizer : str, default "adamw"
         Optimizer. "adam" adds weight decay to the gradient; "sgd" and "lars" use momentum.
-    learning_rate, bias_learning_rate : float, default 0.002, None
+    learning_rate, bias_learning_rate : float, default 0.004, None
         Learning rate at the end of the warm-up; biases and batch normalization may have their own.
     weight_decay : float, default 0.0001
         Weight decay.
@@ -155,7 +155,7 @@ class TrainConfig:
     micro_batch: int | None = _setting(None, _or_none(_whole(1)))
     epochs: int = _setting(22, _whole(1))
     optimizer: str = _setting("adamw", _one_of("adamw", "adam", "sgd", "lars"))
-    learning_rate: float = _setting(2e-3, _POSITIVE)
+    learning_rate: float = _setting(4e-3, _POSITIVE)
     bias_learning_rate: float | None = _setting(None, _or_none(_POSITIVE))
     momentum: float = _setting(0.9, _number(0, 1))
     weight_decay: float = _setting(1e-4, _number(0))

@@ -15,10 +15,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from hsic_lab._checks import is_whole, only_tensors
+from hsic_lab._checks import is_whole
 from hsic_lab._io import remove_leftovers, replace_file
 from hsic_lab.training._config import TrainConfig
-from hsic_lab.training._networks import make_networks
+from hsic_lab.training._setup import make_networks
 
 SETTINGS, HISTORY, SNAPSHOTS, WEIGHTS = "run.json", "history.csv", "correlation.safetensors", "weights.safetensors"
 SAMPLES = "samples.safetensors"  # older runs lack it
@@ -28,6 +28,7 @@ FOLDER = "checkpoints"
 KEPT = 2  # the newest checkpoint, and the one before it in case the newest is damaged
 LOCK = "train.lock"  # held while a process trains
 _STEP = "step_"
+Settings = tuple[TrainConfig, str, dict[str, Any], dict[str, str]]  # config, status, metadata, digests of files
 
 
 class DamagedRun(ValueError):
@@ -44,22 +45,18 @@ class Run:
 
     Attributes
     ----------
-    folder, config : Path, TrainConfig
-        Where the run is kept, and its settings.
+    folder, config, status : Path, TrainConfig, str
+        "running", "finished", "interrupted" or "failed: ..." with the reason.
     encoder, projector : nn.Module
         The networks. After `load` they are in evaluation mode on the CPU.
-    status : str
-        "running", "finished", "interrupted" or "failed: ..." with the reason.
     metadata : dict
         Data set size and fingerprint, device, precision and versions.
-    history : DataFrame
-        One row for each logged step: the loss and its terms, mean entries of C on and off the diagonal, and so on.
-    snapshots : dict of int to Tensor of shape (d, d)
-        C of the same held-out pairs by step, in evaluation mode. Step 0 is before training.
-    monitor : DataFrame
-        One row for each evaluation on training labels, with its protocol and split.
-    samples : dict of int to Tensor of shape (2, m, d)
-        Standardized projections of the two views of the first m held-out pairs behind each snapshot, in float16.
+    history, monitor : DataFrame
+        One row for each logged step: the loss and its terms, mean entries of C on and off the diagonal, and so on; one
+        for each evaluation on training labels, with its protocol and split.
+    snapshots, samples : dict of int to Tensor of shape (d, d), and of shape (2, m, d)
+        By step, 0 before training: C of the same held-out pairs, in evaluation mode; and standardized projections of
+        both views of the first m of these pairs, in float16.
     """
 
     folder: Path
@@ -83,14 +80,12 @@ class Run:
     def save(self) -> None:
         """Write all files of the folder. Each file is replaced as a whole; `run.json` then holds their digests."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        weights = _on_cpu(nn.ModuleDict({"encoder": self.encoder, "projector": self.projector}).state_dict())
-        files: dict[str, Callable[[Path], Any]] = {
-            HISTORY: partial(self.history.to_csv, index=False), WEIGHTS: partial(save_file, weights),
-        }  # fmt: skip
+        tensors = {WEIGHTS: _on_cpu(nn.ModuleDict({"encoder": self.encoder, "projector": self.projector}).state_dict())}
         for name, by_step in ((SNAPSHOTS, self.snapshots), (SAMPLES, self.samples)):
-            files[name] = partial(save_file, {f"{_STEP}{step:06d}": tensor for step, tensor in by_step.items()})
-        if len(self.monitor):
-            files[MONITOR] = partial(self.monitor.to_csv, index=False)
+            tensors[name] = {f"{_STEP}{step:06d}": tensor for step, tensor in by_step.items()}
+        tables = {HISTORY: self.history} | ({MONITOR: self.monitor} if len(self.monitor) else {})
+        files: dict[str, Callable[[Path], Any]] = {name: partial(save_file, one) for name, one in tensors.items()}
+        files |= {name: partial(frame.to_csv, index=False) for name, frame in tables.items()}
         self._save_settings({})  # a process that is killed now leaves old and new files: none can be checked
         for name, write in files.items():
             replace_file(self.folder / name, write)
@@ -121,12 +116,12 @@ class Run:
         return cls(folder, config, encoder, projector, status, metadata, history, snapshots, monitor, samples)
 
 
-def read_settings(folder: Path) -> tuple[TrainConfig, str, dict[str, Any], dict[str, str]]:
+def read_settings(folder: Path) -> Settings:
     """The config, the status, the metadata and the digests of files in the folder of a run; older runs lack digests."""
     if not (folder / SETTINGS).is_file():
         raise FileNotFoundError(f"{folder} is not a run: it has no {SETTINGS}. `hsic-lab train` makes one.")
 
-    def parse(path: Path) -> tuple[TrainConfig, str, dict[str, Any], dict[str, str]]:
+    def parse(path: Path) -> Settings:
         settings = json.loads(path.read_text())
         digests = settings.pop("sha256", {}) if isinstance(settings, dict) else None
         match settings, digests:
@@ -143,7 +138,7 @@ def read_settings(folder: Path) -> tuple[TrainConfig, str, dict[str, Any], dict[
     return _read(folder / SETTINGS, parse, {})
 
 
-def settings_to_resume(folder: Path) -> tuple[TrainConfig, str, dict[str, Any], dict[str, str]]:
+def settings_to_resume(folder: Path) -> Settings:
     """As `read_settings`; if that file is damaged, what the newest checkpoint says, with a warning."""
     try:
         return read_settings(folder)
@@ -163,9 +158,9 @@ def read_snapshots(folder: Path, digests: Mapping[str, str], name: str = SNAPSHO
 
 
 def _read_history(path: Path) -> pd.DataFrame:
-    empty = not path.read_text().strip()  # the run stopped before its first logged step
-    history = pd.DataFrame() if empty else pd.read_csv(path)
-    if not empty and "step" not in history:
+    if not path.read_text().strip():  # the run stopped before its first logged step
+        return pd.DataFrame()
+    if "step" not in (history := pd.read_csv(path)):
         raise ValueError(f"no column 'step' among {list(history.columns)}")
     return history
 
@@ -185,7 +180,9 @@ def _read(path: Path, reader: Callable[[Path], Any], digests: Mapping[str, str])
 
 def _on_cpu(state: Mapping[str, Any]) -> dict[str, Tensor]:
     """Copies that safetensors can write: contiguous, and apart where networks share a weight."""
-    return {key: value.detach().to("cpu", copy=True).contiguous() for key, value in only_tensors(dict(state)).items()}
+    if strange := {key: value for key, value in state.items() if not isinstance(value, Tensor)}:
+        raise TypeError(f"all values of a network's state must be tensors to be saved, got {strange}")
+    return {key: value.detach().to("cpu", copy=True).contiguous() for key, value in state.items()}
 
 
 @dataclass

@@ -19,13 +19,11 @@ from hsic_lab._io import remove_leftovers, sole_process
 from hsic_lab.datasets import ImageData, load
 from hsic_lab.datasets._published import full_name
 from hsic_lab.evaluation import extract_features
+from hsic_lab.training import _setup as setup
 from hsic_lab.training._config import TrainConfig, hardware, pick_device, resolved_precision
-from hsic_lab.training._data import TrainingPairs, data_of, held_out_pairs
-from hsic_lab.training._networks import Views, float32_default, make_networks, seeded
 from hsic_lab.training._run import FILES, FOLDER, LOCK, MONITOR, SETTINGS, Run, remove_checkpoints, settings_to_resume
 from hsic_lab.training._trainer import Callback, Trainer, make_monitor, stop_error, stop_requests
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # parameters of mallopt, from malloc.h
 _LOCKS: dict[int, RLock] = {}  # by process, because a child may be forked while a thread of its parent trains
 
 
@@ -41,20 +39,20 @@ def freed_memory_kept() -> Iterator[None]:
     if platform.libc_ver()[0] != "glibc" or chosen:
         yield
         return
-    libc = ctypes.CDLL(None)
-    libc.mallopt(_MMAP_THRESHOLD, 1 << 30)
-    libc.mallopt(_TRIM_THRESHOLD, 1 << 30)
+    libc, mmap_threshold, trim_threshold = ctypes.CDLL(None), -3, -1  # numbers of the parameters, from malloc.h
+    libc.mallopt(mmap_threshold, 1 << 30)
+    libc.mallopt(trim_threshold, 1 << 30)
     try:
         yield
     finally:
-        libc.mallopt(_MMAP_THRESHOLD, 1 << 25)  # the old values cannot be read: the largest that glibc chooses itself
-        libc.mallopt(_TRIM_THRESHOLD, 1 << 26)
+        libc.mallopt(mmap_threshold, 1 << 25)  # the old values cannot be read: the largest that glibc chooses itself
+        libc.mallopt(trim_threshold, 1 << 26)
         libc.malloc_trim(0)
 
 
 def train(
     config: TrainConfig, folder: str | Path, data: ImageData | None = None, progress: bool = True, *,
-    resume: bool = False, encoder: nn.Module | None = None, views: Views | None = None,
+    resume: bool = False, encoder: nn.Module | None = None, views: setup.Views | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> Run:  # fmt: skip
     """Train an encoder and keep the run in a folder.
@@ -74,14 +72,12 @@ def train(
     data, progress : ImageData or None, bool, default None, True
         Images to train on in place of `config.dataset`, and whether to show a progress bar.
     resume : bool, default False
-        Continue the run in `folder` from its newest undamaged checkpoint; start it if there is none, return it if it
-        is finished. On a CPU the result is that of an uninterrupted training; a warning says if the precision, the
-        kind of device or the number of threads differ.
-    encoder : nn.Module or None, default None
-        Your own encoder from images (n, c, h, w) to features (n, p). It is trained in place, in float32.
-    views : callable or None, default None
-        ``(images, generator) -> (view_a, view_b)`` in place of `config.views`: uint8 images, or floating point ones
-        on the scale of `views.normalize`. Not for digit scenes.
+        Continue the run in `folder` from its newest undamaged checkpoint, start it if there is none, return it if it is
+        finished. On a CPU the result is that of an uninterrupted training; a warning names conditions that differ.
+    encoder, views : nn.Module or None, callable or None, default None
+        Your own encoder from images (n, c, h, w) to features (n, p), which is trained in place, in float32; and
+        ``(images, generator) -> (view_a, view_b)`` in place of `config.views`, from and to uint8 images or floating
+        point ones on the scale of `views.normalize`. Not for digit scenes.
     callbacks : sequence of callables
         Each is called with an `Event` at every logged step, snapshot and evaluation of the monitor.
 
@@ -100,10 +96,10 @@ def train(
     if not isinstance(callbacks, Sequence) or not all(map(callable, callbacks)):
         raise TypeError(f"callbacks must be a list of functions, got {callbacks!r}")
     folder, device = Path(folder).absolute(), pick_device(config.device)  # a callback may change the working folder
-    with training_lock(), processes(device), freed_memory_kept(), float32_default():
+    with training_lock(), processes(device), freed_memory_kept(), setup.float32_default():
         if data is None:
             stored = resume and (folder / SETTINGS).exists()
-            data = data_of(config.dataset, settings_to_resume(folder)[2]) if stored else load(config.dataset)
+            data = setup.data_of(config.dataset, settings_to_resume(folder)[2]) if stored else load(config.dataset)
         config = replace(config, dataset=data.name, encoder=config.encoder if encoder is None else "custom")
         found = _status_if_same(folder, config, data, views)
         same_everywhere(
@@ -121,12 +117,12 @@ def train(
                 remove_checkpoints(folder / FOLDER)
                 remove_leftovers(folder, *FILES, MONITOR)
             return run
-        pairs = TrainingPairs(data, config, device, own_rows(config.batch_size, config.parts), views)
+        pairs = setup.TrainingPairs(data, config, device, own_rows(config.batch_size, config.parts), views)
         run = new_run(config, folder, data, encoder, views)
         shapes = [[name, *weight.shape] for name, weight in run.encoder.named_parameters()]
         same_everywhere({"encoders": shapes}, device)
         trainer = Trainer(run, pairs, make_monitor(config.monitor, data), callbacks)
-        held_out = held_out_pairs(data, config, device, views)
+        held_out = setup.held_out_pairs(data, config, device, views)
         run.metadata["held_out_pairs"] = len(held_out[0])
         folder.mkdir(parents=True, exist_ok=True)
         with sole_process(folder / LOCK, remove=True) if trainer.writes else nullcontext():
@@ -175,12 +171,11 @@ def train_or_load(config: TrainConfig, folder: str | Path, data: ImageData | Non
 
 def new_run(config: TrainConfig, folder: Path, data: ImageData, encoder: Any = None, views: Any = None) -> Run:
     """A run with initialized networks; its metadata describe the data and the machine."""
-    images, device = data.train.images, pick_device(config.device)
-    features = {}
-    if encoder is not None:
-        with seeded(config.seed, device):  # layers that take their widths from the first images draw their weights here
+    images, device, features = data.train.images, pick_device(config.device), {}
+    if encoder is not None:  # layers that take their widths from the first images draw their weights here
+        with setup.seeded(config.seed, device):
             features = {"features": extract_features(encoder.float(), images[:2]).shape[1]}
-    networks = make_networks(config, images.shape[1], encoder, features.get("features"))
+    networks = setup.make_networks(config, images.shape[1], encoder, features.get("features"))
     metadata = {
         "channels": images.shape[1], "train_images": sum(map(len, data.trained_on)), "pictures": data.fingerprint,
         "source": data.source, "judged": data.judged,
@@ -191,7 +186,7 @@ def new_run(config: TrainConfig, folder: Path, data: ImageData, encoder: Any = N
     return Run(folder, config, *networks, metadata=metadata | features)
 
 
-def _status_if_same(folder: Path, config: TrainConfig, data: ImageData | None, views: Views | None = None) -> str:
+def _status_if_same(folder: Path, config: TrainConfig, data: ImageData | None, views: Any = None) -> str:
     """The status of the run in the folder, "" without one; ValueError unless it has these settings, images and views.
 
     FileExistsError if there are files of a run but no settings: they may be all that somebody has.

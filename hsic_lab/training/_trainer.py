@@ -25,13 +25,13 @@ from hsic_lab.correlation import cross_correlation, standardize
 from hsic_lab.datasets import ImageData
 from hsic_lab.evaluation import extract_features, knn_accuracy, linear_probe
 from hsic_lab.evaluation._features import NEIGHBORS, knn_protocol
-from hsic_lab.training import _networks as networks
 from hsic_lab.training import _run as files
+from hsic_lab.training import _setup as setup
 from hsic_lab.training._config import TrainConfig, resolved_precision
-from hsic_lab.training._data import KEPT_SAMPLES, TrainingPairs, seed_of
 
 BANK, QUERIES = 10_000, 2_000  # limits that keep a monitor cheaper than the training
 SNAPSHOT_PART = 512  # images that pass through the network at once for a snapshot
+PROGRESS = "epoch {epoch:.1f}, loss {loss:.2f}, diagonal {diagonal:.3f}, off-diagonal {off_diagonal:+.4f}"
 Outputs = tuple[Tensor, ...]
 
 
@@ -68,7 +68,7 @@ class TensorBoardLogger:
         self.writer.flush()
 
 
-def make_monitor(kind: str, data: ImageData, seed: int = 0) -> Callable[[nn.Module], dict[str, Any]] | None:
+def make_monitor(kind: str, data: ImageData) -> Callable[[nn.Module], dict[str, Any]] | None:
     """A function from an encoder to a row with its accuracy, protocol and split; None for the kind "none".
 
     The training images are split once, stratified by class: `BANK` of them have labels, `QUERIES` are classified.
@@ -77,15 +77,17 @@ def make_monitor(kind: str, data: ImageData, seed: int = 0) -> Callable[[nn.Modu
         return None
     if not data.class_names:
         raise ValueError(f"monitor must be 'none' for images without labels, those of {data.name!r}; got {kind!r}")
-    labels = data.train.labels.cpu().numpy()
+    labels, seed = data.train.labels.cpu().numpy(), 0
     n, queries = len(labels), min(QUERIES, max(1, len(labels) // 5))
     sizes = {"train_size": min(BANK, n - queries), "test_size": queries}
     bank, asked = train_test_split(np.arange(n), **sizes, stratify=labels, random_state=seed)
     if kind == "linear":  # classes too small for a probe are an error before the training, not during it
         linear_probe(torch.zeros(len(bank), 1), labels[bank], torch.zeros(1, 1), labels[asked[:1]], seed=seed)
-    knn, k = kind == "knn", min(NEIGHBORS, len(bank))
-    protocol = knn_protocol(len(bank)) if knn else "linear probe"
-    split = {"split": "training images, labels of the bank only", "n_bank": len(bank), "n_queries": len(asked)}
+    protocol = {
+        "protocol": knn_protocol(len(bank)) if kind == "knn" else "linear probe",
+        "split": "training images, labels of the bank only", "n_bank": len(bank), "n_queries": len(asked),
+        "split_seed": seed,
+    }  # fmt: skip
 
     def features(encoder: nn.Module, part: np.ndarray) -> Tensor:
         blocks = torch.from_numpy(part).split(512)  # all images at once may not fit into memory
@@ -94,11 +96,14 @@ def make_monitor(kind: str, data: ImageData, seed: int = 0) -> Callable[[nn.Modu
     def monitor(encoder: nn.Module) -> dict[str, Any]:
         try:
             parts = features(encoder, bank), labels[bank], features(encoder, asked), labels[asked]
-            accuracy = knn_accuracy(*parts, k) if knn else linear_probe(*parts, seed=seed).accuracy
+            if kind == "knn":
+                accuracy = knn_accuracy(*parts, k=min(NEIGHBORS, len(bank)))
+            else:
+                accuracy = linear_probe(*parts, seed=seed).accuracy
         except ValueError as error:  # features may collapse while the training goes on
             warnings.warn(f"the monitor cannot evaluate the features: {error}", stacklevel=2)
             accuracy = float("nan")
-        return {"accuracy": accuracy, "protocol": protocol} | split | {"split_seed": seed}
+        return {"accuracy": accuracy} | protocol
 
     return monitor
 
@@ -106,11 +111,11 @@ def make_monitor(kind: str, data: ImageData, seed: int = 0) -> Callable[[nn.Modu
 class Trainer:
     """One training: its networks, optimizer and history, and the number of updates so far."""
 
-    def __init__(self, run: files.Run, pairs: TrainingPairs, monitor: Any = None, callbacks: Any = ()) -> None:
+    def __init__(self, run: files.Run, pairs: setup.TrainingPairs, monitor: Any = None, callbacks: Any = ()) -> None:
         config, device = run.config, pairs.device
         self.run, self.config, self.pairs, self.device = run, config, pairs, device
         self.monitor, self.callbacks, self.writes = monitor, callbacks, rank() == 0  # one process writes the files
-        online = networks.OnlineNetwork(run.encoder, run.projector, networks.make_predictor(config))
+        online = setup.OnlineNetwork(run.encoder, run.projector, setup.make_predictor(config))
         self.online = across_processes(online, device).to(device, memory_format=torch.channels_last)
         run.encoder, run.projector = self.online.encoder, self.online.projector
         self.network: Any = self.online
@@ -118,11 +123,11 @@ class Trainer:
             own = config.encoder == "custom"
             self.network = nn.parallel.DistributedDataParallel(self.online, find_unused_parameters=own)
         momentum = config.target_momentum if config.target == "momentum" else None
-        self.target = None if momentum is None else networks.TargetNetwork(self.online, momentum)
-        self.loss = networks.make_loss(config)
+        self.target = None if momentum is None else setup.TargetNetwork(self.online, momentum)
+        self.loss = setup.make_loss(config)
         targets = {} if self.target is None else {"target": self.target}
         self.networks = nn.ModuleDict({"online": self.online, "loss": self.loss} | targets)  # what a checkpoint holds
-        self.optimizer = networks.make_optimizer(config, self.online)
+        self.optimizer = setup.make_optimizer(config, self.online)
         self.forward = torch.compile(self.network) if config.compile else self.network
         bfloat16 = resolved_precision(config.precision, device) == "bfloat16"
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=bfloat16)
@@ -146,9 +151,7 @@ class Trainer:
                     self.seconds = time.perf_counter() - started
                     if row:
                         self.rows.append(row | {"seconds": self.seconds})
-                        entries = f"diagonal {row['diagonal']:.3f}, off-diagonal {row['off_diagonal']:+.4f}"
-                        words = f"epoch {row['epoch']:.1f}, loss {row['loss']:.2f}, {entries}"
-                        bar.set_postfix_str(words, refresh=False)
+                        bar.set_postfix_str(PROGRESS.format(**row), refresh=False)
                         self.tell("step", self.rows[-1])
                     bar.update()
                     if self.step_count in self.snapshot_steps:
@@ -163,7 +166,7 @@ class Trainer:
         """One update. Returns the row of the history if this step is logged."""
         self.online.train()  # a callback may have left it in evaluation mode
         step = self.step_count + 1
-        networks.set_learning_rate(self.optimizer, self.config, self.step_count, len(self.pairs))
+        setup.set_learning_rate(self.optimizer, self.config, self.step_count, len(self.pairs))
         statistics = [buffer.clone() for buffer in self.online.buffers()]
         self.optimizer.zero_grad(set_to_none=True)
         terms, z_a, z_b = self.backward(view_a, view_b)
@@ -199,7 +202,10 @@ class Trainer:
 
         def forward(i: int) -> Outputs:
             # Both views are one batch for batch normalization. Dropout can be resumed: its seed depends on the step.
-            with networks.seeded(seed_of(self.config.seed, self.step_count, i, rank(), 1), self.device), self.autocast:
+            with (
+                setup.seeded(setup.seed_of(self.config.seed, self.step_count, i, rank(), 1), self.device),
+                self.autocast,
+            ):
                 p, z = self.forward(parts[i])
                 if self.target is None:
                     return p, z
@@ -207,15 +213,15 @@ class Trainer:
                 return p, z, z.detach() if len(parts) > 1 and torch.is_grad_enabled() else self.target(parts[i])
 
         def loss(outputs: Sequence[Outputs]) -> Tensor:
-            columns = [networks.join_views(column) for column in zip(*outputs, strict=True)]
-            terms.update(networks.loss_terms(self.loss, self.config, columns[0], columns[-1]))
+            columns = [setup.join_views(column) for column in zip(*outputs, strict=True)]
+            terms.update(setup.loss_terms(self.loss, self.config, columns[0], columns[-1]))
             return reduce(torch.add, terms.values())
 
         if len(parts) == 1:
             loss(outputs := [forward(0)]).backward()
         else:
             _, outputs = backward_in_parts(self.network, forward, len(parts), loss)
-        z_a, z_b = networks.join_views([part[1] for part in outputs])
+        z_a, z_b = setup.join_views([part[1] for part in outputs])
         return {name: value.detach() for name, value in terms.items()}, z_a.detach(), z_b.detach()
 
     @torch.no_grad()
@@ -225,7 +231,7 @@ class Trainer:
             with self.autocast:
                 z_a, z_b = (torch.cat([self.online(x)[1] for x in view.split(SNAPSHOT_PART)]) for view in held_out)
             self.run.snapshots[self.step_count] = cross_correlation(z_a.float(), z_b.float()).cpu()
-            kept = [standardize(z.float())[:KEPT_SAMPLES].half().cpu() for z in (z_a, z_b)]
+            kept = [standardize(z.float())[: setup.KEPT_SAMPLES].half().cpu() for z in (z_a, z_b)]
             self.run.samples[self.step_count] = torch.stack(kept)
             self.save_run()
             self.tell("snapshot", {})

@@ -301,7 +301,7 @@ def test_own_data_is_identified_by_its_content(tmp_path):
     assert frame["split"].tolist() == ["mine test"] and frame["dataset"].tolist() == ["mine"]
     other = from_arrays(255 - images, np.arange(120) % 3, name="mine")  # other images under the same name
     plan = grid(cross={}, base=BASE | {"batch_size": 32}, data={})
-    (first,), (second,) = (plan_runs(plan, one) for one in (data, other))
+    (first,), (second,) = (plan_runs(plan.plan(), plan, one) for one in (data, other))
     assert first.key == frame["run"][0] != second.key
 
 
@@ -398,7 +398,9 @@ def test_written_table_reads_back_with_any_failure_text(tmp_path):
 def test_results_of_version_0_1_are_found_and_not_trained_again(tmp_path, monkeypatch):
     shutil.copytree(VERSION_0_1 / "ablation", tmp_path / "runs")
     base = {"dataset": "digits", "width": 1, "projector": (8, 4), "batch_size": 256, "epochs": 3, "snapshots": 3}
-    base |= {"log_every": 1, "device": "cpu", "precision": "float32", "views": "tsai2021", "loss": "hsic_ssl"}
+    base |= {"log_every": 1, "device": "cpu", "precision": "float32", "views": "tsai2021", "loss": "hsic_ssl"} | {
+        "learning_rate": 0.002
+    }
     small = Grid("small", base=base, cross={"batch_size": [128, 256]})  # "views" was called "report" there
     monkeypatch.setattr(ablation_runs, "_run_one", None)  # must not be called
     found, kept = run_ablation(small, tmp_path / "runs", progress=False), read_table(VERSION_0_1 / "ablation.csv")
@@ -422,6 +424,7 @@ def test_run_of_version_0_1_is_evaluated_and_not_trained_again(tmp_path):
         "precision",
         "views",
         "loss",
+        "learning_rate",
     )
     found = run_ablation(Grid("small", base={name: getattr(config, name) for name in names}), tmp_path, progress=False)
     assert found["run"].unique().tolist() == [key]

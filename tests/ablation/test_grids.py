@@ -35,8 +35,8 @@ def test_plan_crosses_includes_and_repeats():
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({"batch_size": 64, "learning_rate_rule": "sqrt"}, {"batch_size": 64, "learning_rate": 1e-3}),
-        ({"batch_size": 64, "learning_rate_rule": "linear"}, {"batch_size": 64, "learning_rate": 5e-4}),
+        ({"batch_size": 64, "learning_rate_rule": "sqrt"}, {"batch_size": 64, "learning_rate": 2e-3}),
+        ({"batch_size": 64, "learning_rate_rule": "linear"}, {"batch_size": 64, "learning_rate": 1e-3}),
         ({"batch_size": 64, "learning_rate_rule": "fixed"}, {"batch_size": 64}),
         (
             {"batch_size": 1024, "learning_rate": 0.1, "learning_rate_rule": "sqrt"},
@@ -64,7 +64,11 @@ def test_shorthands_follow_their_formulas(settings, expected):
 
 def test_stored_results_of_version_0_1_have_the_same_key():
     config = TrainConfig(
-        dataset="digits", views="tsai2021", loss="hsic_ssl", loss_options={"off_diagonal_target": -0.5}
+        dataset="digits",
+        views="tsai2021",
+        loss="hsic_ssl",
+        loss_options={"off_diagonal_target": -0.5},
+        learning_rate=0.002,
     )
     assert Planned(config, {}, {"n_train": 10}).key == "8304988e8211"
 

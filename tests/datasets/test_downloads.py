@@ -70,10 +70,10 @@ def source(server, name, md5=None, files=("a.bin", "deep/b.txt")):
     return Source("Tiny set", "tiny-set", files, {server.url + name: md5})
 
 
-def fetch(source, folder, progress):
+def fetch(source, folder):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(SOURCES, "tiny_set", source)
-        return download("tiny_set", folder, progress)
+        return download("tiny_set", folder)
 
 
 def listing(folder):
@@ -84,10 +84,10 @@ def listing(folder):
 @pytest.mark.parametrize("name", ARCHIVES)
 def test_archive_becomes_its_folder_and_nothing_else(server, tmp_path, name):
     data = tmp_path / "new" / "data"
-    assert fetch(source(server, name), data, progress=False) == data / "tiny-set"
+    assert fetch(source(server, name), data) == data / "tiny-set"
     assert listing(data) == sorted(CONTENT) and sorted(os.listdir(data)) == ["tiny-set"]
     assert all((data / file).read_bytes() == content for file, content in CONTENT.items())
-    fetch(source(server, name), data, progress=False)
+    fetch(source(server, name), data)
     assert server.asked == 1, "a complete set is not downloaded again"
 
 
@@ -95,63 +95,61 @@ def test_plain_files_go_into_the_folder(server, tmp_path):
     server.files |= {"x.gz": b"x", "y.gz": b"y"}
     plain = Source("Plain", "plain", ("x.gz", "y.gz"),
                    {server.url + f"{c}.gz": hashlib.md5(c.encode()).hexdigest() for c in "xy"})  # fmt: skip
-    fetch(plain, tmp_path, progress=False)
+    fetch(plain, tmp_path)
     assert listing(tmp_path) == ["plain/x.gz", "plain/y.gz"]
     (tmp_path / "plain/y.gz").unlink()
-    fetch(plain, tmp_path, progress=False)
+    fetch(plain, tmp_path)
     assert listing(tmp_path) == ["plain/x.gz", "plain/y.gz"] and server.asked == 3
 
 
 def test_interrupted_download_leaves_nothing_and_starts_again(server, tmp_path):
     server.cut = 1 << 20
     with pytest.raises(OSError, match=r"set.zip cannot be downloaded.*Try again; or save it as .*set.zip"):
-        fetch(source(server, "set.zip"), tmp_path, progress=False)
+        fetch(source(server, "set.zip"), tmp_path)
     assert listing(tmp_path) == [] and server.asked == 3, "two retries"
     server.cut = None
-    fetch(source(server, "set.zip"), tmp_path, progress=False)
+    fetch(source(server, "set.zip"), tmp_path)
     assert listing(tmp_path) == sorted(CONTENT)
 
 
 def test_retry_after_a_failure(server, tmp_path):
     server.cut, server.failures = 1 << 20, 2
-    fetch(source(server, "set.tar.gz"), tmp_path, progress=False)
+    fetch(source(server, "set.tar.gz"), tmp_path)
     assert listing(tmp_path) == sorted(CONTENT) and server.asked == 3
 
 
 def test_archive_that_is_there_already_is_used(server, tmp_path):
     (tmp_path / "set.zip").write_bytes(ARCHIVES["set.zip"])
-    fetch(source(server, "set.zip"), tmp_path, progress=False)
+    fetch(source(server, "set.zip"), tmp_path)
     assert listing(tmp_path) == sorted(CONTENT) and server.asked == 0
 
 
 def test_damaged_archive_that_is_there_already_is_downloaded_again(server, tmp_path):
     (tmp_path / "set.zip").write_bytes(b"something else " * 9)
-    fetch(source(server, "set.zip"), tmp_path, progress=False)
+    fetch(source(server, "set.zip"), tmp_path)
     assert listing(tmp_path) == sorted(CONTENT) and server.asked == 1
 
 
 def test_wrong_sum_leaves_nothing(server, tmp_path):
     with pytest.raises(ValueError, match=r"(?i)hash"):
-        fetch(source(server, "set.zip", "0" * 32), tmp_path, progress=False)
+        fetch(source(server, "set.zip", "0" * 32), tmp_path)
     assert listing(tmp_path) == []
 
 
 def test_progress_bar_in_a_terminal(server, tmp_path, capsys, monkeypatch):
-    fetch(source(server, "set.zip"), tmp_path / "a", progress=False)
-    assert "%" not in capsys.readouterr().err
-    fetch(source(server, "set.zip"), tmp_path / "b", progress=True)
+    fetch(source(server, "set.zip"), tmp_path / "b")
     assert "%" not in capsys.readouterr().err, "a bar would fill a log"
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-    fetch(source(server, "set.zip"), tmp_path / "c", progress=True)
+    fetch(source(server, "set.zip"), tmp_path / "c")
     assert "100%" in capsys.readouterr().err
 
 
 def test_servers_that_fail(server, tmp_path):
     md5 = "0" * 32
     with pytest.raises(OSError, match="404"):
-        fetch(Source("Tiny set", "tiny-set", ("a.bin",), {server.url + "nothing.zip": md5}), tmp_path, progress=False)
+        fetch(Source("Tiny set", "tiny-set", ("a.bin",), {server.url + "nothing.zip": md5}), tmp_path)
     with pytest.raises(OSError, match=r"cannot be downloaded.*refused"):
-        fetch(Source("Tiny set", "tiny-set", ("a",), {"http://127.0.0.1:9/set.zip": md5}), tmp_path, progress=False)
+        fetch(Source("Tiny set", "tiny-set", ("a",), {"http://127.0.0.1:9/set.zip": md5}), tmp_path)
     assert listing(tmp_path) == []
 
 
@@ -160,7 +158,7 @@ def test_incomplete_set_is_completed_and_its_files_stay(server, tmp_path):
     (tmp_path / "tiny-set" / "a.bin").write_bytes(b"mine")
     incomplete = source(server, "set.zip")
     assert incomplete.missing(tmp_path) == ["deep/b.txt"]
-    fetch(incomplete, tmp_path, progress=False)
+    fetch(incomplete, tmp_path)
     assert listing(tmp_path) == sorted(CONTENT) and incomplete.missing(tmp_path) == []
     assert (tmp_path / "tiny-set" / "a.bin").read_bytes() == b"mine"
     assert (tmp_path / "tiny-set" / "deep" / "b.txt").read_bytes() == CONTENT["tiny-set/deep/b.txt"]
@@ -176,9 +174,9 @@ def test_killed_unpacking_is_incomplete_and_completed(server, tmp_path, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(tarfile.TarFile, "extractall", killed)
         with pytest.raises(KeyboardInterrupt):
-            fetch(source(server, "set.tar.gz"), tmp_path, progress=False)
+            fetch(source(server, "set.tar.gz"), tmp_path)
     assert listing(tmp_path) == ["set.tar.gz"] and source(server, "set.tar.gz").missing(tmp_path)
-    fetch(source(server, "set.tar.gz"), tmp_path, progress=False)
+    fetch(source(server, "set.tar.gz"), tmp_path)
     assert listing(tmp_path) == sorted(CONTENT) and server.asked == 1
 
 
@@ -187,7 +185,7 @@ def test_several_downloads_at_once(server, tmp_path, name):
     known = source(server, name)
     with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(3) as pool:
         patch.setitem(SOURCES, "tiny_set", known)
-        assert len(set(pool.map(lambda _: download("tiny_set", tmp_path, False), range(3)))) == 1
+        assert len(set(pool.map(lambda _: download("tiny_set", tmp_path), range(3)))) == 1
     assert listing(tmp_path) == sorted(CONTENT) and server.asked == 1 and os.listdir(tmp_path) == ["tiny-set"]
 
 
@@ -197,13 +195,13 @@ def test_leftovers_of_a_killed_process_are_removed(server, tmp_path):
         (tmp_path / left).write_bytes(b"half")
     (tmp_path / ".tiny-set.lock").touch()
     (tmp_path / ".other.abcd1234").mkdir()
-    fetch(source(server, "set.zip"), tmp_path, progress=False)
+    fetch(source(server, "set.zip"), tmp_path)
     assert sorted(os.listdir(tmp_path)) == [".other.abcd1234", "tiny-set"] and server.asked == 1
 
 
 def test_archive_without_a_needed_file(server, tmp_path):
     with pytest.raises(ValueError, match=r"did not hold c.bin, which Tiny set needs"):
-        fetch(source(server, "set.zip", files=("a.bin", "c.bin")), tmp_path, progress=False)
+        fetch(source(server, "set.zip", files=("a.bin", "c.bin")), tmp_path)
 
 
 ESCAPES = ["../outside.bin", "tiny-set/../../outside.bin", "/tmp/outside.bin"]

@@ -19,7 +19,7 @@ from hsic_lab._io import replace_file
 from hsic_lab.datasets import _folders as module
 from hsic_lab.datasets import from_arrays, from_folder, load
 from hsic_lab.datasets._folders import decode, decode_all
-from hsic_lab.training._data import data_of
+from hsic_lab.training._setup import data_of
 
 RNG = np.random.default_rng(1)
 
@@ -213,18 +213,15 @@ def no_space(*_):
 
 
 @pytest.mark.parametrize("kind", ["a file in its place", "a full disk"])
-def test_without_a_cache_images_are_decoded_in_memory_with_a_warning(tmp_path, cache, monkeypatch, kind):
-    truth = save(tmp_path / "x.png")
+def test_folder_that_cannot_keep_the_decoded_images_is_named(tmp_path, cache, monkeypatch, kind):
+    save(tmp_path / "x.png")
     if kind == "a full disk":
         monkeypatch.setattr(os, "posix_fallocate", no_space)
     else:
         cache.write_text("")
-    with pytest.warns(UserWarning, match="not kept, every load decodes again: .*(No space|File exists)"):
-        images = decode_all([tmp_path / "x.png"], None, tmp_path)
-    assert np.array_equal(images[0], truth) and (cache.is_file() or not list(cache.iterdir()))
-    monkeypatch.setattr(os, "sysconf", lambda name: 1)
-    with pytest.raises(OSError, match="1 decoded images take 192 bytes, more than half of the memory"):
+    with pytest.raises(OSError, match=r"(No space|File exists).*192 bytes must fit there, or HSIC_LAB_CACHE"):
         decode_all([tmp_path / "x.png"], None, tmp_path)
+    assert cache.is_file() or not list(cache.iterdir())
 
 
 def broken(path, content=b""):
@@ -287,11 +284,10 @@ LABELS = np.array(["b", "a"] * 5)
     ],
 )
 def test_arrays(images, expected):
-    data = from_arrays(images, LABELS, images, LABELS, unlabelled=images, class_names=["first", "second"])
-    for part in (data.train, data.test, data.unlabelled):
+    data = from_arrays(images, LABELS, images, LABELS)
+    for part in (data.train, data.test):
         assert np.array_equal(part.images, expected)
-    assert data.train.labels.tolist() == [1, 0] * 5 and data.class_names == ("first", "second")
-    assert data.unlabelled.labels.tolist() == [-1] * 10
+    assert data.train.labels.tolist() == [1, 0] * 5 and data.class_names == ("a", "b") and data.unlabelled is None
     for strings in (pd.Series(["b", "a"] * 5), np.array(["b", "a"] * 5, dtype=object)):
         assert from_arrays(images, strings, images, strings).test.labels.tolist() == [1, 0] * 5
     alone = from_arrays(images, [7, 3] * 5)
@@ -302,7 +298,6 @@ def test_arrays(images, expected):
     "call, words",
     [
         (lambda: from_arrays(GRAY, LABELS, GRAY), "test_images and test_labels"),
-        (lambda: from_arrays(GRAY, LABELS, class_names=["a"]), "2 classes of labels, got 1"),
         (lambda: from_arrays(GRAY, LABELS, GRAY, ["c"] * 10), "test_labels holds 'c'"),
         (lambda: from_arrays(GRAY, LABELS[:9]), r"\(9,\)"),
         (lambda: from_arrays(GRAY, np.zeros(10)), "float64"),
@@ -336,7 +331,6 @@ def test_held_out_part_is_not_affected_by_rounding_of_decimals():
     [
         ({"test_images": GRAY[:, :3], "test_labels": LABELS}, r"'train': \(1, 6, 5\), 'test': \(1, 3, 5\)"),
         ({"test_images": COLOR, "test_labels": LABELS}, r"'train': \(1, 6, 5\), 'test': \(3, 6, 5\)"),
-        ({"unlabelled": GRAY[:, :, :4]}, r"'unlabelled': \(1, 6, 4\)"),
     ],
 )
 def test_all_parts_of_a_set_must_have_one_shape(more, words):

@@ -173,8 +173,6 @@ def test_factor_dependence_is_unbiased_cka():
         assert table.loc[name, "cka"] == pytest.approx(float(cka(x, values, None, Delta())), rel=1e-6)
     real = torch.tensor(frame["real"].to_numpy())
     assert table.loc["real", "cka"] == pytest.approx(float(cka(x, real, Linear(), Gaussian())), rel=1e-9)
-    nonlinear = factor_dependence(x, frame[["real"]], kernel=Gaussian())["cka"][0]
-    assert nonlinear == pytest.approx(float(cka(x, real, Gaussian(), Gaussian())), rel=1e-9)
     assert table.loc["constant", "cka"] == table.loc["id", "cka"] == 0 and (table["n"] == 60).all()
     same = pd.DataFrame({"numbers": frame["real"].astype(object), "dates": pd.to_datetime(frame["real"], unit="s")})
     assert factor_dependence(x, same)["cka"].tolist() == pytest.approx([float(table.loc["real", "cka"])] * 2, rel=1e-6)

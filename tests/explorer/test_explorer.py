@@ -23,7 +23,7 @@ from hsic_lab.datasets import load
 from hsic_lab.explorer import CorrelationExplorer, explorer_fragment, feature_pair
 from hsic_lab.plots import DIVERGING, PALETTE
 from hsic_lab.training import Event, Run, TrainConfig, train
-from hsic_lab.training._data import held_out_pairs
+from hsic_lab.training._setup import held_out_pairs
 
 
 def projections(n=30, d=6, seed=0):
@@ -65,7 +65,7 @@ def test_matrix_is_sent_exactly_with_its_summary(tmp_path):
     content, _ = answers(explorer, kind="spectrum", panel=1, step=0)
     np.testing.assert_allclose(content["values"], np.linalg.svd(cross_correlation(*projections(d=9)))[1], atol=1e-5)
     run.metadata["held_out_pairs"] = 445
-    assert CorrelationExplorer(run).panels[0]["n"] == 445 and CorrelationExplorer(run, samples=7).panels[0]["n"] == 7
+    assert CorrelationExplorer(run).panels[0]["n"] == 445
     newest = explorer.latest
     assert newest["step"] == 25 and newest["matrix"] == run.snapshots[25].numpy().tobytes()
 
@@ -127,9 +127,25 @@ def test_run_shows_its_own_images_and_the_samples_of_each_step(tmp_path):
     np.testing.assert_allclose(behind["y"], standardize(z_b)[:, 2], atol=1e-4)
 
 
+def test_run_on_a_folder_shows_the_images_as_it_loaded_them(tmp_path):
+    for number in range(40):
+        (tmp_path / "images" / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
+        Image.new("L", (12, 9), 6 * number).save(tmp_path / "images" / "ab"[number % 2] / f"{number}.png")
+    config = TrainConfig(epochs=1, width=1, projector=(4,), batch_size=16)
+    run = train(config, tmp_path / "run", load(str(tmp_path / "images"), size=8), progress=False)
+    behind = samples(CorrelationExplorer(run), 0, 1, 2)
+    assert behind["note"] == "" and shown_image(behind["images_a"][0]).shape == (8, 8, 3)
+
+
+def test_one_array_in_place_of_two_views_is_one_view():
+    z_a, z_b = projections()
+    explorer = CorrelationExplorer({"one": (z_a, z_a), "two": (z_a, z_b)})
+    assert [(panel["one"], panel["trained"]) for panel in explorer.panels] == [(True, False), (False, False)]
+
+
 UNSHOWN = {
     "views of its own": ({"views": "custom"}, "does not say how its views are made"),
-    "other images": ({"pictures": "9 x 1 x 8 x 8 (0)"}, "the run had 9 x 1 x 8 x 8 "),
+    "other images": ({"pictures": "9 x 1 x 8 x 8 (0)"}, "trained on other images, 9 x 1 x 8 x 8 "),
     "absent data set": ({"dataset": "nowhere/pictures"}, "nowhere/pictures"),
 }
 
@@ -284,8 +300,9 @@ def test_callback_shows_each_new_snapshot(tmp_path):
 
 def test_order_and_number_of_pairs_hold_for_later_snapshots(tmp_path):
     first, second = run_of(tmp_path, steps=(0,), name="first"), run_of(tmp_path, steps=(0,), name="second")
-    explorer = CorrelationExplorer(samples=445)
+    explorer = CorrelationExplorer()
     explorer.order = "diagonal"
+    first.metadata["held_out_pairs"] = second.metadata["held_out_pairs"] = 445
     explorer.callback(Event("snapshot", 0, {}, first))
     first.snapshots[7] = cross_correlation(*projections(seed=7))
     explorer.callback(Event("snapshot", 7, {}, first))

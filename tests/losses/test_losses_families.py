@@ -15,6 +15,7 @@ from hsic_lab.losses import (
     NegativeCosineSimilarity,
     NTXentLoss,
     ReferenceCodeLoss,
+    SIGRegLoss,
     SpectralContrastiveLoss,
     SSLHSICLoss,
     SupConLoss,
@@ -22,7 +23,7 @@ from hsic_lab.losses import (
 )
 from hsic_lab.losses._off_diagonal import split_squared_norm
 from hsic_lab.training import TrainConfig
-from hsic_lab.training._networks import make_loss
+from hsic_lab.training._setup import make_loss
 
 
 def close(actual, expected, tolerance=1e-11):
@@ -220,6 +221,9 @@ INDEPENDENT = [
     VICRegLoss(contrast="samples"),
     SpectralContrastiveLoss(mu=1e-2),
     NegativeCosineSimilarity(),
+    SIGRegLoss(),
+    SIGRegLoss(0.7),
+    SIGRegLoss(0.7, slices=32),
 ]
 
 

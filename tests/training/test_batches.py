@@ -1,4 +1,4 @@
-"""`ImageSource`: batches are the images at given positions, read ahead in a thread or from the device."""
+"""`ImageSource`: batches are the images at given positions, on the device."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 
 from hsic_lab.datasets import ImageData, Images
 from hsic_lab.training import TrainConfig
-from hsic_lab.training._data import AHEAD, ImageSource, TrainingPairs
+from hsic_lab.training._setup import ImageSource, TrainingPairs
 
 A = torch.randint(0, 256, (7, 3, 4, 5), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 B = torch.randint(0, 256, (9, 3, 5, 4), dtype=torch.uint8).transpose(2, 3)  # a strided view, as STL-10's
@@ -14,52 +14,25 @@ BOTH = torch.cat([A, B])
 TABLE = torch.randn(16, 3, generator=torch.Generator().manual_seed(2))
 
 
-@pytest.mark.parametrize("resident", [True, False, None])
 @pytest.mark.parametrize("parts, whole", [((A,), A), ((A, B), BOTH), ((TABLE[:7], TABLE[7:]), TABLE)])
 @pytest.mark.parametrize("size", [1, 3, 5, 16])
-def test_batches_are_numpy_indexing(parts, whole, size, resident):
-    source = ImageSource(parts, "cpu", resident)
+def test_batches_are_numpy_indexing(parts, whole, size):
+    source = ImageSource(parts, "cpu")
     order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(1))
     found = list(source.batches(order, size))
-    assert len(source) == len(whole) and len(found) == len(whole) // size
+    assert len(found) == len(whole) // size
     for number, batch in enumerate(found):
         rows = order[number * size : (number + 1) * size].numpy()
         assert batch.dtype == whole.dtype and np.array_equal(batch, whole.numpy()[rows])
 
 
-def test_small_sets_are_resident_and_mapped_files_are_not_copied(tmp_path):
-    assert ImageSource([A], "cpu").resident
-    (tmp_path / "x").write_bytes(bytes(3 * 16))
-    mapped = torch.from_file(str(tmp_path / "x"), size=48, dtype=torch.uint8).view(1, 3, 4, 4)
-    assert ImageSource([mapped], "cpu", resident=False).parts[0].data_ptr() == mapped.data_ptr()
-
-
-def test_at_most_ahead_batches_are_read_in_advance(monkeypatch):
-    gathered = []
-    whole = ImageSource._gather
-    monkeypatch.setattr(ImageSource, "_gather", lambda self, index: gathered.append(len(index)) or whole(self, index))
-    batches = ImageSource([BOTH], "cpu", resident=False).batches(torch.arange(16), 2)
-    next(batches)
-    batches.close()
-    assert 1 <= len(gathered) <= 1 + AHEAD
-
-
-def test_error_in_the_thread_reaches_the_caller(monkeypatch):
-    source = ImageSource([A], "cpu", resident=False)
-
-    def fail(index):
-        raise OSError("the disk is gone")
-
-    monkeypatch.setattr(source, "_gather", fail)
-    with pytest.raises(OSError, match="the disk is gone"):
-        list(source.batches(torch.arange(6), 2))
-
-
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-@pytest.mark.parametrize("resident", [True, False, None])
-def test_batches_arrive_on_the_gpu(resident):
-    source = ImageSource([A, B], "cuda", resident)
+@pytest.mark.parametrize("free", [1, 1 << 30])
+def test_batches_arrive_on_the_gpu(free, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, free))
+    source = ImageSource([A, B], "cuda")
+    assert source.parts[0].is_cuda == (free > 1)
     order = torch.randperm(16, device="cuda")
     for number, batch in enumerate(source.batches(order, 4)):
         assert batch.is_cuda and torch.equal(batch.cpu(), BOTH[order[4 * number : 4 * number + 4].cpu()])

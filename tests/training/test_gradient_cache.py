@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hsic_lab.training import LOSSES, TrainConfig
-from hsic_lab.training._networks import OnlineNetwork, TargetNetwork, join_views, loss_terms, make_loss, make_predictor
+from hsic_lab.training._setup import OnlineNetwork, TargetNetwork, join_views, loss_terms, make_loss, make_predictor
 from hsic_lab.training._trainer import backward_in_parts
 
 N, SIDE, D = 13, 6, 4

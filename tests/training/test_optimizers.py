@@ -6,7 +6,7 @@ import torch
 
 from hsic_lab.encoders import MLPProjector
 from hsic_lab.training import TrainConfig
-from hsic_lab.training._networks import LARS, make_optimizer, parameter_groups, rate_share, set_learning_rate
+from hsic_lab.training._setup import LARS, make_optimizer, set_learning_rate
 
 
 def lars_oracle(w, gradients, lr, momentum, decay, trust, adapt, clip):
@@ -42,35 +42,19 @@ def test_lars_matches_the_formula(adapt, trust, clip, start):
     assert torch.equal(unused, torch.ones(2))
 
 
-def test_lars_takes_a_closure_and_names_bad_settings():
-    w = torch.nn.Parameter(torch.ones(2))
-    optimizer = LARS([w], 0.5, momentum=0, adapt=False)
-
-    def closure():
-        optimizer.zero_grad()
-        value = w.square().sum()
-        value.backward()
-        return value
-
-    assert optimizer.step(closure) == 2
-    assert torch.equal(w.detach(), torch.zeros(2))
-    with pytest.raises(ValueError, match="got -1"):
-        LARS([w], -1)
-
-
 NETWORK = MLPProjector([6, 8, 4])
 
 
 @pytest.mark.parametrize(
     ("changes", "kind", "groups"),
     [
-        ({}, torch.optim.AdamW, [(4, 2e-3, 1e-4)]),
-        ({"optimizer": "adam"}, torch.optim.Adam, [(4, 2e-3, 1e-4)]),
-        ({"optimizer": "sgd"}, torch.optim.SGD, [(4, 2e-3, 1e-4)]),
-        ({"optimizer": "sgd", "bias_learning_rate": 0.5}, torch.optim.SGD, [(2, 2e-3, 1e-4), (2, 0.5, 1e-4)]),
-        ({"optimizer": "lars"}, LARS, [(2, 2e-3, 1e-4), (2, 2e-3, 0.0)]),
-        ({"optimizer": "lars", "trust_clip": True}, LARS, [(2, 2e-3, 1e-4), (2, 2e-3, 0.0)]),
-        ({"optimizer": "lars", "bias_learning_rate": 0.5}, LARS, [(2, 2e-3, 1e-4), (2, 0.5, 0.0)]),
+        ({}, torch.optim.AdamW, [(4, 4e-3, 1e-4)]),
+        ({"optimizer": "adam"}, torch.optim.Adam, [(4, 4e-3, 1e-4)]),
+        ({"optimizer": "sgd"}, torch.optim.SGD, [(4, 4e-3, 1e-4)]),
+        ({"optimizer": "sgd", "bias_learning_rate": 0.5}, torch.optim.SGD, [(2, 4e-3, 1e-4), (2, 0.5, 1e-4)]),
+        ({"optimizer": "lars"}, LARS, [(2, 4e-3, 1e-4), (2, 4e-3, 0.0)]),
+        ({"optimizer": "lars", "trust_clip": True}, LARS, [(2, 4e-3, 1e-4), (2, 4e-3, 0.0)]),
+        ({"optimizer": "lars", "bias_learning_rate": 0.5}, LARS, [(2, 4e-3, 1e-4), (2, 0.5, 0.0)]),
     ],
 )
 def test_optimizer_has_the_groups_of_its_settings(changes, kind, groups):
@@ -84,8 +68,8 @@ def test_optimizer_has_the_groups_of_its_settings(changes, kind, groups):
 
 
 def test_every_parameter_is_in_one_group():
-    weights, vectors = parameter_groups(NETWORK)
-    assert {id(p) for p in [*weights, *vectors]} == {id(p) for p in NETWORK.parameters()}
+    weights, vectors = (g["params"] for g in make_optimizer(TrainConfig(optimizer="lars"), NETWORK).param_groups)
+    assert sorted(map(id, [*weights, *vectors])) == sorted(map(id, NETWORK.parameters()))
     assert all(p.ndim > 1 for p in weights) and all(p.ndim == 1 for p in vectors)
 
 
@@ -113,7 +97,11 @@ def test_the_rate_of_every_group_follows_the_schedule(schedule, final, last):
 
 
 def test_warmup_and_cosine():
-    rates = [rate_share(TrainConfig(), step, 4, 20) for step in range(21)]
+    config, rates = TrainConfig(epochs=5, warmup_epochs=1, learning_rate=1.0), []
+    optimizer = make_optimizer(config, NETWORK)
+    for step in range(21):
+        set_learning_rate(optimizer, config, step, steps_per_epoch=4)
+        rates.append(optimizer.param_groups[0]["lr"])
     assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert rates[12] == pytest.approx(0.5)
     assert rates[20] == pytest.approx(0, abs=1e-12)

@@ -10,9 +10,9 @@ from torch import nn
 
 from hsic_lab.datasets import ImageData, Images
 from hsic_lab.training import TrainConfig, train
-from hsic_lab.training import _data as pairs
+from hsic_lab.training import _setup as pairs
 from hsic_lab.training import _train as training
-from hsic_lab.training._networks import TargetNetwork
+from hsic_lab.training._setup import TargetNetwork
 
 SETTINGS = {
     "batch_size": 12,

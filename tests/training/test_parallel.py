@@ -15,7 +15,7 @@ from test_resume import images
 
 from hsic_lab._distributed import any_process, own_rows, processes
 from hsic_lab.training import Run, TrainConfig, train
-from hsic_lab.training import _data as pairs
+from hsic_lab.training import _setup as pairs
 
 server = multiprocessing.get_context("forkserver")
 server.set_forkserver_preload(["hsic_lab.training", "torch._dynamo"])

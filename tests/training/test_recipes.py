@@ -12,9 +12,9 @@ from test_resume import images
 from hsic_lab.datasets import ImageData, Images
 from hsic_lab.encoders import PooledEncoder
 from hsic_lab.training import Run, TensorBoardLogger, TrainConfig, recipe, train
-from hsic_lab.training import _data as pairs
-from hsic_lab.training._networks import make_loss
+from hsic_lab.training import _setup as pairs
 from hsic_lab.training._run import MONITOR
+from hsic_lab.training._setup import make_loss
 from hsic_lab.training._trainer import make_monitor
 from hsic_lab.views import TwoViews
 

@@ -13,7 +13,7 @@ import torch
 
 from hsic_lab.datasets import ImageData, Images
 from hsic_lab.training import Run, TrainConfig, train, train_or_load
-from hsic_lab.training import _data as pairs
+from hsic_lab.training import _setup as pairs
 from hsic_lab.training._run import FOLDER, KEPT, SETTINGS, Checkpoint, load_checkpoint, save_checkpoint
 
 # A fresh interpreter for every kill would spend a minute on imports: children are forked from one that has them.

@@ -25,7 +25,7 @@ from test_resume import Noisy, Stop, assert_same, config, images, server, start
 from hsic_lab._io import replace_file
 from hsic_lab.cli import main
 from hsic_lab.training import Run, TrainConfig, train, train_or_load
-from hsic_lab.training import _data as pairs
+from hsic_lab.training import _setup as pairs
 from hsic_lab.training._run import FILES, FOLDER, HISTORY, LOCK, SAMPLES, SETTINGS, SNAPSHOTS, WEIGHTS
 
 TINY = {"width": 1, "epochs": 3, "snapshots": 3, "monitor": "none"}

@@ -68,6 +68,7 @@ def test_stored_ablation_results_are_found(tmp_path):
     base = {
         "dataset": "digits", "width": 1, "projector": [8, 4], "epochs": 3, "snapshots": 3, "log_every": 1,
         "device": "cpu", "precision": "float32", "views": "tsai2021", "loss": "hsic_ssl",
+        "learning_rate": 0.002,  # the default of version 0.1
     }  # fmt: skip
     stored = read_table(FOLDER / "ablation.csv")
     frame = run_ablation(

@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hsic_lab.views import TwoViews, normalize
-from hsic_lab.views._operations import color_maps, random_crops, resize_rows, resize_taps
+from hsic_lab.views import TwoViews, color_maps, normalize, random_crops, resize_rows, resize_taps
 
 STILL = dict(scale=(1, 1), ratio=(1, 1), flip=0, jitter=0, grayscale=0)  # every random operation off
 GRAY = np.array([0.299, 0.587, 0.114])

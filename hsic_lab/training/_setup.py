@@ -1,23 +1,153 @@
-"""What the settings of a training describe: loss, views, networks, optimizer and learning rate."""
+"""What the settings of a training describe: batches of pairs, networks, loss, optimizer and learning rate."""
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import accumulate, islice
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn, optim
 
-from hsic_lab.datasets import ImageData
+from hsic_lab.datasets import LOADERS, DigitScenes, ImageData, load
 from hsic_lab.encoders import ConvEncoder, MLPProjector, PooledEncoder, ResNetEncoder
 from hsic_lab.losses import TwoViewLoss
 from hsic_lab.training._config import LOSSES, TrainConfig
-from hsic_lab.views import augmentation
+from hsic_lab.views import augmentation, normalize
 
 Views = Callable[[Tensor, torch.Generator], tuple[Tensor, Tensor]]
 Tensors = Sequence[Tensor]
+SNAPSHOT_PAIRS = 2048  # pairs of which a run keeps C
+KEPT_SAMPLES = 256  # of these pairs, whose projections a run keeps too
+
+
+class ImageSource:
+    """Batches of the images in `parts`, tensors `(n_i, ...)` of one shape and dtype, in memory or mapped from a file.
+
+    A GPU holds all of them from the start if they take at most half of its free memory.
+    """
+
+    def __init__(self, parts: Sequence[Tensor], device: torch.device | str) -> None:
+        self.device = torch.device(device)
+        most = torch.cuda.mem_get_info(self.device)[0] // 2 if self.device.type == "cuda" else 0
+        moved = sum(part.nbytes for part in parts) <= most
+        self.parts = [part.to(self.device) for part in parts] if moved else list(parts)
+        self.starts = [0, *accumulate(map(len, parts))]
+
+    def batches(self, order: Tensor, size: int) -> Iterator[Tensor]:
+        """Yield batches of `size` images at the positions `order` (int64, any device), without a ragged last one."""
+        rows = order.to(self.parts[0].device).split(size)[: len(order) // size]
+        return (self._gather(index).to(self.device) for index in rows)
+
+    def _gather(self, index: Tensor) -> Tensor:
+        if len(self.parts) == 1:
+            return self.parts[0][index]
+        batch = self.parts[0].new_empty(len(index), *self.parts[0].shape[1:])
+        for part, start, end in zip(self.parts, self.starts, self.starts[1:], strict=False):
+            rows = ((index >= start) & (index < end)).nonzero().squeeze(1)
+            batch[rows] = part[index[rows] - start]
+        return batch
+
+
+def make_views(config: TrainConfig, data: ImageData, views: Views | None = None) -> Views | None:
+    """The function that makes two views: `views`, else the augmentation of the settings; None for scenes."""
+    if views is not None and not callable(views):
+        raise TypeError(f"views must be a function, got {views!r}; TrainConfig(views=...) takes the names")
+    chosen = config.views != "default" or config.view_size is not None
+    given = f"views={config.views!r}, view_size={config.view_size!r}"
+    if views is not None and chosen:
+        raise ValueError(f"views must be given as a function or as a setting, got both: {given}")
+    if data.scenes is not None and (views is not None or chosen):
+        accepted = f"{data.name} takes views='default', no view_size and no function, for it holds pairs"
+        raise ValueError(f"{accepted}, got {views or given}")
+    if data.scenes is not None or views is not None:
+        return views
+    if data.train.images.dtype != torch.uint8:
+        raise ValueError(f"{data.name!r} holds float32 rows: give views of your own")
+    return augmentation(config.views, config.view_size or min(data.train.images.shape[-2:]))
+
+
+class TrainingPairs:
+    """Batches of pairs of views of images or of fresh scenes. Each process draws the whole batch, yields its `rows`."""
+
+    def __init__(
+        self, data: ImageData, config: TrainConfig, device: torch.device, rows: slice | Tensor,
+        views: Views | None = None,
+    ) -> None:  # fmt: skip
+        self.n, self.size = sum(map(len, data.trained_on)), config.batch_size
+        if self.n < self.size:
+            raise ValueError(f"batch_size {self.size} is larger than the {self.n} training images")
+        self.config, self.device, self.rows = config, device, rows
+        self.scenes, self.views = data.scenes, make_views(config, data, views)
+        self.source = None if data.scenes else ImageSource(data.trained_on, device)
+
+    def __len__(self) -> int:
+        return self.n // self.size
+
+    def epoch(self, number: int, skip: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the batches of an epoch after the first `skip`, whose random numbers are drawn too."""
+        generator = torch.Generator(self.device).manual_seed(seed_of(self.config.seed, number))
+        pairs = self._scene_pairs(self.scenes, generator) if self.scenes else self._view_pairs(generator)
+        for view_a, view_b in islice(pairs, skip, None):
+            yield prepared(view_a, self.device), prepared(view_b, self.device)
+
+    def _scene_pairs(self, scenes: DigitScenes, generator: torch.Generator) -> Iterator[Iterator[Tensor]]:
+        for _ in range(len(self)):
+            pair = scenes.draw_pairs(
+                self.size, generator, self.config.shared
+            )  # skipped batches are drawn but not rendered
+            yield (scenes.render({k: v[self.rows] for k, v in factors.items()}) for factors in pair)
+
+    def _view_pairs(self, generator: torch.Generator) -> Iterator[Iterator[Tensor]]:
+        assert self.source and self.views  # these are images, not scenes
+        order = torch.randperm(self.n, generator=generator, device=self.device)
+        for images in self.source.batches(order, self.size):
+            views = list(self.views(images, generator))
+            if wrong := [len(view) for view in views if len(view) != self.size]:
+                raise ValueError(f"views must keep their {self.size} images, got {wrong}")
+            yield (view[self.rows] for view in views)
+
+
+def data_of(name: str, metadata: Mapping[str, Any]) -> ImageData:
+    """Return the images of a run with these `metadata`, loaded as the run loaded them."""
+    if name not in LOADERS and not Path(name).is_dir():
+        remedy = "if the run was trained on arrays, evaluate it in Python with its data"
+        raise ValueError(f"the data of the run, {name!r}, are neither a known data set nor a folder: {remedy}")
+    data = load(name, **metadata.get("source") or {})  # older runs lack it
+    if (old := metadata.get("pictures", data.fingerprint)) != data.fingerprint:
+        raise ValueError(f"the run was trained on other images, {old}; those of {name!r} are {data.fingerprint}")
+    if (old := metadata.get("judged", data.judged)) != data.judged:  # older runs lack it
+        raise ValueError(f"the run had other test images or labels, {old}; those of {name!r} are {data.judged}")
+    return data
+
+
+def held_out_pairs(data: ImageData, config: TrainConfig, device: torch.device, views: Any = None) -> list[Tensor]:
+    """Return pairs of views of test images or scenes, which are the same for all runs on a set with these views."""
+    if len(data.test) < 2 and not data.scenes:
+        remedy = "hold out more: test_fraction=0.3 (--test-fraction 0.3), for instance"
+        raise ValueError(f"C needs at least 2 held-out images, {data.name!r} has {len(data.test)}: {remedy}")
+    make: Any = make_views(config, data, views)
+    generator = torch.Generator(device).manual_seed(seed_of(0, 1 << 30))
+    if data.scenes:
+        pair = DigitScenes("test", data.scenes.size).pairs(SNAPSHOT_PAIRS, generator, config.shared)
+    else:
+        pair = make(data.test.sample(SNAPSHOT_PAIRS).images.to(device), generator)
+    return [prepared(view, device) for view in pair]
+
+
+def seed_of(*key: int) -> int:
+    """Return a 63-bit seed for several integers; different keys have unrelated seeds."""
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def prepared(view: Tensor, device: torch.device) -> Tensor:
+    """Return a view as networks read it: floating point on the device, and images in channels-last memory."""
+    view = (normalize(view) if view.dtype == torch.uint8 else view).to(device)
+    return view.contiguous(memory_format=torch.channels_last) if view.ndim == 4 else view.contiguous()
 
 
 @contextmanager
@@ -46,24 +176,6 @@ def float32_default() -> Iterator[None]:
 def make_loss(config: TrainConfig) -> TwoViewLoss:
     """The loss of the settings, without their `loss_scale`."""
     return LOSSES[config.loss](**config.loss_arguments)
-
-
-def make_views(config: TrainConfig, data: ImageData, views: Views | None = None) -> Views | None:
-    """The function that makes two views: `views`, else the augmentation of the settings; None for scenes."""
-    if views is not None and not callable(views):
-        raise TypeError(f"views must be a function, got {views!r}; TrainConfig(views=...) takes the names")
-    chosen = config.views != "default" or config.view_size is not None
-    given = f"views={config.views!r}, view_size={config.view_size!r}"
-    if views is not None and chosen:
-        raise ValueError(f"views must be given as a function or as a setting, got both: {given}")
-    if data.scenes is not None and (views is not None or chosen):
-        accepted = f"{data.name} takes views='default', no view_size and no function, for it holds pairs"
-        raise ValueError(f"{accepted}, got {views or given}")
-    if data.scenes is not None or views is not None:
-        return views
-    if data.train.images.dtype != torch.uint8:
-        raise ValueError(f"{data.name!r} holds float32 rows: give views of your own")
-    return augmentation(config.views, config.view_size or min(data.train.images.shape[-2:]))
 
 
 def make_networks(config: TrainConfig, channels: int, encoder: Any = None, features: Any = None) -> tuple[Any, Any]:
@@ -151,16 +263,11 @@ class LARS(optim.Optimizer):
         self, params: Iterable[Any], lr: float, momentum: float = 0.9, weight_decay: float = 0.0,
         trust_coefficient: float = 1e-3, adapt: bool = True, clip: bool = False,
     ) -> None:  # fmt: skip
-        if not (lr > 0 and 0 <= momentum <= 1 and weight_decay >= 0 and trust_coefficient > 0):
-            needs = "LARS needs lr > 0, momentum in [0, 1], weight_decay >= 0, trust_coefficient > 0"
-            raise ValueError(f"{needs}, got {lr!r}, {momentum!r}, {weight_decay!r}, {trust_coefficient!r}")
         rates = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
         super().__init__(params, rates | {"trust_coefficient": trust_coefficient, "adapt": adapt, "clip": clip})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:
-        with torch.enable_grad():
-            loss = None if closure is None else closure()
+    def step(self) -> None:  # type: ignore[override]
         for group in self.param_groups:
             if not (weights := [w for w in group["params"] if w.grad is not None]):
                 continue
@@ -180,20 +287,17 @@ class LARS(optim.Optimizer):
             torch._foreach_mul_(momenta, group["momentum"])
             torch._foreach_add_(momenta, updates)
             torch._foreach_add_(weights, momenta, alpha=-group["lr"])
-        return loss
-
-
-def parameter_groups(network: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-    """The trained weights, and the trained vectors: biases and batch normalization."""
-    parameters = [p for p in network.parameters() if p.requires_grad]
-    return [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1]
 
 
 def make_optimizer(config: TrainConfig, network: nn.Module) -> optim.Optimizer:
-    """The optimizer of the settings, with the highest rate of a group under "peak". LARS does not decay vectors."""
-    groups: list[dict[str, Any]] = [{"params": [p for p in network.parameters() if p.requires_grad]}]
+    """The optimizer of the settings, with the highest rate of a group under "peak".
+
+    Vectors, which are biases and batch normalization, may have a rate of their own, and LARS does not decay them.
+    """
+    trained = [p for p in network.parameters() if p.requires_grad]
+    groups: list[dict[str, Any]] = [{"params": trained}]
     if config.optimizer == "lars" or config.bias_learning_rate is not None:
-        weights, vectors = parameter_groups(network)
+        weights, vectors = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim <= 1]
         bias_rate = config.learning_rate if config.bias_learning_rate is None else config.bias_learning_rate
         exempt = {"weight_decay": 0.0, "adapt": False} if config.optimizer == "lars" else {}
         groups = [{"params": weights}, {"params": vectors, "lr": bias_rate} | exempt]
@@ -209,18 +313,13 @@ def make_optimizer(config: TrainConfig, network: nn.Module) -> optim.Optimizer:
     return optimizer
 
 
-def rate_share(config: TrainConfig, step: float, warmup: float, steps: int) -> float:
-    """The learning rate after `step` updates as a share of its peak: linear over `warmup` steps, then the schedule."""
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    if config.schedule == "constant":
-        return 1.0
-    cosine = 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
-    return config.final_learning_rate + (1 - config.final_learning_rate) * cosine
-
-
 def set_learning_rate(optimizer: optim.Optimizer, config: TrainConfig, step: int, steps_per_epoch: int) -> None:
-    """Give every group its rate for the next update. The rate depends on the step alone: no state to resume."""
-    share = rate_share(config, step, config.warmup_epochs * steps_per_epoch, config.epochs * steps_per_epoch)
+    """Give every group its rate after `step` updates: a linear warm-up, then the schedule. No state to resume."""
+    warmup, steps, share = config.warmup_epochs * steps_per_epoch, config.epochs * steps_per_epoch, 1.0
+    if step < warmup:
+        share = (step + 1) / (warmup + 1)
+    elif config.schedule == "cosine":
+        cosine = 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+        share = config.final_learning_rate + (1 - config.final_learning_rate) * cosine
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * share

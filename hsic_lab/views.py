@@ -1,14 +1,16 @@
-"""Two random views of each image of a batch, and published augmentations by name."""
+"""Augmentations: two random views of each image of a batch, and published settings by name."""
 
 import math
 from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-import hsic_lab.views._operations as ops
 from hsic_lab._checks import as_tensor, check_choice, check_integer, check_number, check_type
+
+__all__ = ["AUGMENTATIONS", "TwoViews", "augmentation", "normalize"]
 
 AUGMENTATIONS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -25,7 +27,10 @@ _SMALL_CHANGES: dict[str, dict[str, Any]] = {
     "tsai2021": {"scale": (0.08, 1.0), "grayscale": 0.2},
     "simclr": {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1, "blur": 0.0},  # appendix B.9
 }
-Probability = float | tuple[float, float]
+Range = tuple[float, float]
+Probability = float | Range
+_TRIES = 10  # for a crop, before the central crop is taken, as in torchvision
+_CROP_DRAWS = 2 * _TRIES + 2
 
 
 def augmentation(name: str, size: int, **changes: Any) -> "TwoViews":
@@ -37,10 +42,8 @@ def augmentation(name: str, size: int, **changes: Any) -> "TwoViews":
 
     Parameters
     ----------
-    name : {"default", "tsai2021", "barlow_twins", "solo", "simclr"}
-        Key of `AUGMENTATIONS`; "default" has the defaults of `TwoViews`.
-    size, **changes
-        Side of the views in pixels, and settings of `TwoViews` that replace those of the augmentation.
+    name, size, **changes : {"default", "tsai2021", "barlow_twins", "solo", "simclr"}, int
+        Key of `AUGMENTATIONS`; side of the views in pixels; settings of `TwoViews` in place of those of the name.
     """
     settings = AUGMENTATIONS[check_choice(name, tuple(AUGMENTATIONS), "augmentation")]
     small = _SMALL_CHANGES.get(name, {}) if size <= 32 else {}
@@ -86,36 +89,22 @@ class TwoViews:
     """
 
     def __init__(
-        self,
-        size: int,
-        *,
-        scale: tuple[float, float] = (0.2, 1.0),
-        ratio: tuple[float, float] = (3 / 4, 4 / 3),
-        flip: Probability = 0.5,
-        brightness: float = 0.4,
-        contrast: float = 0.4,
-        saturation: float = 0.4,
-        hue: float = 0.1,
-        jitter: Probability = 0.8,
-        grayscale: Probability = 0.2,
-        blur: Probability = 0.0,
-        sigma: tuple[float, float] = (0.1, 2.0),
+        self, size: int, *, scale: Range = (0.2, 1.0), ratio: Range = (3 / 4, 4 / 3), flip: Probability = 0.5,
+        brightness: float = 0.4, contrast: float = 0.4, saturation: float = 0.4, hue: float = 0.1,
+        jitter: Probability = 0.8, grayscale: Probability = 0.2, blur: Probability = 0.0, sigma: Range = (0.1, 2.0),
         solarize: Probability = 0.0,
-    ):
+    ) -> None:  # fmt: skip
         self.size = size = check_integer("size", size, 1)
-        self.scale = _interval("scale", scale, 1.0)
-        self.ratio = _interval("ratio", ratio, math.inf)
-        self.flip = _probabilities("flip", flip)
-        self.brightness = check_number("brightness", brightness, 0)
-        self.contrast = check_number("contrast", contrast, 0)
-        self.saturation = check_number("saturation", saturation, 0)
-        self.hue = check_number("hue", hue, 0, 0.5)
-        self.jitter = _probabilities("jitter", jitter)
-        self.grayscale = _probabilities("grayscale", grayscale)
-        self.blur = _probabilities("blur", blur)
-        self.sigma = _interval("sigma", sigma, math.inf)
-        self.solarize = _probabilities("solarize", solarize)
-        if max(self.blur) > 0 and ops.blur_radius(size) == 0:
+        self.scale, self.ratio = _interval("scale", scale, 1.0), _interval("ratio", ratio, math.inf)
+        self.brightness, self.contrast = (
+            check_number("brightness", brightness, 0),
+            check_number("contrast", contrast, 0),
+        )
+        self.saturation, self.hue = check_number("saturation", saturation, 0), check_number("hue", hue, 0, 0.5)
+        self.flip, self.jitter = _probabilities("flip", flip), _probabilities("jitter", jitter)
+        self.grayscale, self.solarize = _probabilities("grayscale", grayscale), _probabilities("solarize", solarize)
+        self.blur, self.sigma = _probabilities("blur", blur), _interval("sigma", sigma, math.inf)
+        if max(self.blur) > 0 and blur_radius(size) == 0:
             raise ValueError(f"blur must be 0 for views below 20 pixels, got blur={blur!r} at size={size}")
 
     @torch.no_grad()
@@ -124,9 +113,8 @@ class TwoViews:
 
         All randomness is drawn from `generator`, on the device of the images; None is torch's global generator.
         """
-        half = _half_range(images)
+        half, device = _half_range(images), images.device
         n, channels, height, width = images.shape
-        device = images.device
         strengths = self.brightness, self.contrast, self.saturation, self.hue
         color = max(self.grayscale) > 0 or (max(self.jitter) > 0 and max(strengths) > 0)
         if color and channels not in (1, 3):
@@ -134,26 +122,27 @@ class TwoViews:
         if generator is not None and check_type("generator", generator, torch.Generator).device.type != device.type:
             raise ValueError(f"generator is on {generator.device}, images on {device}: use one device")
         draw = partial(torch.rand, generator=generator, device=device, dtype=torch.float32)
-        crop, flip, jitter = draw(2 * n, ops.CROP_DRAWS + 7).split([ops.CROP_DRAWS, 1, 6], dim=1)
+        crop, flip, jitter = draw(2 * n, _CROP_DRAWS + 7).split([_CROP_DRAWS, 1, 6], dim=1)
         # Drawn last, so that the rest of a view does not depend on it.
         finish = draw(2 * n, 3) if max(*self.blur, *self.solarize) > 0 else None
-        top, left, crop_height, crop_width = ops.random_crops(crop, height, width, self.scale, self.ratio)
-        across = ops.resize_taps(left, crop_width, width, self.size, flip.squeeze(1) < _by_view(self.flip, flip))
-        down = ops.resize_taps(top, crop_height, height, self.size)
+        top, left, crop_height, crop_width = random_crops(crop, height, width, self.scale, self.ratio)
+        across = resize_taps(left, crop_width, width, self.size, flip.squeeze(1) < _by_view(self.flip, flip))
+        down = resize_taps(top, crop_height, height, self.size)
         views = torch.empty(2 * n, channels, self.size, self.size, device=device, dtype=torch.float32)
         chunk = n if device.type != "cpu" else max(1, 2**18 // (channels * height * width))  # 1 MiB, for the L2 cache
         with torch.autocast(device.type, enabled=False):  # autocast would round the pixels
             if color:
                 matrix, offset = self._draw_color(jitter, channels)
+                luma = (_YIQ[0] if channels == 3 else torch.ones(1)).to(device, torch.float32)
             for begin in range(0, n, chunk):
                 part = images[begin : begin + chunk].transpose(2, 3).to(torch.float32).contiguous()
                 for view, first in enumerate((begin, n + begin)):
                     rows = slice(first, first + len(part))
-                    narrow = ops.resize_rows(part, *(x[rows] for x in across)).transpose(2, 3)
-                    pixels = ops.resize_rows(narrow, *(x[rows] for x in down)).flatten(2)
+                    narrow = resize_rows(part, *(x[rows] for x in across)).transpose(2, 3)
+                    pixels = resize_rows(narrow, *(x[rows] for x in down)).flatten(2)
                     out = views[rows].flatten(2)
                     if color:
-                        gray = pixels.mean(dim=2) @ ops.gray_weights(channels, device)
+                        gray = pixels.mean(dim=2) @ luma
                         shift = (offset[rows] * gray).div_(half).sub_(1)[:, None, None]
                         torch.baddbmm(shift, matrix[rows] / half, pixels, out=out)
                     else:
@@ -168,10 +157,10 @@ class TwoViews:
         if self.blur[view] > 0:
             chosen = (uniforms[:, 0] < self.blur[view]).nonzero().squeeze(1)
             sigma = uniforms[chosen, 1] * (self.sigma[1] - self.sigma[0]) + self.sigma[0]
-            views[chosen] = ops.gaussian_blur(views[chosen], sigma, ops.blur_radius(self.size))
+            views[chosen] = gaussian_blur(views[chosen], sigma, blur_radius(self.size))
         if self.solarize[view] > 0:
             chosen = (uniforms[:, 2] < self.solarize[view]).nonzero().squeeze(1)
-            views[chosen] = ops.solarize(views[chosen])
+            views[chosen] = views[chosen].abs().neg_()  # inverts above the middle 0, as Pillow's `solarize`
 
     def _draw_color(self, uniforms: Tensor, channels: int) -> tuple[Tensor, Tensor]:
         """Color matrices `(m, c, c)` and offsets `(m,)` from `(m, 6)` uniform numbers."""
@@ -183,11 +172,11 @@ class TwoViews:
         factors = torch.where(jittered, factors, factors.new_tensor([1.0, 1.0, 1.0, 0.0]))
         brightness, contrast, saturation, hue = factors.unbind(1)
         saturation = saturation.masked_fill(uniforms[:, 5] < _by_view(self.grayscale, uniforms), 0.0)
-        matrix, offset = ops.color_maps(brightness, contrast, saturation, hue)
+        matrix, offset = color_maps(brightness, contrast, saturation, hue)
         return (matrix if channels == 3 else (brightness * contrast)[:, None, None]), offset
 
 
-def _by_view(pair: tuple[float, float], like: Tensor) -> Tensor:
+def _by_view(pair: Range, like: Tensor) -> Tensor:
     """One probability for each row of `like`; its first half belongs to view a, its second half to view b."""
     return like.new_tensor(pair).repeat_interleave(len(like) // 2)
 
@@ -207,7 +196,7 @@ def _half_range(images: Tensor) -> float:
     return 0.5
 
 
-def _probabilities(name: str, value: Probability) -> tuple[float, float]:
+def _probabilities(name: str, value: Probability) -> Range:
     """The probabilities of view a and view b."""
     pair = value if isinstance(value, tuple | list) else (value, value)
     if len(pair) != 2:
@@ -215,10 +204,123 @@ def _probabilities(name: str, value: Probability) -> tuple[float, float]:
     return check_number(name, pair[0], 0, 1), check_number(name, pair[1], 0, 1)
 
 
-def _interval(name: str, value: tuple[float, float], high: float) -> tuple[float, float]:
+def _interval(name: str, value: Range, high: float) -> Range:
     """The two numbers, checked to be 0 < low <= high."""
     pair = hasattr(value, "__len__") and not isinstance(value, str) and len(value) == 2
     if not pair or not (0 < value[0] <= value[1] <= high and math.isfinite(value[1])):
         bound = f"0 < low <= high <= {high:g}" if math.isfinite(high) else "0 < low <= high, finite"
         raise ValueError(f"{name} must be a pair with {bound}, got {value!r}")
     return float(value[0]), float(value[1])
+
+
+def random_crops(uniforms: Tensor, height: int, width: int, scale: Range, ratio: Range) -> tuple[Tensor, ...]:
+    """Turn `(m, 22)` uniform numbers into m crops `(top, left, crop_height, crop_width)` of whole pixels.
+
+    The distribution is that of torchvision's `RandomResizedCrop`: of ten areas `a ~ U(scale) height width` and ratios
+    `log r ~ U(log ratio)`, the first whose rounded width `sqrt(a r)` and height `sqrt(a / r)` fit is placed uniformly;
+    if none fits, the largest central crop with an allowed ratio is taken. Returns float32 vectors `(m,)` of integers.
+    """
+    area = uniforms[:, :_TRIES].mul(scale[1] - scale[0]).add_(scale[0]).mul_(height * width).sqrt_()
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    root = uniforms[:, _TRIES : 2 * _TRIES].mul(high - low).add_(low).mul_(0.5).exp_()
+    widths, heights = (area * root).round_(), (area / root).round_()
+    fits = (widths >= 1) & (widths <= width) & (heights >= 1) & (heights <= height)
+    first = fits.to(torch.uint8).argmax(dim=1, keepdim=True)
+    found = fits.any(dim=1)
+    # At least one pixel, also for an extreme ratio and a tiny image, where torchvision fails.
+    fallback_height = float(min(height, max(1, round(width / ratio[0]))))
+    fallback_width = float(min(width, max(1, round(height * ratio[1]))))
+    crop_height = torch.where(found, heights.gather(1, first).squeeze(1), fallback_height)
+    crop_width = torch.where(found, widths.gather(1, first).squeeze(1), fallback_width)
+    # The minimum, because float32 may round u (room + 1) up to room + 1.
+    top, left = (
+        torch.where(found, torch.minimum((u * (room + 1)).floor_(), room), (room / 2).floor_())
+        for u, room in ((uniforms[:, -2], height - crop_height), (uniforms[:, -1], width - crop_width))
+    )
+    return top, left, crop_height, crop_width
+
+
+def resize_taps(
+    start: Tensor, length: Tensor, source: int, size: int, mirror: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Indices and weights `(m, size, k)` of the pixels that resize crops of one axis, of `source` pixels, to `size`.
+
+    A crop is the pixels `start ... start + length - 1`; `start` and `length` are `(m,)` integers in float32. Resizing
+    is bilinear with half-pixel centers, and the edge of the crop is repeated. A crop longer than `size` is smoothed by
+    a triangle as wide as the step, as in Pillow's `BILINEAR`. Indices are inside the crop, weights sum to 1, and k is 2
+    unless `source` exceeds `size`. Rows with `mirror` `(m,)` are reversed.
+    """
+    row = torch.arange(size, dtype=torch.float32, device=start.device).add_(0.5)
+    if mirror is not None:
+        row = torch.where(mirror[:, None], row.flip(0), row)
+    start, length = start[:, None, None], length[:, None, None]
+    step = length / size
+    center = row[..., None] * step + (start - 0.5)
+    width = step.clamp(min=1)
+    most = math.ceil(2 * max(1.0, source / size))
+    taps = torch.arange(1, 1 + most, dtype=torch.float32, device=start.device)
+    pixel = (center - width).floor_() + taps  # all pixels closer to the center than the width
+    weight = (pixel - center).abs_().div_(width).neg_().add_(1).clamp_(min=0)
+    inside = torch.minimum(torch.maximum(pixel, start), start + length - 1)
+    weight.mul_(inside == pixel)
+    return inside.to(torch.int64), weight.div_(weight.sum(dim=2, keepdim=True))
+
+
+def resize_rows(images: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+    """Resample the rows of images `(m, c, h, w)` with the result of `resize_taps`: `(m, c, size, w)`.
+
+    Each new row is a weighted sum of a few whole rows, which an embedding bag computes. Unlike `grid_sample` this
+    antialiases and keeps an identity crop exact; it is faster on a CPU than dense interpolation matrices.
+    """
+    m, channels, height, width = images.shape
+    first = torch.arange(0, m * channels * height, height, device=images.device).view(m, channels, 1, 1)
+    index = (first + index[:, None]).flatten(0, 2)
+    weight = weight[:, None].expand(-1, channels, -1, -1).flatten(0, 2)
+    rows = F.embedding_bag(index, images.reshape(-1, width), mode="sum", per_sample_weights=weight)
+    return rows.view(m, channels, -1, width)
+
+
+# Weights of the gray level (ITU-R BT.601), as in Pillow and torchvision, and of the two YIQ chroma axes.
+_YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]], dtype=torch.float64)
+_QUARTER_TURN = torch.tensor([[0.0, 0, 0], [0, 0, 1], [0, -1, 0]], dtype=torch.float64)  # red towards yellow
+_GRAY = _YIQ[:1].expand(3, 3)
+# U, I - U and K of `color_maps`
+_COLOR_BASIS = torch.stack([_GRAY, torch.eye(3) - _GRAY, torch.linalg.solve(_YIQ, _QUARTER_TURN @ _YIQ)]).view(3, 9)
+
+
+def color_maps(brightness: Tensor, contrast: Tensor, saturation: Tensor, hue: Tensor) -> tuple[Tensor, Tensor]:
+    """Matrices `(m, 3, 3)` and offsets `(m,)` of the color maps `x -> matrix x + offset * (mean gray of the image)`.
+
+    Arguments are `(m,)`: factors b, k, s of brightness, contrast and saturation, 1 for no change, and `hue` in turns.
+    With the gray level g'x, U = 1 g' and K the quarter turn of the YIQ chroma plane (a linear version of torchvision's
+    hue shift), `matrix = b k (U + s (cos t (I - U) + sin t K))` and `offset = b (1 - k)`, t = 2 pi hue. These maps
+    commute, so torchvision's random order would change nothing except its clamping between steps.
+    """
+    angle = hue * (2 * math.pi)
+    parts = torch.stack([torch.ones_like(hue), saturation * angle.cos(), saturation * angle.sin()], dim=1)
+    matrix = ((brightness * contrast)[:, None] * parts) @ _COLOR_BASIS.to(parts)
+    return matrix.view(-1, 3, 3), brightness * (1 - contrast)
+
+
+def blur_radius(size: int) -> int:
+    """Radius r of SimCLR's blur kernel in pixels; `2 r + 1` is about 10 % of the side, and r is 0 below 20 pixels."""
+    return size // 10 // 2
+
+
+def gaussian_blur(images: Tensor, sigma: Tensor, radius: int) -> Tensor:
+    """Blur every image `(m, c, h, w)` with its own `sigma` `(m,)` (pixels, positive).
+
+    As torchvision's `gaussian_blur`: weights are proportional to `exp(-j^2 / (2 sigma^2))` for |j| <= radius and sum
+    to 1; borders are reflected without repeating the edge.
+    """
+    offsets = torch.arange(radius + 1, dtype=images.dtype, device=images.device)
+    weight = (-0.5 * (offsets / sigma[:, None]) ** 2).exp()
+    weight = weight / (2 * weight.sum(dim=1, keepdim=True) - weight[:, :1])
+    for axis in (2, 3):
+        side = images.shape[axis]
+        padded = F.pad(images, (0, 0, radius, radius) if axis == 2 else (radius, radius, 0, 0), mode="reflect")
+        images = padded.narrow(axis, radius, side) * weight[:, 0, None, None, None]
+        for j in range(1, radius + 1):
+            both = padded.narrow(axis, radius - j, side) + padded.narrow(axis, radius + j, side)
+            images.addcmul_(both, weight[:, j, None, None, None])
+    return images
