@@ -32,7 +32,7 @@ from hsic_lab.training._config import processor
 
 LOSSES = ["barlow_twins", "hsic_ssl", "vicreg", "ssl_hsic", "nt_xent"]
 HELD_OUT = 5_000
-KEY = ["encoder", "seed", "epochs", "threads", "split"]
+KEY = ["encoder", "width", "seed", "epochs", "threads", "split"]
 
 
 def parts(validate: bool) -> tuple[ImageData, str]:
@@ -59,6 +59,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--losses", nargs="+", default=LOSSES)
     parser.add_argument("--epochs", type=int, nargs="+", help="left out: those of the recipe")
+    parser.add_argument("--width", type=int, default=recipe("cpu_speedrun").width)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--validate", action="store_true")
     parser.add_argument("--output", type=Path, default=Path("data/results/cpu_speedrun.csv"))
@@ -70,7 +71,8 @@ def main() -> None:
     plan = [(loss, seed, epochs) for seed in seeds for epochs in budgets for loss in arguments.losses]
     plan += [*(("untrained", seed, 0) for seed in seeds), ("raw pixels", 0, 0)]
     for name, seed, epochs in plan:
-        key = dict(zip(KEY, (name, seed, epochs, arguments.threads, split), strict=True))
+        width = 0 if name == "raw pixels" else arguments.width
+        key = dict(zip(KEY, (name, width, seed, epochs, arguments.threads, split), strict=True))
         if (table[KEY] == pd.Series(key)).all(axis=1).any():
             continue
         row: dict[str, Any] = dict(key, pairs=0, seconds=0.0, cpu_seconds=0.0)
@@ -78,13 +80,20 @@ def main() -> None:
             encoder: nn.Module = nn.Flatten()
         elif name == "untrained":
             torch.manual_seed(seed)
-            encoder = PooledEncoder(recipe("cpu_speedrun").width)
+            encoder = PooledEncoder(width)
         else:
-            changes = {"loss": name, "seed": seed, "epochs": epochs, "dataset": data.name, "device": "cpu"}
+            changes = {
+                "loss": name,
+                "width": width,
+                "seed": seed,
+                "epochs": epochs,
+                "dataset": data.name,
+                "device": "cpu",
+            }
             if name != "barlow_twins":  # the weight of the recipe was chosen for Barlow Twins
                 changes["lambda_param"] = None
             config = recipe("cpu_speedrun", **changes)
-            folder = arguments.folder / f"{name}_{epochs}_seed{seed}"
+            folder = arguments.folder / f"{name}_{width}_{epochs}_seed{seed}"
             fresh, started = not folder.exists(), time.process_time()
             run = train_or_load(config, folder, data)
             last = run.history.iloc[-1]

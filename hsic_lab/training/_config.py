@@ -237,8 +237,8 @@ _RECIPES: dict[str, dict[str, Any]] = {
         "learning_rate": 0.3, "weight_decay": 1e-4, "warmup_epochs": 10.0, "batch_size": 256, "epochs": 1000,
     },
     "cpu_speedrun": {
-        "dataset": "cifar10", "encoder": "pooled", "width": 96, "view_size": 16, "lambda_param": 0.04,
-        "learning_rate": 0.01, "projector": (512, 128), "epochs": 28, "snapshots": 2,
+        "dataset": "cifar10", "encoder": "pooled", "width": 64, "view_size": 16, "lambda_param": 0.04,
+        "learning_rate": 0.01, "projector": (512, 128), "epochs": 60, "snapshots": 2,
     },
 }  # fmt: skip
 
