@@ -2,7 +2,7 @@
 
     python benchmarks/cpu_speedrun.py runs/speed --seeds 5                        five losses and what needs no training
     python benchmarks/cpu_speedrun.py runs/one --losses barlow_twins --threads 1  one loss on one core
-    python benchmarks/cpu_speedrun.py runs/try --validate --epochs 3              to choose settings on
+    python benchmarks/cpu_speedrun.py runs/try --validate --epochs 2 --set view_size=32 width=32   to choose settings
 
 Every row is a whole training of the recipe "cpu_speedrun" for so many epochs, with its own learning rate schedule,
 without labels, on all training images. The probe has the labels of the same images, chooses its penalty on a fifth of
@@ -14,6 +14,7 @@ programs on the machine hardly change (empty if the training was interrupted).
 """
 
 import argparse
+import json
 import sys
 import time
 from pathlib import Path
@@ -32,7 +33,7 @@ from hsic_lab.training._config import processor
 
 LOSSES = ["barlow_twins", "hsic_ssl", "vicreg", "ssl_hsic", "nt_xent"]
 HELD_OUT = 5_000
-KEY = ["encoder", "width", "seed", "epochs", "threads", "split"]
+KEY = ["encoder", "settings", "seed", "epochs", "threads", "split"]
 
 
 def parts(validate: bool) -> tuple[ImageData, str]:
@@ -59,11 +60,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--losses", nargs="+", default=LOSSES)
     parser.add_argument("--epochs", type=int, nargs="+", help="left out: those of the recipe")
-    parser.add_argument("--width", type=int, default=recipe("cpu_speedrun").width)
+    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="other settings, values as JSON")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--validate", action="store_true")
     parser.add_argument("--output", type=Path, default=Path("data/results/cpu_speedrun.csv"))
     arguments = parser.parse_args()
+    chosen = {one.partition("=")[0]: json.loads(one.partition("=")[2]) for one in arguments.set}
     torch.set_num_threads(arguments.threads)
     data, split = parts(arguments.validate)
     table = pd.read_csv(arguments.output) if arguments.output.exists() else pd.DataFrame(columns=KEY)
@@ -71,8 +73,8 @@ def main() -> None:
     plan = [(loss, seed, epochs) for seed in seeds for epochs in budgets for loss in arguments.losses]
     plan += [*(("untrained", seed, 0) for seed in seeds), ("raw pixels", 0, 0)]
     for name, seed, epochs in plan:
-        width = 0 if name == "raw pixels" else arguments.width
-        key = dict(zip(KEY, (name, width, seed, epochs, arguments.threads, split), strict=True))
+        settings = "" if name == "raw pixels" else " ".join(arguments.set)
+        key = dict(zip(KEY, (name, settings or "recipe", seed, epochs, arguments.threads, split), strict=True))
         if (table[KEY] == pd.Series(key)).all(axis=1).any():
             continue
         row: dict[str, Any] = dict(key, pairs=0, seconds=0.0, cpu_seconds=0.0)
@@ -80,20 +82,13 @@ def main() -> None:
             encoder: nn.Module = nn.Flatten()
         elif name == "untrained":
             torch.manual_seed(seed)
-            encoder = PooledEncoder(width)
+            encoder = PooledEncoder(recipe("cpu_speedrun", **chosen).width)
         else:
-            changes = {
-                "loss": name,
-                "width": width,
-                "seed": seed,
-                "epochs": epochs,
-                "dataset": data.name,
-                "device": "cpu",
-            }
+            changes = {"loss": name, "seed": seed, "epochs": epochs, "dataset": data.name, "device": "cpu"}
             if name != "barlow_twins":  # the weight of the recipe was chosen for Barlow Twins
                 changes["lambda_param"] = None
-            config = recipe("cpu_speedrun", **changes)
-            folder = arguments.folder / f"{name}_{width}_{epochs}_seed{seed}"
+            config = recipe("cpu_speedrun", **changes | chosen)
+            folder = arguments.folder / "_".join([name, *arguments.set, f"epochs={epochs}", f"seed={seed}"])
             fresh, started = not folder.exists(), time.process_time()
             run = train_or_load(config, folder, data)
             last = run.history.iloc[-1]
