@@ -238,7 +238,7 @@ _RECIPES: dict[str, dict[str, Any]] = {
     },
     "cpu_speedrun": {
         "dataset": "cifar10", "encoder": "pooled", "width": 64, "view_size": 16, "lambda_param": 0.04,
-        "learning_rate": 0.01, "projector": (512, 128), "epochs": 60, "snapshots": 2,
+        "learning_rate": 0.01, "projector": (512, 128), "epochs": 48, "snapshots": 2,
     },
 }  # fmt: skip
 
