@@ -92,7 +92,7 @@ def main() -> None:
             fresh, started = not folder.exists(), time.process_time()
             run = train_or_load(config, folder, data)
             last = run.history.iloc[-1]
-            row["pairs"], row["seconds"] = int(last["step"]) * config.batch_size, round(last["seconds"], 1)
+            row["pairs"], row["seconds"] = int(last["step"]) * config.batch_size, round(float(last["seconds"]), 1)
             row["cpu_seconds"] = round(time.process_time() - started, 1) if fresh else None
             encoder = run.encoder
         row |= linear(encoder, data) | {"labels": len(data.train), "hardware": processor()}
