@@ -27,7 +27,7 @@ docs: $(VENV)/installed-all
 	@echo "Open docs/_build/html/index.html"
 
 bench: $(VENV)/installed-all
-	for script in $(filter-out %_cifar10.py %/gpu.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
+	for script in $(filter-out %_cifar10.py %/cpu_speedrun.py %/gpu.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
 
 lint: $(VENV)/installed-all
 	$(BIN)/ruff format --check .

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hsic_lab._checks import check_choice, check_integer, is_whole
@@ -42,6 +44,46 @@ class ConvEncoder(nn.Sequential):
         """Return features (n, out_features) of images (n, channels, h, w) on the scale of `views.normalize`."""
         _check_images(images, self.channels)
         return super().forward(images)
+
+
+class PooledEncoder(nn.Module):
+    """Wide, shallow encoder for short trainings on a CPU: its features are pooled from all three convolutions.
+
+    A 4x4 convolution of stride 2 and two 3x3 convolutions, the first of stride 2, have w, 2w and 4w channels, each with
+    batch normalization and ReLU. The features are the 2x2 average pools of the three maps: the first maps give colors
+    and edges in the four quarters of the image, as in Coates et al. (2011, AISTATS), and the last one larger patterns.
+    No convolution runs at full resolution, where memory and not arithmetic limits a CPU.
+
+    Parameters
+    ----------
+    width, channels : int, default 64 and 3
+        Channels w of the first convolution and channels of the images; `out_features` is ``28 * width``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> PooledEncoder(width=4)(torch.zeros(2, 3, 32, 32)).shape
+    torch.Size([2, 112])
+    """
+
+    def __init__(self, width: int = 64, channels: int = 3) -> None:
+        super().__init__()
+        width, channels = check_integer("width", width, 1), check_integer("channels", channels, 1)
+        sizes = (channels, width, 4, 2), (width, 2 * width, 3, 2), (2 * width, 4 * width, 3, 1)
+        self.stages = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(*size, padding=1, bias=False), nn.BatchNorm2d(size[1]), nn.ReLU(inplace=True))
+            for size in sizes
+        )
+        self.channels, self.out_features = channels, 28 * width
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return features (n, out_features) of images (n, channels, h, w) on the scale of `views.normalize`."""
+        _check_images(images, self.channels)
+        pools = []
+        for stage in self.stages:
+            images = stage(images)
+            pools.append(F.adaptive_avg_pool2d(images, 2).flatten(1))
+        return torch.cat(pools, dim=1)
 
 
 class MLPProjector(nn.Sequential):

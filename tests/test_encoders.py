@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from hsic_lab.encoders import ConvEncoder, MLPProjector, ResNetEncoder, without_classifier
+from hsic_lab.encoders import ConvEncoder, MLPProjector, PooledEncoder, ResNetEncoder, without_classifier
 
 
 @pytest.mark.parametrize(("width", "channels", "side"), [(2, 3, 32), (3, 1, 8), (1, 3, 33), (2, 3, 96)])
@@ -42,6 +42,8 @@ def test_projector_has_the_given_widths(sizes):
         (lambda: ConvEncoder(0), "width must be an integer of at least 1, got 0"),
         (lambda: ConvEncoder(2)(torch.rand(2, 1, 8, 8)), r"\(n, 3, h, w\), got \(2, 1, 8, 8\)"),
         (lambda: ConvEncoder(2)(torch.rand(3, 8, 8)), r"got \(3, 8, 8\)"),
+        (lambda: PooledEncoder(0), "width must be an integer of at least 1, got 0"),
+        (lambda: PooledEncoder(2)(torch.rand(2, 1, 8, 8)), r"\(n, 3, h, w\), got \(2, 1, 8, 8\)"),
         (lambda: MLPProjector([8]), r"got \[8\]"),
         (lambda: MLPProjector([8, 0]), "sizes must be an integer of at least 1, got 0"),
     ],
@@ -116,3 +118,22 @@ def test_resnet_block_adds_its_shortcut():
 def test_resnet_arguments_that_are_not_accepted_are_quoted(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize(("width", "channels", "side"), [(2, 3, 32), (3, 1, 8), (1, 3, 33), (2, 3, 20)])
+def test_pooled_features_are_the_quarter_means_of_all_three_maps(width, channels, side):
+    encoder = PooledEncoder(width, channels).eval()
+    maps = []
+    for stage in encoder.stages:
+        stage.register_forward_hook(lambda module, inputs, output: maps.append(output))
+    with torch.no_grad():
+        features = encoder(torch.rand(2, channels, side, side))
+    assert features.shape == (2, encoder.out_features) == (2, 28 * width)
+    assert [m.shape[1] for m in maps] == [width, 2 * width, 4 * width]
+    start = 0
+    for m in maps:
+        h, w = m.shape[2:]  # a quarter of an odd side includes the middle row
+        rows, columns = (slice(0, -(-h // 2)), slice(h // 2, h)), (slice(0, -(-w // 2)), slice(w // 2, w))
+        quarters = torch.stack([m[..., r, c].mean(dim=(2, 3)) for r in rows for c in columns], dim=2)
+        torch.testing.assert_close(features[:, start : start + 4 * m.shape[1]], quarters.flatten(1))
+        start += 4 * m.shape[1]

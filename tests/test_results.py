@@ -144,6 +144,16 @@ def test_longer_training_is_that_of_its_table():
     assert words[0] in TEXT and words[1] in " ".join(TEXT.split())
 
 
+def test_the_speedrun_is_that_of_its_table():
+    table = pd.read_csv(ROOT / "data/results/cpu_speedrun.csv")
+    for name, rows in table.groupby(["encoder", "epochs", "pairs", "threads"]):
+        assert set(rows["settings"]) == {"recipe"} and rows["split"].str.fullmatch("cifar10 test, 10000 images").all()
+        encoder, epochs, pairs, threads = name
+        seconds, cpu_seconds, linear = rows[["seconds", "cpu_seconds", "linear"]].mean()
+        spent = f"{threads} | {seconds:.0f} | {cpu_seconds:.0f} | {len(rows)}"
+        assert f"| {encoder} | {epochs} | {pairs} | {spent} | {100 * linear:.1f} |" in TEXT
+
+
 def test_speed_of_the_losses_is_that_of_its_table():
     table = pd.read_csv(ROOT / "data/results/losses_cpu.csv")
     times = table.pivot_table(index=["n", "d"], columns="loss", values="best_milliseconds", dropna=False)

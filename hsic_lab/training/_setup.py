@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn, optim
 
 from hsic_lab.datasets import LOADERS, DigitScenes, ImageData, load
-from hsic_lab.encoders import ConvEncoder, MLPProjector, ResNetEncoder
+from hsic_lab.encoders import ConvEncoder, MLPProjector, PooledEncoder, ResNetEncoder
 from hsic_lab.losses import TwoViewLoss
 from hsic_lab.training._config import LOSSES, TrainConfig
 from hsic_lab.views import augmentation, normalize
@@ -57,16 +57,18 @@ def make_views(config: TrainConfig, data: ImageData, views: Views | None = None)
     """The function that makes two views: `views`, else the augmentation of the settings; None for scenes."""
     if views is not None and not callable(views):
         raise TypeError(f"views must be a function, got {views!r}; TrainConfig(views=...) takes the names")
-    if views is not None and config.views != "default":
-        raise ValueError(f"views must be given as a function or as a setting, got both: views={config.views!r}")
-    if data.scenes is not None and (views is not None or config.views != "default"):
-        accepted = f"{data.name} takes views='default' and no function, for it holds pairs"
-        raise ValueError(f"{accepted}, got {views or config.views!r}")
+    chosen = config.views != "default" or config.view_size is not None
+    given = f"views={config.views!r}, view_size={config.view_size!r}"
+    if views is not None and chosen:
+        raise ValueError(f"views must be given as a function or as a setting, got both: {given}")
+    if data.scenes is not None and (views is not None or chosen):
+        accepted = f"{data.name} takes views='default', no view_size and no function, for it holds pairs"
+        raise ValueError(f"{accepted}, got {views or given}")
     if data.scenes is not None or views is not None:
         return views
     if data.train.images.dtype != torch.uint8:
         raise ValueError(f"{data.name!r} holds float32 rows: give views of your own")
-    return augmentation(config.views, min(data.train.images.shape[-2:]))
+    return augmentation(config.views, config.view_size or min(data.train.images.shape[-2:]))
 
 
 class TrainingPairs:
@@ -185,8 +187,8 @@ def make_networks(config: TrainConfig, channels: int, encoder: Any = None, featu
         given = "no module" if encoder is None else "a module"
         raise ValueError(f"encoder must be 'custom' exactly if a module is given, got {config.encoder!r} and {given}")
     with seeded(config.seed), float32_default():
-        if config.encoder == "conv":
-            encoder = ConvEncoder(config.width, channels)
+        if config.encoder in ("conv", "pooled"):
+            encoder = (ConvEncoder if config.encoder == "conv" else PooledEncoder)(config.width, channels)
         elif encoder is None:
             encoder = ResNetEncoder(int(config.encoder.removeprefix("resnet")), config.stem, channels)
         return encoder, MLPProjector([encoder.out_features if features is None else features, *config.projector])

@@ -10,6 +10,7 @@ import torch
 from test_resume import images
 
 from hsic_lab.datasets import ImageData, Images
+from hsic_lab.encoders import PooledEncoder
 from hsic_lab.training import Run, TensorBoardLogger, TrainConfig, recipe, train
 from hsic_lab.training import _setup as pairs
 from hsic_lab.training._run import MONITOR
@@ -46,6 +47,17 @@ def test_recipes_are_settings(name):
     assert recipe(name, seed=3).seed == 3
     with pytest.raises(ValueError, match="'note'"):
         recipe("note")
+
+
+def test_speedrun_recipe_trains_on_small_views(tmp_path):
+    config = recipe("cpu_speedrun", **TINY | {"view_size": 6})
+    assert (config.dataset, config.encoder) == ("cifar10", "pooled")
+    run = train(config, tmp_path / "run", images(), False)
+    loaded = Run.load(tmp_path / "run").encoder
+    assert isinstance(loaded, PooledEncoder) and loaded.out_features == 28 * config.width
+    batch = torch.rand(4, 3, 8, 8)  # features are of whole images, whatever the side of the views
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(batch), run.encoder(batch))
 
 
 def test_official_learning_rates_scale_with_the_batch():

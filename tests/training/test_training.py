@@ -362,12 +362,21 @@ def test_views_are_a_setting(images, name):
     assert torch.equal(held_out[0], held_out_pairs(images, tiny(), CPU, views)[0])
 
 
+def test_side_of_the_views_is_a_setting(images):
+    batch = next(TrainingPairs(images, tiny(view_size=12), CPU, ALL).epoch(0))
+    expected = next(TrainingPairs(images, tiny(), CPU, ALL, augmentation("default", 12)).epoch(0))
+    assert all(torch.equal(view, same) for view, same in zip(batch, expected, strict=True))
+    assert batch[0].shape[2:] == held_out_pairs(images, tiny(view_size=12), CPU)[0].shape[2:] == (12, 12)
+
+
 def test_impossible_views_are_an_error(tmp_path, scenes, images):
-    for changes, views in (({"views": "solo"}, None), ({}, as_it_is)):
+    for changes, views in (({"views": "solo"}, None), ({"view_size": 8}, None), ({}, as_it_is)):
         with pytest.raises(ValueError, match="digit_scenes takes views='default'"):
             train(tiny(**changes), tmp_path / "run", scenes, progress=False, views=views)
     with pytest.raises(ValueError, match="got both: views='solo'"):
         train(tiny(views="solo"), tmp_path / "run", images, progress=False, views=as_it_is)
+    with pytest.raises(ValueError, match="got both: views='default', view_size=8"):
+        train(tiny(view_size=8), tmp_path / "run", images, progress=False, views=as_it_is)
     with pytest.raises(ValueError, match="below 20 pixels"):
         train(tiny(views="barlow_twins"), tmp_path / "run", images, progress=False)
     assert not (tmp_path / "run").exists()
