@@ -64,7 +64,7 @@ RunFolder = Annotated[Path, typer.Argument(help="The folder of a run, as `hsic-l
 Folder = Annotated[Path, typer.Option(help="Folder of the runs. Finished runs are reused.")]
 Epochs = Annotated[int | None, typer.Option(help="Default: 14.")]
 RECIPES = """Settings of a publication: tsai2021 (Tsai et al. 2021, CIFAR-10), official (Zbontar et al. 2021, ImageNet)
-or solo (solo-learn, CIFAR); or cpu_speedrun (CIFAR-10 in ten minutes on a CPU). Options replace some of them."""
+or solo (solo-learn, CIFAR); or cpu_speedrun (CIFAR-10 in minutes on a CPU). Options replace some of them."""
 FILE = "A run, or .npy, .npz, .csv, .tsv, .parquet, .safetensors or .pt with embeddings."
 LABEL_FILE = "File with a label for each row: .npy, .csv, .tsv or .parquet."
 AGAINST = "File or run with other features of the rows, of any width: compare both on the page."

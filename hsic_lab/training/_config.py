@@ -256,8 +256,8 @@ def recipe(name: str, **changes: Any) -> TrainConfig:
         length; their equations and this recipe do not. "official": Zbontar et al. (2021), arXiv:2103.03230, for
         ImageNet; give the `dataset`. Learning rates are 0.2 and 0.0048 per 256 images. Their code also starts the last
         scale of a residual block at 0. "solo": da Costa et al. (2022), github.com/vturrisi/solo-learn, for CIFAR. Their
-        LARS divides by ``|g| + wd |w|``, this one by ``|g + wd w|``; their projector has biases. "cpu_speedrun": the
-        highest linear accuracy on CIFAR-10 that was found for ten minutes on two CPU cores.
+        LARS divides by ``|g| + wd |w|``, this one by ``|g + wd w|``; their projector has biases. "cpu_speedrun":
+        CIFAR-10 in minutes on a CPU; its settings were chosen on training images, for Barlow Twins.
     **changes
         Fields of `TrainConfig` that replace those of the recipe.
 
