@@ -42,8 +42,11 @@ def keep_explorers() -> None:
     from IPython import get_ipython
 
     def bundle(explorer: Any, **_: Any) -> tuple[dict, dict]:
+        from hsic_lab.explorer import CorrelationExplorer
         from hsic_lab.explorer._html import explorer_data
 
+        # A name is matched once, with the class that anywidget makes for one instance; their base class stays.
+        formatter.for_type(CorrelationExplorer, bundle)
         data, metadata = explorer._repr_mimebundle_()
         return data | ({EXPLORER: explorer_data(explorer, 450_000, 64)} if explorer.panels else {}), metadata
 
