@@ -249,11 +249,14 @@ def probe(folder: RunFolder, splits: Annotated[int, typer.Option(help="Number of
 
 @app.command(epilog="Examples: hsic-lab plot runs/first --output figures; hsic-lab plot lambda.csv")
 def plot(
-    folder: RunFolder,
+    folder: Annotated[Path, typer.Argument(help="The folder of a run, or a table of an ablation.", callback=_a_run)],
     output: Output = None,
     html: Annotated[bool, typer.Option("--html", help="Write explorer.html, in which C can be explored.")] = False,
 ) -> None:
-    """Draw C before and after the training of a run, and its training curves; or a table of `hsic-lab ablate`."""
+    """Draw C before and after the training of a run, and its training curves.
+
+    In place of a run, FOLDER can be a table of `hsic-lab ablate`: its accuracies and tuning curves are drawn.
+    """
     if folder.is_file():
         print(*lab.demo.save_figures(_table_figures(folder), output or folder.parent), sep="\n")
         return
@@ -335,7 +338,8 @@ def ablate(
     """Train and evaluate every run of a grid. Called again, it does what is missing.
 
     The keys of a grid are those of hsic_lab.ablation.Grid, its settings are the fields of TrainConfig. For four runs a
-    seed: cross = { batch_size = [128, 256], loss = ["barlow_twins", "hsic_ssl"] }. The exit code is 1 if a run failed.
+    seed: cross = { batch_size = [128, 256], loss = ["barlow_twins", "hsic_ssl"] }. A table [tune] names settings that
+    are chosen on validation images first, as in data/grids/tuned_batch_size.toml. The exit code is 1 if a run failed.
     """
     plan = lab.ablation.read_grid(grid)
     frame = lab.ablation.run_ablation(plan, folder, seeds=seeds, n_jobs=jobs, retry_failed=retry_failed)
@@ -359,7 +363,7 @@ def ablate(
         raise typer.Exit(1)
 
 
-@app.command("inspect", epilog="Example: hsic-lab inspect embeddings.parquet --label-column species --drop image_id")
+@app.command("inspect", epilog="Examples: hsic-lab inspect a.csv --label-column species --drop id; ... --against b.csv")
 def inspect_file(
     file: Annotated[Path, typer.Argument(help=FILE, callback=_existing)],
     second: Annotated[Path | None, typer.Argument(help="File with the second view.", callback=_existing)] = None,
@@ -374,7 +378,8 @@ def inspect_file(
 ) -> None:
     """Write a report on embeddings: heatmap, spectrum, diagnostics, probe, CKA and independence tests on one page.
 
-    With --against the page compares two embeddings of the same rows; --drop and --label-column hold for both files.
+    With --against the page compares two embeddings of the same rows; --drop and --label-column hold for both files,
+    --labels and the views for the first.
 
     An .npz, .safetensors or .pt file holds the arrays z_a and z_b, or a and b, or one or two matrices of any names. The
     columns of a .csv, .tsv or .parquet file are all features, or a_... and b_... for two views; Parquet may hold

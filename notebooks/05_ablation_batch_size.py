@@ -98,20 +98,31 @@ assert failed["method"].value_counts().to_dict() == {"Barlow Twins": 3, "HSIC_SS
 assert (best[32] > best[256] + 0.04).all()  # with the number of pairs fixed, the smaller batch is better for each loss
 three, two = ["SimCLR", "VICReg", "SSL-HSIC"], ["Barlow Twins", "HSIC_SSL"]
 assert (best.loc[three].min() > best.loc[two].max() + 0.1).all()
+assert (failed["batch_size"] == 32).sum() == 6 and means.loc["Barlow Twins", 32] < means.loc["Barlow Twins", 256]
+tried = tuned[tuned["tuned"].notna() & tuned["loss"].isin(["barlow_twins", "hsic_ssl"])]
+settings = tried.fillna({"lambda_times_d": 1.0}).groupby(["batch_size", "loss", "learning_rate", "lambda_times_d"])
+trials = settings["accuracy"].agg(["min", "mean"])
+for loss in ("barlow_twins", "hsic_ssl"):
+    low = trials.loc[32, loss, 0.001, 1.0]
+    print(f"{loss}, batch of 32, rate 0.001: worst {low['min']:.3f}, mean {low['mean']:.3f} of three tuning runs")
+    assert low["min"] > 0.5 and low["mean"] > trials.loc[256].loc[loss]["mean"].max()
 ahead = differences[differences["verdict"].str.endswith("ahead")]
 assert ahead[["batch_size", "second"]].values.tolist() == [[256, "VICReg"], [256, "SSL-HSIC"]]
 
 # %% [markdown]
-# **No loss needs a large batch here.** With the number of pairs fixed, every loss is better at 32 than at 256, SimCLR
-# included, if its run learns at all.
+# **The best rate is close to a cliff.** At the chosen settings 3 of 10 runs of Barlow Twins, 2 of HSIC_SSL and 2 of
+# SimCLR learn nothing: the diagonal of $C$ stays near 0. Six of these seven runs have a batch of 32. No run of VICReg or
+# SSL-HSIC fails. The seed decides, so the intervals at a batch of 32 are wide, and no difference there is decided. The
+# mean of all runs of Barlow Twins is even lower at 32 than at 256.
 #
-# **But the best rate is close to a cliff.** At the chosen settings 3 of 10 runs of Barlow Twins, 2 of HSIC_SSL and 2 of
-# SimCLR learn nothing: the diagonal of $C$ stays near 0. No run of VICReg or SSL-HSIC fails. The seed decides, so the
-# intervals at a batch of 32 are wide, and most differences there are not decided.
+# **Still, no loss needs a large batch here.** Among the runs that learn, every loss is better at 32 than at 256, SimCLR
+# included. You may object that this selects the lucky runs. So look at the lowest rate, 0.001, in section 2: there all
+# tuning runs at a batch of 32 learn, and Barlow Twins and HSIC_SSL are better than at any setting with a batch of 256.
+# A small batch needs a rate that is low enough.
 #
-# **Barlow Twins and HSIC_SSL are behind** in these short trainings. Among the runs that learned, both are more than ten
-# points below the other three losses at both sizes. At a batch of 256 the advantage of VICReg and of SSL-HSIC over
-# Barlow Twins is significant. Between Barlow Twins and HSIC_SSL no difference is shown.
+# **Barlow Twins and HSIC_SSL are behind** in these short trainings. At a batch of 256 the advantage of VICReg and of
+# SSL-HSIC over Barlow Twins is significant. Among the runs that learned, both are more than ten points below the other
+# three losses at the same size. Between Barlow Twins and HSIC_SSL no difference is shown.
 #
 # ## 2. How the settings were chosen
 #
@@ -122,7 +133,7 @@ assert ahead[["batch_size", "second"]].values.tolist() == [[256, "VICReg"], [256
 # others gave the results above. The grid is `data/grids/tuned_batch_size.toml`. A dot below is one tuning run, a line
 # the mean of three.
 
-# %% alt="Validation accuracy against the learning rate for five losses, for batches of 32 and 256, a dot for each of three seeds. Each line rises with the rate and then falls steeply where some seeds stay near chance; SSL-HSIC falls least."
+# %% alt="Validation accuracy against the learning rate for five losses, for batches of 32 and 256, a dot for each of three seeds. At batch 32 each line rises with the rate, and all but that of SSL-HSIC then fall steeply, where some seeds stay near chance. At batch 256 fewer seeds fail."
 sizes = sorted(reported["batch_size"].unique())
 
 
@@ -162,17 +173,23 @@ for n in (32, 256):
     print(f"Barlow Twins, batch of {n}: accuracy of each seed by rate", by_rate.to_string(), sep="\n")
     cliff = by_rate.max() - by_rate.min()
     assert cliff[0.001] < 10 and cliff[0.015] > 40  # at 0.015 some seeds learn and others do not
+risky = 0
+for _, part in tuned[tuned["tuned"] == "learning_rate"].groupby(["loss", "batch_size"]):
+    by_seed = part.pivot(index="seed", columns="learning_rate", values="accuracy")
+    risky += sum((by_seed[row.idxmax()].drop(seed) < 0.22).any() for seed, row in by_seed.iterrows())
+assert risky == 6
 growth = rates[256] / rates[32]
 assert growth.drop("SSL-HSIC").between(2.3, 2.6).all() and growth["SSL-HSIC"] == 1 and len(at_end) == 2
 
 # %% [markdown]
-# Follow one line from left to right. The accuracy rises with the rate. Then, within one step, some seeds learn nothing
-# while others reach their best value. At a batch of 32 this happens to Barlow Twins between 0.0025 and 0.006. Three
-# seeds chose 0.0025, where all three learned. Among the five seeds of section 1, three did not learn at this rate.
-# Three tuning seeds were too few to see it. A choice with one seed would often have taken a rate beyond the cliff.
+# Follow one line on the left. The accuracy rises with the rate. Then, within one step, some seeds learn nothing while
+# others reach their best value. This happens to Barlow Twins between 0.0025 and 0.006. Three seeds chose 0.0025, where
+# all three learned. Among the five seeds of section 1, three did not learn at this rate. Three tuning seeds were too few
+# to see it. With a single tuning seed, 6 of 30 choices would have taken a rate at which another seed learns nothing.
 #
-# From 32 to 256 the batch grows by a factor of 8. The best rate grows by 2.4 or 2.5 for four losses, close to the
-# "square root rule", which says 2.8. The "linear rule" says 8. For SSL-HSIC the same rate was best at both sizes. Two
+# From 32 to 256 the best rate moves up by one step of the list (a factor of 2.4 or 2.5) for four losses, and not at all
+# for SSL-HSIC. The common rules say 2.8 (square root of the batch size) and 8 (linear). The list is too coarse to
+# measure the power, but it speaks against 8. Two
 # weights were best at the end of their lists, so a longer list might help these two losses a little.
 #
 # ## 3. What one rate for all would have told you
@@ -190,7 +207,7 @@ axes[0].get_legend().remove()
 axes[0].set_ylim(0, 1)
 
 # %%
-before = untuned.groupby(["method", "batch_size"])["accuracy"].mean().unstack()
+before = untuned[untuned["accuracy"] >= 0.22].groupby(["method", "batch_size"])["accuracy"].mean().unstack()
 gain = 100 * (best - before)
 print("points between the two panels:", gain.round(1).to_string(), sep="\n")
 assert (untuned["accuracy"] < 0.22).sum() == 1 and len(untuned) == len(reported) == 50
@@ -264,14 +281,15 @@ for ax, n in zip(axes, sizes, strict=True):
 axes[0].legend(frameon=False)
 
 # %%
-tried = tuned[(tuned["tuned"] == "lambda_times_d")]
-weights = (100 * tried.groupby(["method", "batch_size", "lambda_times_d"])["accuracy"].mean().unstack()).round(1)
+by_lambda = tuned[tuned["tuned"] == "lambda_times_d"]
+weights = (100 * by_lambda.groupby(["method", "batch_size", "lambda_times_d"])["accuracy"].mean().unstack()).round(1)
 print(weights.to_string())
 assert (weights[0.3] - weights[1.0]).abs().max() < 10 and (weights[1.0] > weights[0.3])[:, 32].all()
 
 # %% [markdown]
-# It is not, in these runs: at a batch of 32, $\lambda = 1/d$ is better than $0.3/d$ for both losses. From $0.3/d$ to
-# $1/d$ the mean changes by less than ten points, which is less than the cliff of the learning rate.
+# They do not show it: at a batch of 32, $1/d$ is better than $0.3/d$ for both losses, and at 256 Barlow Twins chose
+# $0.3/d$. But the rate was chosen at $\lambda = 1/d$, which favors $1/d$, and the differences are below ten points, with
+# three seeds each.
 #
 # ## 5. Your own table
 #

@@ -71,7 +71,7 @@ class Grid:
         ``n_train``, ``n_test`` and, for `tune`, ``n_validation``. Of digit scenes so many are rendered. Of another set
         the first images of each split are used, at equal distances if the split is sorted by class. All images without
         labels are used. The validation images are training images that no other run of the tuning sees: those after
-        the first ``n_train``; of digit scenes, scenes of every fourth training digit.
+        the first ``n_train``; of digit scenes, scenes of the last quarter of each class of the training digits.
     evaluate : sequence of str
         Of "linear" (`linear_probe`) and "knn" (`knn_accuracy`), each on the test split.
     tune : mapping of str to sequence

@@ -324,5 +324,6 @@ def read_table(path: str | os.PathLike) -> pd.DataFrame:
     frame = pd.read_csv(path, skiprows=len(head))
     if not {"question", "command"} <= head.keys() or "evaluation" not in frame:
         raise ValueError(f"{path} is no table of an ablation: it begins with {list(head) or list(frame.columns)[:3]}")
-    frame.attrs.update(head)
+    older = {"include": head.pop("listed")} if "listed" in head else {}  # its name in version 0.1
+    frame.attrs.update(head | older)
     return frame

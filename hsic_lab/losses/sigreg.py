@@ -121,7 +121,8 @@ class _Kummer(torch.autograd.Function):
 
     @staticmethod
     def forward(s: Tensor, a: float, b: float) -> Tensor:
-        ratio, total = s / b, torch.zeros_like(s)
+        ratio = (s / b).clamp(max=torch.finfo(s.dtype).max / 2)  # rows so far away that their distance overflows
+        total = torch.zeros_like(s)
         for node, weight in zip(*_beta_quadrature(a, b), strict=True):
             exponent = -b * (ratio * node / (1 + ratio * (1 - node)) + torch.log1p(-ratio * node / (1 + ratio)))
             total = total + weight * exponent.exp()

@@ -116,14 +116,12 @@ def write_atlas(source: Source, path: str | Path) -> Path:
     found = as_embeddings(source)
     z, table = _compared(found), found.table
     if table is None:
-        z, labels = (
-            z if found.features is None else found.features,
-            found.target if found.labels is None else found.labels,
-        )
+        z = z if found.features is None else found.features
+        labels = found.target if found.labels is None else found.labels
         table = pd.DataFrame({"row": range(len(z))} | ({} if labels is None else {"label": labels}))
     axes = pd.DataFrame(_axes(z)[0], columns=["projection_x", "projection_y"])
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, axes.join(table).to_parquet)
+    replace_file(path, axes.join(table.drop(columns=axes.columns, errors="ignore")).to_parquet)
     return path
 
 
@@ -220,7 +218,9 @@ def _comparison(found: Embeddings, other: Embeddings) -> dict[str, Any]:
     table = comparison_table(x, y)
     warning, labels = table.attrs["warning"], (found.labels, other.labels)
     if labels[0] is not None and labels[1] is not None and len(labels[0]) == len(labels[1]):
-        differ = int((labels[0].astype(str) != labels[1].astype(str)).sum())
+        # The classes may have other names in the other file, such as 1 and 1.0, or be finer.
+        pairs = pd.DataFrame(dict(zip("ab", labels, strict=True))).value_counts()
+        differ = len(labels[0]) - max(int(pairs.groupby(side).max().sum()) for side in "ab")
         warning = f"The rows may be in another order: {differ} labels differ. {warning}" if differ else warning
     words = table.drop(columns="rows").to_string(index=False, float_format="{:.4g}".format)
     LOG.info("%s", f"{words}\n{warning}".strip("\n"))

@@ -142,7 +142,7 @@ class TrainConfig:
     loss_options: dict[str, Any] = field(default_factory=dict, metadata={"rule": _TABLE})
     loss_scale: float = _setting(1.0, _POSITIVE)
     views: str = _setting("default", _one_of(*AUGMENTATIONS))
-    view_size: int | None = _setting(None, _or_none(_whole(1)))
+    view_size: int | None = _setting(None, _or_none(_whole(2)))
     shared: tuple[str, ...] = _setting(("digit",), _NAMES)
     encoder: str = _setting("conv", _one_of("conv", "pooled", "resnet18", "resnet34", "resnet50", "custom"))
     stem: str = _setting("cifar", _one_of("cifar", "imagenet"))

@@ -27,6 +27,7 @@ from hsic_lab.plots import plot_ablation, plot_ablation_map
 from hsic_lab.training import TrainConfig, train
 from hsic_lab.training._run import FILES, SETTINGS, WEIGHTS
 
+RESULTS = Path(__file__).parents[2] / "data" / "results"
 VERSION_0_1 = Path(__file__).parents[1] / "data" / "version_0_1"
 
 BASE = {
@@ -432,3 +433,10 @@ def test_run_of_version_0_1_is_evaluated_and_not_trained_again(tmp_path):
     kept = read_table(VERSION_0_1 / "ablation.csv").query("run == @key")
     assert found["accuracy"].tolist() == pytest.approx(kept["accuracy"].tolist(), abs=1.01 / 445)
     assert found["rankme"].tolist() == pytest.approx(kept["rankme"].tolist(), rel=1e-3)
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("ablation_*.csv")), ids=lambda path: path.stem)
+def test_tables_of_the_project_can_be_drawn(path, tmp_path):
+    app(["plot", str(path), "--output", str(tmp_path)], standalone_mode=False)
+    names = {one.name.removeprefix(f"{path.stem}_") for one in tmp_path.iterdir()}
+    assert {f"{name}.png" for name in read_table(path)["evaluation"].unique() if " on " not in name} <= names
