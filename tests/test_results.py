@@ -118,6 +118,24 @@ def test_tuned_comparisons_are_those_of_their_table():
         assert f"| {words} | {row['p_holm']:.2g} | {row['verdict']} |" in TEXT
     failed = reported[reported["accuracy"] < 0.22]["loss"].value_counts().to_dict()
     assert failed == {"barlow_twins": 3, "hsic_ssl": 2, "nt_xent": 2} and "7 of 50, at most 22 %" in TEXT
+    by_size = reported[reported["accuracy"] < 0.22]["batch_size"].value_counts().to_dict()
+    assert by_size == {32: 6, 256: 1} and reported["batch_size"].value_counts().to_dict() == {32: 25, 256: 25}
+    assert "6 of 25 runs at a batch of 32 learn nothing, and 1 of 25 at 256" in (ROOT / "README.md").read_text()
+
+
+def test_sentences_about_the_tuned_runs_are_those_of_their_tables():
+    text, table = " ".join(TEXT.split()), of("tuned_batch_size")
+    tried = table[table["tuned"].notna()].fillna({"lambda_times_d": 1.0})
+    means = tried.groupby(["loss", "batch_size", "learning_rate", "lambda_times_d"])["accuracy"].mean()
+    low = [f"{100 * means[loss, 32, 0.001, 1.0]:.1f} %" for loss in ("barlow_twins", "hsic_ssl")]
+    high = [f"{100 * means[loss, 256].max():.1f} %" for loss in ("barlow_twins", "hsic_ssl")]
+    assert f"{' and '.join(low)}, is higher than that of the best settings at 256, {' and '.join(high)}" in text
+    learned = []
+    for rows in (table[table["tuned"].isna()], of("batch_size", "batch_size in (32, 256)")):
+        rows = rows[(rows["evaluation"] == "linear") & (rows["accuracy"] >= 0.22)]
+        learned.append(100 * rows.groupby(["loss", "batch_size"])["accuracy"].mean())
+    gains = learned[0] - learned[1]
+    assert f"the accuracies are {gains.min():.0f} to {gains.max():.0f} points lower" in text
 
 
 def test_the_default_learning_rate_is_the_best_of_its_table():

@@ -255,6 +255,7 @@ def test_no_run_is_overwritten_and_other_folders_are_refused(tmp_path, scenes):
         ({"loss": "barlow"}, "'barlow_twins', 'hsic_ssl'.*'barlow'"),
         ({"precision": "fp8"}, "'fp8'"),
         ({"epochs": "8"}, "epochs must be a whole number of at least 1, got '8'"),
+        ({"view_size": 1}, "view_size must be a whole number of at least 2, or None, got 1"),
         ({"epochs": 8.5}, "epochs must be a whole number of at least 1, got 8.5"),
         ({"warmup_epochs": "1"}, "warmup_epochs must be a finite number of at least 0, or None, got '1'"),
         ({"projector": 128}, "projector must be a list of positive widths, got 128"),
