@@ -166,38 +166,40 @@ class _Split(Function):
 
 def _primal(views: Any, with_total: bool) -> tuple[Any, tuple[Tensor, ...]]:
     # As `standardize_with_scale`, but the scales are applied to C and not to the views.
-    (n, d), pairs, views = views[0].shape, _pairs(views), torch.stack(views)
+    n, views = len(views[0]), torch.stack(views)
     first = views[:, 0].clone()
     views -= first[:, None]
     views -= views.mean(dim=1, keepdim=True)
     scales = reciprocal_norm(first, views.square().sum(dim=1), n)
-    c = views.new_empty(len(pairs), d, d)
-    for one, (i, j) in zip(c, pairs, strict=True):
-        one.addmm_(views[i].T, views[j], beta=0).mul_(scales[i, :, None]).mul_(scales[j])
-    diagonal = c.diagonal(dim1=1, dim2=2).clone()
-    c.diagonal(dim1=1, dim2=2).zero_()
-    return (diagonal, c.square().sum(), c.sum() if with_total else None), (views, scales, c)
+    x, s = views.unbind(), scales.unbind()
+    matrices = [(x[i].T @ x[j]).mul_(s[i][:, None]).mul_(s[j]) for i, j in _pairs(views)]
+    diagonal = torch.stack([c.diagonal() for c in matrices])
+    squared_norm = reduce(torch.add, [c.fill_diagonal_(0).square().sum() for c in matrices])
+    total = reduce(torch.add, [c.sum() for c in matrices]) if with_total else None
+    return (diagonal, squared_norm, total), (views, scales, *matrices)
 
 
-def _primal_backward(views, scales, c, diagonal, for_diagonal, for_squares, for_total):
-    weights = c * for_squares
-    if isinstance(for_total, Tensor):
-        weights += for_total
-    # Row and column sums of C times its gradient. More is not needed: the gradients of standardized views have mean 0.
-    products, own = weights * c, for_diagonal * diagonal
-    rows, columns = products.sum(dim=2).add_(own), products.sum(dim=1).add_(own)
-    weights.diagonal(dim1=1, dim2=2).copy_(for_diagonal)
-    parts: list[list[tuple[Tensor, ...]]] = [[] for _ in views]
-    for weight, row, column, (i, j) in zip(weights, rows, columns, _pairs(views), strict=True):
-        weight.mul_(scales[i, :, None]).mul_(scales[j])
-        parts[i].append((views[j], weight.T, row))
-        parts[j].append((views[i], weight, column))
+def _primal_backward(views, scales, *saved):
+    *matrices, diagonal, for_diagonal, for_squares, for_total = saved
+    x, s, own = views.unbind(), scales.unbind(), for_diagonal * diagonal
+    parts: list[list[tuple[Tensor, ...]]] = [[] for _ in x]
+    for pair, (c, (i, j)) in enumerate(zip(matrices, _pairs(views), strict=True)):
+        weights = c * for_squares
+        if isinstance(for_total, Tensor):
+            weights += for_total
+        # Row and column sums of C times its gradient. More is not needed: gradients of standardized views have mean 0.
+        products = weights * c
+        along = torch.stack([products.sum(dim=1), products.sum(dim=0)]).add_(own[pair])
+        weights.diagonal().copy_(for_diagonal[pair])
+        weights.mul_(s[i][:, None]).mul_(s[j])
+        parts[i].append((x[j], weights.T, along[0]))
+        parts[j].append((x[i], weights, along[1]))
     gradients = []
-    for x, square, ((y, weight, along), *others) in zip(views, scales.square(), parts, strict=True):
-        gradient = y @ weight
-        for y, weight, more in others:
-            gradient, along = gradient.addmm_(y, weight), along + more
-        gradients.append(gradient.addcmul_(x, along * square, value=-1))
+    for z, square, ((y, weights, along), *others) in zip(x, scales.square(), parts, strict=True):
+        gradient = y @ weights
+        for y, weights, more in others:
+            gradient, along = gradient.addmm_(y, weights), along + more
+        gradients.append(gradient.addcmul_(z, along * square, value=-1))
     return gradients
 
 
