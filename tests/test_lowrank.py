@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hsic_lab.hsic import hsic
-from hsic_lab.kernels import Delta, Gaussian, InverseMultiquadric, Laplace, Linear, Polynomial, factor
+from hsic_lab.kernels import Delta, DistanceInduced, Gaussian, InverseMultiquadric, Laplace, Linear, Polynomial, factor
 
 SPECTRAL = [Gaussian(1.3), Gaussian(), Laplace(3.0), InverseMultiquadric(1.1), Gaussian(2.0) * Laplace(4.0)]
 
@@ -14,7 +14,7 @@ def sample(n, p, seed=0):
 
 
 @pytest.mark.parametrize("tolerance", [1e-2, 1e-5])
-@pytest.mark.parametrize("kernel", [*SPECTRAL, Linear(), Polynomial(2), Gaussian() + Linear()], ids=repr)
+@pytest.mark.parametrize("kernel", [*SPECTRAL, Linear(), Polynomial(2), DistanceInduced(), Gaussian() + Linear()], ids=repr)
 def test_cholesky_residual_is_within_the_tolerance(kernel, tolerance):
     x = sample(150, 2)
     gram, phi = kernel(x), factor(kernel, x, 150, tolerance=tolerance)

@@ -9,7 +9,8 @@ from torch.utils.checkpoint import checkpoint
 from hsic_lab._checks import check_choice, check_integer, no_autocast
 
 from hsic_lab.kernels import (  # isort: skip
-    Gaussian, InverseMultiquadric, Kernel, Laplace, Linear, Product, Sum, kernel_or, middle, require_finite,
+    DistanceInduced, Gaussian, InverseMultiquadric, Kernel, Laplace, Linear, Product, Sum, kernel_or, middle,
+    require_finite,
 )  # fmt: skip
 
 TILE_ROWS = 512  # two float32 tiles and their intermediate results fit a core's second-level cache
@@ -90,16 +91,17 @@ def paired_samples(x: Tensor, y: Tensor, kernel_x: Kernel, kernel_y: Kernel, at_
 
 
 def at_origin(x: Tensor, kernel: Kernel) -> Tensor:
-    """`x` minus its `middle` where only the rounding of HSIC depends on the origin: `Linear`, alone or in a sum."""
+    """`x` minus its `middle` if only HSIC's rounding depends on the origin: `Linear`, `DistanceInduced` and sums."""
     return x - middle(x) if _origin_dependence(kernel) == 1 else x
 
 
 def _origin_dependence(kernel: Kernel) -> int:
-    """0 for functions of ``x - x'``, 1 for `Linear` and its sums with those or itself, 2 for other kernels."""
+    """0 for functions of ``x - x'``, 1 for `Linear`, `DistanceInduced` and sums of all these, 2 for other kernels."""
     if isinstance(kernel, Sum | Product):
         largest = max(map(_origin_dependence, (kernel.first, kernel.second)))
         return 2 if largest and isinstance(kernel, Product) else largest
-    return 1 if isinstance(kernel, Linear) else 0 if isinstance(kernel, Gaussian | Laplace | InverseMultiquadric) else 2
+    stationary = isinstance(kernel, Gaussian | Laplace | InverseMultiquadric)
+    return 1 if isinstance(kernel, Linear | DistanceInduced) else 0 if stationary else 2
 
 
 def center(gram: Tensor) -> Tensor:

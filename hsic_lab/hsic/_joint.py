@@ -38,7 +38,8 @@ def dhsic(*samples: Tensor, kernels: Sequence[Kernel] | None = None) -> Tensor:
     *samples : Tensor of shape (n, p_1), ..., (n, p_m)
         Variables whose rows belong together, at least two.
     kernels : sequence of Kernel, optional
-        One for each variable; None means `Linear`. Linear and polynomial kernels depend on the origin here if m > 2.
+        One for each variable; None means `Linear`. If m > 2, the origin matters to linear, polynomial and
+        distance-induced kernels.
 
     Examples
     --------
