@@ -89,13 +89,13 @@ def main() -> None:
         for _ in range(int(repeats)):
             for version, path in files.items():
                 page = browser.new_page(viewport={"width": 1280, "height": 900})
-                page.goto(path.as_uri())
-                page.wait_for_selector("canvas[data-step]")
-                opened = page.evaluate("performance.now()")
                 cdp = page.context.new_cdp_session(page)
                 cdp.send("Performance.enable", {"timeDomain": "threadTicks"})
-                rows.append((version, "open", opened, 1000 * main_thread(cdp)))
-                page.wait_for_timeout(4000)  # until the matrices of the other steps are there
+                page.goto(path.as_uri())
+                page.wait_for_selector("canvas[data-step]")
+                rows.append((version, "open", page.evaluate("performance.now()"), 1000 * main_thread(cdp)))
+                for _ in STEPS:  # so that the matrices of all steps are there
+                    timed(page, cdp, *MOVES["training step"])
                 for move, (code, done) in MOVES.items():
                     rows.append((version, move, *timed(page, cdp, code, done)))
                 page.close()

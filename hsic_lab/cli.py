@@ -286,12 +286,18 @@ def _table_figures(path: Path) -> dict[str, Any]:
     figures = {}
     for evaluation, part in frame.groupby("evaluation", sort=False):
         validation = evaluation.endswith(" on validation")
+        if " of " in evaluation:  # the layers of the projector, drawn together below
+            continue
         for x in part["tuned"].unique() if validation else factors[:1]:
             lines = factors if validation else factors[1:]
             hue = ", ".join(lines)
             part = part.assign(**{hue: part[lines].astype(str).agg(", ".join, axis=1)}) if len(lines) > 1 else part
             name = f"{path.stem}_tuning_{x}.png" if validation else f"{path.stem}_{evaluation}.png"
             figures[name] = lab.plots.plot_ablation(part, x, hue or None, evaluation=evaluation).figure
+    if "layer" in frame:
+        hue = ", ".join(factors)
+        part = frame.assign(**{hue: frame[factors].astype(str).agg(", ".join, axis=1)}) if len(factors) > 1 else frame
+        figures[f"{path.stem}_layers.png"] = lab.plots.plot_ablation(part, "layer", hue).figure
     return figures
 
 

@@ -20,12 +20,12 @@ from sklearn.model_selection import train_test_split
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
-from torch import Tensor
+from torch import Tensor, nn
 
 from hsic_lab._checks import as_labels, check_integer, check_number, check_type, with_float64
 from hsic_lab.cka import cka_or_nan
 from hsic_lab.correlation import column_moments, to_array
-from hsic_lab.evaluation._features import Data, chance_accuracy, check_splits
+from hsic_lab.evaluation._features import Data, chance_accuracy, check_splits, extract_features
 
 VALIDATION = 0.2
 _MAX_ITERATIONS = 10_000
@@ -139,6 +139,35 @@ def _dispatches() -> bool:
     if os.environ.get("SCIPY_ARRAY_API") != "1" or not isinstance(logsumexp(torch.zeros(2)), Tensor):
         return False  # not set, or set after SciPy was imported
     return LogisticRegression().__sklearn_tags__().array_api_support
+
+
+def extract_layers(encoder: nn.Module, projector: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    """Compute the features of a frozen encoder and the outputs of the layers of its projector, by name.
+
+    The names are "encoder", "projector 1", "projector 2", ... A layer is a linear map with what follows it.
+
+    Parameters
+    ----------
+    encoder, projector, images : Module, Sequential or Linear, Tensor
+        The two networks of a run, and images, as in `extract_features`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from hsic_lab.encoders import MLPProjector
+    >>> from hsic_lab.evaluation import extract_layers
+    >>> layers = extract_layers(torch.nn.Flatten(), MLPProjector([12, 8, 5]), torch.zeros(4, 3, 2, 2))
+    >>> {name: x.shape[1] for name, x in layers.items()}
+    {'encoder': 12, 'projector 1': 8, 'projector 2': 5}
+    """
+    layers, blocks = {"encoder": extract_features(encoder, images)}, list[list[nn.Module]]()
+    for module in [projector] if isinstance(projector, nn.Linear) else projector.children():
+        if isinstance(module, nn.Linear) or not blocks:
+            blocks.append([])
+        blocks[-1].append(module)
+    for number, block in enumerate(blocks, 1):
+        layers[f"projector {number}"] = extract_features(nn.Sequential(*block), [*layers.values()][-1])
+    return layers
 
 
 def probe_table(

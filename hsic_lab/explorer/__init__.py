@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import cycle
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import anywidget
@@ -250,7 +251,7 @@ class CorrelationExplorer(anywidget.AnyWidget):
         self.step = max((panel.newest for panel in self._panels.values()), default=0)
         if self._panels:
             self.latest = self._matrix(0, self.step)
-        self.on_msg(lambda _, content, buffers: self._answer(content))
+        self.on_msg(lambda _, content, buffers: self._receive(content))
         self.observe(lambda _: self._send_orders(), "order")
 
     def callback(self, event: Event) -> None:
@@ -332,6 +333,13 @@ class CorrelationExplorer(anywidget.AnyWidget):
             "summary": asdict(correlations.CorrelationSummary.from_matrix(c, panel.n)),
             "diagonal_counts": diagonal.tolist(), "off_counts": (entries - diagonal).tolist(),
         }  # fmt: skip
+
+    def _receive(self, request: dict[str, Any]) -> None:
+        """Answer at once; or in a thread where it may take a second, so that other requests do not wait for it."""
+        if request["kind"] == "spectrum":
+            Thread(target=self._answer, args=(request,), daemon=True).start()
+        else:
+            self._answer(request)
 
     def _answer(self, request: dict[str, Any]) -> None:
         answers: dict[str, Any] = {"matrix": self._matrix, "spectrum": self._spectrum, "cell": self._cell}

@@ -4,7 +4,6 @@
 const HALVES = [0.05, 0.1, 0.2, 0.5, 1]; // half the width of the off-diagonal histogram
 const ORDER_NAMES = { index: "by index", diagonal: "by diagonal", cluster: "by clustering" };
 const PLAY_MS = 700; // a step
-const SLOW_SPECTRUM = 1024; // features whose singular values take a second; then the other steps come first
 
 function control(words, input) {
   return element("label", {}, words, input);
@@ -169,8 +168,7 @@ class Explorer {
     this.timer = setTimeout(() => { // while nothing moves
       const others = panels.flatMap((one, index) => one.steps.map((at) => ({ kind: "matrix", panel: index, step: at })));
       const ahead = others.filter((one) => store.bytes + 4 * panels[one.panel].d ** 2 < MAX_BYTES);
-      const slow = panels.some((one) => one.d > SLOW_SPECTRUM);
-      store.request([...shown, ...cells, ...(slow ? [...ahead, ...spectra] : [...spectra, ...ahead])]);
+      store.request([...shown, ...cells, ...spectra, ...ahead]);
     }, 150);
   }
 
