@@ -37,7 +37,10 @@ const samples = () => root.querySelector(".behind figcaption")?.textContent, old
 const ordered = () => root.querySelector(".columns").textContent.includes("position 0");
 """
 MOVES = {  # what happens, and what holds once it is shown
-    "training step": ("fire('step', 'input', (Number(control('step').value) + 1) % 4)", "canvas.dataset.step !== old[0]"),
+    "training step": (
+        "fire('step', 'input', (Number(control('step').value) + 1) % 4)",
+        "canvas.dataset.step !== old[0]",
+    ),
     "order by clustering": ("fire('order', 'change', 'cluster')", "ordered()"),
     "order by diagonal": ("fire('order', 'change', 'diagonal')", "ordered()"),
     "color limit": ("fire('limit', 'input', 0.3 + 0.5 * Math.random())", "true"),
@@ -85,7 +88,9 @@ def main() -> None:
             then = subprocess.run(["git", "show", f"{revision}:{name}"], cwd=ROOT, capture_output=True, check=True)
             text = text.replace((ROOT / name).read_text(encoding="utf-8").rstrip(), then.stdout.decode().rstrip())
         files[revision].write_text(text, encoding="utf-8")
-        browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"])
+        browser = driver.chromium.launch(
+            executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"]
+        )
         for _ in range(int(repeats)):
             for version, path in files.items():
                 page = browser.new_page(viewport={"width": 1280, "height": 900})

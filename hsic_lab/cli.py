@@ -284,10 +284,8 @@ def _table_figures(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} has no factor: its grid varies nothing")
     lab.plots.set_theme()
     figures = {}
-    for evaluation, part in frame.groupby("evaluation", sort=False):
+    for evaluation, part in frame[~frame["evaluation"].str.contains(" of ")].groupby("evaluation", sort=False):
         validation = evaluation.endswith(" on validation")
-        if " of " in evaluation:  # the layers of the projector, drawn together below
-            continue
         for x in part["tuned"].unique() if validation else factors[:1]:
             lines = factors if validation else factors[1:]
             hue = ", ".join(lines)

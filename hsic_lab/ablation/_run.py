@@ -17,7 +17,6 @@ import numpy as np
 import pandas as pd
 import torch
 from joblib import Parallel, delayed
-from torch import nn
 from tqdm.auto import tqdm
 
 from hsic_lab import __version__
@@ -101,8 +100,7 @@ def run_ablation(
         scores = np.reshape([rows[0]["accuracy"] for rows in found], (len(tried), -1)).mean(axis=1)
         _choose(dict(zip(tried, scores, strict=True)), place, levels, chosen)
     plan = plan_runs(grid.plan(chosen), grid, data)
-    evaluations = (*grid.evaluate, *([LAYERS] if grid.layers else []))
-    frames += _table(plan, _run_all(plan, evaluations, grid.name, *options), grid.name)
+    frames += _table(plan, _run_all(plan, (*grid.evaluate, *[LAYERS] * grid.layers), grid.name, *options), grid.name)
     frame = pd.DataFrame(frames)
     if places:
         frame.attrs["chosen"] = []
@@ -273,7 +271,7 @@ def cut(data: ImageData, sizes: Mapping[str, Any]) -> ImageData:
 
 def _evaluate(run: Run, data: ImageData, evaluations: Names, split: str) -> Rows:
     """One row per evaluation of a finished run on the test images, which are those of the split "test" or another."""
-    projector = run.projector if LAYERS in evaluations else nn.Sequential()
+    projector = run.projector if LAYERS in evaluations else torch.nn.Sequential()
     train, test = (extract_layers(run.encoder, projector, split.images) for split in (data.train, data.test))
     train_x, test_x, train_y, test_y = train["encoder"], test["encoder"], data.train.labels, data.test.labels
     c = run.snapshots[max(run.snapshots)].double().numpy()
@@ -294,9 +292,8 @@ def _evaluate(run: Run, data: ImageData, evaluations: Names, split: str) -> Rows
             accuracy = linear_probe(train[layer], train_y, test[layer], test_y).accuracy
             row = {"evaluation": name, "accuracy": accuracy, "protocol": LINEAR_PROTOCOL} | shared
             if LAYERS in evaluations:
-                one_hot = nn.functional.one_hot(test_y).double()
-                row |= {"layer": layer, "cka_labels": cka_or_nan(test[layer].double(), one_hot)}
-                row |= {"rankme": rankme(test[layer])}
+                similar = cka_or_nan(test[layer].double(), torch.nn.functional.one_hot(test_y).double())
+                row |= {"layer": layer, "cka_labels": similar, "rankme": rankme(test[layer])}
             rows.append(row | ({} if layer == "encoder" else {"evaluation": f"linear of {layer}"}))
     return rows
 

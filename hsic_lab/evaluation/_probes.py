@@ -4,7 +4,7 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 import pandas as pd
@@ -154,19 +154,16 @@ def extract_layers(encoder: nn.Module, projector: nn.Module, images: Tensor) -> 
     Examples
     --------
     >>> import torch
-    >>> from hsic_lab.encoders import MLPProjector
     >>> from hsic_lab.evaluation import extract_layers
-    >>> layers = extract_layers(torch.nn.Flatten(), MLPProjector([12, 8, 5]), torch.zeros(4, 3, 2, 2))
+    >>> layers = extract_layers(torch.nn.Flatten(), torch.nn.Linear(12, 5), torch.zeros(4, 3, 2, 2))
     >>> {name: x.shape[1] for name, x in layers.items()}
-    {'encoder': 12, 'projector 1': 8, 'projector 2': 5}
+    {'encoder': 12, 'projector 1': 5}
     """
-    layers, blocks = {"encoder": extract_features(encoder, images)}, list[list[nn.Module]]()
-    for module in [projector] if isinstance(projector, nn.Linear) else projector.children():
-        if isinstance(module, nn.Linear) or not blocks:
-            blocks.append([])
-        blocks[-1].append(module)
-    for number, block in enumerate(blocks, 1):
-        layers[f"projector {number}"] = extract_features(nn.Sequential(*block), [*layers.values()][-1])
+    x = extract_features(encoder, images)
+    layers, modules = {"encoder": x}, [projector] if isinstance(projector, nn.Linear) else [*projector.children()]
+    starts = [i for i, module in enumerate(modules) if i == 0 or isinstance(module, nn.Linear)]
+    for number, (start, end) in enumerate(pairwise([*starts, None]), 1):
+        layers[f"projector {number}"] = x = extract_features(nn.Sequential(*modules[start:end]), x)
     return layers
 
 

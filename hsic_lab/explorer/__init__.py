@@ -271,7 +271,7 @@ class CorrelationExplorer(anywidget.AnyWidget):
         step, panels = self.step if step is None else step, self._panels.items()
         matrices = {name: panel.snapshots[panel.step_at(step)] for name, panel in panels}
         orders = {name: correlations.feature_order(panel.snapshots[panel.newest], self.order) for name, panel in panels}
-        return matrix_figure(matrices, {name: panel.n for name, panel in panels}, self.limit, orders)
+        return self._named(matrix_figure(matrices, {name: panel.n for name, panel in panels}, self.limit, orders))
 
     def save_html(self, path: str | os.PathLike) -> Path:
         """Write the explorer into one HTML file that needs neither a kernel nor a network, and return its path.
@@ -290,11 +290,17 @@ class CorrelationExplorer(anywidget.AnyWidget):
         if bundle is not None and self._panels:
             matrices = {name: panel.snapshots[panel.step_at(self.step)] for name, panel in self._panels.items()}
             large = max(map(len, matrices.values())) > _LARGE
-            buffer, figure = io.BytesIO(), compare_cross_correlations(matrices, self.limit) if large else self.figure()
-            figure.savefig(buffer, format="png", dpi=100)
-            plt.close(figure)
+            still = self._named(compare_cross_correlations(matrices, self.limit)) if large else self.figure()
+            still.savefig(buffer := io.BytesIO(), format="png", dpi=100)
+            plt.close(still)
             bundle[0]["image/png"] = base64.b64encode(buffer.getvalue()).decode()
         return bundle
+
+    def _named(self, figure: Figure) -> Figure:
+        """Name the axes of each heatmap of one array, which has no views."""
+        for ax in [ax for ax, panel in zip(figure.axes, self._panels.values(), strict=False) if panel.one]:
+            ax.set(xlabel=ax.get_xlabel().replace("feature of view B", "feature"), ylabel="feature")
+        return figure
 
     @traitlets.validate("limit")
     def _positive(self, proposal: dict) -> float:
@@ -335,11 +341,9 @@ class CorrelationExplorer(anywidget.AnyWidget):
         }  # fmt: skip
 
     def _receive(self, request: dict[str, Any]) -> None:
-        """Answer at once; or in a thread where it may take a second, so that other requests do not wait for it."""
-        if request["kind"] == "spectrum":
-            Thread(target=self._answer, args=(request,), daemon=True).start()
-        else:
-            self._answer(request)
+        """Answer at once, but in a thread about a spectrum: that may take a second, and other requests do not wait."""
+        answer = Thread(target=self._answer, args=(request,), daemon=True)
+        (answer.start if request["kind"] == "spectrum" else answer.run)()
 
     def _answer(self, request: dict[str, Any]) -> None:
         answers: dict[str, Any] = {"matrix": self._matrix, "spectrum": self._spectrum, "cell": self._cell}

@@ -91,7 +91,7 @@ class Heatmap {
       if (count && !(one && k)) lines.push(`constant features${one ? "" : ` of view ${"AB"[k]}`}: ${count}, left out of these numbers`);
     });
     this.sums.replaceChildren(...lines.map((words) => element("div", {}, words)));
-    this.canvas.setAttribute("aria-label", `Cross-correlation matrix. ${lines.join(". ")}. ${HELP}`);
+    this.canvas.setAttribute("aria-label", `${one ? "Correlation" : "Cross-correlation"} matrix. ${lines.join(". ")}. ${HELP}`);
     this.canvas.dataset.step = matrix.step;
   }
 

@@ -123,9 +123,13 @@ def test_layers_of_the_projector_are_probed(tmp_path):
     plain = run_ablation(replace(one, layers=False), tmp_path / "runs", progress=False)
     kept = frame[~frame["evaluation"].str.contains(" of ")].reset_index(drop=True)
     assert list(plain) == [name for name in frame if name not in ("layer", "cka_labels")]
-    pd.testing.assert_frame_equal(plain, kept[list(plain)], atol=0.01, rtol=1e-3)  # features of a loaded run are rounded
+    pd.testing.assert_frame_equal(
+        plain, kept[list(plain)], atol=0.01, rtol=1e-3
+    )  # features of a loaded run are rounded
     ax = plot_ablation(frame, "layer", "loss")
-    means = frame[frame["layer"].notna() & (frame["loss"] == "hsic_ssl")].groupby("layer", sort=False)["accuracy"].mean()
+    means = (
+        frame[frame["layer"].notna() & (frame["loss"] == "hsic_ssl")].groupby("layer", sort=False)["accuracy"].mean()
+    )
     np.testing.assert_allclose(ax.get_lines()[1].get_ydata(), means)
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["encoder", "projector 1", "projector 2"]
     write_table(frame, one, tmp_path / "tiny.csv", "hsic-lab ablate")

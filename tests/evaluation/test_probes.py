@@ -18,7 +18,13 @@ from hsic_lab.diagnostics import rankme
 from hsic_lab.encoders import MLPProjector
 from hsic_lab.evaluation import _probes as probes
 from hsic_lab.evaluation import (
-    confusion, extract_features, extract_layers, few_label_curve, few_label_summary, linear_probe, probe_table,
+    confusion,
+    extract_features,
+    extract_layers,
+    few_label_curve,
+    few_label_summary,
+    linear_probe,
+    probe_table,
 )  # fmt: skip
 
 
