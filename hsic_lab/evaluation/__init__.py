@@ -2,6 +2,7 @@
 
 from hsic_lab._statistics import few_label_summary, probe_summary
 from hsic_lab.evaluation._features import extract_features, knn_accuracy
+
 from hsic_lab.evaluation._probes import (  # isort: skip
     ProbeResult, confusion, extract_layers, few_label_curve, linear_probe, probe_table,
 )  # fmt: skip

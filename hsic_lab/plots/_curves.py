@@ -117,8 +117,7 @@ def plot_ablation(
         The columns of the factor on the axis and, optionally, of the factor with a line for each level.
     value, evaluation : str
         The column to draw, and the evaluation whose rows are used. A seed occurs once in a group. For a tuning curve,
-        `x` is the setting that was tuned and `evaluation` ends in " on validation". If `x` is "layer", the rows of
-        all layers are used.
+        `x` is the tuned setting and `evaluation` ends in " on validation". If `x` is "layer", all layers are drawn.
     """
     require_columns(frame, [x, value, *([hue] if hue else [])])
     if evaluation.endswith(" on validation"):
