@@ -74,6 +74,8 @@ class Grid:
         the first ``n_train``; of digit scenes, scenes of the last quarter of each class of the training digits.
     evaluate : sequence of str
         Of "linear" (`linear_probe`) and "knn" (`knn_accuracy`), each on the test split.
+    layers : bool
+        Whether "linear" probes the layers of the projector too, for the column `layer` of the table.
     tune : mapping of str to sequence
         Values of settings that are chosen for every combination of factors by itself, one setting after the other: the
         value with the highest mean accuracy of the first of `evaluate` on the validation images. An entry of `include`
@@ -97,6 +99,7 @@ class Grid:
     seeds: int | Sequence[int] = 1
     data: Mapping[str, int] = field(default_factory=dict)
     evaluate: Sequence[str] = EVALUATIONS
+    layers: bool = False
     tune: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     tune_seeds: int | Sequence[int] = 1
 
@@ -138,6 +141,8 @@ class Grid:
         if not names or any(name not in EVALUATIONS or names.count(name) > 1 for name in names):
             words = f"a list of at least one of {EVALUATIONS}, each at most once"
             raise ValueError(f"evaluate must be {words}, got {self.evaluate!r}")
+        if not isinstance(self.layers, bool) or (self.layers and "linear" not in names):
+            raise ValueError(f'layers must be true or false, true only with "linear" in evaluate, got {self.layers!r}')
         for name in ("seeds", "tune_seeds"):
             seeds: Any = getattr(self, name)
             several = isinstance(seeds, list) and all(is_whole(seed) and seed >= 0 for seed in seeds)

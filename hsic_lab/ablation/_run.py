@@ -22,18 +22,20 @@ from tqdm.auto import tqdm
 from hsic_lab import __version__
 from hsic_lab._io import progress_options, remove_leftovers, replace_file, sole_process
 from hsic_lab.ablation._grids import Grid, Level, Planned, read_grid
+from hsic_lab.cka import cka_or_nan
 from hsic_lab.correlation import off_diagonal
 from hsic_lab.datasets import LOADERS, ImageData, data_folder, load
 from hsic_lab.datasets._folders import content_digest
 from hsic_lab.datasets._published import check_name, full_name
 from hsic_lab.diagnostics import rankme
-from hsic_lab.evaluation import extract_features, knn_accuracy, linear_probe
+from hsic_lab.evaluation import extract_layers, knn_accuracy, linear_probe
 from hsic_lab.evaluation._features import NEIGHBORS, knn_protocol
 from hsic_lab.training import Run, TrainConfig, train_or_load
 from hsic_lab.training._config import processor
 from hsic_lab.training._run import SETTINGS, DamagedRun, remove_run
 
 RESULT, LOCK = "result.json", "lock"
+LAYERS = "layers"  # beside the names of the evaluations of a run
 LINEAR_PROTOCOL = "logistic regression on frozen features, penalty chosen on a part of the training split"
 _VERSION = 2  # of the content of a stored result; results of another version are evaluated again
 Rows = list[dict[str, Any]]
@@ -77,6 +79,8 @@ def run_ablation(
         `hardware, threads, torch, hsic_lab, precision, split, n_train, n_test`. With a `tune`, also rows of its runs:
         `tuned` is the setting that was tried, and `evaluation` ends in " on validation"; ``attrs["chosen"]`` lists the
         factors and chosen settings of each combination, and "at_end", those whose best value is the first or last.
+        With `layers`, also rows of the projector's layers: `layer` is "encoder", "projector 1", ..., `evaluation` of
+        the latter "linear of projector 1", ...; `rankme` is of that layer, and `cka_labels` as in `probe_table`.
     """
     grid = grid if isinstance(grid, Grid) else read_grid(grid)
     grid = grid if seeds is None else replace(grid, seeds=seeds)
@@ -96,7 +100,7 @@ def run_ablation(
         scores = np.reshape([rows[0]["accuracy"] for rows in found], (len(tried), -1)).mean(axis=1)
         _choose(dict(zip(tried, scores, strict=True)), place, levels, chosen)
     plan = plan_runs(grid.plan(chosen), grid, data)
-    frames += _table(plan, _run_all(plan, tuple(grid.evaluate), grid.name, *options), grid.name)
+    frames += _table(plan, _run_all(plan, (*grid.evaluate, *[LAYERS] * grid.layers), grid.name, *options), grid.name)
     frame = pd.DataFrame(frames)
     if places:
         frame.attrs["chosen"] = []
@@ -240,7 +244,7 @@ def _train_and_evaluate(one: Planned, folder: Path, data: ImageData | None, eval
         result = {"accuracy": float("nan"), "state": f"failed: {type(error).__name__}: {error}"}
         result |= {"seconds": time.perf_counter() - started} | made_with
         lasting = not isinstance(error, OSError | MemoryError)  # a full disk says nothing about the settings
-        return [{"evaluation": name} | result for name in evaluations], lasting
+        return [{"evaluation": name} | result for name in evaluations if name != LAYERS], lasting
 
 
 @lru_cache(maxsize=2)  # a process that makes many runs reads its images once
@@ -267,8 +271,9 @@ def cut(data: ImageData, sizes: Mapping[str, Any]) -> ImageData:
 
 def _evaluate(run: Run, data: ImageData, evaluations: Names, split: str) -> Rows:
     """One row per evaluation of a finished run on the test images, which are those of the split "test" or another."""
-    train_x, test_x = (extract_features(run.encoder, split.images) for split in (data.train, data.test))
-    splits = train_x, data.train.labels, test_x, data.test.labels
+    projector = run.projector if LAYERS in evaluations else torch.nn.Sequential()
+    train, test = (extract_layers(run.encoder, projector, split.images) for split in (data.train, data.test))
+    train_x, test_x, train_y, test_y = train["encoder"], test["encoder"], data.train.labels, data.test.labels
     c = run.snapshots[max(run.snapshots)].double().numpy()
     off = off_diagonal(c)
     shared = {
@@ -279,10 +284,17 @@ def _evaluate(run: Run, data: ImageData, evaluations: Names, split: str) -> Rows
     }  # fmt: skip
     rows = []
     for name in evaluations:
-        k = min(NEIGHBORS, len(train_x))  # not the default: tables stay comparable
-        accuracy = linear_probe(*splits).accuracy if name == "linear" else knn_accuracy(*splits, k=k)
-        protocol = LINEAR_PROTOCOL if name == "linear" else knn_protocol(len(train_x))
-        rows.append({"evaluation": name, "accuracy": accuracy, "protocol": protocol} | shared)
+        if name == "knn":
+            k = min(NEIGHBORS, len(train_x))  # not the default: tables stay comparable
+            accuracy, protocol = knn_accuracy(train_x, train_y, test_x, test_y, k=k), knn_protocol(len(train_x))
+            rows.append({"evaluation": name, "accuracy": accuracy, "protocol": protocol} | shared)
+        for layer in train if name == "linear" else ():
+            accuracy = linear_probe(train[layer], train_y, test[layer], test_y).accuracy
+            row = {"evaluation": name, "accuracy": accuracy, "protocol": LINEAR_PROTOCOL} | shared
+            if LAYERS in evaluations:
+                similar = cka_or_nan(test[layer].double(), torch.nn.functional.one_hot(test_y).double())
+                row |= {"layer": layer, "cka_labels": similar, "rankme": rankme(test[layer])}
+            rows.append(row | ({} if layer == "encoder" else {"evaluation": f"linear of {layer}"}))
     return rows
 
 

@@ -4,7 +4,7 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 import pandas as pd
@@ -20,12 +20,12 @@ from sklearn.model_selection import train_test_split
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
-from torch import Tensor
+from torch import Tensor, nn
 
 from hsic_lab._checks import as_labels, check_integer, check_number, check_type, with_float64
 from hsic_lab.cka import cka_or_nan
 from hsic_lab.correlation import column_moments, to_array
-from hsic_lab.evaluation._features import Data, chance_accuracy, check_splits
+from hsic_lab.evaluation._features import Data, chance_accuracy, check_splits, extract_features
 
 VALIDATION = 0.2
 _MAX_ITERATIONS = 10_000
@@ -139,6 +139,32 @@ def _dispatches() -> bool:
     if os.environ.get("SCIPY_ARRAY_API") != "1" or not isinstance(logsumexp(torch.zeros(2)), Tensor):
         return False  # not set, or set after SciPy was imported
     return LogisticRegression().__sklearn_tags__().array_api_support
+
+
+def extract_layers(encoder: nn.Module, projector: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    """Compute the features of a frozen encoder and the outputs of the layers of its projector, by name.
+
+    The names are "encoder", "projector 1", "projector 2", ... A layer is a linear map with what follows it.
+
+    Parameters
+    ----------
+    encoder, projector, images : Module, Sequential or Linear, Tensor
+        The two networks of a run, and images, as in `extract_features`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from hsic_lab.evaluation import extract_layers
+    >>> layers = extract_layers(torch.nn.Flatten(), torch.nn.Linear(12, 5), torch.zeros(4, 3, 2, 2))
+    >>> {name: x.shape[1] for name, x in layers.items()}
+    {'encoder': 12, 'projector 1': 5}
+    """
+    x = extract_features(encoder, images)
+    layers, modules = {"encoder": x}, [projector] if isinstance(projector, nn.Linear) else [*projector.children()]
+    starts = [i for i, module in enumerate(modules) if i == 0 or isinstance(module, nn.Linear)]
+    for number, (start, end) in enumerate(pairwise([*starts, None]), 1):
+        layers[f"projector {number}"] = x = extract_features(nn.Sequential(*modules[start:end]), x)
+    return layers
 
 
 def probe_table(

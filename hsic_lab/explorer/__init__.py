@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import cycle
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import anywidget
@@ -250,7 +251,7 @@ class CorrelationExplorer(anywidget.AnyWidget):
         self.step = max((panel.newest for panel in self._panels.values()), default=0)
         if self._panels:
             self.latest = self._matrix(0, self.step)
-        self.on_msg(lambda _, content, buffers: self._answer(content))
+        self.on_msg(lambda _, content, buffers: self._receive(content))
         self.observe(lambda _: self._send_orders(), "order")
 
     def callback(self, event: Event) -> None:
@@ -270,7 +271,7 @@ class CorrelationExplorer(anywidget.AnyWidget):
         step, panels = self.step if step is None else step, self._panels.items()
         matrices = {name: panel.snapshots[panel.step_at(step)] for name, panel in panels}
         orders = {name: correlations.feature_order(panel.snapshots[panel.newest], self.order) for name, panel in panels}
-        return matrix_figure(matrices, {name: panel.n for name, panel in panels}, self.limit, orders)
+        return self._named(matrix_figure(matrices, {name: panel.n for name, panel in panels}, self.limit, orders))
 
     def save_html(self, path: str | os.PathLike) -> Path:
         """Write the explorer into one HTML file that needs neither a kernel nor a network, and return its path.
@@ -289,11 +290,17 @@ class CorrelationExplorer(anywidget.AnyWidget):
         if bundle is not None and self._panels:
             matrices = {name: panel.snapshots[panel.step_at(self.step)] for name, panel in self._panels.items()}
             large = max(map(len, matrices.values())) > _LARGE
-            buffer, figure = io.BytesIO(), compare_cross_correlations(matrices, self.limit) if large else self.figure()
-            figure.savefig(buffer, format="png", dpi=100)
-            plt.close(figure)
+            still = self._named(compare_cross_correlations(matrices, self.limit)) if large else self.figure()
+            still.savefig(buffer := io.BytesIO(), format="png", dpi=100)
+            plt.close(still)
             bundle[0]["image/png"] = base64.b64encode(buffer.getvalue()).decode()
         return bundle
+
+    def _named(self, figure: Figure) -> Figure:
+        """Name the axes of each heatmap of one array, which has no views."""
+        for ax in [ax for ax, panel in zip(figure.axes, self._panels.values(), strict=False) if panel.one]:
+            ax.set(xlabel=ax.get_xlabel().replace("feature of view B", "feature"), ylabel="feature")
+        return figure
 
     @traitlets.validate("limit")
     def _positive(self, proposal: dict) -> float:
@@ -332,6 +339,11 @@ class CorrelationExplorer(anywidget.AnyWidget):
             "summary": asdict(correlations.CorrelationSummary.from_matrix(c, panel.n)),
             "diagonal_counts": diagonal.tolist(), "off_counts": (entries - diagonal).tolist(),
         }  # fmt: skip
+
+    def _receive(self, request: dict[str, Any]) -> None:
+        """Answer at once, but in a thread about a spectrum: that may take a second, and other requests do not wait."""
+        answer = Thread(target=self._answer, args=(request,), daemon=True)
+        (answer.start if request["kind"] == "spectrum" else answer.run)()
 
     def _answer(self, request: dict[str, Any]) -> None:
         answers: dict[str, Any] = {"matrix": self._matrix, "spectrum": self._spectrum, "cell": self._cell}

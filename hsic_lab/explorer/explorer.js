@@ -4,7 +4,6 @@
 const HALVES = [0.05, 0.1, 0.2, 0.5, 1]; // half the width of the off-diagonal histogram
 const ORDER_NAMES = { index: "by index", diagonal: "by diagonal", cluster: "by clustering" };
 const PLAY_MS = 700; // a step
-const SLOW_SPECTRUM = 1024; // features whose singular values take a second; then the other steps come first
 
 function control(words, input) {
   return element("label", {}, words, input);
@@ -14,7 +13,8 @@ class Explorer {
   constructor(model, root) {
     this.model = model;
     this.root = root;
-    this.store = new Store(model, () => this.draw());
+    this.store = new Store(model, () => this.update());
+    this.colors = bytesOf(model.get("colors"));
     this.heatmaps = [];
     this.build(root);
     const latest = () => {
@@ -23,17 +23,18 @@ class Explorer {
     };
     const heard = {
       "msg:custom": (message, buffers) => this.store.receive(message, buffers),
-      "change:latest": () => { latest(); this.draw(); },
+      "change:latest": () => { latest(); this.update(); },
     };
-    for (const name of ["panels", "step", "orders", "order", "limit", "cell"]) heard[`change:${name}`] = () => this.draw();
+    for (const name of ["panels", "step", "orders", "order", "limit", "cell"]) heard[`change:${name}`] = () => this.update();
     for (const [name, act] of Object.entries(heard)) model.on(name, act);
     // The width is 0 until the notebook attaches the element, and changes when it attaches it again.
-    this.sizes = new ResizeObserver(() => root.clientWidth !== this.width && this.draw());
+    this.sizes = new ResizeObserver(() => root.clientWidth !== this.width && this.update());
     this.sizes.observe(root);
     this.close = () => {
       this.sizes.disconnect();
       this.pause();
       clearTimeout(this.timer);
+      cancelAnimationFrame(this.frame);
       for (const [name, act] of Object.entries(heard)) model.off(name, act);
     };
     latest();
@@ -73,6 +74,7 @@ class Explorer {
       button("reset", "Reset zoom", zooms((one) => one.zoom(0, 0, one.d))));
     this.waiting = element("div", { class: "help" }, "Waiting for the first matrix.");
     this.barCanvas = element("canvas", { "aria-hidden": "true" });
+    drawColorBar(this.barCanvas, this.colors);
     this.barWords = element("div");
     this.bar = element("div", { class: "bar", "aria-hidden": "true" }, this.barCanvas, this.barWords);
     this.panels = element("div", { class: "panels" });
@@ -117,7 +119,15 @@ class Explorer {
 
   zoom(d, view) {
     for (const one of this.heatmaps) if (one.d === d) one.window = view;
-    this.draw();
+    this.update();
+  }
+
+  // Draw in the next frame, once for all that happens until then; a hidden tab has no frames.
+  update() {
+    this.frame ??= requestAnimationFrame(() => {
+      this.frame = null;
+      this.draw();
+    });
   }
 
   draw() {
@@ -139,7 +149,6 @@ class Explorer {
     this.select.value = model.get("order");
     this.limit.value = limit;
     this.limitWords.textContent = `±${number(limit)}`;
-    drawColorBar(this.barCanvas, bytesOf(model.get("colors")));
     const shown = panels.map((_, panel) => ({ kind: "matrix", panel, step: this.at(panel, step) }));
     const present = shown.map((one) => store.get(one));
     this.complete = present.every(Boolean);
@@ -149,9 +158,8 @@ class Explorer {
     const ends = [above + number(limit), number(0), below + number(-limit)];
     this.barWords.replaceChildren(...ends.map((words) => element("span", {}, words)));
     present.forEach((matrix, index) => matrix && this.heatmaps[index].draw(matrix));
-    this.heatmaps.forEach((one) => one.mark());
     const spectra = shown.map((one) => ({ ...one, kind: "spectrum" }));
-    this.drawCharts(panels, spectra, present);
+    this.drawCharts(panels, present, spectra.map((one) => store.get(one)?.values));
     const [panel, i, j] = model.get("cell");
     const cells = panel === undefined ? [] : [{ kind: "cell", panel, step: this.at(panel, step), i, j }];
     this.showBehind(cells[0]);
@@ -160,14 +168,15 @@ class Explorer {
     this.timer = setTimeout(() => { // while nothing moves
       const others = panels.flatMap((one, index) => one.steps.map((at) => ({ kind: "matrix", panel: index, step: at })));
       const ahead = others.filter((one) => store.bytes + 4 * panels[one.panel].d ** 2 < MAX_BYTES);
-      const slow = panels.some((one) => one.d > SLOW_SPECTRUM);
-      store.request([...shown, ...cells, ...(slow ? [...ahead, ...spectra] : [...spectra, ...ahead])]);
+      store.request([...shown, ...cells, ...spectra, ...ahead]);
     }, 150);
   }
 
-  drawCharts(panels, spectra, present) {
+  drawCharts(panels, present, spectra) {
     const given = present.map((matrix, index) => matrix && { ...matrix, color: panels[index].color }).filter(Boolean);
-    if (!given.length) return;
+    const drawn = [this.width, ...present, ...spectra];
+    if (!given.length || drawn.every((one, k) => one === this.charted?.[k])) return;
+    this.charted = drawn;
     const counts = (key) => given.map((one) => ({ color: one.color, counts: one[key] }));
     const negative = given.some((one) => one.diagonal_counts.slice(0, one.diagonal_counts.length / 2).some(Boolean));
     histogram(this.charts[0], counts("diagonal_counts"), {
@@ -185,9 +194,8 @@ class Explorer {
       low: -half, high: half, bins: 40, band, lines: given.map((one) => one.summary.lower_bound),
       xlabel: "C of two features", description: "Histogram of the off-diagonal entries",
     });
-    const values = spectra.map((one) => ({ color: panels[one.panel].color, values: this.store.get(one)?.values }));
-    const there = values.every((one) => one.values);
-    if (there) spectrumChart(this.charts[2], values, "Singular values of C over the largest");
+    const there = spectra.every(Boolean), lines = spectra.map((values, k) => ({ color: panels[k].color, values }));
+    if (there) spectrumChart(this.charts[2], lines, "Singular values of C over the largest");
     this.charts[2].style.opacity = there ? 1 : 0.3; // of another step until the values are there
   }
 

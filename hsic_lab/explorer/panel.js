@@ -19,6 +19,7 @@ class Heatmap {
     this.d = panel.d;
     this.panel = panel;
     this.window = { row: 0, column: 0, size: panel.d };
+    this.indices = Int32Array.from({ length: panel.d }, (_, k) => k);
     this.cursor = [0, 0];
     this.canvas = element("canvas", { tabindex: 0, role: "img" });
     this.overlay = shape("svg", { preserveAspectRatio: "none", "aria-hidden": "true" });
@@ -33,12 +34,14 @@ class Heatmap {
     this.listen();
   }
 
+  // The order of the features, null by index. Until a new one arrives, the old one stays.
   get order() {
-    const { by, positions } = this.view.model.get("orders");
-    if (!by || by === "index" || by !== this.view.model.get("order")) return null;
-    const given = positions[this.index];
-    if (given !== this.given) [this.given, this.positions] = [given, given && Int32Array.from(given)];
-    return this.positions ?? null;
+    const { by, positions } = this.view.model.get("orders"), wanted = this.view.model.get("order");
+    if (wanted === "index") return null;
+    const given = by === wanted && positions[this.index];
+    if (!given) return this.drawn?.order ?? null;
+    if (given !== this.given) [this.given, this.positions] = [given, Int32Array.from(given)];
+    return this.positions;
   }
 
   position(feature) {
@@ -49,17 +52,30 @@ class Heatmap {
     return this.order ? this.order[position] : position;
   }
 
+  // Compute, color and describe only what has changed.
   draw(matrix) {
-    this.matrix = matrix;
-    const { model } = this.view;
-    const blocks = blockMeans(matrix.arrays[0], this.d, this.order, this.window);
-    drawMatrix(this.canvas, blocks, bytesOf(model.get("colors")), model.get("limit"));
+    const { order, window } = this, limit = this.view.model.get("limit"), before = this.drawn ?? {};
+    this.drawn = { matrix, order, window, limit };
+    const same = (...names) => names.every((name) => this.drawn[name] === before[name]);
+    if (!same("matrix")) this.describe(matrix);
+    if (!same("order", "window")) this.label();
+    if (!same("matrix", "order", "window")) this.blocks = blockMeans(matrix.arrays[0], this.d, order ?? this.indices, window);
+    if (!same("matrix", "order", "window", "limit")) drawMatrix(this.canvas, this.blocks, this.view.colors, limit);
+    this.mark();
+  }
+
+  label() {
     const { row, column, size } = this.window;
     const named = (at) => (this.order ? `position ${at}` : `${at}`);
     const ends = (at, words) => [named(at), words, named(at + size - 1)].map((text) => element("span", {}, text));
     const { one } = this.panel;
     this.columns.replaceChildren(...ends(column, one ? "feature" : "feature of view B"));
     this.rows.replaceChildren(...ends(row, one ? "feature" : "feature of view A"));
+  }
+
+  describe(matrix) {
+    this.matrix = matrix;
+    const { one } = this.panel;
     const s = matrix.summary;
     const norm = s.off_diagonal_squared_norm + (this.d - s.n_constant) * s.rms_diagonal ** 2;
     const among = one ? "among the features" : "between the two views";
@@ -75,9 +91,8 @@ class Heatmap {
       if (count && !(one && k)) lines.push(`constant features${one ? "" : ` of view ${"AB"[k]}`}: ${count}, left out of these numbers`);
     });
     this.sums.replaceChildren(...lines.map((words) => element("div", {}, words)));
-    this.canvas.setAttribute("aria-label", `Cross-correlation matrix. ${lines.join(". ")}. ${HELP}`);
+    this.canvas.setAttribute("aria-label", `${one ? "Correlation" : "Cross-correlation"} matrix. ${lines.join(". ")}. ${HELP}`);
     this.canvas.dataset.step = matrix.step;
-    this.mark();
   }
 
   // Mark the cell whose samples are shown, and the box that is dragged.

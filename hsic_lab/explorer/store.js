@@ -6,13 +6,14 @@ function bytesOf(buffer) {
   return new Uint8Array(buffer.buffer ?? buffer, buffer.byteOffset ?? 0, buffer.byteLength);
 }
 
-// Answers by request {kind, panel, step} or {kind, panel, step, i, j}. One request at a time.
+// Answers by request {kind, panel, step} or {kind, panel, step, i, j}. One request at a time, and one for a spectrum, which
+// takes a second if there are many features.
 class Store {
   constructor(model, changed) {
     this.model = model;
     this.changed = changed;
     this.answers = new Map();
-    this.pending = null;
+    this.pending = {}; // by whether it is a spectrum
   }
 
   key({ kind, panel, step, i, j }) {
@@ -41,14 +42,17 @@ class Store {
 
   receive(message, buffers) {
     this.take(message, buffers);
-    if (this.pending === this.key(message)) this.pending = null;
+    const slow = message.kind === "spectrum";
+    if (this.pending[slow] === this.key(message)) this.pending[slow] = null;
     this.changed();
   }
 
   request(wanted) {
-    const next = this.pending ? null : wanted.find((one) => !this.get(one));
-    if (!next) return;
-    this.pending = this.key(next);
-    this.model.send(next);
+    for (const slow of [false, true]) {
+      const next = wanted.find((one) => (one.kind === "spectrum") === slow && !this.get(one));
+      if (!next || this.pending[slow]) continue;
+      this.pending[slow] = this.key(next);
+      this.model.send(next);
+    }
   }
 }

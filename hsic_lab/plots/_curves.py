@@ -117,12 +117,14 @@ def plot_ablation(
         The columns of the factor on the axis and, optionally, of the factor with a line for each level.
     value, evaluation : str
         The column to draw, and the evaluation whose rows are used. A seed occurs once in a group. For a tuning curve,
-        `x` is the setting that was tuned and `evaluation` ends in " on validation".
+        `x` is the tuned setting and `evaluation` ends in " on validation". If `x` is "layer", all layers are drawn.
     """
     require_columns(frame, [x, value, *([hue] if hue else [])])
     if evaluation.endswith(" on validation"):
         require_columns(frame, ["tuned"])
         frame = frame[frame["tuned"] == x]
+    if x == "layer":
+        frame = frame[frame["layer"].notna()].assign(evaluation=evaluation)
     table = summarize(frame, [x] if hue is None else [hue, x], value=value, evaluation=evaluation)
     if table[x].isna().any():
         raise ValueError(f"the column {x!r} is empty in some rows: give every row a level")

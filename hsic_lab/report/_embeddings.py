@@ -16,7 +16,7 @@ from torch import Tensor
 from hsic_lab._checks import as_labels, as_tensor, finite_rows, to_array
 from hsic_lab.correlation import column_moments
 from hsic_lab.datasets._folders import printable, split_of
-from hsic_lab.evaluation import extract_features
+from hsic_lab.evaluation import extract_features, extract_layers
 from hsic_lab.training import Run
 from hsic_lab.training._setup import data_of, held_out_pairs
 
@@ -134,11 +134,7 @@ def _read_run(folder: Path) -> Embeddings:
     network = torch.nn.Sequential(run.encoder, run.projector)
     z_a, z_b = (extract_features(network, view) for view in held_out_pairs(data, run.config, torch.device("cpu")))
     judged = data.test.sample(min(MAX_VALUES // max(4096, sum(run.config.projector)), len(data.test)))
-    layers = {"encoder": extract_features(run.encoder, judged.images)}
-    modules = list(run.projector.children())
-    for i, start in enumerate(range(0, len(modules), 3), 1):  # a linear layer, and what follows it
-        block = torch.nn.Sequential(*modules[start : start + 3])
-        layers[f"projector {i}"] = extract_features(block, list(layers.values())[-1])
+    layers = extract_layers(run.encoder, run.projector, judged.images)
     labels, table = None, pd.DataFrame({"row": range(len(judged))})
     if data.class_names:
         labels = judged.labels.numpy()

@@ -75,6 +75,69 @@ def test_rows_equal_training_and_evaluation_by_hand(tmp_path):
     assert {"threads", "torch", "hsic_lab", "seconds", "rankme"} <= set(frame)
 
 
+def numpy_layers(run, images):
+    """The layers of a run's projector in NumPy: linear maps, batch normalization by running statistics, and ReLU."""
+    x = extract_features(run.encoder, images).double().numpy()
+    yield "encoder", x
+    weights = {name: value.double().numpy() for name, value in run.projector.state_dict().items()}
+    x = x @ weights["0.weight"].T
+    scale = weights["1.weight"] / np.sqrt(weights["1.running_var"] + 1e-5)
+    x = np.maximum(0, (x - weights["1.running_mean"]) * scale + weights["1.bias"])
+    yield "projector 1", x
+    yield "projector 2", x @ weights["3.weight"].T
+
+
+def unbiased_cka(x, y):
+    """CKA of Song et al. (2012) with U-centered Gram matrices."""
+
+    def centered(x):
+        k = x @ x.T
+        np.fill_diagonal(k, 0)
+        n, rows = len(k), k.sum(axis=0)
+        k = k - rows[:, None] / (n - 2) - rows[None] / (n - 2) + rows.sum() / ((n - 1) * (n - 2))
+        np.fill_diagonal(k, 0)
+        return k
+
+    k, m = centered(x), centered(y)
+    return (k * m).sum() / np.sqrt((k * k).sum() * (m * m).sum())
+
+
+def test_layers_of_the_projector_are_probed(tmp_path):
+    one = grid(evaluate=["linear", "knn"], layers=True, seeds=2)
+    frame = run_ablation(one, tmp_path / "runs", progress=False)
+    rows = frame[(frame["loss"] == "hsic_ssl") & (frame["seed"] == 1)]
+    named = ["linear", "linear of projector 1", "linear of projector 2", "knn"]
+    assert rows["evaluation"].tolist() == named and rows["layer"].isna().tolist() == [False, False, False, True]
+    data = cut(load("digits"), {"n_train": 256})
+    run = train(next(p.config for p in one.plan() if p.config.loss == "hsic_ssl" and p.config.seed == 1),
+                tmp_path / "run", data, progress=False)  # fmt: skip
+    parts = zip(numpy_layers(run, data.train.images), numpy_layers(run, data.test.images), strict=True)
+    for ((layer, x), (_, test_x)), (_, row) in zip(parts, rows.iloc[:3].iterrows(), strict=True):
+        probe = linear_probe(x, data.train.labels, test_x, data.test.labels)
+        assert row["layer"] == layer and row["accuracy"] == pytest.approx(probe.accuracy, abs=1.01 / 445)
+        singular = np.linalg.svd(test_x - test_x.mean(axis=0), compute_uv=False)
+        shares = singular / singular.sum()
+        assert row["rankme"] == pytest.approx(np.exp(-(shares * np.log(shares + 1e-300)).sum()), rel=1e-3)
+        assert row["cka_labels"] == pytest.approx(unbiased_cka(test_x, np.eye(10)[data.test.labels]), rel=1e-4)
+
+    plain = run_ablation(replace(one, layers=False), tmp_path / "runs", progress=False)
+    kept = frame[~frame["evaluation"].str.contains(" of ")].reset_index(drop=True)
+    assert list(plain) == [name for name in frame if name not in ("layer", "cka_labels")]
+    pd.testing.assert_frame_equal(
+        plain, kept[list(plain)], atol=0.01, rtol=1e-3
+    )  # features of a loaded run are rounded
+    ax = plot_ablation(frame, "layer", "loss")
+    means = (
+        frame[frame["layer"].notna() & (frame["loss"] == "hsic_ssl")].groupby("layer", sort=False)["accuracy"].mean()
+    )
+    np.testing.assert_allclose(ax.get_lines()[1].get_ydata(), means)
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["encoder", "projector 1", "projector 2"]
+    write_table(frame, one, tmp_path / "tiny.csv", "hsic-lab ablate")
+    app(["plot", str(tmp_path / "tiny.csv"), "--output", str(tmp_path / "figures")], standalone_mode=False)
+    names = ["tiny_knn.png", "tiny_layers.png", "tiny_linear.png"]
+    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == names
+
+
 def by_class(n, classes=4):
     """Images sorted by class, as in a folder of classes."""
     pixels = np.random.default_rng(0).integers(256, size=(n, 8, 8, 3), dtype=np.uint8)

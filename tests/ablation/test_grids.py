@@ -135,6 +135,8 @@ def test_key_depends_on_settings_and_data_only():
         ("include = [[{width = 3}]]", "include must be a list of tables"),
         ("evaluate = 'linear'", "evaluate must be a list of at least one of .*, got 'linear'"),
         ("evaluate = 3", "evaluate must be a list .*, got 3"),
+        ("layers = 1", "layers must be true or false, .* got 1"),
+        ("layers = true\nevaluate = ['knn']", 'true only with "linear" in evaluate, got True'),
         ("evaluate = [3]", r"got \[3\]"),
         ("evaluate = ['knn', 'knn']", "evaluate must be a list .* each at most once, got"),
         ("cross = {learning_rate = [nan]}", "cross must hold finite numbers, text, lists and tables"),

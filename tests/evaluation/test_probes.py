@@ -15,8 +15,17 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from hsic_lab.diagnostics import rankme
+from hsic_lab.encoders import MLPProjector
 from hsic_lab.evaluation import _probes as probes
-from hsic_lab.evaluation import confusion, few_label_curve, few_label_summary, linear_probe, probe_table
+from hsic_lab.evaluation import (
+    confusion,
+    extract_features,
+    extract_layers,
+    few_label_curve,
+    few_label_summary,
+    linear_probe,
+    probe_table,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -241,3 +250,20 @@ def test_layers_are_compared_by_accuracy_dependence_on_the_labels_and_rank(digit
         else:
             oracle = oracle_cka_with_labels(x - x.mean(0), test_y)
             assert rows["cka_labels"].tolist() == [pytest.approx(oracle, rel=1e-6)] * 2
+
+
+def test_layers_of_a_projector_start_with_linear_maps():
+    torch.manual_seed(0)
+    images, encoder = torch.rand(9, 3, 2, 2), torch.nn.Flatten()
+    projectors = {
+        "linear": (torch.nn.Linear(12, 4), ["encoder", "projector 1"]),
+        "hidden": (MLPProjector([12, 6, 4]), ["encoder", "projector 1", "projector 2"]),
+        "norm first": (torch.nn.Sequential(torch.nn.ReLU(), torch.nn.Linear(12, 4), torch.nn.Tanh()),
+                       ["encoder", "projector 1", "projector 2"]),
+        "none": (torch.nn.Sequential(), ["encoder"]),
+    }  # fmt: skip
+    for projector, names in projectors.values():
+        layers = extract_layers(encoder, projector, images)
+        assert list(layers) == names
+        whole = extract_features(torch.nn.Sequential(encoder, projector), images)
+        torch.testing.assert_close(layers[names[-1]], whole)

@@ -166,9 +166,12 @@ def explorer(page, number):
 
 
 def pixels(found, panel=0):
-    """The colors of a heatmap, (side, side, 3)."""
+    """The colors of a heatmap in the next frame, (side, side, 3)."""
     canvas = found.locator("canvas[data-step]").nth(panel).element_handle()
-    flat = canvas.evaluate("c => [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]")
+    flat = canvas.evaluate("""async (c) => {
+      await new Promise(requestAnimationFrame);
+      return [...c.getContext("2d").getImageData(0, 0, c.width, c.height).data];
+    }""")
     side = round((len(flat) / 4) ** 0.5)
     return np.array(flat, dtype=np.uint8).reshape(side, side, 4)[..., :3]
 

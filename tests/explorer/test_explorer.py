@@ -5,9 +5,11 @@ import html.parser
 import io
 import json
 import re
+import threading
 import time
 import zlib
 from dataclasses import replace
+from queue import Queue
 
 import matplotlib
 
@@ -332,6 +334,28 @@ def test_figure_shows_the_given_step(tmp_path):
         np.testing.assert_allclose(image.get_array(), run.snapshots[shown])
         assert image.get_clim() == (-0.5, 0.5)
         matplotlib.pyplot.close(figure)
+
+
+@pytest.mark.parametrize("d", [6, 1030])
+def test_still_image_of_one_array_has_no_views(d, monkeypatch):
+    z_a, z_b = projections(d=d)
+    shown = []
+    monkeypatch.setattr("hsic_lab.explorer.plt.close", shown.append)
+    CorrelationExplorer({"one": (z_a, z_a), "two": (z_a, z_b)})._repr_mimebundle_()
+    names = [(ax.get_xlabel().partition("\n")[0], ax.get_ylabel()) for ax in shown[0].axes if ax.get_images()]
+    assert names[:2] == [("feature", "feature"), ("feature of view B", "feature of view A")]
+    matplotlib.pyplot.close(shown[0])
+
+
+def test_other_requests_do_not_wait_for_a_spectrum(monkeypatch):
+    explorer, sent, wait = CorrelationExplorer(*projections()), Queue(), threading.Event()
+    explorer.send = lambda content, buffers=None: sent.put(content["kind"])
+    monkeypatch.setattr(explorer, "_spectrum", lambda *request: wait.wait(30) and {"values": []})
+    for kind in ("spectrum", "matrix"):
+        explorer._handle_custom_msg({"kind": kind, "panel": 0, "step": 0}, [])
+    assert sent.get(timeout=30) == "matrix"
+    wait.set()
+    assert sent.get(timeout=30) == "spectrum"
 
 
 Z = projections()
