@@ -180,7 +180,7 @@ def show_scales(curves):
 
 def show_bias(table, theory, negative):
     """Draw the means of both estimators against n, and their histograms at n = 32."""
-    figure, axes = plt.subplots(1, 3, figsize=(9.8, 3.7), layout="constrained")
+    axes = plt.subplots(1, 3, figsize=(9.8, 3.7), layout="constrained")[1]
     for ax, name in zip(axes, ("independent", "dependent"), strict=False):
         for estimator, color in zip(("biased", "unbiased"), PALETTE, strict=False):
             means = table.loc[(name, estimator)]
@@ -211,9 +211,9 @@ def show_null(null, spectral, gamma, observed, pvalue):
 
 def show_shifts(gram, shift, all_shifts, direct):
     """Draw a Gram matrix before and after a shift with two circular diagonals, and the statistic of all shifts."""
-    figure, axes = plt.subplots(1, 3, figsize=(9.8, 3.7), layout="constrained")
+    axes = plt.subplots(1, 3, figsize=(9.8, 3.7), layout="constrained")[1]
     i = torch.arange(len(gram))
-    for ax, rows, title in ((axes[0], i, "$L_{ij}$"), (axes[1], (i + shift) % len(i), f"$L_{{i+s,\,j+s}}$ with $s$ = {shift}")):
+    for ax, rows, title in ((axes[0], i, "$L_{ij}$"), (axes[1], (i + shift) % len(i), rf"$L_{{i+s,\,j+s}}$ with $s$ = {shift}")):
         ax.imshow(gram[rows][:, rows], cmap="Greys", interpolation="nearest")
         for k, color in ((2, PALETTE[0]), (7, PALETTE[1])):
             for place in range(len(i)):  # each number is the row of y at this place of the diagonal
@@ -250,7 +250,7 @@ def show_search(x, y, median_rule, aggregated, grid):
         title="one pair of bandwidths at a time", xlabel="bandwidth of $y$ / median", ylabel="bandwidth of $x$ / median",
         xticks=range(6), xticklabels=searched, yticks=range(6), yticklabels=searched,
     )
-    figure.colorbar(image, ax=right, label="$-\log_{10}$ p")
+    figure.colorbar(image, ax=right, label=r"$-\log_{10}$ p")
 
 
 def show_hospitals(ax, title, x, y, group, overall, given):
@@ -263,7 +263,7 @@ def show_hospitals(ax, title, x, y, group, overall, given):
 
 def show_series(shares):
     """Draw two independent series, and the share of pairs that each test rejects."""
-    figure, axes = plt.subplots(1, 2, figsize=(9.8, 3.7), layout="constrained")
+    axes = plt.subplots(1, 2, figsize=(9.8, 3.7), layout="constrained")[1]
     for values, color in zip(series(1), PALETTE, strict=False):
         axes[0].plot(values, color=color)
     axes[0].set(title="two independent series", xlabel="$t$")
@@ -489,7 +489,7 @@ best = {family: scales[z.argmax()] for family, z in curves.items()}
 show_scales(curves)
 for family, z in curves.items():
     assert z[-1] < 4  # no shape is detected
-    assert family == "independent" or z.max() > 6 and z[0] < z.max() / 2  # the best bandwidth is in between
+    assert family == "independent" or (z.max() > 6 and z[0] < z.max() / 2)  # the best bandwidth is in between
 print("best bandwidth / median:", {family: round(float(best[family]), 2) for family in DEPENDENT})
 assert 2 * best["wave"] < best["rotated"] < 1
 

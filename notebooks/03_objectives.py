@@ -105,7 +105,7 @@ def plot_gaps(gaps, doubly):
 
 def plot_sigreg(sliced, exact, distances):
     """Draw the slice noise beside the exact value, and the three distances of four samples."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9.4, 3.9), layout="constrained", width_ratios=[1, 1.2])
+    (left, right) = plt.subplots(1, 2, figsize=(9.4, 3.9), layout="constrained", width_ratios=[1, 1.2])[1]
     left.hist(sliced, bins=20, color=PALETTE[0], alpha=0.6, label="256 random directions")
     left.axvline(exact, color=PALETTE[3], linewidth=2, label="all directions, exact")
     left.set(xlabel="$T$ of one batch", ylabel="draws of directions")

@@ -63,7 +63,7 @@ colors = dict(zip(losses, PALETTE, strict=False))
 
 def plot_paths(runs):
     """Draw the spread during training: four losses, then the parts of the asymmetry of the negative cosine."""
-    figure, axes = plt.subplots(1, 2, figsize=(9.6, 4.2), sharey=True, layout="constrained")
+    axes = plt.subplots(1, 2, figsize=(9.6, 4.2), sharey=True, layout="constrained")[1]
     for name in learners:
         axes[0].plot(*runs[name, "off"]["path"].T, color=colors[name], label=name)
         axes[0].plot(*runs[name, "on"]["path"].T, ":", color=colors[name])
@@ -79,7 +79,7 @@ def plot_paths(runs):
 
 def plot_fidelity(fidelity):
     """Draw the cosine with the gradient of all images against the batch size."""
-    figure, axes = plt.subplots(1, 2, figsize=(9.6, 3.9), sharey=True, layout="constrained")
+    axes = plt.subplots(1, 2, figsize=(9.6, 3.9), sharey=True, layout="constrained")[1]
     for ax, column in zip(axes, ("one batch", "full pass"), strict=True):
         for name, rows in fidelity.groupby("loss", sort=False):
             ax.plot(rows["n"], rows[column], "o-", color=colors[name], label=name)
@@ -438,7 +438,7 @@ for name, loss in learners.items():
 table = pd.DataFrame(records).T
 for number, question in enumerate(("negatives", "large batch", "asymmetry")):
     table[f"Tsai et al.: {question}"] = [paper.get(name, "–––")[number] for name in table.index]
-table
+table.fillna("")
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
 found = {name: (row["negatives"] == "pair by pair", row["large batch"] == "yes", row["asymmetry"] == "yes") for name, row in table.iterrows()}

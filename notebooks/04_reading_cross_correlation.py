@@ -57,7 +57,7 @@ PALETTE = plt.rcParams["axes.prop_cycle"].by_key()["color"]
 
 def plot_modes(times, eigenvalues, loss, predicted, steps):
     """Draw the eigenvalues of C against time with their prediction, and the loss with its plateaus."""
-    figure, (top, bottom) = plt.subplots(2, 1, figsize=(8.4, 5.4), sharex=True, layout="constrained")
+    (top, bottom) = plt.subplots(2, 1, figsize=(8.4, 5.4), sharex=True, layout="constrained")[1]
     for j, color in enumerate(PALETTE[: len(steps)]):
         top.plot(times, eigenvalues[:, j], color=color, linewidth=3, alpha=0.5, label=f"eigenvalue {j + 1}")
         top.plot(times, predicted[:, j], ":", color="0.1", linewidth=1.5)

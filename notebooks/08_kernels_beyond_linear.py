@@ -70,7 +70,7 @@ def close(a, b, tolerance=1e-10):
 
 def plot_samples(samples, pvalues):
     """Draw each sample with the p-values of the three kernels."""
-    figure, axes = plt.subplots(1, 4, figsize=(9.6, 3.3), layout="constrained")
+    axes = plt.subplots(1, 4, figsize=(9.6, 3.3), layout="constrained")[1]
     for ax, (sample, (x, y)) in zip(axes, samples.items(), strict=True):
         ax.plot(x, y, ".", color="C0", alpha=0.5)
         words = "\n".join(f"{name}: p = {value:.3f}" for name, value in pvalues[sample].items())
@@ -79,7 +79,7 @@ def plot_samples(samples, pvalues):
 
 def plot_limits(sigmas, ratio, wide):
     """Draw HSIC over its mean under permutation, and the limit of wide kernels."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.8), layout="constrained")
+    (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.8), layout="constrained")[1]
     left.plot(sigmas, ratio, "o-", color="C0", markersize=4)
     left.set(xscale="log", xlabel="bandwidth σ", ylabel="HSIC / mean HSIC of permutations", title="circle")
     middle = (sigmas > 0.2).numpy()
@@ -91,13 +91,13 @@ def plot_limits(sigmas, ratio, wide):
 
 def plot_hermite(x, c, rho):
     """Draw three Hermite features against the variable, C of six, and its diagonal beside powers of rho."""
-    figure, axes = plt.subplots(1, 3, figsize=(9.8, 3.4), layout="constrained")
+    axes = plt.subplots(1, 3, figsize=(9.8, 3.4), layout="constrained")[1]
     at = np.linspace(-2.5, 2.5, 200)
     for k in (1, 2, 3):
         axes[0].plot(at, hermite(at, k), label=f"$h_{k}$")
     axes[0].set(title="three features of $x$", xlabel="$x$")
     axes[0].legend(loc="lower right")
-    plot_cross_correlation(c, axes[1], title="$C$")
+    plot_cross_correlation(c, axes[1], title="C")
     axes[1].set(xlabel="feature of $y$", ylabel="feature of $x$")
     degrees = np.arange(1, len(c) + 1)
     axes[2].plot(degrees, rho**degrees, color="0.4", label=r"$\rho^k$")
@@ -108,7 +108,7 @@ def plot_hermite(x, c, rho):
 
 def plot_meeting(dimensions):
     """Draw the kernel of SIGReg and the inverse multiquadric, and their largest difference against d."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.8), layout="constrained")
+    (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.8), layout="constrained")[1]
     u = np.linspace(0, 6, 200)
     for number, d in enumerate((2, 8, 128)):
         left.plot(u, sigreg_kernel(u * d**0.5, d), color=f"C{number}", label=f"SIGReg, d = {d}")
@@ -151,7 +151,7 @@ def plot_dependence(whitened, tests):
 
 def plot_tuning(tuned):
     """Draw validation accuracy against the learning rate and against gamma: every run, and the means."""
-    figure, axes = plt.subplots(1, 2, figsize=(9.6, 3.8), sharey=True, layout="constrained")
+    axes = plt.subplots(1, 2, figsize=(9.6, 3.8), sharey=True, layout="constrained")[1]
     for ax, setting, label in zip(axes, ("learning_rate", "gamma"), ("learning rate", "weight γ"), strict=True):
         part = tuned[(tuned["tuned"] == setting) & (tuned["evaluation"] == "linear on validation")]
         values = sorted(part[setting].unique())
@@ -462,7 +462,7 @@ def places(split, count, seed):
 
 scenes = DigitScenes("train", size=16)
 data = ImageData("digit_scenes", places("train", 2048, 0), places("test", 1000, 1), tuple("01234567"), scenes=scenes)
-plot_pairs(*scenes.pairs(9, 7, shared=("background",)), n=9)
+plot_pairs(*scenes.pairs(9, 7, shared=("background",)), n=9);
 
 # %%
 settings = {
@@ -533,7 +533,7 @@ results = {
 found = {title: paired_differences(part, "kernel", "linear") for title, part in results.items()}
 figure, axes = plt.subplots(1, 2, figsize=(9.8, 3.2), layout="constrained", sharex=True)
 for ax, (title, frame) in zip(axes, found.items(), strict=True):
-    plot_differences(frame, ax).set_title(title)
+    plot_differences(frame, ax).set_title(title, y=1.1)
 
 # %%
 means = pd.DataFrame({title: part.groupby("kernel", sort=False)["accuracy"].mean() for title, part in results.items()})

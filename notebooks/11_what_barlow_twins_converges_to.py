@@ -87,22 +87,22 @@ def plot_answer(solutions, rho, h):
 def plot_convexity(rho):
     """Draw the cost of a feature against 1 / C_ii, with the canonical features and their mean."""
     ax = plt.subplots(figsize=(7, 4), layout="constrained")[1]
-    u = np.linspace(1, 2.6, 200)
+    u = np.linspace(1, 1.9, 200)
     ax.plot(u, (1 - 1 / u) ** 2, color="0.2")
     ax.axvspan(1, 1.5, color=PALETTE[0], alpha=0.12)
-    ax.annotate("convex: $C_{ii} > 2/3$", (1.25, 0.36), ha="center", color=PALETTE[0])
+    ax.annotate("convex: $C_{ii} > 2/3$", (1.25, 0.18), ha="center", color=PALETTE[0])
     at = 1 / np.array(rho)
     ax.plot(at, (1 - 1 / at) ** 2, "o", color=PALETTE[3], markersize=8, label="canonical features")
     mean = at.mean()
     ax.plot(mean, ((1 - 1 / at) ** 2).mean(), "x", color=PALETTE[3], markersize=9, label="their mean cost")
     ax.plot(mean, (1 - 1 / mean) ** 2, "s", color=PALETTE[0], markersize=8, label="cost if all are equal")
-    ax.set(xlabel="$u = 1 / C_{ii}$", ylabel="cost $(1 - 1/u)^2$ of a feature", ylim=(0, 0.4))
-    ax.legend(loc="lower right")
+    ax.set(xlabel="$u = 1 / C_{ii}$", ylabel="cost $(1 - 1/u)^2$ of a feature", ylim=(-0.01, 0.23))
+    ax.legend(loc="upper left", bbox_to_anchor=(0.62, 0.4))
 
 
 def plot_weights(weights, angles, unequal):
     """Draw the angle to the CCA subspace and the inequality of the diagonal against lambda."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.6), layout="constrained")
+    (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.6), layout="constrained")[1]
     left.plot(weights, angles, "o-", color=PALETTE[0])
     left.set(ylabel="angle to the subspace, degrees", ylim=(-3, 93))
     right.plot(weights, unequal, "o-", color=PALETTE[3])
@@ -113,7 +113,7 @@ def plot_weights(weights, angles, unequal):
 
 def plot_eigenvalues(lambdas, losses):
     """Draw the generalized eigenvalues, and the minimal loss against the number of features."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.6), layout="constrained")
+    (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.6), layout="constrained")[1]
     k = np.arange(1, len(lambdas) + 1)
     left.bar(k, lambdas, color=PALETTE[0], width=0.6)
     left.set(xlabel="$k$", ylabel="generalized eigenvalue $\\lambda_k$", xticks=k)
@@ -211,7 +211,7 @@ assert diagonal[1] - diagonal[0] > 0.4
 # next picture shows two numbers against $\lambda$: the largest angle between the span of the features and the span of the first
 # three canonical directions, and how unequal the diagonal is.
 
-# %% alt="Left: the angle to the CCA subspace against lambda. It is large for lambda up to 0.01 and 0 from 0.03 on. Right: the inequality of the diagonal, which falls to 0 as lambda grows."
+# %% alt="Left: the angle to the CCA subspace against lambda. It falls from 60 degrees at 0.001 to 0 at 0.03 and stays there. Right: the inequality of the diagonal is 0 at 0.001, has a peak at 0.01, and falls to 0 as lambda grows."
 def subspace_angle(w, basis):
     """The largest angle in degrees between the rows of w and the rows of an orthonormal basis of the same dimension."""
     cosine = torch.linalg.svdvals(torch.linalg.qr(w.T).Q.T @ basis.T).min()
@@ -232,7 +232,8 @@ assert angles[0] > 20 and unequal[-1] < 1e-3
 
 # %% [markdown]
 # **From $\lambda = 0.03$ on the span is exact here, long before the diagonal is equal.** The usual choice $\lambda = 1/d = 0.33$ is well
-# inside this range. Below it the loss repeats the best directions and gives up the third one.
+# inside this range. Below it the loss repeats the best directions and gives up the third one. At $\lambda = 0.001$ all features are
+# nearly one and the same, so the diagonal is equal again, for a bad reason.
 #
 # ## 4. The same on images
 #
