@@ -50,7 +50,7 @@ PALETTE = plt.rcParams["axes.prop_cycle"].by_key()["color"]
 close = partial(torch.allclose, rtol=1e-10, atol=1e-10)  # the tolerance of every identity
 
 
-def show_matrices(panels, xlabel, ylabel, size=3.5):
+def show_matrices(panels, xlabel, ylabel, size=3.0):
     """Draw matrices side by side, each on its own color scale centered at 0: red is positive, blue is negative."""
     figure, axes = plt.subplots(1, len(panels), figsize=(size * len(panels) + 0.6, size), layout="constrained")
     for ax, (title, matrix) in zip(axes, panels.items(), strict=True):
@@ -689,14 +689,14 @@ assert abs(np.mean(values["biased"]) - 32**2 / 127) < 4 * np.std(values["biased"
 assert abs(np.mean(values["unbiased"])) < 0.05 * np.mean(values["biased"])
 
 # %% [markdown]
-# 3. **Another target.** `HSICSSLLoss(target=t)` takes any off-diagonal target. Which $t$ can be reached exactly if $X = Y$? Predict the
+# 3. **Another target.** `HSICSSLLoss(off_diagonal_target=t)` takes any off-diagonal target. Which $t$ can be reached exactly if $X = Y$? Predict the
 #    lower bound for $t = +0.5$ and $t = -0.5$ with $d = 8$, then run `minimize`.
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
 # Solution. Every t from -1/(d-1) to 1. For a lower t the mean entry stays at -1/(d-1), and each entry misses by the rest.
 for target in (0.5, -0.5):
     predicted = 7 * (max(target, -1 / 7) - target) ** 2  # lambda = 1/d, d (d - 1) entries
-    found = minimize(HSICSSLLoss(target=target), noise(8))[1]
+    found = minimize(HSICSSLLoss(off_diagonal_target=target), noise(8))[1]
     print(f"t = {target:+}: predicted {predicted:.5f}, found {found:.5f}")
     assert abs(found - predicted) < 1e-4
 
