@@ -301,9 +301,9 @@ plot_gaps(gaps, doubly)
 
 # %% [markdown]
 # Up to the lengths of rows and columns, "push samples apart" and "decorrelate features" are the same term. The option
-# `contrast="samples"` of `BarlowTwinsLoss` and `VICRegLoss` takes the other side of the theorem.
+# `contrast="samples"` of `BarlowTwinsLoss` and `VICRegLoss` takes the other side of the theorem. (The folded cell checks it.)
 
-# %%
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 diagonals = C.diagonal().square().sum() - (x.square().sum(dim=1) * y.square().sum(dim=1)).sum() / n**2
 one_side, other_side = (BarlowTwinsLoss(1.0, contrast=side)(z_a, z_b) for side in ("samples", "dimensions"))
 assert close(one_side - other_side, diagonals)
@@ -444,7 +444,7 @@ assert (forces["VICReg"][other & across] == 0).all() and (forces["VICReg"][other
 #
 # The alignment pulls the $n$ real pairs together and pushes all $n^2$ permuted pairs apart with one small weight.
 
-# %%
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 raw = ((z_a / z_a.std(dim=0, correction=0)) @ (z_b / z_b.std(dim=0, correction=0)).T).requires_grad_()
 alignment = trace(center(raw)) / n
 assert close(alignment, C.trace())
@@ -459,7 +459,7 @@ assert close(off(weights), torch.full((n * (n - 1),), -1 / n**2, dtype=torch.flo
 # of all samples, but all means and covariances stay the same. A loss that does not change uses no individual pairs: its negatives exist
 # only as a mean.
 
-# %%
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 basis = torch.linalg.qr(torch.cat([torch.ones(n, 1), torch.randn(n, n - 1, generator=generator)], 1).double()).Q[:, 1:]
 rotation = torch.linalg.qr(torch.randn(n - 1, n - 1, generator=generator, dtype=torch.float64)).Q
 Q = 1 / n + basis @ rotation @ basis.T
