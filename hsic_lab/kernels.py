@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hsic_lab._checks import (  # isort: skip
-    as_samples, check_choice, check_integer, check_number, check_type, drawn_rows, is_transformed, is_vmapped, matmul,
-    no_autocast,
+    as_samples, check_choice, check_integer, check_number, check_type, default_dtype, drawn_rows, is_transformed,
+    is_vmapped, matmul, no_autocast,
 )  # fmt: skip
 
 __all__ = [
@@ -111,7 +111,7 @@ class Delta(Kernel):
         equal = torch.ones(len(x), len(y), dtype=torch.bool, device=x.device)
         for column_x, column_y in zip(x.T, y.T, strict=True):
             equal &= column_x[:, None] == column_y
-        return equal.to(x.dtype if x.is_floating_point() else torch.get_default_dtype())
+        return equal.to(x.dtype if x.is_floating_point() else default_dtype())
 
 
 @dataclass(frozen=True)
@@ -364,16 +364,16 @@ def factor(
         Seed of the random rows and frequencies. Use different seeds for x and y: shared frequencies bias HSIC.
     """
     check_choice(method, ("cholesky", "nystrom", "fourier"), "method")
-    if not rank >= 1 or (method == "fourier" and rank % 2):
-        raise ValueError(f"rank must be at least 1, and for Fourier features even, got {rank!r}")
-    if not 0 < tolerance < 1:
-        raise ValueError(f"tolerance must be between 0 and 1, got {tolerance!r}")
-    x = kernel.samples(x, "x")
-    kernel, dtype = kernel.fit(x), x.dtype if x.is_floating_point() else torch.get_default_dtype()
+    rank, seed = check_integer("rank", rank, 1), check_integer("seed", seed, 0)
+    if method == "fourier" and rank % 2:
+        raise ValueError(f"rank of Fourier features must be even, got {rank}")
+    tolerance = check_number("tolerance", tolerance, 0, 1, above=True)
+    x = check_type("kernel", kernel, Kernel).samples(x, "x")
+    kernel, dtype = kernel.fit(x), x.dtype if x.is_floating_point() else default_dtype()
     generator = torch.Generator().manual_seed(seed)
     with no_autocast(x):
         if method == "fourier":
-            angles = x @ kernel.frequencies(x.shape[1], rank // 2, generator).to(x)
+            angles = matmul(x, kernel.frequencies(x.shape[1], rank // 2, generator).to(x))
             return torch.cat([angles.cos(), angles.sin()], dim=1) * (2 / rank) ** 0.5
         # In float64: float32 rounds the distances of far rows by more than the small eigenvalues of the pivots' Gram.
         x = x.double() if x.is_floating_point() else x

@@ -12,7 +12,7 @@ from hsic_lab.correlation import cross_correlation, standardize
 from hsic_lab.hsic import center, hsic, hsic_matrix
 
 from hsic_lab.kernels import (  # isort: skip
-    DistanceInduced, Gaussian, InverseMultiquadric, Kernel, Laplace, Linear, Polynomial, Product, Sum,
+    Delta, DistanceInduced, Gaussian, InverseMultiquadric, Kernel, Laplace, Linear, Polynomial, Product, Sum,
 )  # fmt: skip
 
 KERNELS = [
@@ -203,7 +203,13 @@ HARD = {
     "log-normal": lambda x, y: ((3 * x).exp(), (3 * x[:, :2]).exp() + y),
     "two clusters": lambda x, y: (x + 1e5 * (torch.arange(len(x)) % 2)[:, None], y + 1e5),
 }
-ORIGIN_FREE = [*KERNELS[:5], DistanceInduced(), Linear() + Linear(), Gaussian(1.3) + Linear(), Linear() + Gaussian(2.0) * Laplace(3.0)]
+ORIGIN_FREE = [
+    *KERNELS[:5],
+    DistanceInduced(),
+    Linear() + Linear(),
+    Gaussian(1.3) + Linear(),
+    Linear() + Gaussian(2.0) * Laplace(3.0),
+]
 
 
 @pytest.mark.parametrize("estimator", ORACLES)
@@ -330,3 +336,51 @@ def test_center_accepts_a_stack_of_grams():
     stack = torch.randn(3, 5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     h = torch.eye(5, dtype=torch.float64) - 1 / 5
     torch.testing.assert_close(center(stack), h @ stack @ h, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("estimator", ["biased", "unbiased"])
+@pytest.mark.parametrize("kernel", [Linear(), Gaussian(), Polynomial(), Laplace()], ids=repr)
+def test_backward_inside_autocast_is_that_of_float32(kernel, estimator):
+    x, y = (z.float() for z in dependent(24, 3, 3))
+    gradients = []
+    for dtype in (None, torch.bfloat16):
+        z = x.clone().requires_grad_()
+        with torch.autocast("cpu", dtype, enabled=dtype is not None):
+            hsic(z, y, kernel, kernel, estimator).backward()
+        gradients.append(z.grad)
+    torch.testing.assert_close(*gradients, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("route", ["dual", "tiled"])
+@pytest.mark.parametrize("kernel", [Polynomial(), Linear() * Linear(), Polynomial() + Gaussian()], ids=repr)
+def test_powers_keep_their_digits_far_from_the_origin(kernel, route):
+    x, y = (1e4 + z.float() for z in dependent(50, 3, 2))  # in float32 the Grams were rounding error alone
+    exact = (z.double().numpy().astype(np.longdouble) for z in (x, y))
+    k, l = ((z @ z.T + isinstance(kernel, Polynomial | Sum)) ** 2 for z in exact)
+    h = np.eye(50) - np.longdouble(1) / 50
+    value = hsic(x, y, kernel, kernel, "biased", route, block_size=16)
+    assert value.dtype == torch.float32
+    assert value.item() == pytest.approx(float((h @ k @ h * l).sum() / 2500), rel=1e-5)
+    unbiased = hsic(x, y, kernel, kernel, "unbiased", route, block_size=16)
+    assert unbiased.item() == pytest.approx(hsic(x.double(), y.double(), kernel, kernel, "unbiased").item(), rel=1e-5)
+
+
+def test_powers_without_digits_are_refused():
+    x, y = dependent(50)
+    for estimator in ("biased", "unbiased"):
+        with pytest.raises(ValueError, match=r"Polynomial.*up to rounding error: standardize"):
+            hsic(1e9 + x, y, Polynomial(), Gaussian(), estimator)
+    assert hsic(torch.full_like(x, 1e9), y, Polynomial(), Gaussian()) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_labels_are_compared_in_float32_or_better_whatever_the_default_type(dtype):
+    labels = torch.arange(3000) % 3
+    expected = hsic(labels, labels, Delta(), Delta(), "unbiased")
+    torch.set_default_dtype(dtype)
+    try:
+        value = hsic(labels, labels, Delta(), Delta(), "unbiased")
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert value.dtype == torch.float32
+    assert torch.equal(value, expected)
