@@ -101,7 +101,7 @@ def at_origin(x: Tensor, kernel: Kernel) -> Tensor:
 
 
 def _origin_dependence(kernel: Kernel) -> int:
-    """0 for functions of ``x - x'``, 1 for `Linear`, `DistanceInduced` and sums of these, 2 for powers, 3 for others."""
+    """0 for functions of ``x - x'``, 1 for `Linear`, `DistanceInduced` and sums, 2 for powers, 3 for others."""
     if isinstance(kernel, Sum | Product):
         largest = max(map(_origin_dependence, (kernel.first, kernel.second)))
         return max(2, largest) if largest and isinstance(kernel, Product) else largest

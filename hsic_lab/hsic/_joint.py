@@ -2,7 +2,9 @@
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import reduce
 from typing import Any, NamedTuple, TypeAlias
 
@@ -286,8 +288,9 @@ def shifted_hsic(grams_x: Grams, grams_y: Grams, orders: Tensor) -> tuple[Tensor
     length = n if next_fast_len(n, real=True) == n else next_fast_len(2 * n - 1, real=True)
     sides = len(grams_x) + blocks * len(grams_y)
     step = max(1, 256 // sides, 2**19 // (n * sides))
-    sums = torch.zeros((), device=orders.device)
-    for first in range(1, n // 2 + 1, step):
+
+    @torch.no_grad()  # of this thread
+    def products(first: int) -> Tensor:
         count, spectra = min(step, n // 2 + 1 - first), []
         for side, (grams, along) in enumerate(((grams_x, orders[:1]), (grams_y, orders))):
             diagonals = torch.empty(len(grams), len(along), count, n, dtype=torch.float64, device=orders.device)
@@ -296,11 +299,31 @@ def shifted_hsic(grams_x: Grams, grams_y: Grams, orders: Tensor) -> tuple[Tensor
             if side == 0 and 2 * (first + count - 1) == n:
                 diagonals[:, :, -1] /= 2  # the diagonal n/2 has every pair of rows twice
             spectra.append(torch.fft.rfft(diagonals, n=length))
-        sums = sums + torch.einsum("akf,bjkf->abjf", spectra[0][:, 0].conj(), spectra[1])
+        return torch.einsum("akf,bjkf->abjf", spectra[0][:, 0].conj(), spectra[1])
+
+    sums = torch.zeros((), device=orders.device)
+    # The parts of a Gram that is not stored are too small for several threads, so every thread has its own blocks.
+    with _one_thread_each(grams_x[0].matrix is None and orders.device.type == "cpu") as map_blocks:
+        for part in map_blocks(products, range(1, n // 2 + 1, step)):
+            sums = sums + part
     values = torch.fft.irfft(sums, n=length).cpu()
     if length > n:
         values[..., 1:n] += values[..., length - n + 1 :]
     return hsic_of_sums(2 * values[..., :n].flatten(2), grams_x, grams_y, n)
+
+
+@contextmanager
+def _one_thread_each(use: bool) -> Iterator[Callable]:
+    """A `map` that runs as many calls at a time as torch has threads, each in one thread; the plain one without `use`."""
+    if not use or (threads := torch.get_num_threads()) == 1:
+        yield map
+        return
+    try:
+        torch.set_num_threads(1)
+        with ThreadPoolExecutor(threads) as pool:
+            yield pool.map
+    finally:
+        torch.set_num_threads(threads)
 
 
 def hsic_of_sums(sums: Tensor, grams_x: Grams, grams_y: Grams, n: int) -> tuple[Tensor, Tensor]:
