@@ -4,7 +4,15 @@ import pytest
 import torch
 
 from hsic_lab.training import LOSSES, TrainConfig
-from hsic_lab.training._setup import OnlineNetwork, TargetNetwork, join_views, loss_terms, make_loss, make_predictor
+from hsic_lab.training._setup import (
+    OnlineNetwork,
+    TargetNetwork,
+    join_views,
+    loss_terms,
+    make_loss,
+    make_predictor,
+    split_views,
+)
 from hsic_lab.training._trainer import backward_in_parts
 
 N, SIDE, D = 13, 6, 4
@@ -27,18 +35,18 @@ def network(config, norm=False, seed=0):
     return OnlineNetwork(encoder, torch.nn.Linear(7, D), predictor if config.predictor else None).double()
 
 
-def gradient(config, size, norm=False):
+def gradient(config, size, norm=False, count=2):
     online = network(config, norm)
     target = TargetNetwork(network(config, norm, seed=5), 0.9) if config.target == "momentum" else None
-    parts = [torch.cat(part) for part in zip(images(1).split(size), images(2).split(size), strict=True)]
+    parts = split_views([images(1 + view) for view in range(count)], [len(part) for part in images(1).split(size)])
     loss = make_loss(config)
 
     def forward(i):
-        p, z = online(parts[i])
-        return (p, z, target(parts[i])) if target else (p, z)
+        p, z = online(*parts[i])
+        return (p, z, target(*parts[i])) if target else (p, z)
 
     def value(outputs):
-        columns = [join_views(column) for column in zip(*outputs, strict=True)]
+        columns = [join_views(column, count) for column in zip(*outputs, strict=True)]
         return sum(loss_terms(loss, config, columns[0], columns[-1]).values())
 
     if size >= N:
@@ -54,12 +62,13 @@ TARGETS = [((), "same"), ((6,), "same"), ((), "stop_gradient"), ((6,), "stop_gra
 
 @pytest.mark.parametrize("loss", sorted(LOSSES))
 @pytest.mark.parametrize("predictor, target", TARGETS)
-def test_parts_give_loss_and_gradient_of_the_whole_batch(loss, predictor, target):
+@pytest.mark.parametrize("count", [2, 3])
+def test_parts_give_loss_and_gradient_of_the_whole_batch(loss, predictor, target, count):
     config = TrainConfig(loss=loss, predictor=predictor, target=target, loss_scale=0.1)
-    whole, expected, _ = gradient(config, N)
+    whole, expected, _ = gradient(config, N, count=count)
     assert max(g.abs().max() for g in expected.values()) > 1e-6
     for size in (5, 1):
-        value, found, _ = gradient(config, size)
+        value, found, _ = gradient(config, size, count=count)
         torch.testing.assert_close(value, whole, rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
@@ -83,6 +92,9 @@ def test_loss_terms_match_the_formula():
     torch.testing.assert_close(value, (loss(p[0], t[1]) + loss(p[1], t[0])) / 2)
     value.backward()
     assert all(x.grad is None for x in t) and all(x.grad is not None for x in p)
+    p, t = ([torch.randn(N, D) for _ in "abc"] for _ in "pt")
+    expected = sum(loss(p[v], t[w]) for v in range(3) for w in range(3) if v != w) / 6
+    torch.testing.assert_close(sum(loss_terms(loss, config, p, t).values()), expected)
     assert make_predictor(config)(p[0]).shape == (N, D)
 
 

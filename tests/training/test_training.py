@@ -9,7 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from hsic_lab.cli import app
 from hsic_lab.correlation import cross_correlation, standardize
 from hsic_lab.datasets import DigitScenes, ImageData, Images, from_arrays, load
 from hsic_lab.training import LOSSES, Run, TrainConfig, train, train_or_load
@@ -255,7 +257,9 @@ def test_no_run_is_overwritten_and_other_folders_are_refused(tmp_path, scenes):
         ({"loss": "barlow"}, "'barlow_twins', 'hsic_ssl'.*'barlow'"),
         ({"precision": "fp8"}, "'fp8'"),
         ({"epochs": "8"}, "epochs must be a whole number of at least 1, got '8'"),
-        ({"view_size": 1}, "view_size must be a whole number of at least 2, or None, got 1"),
+        ({"view_size": 1}, "view_size must be a whole number of at least 2, a list of them, or None, got 1"),
+        ({"view_size": [8, 1]}, r"view_size must be a whole number of at least 2, .* got \[8, 1\]"),
+        ({"views_per_image": 1}, "views_per_image must be a whole number of at least 2, got 1"),
         ({"epochs": 8.5}, "epochs must be a whole number of at least 1, got 8.5"),
         ({"warmup_epochs": "1"}, "warmup_epochs must be a finite number of at least 0, or None, got '1'"),
         ({"projector": 128}, "projector must be a list of positive widths, got 128"),
@@ -404,6 +408,73 @@ def test_skipped_batches_and_rows_change_nothing_else(kind, request):
         assert len(part) == 3 - skip
         for batch, expected in zip(part, whole[skip:], strict=True):
             assert all(torch.equal(view, other[rows]) for view, other in zip(batch, expected, strict=True))
+
+
+@pytest.mark.parametrize("loss", sorted(LOSSES))
+def test_training_on_three_views_minimizes_the_loss_of_three_views(tmp_path, images, loss):
+    config = tiny(loss=loss, views_per_image=3, epochs=1)
+    run = train(config, tmp_path / "run", images, progress=False)
+    encoder, projector = pairs.make_networks(config, 3)
+    batch = next(TrainingPairs(images, config, CPU, ALL).epoch(0))
+    with torch.no_grad():
+        z = projector(encoder(torch.cat(batch))).chunk(3)
+        assert run.history["loss"][0] == pytest.approx(float(pairs.make_loss(config)(*z)), rel=1e-4)
+    assert run.history["diagonal"][0] == pytest.approx(float(cross_correlation(*z[:2]).diagonal().mean()), abs=1e-4)
+    assert list(run.snapshots) == [0, 2, 3] and run.snapshots[3].shape == (4, 4)
+    assert Run.load(tmp_path / "run").config == config
+
+
+@pytest.mark.parametrize("size", [None, (16, 8, 8, 16)])
+@pytest.mark.parametrize("target", ["same", "momentum"])
+def test_resumed_training_on_several_views_has_the_same_bits(tmp_path, images, size, target):
+    config = tiny(views_per_image=4, view_size=size, micro_batch=6, target=target, predictor=(4,), loss="sigreg")
+    config = replace(config, loss_options={"slices": 8, "global_views": 2})
+
+    def interrupt(event):
+        if event.kind == "step" and event.step == 4:
+            raise KeyboardInterrupt
+
+    whole = train(config, tmp_path / "whole", images, progress=False)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "run", images, progress=False, callbacks=[interrupt])
+    again = train(config, tmp_path / "run", images, progress=False, resume=True)
+    assert whole.history["loss"].tolist() == again.history["loss"].tolist()
+    for name, value in whole.encoder.state_dict().items():
+        assert torch.equal(value, again.encoder.state_dict()[name]), name
+
+
+def test_views_of_several_sizes_are_batches_of_their_own_for_the_encoder(tmp_path, images):
+    config = tiny(views_per_image=4, view_size=[16, 16, 8, 8], epochs=1)
+    run, seen = train(config, tmp_path / "run", images, progress=False), []
+    batch = next(TrainingPairs(images, config, CPU, ALL).epoch(0))
+    assert [tuple(view.shape) for view in batch] == [(16, 3, 16, 16)] * 2 + [(16, 3, 8, 8)] * 2
+    online = pairs.OnlineNetwork(run.encoder, run.projector)
+    online.encoder.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    _, z = online(*pairs.split_views(batch, [16])[0])
+    assert len(z) == 64 and [len(one) for one in seen] == [32, 32]
+    assert torch.equal(torch.cat(batch[:2]), seen[0]) and torch.equal(torch.cat(batch[2:]), seen[1])
+
+
+def test_several_views_that_do_not_fit_are_an_error(tmp_path, scenes, images):
+    with pytest.raises(ValueError, match=r"one for each view.*got view_size=\(16, 8\), views_per_image=3"):
+        tiny(views_per_image=3, view_size=(16, 8))
+    with pytest.raises(ValueError, match=r"it holds pairs, got .*views_per_image=3"):
+        train(tiny(views_per_image=3), tmp_path / "run", scenes, progress=False)
+    with pytest.raises(ValueError, match="must return views_per_image=3 views, got 2"):
+        train(tiny(views_per_image=3), tmp_path / "run", images, progress=False, views=as_it_is)
+    three = train(
+        tiny(views_per_image=3), tmp_path / "three", images, progress=False, views=lambda x, _: (x, x.flip(3), x)
+    )
+    assert three.status == "finished"
+
+
+def test_number_of_views_is_set_on_the_command_line(tmp_path):
+    settings = ["width=1", "projector=8-4", "views_per_image=4", "view_size=[8, 8, 6, 6]", "log_every=1"]
+    command = ["train", str(tmp_path / "run"), "--dataset", "digits", "--epochs", "1", "--device", "cpu"]
+    done = CliRunner().invoke(app, [*command, *(part for one in settings for part in ("--set", one))])
+    assert done.exit_code == 0, done.output
+    config = Run.load(tmp_path / "run").config
+    assert (config.views_per_image, config.view_size) == (4, (8, 8, 6, 6))
 
 
 @pytest.mark.parametrize(("epochs", "warmup"), [(1, 0.5), (2, 1.0), (22, 1.5)])

@@ -128,6 +128,30 @@ def test_fallback_is_the_central_crop(height, width, expected):
     assert tuple(int(x) for x in crop) == expected
 
 
+def test_several_views_have_their_own_sides_and_draws():
+    images = photos(5, h=20, w=17)
+    views = TwoViews([12, 8, 8, 16])(images, seeded())
+    assert [tuple(view.shape) for view in views] == [(5, 3, side, side) for side in (12, 8, 8, 16)]
+    assert not torch.equal(views[1], views[2])
+    for view, alone in zip(views[1:3], TwoViews([16, 8, 8, 12])(images, seeded())[1:3], strict=True):
+        assert torch.equal(view, alone)  # the sides of the other views do not matter
+
+
+def test_probabilities_of_two_views_alternate_over_more():
+    images = photos(c=3)
+    views = TwoViews((16,) * 5, **STILL | {"flip": (0, 1)})(images, seeded())
+    for number, view in enumerate(views):
+        assert torch.equal(view, normalize(images).flip(3) if number % 2 else normalize(images))
+    inverted = TwoViews((16,) * 3, **STILL, solarize=(0, 1))(images, seeded())
+    assert torch.equal(inverted[0], inverted[2]) and (inverted[1] <= 0).all()
+
+
+@pytest.mark.parametrize("size", [(16,), []])
+def test_one_view_is_no_view(size):
+    with pytest.raises(ValueError, match="those of at least two views, got"):
+        TwoViews(size)
+
+
 # Color
 
 
