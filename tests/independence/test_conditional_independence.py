@@ -1,13 +1,15 @@
-"""Tests of independence within groups."""
+"""Tests of independence within groups and given a continuous variable."""
 
 import itertools
 
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
-from hsic_lab.independence import aggregated_test, permutation_test
-from hsic_lab.kernels import Gaussian, Linear
+from hsic_lab.independence import aggregated_test, conditional_test, permutation_test
+from hsic_lab.independence._approximate import RIDGES, SCALES
+from hsic_lab.kernels import Delta, Gaussian, Linear
 
 TESTS = {
     "grams": permutation_test,
@@ -79,3 +81,99 @@ def test_null_is_the_statistic_of_permutations_within_groups(groups):
 def test_constant_within_groups_is_independent_within_groups(test):
     _, y, group = grouped(60, 1, slope=0.5)
     assert test(0.1 * group, y, permutations=19, groups=group).pvalue == 1
+
+
+# Given a continuous variable
+
+
+def normal(n, p=None, seed=0):
+    return np.random.default_rng(seed).normal(size=n if p is None else (n, p))
+
+
+# z, and what x and y are at conditional independence
+CONFOUNDED = {
+    "linear": lambda z, e, f: (2 * z + 0.3 * e, -z + 0.3 * f),
+    "curved": lambda z, e, f: (z**2 + 0.3 * e, np.sin(2 * z) + z**2 + 0.3 * f),
+    "spread": lambda z, e, f: (z + np.abs(z) * e, z**2 + np.exp(z / 2) * f),
+    "three columns": lambda z, e, f: (z.sum(axis=-1) + 0.5 * e, z.sum(axis=-1) + 0.5 * f),
+    "heavy-tailed": lambda z, e, f: (z + 0.5 * e, z - 0.5 * f),
+}
+
+
+def confounded(name, n, seed):
+    rng = np.random.default_rng([n, seed])
+    z = rng.normal(size=(n, 3)) if name == "three columns" else rng.normal(size=n)
+    z = rng.standard_t(2, size=n) if name == "heavy-tailed" else z
+    e, f = rng.normal(size=(2, n))
+    return *CONFOUNDED[name](z, e, f), z, e
+
+
+@pytest.mark.parametrize("name", CONFOUNDED)
+def test_level_holds_where_only_z_is_shared(name):
+    draws, rejected, found = 60, 0, 0
+    for seed in range(draws):
+        x, y, z, e = confounded(name, 60, seed)
+        rejected += conditional_test(x, y, z, draws=99, seed=seed).pvalue <= 0.05
+        if seed < 15:
+            assert permutation_test(x, y, permutations=19).pvalue <= 0.1 or name == "spread"
+            found += conditional_test(x, y + e, z, draws=99, seed=seed).pvalue <= 0.05
+    assert rejected <= stats.binom.ppf(0.995, draws, 0.05) and found >= 12
+
+
+def test_dependence_whose_sign_depends_on_z_is_found():
+    (x, f), z = normal((2, 100)), normal(100, seed=1)
+    assert conditional_test(x, np.sign(z) * x + 0.5 * f, z, draws=199).pvalue == 1 / 200
+
+
+def test_statistic_and_null_match_numpy():
+    x, y, z, _ = confounded("curved", 25, 0)
+    x, y = np.stack([x, x**2], axis=1), y[:, None]
+
+    def gram(v, scale=1.0):
+        distances = np.linalg.norm(v[:, None] - v, axis=2)
+        pairs = np.sort(distances[np.triu_indices(len(v), 1)])
+        return np.exp(-(distances**2) / (2 * (scale * pairs[(len(pairs) - 1) // 2]) ** 2))
+
+    def residual_matrix(k):
+        """R of the least mean squared error of predicting a row from the others, each by a regression of its own."""
+        least = np.inf, None
+        for scale, ridge in itertools.product(SCALES, RIDGES):
+            kz, error = gram(z[:, None], scale), 0.0
+            for i in range(25):
+                rest = np.arange(25) != i
+                w = kz[i, rest] @ np.linalg.inv(kz[np.ix_(rest, rest)] + ridge * np.eye(24))
+                error += k[i, i] - 2 * w @ k[rest, i] + w @ k[np.ix_(rest, rest)] @ w
+            least = min(least, (error, (scale, ridge)))
+        scale, ridge = least[1]
+        return ridge * np.linalg.inv(gram(z[:, None], scale) + ridge * np.eye(25))
+
+    product, h = gram(z[:, None]), np.eye(25) - 1 / 25
+    for v in (x, y):
+        v = v - v.mean(axis=0)
+        k = h @ gram(residual_matrix(v @ v.T) @ v) @ h
+        r = residual_matrix(k)
+        product = product * (r @ k @ r.T)
+    np.fill_diagonal(product, 0)
+    result = conditional_test(x, y, z, draws=1000)
+    assert result.statistic == pytest.approx(product.sum() / (25 * 24), rel=1e-6) and result.out_of == 1001
+    spread = 2**0.5 * np.linalg.norm(product) / (25 * 24)  # of random signs
+    assert float(result.null.std()) == pytest.approx(spread, rel=0.15)
+    assert abs(float(result.null.mean())) < 4 * spread / 1000**0.5
+    assert result.pvalue == (1 + int((result.null >= result.statistic).sum())) / 1001
+
+
+def test_labels_constants_and_seeds():
+    z = normal(80)
+    labels = torch.from_numpy((z + 0.5 * normal(80, seed=1) > 0).astype(int))
+    y = torch.from_numpy(z + 0.5 * normal(80, seed=2))
+    assert conditional_test(labels, y, z, Delta()).pvalue > 0.05 > conditional_test(labels, y + labels, z, Delta()).pvalue
+    assert conditional_test(np.full(80, 0.1), y, z).pvalue == 1
+    first, again, other = (conditional_test(z + normal(80, seed=3), y, z, seed=s) for s in (0, 0, 1))
+    assert torch.equal(first.null, again.null) and not torch.equal(first.null, other.null)
+    assert first.pvalue == pytest.approx(
+        conditional_test(1e6 * (z + normal(80, seed=3)), 1e-6 * y - 3, 100 - 7 * z).pvalue, abs=0.01
+    )
+    with pytest.raises(ValueError, match="z must have the 80 rows of x and y, on cpu, got 79"):
+        conditional_test(y, y, z[1:])
+    with pytest.raises(TypeError, match=r"z must be floating point, got torch.int64.*the kernel Delta"):
+        conditional_test(y, y, labels)
