@@ -76,7 +76,7 @@ def convert(source: Path) -> NotebookNode:
     for cell in notebook.cells:
         seen[text := f"{cell.cell_type}\n{cell.source}"] += 1
         cell.id = hashlib.sha256(f"{text}\n{seen[text]}".encode()).hexdigest()[:12]
-        cell.metadata = {name: cell.metadata[name] for name in ("tags", "alt") if name in cell.metadata}
+        cell.metadata = {name: cell.metadata[name] for name in ("tags", "alt", "jupyter") if name in cell.metadata}
     notebook.update(metadata=METADATA, nbformat=4, nbformat_minor=5)
     return notebook
 
