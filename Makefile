@@ -16,8 +16,8 @@ SECONDS := 120
 soak: $(VENV)/installed-all  # attacks on run folders at random; make soak SECONDS=600
 	$(BIN)/python tests/training/test_robustness.py $(SECONDS)
 
-lab: $(VENV)/installed
-	$(BIN)/jupyter lab notebooks
+lab: $(VENV)/installed  # shows the notebooks in order, without their sources
+	$(BIN)/jupyter lab --ContentsManager.hide_globs="['*.py', '__pycache__']" notebooks/00_quickstart.ipynb
 
 notebooks: $(VENV)/installed-all
 	$(BIN)/python notebooks/execute.py

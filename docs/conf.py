@@ -83,7 +83,7 @@ def copy_notebooks() -> None:
     course = ROOT / "docs" / "course"
     shutil.rmtree(course, ignore_errors=True)
     (course / "files").mkdir(parents=True)
-    for path in sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")):
+    for path in sorted((ROOT / "notebooks").glob("[0-9][0-9]*.ipynb")):
         shutil.copy(path, course / "files")
         notebook = json.loads(path.read_text())
         links = f"{{download}}`Download this notebook <files/{path.name}>`{cloud_links(path.name)}"

@@ -212,6 +212,11 @@ def at_least_float32(z: Tensor) -> Tensor:
     return z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
 
 
+def default_dtype() -> torch.dtype:
+    """Return torch's default floating-point type, float32 if it is narrower."""
+    return torch.promote_types(torch.get_default_dtype(), torch.float32)
+
+
 def check_choice(value: str, accepted: tuple[str, ...], name: str) -> str:
     """Return `value` itself; ValueError if it is not one of `accepted`."""
     if not isinstance(value, str) or value not in accepted:

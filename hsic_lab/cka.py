@@ -9,7 +9,7 @@ from torch import Tensor
 from hsic_lab._checks import CallableModule, is_constant, no_autocast
 from hsic_lab.hsic import StreamingLinearHSIC, hsic
 from hsic_lab.hsic._estimators import CenteredRows, at_origin, paired_samples, zero_diagonal
-from hsic_lab.kernels import Kernel, Linear, kernel_or
+from hsic_lab.kernels import DistanceInduced, Kernel, Linear, kernel_or
 
 __all__ = ["MinibatchCKA", "StreamingLinearCKA", "cka"]
 
@@ -68,7 +68,8 @@ def _checked_parts(
     """The checked samples and their `_parts`."""
     kernel_x, kernel_y = kernel_or(Linear(), kernel_x, "kernel_x"), kernel_or(Linear(), kernel_y, "kernel_y")
     x, y = paired_samples(x, y, kernel_x, kernel_y, at_least=2)
-    x, y = (near_one(z) if isinstance(kernel, Linear) else z for z, kernel in ((x, kernel_x), (y, kernel_y)))
+    scale_free = Linear, DistanceInduced
+    x, y = (near_one(z) if isinstance(kernel, scale_free) else z for z, kernel in ((x, kernel_x), (y, kernel_y)))
     return x, y, *_parts(x, y, kernel_x.fit(x), kernel_y.fit(y), estimator, route)
 
 

@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hsic_lab._checks import (  # isort: skip
-    as_samples, check_choice, check_integer, check_number, check_type, drawn_rows, is_transformed, is_vmapped, matmul,
-    no_autocast,
+    as_samples, check_choice, check_integer, check_number, check_type, default_dtype, drawn_rows, is_transformed,
+    is_vmapped, matmul, no_autocast,
 )  # fmt: skip
 
 __all__ = [
-    "Delta", "Gaussian", "InverseMultiquadric", "Kernel", "Laplace", "Linear", "Polynomial", "Product", "Sum", "factor",
-    "median_distance", "named", "squared_distances",
+    "Delta", "DistanceInduced", "Gaussian", "InverseMultiquadric", "Kernel", "Laplace", "Linear", "Polynomial",
+    "Product", "Sum", "factor", "median_distance", "named", "squared_distances",
 ]  # fmt: skip
 
 TILE_ENTRIES = 1 << 18  # of distances computed at once: 1 MiB in float32, within a core's second-level cache
@@ -30,9 +30,8 @@ _normal = partial(torch.randn, dtype=torch.float64)
 class Kernel:
     """A positive definite function of two rows; called on samples it returns their Gram matrix.
 
-    Kernels are immutable; ``k1 + k2`` and ``k1 * k2`` are kernels again. `Gaussian`, `Laplace` and
-    `InverseMultiquadric` are characteristic: in the limit of many rows, HSIC with them is 0 only if the samples are
-    independent. `Linear` detects correlation only, `Polynomial` moments up to its degree. A kernel of your own defines
+    Kernels are immutable; ``k1 + k2`` and ``k1 * k2`` are kernels again. HSIC with `Gaussian`, `Laplace`,
+    `InverseMultiquadric` or `DistanceInduced` is 0, in the limit of many rows, only if the samples are independent. `Linear` detects correlation only, `Polynomial` moments up to its degree. A kernel of your own defines
     `gram`, `fit` if its bandwidth follows a rule, and `frequencies` if it is to have Fourier features.
 
     Examples
@@ -112,7 +111,7 @@ class Delta(Kernel):
         equal = torch.ones(len(x), len(y), dtype=torch.bool, device=x.device)
         for column_x, column_y in zip(x.T, y.T, strict=True):
             equal &= column_x[:, None] == column_y
-        return equal.to(x.dtype if x.is_floating_point() else torch.get_default_dtype())
+        return equal.to(x.dtype if x.is_floating_point() else default_dtype())
 
 
 @dataclass(frozen=True)
@@ -188,6 +187,27 @@ class InverseMultiquadric(_Scaled):
     def frequencies(self, p: int, count: int, generator: torch.Generator) -> Tensor:
         # c (c^2 + r^2)^-1/2 = E exp(-t r^2) for 2 t c^2 ~ chi-square(1). Given t, w is normal with variance 2 t.
         return _normal(p, count, generator=generator) * _normal(1, count, generator=generator).abs() / self.bandwidth
+
+
+@dataclass(frozen=True)
+class DistanceInduced(Kernel):
+    """Kernel of distance covariance, ``k(x, x') = (||x|| + ||x'|| - ||x - x'||) / 2``, without a bandwidth.
+
+    With it for both samples, 4 `hsic` is the squared distance covariance and biased `cka` the squared distance
+    correlation of Székely et al. (2007); the unbiased estimators match too. HSIC does not depend on the base point, here
+    the origin, so `hsic`, `cka` and the tests first move it into the sample, which keeps the digits of far samples.
+    Reference: Sejdinovic et al. (2013), "Equivalence of Distance-Based and RKHS-Based Statistics".
+    """
+
+    def gram(self, x: Tensor, y: Tensor | None) -> Tensor:
+        norms_x, norms_y = (_roots(z.square().sum(dim=1)) for z in (x, x if y is None else y))
+        return (norms_x[:, None] + norms_y - _roots(squared_distances(x, y))) / 2
+
+
+def _roots(squares: Tensor) -> Tensor:
+    """Square roots whose gradient at 0 is 0, that of the norm at its minimum."""
+    zero = squares == 0
+    return squares.masked_fill(zero, 1).sqrt().masked_fill(zero, 0)
 
 
 @dataclass(frozen=True)
@@ -344,16 +364,16 @@ def factor(
         Seed of the random rows and frequencies. Use different seeds for x and y: shared frequencies bias HSIC.
     """
     check_choice(method, ("cholesky", "nystrom", "fourier"), "method")
-    if not rank >= 1 or (method == "fourier" and rank % 2):
-        raise ValueError(f"rank must be at least 1, and for Fourier features even, got {rank!r}")
-    if not 0 < tolerance < 1:
-        raise ValueError(f"tolerance must be between 0 and 1, got {tolerance!r}")
-    x = kernel.samples(x, "x")
-    kernel, dtype = kernel.fit(x), x.dtype if x.is_floating_point() else torch.get_default_dtype()
+    rank, seed = check_integer("rank", rank, 1), check_integer("seed", seed, 0)
+    if method == "fourier" and rank % 2:
+        raise ValueError(f"rank of Fourier features must be even, got {rank}")
+    tolerance = check_number("tolerance", tolerance, 0, 1, above=True)
+    x = check_type("kernel", kernel, Kernel).samples(x, "x")
+    kernel, dtype = kernel.fit(x), x.dtype if x.is_floating_point() else default_dtype()
     generator = torch.Generator().manual_seed(seed)
     with no_autocast(x):
         if method == "fourier":
-            angles = x @ kernel.frequencies(x.shape[1], rank // 2, generator).to(x)
+            angles = matmul(x, kernel.frequencies(x.shape[1], rank // 2, generator).to(x))
             return torch.cat([angles.cos(), angles.sin()], dim=1) * (2 / rank) ** 0.5
         # In float64: float32 rounds the distances of far rows by more than the small eigenvalues of the pivots' Gram.
         x = x.double() if x.is_floating_point() else x

@@ -1,6 +1,7 @@
-"""Augmentations: two random views of each image of a batch, and published settings by name."""
+"""Augmentations: two or more random views of each image of a batch, and published settings by name."""
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -33,7 +34,7 @@ _TRIES = 10  # for a crop, before the central crop is taken, as in torchvision
 _CROP_DRAWS = 2 * _TRIES + 2
 
 
-def augmentation(name: str, size: int, **changes: Any) -> "TwoViews":
+def augmentation(name: str, size: int | Sequence[int], **changes: Any) -> "TwoViews":
     """Return the published augmentation `name` for views of `size` pixels.
 
     Up to 32 pixels, "tsai2021" and "simclr" have the settings of their papers for CIFAR-10. "barlow_twins" has those
@@ -42,11 +43,13 @@ def augmentation(name: str, size: int, **changes: Any) -> "TwoViews":
 
     Parameters
     ----------
-    name, size, **changes : {"default", "tsai2021", "barlow_twins", "solo", "simclr"}, int
-        Key of `AUGMENTATIONS`; side of the views in pixels; settings of `TwoViews` in place of those of the name.
+    name : {"default", "tsai2021", "barlow_twins", "solo", "simclr"}
+        Key of `AUGMENTATIONS`.
+    size, **changes : int or sequence of int
+        Side of the views in pixels, as in `TwoViews`; settings of `TwoViews` in place of those of the name.
     """
     settings = AUGMENTATIONS[check_choice(name, tuple(AUGMENTATIONS), "augmentation")]
-    small = _SMALL_CHANGES.get(name, {}) if size <= 32 else {}
+    small = _SMALL_CHANGES.get(name, {}) if max(_sides(size)) <= 32 else {}
     return TwoViews(size, **settings | small | changes)
 
 
@@ -57,7 +60,7 @@ def normalize(images: Tensor) -> Tensor:
 
 
 class TwoViews:
-    """Two independently augmented views of each image of a batch, on the scale of `normalize`.
+    """Two or more independently augmented views of each image of a batch, on the scale of `normalize`.
 
     The steps are, in this order: a random resized crop, a horizontal flip, color jitter, grayscale, one clamp to the
     range of images, Gaussian blur, and solarization. Images with 1 channel get no saturation and hue; with 2, 4 or more
@@ -65,13 +68,14 @@ class TwoViews:
 
     Parameters
     ----------
-    size : int
-        Side of the square views, in pixels.
+    size : int or sequence of int
+        Side of two square views, in pixels, or the side of each view: ``[32, 32, 16, 16]`` makes four views, as in
+        multi-crop (Caron et al. 2020, arXiv:2006.09882).
     scale, ratio, sigma : (float, float), default (0.2, 1.0), (3/4, 4/3) and (0.1, 2.0)
         Ranges: area of the crop as a share of the image, its width over its height, deviation of the blur in pixels.
     flip, jitter, grayscale : float or (float, float), default 0.5, 0.8 and 0.2
         Probabilities of a horizontal flip, of the four color changes, and of removing the color: one number, or a pair
-        for view a and view b.
+        for view a and view b. Of more views the first, third, ... have the probabilities of view a.
     brightness, contrast, saturation, hue : float, default 0.4, and 0.1 for hue
         Strengths v of the color changes: factors are uniform in ``[max(0, 1 - v), 1 + v]``, where 1 changes nothing,
         and the turn of the hue is uniform in [-hue, hue] full turns of the color wheel, hue at most 0.5.
@@ -89,12 +93,12 @@ class TwoViews:
     """
 
     def __init__(
-        self, size: int, *, scale: Range = (0.2, 1.0), ratio: Range = (3 / 4, 4 / 3), flip: Probability = 0.5,
-        brightness: float = 0.4, contrast: float = 0.4, saturation: float = 0.4, hue: float = 0.1,
-        jitter: Probability = 0.8, grayscale: Probability = 0.2, blur: Probability = 0.0, sigma: Range = (0.1, 2.0),
-        solarize: Probability = 0.0,
+        self, size: int | Sequence[int], *, scale: Range = (0.2, 1.0), ratio: Range = (3 / 4, 4 / 3),
+        flip: Probability = 0.5, brightness: float = 0.4, contrast: float = 0.4, saturation: float = 0.4,
+        hue: float = 0.1, jitter: Probability = 0.8, grayscale: Probability = 0.2, blur: Probability = 0.0,
+        sigma: Range = (0.1, 2.0), solarize: Probability = 0.0,
     ) -> None:  # fmt: skip
-        self.size = size = check_integer("size", size, 1)
+        self.size, self._sides = size, _sides(size)
         self.scale, self.ratio = _interval("scale", scale, 1.0), _interval("ratio", ratio, math.inf)
         self.brightness, self.contrast = (
             check_number("brightness", brightness, 0),
@@ -104,12 +108,12 @@ class TwoViews:
         self.flip, self.jitter = _probabilities("flip", flip), _probabilities("jitter", jitter)
         self.grayscale, self.solarize = _probabilities("grayscale", grayscale), _probabilities("solarize", solarize)
         self.blur, self.sigma = _probabilities("blur", blur), _interval("sigma", sigma, math.inf)
-        if max(self.blur) > 0 and blur_radius(size) == 0:
+        if max(self.blur) > 0 and blur_radius(min(self._sides)) == 0:
             raise ValueError(f"blur must be 0 for views below 20 pixels, got blur={blur!r} at size={size}")
 
     @torch.no_grad()
-    def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Return view a and view b, float32 (n, c, size, size) in [-1, 1], of images as for `normalize`.
+    def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, ...]:
+        """Return the views, float32 (n, c, size, size) in [-1, 1], of images as for `normalize`.
 
         All randomness is drawn from `generator`, on the device of the images; None is torch's global generator.
         """
@@ -122,42 +126,48 @@ class TwoViews:
         if generator is not None and check_type("generator", generator, torch.Generator).device.type != device.type:
             raise ValueError(f"generator is on {generator.device}, images on {device}: use one device")
         draw = partial(torch.rand, generator=generator, device=device, dtype=torch.float32)
-        crop, flip, jitter = draw(2 * n, _CROP_DRAWS + 7).split([_CROP_DRAWS, 1, 6], dim=1)
+        count = len(self._sides)
+        crop, flip, jitter = draw(count * n, _CROP_DRAWS + 7).split([_CROP_DRAWS, 1, 6], dim=1)
         # Drawn last, so that the rest of a view does not depend on it.
-        finish = draw(2 * n, 3) if max(*self.blur, *self.solarize) > 0 else None
-        top, left, crop_height, crop_width = random_crops(crop, height, width, self.scale, self.ratio)
-        across = resize_taps(left, crop_width, width, self.size, flip.squeeze(1) < _by_view(self.flip, flip))
-        down = resize_taps(top, crop_height, height, self.size)
-        views = torch.empty(2 * n, channels, self.size, self.size, device=device, dtype=torch.float32)
+        finish = draw(count * n, 3).split(n) if max(*self.blur, *self.solarize) > 0 else None
+        crops = [part.split(n) for part in random_crops(crop, height, width, self.scale, self.ratio)]
+        taps, views = [], []
+        for view, (side, *place) in enumerate(zip(self._sides, *crops, strict=True)):
+            top, left, crop_height, crop_width = place
+            flipped = flip[view * n : (view + 1) * n, 0] < self.flip[view % 2]
+            taps.append(
+                (resize_taps(left, crop_width, width, side, flipped), resize_taps(top, crop_height, height, side))
+            )
+            views.append(torch.empty(n, channels, side, side, device=device, dtype=torch.float32))
         chunk = n if device.type != "cpu" else max(1, 2**18 // (channels * height * width))  # 1 MiB, for the L2 cache
         with torch.autocast(device.type, enabled=False):  # autocast would round the pixels
             if color:
-                matrix, offset = self._draw_color(jitter, channels)
+                matrix, offset = (part.split(n) for part in self._draw_color(jitter, channels))
                 luma = (_YIQ[0] if channels == 3 else torch.ones(1)).to(device, torch.float32)
             for begin in range(0, n, chunk):
-                part = images[begin : begin + chunk].transpose(2, 3).to(torch.float32).contiguous()
-                for view, first in enumerate((begin, n + begin)):
-                    rows = slice(first, first + len(part))
+                rows = slice(begin, begin + chunk)
+                part = images[rows].transpose(2, 3).to(torch.float32).contiguous()
+                for view, (across, down) in enumerate(taps):
                     narrow = resize_rows(part, *(x[rows] for x in across)).transpose(2, 3)
                     pixels = resize_rows(narrow, *(x[rows] for x in down)).flatten(2)
-                    out = views[rows].flatten(2)
+                    out = views[view][rows].flatten(2)
                     if color:
                         gray = pixels.mean(dim=2) @ luma
-                        shift = (offset[rows] * gray).div_(half).sub_(1)[:, None, None]
-                        torch.baddbmm(shift, matrix[rows] / half, pixels, out=out)
+                        shift = (offset[view][rows] * gray).div_(half).sub_(1)[:, None, None]
+                        torch.baddbmm(shift, matrix[view][rows] / half, pixels, out=out)
                     else:
                         torch.div(pixels, half, out=out).sub_(1)
                     out.clamp_(-1, 1)
                     if finish is not None:
-                        self._finish(views[rows], finish[rows], view)
-        return views[:n], views[n:]
+                        self._finish(views[view][rows], finish[view][rows], view % 2)
+        return tuple(views)
 
     def _finish(self, views: Tensor, uniforms: Tensor, view: int) -> None:
-        """Blur and solarize in place: uniform numbers `(m, 3)` choose among the images `(m, c, s, s)` of one view."""
+        """Blur and solarize in place: uniform numbers `(m, 3)` choose among images `(m, c, s, s)` of view a or b."""
         if self.blur[view] > 0:
             chosen = (uniforms[:, 0] < self.blur[view]).nonzero().squeeze(1)
             sigma = uniforms[chosen, 1] * (self.sigma[1] - self.sigma[0]) + self.sigma[0]
-            views[chosen] = gaussian_blur(views[chosen], sigma, blur_radius(self.size))
+            views[chosen] = gaussian_blur(views[chosen], sigma, blur_radius(views.shape[-1]))
         if self.solarize[view] > 0:
             chosen = (uniforms[:, 2] < self.solarize[view]).nonzero().squeeze(1)
             views[chosen] = views[chosen].abs().neg_()  # inverts above the middle 0, as Pillow's `solarize`
@@ -168,17 +178,25 @@ class TwoViews:
         low = uniforms.new_tensor([max(0.0, 1 - v) for v in strengths] + [-self.hue])
         high = uniforms.new_tensor([1 + v for v in strengths] + [self.hue])
         factors = uniforms[:, :4] * (high - low) + low
-        jittered = (uniforms[:, 4] < _by_view(self.jitter, uniforms))[:, None]
+        jittered = (uniforms[:, 4] < self._by_view(self.jitter, uniforms))[:, None]
         factors = torch.where(jittered, factors, factors.new_tensor([1.0, 1.0, 1.0, 0.0]))
         brightness, contrast, saturation, hue = factors.unbind(1)
-        saturation = saturation.masked_fill(uniforms[:, 5] < _by_view(self.grayscale, uniforms), 0.0)
+        saturation = saturation.masked_fill(uniforms[:, 5] < self._by_view(self.grayscale, uniforms), 0.0)
         matrix, offset = color_maps(brightness, contrast, saturation, hue)
         return (matrix if channels == 3 else (brightness * contrast)[:, None, None]), offset
 
+    def _by_view(self, pair: Range, like: Tensor) -> Tensor:
+        """One probability for each row of `like`, which has as many rows of each view, one view after the other."""
+        count = len(self._sides)
+        return like.new_tensor([pair[view % 2] for view in range(count)]).repeat_interleave(len(like) // count)
 
-def _by_view(pair: Range, like: Tensor) -> Tensor:
-    """One probability for each row of `like`; its first half belongs to view a, its second half to view b."""
-    return like.new_tensor(pair).repeat_interleave(len(like) // 2)
+
+def _sides(size: int | Sequence[int]) -> tuple[int, ...]:
+    """The sides of the views, of two views for one number."""
+    sides = size if isinstance(size, tuple | list) else (size, size)
+    if len(sides) < 2:
+        raise ValueError(f"size must be one side or those of at least two views, got {size!r}")
+    return tuple(check_integer("size", side, 1) for side in sides)
 
 
 def _half_range(images: Tensor) -> float:

@@ -5,7 +5,9 @@
 # feature of one view with every feature of the other view, and pulls the matrix of these correlations towards the identity.
 #
 # HSIC, the Hilbert-Schmidt Independence Criterion (Gretton et al. 2005), is a number from statistics. It measures how strongly two
-# samples depend on each other. This notebook shows, step by step, how the loss is built from HSIC.
+# samples depend on each other. **With linear kernels on standardized features, HSIC is the sum of the squared entries of $C$, the matrix
+# that Barlow Twins looks at.** So the loss can be written with HSIC, and HSIC explains where its negative pairs are: centering the batch
+# takes their place. This notebook shows it step by step.
 #
 # **What you will see**
 #
@@ -18,14 +20,15 @@
 # 7. How to compute the exact loss without the $d \times d$ matrix, with timings.
 #
 # **What you need**: a first course in machine learning (mean, variance, correlation, gradient, matrix product). Nothing is
-# downloaded. The code asserts every identity in double precision with a tolerance of $10^{-10}$.
+# downloaded. The code asserts every identity in double precision with a tolerance of $10^{-10}$. Folded cells hold drawing code and
+# checks. Open them if you want to read them.
 
 # %% tags=["parameters"]
 import os
 
 FAST = os.environ.get("HSIC_LAB_FAST") == "1"  # smaller problems for a quick check
 
-# %%
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 import time
 from functools import partial
 
@@ -47,7 +50,7 @@ PALETTE = plt.rcParams["axes.prop_cycle"].by_key()["color"]
 close = partial(torch.allclose, rtol=1e-10, atol=1e-10)  # the tolerance of every identity
 
 
-def show_matrices(panels, xlabel, ylabel, size=3.5):
+def show_matrices(panels, xlabel, ylabel, size=3.0):
     """Draw matrices side by side, each on its own color scale centered at 0: red is positive, blue is negative."""
     figure, axes = plt.subplots(1, len(panels), figsize=(size * len(panels) + 0.6, size), layout="constrained")
     for ax, (title, matrix) in zip(axes, panels.items(), strict=True):
@@ -58,6 +61,108 @@ def show_matrices(panels, xlabel, ylabel, size=3.5):
         ax.locator_params(nbins=5, integer=True)
         figure.colorbar(image, ax=ax, shrink=0.5)
     return axes
+
+
+def plot_two_clouds(x, y, m):
+    """Draw m real pairs, and all pairs of these rows."""
+    axes = plt.subplots(1, 2, figsize=(8.6, 4.2), sharex=True, sharey=True, layout="constrained")[1]
+    axes[0].plot(x[:m, 0], y[:m, 0], ".", color=PALETTE[0])
+    axes[0].set(title=f"{m} real pairs $(x_b, y_b)$", xlabel="feature 0 of view A", ylabel="feature 0 of view B")
+    axes[1].plot(x[:m, 0].repeat_interleave(m), y[:m, 0].repeat(m), ".", color=PALETTE[3], alpha=0.35, markersize=3)
+    axes[1].set(title=f"all {m * m} permuted pairs $(x_b, y_c)$", xlabel="feature 0 of view A")
+
+
+def plot_paths(paths):
+    """Draw paths in the plane of alignment and dependence, above the region that cannot be reached."""
+    ax = plt.subplots(figsize=(8.4, 4.2), layout="constrained")[1]
+    alignment = np.linspace(0.4, 1, 100)
+    ax.fill_between(alignment, alignment**2, color="0.9", label="impossible: HSIC < (tr C)² / d")
+    for (label, path), color in zip(paths.items(), PALETTE, strict=False):
+        ax.plot(path[:, 0], path[:, 1], color=color, label=label)
+    ax.plot(*path[0], "o", color="0.2", markersize=8, label="start: the random layer")
+    ax.plot(1, 1, "*", color="0.2", markersize=14, label="C = I")
+    ax.set(xlabel="alignment  tr C / d", ylabel="dependence  HSIC / d", xlim=(0.4, 1.03), ylim=(0, None))
+    ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
+
+
+def plot_arrows(ax, count, title):
+    """Draw vectors in the plane, or from the center of a tetrahedron, at the largest possible angles; return their cosines."""
+    angles = np.pi / 2 + 2 * np.pi * np.arange(min(count, 3)) / min(count, 3)
+    vectors = arrows = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    if count == 4:  # a tetrahedron, seen from one side
+        vectors = np.array([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]]) / 3**0.5
+        side = np.linalg.qr(np.array([[1.0, 0.25, 0.1], [-0.25, 1.0, 0.4], [0.1, -0.5, 1.0]]))[0]
+        arrows = vectors @ side[:, :2]
+    for (u, v), color in zip(arrows, PALETTE, strict=False):
+        ax.annotate("", (u, v), (0, 0), arrowprops={"arrowstyle": "-|>", "color": color, "linewidth": 2.5})
+    ax.set(title=title, xlim=(-1.15, 1.15), ylim=(-1.15, 1.15), aspect="equal")
+    ax.axis("off")
+    return vectors @ vectors.T
+
+
+def plot_bound(table):
+    """Draw the bound of the mean off-diagonal entry and of the loss against d, with the values found by the search."""
+    widths = np.arange(2, 65)
+    left, right = plt.subplots(1, 2, figsize=(9.6, 3.8), layout="constrained")[1]
+    left.plot(widths, -1 / (widths - 1), color=PALETTE[0], label="−1/(d−1)")
+    left.plot(table.index, table["mean off-diagonal found"], "o", color=PALETTE[3], label="found by the search")
+    left.axhline(-1, color="0.4", linestyle="--", label="target −1 (HSIC_SSL)")
+    left.axhline(0, color="0.4", linestyle=":", label="target 0 (Barlow Twins)")
+    left.set(xlabel="number of features d", ylabel="mean off-diagonal of C", title="mean off-diagonal entry")
+    left.legend(loc="center right")
+    right.plot(widths, lower_bound(widths) / widths, color=PALETTE[0], label="lower bound")
+    right.plot(table.index, table["loss found"] / table.index, "o", color=PALETTE[3], label="found by the search")
+    right.plot(widths, (widths - 1) / widths, color=PALETTE[1], label="C = I")
+    right.set(xlabel="number of features d", ylabel="HSIC_SSL loss / d", title="loss at the minimum")
+    right.legend(loc="lower right")
+
+
+def plot_timings(timings, batch):
+    """Draw the time of one step and the size of the matrices against d."""
+    left, right = plt.subplots(1, 2, figsize=(9.8, 4.6), layout="constrained")[1]
+    styles = {"usual formula": ("s-", PALETTE[3]), 'route="primal"': ("--", PALETTE[1]),
+              'route="dual"': ("--", PALETTE[2]), 'route="auto"': ("o-", PALETTE[0])}
+    for name, (style, color) in styles.items():
+        left.plot(timings.index, 1e3 * timings[name], style, color=color, label=name, markersize=6)
+    right.plot(timings.index, timings.index**2 * 4 / 2**20, "--", color=PALETTE[1], label="C  (primal, usual formula)")
+    right.plot(timings.index, np.full(len(timings), 2 * batch**2 * 4 / 2**20), "--", color=PALETTE[2], label="two Grams  (dual)")
+    left.set(title=f"time of one step, n = {batch}", ylabel="milliseconds")
+    right.set(title="size of the matrices", ylabel="MiB (single precision)")
+    for ax in (left, right):
+        ax.axvline(batch, color="0.8", linewidth=1)
+        ax.set_xscale("log", base=2)
+        ax.set(yscale="log", xlabel="number of features d")
+        ax.set_xticks(timings.index, [str(d) for d in timings.index])
+        ax.tick_params(axis="x", labelsize="small")
+        ax.legend(fontsize="small")
+
+
+def minimize(loss, *views, steps=400):
+    """Minimize a loss over the features by L-BFGS: over one view that both branches share, or over two views."""
+    views = [view.clone().requires_grad_() for view in views]
+    optimizer = torch.optim.LBFGS(
+        views, max_iter=steps, tolerance_grad=1e-9, tolerance_change=1e-14, line_search_fn="strong_wolfe"
+    )
+
+    def closure():
+        optimizer.zero_grad()
+        value = loss(views[0], views[-1])
+        value.backward()
+        return value
+
+    optimizer.step(closure)
+    with torch.no_grad():
+        return cross_correlation(views[0], views[-1]), loss(views[0], views[-1]).item()
+
+
+def noise(d):
+    return torch.randn(8 * d, d, dtype=torch.float64, generator=generator)
+
+
+def value_and_gradient(loss, z):
+    z = z.clone().requires_grad_()
+    value = loss(z, z_b)
+    return value.detach(), torch.autograd.grad(value, z)[0]
 
 
 # %% [markdown]
@@ -187,12 +292,7 @@ assert close(hsic(x, y, route="dual"), hsic(x, y, route="primal"))  # the librar
 # of view B. If the views were independent, the real pairs would look like this.
 
 # %% alt="Two scatter plots. The 64 real pairs lie along a rising line. The 4096 permuted pairs fill a grid without any trend."
-figure, axes = plt.subplots(1, 2, figsize=(8.6, 4.2), sharex=True, sharey=True, layout="constrained")
-m = 64
-axes[0].plot(x[:m, 0], y[:m, 0], ".", color=PALETTE[0])
-axes[0].set(title=f"{m} real pairs $(x_b, y_b)$", xlabel="feature 0 of view A", ylabel="feature 0 of view B")
-axes[1].plot(x[:m, 0].repeat_interleave(m), y[:m, 0].repeat(m), ".", color=PALETTE[3], alpha=0.35, markersize=3)
-axes[1].set(title=f"all {m * m} permuted pairs $(x_b, y_c)$", xlabel="feature 0 of view A");
+plot_two_clouds(x, y, m=64)
 
 # %% [markdown]
 # The **maximum mean discrepancy** (MMD) measures how far apart the two point clouds are. Map every point into a space of features,
@@ -270,12 +370,6 @@ def barlow_twins_from_hsic(z_a, z_b):
     return (1 - diagonal).square().sum() + weight * (hsic(x, y) - diagonal.square().sum())
 
 
-def value_and_gradient(loss, z):
-    z = z.clone().requires_grad_()
-    value = loss(z, z_b)
-    return value.detach(), torch.autograd.grad(value, z)[0]
-
-
 library, gradient = value_and_gradient(BarlowTwinsLoss(weight), z_a)
 rebuilt, rebuilt_gradient = value_and_gradient(barlow_twins_from_hsic, z_a)
 print(f"BarlowTwinsLoss {library:.12f}\nfrom HSIC       {rebuilt:.12f}")
@@ -297,7 +391,7 @@ assert close(library, rebuilt) and close(gradient, rebuilt_gradient)
 #
 # The next cell minimizes the loss over the features themselves and draws the path for three values of $\lambda$.
 
-# %% alt="Curves in the plane of alignment and dependence for three values of lambda. All lead from the random layer to C = I, above the gray region that cannot be reached."
+# %%
 distance = (x - y).square().sum() / n
 assert close(distance, 2 * d - 2 * c.trace())
 assert close(BarlowTwinsLoss(1.0)(z_a, z_b), hsic(x, y) + distance - d)
@@ -317,20 +411,12 @@ def descend(loss, steps):
     return torch.tensor(path)
 
 
+# %% alt="Curves in the plane of alignment and dependence for three values of lambda. All lead from the random layer to C = I, above the gray region that cannot be reached."
 paths = {f"λ = {name}": descend(BarlowTwinsLoss(w), 150 if FAST else 600)
          for name, w in {"1": 1.0, "1/16": 1 / d, "0.005": 5e-3}.items()}
-
-figure, ax = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
-alignment = np.linspace(0.4, 1, 100)
-ax.fill_between(alignment, alignment**2, color="0.9", label="impossible: HSIC < (tr C)² / d")
-for (label, path), color in zip(paths.items(), PALETTE, strict=False):
-    ax.plot(path[:, 0], path[:, 1], color=color, label=label)
+plot_paths(paths)
+for path in paths.values():
     assert (path[:, 1] >= path[:, 0] ** 2 - 1e-10).all()
-ax.plot(*path[0], "o", color="0.2", markersize=8, label="start: the random layer")
-ax.plot(1, 1, "*", color="0.2", markersize=14, label="C = I")
-ax.set(xlabel="alignment  tr C / d", ylabel="dependence  HSIC / d", xlim=(0.4, 1.03), ylim=(0, None),
-       title="paths of gradient descent")
-ax.legend(loc="upper left", bbox_to_anchor=(1, 1));
 
 # %% [markdown]
 # Every path starts at the untrained features and moves towards $C = I$. There the alignment is full and HSIC is as small as full alignment
@@ -368,7 +454,7 @@ assert close(with_identity, (d + c.trace()) / (2 * n))
 # the sum of all entries of $C$. It equals $\frac1n \sum_b s_b s'_b$, where $s_b$ is the *sum of all features* of image $b$ in view A
 # and $s'_b$ the same sum in view B. So the additional term depends on the covariance of these two sums only.
 
-# %% alt="Three heatmaps of the derivative of the loss by C: Barlow Twins, HSIC_SSL, and their difference, which is 0 on the diagonal and constant elsewhere."
+# %%
 weight = 1 / d
 barlow_twins, hsic_ssl = BarlowTwinsLoss(weight)(z_a, z_b), HSICSSLLoss(weight)(z_a, z_b)
 feature_sums = (x.sum(dim=1) * y.sum(dim=1)).mean()
@@ -377,6 +463,10 @@ assert close(feature_sums, c.sum())
 assert close(hsic_ssl - barlow_twins, weight * (d * (d - 1) + 2 * (c.sum() - c.trace())))
 
 
+# %% [markdown]
+# The heatmaps show the derivative of each loss by the entries of $C$, and the difference of the two derivatives.
+
+# %% alt="Three heatmaps of the derivative of the loss by C: Barlow Twins, HSIC_SSL, and their difference, which is 0 on the diagonal and constant elsewhere."
 def gradient_of_c(target):
     """Derivative of the loss with respect to each entry of C."""
     entries = c.clone().requires_grad_()
@@ -400,22 +490,10 @@ show_matrices({"Barlow Twins:  ∂L/∂C": pull_bt, "HSIC_SSL:  ∂L/∂C": pull
 # can do is an angle of $120°$, with cosine $-\frac12$. Correlations are cosines between columns, so the same holds for $d$ features:
 
 # %% alt="Two opposite arrows, three arrows at angles of 120 degrees, and four arrows from the center to the corners of a tetrahedron."
-figure, axes = plt.subplots(1, 3, figsize=(8.6, 3.0), layout="constrained")
+axes = plt.subplots(1, 3, figsize=(8.6, 3.0), layout="constrained")[1]
 for ax, count, title in zip(axes, (2, 3, 4), ("2: cosine −1", "3: cosine −1/2", "4: cosine −1/3"), strict=True):
-    angles = np.pi / 2 + 2 * np.pi * np.arange(min(count, 3)) / min(count, 3)
-    arrows = np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    if count == 4:  # a tetrahedron, seen from one side
-        tetrahedron = np.array([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]]) / 3**0.5
-        assert np.allclose(tetrahedron @ tetrahedron.T, np.eye(4) * 4 / 3 - 1 / 3)
-        side = np.linalg.qr(np.array([[1.0, 0.25, 0.1], [-0.25, 1.0, 0.4], [0.1, -0.5, 1.0]]))[0]
-        arrows = tetrahedron @ side[:, :2]
-    else:
-        cosines = arrows @ arrows.T
-        assert np.allclose(cosines[~np.eye(count, dtype=bool)], -1 / (count - 1))
-    for (u, v), color in zip(arrows, PALETTE, strict=False):
-        ax.annotate("", (u, v), (0, 0), arrowprops={"arrowstyle": "-|>", "color": color, "linewidth": 2.5})
-    ax.set(title=title, xlim=(-1.15, 1.15), ylim=(-1.15, 1.15), aspect="equal")
-    ax.axis("off")
+    cosines = plot_arrows(ax, count, title)
+    assert np.allclose(cosines[~np.eye(count, dtype=bool)], -1 / (count - 1))
 
 # %% [markdown]
 # The general rule follows from a variance. Suppose that both views give the same features, $X = Y$. The sum of all features of an
@@ -429,7 +507,8 @@ for ax, count, title in zip(axes, (2, 3, 4), ("2: cosine −1", "3: cosine −1/
 #
 # $$\lambda\, d\, (d-1)\Bigl(1 - \frac1{d-1}\Bigr)^2 = \lambda\, \frac{d\,(d-2)^2}{d-1} .$$
 #
-# The next cell checks the formula on features that form a simplex. The cell after it searches for the minimum numerically.
+# The next cell checks the formula on features that form a simplex. The cell after it searches for the minimum numerically (by L-BFGS, in
+# the function `minimize` of the folded cell at the top).
 
 # %%
 def simplex_features(n, d):
@@ -451,28 +530,6 @@ for width in (3, 8, 32):
 
 
 # %%
-def minimize(loss, *views, steps=400):
-    """Minimize a loss over the features by L-BFGS: over one view that both branches share, or over two views."""
-    views = [view.clone().requires_grad_() for view in views]
-    optimizer = torch.optim.LBFGS(
-        views, max_iter=steps, tolerance_grad=1e-9, tolerance_change=1e-14, line_search_fn="strong_wolfe"
-    )
-
-    def closure():
-        optimizer.zero_grad()
-        value = loss(views[0], views[-1])
-        value.backward()
-        return value
-
-    optimizer.step(closure)
-    with torch.no_grad():
-        return cross_correlation(views[0], views[-1]), loss(views[0], views[-1]).item()
-
-
-def noise(d):
-    return torch.randn(8 * d, d, dtype=torch.float64, generator=generator)
-
-
 rows = []
 for width in (4, 8, 16) if FAST else (4, 8, 16, 32):
     found, value = minimize(HSICSSLLoss(), noise(width))
@@ -484,19 +541,7 @@ table = pd.DataFrame(rows, columns=columns).set_index("d")
 table.round(5)
 
 # %% alt="Left: the lower bound -1/(d-1) of the mean off-diagonal entry rises towards 0 as d grows, and the values found by the search lie on it. Right: the loss per feature at the bound, at C = I, and found by the search."
-widths = np.arange(2, 65)
-figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.8), layout="constrained")
-left.plot(widths, -1 / (widths - 1), color=PALETTE[0], label="−1/(d−1)")
-left.plot(table.index, table["mean off-diagonal found"], "o", color=PALETTE[3], label="found by the search")
-left.axhline(-1, color="0.4", linestyle="--", label="target −1 (HSIC_SSL)")
-left.axhline(0, color="0.4", linestyle=":", label="target 0 (Barlow Twins)")
-left.set(xlabel="number of features d", ylabel="mean off-diagonal of C", title="mean off-diagonal entry at the minimum")
-left.legend(loc="center right")
-right.plot(widths, lower_bound(widths) / widths, color=PALETTE[0], label="lower bound")
-right.plot(table.index, table["loss found"] / table.index, "o", color=PALETTE[3], label="found by the search")
-right.plot(widths, (widths - 1) / widths, color=PALETTE[1], label="C = I")
-right.set(xlabel="number of features d", ylabel="HSIC_SSL loss / d", title="loss at the minimum")
-right.legend(loc="lower right");
+plot_bound(table)
 
 # %% [markdown]
 # Networks have hundreds of features, and then $-\frac1{d-1}$ is close to 0. The minimum of HSIC_SSL differs from the identity, the
@@ -516,7 +561,13 @@ width = 8
 shared, shared_loss = minimize(HSICSSLLoss(), noise(width))
 free, free_loss = minimize(HSICSSLLoss(), noise(width), noise(width), steps=2000)
 plain, plain_loss = minimize(BarlowTwinsLoss(1 / width), noise(width), noise(width), steps=2000)
+compare_cross_correlations({"HSIC_SSL, shared": shared, "HSIC_SSL, free": free, "Barlow Twins, free": plain});
 
+# %% [markdown]
+# For free branches the minimum has a closed form too. Its diagonal and off-diagonal entries follow from $r$, the correlation of two
+# features within one view.
+
+# %%
 r = (width**2 - 8 * width + 4) / (5 * width**2 - 8 * width + 4)  # correlation of two features within one view
 on, off = (width - 2 - 2 * (width - 1) * r) / width, -(2 + (width - 2) * r) / width
 closed_form = width * (1 - on) ** 2 + (width - 1) * (1 + off) ** 2
@@ -525,7 +576,6 @@ print(f"HSIC_SSL  shared: loss {shared_loss:.5f}  1'C1 = {shared.sum():+.3f}\n"
       f"Barlow Twins free: loss {plain_loss:.5f}  1'C1 = {plain.sum():+.3f}")
 assert free_loss < lower_bound(width) and abs(free_loss - closed_form) < 1e-4 and plain_loss < 1e-4
 assert abs(free.trace() / width - on) < 1e-3
-compare_cross_correlations({"HSIC_SSL, shared": shared, "HSIC_SSL, free": free, "Barlow Twins, free": plain});
 
 # %% [markdown]
 # If you train HSIC_SSL with two different networks, or distort the two views in different ways, watch $\mathbf 1^\top C\,\mathbf 1$.
@@ -559,6 +609,7 @@ def usual_formula(z_a, z_b, weight=5e-3):
     return (1 - c.diagonal()).square().sum() + weight * off.square().sum()
 
 
+# %%
 def seconds(loss, n, d, budget=0.1 if FAST else 0.5):
     """Return the shortest time of a forward and backward pass in single precision, of as many as fit into `budget`."""
     views = [torch.randn(n, d, generator=generator).requires_grad_() for _ in range(2)]
@@ -570,6 +621,7 @@ def seconds(loss, n, d, budget=0.1 if FAST else 0.5):
     return min(taken)
 
 
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 batch = 64 if FAST else 256
 losses = {
     "usual formula": usual_formula,
@@ -584,23 +636,7 @@ timings = pd.DataFrame(
 ).pivot(index="d", columns="formula", values="seconds")[list(losses)]
 
 # %% alt="Left: time of one step of the loss against the number of features d on logarithmic axes; the usual formula and the primal route grow fastest, and the automatic route follows the dual route to the right of d = n. Right: size of the matrices; C grows with d squared, the two Gram matrices stay constant."
-figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-styles = {"usual formula": ("s-", PALETTE[3]), 'route="primal"': ("--", PALETTE[1]),
-          'route="dual"': ("--", PALETTE[2]), 'route="auto"': ("o-", PALETTE[0])}
-for name, (style, color) in styles.items():
-    left.plot(timings.index, 1e3 * timings[name], style, color=color, label=name, markersize=6)
-right.plot(timings.index, timings.index**2 * 4 / 2**20, "--", color=PALETTE[1], label="C  (primal, usual formula)")
-right.plot(timings.index, np.full(len(timings), 2 * batch**2 * 4 / 2**20), "--", color=PALETTE[2],
-           label="two Grams  (dual)")
-left.set(title=f"time of one step of the loss, n = {batch}", ylabel="milliseconds")
-right.set(title="size of the matrices", ylabel="MiB (single precision)")
-for ax in (left, right):
-    ax.axvline(batch, color="0.8", linewidth=1)
-    ax.set_xscale("log", base=2)
-    ax.set(yscale="log", xlabel="number of features d")
-    ax.set_xticks(timings.index, [str(d) for d in timings.index])
-    ax.legend()
-
+plot_timings(timings, batch)
 largest = timings.iloc[-1]
 speedup = largest["usual formula"] / largest['route="auto"']
 print(f"d = {timings.index[-1]}, n = {batch}, {torch.get_num_threads()} CPU threads: "
@@ -622,17 +658,69 @@ timings.map(lambda t: f"{1e3 * t:.2f} ms")
 #
 # ## Exercises
 #
-# 1. **Nonlinear dependence.** Draw `x = torch.randn(500, 1)` and `y = x**2`. Compute `hsic(standardize(x), standardize(y))` and the
-#    same with `Gaussian()` kernels. Compare each value with the value after you shuffle `y`. What does this say about the features
-#    that Barlow Twins can decorrelate?
-# 2. **Expected value under independence.** For independent `x` and `y` the HSIC of the population is 0. In a batch
-#    $\mathrm{HSIC} = \sum C_{ij}^2 > 0$, and its mean is $d^2/(n-1)$. Check this for $n = 128$, $d = 32$ over 200 draws. Then use
-#    `estimator="unbiased"`. What is the mean now?
-# 3. **Another target.** `HSICSSLLoss(target=t)` takes any off-diagonal target. Which $t$ can be reached exactly if $X = Y$? Predict
-#    the lower bound for $t = +0.5$ and $t = -0.5$ with $d = 8$, then run `minimize`.
-# 4. **Free branches with many features.** Repeat the search with free branches for $d = 16$ and $32$. Which values do the diagonal
-#    and the off-diagonal of $C$ approach? The closed form in section 6 gives the limits.
-# 5. **Your own crossover.** At which $d$ do the two routes take the same time on your machine for $n = 1024$? Compare with the table
-#    in section 7.
+# Each solution is a folded cell below its question.
 #
-# **Next:** `02_hsic_from_scratch` shows what HSIC detects that correlation misses, and when it is significant.
+# 1. **Nonlinear dependence.** Draw `x = torch.randn(500, 1)` and `y = x**2`. Compare HSIC of the real pairs with HSIC of shuffled pairs, with
+#    the linear and with the Gaussian kernel. What does this say about the features that Barlow Twins can decorrelate?
+
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
+# Solution. The linear kernel hardly tells the pairs from shuffled ones: y depends on x, but not along a line.
+u = torch.randn(500, 1, generator=generator, dtype=torch.float64)
+v, ratios = standardize(u**2), {}
+for name, kernel in {"linear": None, "Gaussian": Gaussian()}.items():
+    shuffles = [hsic(u, v[torch.randperm(500, generator=generator)], kernel, kernel) for _ in range(50)]
+    ratios[name] = (hsic(u, v, kernel, kernel) / torch.stack(shuffles).mean()).item()
+print({name: round(ratio, 1) for name, ratio in ratios.items()}, "times the mean of the shuffled pairs")
+assert ratios["Gaussian"] > 20 and ratios["Gaussian"] > 3 * ratios["linear"]
+
+# %% [markdown]
+# 2. **Expected value under independence.** For independent features the mean of $\\mathrm{HSIC} = \\sum C_{ij}^2$ in a batch is $d^2/(n-1)$.
+#    Check this for $n = 128$, $d = 32$ over 200 draws. Then use `estimator="unbiased"`. What is the mean now?
+
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
+# Solution. The mean of the biased estimator follows the formula; that of the unbiased one is near 0.
+values = {"biased": [], "unbiased": []}
+for _ in range(200):
+    u, v = (standardize(torch.randn(128, 32, generator=generator, dtype=torch.float64)) for _ in range(2))
+    for estimator, found in values.items():
+        found.append(hsic(u, v, estimator=estimator).item())
+print({name: f"{np.mean(found):.3f} +- {np.std(found) / 200**0.5:.3f}" for name, found in values.items()}, "formula", round(32**2 / 127, 3))
+assert abs(np.mean(values["biased"]) - 32**2 / 127) < 4 * np.std(values["biased"]) / 200**0.5
+assert abs(np.mean(values["unbiased"])) < 0.05 * np.mean(values["biased"])
+
+# %% [markdown]
+# 3. **Another target.** `HSICSSLLoss(off_diagonal_target=t)` takes any off-diagonal target. Which $t$ can be reached exactly if $X = Y$? Predict the
+#    lower bound for $t = +0.5$ and $t = -0.5$ with $d = 8$, then run `minimize`.
+
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
+# Solution. Every t from -1/(d-1) to 1. For a lower t the mean entry stays at -1/(d-1), and each entry misses by the rest.
+for target in (0.5, -0.5):
+    predicted = 7 * (max(target, -1 / 7) - target) ** 2  # lambda = 1/d, d (d - 1) entries
+    found = minimize(HSICSSLLoss(off_diagonal_target=target), noise(8))[1]
+    print(f"t = {target:+}: predicted {predicted:.5f}, found {found:.5f}")
+    assert abs(found - predicted) < 1e-4
+
+# %% [markdown]
+# 4. **Free branches with many features.** Which values do the diagonal and the off-diagonal of $C$ approach as $d$ grows? Use the closed
+#    form of section 6.
+
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
+# Solution. r tends to 1/5, so the diagonal tends to 3/5 and the off-diagonal to -1/5.
+d_large = 10_000
+r = (d_large**2 - 8 * d_large + 4) / (5 * d_large**2 - 8 * d_large + 4)
+limits = (d_large - 2 - 2 * (d_large - 1) * r) / d_large, -(2 + (d_large - 2) * r) / d_large
+print(f"d = {d_large}: diagonal {limits[0]:.4f}, off-diagonal {limits[1]:.4f}")
+assert abs(limits[0] - 0.6) < 1e-3 and abs(limits[1] + 0.2) < 1e-3
+
+# %% [markdown]
+# 5. **Multiplications.** At which $d$ do the two routes need the same number of multiplications for a batch of $n$? Compare with section 7.
+
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
+# Solution. n d^2 = 2 n^2 d at d = 2 n. Matrix products of different shapes run at different speeds, so the measured point can differ.
+n_rows = 256
+equal = next(width for width in range(1, 4 * n_rows) if n_rows * width**2 >= 2 * n_rows**2 * width)
+print(f"n = {n_rows}: equal at d = {equal}")
+assert equal == 2 * n_rows
+
+# %% [markdown]
+# **Next:** [02 HSIC from scratch](02_hsic_from_scratch.ipynb) shows what HSIC detects that correlation misses, and when it is significant.

@@ -1,19 +1,10 @@
-# ---
-# jupyter:
-#   jupytext:
-#     text_representation:
-#       extension: .py
-#       format_name: percent
-#   kernelspec:
-#     display_name: Python 3
-#     language: python
-#     name: python3
-# ---
-
 # %% [markdown]
 # # Reading a cross-correlation matrix
 #
-# The cross-correlation matrix $C$ shows whether self-supervised training went well. This notebook teaches you to read it.
+# The cross-correlation matrix $C$ shows whether self-supervised training went well. **Read four things: the diagonal (do the views
+# agree?), the sum of the squared off-diagonal entries against what chance gives (do features repeat each other?), the spectrum (how many
+# different directions are there?) and the sum of all entries (do the branches oppose each other?).** This notebook shows each of them
+# on matrices with known faults, and then on trained encoders.
 #
 # **What you will see**
 #
@@ -21,8 +12,9 @@
 # 2. How large the entries of $C$ are for unrelated features.
 # 3. The training of two real encoders in the `CorrelationExplorer`.
 # 4. Four encoders whose views share a digit, a position, a color or a background: the features keep what the views share.
+# 5. A linear training that you can predict: it learns one direction at a time.
 #
-# **What you need**: notebook 00, or at least its matrix, and about two minutes. If `make demo` has trained the two encoders, the
+# **What you need**: [notebook 00](00_quickstart.ipynb), or at least its matrix, and about two minutes. If `make demo` has trained the two encoders, the
 # notebook reads them from `runs/demo/`. Otherwise it trains them. The explorer is interactive in JupyterLab. On a static page you
 # see an image of it.
 
@@ -36,9 +28,14 @@ RUNS = Path(tempfile.mkdtemp() if FAST else os.environ.get("HSIC_LAB_RUNS", "../
 DEMO_EPOCHS, DEMO_CHANGES = (1, {"snapshots": 2, "width": 8}) if FAST else (14, {})
 EPOCHS, WIDTH, SIZES = (5, 8, {"n_train": 1000, "n_test": 500}) if FAST else (10, 16, {"n_train": 2000})
 
-# %%
+# %% [markdown]
+# The next cell holds the imports and the drawing functions. It is folded. Open it if you want to read it.
+
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 from dataclasses import asdict, replace
 
+import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
@@ -52,9 +49,26 @@ from hsic_lab.evaluation import extract_features
 from hsic_lab.explorer import CorrelationExplorer
 from hsic_lab.losses import BarlowTwinsLoss, HSICSSLLoss
 from hsic_lab.plots import compare_cross_correlations, set_theme
-from hsic_lab.training import train, train_or_load
+from hsic_lab.training import Run, TrainConfig, train, train_or_load
 
 set_theme()
+PALETTE = plt.rcParams["axes.prop_cycle"].by_key()["color"]
+
+
+def plot_modes(times, eigenvalues, loss, predicted, steps):
+    """Draw the eigenvalues of C against time with their prediction, and the loss with its plateaus."""
+    (top, bottom) = plt.subplots(2, 1, figsize=(8.4, 5.4), sharex=True, layout="constrained")[1]
+    for j, color in enumerate(PALETTE[: len(steps)]):
+        top.plot(times, eigenvalues[:, j], color=color, linewidth=3, alpha=0.5, label=f"eigenvalue {j + 1}")
+        top.plot(times, predicted[:, j], ":", color="0.1", linewidth=1.5)
+    top.plot([], [], ":", color="0.1", label="predicted")
+    bottom.plot(times, loss, color="0.2")
+    for ax in (top, bottom):
+        for step, color in zip(steps, PALETTE, strict=False):
+            ax.axvline(step, color=color, linestyle="--", linewidth=1)
+    top.set(ylabel="eigenvalues of $C$")
+    bottom.set(xlabel="time $t$ (dashed: the predicted steps)", ylabel="loss", yticks=range(len(steps) + 1))
+    top.legend(loc="center right", fontsize="small")
 
 # %% [markdown]
 # ## Five matrices with known properties
@@ -71,7 +85,7 @@ set_theme()
 # * **redundant**: 16 features, each copied four times, in random order;
 # * **opposed sums**: two different branches whose feature sums have opposite signs. The section on opposed sums explains it.
 
-# %% alt="Five heatmaps of C. Healthy: a diagonal of 0.8 on an empty matrix. Dimensional collapse: the diagonal and strong entries everywhere. Complete collapse: empty. Redundant: the diagonal and scattered strong entries. Opposed sums: a weaker diagonal on an evenly negative matrix."
+# %%
 n, d, agreement = 2048, 64, 0.8
 generator = torch.Generator().manual_seed(0)
 
@@ -86,6 +100,8 @@ def two_views(width):
     return tuple(agreement**0.5 * shared + (1 - agreement) ** 0.5 * normal(n, width) for _ in range(2))
 
 
+
+# %%
 mix, shuffle = normal(8, d), torch.randperm(d, generator=generator)
 views = {
     "healthy": two_views(d),
@@ -94,8 +110,14 @@ views = {
     "redundant": tuple(z.repeat(1, 4)[:, shuffle] for z in two_views(d // 4)),
 }
 
-# The minimum of HSIC_SSL over free X and Y: the differences between features agree, the feature sums are opposed.
-r = (d**2 - 8 * d + 4) / (5 * d**2 - 8 * d + 4)  # the correlation of two features of one view
+
+# %% [markdown]
+# For the last pair, the differences between features agree across the views and the sums of all features have opposite signs. $r$ is the
+# correlation of two features of one view. (This is the minimum of HSIC_SSL if both views have free features, see
+# [notebook 01](01_barlow_twins_is_hsic.ipynb), section 6.)
+
+# %% alt="Five heatmaps of C. Healthy: a diagonal of 0.8 on an empty matrix. Dimensional collapse: the diagonal and strong entries everywhere. Complete collapse: empty. Redundant: the diagonal and scattered strong entries. Opposed sums: a weaker diagonal on an evenly negative matrix."
+r = (d**2 - 8 * d + 4) / (5 * d**2 - 8 * d + 4)
 s = normal(n, d)
 sums = s.mean(dim=1, keepdim=True).expand(n, d)
 contrasts, sums = (1 - r) ** 0.5 * (s - sums), (1 + (d - 1) * r) ** 0.5 * sums
@@ -123,7 +145,7 @@ table.round(3)
 # The other columns are the mean and the root mean square (rms) of the diagonal and of the off-diagonal entries, the rms that unrelated
 # features give (`expected_rms`), and `lower_bound` $= -1/(d-1)$, which is explained below.
 
-# %%
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 expected = expected_squared_norm(n, d)
 assert (table.loc[["healthy", "dimensional collapse", "redundant"], "mean_diagonal"] - agreement).abs().max() < 0.02
 assert abs(table.loc["healthy", "off_diagonal_squared_norm"] / expected - 1) < 0.1 and table.loc["healthy", "rank"] == d
@@ -205,7 +227,7 @@ measured.round(1)
 #
 # ## Two trained encoders
 #
-# These are the runs of notebook 00. The views share a digit and nothing else. One encoder was trained with Barlow Twins, the other with
+# These are the runs of [notebook 00](00_quickstart.ipynb). The views share a digit and nothing else. One encoder was trained with Barlow Twins, the other with
 # HSIC_SSL. Each run stored $C$ on the same 2048 pairs of test scenes at several training steps. In JupyterLab, and on this page of
 # the documentation, you can
 #
@@ -256,22 +278,16 @@ live = CorrelationExplorer()
 display(live)
 
 # %% alt="Four heatmaps of C for encoders whose views share the digit, the position, the color or the background. Each has a strong diagonal."
-SHARED = {
-    "digit": ["class"], "position": ["x", "y"], "colour": ["red", "green", "blue"],
-    "background": ["photograph", "crop_x", "crop_y"],
-}
+SHARED = {"digit": ["class"], "position": ["x", "y"], "colour": ["red", "green", "blue"],
+          "background": ["photograph", "crop_x", "crop_y"]}
 scenes = load("digit_scenes", **SIZES)
 folder = Path(tempfile.mkdtemp())
-settings = replace(
-    demo_config("barlow_twins", EPOCHS), width=WIDTH, projector=(128, 32), batch_size=128, learning_rate=2e-3,
-    snapshots=2 if FAST else 4,
-)
-trained = {
-    shared: train(
-        replace(settings, shared=(shared,)), folder / shared, scenes, progress=False, callbacks=[live.callback]
-    )
-    for shared in SHARED
-}
+settings = replace(demo_config("barlow_twins", EPOCHS), width=WIDTH, projector=(128, 32), batch_size=128,
+                   learning_rate=2e-3, snapshots=2 if FAST else 4)
+trained = {}
+for shared in SHARED:
+    config = replace(settings, shared=(shared,))
+    trained[shared] = train(config, folder / shared, scenes, progress=False, callbacks=[live.callback])
 compare_cross_correlations({f"shared: {name}": run.snapshots[max(run.snapshots)] for name, run in trained.items()});
 
 # %% [markdown]
@@ -305,6 +321,67 @@ by_factor.round(3)
 # This is one seed and a short training: trust the pattern, not the digits of the values. A factor that was not shared, such as the
 # position, can leave traces until training is longer.
 #
+# ## One direction at a time
+#
+# The heatmaps of a training change in jumps, and the rank of $C$ grows in steps. In a *linear* training you can predict when. Let
+# the features be $z = Wx$ with a matrix $W$ that starts close to 0, and let $\Gamma$ be the covariance of the inputs of one view with
+# those of the other. Then $C = W \Gamma W^\top$, and for $\lambda = 1$ the loss without standardizing is $\lVert C - I \rVert_F^2$.
+#
+# Let $\gamma_1 > \gamma_2 > \dots$ be the eigenvalues of $\Gamma$. Simon et al. (2023, arXiv 2303.15438) show that small steps of gradient
+# descent learn **one eigenvector after the other**: first the direction on which the views agree best. If time $t$ is the
+# number of steps times the learning rate, eigenvalue $j$ of $C$ is
+#
+# $$\frac{1}{1 + \bigl(\frac{1}{s_j^2 \gamma_j} - 1\bigr) e^{-8 \gamma_j t}}, \qquad \text{and passes } \tfrac12 \text{ near }
+# t_j = -\frac{\log (s_j^2 \gamma_j)}{8 \gamma_j} .$$
+#
+# $s_j$ is the size of the start in direction $j$: the $j$-th diagonal entry, without sign, of the triangular matrix in the QR
+# decomposition of $W(0)$. The cell trains with $\gamma = (1, 0.5, 0.25, 0.12)$, and compares with the prediction.
+
+# %% alt="Above: four eigenvalues of C rise from 0 to 1 one after the other, each along its predicted curve, at times near 3, 7, 16 and 30. Below: the loss falls from 4 to 0 in four steps at the same times, with plateaus at 3, 2 and 1."
+gamma = torch.tensor([1.0, 0.5, 0.25, 0.12], dtype=torch.float64)
+rate, count = 0.002, 22_500
+start = 1e-6 * torch.randn(4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+w, path = start.clone(), []
+for step in range(count):
+    c = (w * gamma) @ w.T
+    if step % 50 == 0:
+        path.append(c)
+    w = w - rate * 4 * (c - torch.eye(4, dtype=torch.float64)) @ w * gamma  # the gradient of the loss
+path, times = torch.stack(path), rate * 50 * np.arange(len(path))
+eigenvalues = torch.linalg.eigvalsh(path).flip(1).numpy()
+size = (torch.linalg.qr(start).R.diagonal().square() * gamma).numpy()  # s_j^2 gamma_j
+predicted = 1 / (1 + (1 / size - 1) * np.exp(-8 * gamma.numpy() * times[:, None]))
+steps = -np.log(size) / (8 * gamma.numpy())
+plot_modes(times, eigenvalues, (path - torch.eye(4)).square().sum(dim=(1, 2)), predicted, steps)
+
+# %%
+measured = times[(eigenvalues > 0.5).argmax(axis=0)]
+loss = (path - torch.eye(4)).square().sum(dim=(1, 2)).numpy()
+middles = np.concatenate([[0], (steps[1:] + steps[:-1]) / 2, [times[-1]]])
+plateaus = [loss[np.abs(times - middle).argmin()] for middle in middles]
+print("predicted steps", steps.round(2), "measured", measured.round(2), "plateaus of the loss", np.round(plateaus, 3) + 0.0)
+assert np.allclose(measured, steps, rtol=0.03)
+assert np.allclose(plateaus, [4, 3, 2, 1, 0], atol=0.01)
+assert np.median(abs(eigenvalues - predicted)) < 1e-5
+
+# %% [markdown]
+# The explorer shows the same training. Move its slider: $C$ is empty, then a matrix of rank 1 appears, then rank 2, 3 and 4, until $C$ is the
+# identity. The eigenvectors are mixtures of the features, so an entry of $C$ can rise and fall again. The slider counts steps of
+# gradient descent; 500 of them are one unit of time.
+
+# %% alt="Still image of the explorer at the last step of the linear training: C is the identity, four by four."
+every = 10  # a snapshot for each unit of time
+linear = Run(Path("linear"), TrainConfig(projector=(4,)), torch.nn.Identity(), torch.nn.Identity(), "finished", {})
+for place in range(0, len(path), every):
+    linear.snapshots[50 * place] = path[place].float()
+assert len(linear.snapshots) == 45
+display(CorrelationExplorer({"linear training": linear}))
+
+# %% [markdown]
+# Deep networks are not linear, but their spectra often grow in such steps too. If a run has a low rank, it may not be finished: the
+# directions on which the views agree less come later. [Notebook 11](11_what_barlow_twins_converges_to.ipynb) shows where a linear
+# training ends if the features are standardized.
+#
 # ## Summary
 #
 # | matrix | diagonal | $\sum_{i \ne j} C_{ij}^2$ against $d(d-1)/(n-1)$ | spectrum | $\mathbf 1^\top C\,\mathbf 1$ |
@@ -317,11 +394,41 @@ by_factor.round(3)
 #
 # ## Exercises
 #
-# 1. Let the views share two factors: `shared=("digit", "colour")`. Does the encoder keep both? Which one does it learn first?
-# 2. Give the explorer `{"view A with itself": (z_a, z_a), "across": (z_a, z_b)}` for one trained encoder. Which redundancy is larger, and
-#    why?
-# 3. Move step by step from `contrasts + sums` to `contrasts - sums` in one branch, with a factor before `sums`. At which factor does
-#    HSIC_SSL start to fall?
+# Each solution is a folded cell below its question.
 #
-# **Next:** `05_ablation_batch_size` asks which losses need large batches. To explore embeddings of your own, use
-# `CorrelationExplorer(z_a, z_b, images)`.
+# 1. Give the explorer `{"view A with itself": (z_a, z_a), "across": (z_a, z_b)}` for the healthy features. Which redundancy is larger,
+#    and why?
+
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
+# Solution. They are nearly equal: the features are unrelated, and chance gives d (d - 1) / (n - 1) in both.
+z_a, z_b = views["healthy"]
+redundancies = {
+    name: CorrelationSummary.from_matrix(cross_correlation(z_a, other), n).off_diagonal_squared_norm
+    for name, other in {"view A with itself": z_a, "across": z_b}.items()
+}
+print({name: round(value, 2) for name, value in redundancies.items()}, "expected", round(expected, 2))
+assert all(abs(value / expected - 1) < 0.15 for value in redundancies.values())
+
+# %% [markdown]
+# 2. Move step by step from `contrasts + sums` to `contrasts - sums` in one branch, with a factor before `sums`. At which factor is the
+#    loss of HSIC_SSL smallest?
+
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
+# Solution. It falls all the way to -1, where the sums are opposed.
+factors_of_sums = torch.linspace(1, -1, 9).tolist()
+costs = [HSICSSLLoss()(contrasts + sums, contrasts + f * sums).item() / d for f in factors_of_sums]
+print({f: round(cost, 3) for f, cost in zip(factors_of_sums, costs, strict=True)})
+assert factors_of_sums[int(np.argmin(costs))] < 0 and costs[-1] < costs[0]
+
+# %% [markdown]
+# 3. In the linear training, multiply the start by 1000. Which step moves most, and by how much?
+
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
+# Solution. s_j^2 grows by 10^6, so step j comes earlier by log(10^6) / (8 gamma_j): the last one moves most.
+earlier = steps - -np.log(size * 1e6) / (8 * gamma.numpy())
+print("earlier by", earlier.round(2))
+assert np.allclose(earlier, np.log(1e6) / (8 * gamma.numpy())) and earlier.argmax() == 3
+
+# %% [markdown]
+# **Next:** [05 Ablation: batch size](05_ablation_batch_size.ipynb) asks which losses need large batches. To explore embeddings of your own,
+# use `CorrelationExplorer(z_a, z_b, images)`.

@@ -1,31 +1,22 @@
-# ---
-# jupyter:
-#   jupytext:
-#     text_representation:
-#       extension: .py
-#       format_name: percent
-#   kernelspec:
-#     display_name: Python 3
-#     language: python
-#     name: python3
-# ---
-
 # %% [markdown]
 # # Your own images, embeddings, networks and training loops
 #
-# **What you will see.** How to use the library with what you already have:
+# You can use four parts of this library with what you already have, and each needs a few lines: **a scikit-learn estimator for images or
+# tables, a report for embeddings in a file, a training for your own network and views, and a loss for your own loop.**
+#
+# **What you will see**
 #
 # 1. *your own images*, in an array or a folder: features from a scikit-learn estimator, in a pipeline;
 # 2. *embeddings in a file*: one page of plots and a verdict, from one command;
 # 3. *your own network and your own views*, with the library's training;
 # 4. *your own training loop*, with only a loss from the library.
 #
-# **What you need.** A first course in machine learning, and scikit-learn's `fit` and `transform`. All data here come
+# **What you need**: a first course in machine learning, and scikit-learn's `fit` and `transform`. All data here come
 # with scikit-learn, so nothing is downloaded. Put your own data in their place.
 #
 # Everything here looks at one matrix, $C$. Take two altered versions (*views*) of each image, and a network that turns
 # each view into $d$ numbers, its *features*. $C_{ij}$ is the correlation, over the images, between feature $i$ of one
-# view and feature $j$ of the other. `00_quickstart` introduces it.
+# view and feature $j$ of the other. [Notebook 00](00_quickstart.ipynb) introduces it.
 
 # %% tags=["parameters"]
 import os
@@ -37,7 +28,10 @@ FAST = os.environ.get("HSIC_LAB_FAST") == "1"  # shorter training: same cells
 EPOCHS, STEPS = (8, 40) if FAST else (40, 150)
 FOLDER = Path(tempfile.mkdtemp())  # all files of this notebook
 
-# %%
+# %% [markdown]
+# The next cell holds the imports and two helpers. It is folded. Open it if you want to read it.
+
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -56,7 +50,7 @@ from hsic_lab.diagnostics import diagnose
 from hsic_lab.encoders import ConvEncoder, MLPProjector
 from hsic_lab.estimator import SelfSupervisedEncoder
 from hsic_lab.evaluation import extract_features, linear_probe
-from hsic_lab.losses import BarlowTwinsLoss
+from hsic_lab.losses import BarlowTwinsLoss, NTXentLoss
 from hsic_lab.plots import (
     compare_cross_correlations,
     history_figure,
@@ -70,6 +64,48 @@ from hsic_lab.training import TrainConfig, train
 from hsic_lab.views import TwoViews, normalize
 
 set_theme()
+
+
+def write_folder(folder, names, count=60):
+    """Write random square crops of photographs that come with scikit-learn: a sub-folder for each photograph."""
+    rng = np.random.default_rng(0)
+    for name in names:
+        photograph = load_sample_image(f"{name}.jpg")
+        (folder / name).mkdir(parents=True)
+        for number in range(count):
+            side = int(rng.integers(60, 160))
+            top, left = (int(rng.integers(0, length - side)) for length in photograph.shape[:2])
+            crop = photograph[top : top + side, left : left + side]
+            Image.fromarray(crop).save(folder / name / f"{number:03d}.png")
+
+
+def show_classes(data):
+    """Draw ten training images of each of two classes."""
+    axes = plt.subplots(2, 10, figsize=(9.6, 2.3), layout="constrained")[1]
+    for row, label in zip(axes, (0, 1), strict=True):
+        for ax, image in zip(row, data.train.images[data.train.labels == label], strict=False):
+            ax.imshow(image.permute(1, 2, 0))
+            ax.set_axis_off()
+        row[0].set_title(data.class_names[label], loc="left", fontsize="medium")
+
+
+def show_candidates(candidates, labels):
+    """Draw each set of features on its first two principal axes."""
+    axes = plt.subplots(2, 2, figsize=(9, 7), layout="constrained")[1]
+    for ax, (name, z) in zip(axes.flat, candidates.items(), strict=True):
+        plot_embedding(z, labels, ax)
+        ax.set_title(name)
+        if ax is not axes[0, 1]:
+            ax.get_legend().remove()
+
+
+def show_loss(losses, independent):
+    """Draw the loss against the step, and its expected value for independent views."""
+    ax = plt.subplots(figsize=(6.4, 3.4), layout="constrained")[1]
+    ax.plot(losses, linewidth=1)
+    ax.axhline(independent, color="0.4", linestyle="--", linewidth=1, label="independent views, on average")
+    ax.set(xlabel="training step", ylabel="Barlow Twins loss")
+    ax.legend()
 
 # %% [markdown]
 # ## 1. Your own images
@@ -157,24 +193,10 @@ assert score > 0.7
 # images. `train` and the other functions accept what it returns.
 
 # %% alt="Two rows of small square crops read back from the folder: buildings and sky of the photograph china, petals and dark leaves of the photograph flower."
-rng = np.random.default_rng(0)
-for name in ("china.jpg", "flower.jpg"):
-    photograph = load_sample_image(name)
-    (FOLDER / "photographs" / name[:-4]).mkdir(parents=True)
-    for number in range(60):
-        side = int(rng.integers(60, 160))
-        top, left = (int(rng.integers(0, length - side)) for length in photograph.shape[:2])
-        crop = photograph[top : top + side, left : left + side]
-        Image.fromarray(crop).save(FOLDER / "photographs" / name[:-4] / f"{number:03d}.png")
-
+write_folder(FOLDER / "photographs", ("china", "flower"))
 data = from_folder(FOLDER / "photographs", size=32)
 print(f"{len(data.train)} training images, {len(data.test)} test images, classes {data.class_names}")
-figure, axes = plt.subplots(2, 10, figsize=(10, 2.3), layout="constrained")
-for row, label in zip(axes, (0, 1), strict=True):
-    for ax, image in zip(row, data.train.images[data.train.labels == label], strict=False):
-        ax.imshow(image.permute(1, 2, 0))
-        ax.set_axis_off()
-    row[0].set_title(data.class_names[label], loc="left", fontsize="medium")
+show_classes(data)
 assert data.train.images.shape[1:] == (3, 32, 32)
 
 # %% [markdown]
@@ -198,12 +220,7 @@ candidates = {
     # Features repeat.
     "copies": (features @ torch.randn(width, 3, generator=generator)).repeat(1, width // 3),
 }
-figure, axes = plt.subplots(1, 4, figsize=(14, 3.4), layout="constrained")
-for ax, (name, z) in zip(axes, candidates.items(), strict=True):
-    plot_embedding(z, test_y, ax)
-    ax.set_title(name)
-    if ax is not axes[-1]:
-        ax.get_legend().remove()
+show_candidates(candidates, test_y)
 
 # %% [markdown]
 # Each plot shows the two directions of largest variance, with their shares in brackets and one color for each digit.
@@ -225,7 +242,10 @@ _ = plot_diagnostics(diagnose(candidates["ours"]))
 # the encoder.
 #
 # With two views of the same images `diagnose` measures more. The next cell makes two views of the test images and
-# projects them.
+# projects them. `mean_diagonal` is the mean of the diagonal of $C$. `alignment` is the squared distance between the two
+# views of an image, scaled to length 1. `lidar` is the number of directions in which images differ more than the views
+# of one image do. `feature_sum_covariance` is the sum of all entries of $C$; below 0 the two branches oppose each other
+# ([notebook 04](04_reading_cross_correlation.ipynb)).
 
 # %%
 pair = gentle(torch.from_numpy(test_x[:, None]), generator)
@@ -270,7 +290,7 @@ assert not re.findall(r"(?:src|href)=\"(?!data:)|url\(|@import", text), "the pag
 # The example uses a plain network without convolutions. Its views are *shifts* by up to one pixel with a little noise.
 
 
-# %% alt="Heatmaps of C before training and after the last step. Before training all entries are near 0; afterwards the diagonal is near 1 and the other entries are larger than before."
+# %%
 def shifted(images, generator):
     """Two views of uint8 `(n, c, h, w)`, each shifted by -1, 0 or 1 pixels both ways, with noise, scaled to [-1, 1]."""
     n, _, height, width = images.shape
@@ -285,6 +305,7 @@ def shifted(images, generator):
     return view(), view()
 
 
+# %% alt="Heatmaps of C before training and after the last step. Before training all entries are near 0; afterwards the diagonal is near 1 and the other entries are larger than before."
 torch.manual_seed(0)  # `train` seeds the networks that it makes; your own module is made here
 mine = nn.Sequential(nn.Flatten(), nn.Linear(64, 128), nn.BatchNorm1d(128), nn.ReLU(), nn.Linear(128, 96), nn.ReLU())
 data = from_arrays(train_x, train_y, test_x, test_y, name="my digits")
@@ -312,7 +333,7 @@ assert run.encoder is mine and after > before and probe.accuracy > 0.8
 # `(n, d)`, the *projections* of the two views. Their names and arguments are those of the package lightly. The next
 # cell is a whole training. Its images are *scenes*: the two images of a pair share only the handwritten digit in front.
 
-# %% alt="Barlow Twins loss against training step. It starts near the dashed line of independent views at 65 and falls to about 20."
+# %%
 torch.manual_seed(0)
 backbone, projector = ConvEncoder(8), MLPProjector([128, 256, 64])
 network = nn.Sequential(backbone, projector)
@@ -320,6 +341,8 @@ criterion = BarlowTwinsLoss(lambda_param=1 / 64)
 optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3)
 
 scenes, draws = DigitScenes("train"), torch.Generator().manual_seed(0)
+
+# %%
 losses = []
 for _ in range(STEPS):
     view_a, view_b = (normalize(view) for view in scenes.pairs(128, draws, shared=("digit",)))
@@ -330,12 +353,9 @@ for _ in range(STEPS):
     optimizer.step()
     losses.append(loss.item())
 
+# %% alt="Barlow Twins loss against training step. It starts near the dashed line of independent views at 65 and falls to about 20."
 independent = criterion.expected_if_independent(128, 64)
-figure, ax = plt.subplots(figsize=(5.2, 3.2), layout="constrained")
-ax.plot(losses, linewidth=1)
-ax.axhline(independent, color="0.4", linestyle="--", linewidth=1, label="independent views, on average")
-ax.set(xlabel="training step", ylabel="Barlow Twins loss")
-_ = ax.legend(frameon=False)
+show_loss(losses, independent)
 
 # %% [markdown]
 # Is a loss of 20 good? Compare it with the expected loss of views that have nothing in common,
@@ -352,9 +372,54 @@ assert np.mean(losses[-10:]) < independent
 # %% [markdown]
 # ## Exercises
 #
-# 1. In section 1, use the default views (`views=None`). How much accuracy do mirrored digits cost?
-# 2. Give `write_report` raw pixels, flattened. What is the verdict, and which pixels are the dead features?
-# 3. In section 3, make the two views different: shift only one of them. Does $C$ change?
-# 4. In section 4, replace the loss by `NTXentLoss(temperature=0.5)`. What else do you have to change?
+# Each solution is a folded cell below its question.
 #
-# **Next:** this is the last notebook. Go back to `00_quickstart`, with your own images in place of the scenes.
+# 1. In section 1, use the default views (`views=None`), which mirror and crop strongly. How much accuracy do mirrored digits cost?
+
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
+# Solution. Several points: a mirrored 2 is not a 2, and the encoder learns to ignore the difference.
+default = SelfSupervisedEncoder(**settings | {"views": None})
+default.fit(train_x)
+with_default = few_label_accuracies(default.transform(train_x), default.transform(test_x)).mean()
+print(f"gentle views {on_features.mean():.3f}, default views {with_default:.3f}")
+if not FAST:
+    assert with_default < on_features.mean()
+
+# %% [markdown]
+# 2. Diagnose raw pixels, flattened. What is the verdict, and which pixels are constant features?
+
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
+# Solution. Some pixels at the left and right edge are nearly always black.
+pixels = torch.from_numpy(test_x.reshape(len(test_x), 64))
+constant = (pixels.std(dim=0) < 0.01).nonzero().flatten()
+print("verdict:", diagnose(pixels).attrs["verdict"])
+print("row and column of the constant pixels:", [(int(p) // 8, int(p) % 8) for p in constant])
+assert len(constant) and set((constant % 8).tolist()) <= {0, 7}
+
+# %% [markdown]
+# 3. In section 3, shift only one of the two views. Does $C$ change?
+
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
+# Solution. Its diagonal stays high. But the two branches now see different distributions, and C need not be symmetric.
+def one_shifted(images, generator):
+    return shifted(images, generator)[0], normalize(images)
+
+
+one_sided = train(config, FOLDER / "one sided", data, progress=False, encoder=mine, views=one_shifted)
+c_one = one_sided.snapshots[max(one_sided.snapshots)]
+print(f"mean diagonal: both shifted {after:.2f}, one shifted {c_one.diagonal().mean():.2f}")
+assert c_one.diagonal().mean() > 0.5
+
+# %% [markdown]
+# 4. In section 4, replace the loss by `NTXentLoss(temperature=0.5)`. What does it return for the trained projections?
+
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
+# Solution. One line changes. Nothing else does, but the loss has another scale: its value for equal similarities is log(2 n - 1).
+with torch.no_grad():
+    trained_value = NTXentLoss(temperature=0.5)(z_a, z_b).item()
+    shuffled_value = NTXentLoss(temperature=0.5)(z_a, z_b.roll(1, dims=0)).item()
+print(f"real pairs {trained_value:.2f}, shuffled pairs {shuffled_value:.2f}, equal similarities {np.log(255):.2f}")
+assert trained_value < shuffled_value
+
+# %% [markdown]
+# **Next:** [11 What Barlow Twins converges to](11_what_barlow_twins_converges_to.ipynb): where a linear training ends.

@@ -67,7 +67,7 @@ class Client(NotebookClient):
 
 def sources() -> list[Path]:
     """List the sources of all notebooks in reading order."""
-    return sorted(FOLDER.glob("[0-9][0-9]_*.py"))
+    return sorted(FOLDER.glob("[0-9][0-9]*.py"))
 
 
 def convert(source: Path) -> NotebookNode:

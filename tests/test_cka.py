@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from hsic_lab.cka import MinibatchCKA, StreamingLinearCKA, cka, u_center
 from hsic_lab.compare import compare_models
 from hsic_lab.hsic import StreamingLinearHSIC, hsic
-from hsic_lab.kernels import Delta, Gaussian, Linear, Polynomial
+from hsic_lab.kernels import Delta, DistanceInduced, Gaussian, Linear, Polynomial
 
 ESTIMATORS = ("biased", "unbiased")
-KERNELS = {"linear": Linear(), "gaussian": Gaussian(3.0), "median": Gaussian()}
+KERNELS = {"linear": Linear(), "gaussian": Gaussian(3.0), "median": Gaussian(), "distance": DistanceInduced()}
 
 
 def samples(n=30, p=5, q=7, seed=0, dtype=torch.float64):
@@ -35,6 +35,8 @@ def numpy_gram(x, kernel):
     if kernel == "linear":
         return x @ x.T
     distances = np.sqrt(((x[:, None] - x[None]) ** 2).sum(-1))
+    if kernel == "distance":
+        return -distances / 2
     pairs = np.sort(distances[np.triu_indices(len(x), 1)])
     scale = 3.0 if kernel == "gaussian" else pairs[(len(pairs) - 1) // 2]
     return np.exp(-(distances**2) / (2 * scale**2))
@@ -111,7 +113,7 @@ def test_cka_of_equal_samples_is_1_and_cka_is_symmetric(kernel, estimator):
     torch.testing.assert_close(cka(x, y, k, k, estimator), cka(y, x, k, k, estimator))
 
 
-@pytest.mark.parametrize("kernel", ["linear", "median"])
+@pytest.mark.parametrize("kernel", ["linear", "median", "distance"])
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_cka_ignores_rotations_shifts_and_scale_but_not_other_linear_maps(kernel, estimator):
     x, y = samples()
@@ -144,7 +146,7 @@ def test_independent_samples_have_unbiased_cka_near_0_and_large_biased_cka():
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
-@pytest.mark.parametrize("kernel", ["linear", "gaussian"])
+@pytest.mark.parametrize("kernel", ["linear", "gaussian", "distance"])
 def test_gradient_matches_finite_differences(kernel, estimator):
     x, y = (z.requires_grad_() for z in samples(6, 3, 2))
     k = KERNELS[kernel]
@@ -202,11 +204,12 @@ def test_cka_of_rows_at_equal_distances_is_rejected_in_every_dtype(n, dtype):
             compare_models(torch.nn.Identity(), torch.nn.Identity(), [x[:, :, None, None]])
 
 
-@pytest.mark.parametrize("unit", [1e-15, 1e8, 1e18])
-def test_units_do_not_change_cka(unit):
+@pytest.mark.parametrize("kernel", [Linear(), DistanceInduced()], ids=repr)
+@pytest.mark.parametrize("unit", [1e-25, 1e-15, 1e8, 1e18, 1e30])
+def test_units_do_not_change_cka(unit, kernel):
     x, y = (z.float() for z in samples())
-    assert cka(unit * x, y).item() == pytest.approx(cka(x, y).item(), rel=1e-5)
-    assert cka(unit * x, unit * x).item() == pytest.approx(1)
+    assert cka(unit * x, y, kernel, kernel).item() == pytest.approx(cka(x, y, kernel, kernel).item(), rel=1e-5)
+    assert cka(unit * x, unit * x, kernel, kernel).item() == pytest.approx(1)
 
 
 def far_row(z):
@@ -215,7 +218,7 @@ def far_row(z):
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
-@pytest.mark.parametrize("kernel", [Linear(), Gaussian(3.0), Gaussian(), Linear() + Gaussian(2.0)], ids=repr)
+@pytest.mark.parametrize("kernel", [Linear(), Gaussian(3.0), Gaussian(), Linear() + Gaussian(2.0), DistanceInduced()], ids=repr)
 @pytest.mark.parametrize("change", [lambda z: z + 1e6, lambda z: (3 * z.clamp(-3, 3)).exp(), far_row])
 def test_float32_is_accurate_for_offsets_and_outliers(change, kernel, estimator):
     x, y = (change(z.float()) for z in samples(60, 3, 3))

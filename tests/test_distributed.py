@@ -20,7 +20,7 @@ DEPTH, WIDTH = 6, 4
 
 
 def batch(n):
-    return data(n, DEPTH, 1), data(n, DEPTH, 2)
+    return data(n, DEPTH, 1), data(n, DEPTH, 2), data(n, DEPTH, 5)
 
 
 def model():
@@ -31,10 +31,10 @@ def model():
     return linear
 
 
-def step(network, loss, a, b):
-    """The loss of one batch and the gradient of the parameters, which both views share."""
+def step(network, loss, *views):
+    """The loss of one batch and the gradient of the parameters, which all views share."""
     network.zero_grad()
-    value = loss(*network(torch.cat([a, b])).split(len(a)))
+    value = loss(*network(torch.cat(views)).split(len(views[0])))
     value.backward()
     return value.detach(), [parameter.grad.clone() for parameter in network.parameters()]
 
@@ -46,9 +46,10 @@ def run_processes(rank, folder):
             continue
         dist.init_process_group("gloo", f"file://{folder}/store{world_size}", rank=rank, world_size=world_size)
         start = sum(rows[:rank])
-        a, b = (x[start : start + rows[rank]] for x in batch(sum(rows)))
+        a, b, c = (x[start : start + rows[rank]] for x in batch(sum(rows)))
         network = torch.nn.parallel.DistributedDataParallel(model())
         found = {name: step(network, loss, a, b) for name, loss in CALLS.items()}
+        found |= {f"{name}, 3 views": step(network, loss, a, b, c) for name, (loss, _, _) in LOSSES.items()}
         torch.save({"losses": found, "rows": all_gather_rows(a)}, f"{folder}/{world_size}_{rank}.pt")
         del network
         dist.barrier()
@@ -65,11 +66,14 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize("world_size, rank", [(k, rank) for k in ROWS for rank in range(k)])
 def test_processes_give_loss_and_gradient_of_one(folder, world_size, rank):
     found = torch.load(folder / f"{world_size}_{rank}.pt")
-    a, b = batch(sum(ROWS[world_size]))
+    a, b, c = batch(sum(ROWS[world_size]))
     assert torch.equal(found["rows"], a)
     for name, loss in CALLS.items():
         expected = step(model(), loss, a, b)
         torch.testing.assert_close(found["losses"][name], expected, rtol=1e-10, atol=1e-10, msg=name)
+    for name, (loss, _, _) in LOSSES.items():
+        expected = step(model(), loss, a, b, c)
+        torch.testing.assert_close(found["losses"][f"{name}, 3 views"], expected, rtol=1e-10, atol=1e-10, msg=name)
 
 
 def test_one_process_returns_its_own_rows():

@@ -166,7 +166,7 @@ def test_explorers_of_a_notebook_are_live(browser, width, scheme):
     page.goto(f"{address}/course/04_reading_cross_correlation.html")
     shown = page.locator(".hsic-explorer")
     shown.nth(1).locator("canvas[data-step='434']").nth(1).wait_for()
-    assert shown.count() == 2 and shown.locator("img").count() == 0, "the still images are replaced"
+    assert shown.count() == 3 and shown.locator("img").count() == 0, "the still images are replaced"
     shown.nth(1).locator("canvas[data-step]").first.click()
     shown.nth(1).locator("svg[data-chart=scatter] circle").nth(63).wait_for()
     shown.nth(1).locator("input[type=range]").first.press("Home")

@@ -10,6 +10,7 @@ from scipy.spatial.distance import pdist
 from hsic_lab.kernels import (
     MEDIAN_ROWS,
     Delta,
+    DistanceInduced,
     Gaussian,
     InverseMultiquadric,
     Laplace,
@@ -28,6 +29,7 @@ FORMULAS = {
     InverseMultiquadric(S): lambda a, b: S / (S**2 + ((a - b) ** 2).sum()) ** 0.5,
     Polynomial(3, 0.5): lambda a, b: (a @ b + 0.5) ** 3,
     Delta(): lambda a, b: float((a == b).all()),
+    DistanceInduced(): lambda a, b: (np.linalg.norm(a) + np.linalg.norm(b) - np.linalg.norm(a - b)) / 2,
     Linear() + Gaussian(S): lambda a, b: a @ b + np.exp(-((a - b) ** 2).sum() / (2 * S**2)),
     Laplace(S) * Polynomial(1): lambda a, b: np.exp(-np.abs(a - b).sum() / S) * (a @ b + 1),
 }

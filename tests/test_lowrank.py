@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hsic_lab.hsic import hsic
-from hsic_lab.kernels import Delta, Gaussian, InverseMultiquadric, Laplace, Linear, Polynomial, factor
+from hsic_lab.kernels import Delta, DistanceInduced, Gaussian, InverseMultiquadric, Laplace, Linear, Polynomial, factor
 
 SPECTRAL = [Gaussian(1.3), Gaussian(), Laplace(3.0), InverseMultiquadric(1.1), Gaussian(2.0) * Laplace(4.0)]
 
@@ -14,7 +14,9 @@ def sample(n, p, seed=0):
 
 
 @pytest.mark.parametrize("tolerance", [1e-2, 1e-5])
-@pytest.mark.parametrize("kernel", [*SPECTRAL, Linear(), Polynomial(2), Gaussian() + Linear()], ids=repr)
+@pytest.mark.parametrize(
+    "kernel", [*SPECTRAL, Linear(), Polynomial(2), DistanceInduced(), Gaussian() + Linear()], ids=repr
+)
 def test_cholesky_residual_is_within_the_tolerance(kernel, tolerance):
     x = sample(150, 2)
     gram, phi = kernel(x), factor(kernel, x, 150, tolerance=tolerance)
@@ -97,6 +99,10 @@ def test_float32_factor_is_accurate_for_rows_far_from_each_other(kernel, outlier
         (ValueError, "got 0", {"rank": 0}),
         (ValueError, "even, got 7", {"rank": 7, "method": "fourier"}),
         (ValueError, "'rff'", {"method": "rff"}),
+        (TypeError, "rank must be an integer of at least 1, got 6.0", {"rank": 6.0}),
+        (TypeError, "seed must be an integer of at least 0, got '1'", {"seed": "1"}),
+        (ValueError, r"tolerance must be a number .* got .a.", {"tolerance": "a"}),
+        (TypeError, "kernel must be of type Kernel, got str 'gaussian'", {"kernel": "gaussian"}),
         (ValueError, "tolerance", {"tolerance": 0}),
         (TypeError, "Linear", {"kernel": Linear(), "method": "fourier"}),
     ],

@@ -27,6 +27,7 @@ BROWSER = shutil.which("chromium") is not None and importlib.util.find_spec("pla
 HERE = [source for source in SOURCES if not (BROWSER and source.stem in IN_BROWSER)]
 each_notebook = pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.stem)
 
+FOLDED = {"jupyter": {"source_hidden": True}}  # JupyterLab hides the code of such a cell
 IMPORTED_AS = {"scikit-learn": "sklearn", "pillow": "PIL"}  # packages that are imported under another name
 
 
@@ -99,16 +100,17 @@ def test_source_keeps_the_rules(source):
 
 def test_every_notebook_has_a_source():
     assert {p.stem for p in (ROOT / "notebooks").glob("*.ipynb")} == {source.stem for source in SOURCES}
+    assert [source.stem.partition("_")[0] for source in SOURCES][2:6] == ["02", "03", "03b", "04"]
 
 
 def test_cell_ids_depend_on_the_text_only(tmp_path):
     source = tmp_path / "07_lesson.py"
     source.write_text(
-        '# %% [markdown]\n# # Title\n\n# %% tags=["parameters"]\nx = 1\n\n# %% alt="A line."\nx\n\n# %%\nx\n'
+        '# %% [markdown]\n# # Title\n\n# %% tags=["parameters"]\nx = 1\n\n# %% alt="A line." jupyter={"source_hidden": true}\nx\n\n# %%\nx\n'
     )
     before = pipeline.convert(source)
     assert len({cell.id for cell in before.cells}) == 4 and before == pipeline.convert(source)
-    assert [cell.metadata for cell in before.cells] == [{}, {"tags": ["parameters"]}, {"alt": "A line."}, {}]
+    assert [cell.metadata for cell in before.cells] == [{}, {"tags": ["parameters"]}, {"alt": "A line."} | FOLDED, {}]
     source.write_text(source.read_text().replace("# %% tags", "# %%\ny = 2\n\n# %% tags"))
     after = pipeline.convert(source)
     assert [cell.id for cell in after.cells if cell.source != "y = 2"] == [cell.id for cell in before.cells]

@@ -281,7 +281,7 @@ def _standardized(z_a: Features, z_b: Features | None) -> tuple[Tensor, Tensor]:
 def _redundancy(x: Tensor, y: Tensor) -> tuple[float, float]:
     """The redundancy of standardized views, and the squared norm of the diagonal of C."""
     with no_autocast(x):
-        diagonal, squared_norm, _ = split_squared_norm(x, None if y is x else y)
+        diagonal, squared_norm, _ = split_squared_norm(*([x] if y is x else [x, y]))
     alive_x, alive_y = ((z != 0).any(dim=0) for z in (x, y))
     pairs = int(alive_x.sum()) * int(alive_y.sum()) - int((alive_x & alive_y).sum())
     return float(squared_norm) - pairs / (len(x) - 1), float(diagonal.square().sum())

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from hsic_lab._checks import check_choice, check_integer, no_autocast
+from hsic_lab._checks import check_choice, check_integer, default_dtype, is_constant, matmul, no_autocast
 
 from hsic_lab.kernels import (  # isort: skip
-    Gaussian, InverseMultiquadric, Kernel, Laplace, Linear, Product, Sum, kernel_or, middle, require_finite,
+    DistanceInduced, Gaussian, InverseMultiquadric, Kernel, Laplace, Linear, Polynomial, Product, Sum, kernel_or,
+    middle, require_finite,
 )  # fmt: skip
 
 TILE_ROWS = 512  # two float32 tiles and their intermediate results fit a core's second-level cache
@@ -63,16 +64,20 @@ def hsic(
     if estimator == "block" and not 4 <= (block_size or 0) <= len(x):
         raise ValueError(f"the block estimator needs block_size between 4 and the {len(x)} rows, got {block_size}")
     check_choice(route, ("auto", "primal", "dual", "tiled"), "route")
+    dtype = next((z.dtype for z in (x, y) if z.is_floating_point()), default_dtype())
     with no_autocast(x):
         x, y = at_origin(x, kernel_x), at_origin(y, kernel_y)
         kernel_x, kernel_y = kernel_x.fit(x), kernel_y.fit(y)
+        for kernel, some in ((kernel_x, x.detach()[:: len(x) // 64 + 1]), (kernel_y, y.detach()[:: len(y) // 64 + 1])):
+            if _origin_dependence(kernel) == 2 and not is_constant(some):
+                require_digits(center(gram := kernel.gram(some, None)), gram, kernel)
         if estimator == "block" and block_size:
             count = len(x) // block_size
             blocks = zip(x.tensor_split(count), y.tensor_split(count), strict=True)
             value = torch.stack([_exact(*block, kernel_x, kernel_y, True, route, TILE_ROWS) for block in blocks]).mean()
         else:
             value = _exact(x, y, kernel_x, kernel_y, estimator == "unbiased", route, block_size or TILE_ROWS)
-        return require_finite(value, kernel_x, kernel_y)
+        return require_finite(value.to(dtype), kernel_x, kernel_y)
 
 
 def paired_samples(x: Tensor, y: Tensor, kernel_x: Kernel, kernel_y: Kernel, at_least: int) -> tuple[Tensor, Tensor]:
@@ -90,22 +95,32 @@ def paired_samples(x: Tensor, y: Tensor, kernel_x: Kernel, kernel_y: Kernel, at_
 
 
 def at_origin(x: Tensor, kernel: Kernel) -> Tensor:
-    """`x` minus its `middle` where only the rounding of HSIC depends on the origin: `Linear`, alone or in a sum."""
-    return x - middle(x) if _origin_dependence(kernel) == 1 else x
+    """`x` minus its `middle` where only the rounding of HSIC depends on the origin, in float64 for `Polynomial`."""
+    dependence = _origin_dependence(kernel)
+    return x - middle(x) if dependence == 1 else x.double() if dependence == 2 else x
 
 
 def _origin_dependence(kernel: Kernel) -> int:
-    """0 for functions of ``x - x'``, 1 for `Linear` and its sums with those or itself, 2 for other kernels."""
+    """0 for functions of ``x - x'``, 1 for `Linear`, `DistanceInduced` and sums of these, 2 for powers, 3 for others."""
     if isinstance(kernel, Sum | Product):
         largest = max(map(_origin_dependence, (kernel.first, kernel.second)))
-        return 2 if largest and isinstance(kernel, Product) else largest
-    return 1 if isinstance(kernel, Linear) else 0 if isinstance(kernel, Gaussian | Laplace | InverseMultiquadric) else 2
+        return max(2, largest) if largest and isinstance(kernel, Product) else largest
+    if isinstance(kernel, Gaussian | Laplace | InverseMultiquadric):
+        return 0
+    return 1 if isinstance(kernel, Linear | DistanceInduced) else 2 if isinstance(kernel, Polynomial) else 3
 
 
 def center(gram: Tensor) -> Tensor:
     """Center Gram matrices, ``H K H`` with ``H = I - 11'/n``, (..., n, n) -> (..., n, n): rows and columns sum to 0."""
     rows, columns = gram.mean(dim=-1, keepdim=True), gram.mean(dim=-2, keepdim=True)
     return (gram - rows).sub_(columns - rows.mean(dim=-2, keepdim=True))  # in place: one array of the size of gram
+
+
+def require_digits(centered: Tensor, gram: Tensor, kernel: Kernel) -> Tensor:
+    """The centered Gram itself; ValueError if it has fewer than three digits, because the entries of `gram` cancel."""
+    if float(centered.detach().abs().max()) <= 1e3 * torch.finfo(gram.dtype).eps * float(gram.detach().abs().max()):
+        raise ValueError(f"{kernel!r} is constant on this sample up to rounding error: standardize the sample")
+    return centered
 
 
 def zero_diagonal(gram: Tensor) -> Tensor:
@@ -123,8 +138,8 @@ def _trace_of_pairs(x: Tensor, y: Tensor) -> Tensor:
     size = max(64, x.shape[1] * y.shape[1] // (x.shape[1] + y.shape[1]))
     trace, before = x.new_zeros(()), x.new_zeros(x.shape[1], y.shape[1])
     for a, b in zip(x.split(size), y.split(size), strict=True):
-        cross = a.T @ b
-        trace = trace + (zero_diagonal(a @ a.T) * (b @ b.T)).sum() + 2 * (before * cross).sum()
+        cross = matmul(a.T, b)
+        trace = trace + (zero_diagonal(matmul(a, a.T)) * matmul(b, b.T)).sum() + 2 * (before * cross).sum()
         before = before + cross
     return trace
 
@@ -144,10 +159,10 @@ def _exact(x: Tensor, y: Tensor, kernel_x: Kernel, kernel_y: Kernel, unbiased: b
         raise ValueError(f"the primal route needs two linear kernels, got {kernel_x!r} and {kernel_y!r}")
     if route == "auto":
         route = "primal" if linear and p * q <= n * (p + q) else "dual" if n <= DUAL_ROWS else "tiled"
-    dtype = x.dtype if x.is_floating_point() else y.dtype if y.is_floating_point() else torch.get_default_dtype()
+    dtype = x.dtype if x.is_floating_point() else y.dtype if y.is_floating_point() else default_dtype()
     if route == "primal":
         if not unbiased:
-            return ((x - x.mean(dim=0)).T @ (y - y.mean(dim=0)) / n).square().sum()
+            return (matmul((x - x.mean(dim=0)).T, y - y.mean(dim=0)) / n).square().sum()
         trace = _trace_of_pairs(x, y)
         # The sum of the other rows, without the digits that an outlier would cost in float32.
         rows_x, rows_y = ((z * (z.sum(dim=0, dtype=torch.float64) - z)).sum(dim=1) for z in (x, y))

@@ -12,8 +12,10 @@ import torch
 from scipy.fft import next_fast_len
 from torch import Tensor
 
-from hsic_lab._checks import check_choice, check_integer, check_type, factor_values, is_constant, no_autocast, seeded
-from hsic_lab.hsic._estimators import at_origin, center, from_sums, hsic
+from hsic_lab._checks import (  # isort: skip
+    check_choice, check_integer, check_type, default_dtype, factor_values, is_constant, no_autocast, seeded,
+)  # fmt: skip
+from hsic_lab.hsic._estimators import at_origin, center, from_sums, hsic, require_digits
 from hsic_lab.kernels import Delta, Kernel, Linear, kernel_or, require_finite
 
 Index: TypeAlias = Tensor | slice
@@ -38,7 +40,8 @@ def dhsic(*samples: Tensor, kernels: Sequence[Kernel] | None = None) -> Tensor:
     *samples : Tensor of shape (n, p_1), ..., (n, p_m)
         Variables whose rows belong together, at least two.
     kernels : sequence of Kernel, optional
-        One for each variable; None means `Linear`. Linear and polynomial kernels depend on the origin here if m > 2.
+        One for each variable; None means `Linear`. If m > 2, the origin matters to linear, polynomial and
+        distance-induced kernels.
 
     Examples
     --------
@@ -60,7 +63,7 @@ def dhsic(*samples: Tensor, kernels: Sequence[Kernel] | None = None) -> Tensor:
     if len(samples) == 2:
         # `hsic` centers the Grams, and so keeps the digits that the three means would cancel.
         return hsic(checked[0], checked[1], kernels[0], kernels[1])
-    dtypes = [x.dtype for x in checked if x.is_floating_point()] or [torch.get_default_dtype()]
+    dtypes = [x.dtype for x in checked if x.is_floating_point()] or [default_dtype()]
     with no_autocast(checked[0]):
         value = joint_mean([gram_parts(kernel, x)[:3] for kernel, x in zip(kernels, checked, strict=True)])
         return require_finite(value.to(reduce(torch.promote_types, dtypes)), *kernels)
@@ -76,13 +79,6 @@ def gram_parts(kernel: Kernel, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tenso
         return gram - gram, rows - rows, rows.mean(), rows.mean() * 0
     gram = gram if near is x else kernel.gram(near, None).double()
     return require_digits(center(gram), gram, kernel), rows - rows.mean(), rows.mean(), _EPS * gram.detach().abs().max()
-
-
-def require_digits(centered: Tensor, gram: Tensor, kernel: Kernel) -> Tensor:
-    """The centered Gram itself; ValueError if it has fewer than three digits, because the entries of `gram` cancel."""
-    if float(centered.detach().abs().max()) <= 1e3 * _EPS * float(gram.detach().abs().max()):
-        raise ValueError(f"{kernel!r} is constant on this sample up to rounding error: standardize the sample")
-    return centered
 
 
 def joint_mean(parts: Sequence[Sequence[Tensor]]) -> Tensor:

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from hsic_lab._checks import check_integer, is_constant, seeded, to_array
 from hsic_lab.hsic import center, dhsic
-from hsic_lab.hsic._estimators import at_origin, paired_samples
+from hsic_lab.hsic._estimators import at_origin, paired_samples, require_digits
 from hsic_lab.kernels import Gaussian, Kernel, kernel_or, require_finite
 
 from hsic_lab.hsic._joint import (  # isort: skip
-    ShiftedGram, can_store, gram_parts, hsic_of_sums, joint_mean, joint_rounding, require_digits, require_unit,
+    ShiftedGram, can_store, gram_parts, hsic_of_sums, joint_mean, joint_rounding, require_unit,
     shift_orders, shifted_hsic,
 )  # fmt: skip
 

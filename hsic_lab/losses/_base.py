@@ -1,8 +1,9 @@
 """Base class of the losses: input checks, precision, rows of other processes, and the sum of named terms."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import reduce
+from itertools import accumulate, combinations
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +13,12 @@ from hsic_lab._distributed import all_gather_rows, world_size
 
 
 class TwoViewLoss(nn.Module):
-    """Base class of the losses of two views; a subclass implements ``_terms``.
+    """Base class of the losses of two or more views; a subclass implements ``_terms``.
 
     Losses and their gradients are computed in float32 or better under any autocast. They are differentiable to any
-    order and in any mode of torch; compiled by ``torch.compile``, which refuses more, once. Losses that are defined for
-    more than two views take the other views as further arguments. `gather_distributed` is as in `BarlowTwinsLoss`.
+    order and in any mode of torch; compiled by ``torch.compile``, which refuses more, once. For V > 2 views, which are
+    further arguments, a loss of two views is the mean over the V (V - 1) / 2 pairs; a subclass with `many_views`
+    computes it from all views at once. `gather_distributed` is as in `BarlowTwinsLoss`.
     """
 
     many_views = False
@@ -36,7 +38,10 @@ class TwoViewLoss(nn.Module):
         """Return the summands of the loss by name, with their weights; arguments as in `forward`."""
         views = self._prepare(z_a, z_b, *more)
         with no_autocast(z_a):
-            return self._terms(*views)
+            if self.many_views or len(views) == 2:
+                return self._terms(*views)
+            pairs = [self._terms(x, y) for x, y in combinations(views, 2)]
+            return {name: reduce(torch.add, [one[name] for one in pairs]) / len(pairs) for name in pairs[0]}
 
     def expected_if_independent(self, n: int, d: int) -> float:
         """Return the expected loss of independent views (n, d); NotImplementedError if it depends on their values."""
@@ -52,8 +57,6 @@ class TwoViewLoss(nn.Module):
 
     def _prepare(self, *views: Tensor) -> tuple[Tensor, ...]:
         """The views, checked, in float32 or better, with the rows of all processes."""
-        if len(views) > 2 and not self.many_views:
-            raise TypeError(f"{type(self).__name__} takes two views, got {len(views)}")
         for position, other in enumerate(views[1:], 2):
             check_views(views[0], other, "z_b" if position == 2 else f"view {position}")
         if any(z.dtype != torch.float32 for z in views):
@@ -65,3 +68,9 @@ class TwoViewLoss(nn.Module):
             needed = f"at least {self.min_rows} row{'s' * (self.min_rows > 1)}"
             raise ValueError(f"{type(self).__name__} needs {needed}, got shape {tuple(views[0].shape)}")
         return views
+
+
+def pair_sum(x: Sequence[Tensor] | Tensor) -> Tensor:
+    """The sum over v < w of the products `x_v x_w` of V tensors, from V - 1 products; for V = 1, `x^2`."""
+    products = [one * before for one, before in zip(x[1:], accumulate(x), strict=False)]
+    return reduce(torch.add, products) if products else x[0].square()

@@ -30,6 +30,8 @@ class HSICSSLLoss(TwoViewLoss):
         As in `BarlowTwinsLoss`.
     """
 
+    many_views = True
+
     def __init__(
         self, lambda_param: float | None = None, off_diagonal_target: float = -1.0, gather_distributed: bool = True,
         route: str = "auto", contrast: str = "dimensions",
@@ -40,11 +42,12 @@ class HSICSSLLoss(TwoViewLoss):
         self.lambda_param, self.off_diagonal_target = lambda_param, off_diagonal_target
         self.route, self.contrast = check_choice(route, ROUTES, "route"), check_choice(contrast, CONTRASTS, "contrast")
 
-    def _terms(self, z_a: Tensor, z_b: Tensor) -> dict[str, Tensor]:
-        d, target = z_a.shape[1], self.off_diagonal_target
+    def _terms(self, *views: Tensor) -> dict[str, Tensor]:
+        d, target = views[0].shape[1], self.off_diagonal_target
         weight = _weight(self.lambda_param, d)
-        weights = weight, -2 * target * weight
-        invariance, redundancy, feature_sum = split_squared_norm(z_a, z_b, self.route, self.contrast, weights)
+        invariance, redundancy, feature_sum = split_squared_norm(
+            *views, route=self.route, contrast=self.contrast, weights=(weight, -2 * target * weight)
+        )
         terms = {"invariance": invariance, "redundancy": redundancy}
         if target != 0:
             terms["feature_sum"] = feature_sum

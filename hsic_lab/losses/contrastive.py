@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hsic_lab._checks import check_choice, check_number, matmul, no_autocast
 from hsic_lab._distributed import all_gather_rows
-from hsic_lab.losses._base import TwoViewLoss
+from hsic_lab.losses._base import TwoViewLoss, pair_sum
 from hsic_lab.losses._off_diagonal import ROUTES, split_squared_norm
 
 
@@ -30,7 +30,7 @@ class NTXentLoss(TwoViewLoss):
         becomes ``max((sum_neg - class_prior N exp(s+ / T)) / (1 - class_prior), N exp(-1 / T))`` (arXiv:2007.00224).
     """
 
-    min_rows = 1
+    many_views, min_rows = True, 1
 
     def __init__(self, temperature: float = 0.5, gather_distributed: bool = True, class_prior: float = 0.0) -> None:
         super().__init__(gather_distributed)
@@ -39,18 +39,26 @@ class NTXentLoss(TwoViewLoss):
             raise ValueError(f"class_prior must be below 1, got {class_prior!r}")
         self.temperature, self.class_prior = temperature, class_prior
 
-    def _terms(self, z_a: Tensor, z_b: Tensor) -> dict[str, Tensor]:
-        x, y = F.normalize(z_a), F.normalize(z_b)
-        z = torch.cat([x, y])
+    def _terms(self, *views: Tensor) -> dict[str, Tensor]:
+        rows, count, n = [F.normalize(z) for z in views], len(views), len(views[0])
+        alignment = (pair_sum(rows).sum(dim=1) / self.temperature).mean() / (count * (count - 1) / 2)
+        z = torch.cat(rows)
         logits = _without_itself(matmul(z, z.T) / self.temperature, -math.inf)
-        positives = (x * y).sum(dim=1) / self.temperature
-        denominator = self._debiased(logits, positives) if self.class_prior else logits.logsumexp(dim=1)
-        return {"alignment": -positives.mean(), "uniformity": denominator.mean()}
+        logits = logits.view(count, n, count, n)  # view and image of the anchor, then of the other projection
+        if self.class_prior:
+            positives = logits.diagonal(dim1=1, dim2=3).transpose(1, 2)
+            itself = torch.eye(n, dtype=torch.bool, device=z.device)
+            logits = logits.masked_fill(itself[:, None], -math.inf)
+        # A pair of views has the other projections of the anchor's view and those of one other view.
+        sums = logits.logsumexp(dim=3)
+        sums = torch.logaddexp(sums, sums.diagonal(dim1=0, dim2=2).T[:, :, None])
+        if self.class_prior:
+            sums = self._debiased(sums, positives)
+        one = torch.eye(count, dtype=torch.bool, device=z.device)[:, None]
+        return {"alignment": -alignment, "uniformity": sums.masked_fill(one, 0).sum() / (n * count * (count - 1))}
 
-    def _debiased(self, logits: Tensor, positives: Tensor) -> Tensor:
-        itself = torch.eye(len(positives), dtype=torch.bool, device=logits.device).repeat(2, 2)
-        negatives, positives = logits.masked_fill(itself, -math.inf).logsumexp(dim=1), positives.repeat(2)
-        count = len(positives) - 2
+    def _debiased(self, negatives: Tensor, positives: Tensor) -> Tensor:
+        count = 2 * negatives.shape[1] - 2
         # In units of the larger of the two sums, so that neither sum overflows.
         unit = torch.maximum(negatives, positives).detach()
         positive_sum = (positives - unit).exp()
@@ -141,17 +149,19 @@ class SpectralContrastiveLoss(TwoViewLoss):
         As in `BarlowTwinsLoss`, with the second moment in place of C.
     """
 
+    many_views = True
+
     def __init__(self, mu: float = 1.0, gather_distributed: bool = True, route: str = "auto") -> None:
         super().__init__(gather_distributed)
         check_number("mu", mu, 0, above=True)
         self.mu, self.route = mu, check_choice(route, ROUTES, "route")
 
-    def _terms(self, z_a: Tensor, z_b: Tensor) -> dict[str, Tensor]:
-        n, d = z_a.shape
+    def _terms(self, *views: Tensor) -> dict[str, Tensor]:
+        n, d = views[0].shape
         route = {"auto": "auto", "primal": "dual", "dual": "primal"}[self.route]  # because the batch is transposed
         radius = math.sqrt(self.mu)
-        x, y = (z * (radius / z.norm(dim=1, keepdim=True).clamp_min(radius)) for z in (z_a, z_b))
-        diagonal, squared_norm, _ = split_squared_norm(x.T, y.T, route)
+        rows = (z * (radius / z.norm(dim=1, keepdim=True).clamp_min(radius)) for z in views)
+        diagonal, squared_norm, _ = split_squared_norm(*(x.T for x in rows), route=route)
         contrast = d**2 / (n * (n - 1) * self.mu) * squared_norm
         return {"alignment": -2 * d / self.mu * diagonal.mean(), "contrast": contrast}
 
@@ -174,10 +184,11 @@ class NegativeCosineSimilarity(TwoViewLoss):
     `gather_distributed` is as in `BarlowTwinsLoss`.
     """
 
-    min_rows = 1
+    many_views, min_rows = True, 1
 
-    def _terms(self, z_a: Tensor, z_b: Tensor) -> dict[str, Tensor]:
-        return {"alignment": -(F.normalize(z_a) * F.normalize(z_b)).sum(dim=1).mean()}
+    def _terms(self, *views: Tensor) -> dict[str, Tensor]:
+        pairs = len(views) * (len(views) - 1) / 2
+        return {"alignment": -pair_sum([F.normalize(z) for z in views]).sum(dim=1).mean() / pairs}
 
     def expected_if_independent(self, n: int, d: int) -> float:
         """Return 0, for uniformly distributed directions; with mean direction c in both views it is ``-||c||^2``."""

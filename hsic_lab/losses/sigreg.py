@@ -21,7 +21,7 @@ _WEIGHTS = _GAUSSIAN * torch.tensor([1, *[2] * 15, 1]) * 3 / 16  # trapezoids ov
 class SIGRegLoss(TwoViewLoss):
     """Loss of LeJEPA (Balestriero and LeCun 2025, arXiv:2511.08544): similar views, normally distributed features.
 
-    ``(1 - lambda) mean_v |z_v - mean_v z_v|^2 / d + lambda n mean_v T(Z_v)``. For one direction u, the Epps-Pulley
+    ``(1 - lambda) mean_v |z_v - mean_w z_w|^2 / d + lambda n mean_v T(Z_v)``. For one direction u, the Epps-Pulley
     distance ``int |phi(t) - exp(-t^2 / 2)|^2 exp(-t^2 / 2) dt`` compares the characteristic function phi of the n
     values ``u'z`` with that of N(0, 1): a squared maximum mean discrepancy with a Gaussian kernel. T is its mean over
     directions. Over *all* directions it is ``sqrt(2 pi) [mean_ij k(|z_i - z_j|^2 / 2) - sqrt(2) mean_i k(|z_i|^2 / 4)
@@ -38,6 +38,9 @@ class SIGRegLoss(TwoViewLoss):
         O(n d slices), and integrates with the authors' 17 frequencies up to 3, as LeJEPA and lightly do (1024).
     gather_distributed, seed : bool, default True, int, default 0
         As in `BarlowTwinsLoss`; seed of the directions, the same in all processes.
+    global_views : int or None, default None
+        The mean that all views are compared with is that of the first so many views, for LeJEPA the large crops; None
+        for that of all views.
 
     Examples
     --------
@@ -52,24 +55,28 @@ class SIGRegLoss(TwoViewLoss):
     many_views = True
 
     def __init__(
-        self, lambda_param: float = 0.05, slices: int | None = None, gather_distributed: bool = True, seed: int = 0
-    ) -> None:
+        self, lambda_param: float = 0.05, slices: int | None = None, gather_distributed: bool = True, seed: int = 0,
+        global_views: int | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(gather_distributed)
         self.lambda_param = check_number("lambda_param", lambda_param, 0, 1)
         self.slices = None if slices is None else check_integer("slices", slices, 1)
+        self.global_views = None if global_views is None else check_integer("global_views", global_views, 1)
         if slices is not None:
             self._generator = torch.Generator().manual_seed(seed)
 
     def _terms(self, *views: Tensor) -> dict[str, Tensor]:
         n, d = views[0].shape
         z = torch.stack(views)
+        if (self.global_views or 1) > len(views):
+            raise ValueError(f"global_views must be at most the {len(views)} views, got {self.global_views}")
         if self.slices is None:
             distances = torch.stack([self._distance(view) for view in views])
         else:
             directions = torch.randn(d, self.slices, generator=self._generator)
             distances = _sliced_distance(z, (directions / directions.norm(dim=0)).to(z))
         return {
-            "invariance": (1 - self.lambda_param) * (z - z.mean(dim=0)).square().mean(),
+            "invariance": (1 - self.lambda_param) * (z - z[: self.global_views].mean(dim=0)).square().mean(),
             "gaussianity": self.lambda_param * n * distances.mean(),
         }
 
@@ -82,10 +89,11 @@ class SIGRegLoss(TwoViewLoss):
         return math.sqrt(2 * math.pi) * (pairs - math.sqrt(2) * cross + 1 / math.sqrt(3))
 
     def expected_if_independent(self, n: int, d: int) -> float:
-        """Return the expected loss of two independent views of standard normal features."""
+        """Return the expected loss of two, or `global_views`, independent views of standard normal features."""
         exact = math.sqrt(2 * math.pi) * (1 - 1 / math.sqrt(3))
         integral = exact if self.slices is None else float(_WEIGHTS @ (1 - _GAUSSIAN.square()))
-        return (1 - self.lambda_param) / 2 + self.lambda_param * integral
+        spread = 1 if self.global_views == 1 else 1 - 1 / (self.global_views or 2)
+        return (1 - self.lambda_param) * spread + self.lambda_param * integral
 
     def get_extra_state(self) -> Tensor:
         """Return the state of the generator of directions, so that a resumed training continues its draws."""

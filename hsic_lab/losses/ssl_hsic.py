@@ -7,7 +7,7 @@ from hsic_lab._checks import check_number, is_whole, matmul
 from hsic_lab.correlation import standardize
 from hsic_lab.hsic import center
 from hsic_lab.kernels import Kernel, Linear, named
-from hsic_lab.losses._base import TwoViewLoss
+from hsic_lab.losses._base import TwoViewLoss, pair_sum
 
 
 class SSLHSICLoss(TwoViewLoss):
@@ -85,7 +85,7 @@ class SSLHSICLoss(TwoViewLoss):
 def _feature_dependence(phi: Tensor, views: int) -> Tensor:
     """Mean of `phi_p . phi_q` over two views of one image, for centered features: the mean over all pairs is 0."""
     parts = phi.unflatten(0, (views, -1))
-    return 2 * (parts[1:] * parts.cumsum(dim=0)[:-1]).sum() / (len(phi) * (views - 1))
+    return 2 * pair_sum(parts).sum() / (len(phi) * (views - 1))
 
 
 def _cross_norm(x: Tensor, y: Tensor) -> Tensor:

@@ -1,6 +1,8 @@
 """VICReg: a loss of the covariance of each view, which is the HSIC of a view with itself."""
 
 import math
+from functools import reduce
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +34,8 @@ class VICRegLoss(TwoViewLoss):
         As in `BarlowTwinsLoss`; `route` and `contrast` concern the third term.
     """
 
+    many_views = True
+
     def __init__(
         self, lambda_param: float = 25.0, mu_param: float = 25.0, nu_param: float = 1.0,
         gather_distributed: bool = True, eps: float = 1e-4, route: str = "auto", contrast: str = "dimensions",
@@ -43,12 +47,15 @@ class VICRegLoss(TwoViewLoss):
         self.lambda_param, self.mu_param, self.nu_param, self.eps = lambda_param, mu_param, nu_param, eps
         self.route, self.contrast = check_choice(route, ROUTES, "route"), check_choice(contrast, CONTRASTS, "contrast")
 
-    def _terms(self, z_a: Tensor, z_b: Tensor) -> dict[str, Tensor]:
-        (hinge_a, covariance_a), (hinge_b, covariance_b) = self._of_one_view(z_a), self._of_one_view(z_b)
+    def _terms(self, *views: Tensor) -> dict[str, Tensor]:
+        hinges, covariances = zip(*map(self._of_one_view, views), strict=True)
+        # The sum of |z_v - z_w|^2 over pairs is V times that of k / (k + 1) |z_k+1 - mean of k views before it|^2.
+        before = enumerate(zip(views[1:], accumulate(views), strict=False), 1)
+        squares = [k / (k + 1) * (z - total / k).square().mean() for k, (z, total) in before]
         return {
-            "invariance": self.lambda_param * (z_a - z_b).square().mean(),
-            "variance": self.mu_param / 2 * (hinge_a + hinge_b),
-            "covariance": self.nu_param * (covariance_a + covariance_b),
+            "invariance": 2 / (len(views) - 1) * self.lambda_param * reduce(torch.add, squares),
+            "variance": self.mu_param / len(views) * reduce(torch.add, hinges),
+            "covariance": 2 * self.nu_param / len(views) * reduce(torch.add, covariances),
         }
 
     def _of_one_view(self, z: Tensor) -> tuple[Tensor, Tensor]:

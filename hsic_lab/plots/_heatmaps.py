@@ -69,17 +69,20 @@ def compare_cross_correlations(panels: Mapping[str, ArrayLike | Mapping[str, Arr
     return figure
 
 
-def plot_cka(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Heatmap of the CKA of every pair of layers on the color scale ``[0, 1]``.
+def plot_cka(frame: pd.DataFrame | tuple[pd.DataFrame, ...], ax: Axes | None = None) -> Axes:
+    """Heatmap of the CKA, or another similarity, of every pair of layers on the color scale ``[0, 1]``.
 
     Up to 144 cells show their value. Negative values, which the unbiased CKA of unrelated layers has, share the color
-    of 0; the color bar then has an arrow.
+    of 0; the color bar then has an arrow. Of a permutation test the calibrated score is drawn, with a dash in the cells
+    whose similarity chance reaches, too.
 
     Parameters
     ----------
-    frame, ax : DataFrame, Axes or None
-        A table of ``compare_models``, a row for each layer of model a, a column for each one of b; and where to draw.
+    frame, ax : DataFrame or LayerTests, Axes or None
+        A result of ``compare_models``, a row for each layer of model a, a column for each one of b; and where to draw.
     """
+    tested = isinstance(frame, tuple) and hasattr(frame, "calibrated")
+    frame = frame.calibrated if tested else frame  # type: ignore[union-attr]
     if check_type("frame", frame, pd.DataFrame).empty:
         raise ValueError(f"frame must hold at least one row and column, got shape {frame.shape}")
     values = frame.to_numpy(dtype=np.float64)
@@ -87,9 +90,11 @@ def plot_cka(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
         raise ValueError(f"frame must be finite, {(~np.isfinite(values)).sum()} of its {values.size} values are not")
     cell = 0.46 if (annotated := values.size <= 144) else 0.2
     ax = axes_or_new(ax, *(min(max(cell * count, 1.5), 8) + 2.4 for count in values.shape[::-1]))
-    texts = [f"{value:z.2f}" for value in values.flat] if annotated else []
+    texts = ["–" if tested and not value else f"{value:z.2f}" for value in values.flat] if annotated else []
     image = _draw_cells(ax, frame, values, texts, ("model b", "model a"))
-    ax.figure.colorbar(image, ax=ax, shrink=0.75, label="CKA", extend="min" if values.min() < -1e-6 else "neither")
+    name = frame.attrs.get("measure", "CKA")
+    label = f"calibrated {name} (–: within chance)" if tested else name
+    ax.figure.colorbar(image, ax=ax, shrink=0.75, label=label, extend="min" if values.min() < -1e-6 else "neither")
     return ax
 
 

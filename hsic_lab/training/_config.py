@@ -55,6 +55,10 @@ _POSITIVE: Rule = "a finite number above 0", lambda v: check_number("", v, 0, ab
 _BOOLEAN: Rule = "true or false", lambda v: check_type("", v, bool)
 _TEXT: Rule = "a string", lambda v: os.fspath(check_type("", v or None, str, os.PathLike))  # no empty one
 _NAMES, _WIDTHS = _list_of("names", lambda v: check_type("", v, str)), _list_of("positive widths", _whole(1)[1])
+_SIDES: Rule = (
+    "a whole number of at least 2, a list of them, or None",
+    lambda v: tuple(map(_whole(2)[1], v)) if isinstance(v, tuple | list) else _or_none(_whole(2))[1](v),
+)
 _TABLE: Rule = "a dictionary that JSON can hold", lambda v: json.loads(json.dumps({**v}, allow_nan=False))
 
 
@@ -80,10 +84,16 @@ class TrainConfig:
     loss_options, loss_scale : dict, float, default {}, 1
         Further arguments of the loss, and a factor that multiplies all its terms.
     views : str, default "default"
-        Augmentation that makes two views of an image: that of Tsai et al. (2021), of Zbontar et al. (2021,
+        Augmentation that makes the views of an image: that of Tsai et al. (2021), of Zbontar et al. (2021,
         "barlow_twins"), of solo-learn, of Chen et al. (2020, "simclr"), or "default". Not for digit scenes.
-    view_size : int or None, default None
-        Side of the views in pixels, None for that of the images. Small views make a training fast.
+    view_size : int, tuple of int or None, default None
+        Side of the views in pixels, None for that of the images. Small views make a training fast. A list has the side
+        of each view: ``views_per_image=4, view_size=[32, 32, 16, 16]``. Views of one side are one batch for batch
+        normalization.
+    views_per_image : int, default 2
+        Views of each image, at least 2. The loss is the mean over their pairs, or that of all views for the losses that
+        are defined so: SIGReg and SSL-HSIC. C, in the history and the snapshots, is of the first two views. Digit
+        scenes are pairs.
     shared : tuple of str, default ("digit",)
         Factors that the two views of a digit scene have in common. Other data sets ignore it.
     encoder, stem : str, default "conv", "cifar"
@@ -142,7 +152,8 @@ class TrainConfig:
     loss_options: dict[str, Any] = field(default_factory=dict, metadata={"rule": _TABLE})
     loss_scale: float = _setting(1.0, _POSITIVE)
     views: str = _setting("default", _one_of(*AUGMENTATIONS))
-    view_size: int | None = _setting(None, _or_none(_whole(2)))
+    view_size: int | tuple[int, ...] | None = _setting(None, _SIDES)
+    views_per_image: int = _setting(2, _whole(2))
     shared: tuple[str, ...] = _setting(("digit",), _NAMES)
     encoder: str = _setting("conv", _one_of("conv", "pooled", "resnet18", "resnet34", "resnet50", "custom"))
     stem: str = _setting("cifar", _one_of("cifar", "imagenet"))
@@ -183,6 +194,9 @@ class TrainConfig:
                 raise ValueError(f"{setting.name} must be {accepted}, got {value!r}") from error
         if not self.projector:
             raise ValueError("projector must hold at least one width, got ()")
+        if isinstance(self.view_size, tuple) and len(self.view_size) != self.views_per_image:
+            found = f"got view_size={self.view_size!r}, views_per_image={self.views_per_image}"
+            raise ValueError(f"view_size must be one number, or one for each view of an image, {found}")
         if self.warmup_epochs is None:
             vars(self)["warmup_epochs"] = min(1.5, self.epochs / 2)
         if self.warmup_epochs > self.epochs:

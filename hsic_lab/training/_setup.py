@@ -1,11 +1,11 @@
-"""What the settings of a training describe: batches of pairs, networks, loss, optimizer and learning rate."""
+"""What the settings of a training describe: batches of views, networks, loss, optimizer and learning rate."""
 
 import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
-from itertools import accumulate, islice
+from functools import partial, reduce
+from itertools import accumulate, groupby, islice, permutations
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from hsic_lab.losses import TwoViewLoss
 from hsic_lab.training._config import LOSSES, TrainConfig
 from hsic_lab.views import augmentation, normalize
 
-Views = Callable[[Tensor, torch.Generator], tuple[Tensor, Tensor]]
+Views = Callable[[Tensor, torch.Generator], Sequence[Tensor]]
 Tensors = Sequence[Tensor]
 SNAPSHOT_PAIRS = 2048  # pairs of which a run keeps C
 KEPT_SAMPLES = 256  # of these pairs, whose projections a run keeps too
@@ -54,25 +54,26 @@ class ImageSource:
 
 
 def make_views(config: TrainConfig, data: ImageData, views: Views | None = None) -> Views | None:
-    """The function that makes two views: `views`, else the augmentation of the settings; None for scenes."""
+    """The function that makes the views: `views`, else the augmentation of the settings; None for scenes."""
     if views is not None and not callable(views):
         raise TypeError(f"views must be a function, got {views!r}; TrainConfig(views=...) takes the names")
     chosen = config.views != "default" or config.view_size is not None
     given = f"views={config.views!r}, view_size={config.view_size!r}"
     if views is not None and chosen:
         raise ValueError(f"views must be given as a function or as a setting, got both: {given}")
-    if data.scenes is not None and (views is not None or chosen):
-        accepted = f"{data.name} takes views='default', no view_size and no function, for it holds pairs"
-        raise ValueError(f"{accepted}, got {views or given}")
+    if data.scenes is not None and (views is not None or chosen or config.views_per_image != 2):
+        accepted = f"{data.name} takes views='default', no view_size, 2 views and no function, for it holds pairs"
+        raise ValueError(f"{accepted}, got {views or given}, views_per_image={config.views_per_image}")
     if data.scenes is not None or views is not None:
         return views
     if data.train.images.dtype != torch.uint8:
         raise ValueError(f"{data.name!r} holds float32 rows: give views of your own")
-    return augmentation(config.views, config.view_size or min(data.train.images.shape[-2:]))
+    side = config.view_size or min(data.train.images.shape[-2:])
+    return augmentation(config.views, side if isinstance(side, tuple) else [side] * config.views_per_image)
 
 
 class TrainingPairs:
-    """Batches of pairs of views of images or of fresh scenes. Each process draws the whole batch, yields its `rows`."""
+    """Batches of views of images or of fresh scenes. Each process draws the whole batch, yields its `rows`."""
 
     def __init__(
         self, data: ImageData, config: TrainConfig, device: torch.device, rows: slice | Tensor,
@@ -88,12 +89,12 @@ class TrainingPairs:
     def __len__(self) -> int:
         return self.n // self.size
 
-    def epoch(self, number: int, skip: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(self, number: int, skip: int = 0) -> Iterator[tuple[Tensor, ...]]:
         """Yield the batches of an epoch after the first `skip`, whose random numbers are drawn too."""
         generator = torch.Generator(self.device).manual_seed(seed_of(self.config.seed, number))
         pairs = self._scene_pairs(self.scenes, generator) if self.scenes else self._view_pairs(generator)
-        for view_a, view_b in islice(pairs, skip, None):
-            yield prepared(view_a, self.device), prepared(view_b, self.device)
+        for views in islice(pairs, skip, None):
+            yield tuple(prepared(view, self.device) for view in views)
 
     def _scene_pairs(self, scenes: DigitScenes, generator: torch.Generator) -> Iterator[Iterator[Tensor]]:
         for _ in range(len(self)):
@@ -109,6 +110,8 @@ class TrainingPairs:
             views = list(self.views(images, generator))
             if wrong := [len(view) for view in views if len(view) != self.size]:
                 raise ValueError(f"views must keep their {self.size} images, got {wrong}")
+            if len(views) != (count := self.config.views_per_image):
+                raise ValueError(f"views must return views_per_image={count} views, got {len(views)}")
             yield (view[self.rows] for view in views)
 
 
@@ -126,7 +129,7 @@ def data_of(name: str, metadata: Mapping[str, Any]) -> ImageData:
 
 
 def held_out_pairs(data: ImageData, config: TrainConfig, device: torch.device, views: Any = None) -> list[Tensor]:
-    """Return pairs of views of test images or scenes, which are the same for all runs on a set with these views."""
+    """Return the first two views of test images or scenes, the same for all runs on a set with these views."""
     if len(data.test) < 2 and not data.scenes:
         remedy = "hold out more: test_fraction=0.3 (--test-fraction 0.3), for instance"
         raise ValueError(f"C needs at least 2 held-out images, {data.name!r} has {len(data.test)}: {remedy}")
@@ -135,7 +138,7 @@ def held_out_pairs(data: ImageData, config: TrainConfig, device: torch.device, v
     if data.scenes:
         pair = DigitScenes("test", data.scenes.size).pairs(SNAPSHOT_PAIRS, generator, config.shared)
     else:
-        pair = make(data.test.sample(SNAPSHOT_PAIRS).images.to(device), generator)
+        pair = make(data.test.sample(SNAPSHOT_PAIRS).images.to(device), generator)[:2]
     return [prepared(view, device) for view in pair]
 
 
@@ -202,14 +205,17 @@ def make_predictor(config: TrainConfig) -> nn.Module | None:
 
 
 class OnlineNetwork(nn.Module):
-    """The trained network: images to `(p, z)` with z the projections and p their prediction (z without predictor)."""
+    """The trained network: images to `(p, z)` with z the projections and p their prediction (z without predictor).
+
+    Images of several sizes are separate batches for the encoder, and one batch for the projector.
+    """
 
     def __init__(self, encoder: nn.Module, projector: nn.Module, predictor: nn.Module | None = None) -> None:
         super().__init__()
         self.encoder, self.projector, self.predictor = encoder, projector, predictor
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        z = self.projector(self.encoder(images))
+    def forward(self, *images: Tensor) -> tuple[Tensor, Tensor]:
+        z = self.projector(torch.cat([self.encoder(one) for one in images]))
         return (z if self.predictor is None else self.predictor(z)), z
 
 
@@ -224,8 +230,8 @@ class TargetNetwork(nn.Module):
         self.train()  # in evaluation mode the statistics of batch normalization would not change
 
     @torch.no_grad()
-    def forward(self, images: Tensor) -> Tensor:
-        return self.projector(self.encoder(images))
+    def forward(self, *images: Tensor) -> Tensor:
+        return self.projector(torch.cat([self.encoder(one) for one in images]))
 
     @torch.no_grad()
     def ema_update(self, online: OnlineNetwork, progress: float) -> None:
@@ -236,23 +242,30 @@ class TargetNetwork(nn.Module):
 
 
 def loss_terms(loss: TwoViewLoss, config: TrainConfig, predicted: Tensors, targets: Tensors) -> dict[str, Tensor]:
-    """The named terms of the loss for `predicted = (p_a, p_b)` and `targets = (t_a, t_b)`, times `loss_scale`.
+    """The named terms of the loss for `predicted = (p_1, ..., p_V)` and `targets = (t_1, ..., t_V)`, with `loss_scale`.
 
-    With a predictor or another target than "same" each term is the mean over the pairs (p_a, t_b) and (p_b, t_a):
+    With a predictor or another target than "same" each term is the mean over the pairs (p_v, t_w) with v != w:
     Chen and He (2021), SimSiam, arXiv:2011.10566, equation 4.
     """
     if config.target == "same" and not config.predictor:
         terms = loss.terms(*predicted)
     else:
-        t_a, t_b = (target.detach() for target in targets) if config.target == "stop_gradient" else targets
-        one, other = loss.terms(predicted[0], t_b), loss.terms(predicted[1], t_a)
-        terms = {name: 0.5 * (one[name] + other[name]) for name in one}
+        targets = [target.detach() for target in targets] if config.target == "stop_gradient" else targets
+        pairs = [loss.terms(predicted[v], targets[w]) for v, w in permutations(range(len(targets)), 2)]
+        terms = {name: reduce(torch.add, [one[name] for one in pairs]) / len(pairs) for name in pairs[0]}
     return terms if config.loss_scale == 1 else {name: config.loss_scale * value for name, value in terms.items()}
 
 
-def join_views(parts: Tensors) -> list[Tensor]:
-    """The two views of a batch, from parts that each hold both views of some images, one after the other."""
-    return [torch.cat(halves) for halves in zip(*(part.chunk(2) for part in parts), strict=True)]
+def split_views(views: Tensors, sizes: Sequence[int]) -> list[list[Tensor]]:
+    """Parts of a batch, of `sizes` images with all their views; adjacent views of one shape are one tensor."""
+    groups = [list(group) for _, group in groupby(views, lambda view: view.shape)]
+    split = [zip(*(view.split(list(sizes)) for view in group), strict=True) for group in groups]
+    return [[torch.cat(rows) for rows in part] for part in zip(*split, strict=True)]
+
+
+def join_views(parts: Tensors, count: int = 2) -> list[Tensor]:
+    """The views of a batch, from parts that each hold `count` views of some images, one view after the other."""
+    return [torch.cat(rows) for rows in zip(*(part.chunk(count) for part in parts), strict=True)]
 
 
 class LARS(optim.Optimizer):

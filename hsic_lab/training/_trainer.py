@@ -162,14 +162,14 @@ class Trainer:
                         self.keep_checkpoint()
                         raise stop_error(stop)
 
-    def step(self, view_a: Tensor, view_b: Tensor) -> dict[str, float] | None:
+    def step(self, *views: Tensor) -> dict[str, float] | None:
         """One update. Returns the row of the history if this step is logged."""
         self.online.train()  # a callback may have left it in evaluation mode
         step = self.step_count + 1
         setup.set_learning_rate(self.optimizer, self.config, self.step_count, len(self.pairs))
         statistics = [buffer.clone() for buffer in self.online.buffers()]
         self.optimizer.zero_grad(set_to_none=True)
-        terms, z_a, z_b = self.backward(view_a, view_b)
+        terms, z_a, z_b = self.backward(*views)
         gradient = nn.utils.get_total_norm(p.grad for p in self.online.parameters() if p.grad is not None)
         *values, norm = torch.stack([*terms.values(), gradient]).tolist()  # one transfer, because each waits
         named = dict(zip(terms, values, strict=True))
@@ -194,26 +194,26 @@ class Trainer:
         row |= {"diagonal": float(trace / d), "off_diagonal": float((total - trace) / max(1, d * (d - 1)))}
         return row | {"gradient_norm": norm, "learning_rate": self.optimizer.param_groups[0]["lr"]}
 
-    def backward(self, view_a: Tensor, view_b: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """Compute the gradients. Returns the named terms of the loss and the two projections, detached."""
+    def backward(self, *views: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """Compute the gradients. Returns the named terms of the loss and the first two projections, detached."""
         sizes = [len(rows) for rows in own_parts(self.config.batch_size, self.config.parts)]
-        parts = [torch.cat(half) for half in zip(view_a.split(sizes), view_b.split(sizes), strict=True)]
+        parts = setup.split_views(views, sizes)
         terms: dict[str, Tensor] = {}
 
         def forward(i: int) -> Outputs:
-            # Both views are one batch for batch normalization. Dropout can be resumed: its seed depends on the step.
+            # All views are one batch for batch normalization. Dropout can be resumed: its seed depends on the step.
             with (
                 setup.seeded(setup.seed_of(self.config.seed, self.step_count, i, rank(), 1), self.device),
                 self.autocast,
             ):
-                p, z = self.forward(parts[i])
+                p, z = self.forward(*parts[i])
                 if self.target is None:
                     return p, z
                 # The second pass over parts, the one with a graph, needs no target: the first pass has compared it.
-                return p, z, z.detach() if len(parts) > 1 and torch.is_grad_enabled() else self.target(parts[i])
+                return p, z, z.detach() if len(parts) > 1 and torch.is_grad_enabled() else self.target(*parts[i])
 
         def loss(outputs: Sequence[Outputs]) -> Tensor:
-            columns = [setup.join_views(column) for column in zip(*outputs, strict=True)]
+            columns = [setup.join_views(column, len(views)) for column in zip(*outputs, strict=True)]
             terms.update(setup.loss_terms(self.loss, self.config, columns[0], columns[-1]))
             return reduce(torch.add, terms.values())
 
@@ -221,7 +221,7 @@ class Trainer:
             loss(outputs := [forward(0)]).backward()
         else:
             _, outputs = backward_in_parts(self.network, forward, len(parts), loss)
-        z_a, z_b = setup.join_views([part[1] for part in outputs])
+        z_a, z_b, *_ = setup.join_views([part[1] for part in outputs], len(views))
         return {name: value.detach() for name, value in terms.items()}, z_a.detach(), z_b.detach()
 
     @torch.no_grad()

@@ -10,9 +10,15 @@ from hypothesis import strategies as st
 
 from hsic_lab.correlation import cross_correlation, standardize
 from hsic_lab.hsic import center, hsic, hsic_matrix
-from hsic_lab.kernels import Gaussian, InverseMultiquadric, Kernel, Laplace, Linear, Polynomial, Product, Sum
 
-KERNELS = [Linear(), Gaussian(1.3), Gaussian(), Laplace(), InverseMultiquadric(), Polynomial(), Gaussian() * Linear()]
+from hsic_lab.kernels import (  # isort: skip
+    Delta, DistanceInduced, Gaussian, InverseMultiquadric, Kernel, Laplace, Linear, Polynomial, Product, Sum,
+)  # fmt: skip
+
+KERNELS = [
+    Linear(), Gaussian(1.3), Gaussian(), Laplace(), InverseMultiquadric(), Polynomial(), Gaussian() * Linear(),
+    DistanceInduced(),
+]  # fmt: skip
 ROUTES = [("biased", "primal"), ("biased", "dual"), ("unbiased", "primal"), ("unbiased", "dual")]
 ALL_WAYS = [(*way, kernel) for way in ROUTES for kernel in KERNELS if way[1] == "dual" or kernel == Linear()]
 
@@ -68,6 +74,23 @@ def test_linear_hsic_of_standardized_columns_is_the_squared_norm_of_c(route):
     z_a, z_b = torch.cat([x, y], dim=1), torch.cat([y, x], dim=1)
     expected = cross_correlation(z_a, z_b).square().sum()
     torch.testing.assert_close(hsic(standardize(z_a), standardize(z_b), route=route), expected, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e6])
+@pytest.mark.parametrize("route", ["dual", "tiled"])
+def test_distance_covariance_is_twice_the_root_of_hsic(route, offset):
+    x, y = dependent(25)
+    a, b = (np.linalg.norm(z.numpy()[:, None] - z.numpy(), axis=2) for z in (x, y))
+    center_a, center_b = (d - d.mean(0) - d.mean(1)[:, None] + d.mean() for d in (a, b))
+    kernel = DistanceInduced()
+    got = 4 * hsic(x + offset, y - offset, kernel, kernel, "biased", route)
+    assert got.item() == pytest.approx((center_a * center_b).mean(), rel=1e-8)  # Székely et al. (2007), definition 4
+    n, off = 25, ~np.eye(25, dtype=bool)  # and the U-centered distances of Székely and Rizzo (2014)
+    u_a, u_b = (
+        off * (d - d.sum(0) / (n - 2) - d.sum(1)[:, None] / (n - 2) + d.sum() / ((n - 1) * (n - 2))) for d in (a, b)
+    )
+    got = 4 * hsic(x + offset, y - offset, kernel, kernel, "unbiased", route)
+    assert got.item() == pytest.approx((u_a * u_b).sum() / (n * (n - 3)), rel=1e-8)
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=repr)
@@ -164,6 +187,8 @@ def exact_gram(centered, z, kernel):
     if isinstance(kernel, Linear):
         return centered @ centered.T
     differences = rows[:, None] - rows
+    if isinstance(kernel, DistanceInduced):
+        return -np.sqrt((differences**2).sum(axis=2)) / 2
     s = kernel.fit(z).bandwidth
     if isinstance(kernel, Laplace):
         return np.exp(-abs(differences).sum(axis=2) / s)
@@ -178,7 +203,13 @@ HARD = {
     "log-normal": lambda x, y: ((3 * x).exp(), (3 * x[:, :2]).exp() + y),
     "two clusters": lambda x, y: (x + 1e5 * (torch.arange(len(x)) % 2)[:, None], y + 1e5),
 }
-ORIGIN_FREE = [*KERNELS[:5], Linear() + Linear(), Gaussian(1.3) + Linear(), Linear() + Gaussian(2.0) * Laplace(3.0)]
+ORIGIN_FREE = [
+    *KERNELS[:5],
+    DistanceInduced(),
+    Linear() + Linear(),
+    Gaussian(1.3) + Linear(),
+    Linear() + Gaussian(2.0) * Laplace(3.0),
+]
 
 
 @pytest.mark.parametrize("estimator", ORACLES)
@@ -305,3 +336,51 @@ def test_center_accepts_a_stack_of_grams():
     stack = torch.randn(3, 5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     h = torch.eye(5, dtype=torch.float64) - 1 / 5
     torch.testing.assert_close(center(stack), h @ stack @ h, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("estimator", ["biased", "unbiased"])
+@pytest.mark.parametrize("kernel", [Linear(), Gaussian(), Polynomial(), Laplace()], ids=repr)
+def test_backward_inside_autocast_is_that_of_float32(kernel, estimator):
+    x, y = (z.float() for z in dependent(24, 3, 3))
+    gradients = []
+    for dtype in (None, torch.bfloat16):
+        z = x.clone().requires_grad_()
+        with torch.autocast("cpu", dtype, enabled=dtype is not None):
+            hsic(z, y, kernel, kernel, estimator).backward()
+        gradients.append(z.grad)
+    torch.testing.assert_close(*gradients, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("route", ["dual", "tiled"])
+@pytest.mark.parametrize("kernel", [Polynomial(), Linear() * Linear(), Polynomial() + Gaussian()], ids=repr)
+def test_powers_keep_their_digits_far_from_the_origin(kernel, route):
+    x, y = (1e4 + z.float() for z in dependent(50, 3, 2))  # in float32 the Grams were rounding error alone
+    exact = (z.double().numpy().astype(np.longdouble) for z in (x, y))
+    k, l = ((z @ z.T + isinstance(kernel, Polynomial | Sum)) ** 2 for z in exact)
+    h = np.eye(50) - np.longdouble(1) / 50
+    value = hsic(x, y, kernel, kernel, "biased", route, block_size=16)
+    assert value.dtype == torch.float32
+    assert value.item() == pytest.approx(float((h @ k @ h * l).sum() / 2500), rel=1e-5)
+    unbiased = hsic(x, y, kernel, kernel, "unbiased", route, block_size=16)
+    assert unbiased.item() == pytest.approx(hsic(x.double(), y.double(), kernel, kernel, "unbiased").item(), rel=1e-5)
+
+
+def test_powers_without_digits_are_refused():
+    x, y = dependent(50)
+    for estimator in ("biased", "unbiased"):
+        with pytest.raises(ValueError, match=r"Polynomial.*up to rounding error: standardize"):
+            hsic(1e9 + x, y, Polynomial(), Gaussian(), estimator)
+    assert hsic(torch.full_like(x, 1e9), y, Polynomial(), Gaussian()) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_labels_are_compared_in_float32_or_better_whatever_the_default_type(dtype):
+    labels = torch.arange(3000) % 3
+    expected = hsic(labels, labels, Delta(), Delta(), "unbiased")
+    torch.set_default_dtype(dtype)
+    try:
+        value = hsic(labels, labels, Delta(), Delta(), "unbiased")
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert value.dtype == torch.float32
+    assert torch.equal(value, expected)

@@ -15,14 +15,14 @@ from hsic_lab._checks import factor_values
 from hsic_lab.hsic import _joint as joint
 from hsic_lab.hsic import dhsic, hsic, hsic_matrix
 from hsic_lab.independence import dhsic_test, permutation_test
-from hsic_lab.kernels import Delta, Gaussian, Laplace, Linear, Polynomial
+from hsic_lab.kernels import Delta, DistanceInduced, Gaussian, Laplace, Linear, Polynomial
 
 
 def sample(n, p, seed=0):
     return torch.randn(n, p, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("kernel", [Linear(), Gaussian(), Laplace()], ids=repr)
+@pytest.mark.parametrize("kernel", [Linear(), Gaussian(), Laplace(), DistanceInduced()], ids=repr)
 def test_dhsic_with_a_constant_is_hsic_of_the_other_two(kernel):
     x, y = sample(15, 3), sample(15, 2, 1)
     constant, one = torch.ones(15, dtype=torch.float64), Delta()
@@ -60,7 +60,7 @@ def test_kernels_that_are_constant_up_to_rounding_are_refused():
             function(x, y, y, kernels=[Gaussian(1.0), Gaussian(1e10), Gaussian(1.0)])
 
 
-@pytest.mark.parametrize("kernels", [[Gaussian(1.0), Linear()], [Gaussian(1.0), Laplace(2.0), Linear()]], ids=repr)
+@pytest.mark.parametrize("kernels", [[Gaussian(1.0), Linear()], [Gaussian(1.0), DistanceInduced(), Linear()]], ids=repr)
 def test_dhsic_is_the_squared_mmd_to_all_combinations_of_rows(kernels):
     n = 4
     samples = [sample(n, 2, seed) for seed in range(len(kernels))]
@@ -99,7 +99,7 @@ def test_dhsic_gradient_matches_finite_differences_and_bad_input_is_rejected():
 
 @pytest.mark.parametrize("entries", [joint._ENTRIES, 200])
 @pytest.mark.parametrize("estimator", ["biased", "unbiased"])
-@pytest.mark.parametrize("kernel", [None, Gaussian(), Laplace(1.0)], ids=repr)
+@pytest.mark.parametrize("kernel", [None, Gaussian(), Laplace(1.0), DistanceInduced()], ids=repr)
 def test_matrix_holds_hsic_of_every_pair_of_columns(kernel, estimator, entries, monkeypatch):
     monkeypatch.setattr(joint, "_ENTRIES", entries)  # 200 gives several blocks of rows
     x = sample(30, 3) + 50

@@ -5,9 +5,12 @@ import pytest
 import torch
 
 from hsic_lab.hsic import StreamingLinearHSIC, hsic
-from hsic_lab.kernels import Delta, Gaussian, InverseMultiquadric, Laplace, Linear, Polynomial
+from hsic_lab.kernels import Delta, DistanceInduced, Gaussian, InverseMultiquadric, Laplace, Linear, Polynomial
 
-KERNELS = [Linear(), Gaussian(1.3), Gaussian(), Laplace(), InverseMultiquadric(0.7) * Gaussian(2.0), Polynomial(3)]
+KERNELS = [
+    Linear(), Gaussian(1.3), Gaussian(), Laplace(), InverseMultiquadric(0.7) * Gaussian(2.0), Polynomial(3),
+    DistanceInduced(),
+]  # fmt: skip
 ESTIMATORS = ["biased", "unbiased"]
 
 

@@ -19,7 +19,7 @@ from hsic_lab._checks import seeded
 from hsic_lab.hsic import center, dhsic, hsic
 from hsic_lab.hsic._joint import ShiftedGram, shift_orders, shifted_hsic
 from hsic_lab.independence._approximate import permutation_moments, weighted_chi_squares
-from hsic_lab.kernels import Delta, Gaussian, Linear, Polynomial
+from hsic_lab.kernels import Delta, DistanceInduced, Gaussian, Linear, Polynomial
 
 from hsic_lab.independence import (  # isort: skip
     aggregated_test, block_test, dhsic_test, gamma_test, permutation_test, shift_test, spectral_test,
@@ -52,7 +52,7 @@ def permutations_of(n, count, seed):
 # Statistics, nulls, p-values
 
 
-@pytest.mark.parametrize("kernels", [(None, None), (Linear(), Gaussian(0.7))])
+@pytest.mark.parametrize("kernels", [(None, None), (Linear(), Gaussian(0.7)), (DistanceInduced(), DistanceInduced())])
 @pytest.mark.parametrize(
     "test, estimator", [(permutation_test, "unbiased"), (gamma_test, "biased"), (spectral_test, "biased")]
 )
@@ -74,7 +74,7 @@ def direct(gram_x, gram_y, pi):
 @pytest.mark.parametrize("n", [4, 5, 8, 29, 64, 97, 150])  # 29 and 97 are padded, 97 and 150 have several tiles
 def test_shifts_match_direct_sums_within_the_rounding_error(n, stored):
     x, y = 1e3 * normal(n, 2), normal(n, 1, 1).round()
-    kernels = ([Linear(), Gaussian(1e3)], [Delta(), Gaussian(), Polynomial(2)])
+    kernels = ([Linear(), Gaussian(1e3), DistanceInduced()], [Delta(), Gaussian(), Polynomial(2)])
     kernels = [[kernel.fit(z) for kernel in side] for side, z in zip(kernels, (x, y), strict=True)]
     orders = shift_orders(n, n + 1, generator())  # two orders
     grams = ([ShiftedGram(k, z, stored) for k in side] for side, z in zip(kernels, (x, y), strict=True))
@@ -428,6 +428,12 @@ def test_result_depends_on_the_seed_only(test):
     assert torch.equal(first.null, again.null) and first.pvalue == again.pvalue
     assert not torch.equal(first.null, other.null) and first.statistic == pytest.approx(other.statistic, rel=0.3)
     assert torch.equal(state, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize("test", TESTS)
+def test_distance_covariance_far_from_the_origin_has_the_same_pvalue(test):
+    (x, y), kernel = dependent(60), DistanceInduced()
+    assert test(x + 1e8, y - 1e8, kernel, kernel).pvalue == pytest.approx(test(x, y, kernel, kernel).pvalue, rel=1e-3)
 
 
 @pytest.mark.parametrize("test", TESTS)

@@ -1,4 +1,6 @@
-"""Properties of every loss of two views, for the losses of `losses_table`."""
+"""Properties of every loss of two or more views, for the losses of `losses_table`."""
+
+from itertools import combinations, permutations
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from hsic_lab.losses import (
     HSICSSLLoss,
     NegativeCosineSimilarity,
     NTXentLoss,
+    SIGRegLoss,
     SpectralContrastiveLoss,
     SSLHSICLoss,
     SupConLoss,
@@ -71,6 +74,103 @@ def hessian_product(loss, z_a, z_b, direction):
     (first,) = torch.autograd.grad(loss(z_a, z_b), z_a, create_graph=True)
     (first * direction).sum().backward()
     return z_a.grad
+
+
+def several(count, n=6, d=4, dtype=torch.float64):
+    """Correlated views with a gradient."""
+    z = data(n, d, dtype=dtype)
+    return [(z + 0.5 * data(n, d, 100 + view, dtype)).requires_grad_() for view in range(count)]
+
+
+ROUTED = {
+    f"{make.__name__} {route} {options}": make(route=route, **options)
+    for make, options in [
+        (HSICSSLLoss, {}),
+        (HSICSSLLoss, {"contrast": "samples"}),
+        (VICRegLoss, {}),
+        (VICRegLoss, {"contrast": "samples"}),
+        (SpectralContrastiveLoss, {}),
+    ]
+    for route in ("primal", "dual")
+}
+SEVERAL = {name: loss for name, (loss, _, _) in LOSSES.items()} | ROUTED
+AT_ONCE = SSLHSICLoss, SIGRegLoss, SupConLoss  # their loss of several views is no mean over pairs
+
+
+@pytest.mark.parametrize("name", [name for name, loss in SEVERAL.items() if not isinstance(loss, AT_ONCE)])
+@pytest.mark.parametrize("n, d", [(6, 4), (4, 9), (3, 100)])
+@pytest.mark.parametrize("count", [3, 4])
+def test_loss_of_several_views_is_the_mean_over_their_pairs(name, n, d, count):
+    loss, z = SEVERAL[name], several(count, n, d)
+    found = loss.terms(*z)
+    pairs = [loss.terms(x, y) for x, y in combinations(z, 2)]
+    for term, value in found.items():
+        torch.testing.assert_close(value, sum(one[term] for one in pairs) / len(pairs), rtol=1e-11, atol=1e-12)
+    expected = sum(sum(one.values()) for one in pairs) / len(pairs)
+    for ours, theirs in zip(*(torch.autograd.grad(v, z) for v in (sum(found.values()), expected)), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_order_of_the_views_does_not_matter(name):
+    loss, z = SEVERAL[name], several(3)
+    value, expected = loss(*z), torch.autograd.grad(loss(*z), z)
+    for order in permutations(range(3)):
+        other = loss(*(z[i] for i in order))
+        torch.testing.assert_close(other, value, rtol=1e-11, atol=1e-12)
+        torch.testing.assert_close(torch.autograd.grad(other, z), expected, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", [name for name, loss in SEVERAL.items() if not isinstance(loss, SupConLoss)])
+def test_identical_views_have_the_loss_of_two_identical_views(name):
+    loss, z = SEVERAL[name], data(8, 4)
+    torch.testing.assert_close(loss(z, z, z, z), loss(z, z), rtol=1e-11, atol=1e-12)
+    if isinstance(loss, VICRegLoss) and loss.contrast == "dimensions":  # the bound: 0 but for eps
+        white = np.sqrt(7) * torch.linalg.qr(torch.cat([torch.ones(8, 1).double(), data(8, 4)], dim=1))[0][:, 1:]
+        assert float(loss(white, white, white)) == pytest.approx(loss.lower_bound(8, 4), abs=2e-3)
+
+
+def test_constant_projections_of_several_views_have_a_finite_gradient():
+    for loss in SEVERAL.values():
+        z = [torch.full((8, 3), 0.1, requires_grad=True) for _ in range(3)]
+        assert all(g.isfinite().all() for g in torch.autograd.grad(loss(*z), z)), loss
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_derivatives_of_several_views_match_finite_differences(name):
+    loss, z = SEVERAL[name], several(3, 4, 3)
+    assert torch.autograd.gradcheck(loss, z, fast_mode=True)
+    assert torch.autograd.gradgradcheck(loss, z, fast_mode=True)
+    found = torch.func.grad(lambda *views: loss(*views), (0, 1, 2))(*(view.detach() for view in z))
+    torch.testing.assert_close(found, torch.autograd.grad(loss(*z), z), rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_autocast_changes_neither_value_nor_gradient_of_several_views(name):
+    loss, z = SEVERAL[name], several(3, 64, 16, torch.float32)
+    expected = loss(*z)
+    with torch.autocast("cpu", torch.bfloat16):
+        value = loss(*z)
+        found = torch.autograd.grad(value, z)
+    assert torch.equal(value, expected)
+    for ours, theirs in zip(found, torch.autograd.grad(expected, z), strict=True):
+        assert torch.equal(ours, theirs) and theirs.norm() > 0
+
+
+@pytest.mark.parametrize("name", ["barlow", "nt_xent debiased"])
+def test_several_views_compile_into_one_graph(name):
+    loss, z = SEVERAL[name], several(3, dtype=torch.float32)
+    torch._dynamo.reset()
+    value = torch.compile(loss, fullgraph=True, backend="aot_eager")(*z)
+    torch.testing.assert_close(value, loss(*z))
+    for ours, expected in zip(*(torch.autograd.grad(v, z) for v in (value, loss(*z))), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_third_view_is_checked_like_the_others():
+    z = data(4, 3)
+    with pytest.raises(ValueError, match=r"z_a and view 3 must have the same shape, got \(4, 3\) and \(4, 2\)"):
+        LOSSES["barlow"][0](z, z, data(4, 2))
 
 
 WAYS = {

@@ -100,6 +100,21 @@ def test_views_are_exchangeable_and_the_invariance_is_that_of_their_mean(slices)
     assert float(same["invariance"]) < 1e-30
 
 
+def test_views_are_compared_with_the_mean_of_the_global_ones():
+    # The formula of LeJEPA: every view against the mean of the large crops, and the regularizer of all views.
+    parts, weight = [data(12, 4, seed) for seed in range(5)], 0.3
+    terms = SIGRegLoss(weight, slices=20, seed=5, global_views=2).terms(*parts)
+    center = (parts[0] + parts[1]) / 2
+    expected = (1 - weight) * np.mean([((part - center) ** 2).numpy() for part in parts])
+    assert float(terms["invariance"]) == pytest.approx(expected, rel=1e-12)
+    directions = torch.randn(4, 20, generator=torch.Generator().manual_seed(5))
+    directions = (directions / directions.norm(dim=0)).double().numpy()
+    expected = weight * 12 * np.mean([published(part.numpy(), directions) for part in parts])
+    assert float(terms["gaussianity"]) == pytest.approx(expected, rel=1e-12)
+    with pytest.raises(ValueError, match="global_views must be at most the 2 views, got 3"):
+        SIGRegLoss(global_views=3)(*parts[:2])
+
+
 def test_rotations_do_not_matter_over_all_directions():
     z_a, z_b = views(30, 5)
     q, _ = torch.linalg.qr(data(5, 5))
@@ -129,6 +144,7 @@ def test_far_rows_keep_value_and_gradient_finite(far):
         ({"lambda_param": 1.5}, "lambda_param must be a number .*, got 1.5"),
         ({"slices": 0}, "slices must be .*, got 0"),
         ({"slices": 2.5}, "slices must be .*, got 2.5"),
+        ({"global_views": 0}, "global_views must be .*, got 0"),
     ],
 )
 def test_bad_options_are_quoted(options, words):
