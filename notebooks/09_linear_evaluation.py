@@ -22,7 +22,7 @@
 # * *diagnostics* that need no labels.
 #
 # Then you see four common mistakes in the evaluation of frozen features. Each is made here on purpose, and its effect
-# is measured.
+# is measured. At the end you go down the network layer by layer and see why the projector is removed after training.
 #
 # **What you need.** `00_quickstart`, and a few minutes on two CPU cores. If `make demo` has trained the encoders, they
 # are read from `runs/demo/`. Otherwise they are trained here, which takes about two minutes more.
@@ -37,13 +37,18 @@ RUNS = Path(tempfile.mkdtemp() if FAST else os.environ.get("HSIC_LAB_RUNS", "../
 EPOCHS, SIZES = (1, {"n_train": 500, "n_test": 200}) if FAST else (14, {})
 PER_CLASS, SEEDS = ((5, 10), 2) if FAST else ((10, 30, 100, 300), 5)
 
-# %%
+# %% [markdown]
+# The next cell holds the imports. It is folded.
+
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 import time
 import warnings
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+from scipy.stats import t as student_t
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -56,10 +61,12 @@ from hsic_lab.encoders import ConvEncoder
 from hsic_lab.evaluation import (
     confusion,
     extract_features,
+    extract_layers,
     few_label_curve,
     few_label_summary,
     knn_accuracy,
     linear_probe,
+    probe_table,
 )
 from hsic_lab.plots import plot_confusion, plot_diagnostics, plot_few_labels, set_theme
 from hsic_lab.training import train_or_load
@@ -75,8 +82,6 @@ set_theme()
 #
 # *Frozen* means that no weight of an encoder changes from here on. `extract_features` also switches the encoder to
 # evaluation mode and back, so that the running averages of batch normalization do not change either.
-#
-# The table shows the shapes of the features: number of images, number of features.
 
 # %%
 data = load("digit_scenes", **SIZES)
@@ -88,6 +93,11 @@ with torch.random.fork_rng(devices=[]):
     torch.manual_seed(0)
     untrained = ConvEncoder(demo_config("barlow_twins").width)
 encoders = {"untrained encoder": untrained} | {title: run.encoder for title, run in runs.items()}
+
+# %% [markdown]
+# The table shows the shapes of the features: number of images, number of features.
+
+# %%
 train_y, test_y = data.train.labels, data.test.labels
 features = {"raw pixels": tuple(split.images.flatten(1).float() / 255 for split in (data.train, data.test))}
 features |= {
@@ -196,7 +206,8 @@ assert np.abs(slopes).max() < 2e-4
 #
 # In *training mode*, batch normalization uses the mean and variance of the present batch, and it updates its running
 # averages. If you leave the encoder in training mode, the features of an image depend on the other images of the batch.
-# Computing features also changes the encoder.
+# Computing features also changes the encoder. The next cell computes the features of eight images, alone and in a batch
+# of 256.
 
 # %%
 encoder = runs["Barlow Twins"].encoder
@@ -210,6 +221,10 @@ encoder.load_state_dict(saved)
 change = (alone - among_others).norm() / among_others.norm()
 print(f"training mode:   features of one image change by {change:.0%}, {moved} buffers changed")
 
+# %% [markdown]
+# In *evaluation mode*, which `extract_features` sets, nothing of this happens.
+
+# %%
 frozen = extract_features(encoder, images[:8]), extract_features(encoder, images)[:8]
 print(f"evaluation mode: features of one image change by {(frozen[0] - frozen[1]).norm() / frozen[1].norm():.4%}")
 assert moved > 0 and change > 0.05
@@ -361,15 +376,102 @@ known.style.format("{:.3f}").background_gradient("viridis", vmin=0, vmax=1)
 # The place of the digit was not shared either, and the encoder's features still contain part of it. The loss acts on
 # the projections. It reaches the features before the projector only in part. No single accuracy shows this.
 #
+# ## By depth: why the projector is removed
+#
+# The loss sees the images through the *projector*, a small network behind the encoder. `extract_layers` gives the
+# encoder's features and the output of every layer of the projector. Here the projector has two layers, of 512 and 128
+# features.
+#
+# For each layer you measure three things on the same test images:
+#
+# * the accuracy of the linear probe;
+# * CKA with the labels. It is $\mathrm{HSIC}(\text{layer}, \text{label})$ with linear kernels, normalized to at most 1;
+# * RankMe, the number of dimensions in use.
+
+# %%
+tables = []
+for title, run in runs.items():
+    parts = [extract_layers(run.encoder, run.projector, split.images) for split in (data.train, data.test)]
+    pairs = {name: (parts[0][name], parts[1][name]) for name in parts[0]}
+    tables.append(probe_table(pairs, train_y, test_y, splits=1, layers=True).assign(loss=title))
+depth = pd.concat(tables).set_index(["loss", "representation"])[["accuracy", "cka_labels", "rankme"]]
+depth.style.format({"accuracy": "{:.1%}", "cka_labels": "{:.3f}", "rankme": "{:.0f}"})
+
+# %% alt="Three plots against the layer, encoder, projector 1 and projector 2, for Barlow Twins and HSIC_SSL. The probe accuracy falls, from 79 and 78 percent to 76 and 75 percent. CKA with the labels rises from 0.27 to 0.42 and 0.44. RankMe rises from 100 to 200 and falls to 35."
+figure, axes = plt.subplots(1, 3, figsize=(9.6, 3.1), layout="constrained")
+words = {"accuracy": "accuracy of the linear probe", "cka_labels": "CKA with the labels", "rankme": "RankMe"}
+for ax, (column, name) in zip(axes, words.items(), strict=True):
+    for title, marker in zip(runs, "os", strict=True):
+        ax.plot(depth.loc[title, column], marker=marker, label=title)
+    ax.set(ylabel=name)
+    ax.margins(x=0.15)
+_ = axes[0].legend()
+
+# %%
+for title in () if FAST else runs:
+    accuracy, similar, rank = (depth.loc[title, column] for column in words)
+    assert accuracy["encoder"] > accuracy["projector 2"] + 0.02 and similar.is_monotonic_increasing
+    assert similar["projector 2"] > 1.5 * similar["encoder"]
+    assert rank["projector 1"] > 1.9 * rank["encoder"] and rank["projector 2"] < rank["encoder"] / 2.5
+
+# %% [markdown]
+# The two measures of the label disagree. **Along the projector the dependence on the label grows, and the accuracy of
+# the probe falls.**
+#
+# HSIC weighs every direction by its variance. The loss makes the projections depend on what the views share, and that
+# is the digit. So the digit takes a growing share of the variance: CKA at the last layer is more than 1.5 times that of
+# the encoder.
+#
+# The probe standardizes and weighs the directions itself. It needs information, however small its variance is. The last
+# layer keeps fewer directions: its RankMe is less than 1/2.5 of the encoder's. What separates similar digits is
+# partly gone, and the accuracy is more than two points lower.
+#
+# So the projector is trained, and then removed: it takes over the loss of information that invariance asks for, and the
+# encoder in front of it keeps more. `hsic-lab inspect RUN` shows this table for any run.
+#
 # ## Exercises
 #
-# 1. Give the linear probe the projections instead of the encoder's features. Which contain more about the digit? Why is
-#    the projector removed after training?
-# 2. Probe for `photograph` instead of the digit (`data.train.factors["photograph"]`). Which representation is the best
-#    now?
-# 3. How much do the bands of the few-label curve shrink with 20 seeds? By what factor should they?
-# 4. Damage the projections yourself: scale the features of one branch, add a constant of 50, or negate one view.
-#    Predict the verdict before you call `diagnose`.
+# Each solution is in a folded cell: predict the answer before you open it.
 #
+# 1. Probe for `photograph` instead of the digit (`data.train.factors["photograph"]`). Which representation is the best
+#    now?
+
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
+# Solution. The photograph differed between the views, so training removed much of it. Without training it is still there.
+photograph = [split.factors["photograph"].to_numpy() for split in (data.train, data.test)]
+found = pd.Series(
+    {name: linear_probe(a[:2000], photograph[0][:2000], b, photograph[1]).accuracy for name, (a, b) in features.items()}
+)
+print(found.round(3).to_dict())
+assert FAST or found[["raw pixels", "untrained encoder"]].max() > found[["Barlow Twins", "HSIC_SSL"]].max()
+
+# %% [markdown]
+# 2. By what factor should the bands of the few-label curve shrink with 20 seeds in place of 5? Check it at 10 labels per
+#    class.
+
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
+# Solution. Half the band is t s / sqrt(m): s is the spread over m seeds, t is Student's quantile for m - 1 degrees of freedom.
+half = {m: student_t.ppf(0.975, m - 1) / m**0.5 for m in (5, 20)}
+print(f"expected factor: {half[5] / half[20]:.2f}")
+assert 2.6 < half[5] / half[20] < 2.7  # more than the square root of 4, because s is better known too
+more = few_label_curve({"HSIC_SSL": features["HSIC_SSL"]}, train_y, test_y, per_class=[10], seeds=20)
+for m, part in ((5, more[more["seed"] < 5]), (20, more)):
+    band = few_label_summary(part).iloc[0]
+    print(f"{m} seeds: {band['mean']:.3f} from {band['low']:.3f} to {band['high']:.3f}")
+    np.testing.assert_allclose((band["high"] - band["low"]) / 2, half[m] * part["accuracy"].std())
+
+# %% [markdown]
+# 3. Damage the projections yourself: scale the features of one branch, add a constant of 50, or negate one view.
+#    Predict the verdict before you call `diagnose`.
+
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
+# Solution. C standardizes every feature, so scales and constants do not change the verdict. Opposed views are a fault.
+damages = {"scaled": z_b * torch.linspace(0.1, 10, 128), "shifted": z_b + 50, "negated": -z_b}
+verdicts = {name: diagnose(z_a, damaged).attrs["verdict"] for name, damaged in damages.items()}
+print(verdicts)
+assert FAST or verdicts["scaled"] == verdicts["shifted"] == frames["Barlow Twins"].attrs["verdict"]
+assert FAST or verdicts["negated"] == "branch anti-alignment"
+
+# %% [markdown]
 # **Next:** `10_your_own_data`: your own images, embeddings, networks and training loops. (`05_ablation_batch_size`
 # compares many runs.)
