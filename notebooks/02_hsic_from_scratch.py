@@ -9,16 +9,10 @@
 #
 # **What you will see**
 #
-# 1. Four shapes with correlation 0 that are dependent, and the result of an HSIC test on each.
-# 2. HSIC by hand: similarities, the matrix of similarities, centering, one product. Then where in the plane the dependence lies.
-# 3. The effect of a kernel's bandwidth, with a slider, and the limits 0 and $\infty$.
-# 4. Estimators with and without bias.
-# 5. Null distributions and p-values, and how to score all shifts of the rows at once.
-# 6. Level and power of four tests.
-# 7. Bandwidths chosen without invalid p-values.
-# 8. Tests within groups, and tests for time series.
-# 9. Fast approximations for large samples.
-# 10. CKA, HSIC on the scale of a correlation.
+# * Sections 1 to 3: four shapes with correlation 0 that are dependent; HSIC by hand; the effect of the bandwidth.
+# * Sections 4 and 5: estimators with and without bias; p-values, and how to score all shifts of the rows at once.
+# * Sections 6 and 7: level and power of four tests; bandwidths chosen without invalid p-values.
+# * Sections 8 to 10: tests within groups and for time series; large samples; CKA.
 #
 # **What you need**: mean, variance, correlation and the matrix product. Nothing is downloaded. The code asserts the
 # numbers. A number about random data is checked on many draws and may deviate by at most four standard errors. Folded cells hold
@@ -415,7 +409,7 @@ for ax, family in zip(axes, COLORS, strict=True):
 #
 # The table shows p-values of the permutation test for 300 points and bandwidth 0.5.
 
-# %%
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 x, y = sample("wave", 300, seed=2)
 covariance = ((x - x.mean()) * (y - y.mean())).mean()
 assert close(hsic(x, y, Linear(), Linear()), covariance**2)
@@ -443,7 +437,7 @@ pvalues.round(3)
 #   kernels, and the test detects only correlation.
 # * $\sigma \to 0$: a point is similar only to itself, $K = L = I$, and $\mathrm{HSIC} \to (n-1)/n^2$ for all data.
 
-# %%
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 x, y = sample("parabola", 200, seed=3)
 y = y + 0.5 * x  # a slope, so that the linear limit is not 0
 linear = hsic(x, y, Linear(), Linear())
@@ -722,7 +716,7 @@ assert np.mean(corrected <= 0.05) <= 0.05 + 4 * (0.05 * 0.95 / len(corrected)) *
 # The left data are independent within every group. The right data show **Simpson's paradox**: the trend is positive overall and
 # negative in every hospital.
 
-# %% alt="Two scatter plots of three hospitals. On both sides the hospitals lie along a rising line. Within each hospital there is no trend on the left and a falling trend on the right."
+# %% alt="Two scatter plots of three hospitals. On both sides the hospitals lie along a rising line. Within each hospital there is no trend on the left and a falling trend on the right." tags=["hide-input"] jupyter={"source_hidden": true}
 figure, axes = plt.subplots(1, 2, figsize=(9.4, 3.9), layout="constrained")
 for ax, (title, slope) in zip(axes, {"common cause": 0.0, "Simpson's paradox": -0.6}.items(), strict=True):
     x, y, group = hospitals(240, 8, slope)
@@ -758,7 +752,7 @@ assert is_share(np.array(pvalues) <= 0.05, 2 / 40)
 # false alarm. `shift_test` keeps the rows in the order of time and shifts one whole series against the other. Its memory stays intact,
 # and only the pairing changes. Shifts shorter than the memory are left out with `guard=`.
 
-# %% alt="Left: two independent series that rise and fall slowly and at times together. Right: share of pairs rejected at 5 percent. The permutation test rejects most independent pairs, the shift test about 5 percent; of dependent pairs the shift test rejects most."
+# %% alt="Left: two independent series that rise and fall slowly and at times together. Right: share of pairs rejected at 5 percent. The permutation test rejects most independent pairs, the shift test about 5 percent; of dependent pairs the shift test rejects most." tags=["hide-input"] jupyter={"source_hidden": true}
 pairs = 40 if FAST else 150
 shuffled = [permutation_test(*series(seed), permutations=99, seed=seed).pvalue <= 0.05 for seed in range(pairs)]
 shifted = [shift_test(*series(seed), guard=40).pvalue <= 0.05 for seed in range(pairs)]
@@ -834,7 +828,7 @@ assert close(cka(x, x), torch.tensor(1.0, dtype=torch.float64))
 # CKA of pure noise tends to 1. The unbiased CKA (Nguyen et al. 2021) of noise stays near 0. For related features it is slightly too
 # high or too low at the smallest $n$, because a ratio of unbiased estimates is only approximately unbiased.
 
-# %% alt="CKA against the number of images. For noise the biased estimator is close to 1 at few images and the unbiased one stays at 0. For related features the biased estimator falls from near 1 towards the unbiased one."
+# %% alt="CKA against the number of images. For noise the biased estimator is close to 1 at few images and the unbiased one stays at 0. For related features the biased estimator falls from near 1 towards the unbiased one." tags=["hide-input"] jupyter={"source_hidden": true}
 sizes = (16, 32, 64, 128, 256)
 rows = []
 for n in sizes:

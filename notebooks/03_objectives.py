@@ -516,7 +516,7 @@ print(f"integral {integral:.10f}, formula {formula:.10f}, library {exact_1d:.10f
 assert close(integral, formula) and close(exact_1d, formula) and abs(quadrature - formula) < 5e-4
 
 # %% [markdown]
-# LeJEPA draws some hundred directions at every step and integrates with 17 frequencies. The mean over *all* directions has a closed form
+# LeJEPA draws 1024 directions at every step and integrates with 17 frequencies. The mean over *all* directions has a closed form
 # too: the Gaussian is replaced by another function of the distance. [Notebook 08](08_kernels_beyond_linear.ipynb) shows that it is nearly
 # the kernel of SSL-HSIC. `SIGRegLoss()` computes this exact mean, and `SIGRegLoss(slices=256)` draws directions.
 #
@@ -573,8 +573,9 @@ for name in ("uniform, independent", "scaled by 2"):
     assert found.loc[name, "MMD(product, N)"] > 1.5 * found.loc[name, "√dHSIC"], name
 
 # %% [markdown]
-# The dependent sample has correlation 0 nearly: its second feature is the first one with a random sign. Barlow Twins and VICReg do not
-# detect this dependence, SIGReg does. SIGReg also detects marginals that are not normal, which no loss of section 2 does.
+# The dependent sample has a correlation near 0: its second feature is the first one with a random sign. Barlow Twins and VICReg do not
+# detect this dependence, SIGReg does. SIGReg also detects marginals that are not normal. Means and covariances show no more of them than
+# their variance.
 #
 # ## Summary
 #

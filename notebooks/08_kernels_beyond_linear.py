@@ -543,15 +543,16 @@ print("points ahead of linear:", points)
 assert points["one rate for all"] == {"gaussian": 6.7, "imq": 10.1} and points["tuned"] == {"gaussian": 1.7, "imq": 2.2}
 assert (found["one rate for all"]["low"] > 0).all()
 assert (found["tuned"]["verdict"] == "not decided").all() and (found["tuned"]["low"] < 0).all()
-assert (means["tuned"] - means["one rate for all"]).between(0.25, 0.36).all()
+assert (means["tuned"] - means["one rate for all"]).between(0.265, 0.345).all()
+assert (50 * (found["tuned"]["high"] - found["tuned"]["low"])).between(3.5, 8).all()
 
 # %% [markdown]
-# Tuning adds 27 to 34 points to *every* kernel, several times the difference between kernels. So the left panel mainly
+# Tuning adds about 27 to 34 points to *every* kernel, several times the difference between kernels. So the left panel mainly
 # shows how much each kernel suffers from a rate that is too low for it. The tuned intervals are four to eight points
 # wide on each side: they do not show that the kernels are equal, only that five seeds cannot tell them apart.
 #
-# How the settings were chosen: first the learning rate at the default $\gamma = 3$ of the class, then $\gamma$ at the best rate, each by
-# the mean of three tuning seeds on *validation scenes*. The five seeds above are others. A dot is one run.
+# How the settings were chosen: first the learning rate at $\gamma = 3$, the default of the class, then
+# $\gamma$ at the best rate, each by the mean of three tuning seeds on *validation scenes*. The five seeds above are others. A dot is one run.
 
 # %% alt="Validation accuracy against the learning rate, left, and against gamma, right, for three kernels. All rise with the rate up to its last value 0.032 and have their maximum at gamma 2, where the linear kernel gains most."
 plot_tuning(tuned)
@@ -614,7 +615,7 @@ with torch.no_grad():
 white = torch.linalg.svd(z, full_matrices=False).U[:, :count] * images**0.5
 dependent = np.mean([permutation_test(white[:, i], white[:, j], permutations=199).pvalue <= 0.05 for i, j in pairs])
 print(f"a random network: {dependent:.0%} of the pairs with p <= 0.05")
-assert dependent > 0.3
+assert dependent > 0.1
 
 # %% [markdown]
 # 3. Let $T$ go to 0 in section 5. From which $T$ on do the slopes no longer hold, and why?

@@ -377,13 +377,13 @@ assert np.mean(losses[-10:]) < independent
 # 1. In section 1, use the default views (`views=None`), which mirror and crop strongly. How much accuracy do mirrored digits cost?
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
-# Solution. Several points: a mirrored 2 is not a 2, and the encoder learns to ignore the difference.
+# Solution. More than ten points: a mirrored 2 is not a 2, and the encoder learns to ignore the difference.
 default = SelfSupervisedEncoder(**settings | {"views": None})
 default.fit(train_x)
 with_default = few_label_accuracies(default.transform(train_x), default.transform(test_x)).mean()
 print(f"gentle views {on_features.mean():.3f}, default views {with_default:.3f}")
 if not FAST:
-    assert with_default < on_features.mean()
+    assert with_default < on_features.mean() - 0.1
 
 # %% [markdown]
 # 2. Diagnose raw pixels, flattened. What is the verdict, and which pixels are constant features?
