@@ -109,7 +109,7 @@ def extract_features(encoder: nn.Module, images: Tensor, batch_size: int = 512) 
     """
     check_images(images)
     batch_size, blocks = check_integer("batch_size", batch_size, 1), []
-    with evaluating(encoder), torch.inference_mode():
+    with evaluating(encoder), torch.no_grad():  # inference mode would leave lazy layers with buffers that cannot train
         for block in images.split(batch_size):
             output = encoder(model_input(encoder, block))
             if not isinstance(output, Tensor) or output.is_complex():
@@ -118,7 +118,6 @@ def extract_features(encoder: nn.Module, images: Tensor, batch_size: int = 512) 
             if output.ndim != 2 or len(output) != len(block):
                 raise ValueError(f"the encoder must return shape ({len(block)}, p), got {tuple(output.shape)}")
             blocks.append(output.float().cpu())
-    # Concatenation outside inference mode gives an ordinary tensor, which autograd accepts later.
     return finite_rows("the encoder's features", torch.cat(blocks))
 
 

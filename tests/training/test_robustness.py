@@ -441,7 +441,7 @@ def test_lazy_layers_are_initialized_by_the_seed(tmp_path):
     state, weights = torch.get_rng_state(), []
     for number in range(2):
         torch.rand(number)
-        encoder = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(16))
+        encoder = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(16), torch.nn.LazyBatchNorm1d())
         before = torch.get_rng_state()
         weights.append(
             train(config(**TINY), tmp_path / str(number), images(), False, encoder=encoder).encoder[1].weight
