@@ -285,6 +285,62 @@ def test_tables_of_ablations_are_compared_and_drawn(tmp_path):
     assert (tmp_path / "runs" / "grid_knn.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_files_that_are_read_or_of_somebody_are_not_written_over(tmp_path):
+    (tmp_path / "grid.toml").write_text('base = { dataset = "digits", epochs = 1, width = 1, projector = [4] }\n')
+    (tmp_path / "grid.csv").write_text("a,b\n1,2\n")
+    pd.DataFrame({"a": range(9), "b": [0.5, 2] * 4 + [1]}).to_parquet(tmp_path / "x.parquet")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    for arguments, words in (
+        (("ablate", "grid.toml", "--folder", ".", "--output", "grid.toml"), "grid.toml is no table of an ablation"),
+        (("ablate", "grid.toml", "--folder", "."), "grid.csv is no table of an ablation"),
+        (("inspect", "x.parquet", "--atlas", "x.parquet"), "--atlas needs a file of its own, x.parquet is read"),
+        (("inspect", "grid.csv", "--against", "x.parquet", "--atlas", "./x.parquet"), "--atlas needs a file of its"),
+    ):
+        done = hsic_lab(*arguments, cwd=tmp_path)
+        assert done.returncode == 2 and words in done.stderr, done.stderr
+        assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+TABLE = {
+    "# question: ": "what", "# cross: ": '{"loss": ["a", "b"]}', "# include: ": "[]", "# command: ": "hsic-lab ablate",
+    "": "loss,seed,evaluation,accuracy,state\na,0,knn,0.5,finished\nb,0,knn,0.6,finished\n",
+}  # fmt: skip
+DAMAGES = [{name: None} for name in TABLE] + [
+    {"# cross: ": "{"},
+    {"# include: ": "["},
+    {"": "loss,evaluation\na,knn\n"},
+]
+
+
+@pytest.mark.parametrize("damage", [{}, *DAMAGES], ids=str)
+def test_damaged_table_is_a_sentence(tmp_path, damage):
+    lines = [name + text for name, text in (TABLE | damage).items() if text is not None]
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    code, _, errors = called("plot", tmp_path / "t.csv")
+    assert code == (2 if damage else 0), errors
+    assert not damage or f"{tmp_path / 't.csv'} is no table of an ablation, or a damaged one: " in errors
+
+
+def test_requeued_job_goes_on_though_its_settings_were_damaged(tmp_path, monkeypatch):
+    monkeypatch.setenv("HSIC_LAB_CACHE", str(tmp_path / "cache"))
+    noise = np.random.default_rng(0)
+    for number, name in enumerate("ab" * 10):
+        (tmp_path / "photos" / name).mkdir(parents=True, exist_ok=True)
+        image = Image.fromarray(noise.integers(0, 256, (9 + number, 12, 3), dtype=np.uint8))
+        image.save(tmp_path / "photos" / name / f"{number}.png")
+    line = ["train", "run", "--dataset", "photos", "--size", 8, "--test-fraction", 0.3, "--batch-size", 7]
+    line += ["--epochs", 2, "--width", 1, "--projector", "8-4", "--set", "snapshots=2", "--resume"]
+    with monkeypatch.context() as patch:
+        patch.setattr("hsic_lab.training._trainer.Trainer.end_epoch", lambda *_: signal.raise_signal(signal.SIGINT))
+        assert hsic_lab(*line, cwd=tmp_path).returncode == 130
+    (tmp_path / "run" / "run.json").write_text("{")
+    done = hsic_lab(*line, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "its settings are those of the checkpoint at step 2" in done.stderr and "after step 2 of 4" in done.stdout
+    for _ in range(2):
+        assert hsic_lab(*line, cwd=tmp_path).returncode == 0, "nothing has changed"
+
+
 def test_tuned_table_is_told_and_drawn(tmp_path):
     (tmp_path / "grid.toml").write_text(
         'base = { dataset = "digits", epochs = 1, width = 1, projector = [4] }\nevaluate = ["knn"]\n'
