@@ -98,7 +98,7 @@ def main() -> None:
 @app.callback(invoke_without_command=True, epilog="Example: hsic-lab demo")
 def hsic_lab(version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False) -> None:
     """Barlow Twins and HSIC: train encoders, evaluate their features, look at their correlations."""
-    sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))  # closed ones
+    sys.stdout, sys.stderr = (x or open(os.devnull, "w") for x in (sys.stdout, sys.stderr))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):  # names of files may not be UTF-8
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     if version:
