@@ -54,21 +54,28 @@ def remove_leftovers(folder: Path, *names: str) -> None:
 
 
 @contextmanager
-def sole_process(path: Path, wait: bool = False, remove: bool = False) -> Iterator[None]:
+def sole_process(path: Path, wait: bool = False, remove: bool = False) -> Iterator[Callable[[], None]]:
     """Hold the lock file `path` within the block. If another process holds it: wait, or raise BlockingIOError.
 
-    `remove` the file at the end only where no process waits for it.
+    `remove` the file at the end, unless it has content, which is somebody's. The block gets a function that raises
+    FileNotFoundError once the file was removed or replaced, so that other processes no longer see the lock.
     """
     try:
         lock = FileLock(path)  # the system releases it when the process that holds it ends
         lock.acquire(timeout=-1 if wait else 0)
     except Timeout:
         raise BlockingIOError(f"another process works in {path.parent}: wait for it or choose another folder") from None
+    held = path.stat()
+
+    def check() -> None:
+        if not path.exists() or not os.path.samestat(path.stat(), held):
+            raise FileNotFoundError(f"{path.parent} was removed or moved while this process worked in it: start again")
+
     try:
-        yield
+        yield check
     finally:
         with suppress(OSError):
-            if remove:
+            if remove and os.path.samestat(found := path.stat(), held) and not found.st_size:
                 path.unlink()
         lock.release()
 

@@ -98,6 +98,7 @@ def main() -> None:
 @app.callback(invoke_without_command=True, epilog="Example: hsic-lab demo")
 def hsic_lab(version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False) -> None:
     """Barlow Twins and HSIC: train encoders, evaluate their features, look at their correlations."""
+    sys.stdout, sys.stderr = (x or open(os.devnull, "w") for x in (sys.stdout, sys.stderr))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):  # names of files may not be UTF-8
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     if version:
@@ -346,8 +347,10 @@ def ablate(
     are chosen on validation images first, as in data/grids/tuned_batch_size.toml. The exit code is 1 if a run failed.
     """
     plan = lab.ablation.read_grid(grid)
-    frame = lab.ablation.run_ablation(plan, folder, seeds=seeds, n_jobs=jobs, retry_failed=retry_failed)
     output = output or folder / f"{plan.name}.csv"
+    if output.exists():
+        lab.ablation.read_table(output)  # nothing but an older table is replaced
+    frame = lab.ablation.run_ablation(plan, folder, seeds=seeds, n_jobs=jobs, retry_failed=retry_failed)
     lab.ablation.write_table(frame, plan, output, shlex.join(["hsic-lab", *sys.argv[1:]]))
     reported = (frame[frame["tuned"].isna()] if "tuned" in frame else frame).copy()
     factors = _factors(reported, [name for name in plan.factors if name in frame])
@@ -392,6 +395,8 @@ def inspect_file(
     page = output or file.resolve().with_name(f"{file.resolve().name}.html")
     if page.suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"the page needs a name ending in .html, got {page}")
+    if atlas is not None and atlas.resolve() in [path.resolve() for path in (file, second, labels, against) if path]:
+        raise ValueError(f"--atlas needs a file of its own, {atlas} is read")
     found = lab.report.read_embeddings(file, second, labels, label=label, drop=drop or (), view_a=view_a, view_b=view_b)
     views, (n, d) = "one view" if found.z_b is None else "two views", found.z_a.shape
     # On standard output is the path of the page alone.

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,11 @@ def demo_probe(runs: Mapping[str, Run], data: ImageData, path: Path | None = Non
     """Return the probe accuracy of raw pixels, an untrained encoder and the runs; kept in `path` for equal inputs."""
     weights = (title.encode() + (run.folder / WEIGHTS).read_bytes() for title, run in runs.items())
     inputs = "sha256:" + hashlib.sha256(b"".join([data.fingerprint.encode(), *weights])).hexdigest()
-    if path is not None and path.exists() and set((kept := pd.read_csv(path)).get("inputs", ())) == {inputs}:
-        return kept.drop(columns="inputs")
+    if path is not None and path.exists():
+        with suppress(ValueError):  # a damaged table is made again
+            kept = pd.read_csv(path)
+            if set(kept.get("inputs", ())) == {f"{inputs} {len(kept)} rows"}:
+                return kept.drop(columns="inputs")
     config, splits = next(iter(runs.values())).config, (data.train.images, data.test.images)
     features: dict[str, Any] = {"raw pixels": tuple(images.flatten(1).float() / 255 for images in splits)}
     encoders = {"untrained encoder": make_networks(config, data.train.images.shape[1])[0]}
@@ -42,7 +46,9 @@ def demo_probe(runs: Mapping[str, Run], data: ImageData, path: Path | None = Non
     labels, half = data.train.labels, len(data.train) // 2  # a fit of 3072 pixels gains nothing from all rows
     table = probe_table(features, labels, data.test.labels, splits=3, n_train=half, n_jobs=n_jobs)
     if path is not None:
-        replace_file(path, lambda temporary: table.assign(inputs=inputs).to_csv(temporary, index=False))
+        replace_file(
+            path, lambda temporary: table.assign(inputs=f"{inputs} {len(table)} rows").to_csv(temporary, index=False)
+        )
     return table
 
 

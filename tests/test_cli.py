@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import replace
 from importlib.metadata import version
 
@@ -285,6 +285,62 @@ def test_tables_of_ablations_are_compared_and_drawn(tmp_path):
     assert (tmp_path / "runs" / "grid_knn.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_files_that_are_read_or_of_somebody_are_not_written_over(tmp_path):
+    (tmp_path / "grid.toml").write_text('base = { dataset = "digits", epochs = 1, width = 1, projector = [4] }\n')
+    (tmp_path / "grid.csv").write_text("a,b\n1,2\n")
+    pd.DataFrame({"a": range(9), "b": [0.5, 2] * 4 + [1]}).to_parquet(tmp_path / "x.parquet")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    for arguments, words in (
+        (("ablate", "grid.toml", "--folder", ".", "--output", "grid.toml"), "grid.toml is no table of an ablation"),
+        (("ablate", "grid.toml", "--folder", "."), "grid.csv is no table of an ablation"),
+        (("inspect", "x.parquet", "--atlas", "x.parquet"), "--atlas needs a file of its own, x.parquet is read"),
+        (("inspect", "grid.csv", "--against", "x.parquet", "--atlas", "./x.parquet"), "--atlas needs a file of its"),
+    ):
+        done = hsic_lab(*arguments, cwd=tmp_path)
+        assert done.returncode == 2 and words in done.stderr, done.stderr
+        assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+TABLE = {
+    "# question: ": "what", "# cross: ": '{"loss": ["a", "b"]}', "# include: ": "[]", "# command: ": "hsic-lab ablate",
+    "": "loss,seed,evaluation,accuracy,state\na,0,knn,0.5,finished\nb,0,knn,0.6,finished\n",
+}  # fmt: skip
+DAMAGES = [{name: None} for name in TABLE] + [
+    {"# cross: ": "{"},
+    {"# include: ": "["},
+    {"": "loss,evaluation\na,knn\n"},
+]
+
+
+@pytest.mark.parametrize("damage", [{}, *DAMAGES], ids=str)
+def test_damaged_table_is_a_sentence(tmp_path, damage):
+    lines = [name + text for name, text in (TABLE | damage).items() if text is not None]
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    code, _, errors = called("plot", tmp_path / "t.csv")
+    assert code == (2 if damage else 0), errors
+    assert not damage or f"{tmp_path / 't.csv'} is no table of an ablation, or a damaged one: " in errors
+
+
+def test_requeued_job_goes_on_though_its_settings_were_damaged(tmp_path, monkeypatch):
+    monkeypatch.setenv("HSIC_LAB_CACHE", str(tmp_path / "cache"))
+    noise = np.random.default_rng(0)
+    for number, name in enumerate("ab" * 10):
+        (tmp_path / "photos" / name).mkdir(parents=True, exist_ok=True)
+        image = Image.fromarray(noise.integers(0, 256, (9 + number, 12, 3), dtype=np.uint8))
+        image.save(tmp_path / "photos" / name / f"{number}.png")
+    line = ["train", "run", "--dataset", "photos", "--size", 8, "--test-fraction", 0.3, "--batch-size", 7]
+    line += ["--epochs", 2, "--width", 1, "--projector", "8-4", "--set", "snapshots=2", "--resume"]
+    with monkeypatch.context() as patch:
+        patch.setattr("hsic_lab.training._trainer.Trainer.end_epoch", lambda *_: signal.raise_signal(signal.SIGINT))
+        assert hsic_lab(*line, cwd=tmp_path).returncode == 130
+    (tmp_path / "run" / "run.json").write_text("{")
+    with pytest.warns(UserWarning, match="its settings are those of the checkpoint at step 2"):
+        done = hsic_lab(*line, cwd=tmp_path)
+    assert done.returncode == 0 and "after step 2 of 4" in done.stdout, done.stderr
+    for _ in range(2):
+        assert hsic_lab(*line, cwd=tmp_path).returncode == 0, "nothing has changed"
+
+
 def test_tuned_table_is_told_and_drawn(tmp_path):
     (tmp_path / "grid.toml").write_text(
         'base = { dataset = "digits", epochs = 1, width = 1, projector = [4] }\nevaluate = ["knn"]\n'
@@ -338,6 +394,14 @@ def test_errors_are_a_sentence_and_exit_code_2(arguments, words, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+def test_streams_may_be_closed(tmp_path, monkeypatch):
+    line = ["hsic-lab", "train", str(tmp_path / "run"), "--dataset", "digits", "--epochs", "1", "--width", "1"]
+    monkeypatch.setattr(sys, "argv", [*line, "--projector", "8-4"])
+    with redirect_stdout(None), redirect_stderr(None), suppress(SystemExit):
+        main()
+    assert Run.load(tmp_path / "run").status == "finished"
+
+
 def test_ctrl_c_leaves_the_run_and_says_so(tmp_path):
     code = "from hsic_lab.cli import main; main()"
     command = [sys.executable, "-c", code, "train", "run", "--dataset", "digits", "--epochs", "1000", "--width", "1"]
@@ -355,13 +419,19 @@ def test_probe_of_the_demo_is_kept_for_the_same_weights(tmp_path, monkeypatch):
     data, made = load("digit_scenes", n_train=60, n_test=50), []
     config = TrainConfig(width=1, projector=(4,), batch_size=50, epochs=1)
     runs = {"loss": train(config, tmp_path / "run", data, False)}
-    table = pd.DataFrame({"representation": ["loss"], "accuracy": [0.5]})
+    table = pd.DataFrame({"representation": ["raw pixels", "loss"], "accuracy": [0.25, 0.5]})
     monkeypatch.setattr(demo, "probe_table", lambda *_, **__: made.append(1) or table)
     for _ in range(2):
         pd.testing.assert_frame_equal(demo.demo_probe(runs, data, tmp_path / "probe.csv"), table)
         os.utime(tmp_path / "probe.csv", (1, 1))  # as after a copy
     assert len(made) == 1
+    good = (tmp_path / "probe.csv").read_bytes()
+    for damaged in (b"", b"\xff\xfe\0", b"\n".join(good.splitlines()[:2])):
+        (tmp_path / "probe.csv").write_bytes(damaged)
+        pd.testing.assert_frame_equal(demo.demo_probe(runs, data, tmp_path / "probe.csv"), table)
+        assert (tmp_path / "probe.csv").read_bytes() == good
+    assert len(made) == 4
     train(replace(config, seed=1), tmp_path / "other", data, False)
     (tmp_path / "other" / "weights.safetensors").rename(tmp_path / "run" / "weights.safetensors")
     demo.demo_probe(runs, data, tmp_path / "probe.csv")
-    assert len(made) == 2
+    assert len(made) == 5

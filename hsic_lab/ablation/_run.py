@@ -31,7 +31,7 @@ from hsic_lab.diagnostics import rankme
 from hsic_lab.evaluation import extract_layers, knn_accuracy, linear_probe
 from hsic_lab.evaluation._features import NEIGHBORS, knn_protocol
 from hsic_lab.training import Run, TrainConfig, train_or_load
-from hsic_lab.training._config import processor
+from hsic_lab.training._config import pick_device, processor
 from hsic_lab.training._run import SETTINGS, DamagedRun, remove_run
 
 RESULT, LOCK = "result.json", "lock"
@@ -211,7 +211,9 @@ def _stored_rows(planned: Planned, folder: Path, evaluations: Names, retry_faile
         content = json.loads(path.read_text())
         rows, config = content.pop("rows"), TrainConfig.from_json(content.pop("config"))
         failed = any(row["state"] != "finished" for row in rows)
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        if [row["evaluation"] for row in rows if isinstance(row["accuracy"], float)] != content["evaluations"]:
+            raise ValueError(f"expected an accuracy of {content['evaluations']}, got {rows}")
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}): remove it, and the run is evaluated again") from error
     if config != planned.config:  # a default has changed: neither use the result nor overwrite it
         raise ValueError(f"{path} was made under other defaults: move {path.parent} away or choose another folder")
@@ -223,6 +225,7 @@ def _train_and_evaluate(one: Planned, folder: Path, data: ImageData | None, eval
     versions = {"torch": torch.__version__, "hsic_lab": __version__}
     made_with = {"hardware": processor(), "threads": torch.get_num_threads()} | versions
     started = time.perf_counter()
+    pick_device(one.config.device)  # that this machine has none is no result
     try:
         if data is None:
             data = _load(one.config.dataset, tuple(sorted(one.data.items())), data_folder())
@@ -243,8 +246,9 @@ def _train_and_evaluate(one: Planned, folder: Path, data: ImageData | None, eval
     except Exception as error:  # the failure is the result of this run, and the other runs go on
         result = {"accuracy": float("nan"), "state": f"failed: {type(error).__name__}: {error}"}
         result |= {"seconds": time.perf_counter() - started} | made_with
-        lasting = not isinstance(error, OSError | MemoryError)  # a full disk says nothing about the settings
-        return [{"evaluation": name} | result for name in evaluations if name != LAYERS], lasting
+        # A full disk says nothing about the settings; a lack of memory is of several types in torch.
+        full = isinstance(error, OSError | MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
+        return [{"evaluation": name} | result for name in evaluations if name != LAYERS], not full
 
 
 @lru_cache(maxsize=2)  # a process that makes many runs reads its images once
@@ -286,8 +290,12 @@ def _evaluate(run: Run, data: ImageData, evaluations: Names, split: str) -> Rows
     for name in evaluations:
         if name == "knn":
             k = min(NEIGHBORS, len(train_x))  # not the default: tables stay comparable
-            accuracy, protocol = knn_accuracy(train_x, train_y, test_x, test_y, k=k), knn_protocol(len(train_x))
-            rows.append({"evaluation": name, "accuracy": accuracy, "protocol": protocol} | shared)
+            row = {"evaluation": name, "accuracy": float("nan"), "protocol": knn_protocol(len(train_x))} | shared
+            try:
+                row["accuracy"] = knn_accuracy(train_x, train_y, test_x, test_y, k=k)
+            except ValueError as error:  # features of zeros have no neighbors, and the linear probe may still answer
+                row["state"] = f"failed: {type(error).__name__}: {error}"
+            rows.append(row)
         for layer in train if name == "linear" else ():
             accuracy = linear_probe(train[layer], train_y, test[layer], test_y).accuracy
             row = {"evaluation": name, "accuracy": accuracy, "protocol": LINEAR_PROTOCOL} | shared
@@ -330,12 +338,19 @@ def write_table(frame: pd.DataFrame, grid: Grid, path: Path, command: str) -> No
 
 def read_table(path: str | os.PathLike) -> pd.DataFrame:
     """Read a table that `write_table` wrote; ``attrs`` holds the lines above it: question, base, data, command."""
-    with open(path, encoding="utf-8") as file:
-        lines = takewhile(lambda line: line.startswith("# "), file)
-        head = dict(line[2:].rstrip("\n").partition(": ")[::2] for line in lines)
-    frame = pd.read_csv(path, skiprows=len(head))
-    if not {"question", "command"} <= head.keys() or "evaluation" not in frame:
-        raise ValueError(f"{path} is no table of an ablation: it begins with {list(head) or list(frame.columns)[:3]}")
-    older = {"include": head.pop("listed")} if "listed" in head else {}  # its name in version 0.1
-    frame.attrs.update(head | older)
+    try:
+        with open(path, encoding="utf-8") as file:
+            lines = takewhile(lambda line: line.startswith("# "), file)
+            head = dict(line[2:].rstrip("\n").partition(": ")[::2] for line in lines)
+        if "listed" in head:  # the name of "include" in version 0.1
+            head["include"] = head.pop("listed")
+        frame = pd.read_csv(path, skiprows=len(head))
+        needed = {"question", "cross", "include", "command"}, {"evaluation", "accuracy", "seed", "state"}
+        if lost := [*sorted(needed[0] - head.keys()), *sorted(needed[1] - {*frame.columns})]:
+            raise ValueError(f"it has no {', '.join(lost)}")
+        for name in ("cross", "include"):
+            json.loads(head[name])
+    except ValueError as error:
+        raise ValueError(f"{path} is no table of an ablation, or a damaged one: {error}") from error
+    frame.attrs.update(head)
     return frame

@@ -10,7 +10,6 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from fnmatch import fnmatchcase
 from os import PathLike
 from pathlib import Path
 
@@ -31,6 +30,8 @@ SPLITS |= {word: "test" for word in ("test", "testing", "tst")}
 SPLITS |= {word: "val" for word in ("val", "valid", "validation", "dev", "devel", "eval", "evaluation")}
 UNLABELLED = ("unlabelled", "unlabeled")
 CACHE_BYTES = 64 << 30  # limit of all decoded images together
+OWN = re.compile(r"[0-9a-f]{16}-(as_is|\d+px)-[0-9a-f]{16}\.npy")  # arrays in the cache folder
+OWN_LEFT = re.compile(rf"\.{OWN.pattern}\.[0-9a-f]{{32}}")
 
 
 def printable(name: object) -> str:
@@ -157,10 +158,10 @@ def _make_room(kept: Path, former: str, most: int) -> None:
         with suppress(FileNotFoundError):  # another process may remove the same files
             found.append((path.stat().st_mtime, path.stat().st_size, path))
     for changed, size, path in sorted(found, reverse=True):
-        if fnmatchcase(path.name, ".*-*-*.npy.*"):
+        if OWN_LEFT.fullmatch(path.name):
             if time.time() - changed > 24 * 3600:  # a younger one may belong to a living process
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        elif fnmatchcase(path.name, "*-*-*.npy") and path != kept:
+        elif OWN.fullmatch(path.name) and path != kept:
             total += size
             if path.name.startswith(former) or total > most:
                 path.unlink(missing_ok=True)

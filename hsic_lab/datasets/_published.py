@@ -10,6 +10,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from inspect import signature
 from pathlib import Path
@@ -68,14 +69,16 @@ SOURCES = {
 }  # fmt: skip
 
 
-def unpack(archive: Path, target: Path, missing: list[str]) -> None:
-    """Write an archive's folder `target.name` to `target`: all of it, or what is `missing`, when all is unpacked."""
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
+def unpack(archive: Path, target: Path, missing: list[str], work: Path) -> None:
+    """Write an archive's folder `target.name` to `target`: all of it, or what is `missing`, when all is in `work`."""
+    with tempfile.TemporaryDirectory(dir=work) as temporary:
         options: Any = {} if archive.suffix == ".zip" else {"filter": "data"}  # no member outside of the folder
         try:
             shutil.unpack_archive(archive, temporary, **options)
         except (shutil.ReadError, tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError) as error:
             raise ValueError(f"{archive} cannot be unpacked: {error}. Delete it and get it again") from error
+        except OSError as error:
+            raise OSError(f"{archive} cannot be unpacked in {work.parent}: {error}") from error
         folder = Path(temporary, target.name)
         if not folder.is_dir():
             raise ValueError(f"{archive} holds no folder {target.name}")
@@ -290,7 +293,12 @@ def download(name: str, folder: str | os.PathLike | None = None) -> Path:
         raise ValueError(f"{name!r} is not downloaded; the sets that are: {sorted(SOURCES)}")
     source, root = SOURCES[name], data_folder(folder)
     target = root / source.folder
+    work, lock = root / f".{source.folder}.part", root / f".{source.folder}.lock"
     if not source.missing(root):
+        with suppress(OSError):  # another process works, or the folder is read-only
+            if work.exists() or lock.exists():  # of a process that was killed at the end
+                with sole_process(lock, remove=True):
+                    shutil.rmtree(work, ignore_errors=True)
         return target
     import pooch
 
@@ -298,26 +306,23 @@ def download(name: str, folder: str | os.PathLike | None = None) -> Path:
     files = {url.rpartition("/")[2]: url for url in source.downloads}
     registry = {file: f"md5:{source.downloads[url]}" for file, url in files.items()}
     downloader = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), chunk_size=1 << 20)  # 1 KiB would be slow
-    work, lock = root / f".{source.folder}.part", root / f".{source.folder}.lock"
     root.mkdir(parents=True, exist_ok=True)
     with sole_process(lock, wait=True, remove=True):
-        for left in root.glob(f".{source.folder}.*"):  # of a process that was killed
-            if left != lock:
-                shutil.rmtree(left)
+        shutil.rmtree(work, ignore_errors=True)  # of a process that was killed
         work.mkdir()
         store = pooch.create(work, "", registry=registry, urls=files, retry_if_failed=2)
         for file, url in files.items() if source.missing(root) else ():  # another process may have done the work
             place = target / file if plain else root / file
             place.parent.mkdir(exist_ok=True)
-            if place.exists():
-                place.rename(work / file)  # pooch keeps it if its digest is right
-            try:
-                Path(store.fetch(file, downloader=downloader)).rename(place)
-            except OSError as error:
-                remedy = f"Try again; or save it as {place}, then run this again"
-                raise OSError(f"{url} cannot be downloaded: {error}. {remedy}") from error
+            md5 = source.downloads[url]
+            if not place.is_file() or pooch.file_hash(place, "md5") != md5:
+                try:
+                    Path(store.fetch(file, downloader=downloader)).replace(place)
+                except OSError as error:
+                    remedy = f"Try again; or save it, with the MD5 sum {md5}, as {place}, then run this again"
+                    raise OSError(f"{url} cannot be downloaded: {error}. {remedy}") from error
             if not plain:
-                unpack(place, target, source.missing(root))
+                unpack(place, target, source.missing(root), work)
                 place.unlink()
         shutil.rmtree(work)
     if missing := source.missing(root):

@@ -5,6 +5,7 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -101,7 +102,17 @@ class Run:
     @classmethod
     def load(cls, folder: str | os.PathLike, encoder: nn.Module | None = None) -> "Run":
         """Read the folder of a run. `encoder` is your own module if it was trained with one; it gets the weights."""
-        folder = Path(folder)
+        path = Path(folder) / SETTINGS
+        before = path.read_bytes() if path.is_file() else b""
+        try:
+            return cls._load(Path(folder), encoder)
+        except DamagedRun:
+            if path.read_bytes() == before:
+                raise
+        return cls.load(folder, encoder)  # a process that trains has saved the run between two of the files
+
+    @classmethod
+    def _load(cls, folder: Path, encoder: nn.Module | None) -> "Run":
         config, status, metadata, digests = read_settings(folder)
         encoder, projector = make_networks(config, metadata["channels"], encoder, metadata.get("features"))
         networks = nn.ModuleDict({"encoder": encoder, "projector": projector}).eval()
@@ -147,7 +158,8 @@ def settings_to_resume(folder: Path) -> Settings:
         if kept is None or "config" not in kept.values:
             raise
         warnings.warn(f"{error}: its settings are those of the checkpoint at step {kept.step}", stacklevel=3)
-        return TrainConfig.from_json(kept.values["config"]), "running", {"pictures": kept.values["pictures"]}, {}
+        facts = kept.values.get("facts", {"pictures": kept.values["pictures"]})  # early checkpoints lack the others
+        return TrainConfig.from_json(kept.values["config"]), "running", facts, {}
 
 
 def read_snapshots(folder: Path, digests: Mapping[str, str], name: str = SNAPSHOTS) -> dict[int, Tensor]:
@@ -239,8 +251,8 @@ def remove_checkpoints(folder: Path, keep: Sequence[Path] = ()) -> None:
     remove_leftovers(folder, r"step_\d{8}\.(json|safetensors)")
     for path in [*_finished(folder), *folder.glob("step_????????.safetensors")]:
         if path.with_suffix(".json") not in keep:
-            path.unlink()
-    if folder.is_dir() and not any(folder.iterdir()):
+            path.unlink(missing_ok=True)
+    with suppress(OSError):  # it is not empty, or a link to another disk
         folder.rmdir()
 
 
@@ -268,8 +280,11 @@ def restore_training(tensors: Mapping[str, Tensor], networks: nn.ModuleDict, opt
     for key, value in tensors.items():
         where, _, name = key.rpartition(".")
         if key.startswith("optimizer."):
-            parameter = parameters[number := int(where.removeprefix("optimizer."))]
-            like = parameter if value.shape == parameter.shape else value  # in the memory layout of the parameter
+            number = int(where.removeprefix("optimizer."))
+            parameter = parameters[number] if number < len(parameters) else torch.empty(0)
+            if value.ndim and value.shape != parameter.shape:
+                raise RuntimeError(f"{key} has the shape {tuple(value.shape)}, its weight {tuple(parameter.shape)}")
+            like = parameter if value.ndim else value  # in the memory layout of the parameter
             moments.setdefault(number, {})[name] = torch.empty_like(like, device=parameter.device).copy_(value)
         elif key in state or not hasattr(modules.get(where), name):
             own[key] = value

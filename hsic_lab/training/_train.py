@@ -125,8 +125,9 @@ def train(
         held_out = setup.held_out_pairs(data, config, device, views)
         run.metadata["held_out_pairs"] = len(held_out[0])
         folder.mkdir(parents=True, exist_ok=True)
-        with sole_process(folder / LOCK, remove=True) if trainer.writes else nullcontext():
-            if trainer.writes:
+        with sole_process(folder / LOCK, remove=True) if trainer.writes else nullcontext() as check:
+            if check is not None:
+                trainer.check_folder = check
                 if _status_if_same(folder, config, data, views) != found:
                     raise BlockingIOError(f"another process has just trained in {folder}: start again")
                 remove_leftovers(folder, *FILES, MONITOR)
@@ -209,7 +210,7 @@ def _status_if_same(folder: Path, config: TrainConfig, data: ImageData | None, v
 
 def _warn_of_changes(folder: Path, metadata: dict[str, Any]) -> None:
     """Warn if the run in the folder goes on under other conditions, which change the last bits or more."""
-    old, names = settings_to_resume(folder)[2], ("device", "precision", "threads")
+    old, names = settings_to_resume(folder)[2], ("device", "hardware", "precision", "processes", "threads", "torch")
     kinds = {name: [str(one.get(name)).partition(":")[0] for one in (old, metadata)] for name in names if name in old}
     if changed := {name: pair for name, pair in kinds.items() if pair[0] != pair[1]}:
         what = "the result is not that of an uninterrupted training"

@@ -133,6 +133,7 @@ class Trainer:
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=bfloat16)
         self.step_count, self.seconds, self.steps = 0, 0.0, config.epochs * len(pairs)
         self.snapshot_steps = set(np.linspace(0, self.steps, config.snapshots).round().astype(int).tolist())
+        self.check_folder: Callable[[], None] = lambda: None  # raises if the folder is no longer that of this process
         self.rows: list[dict[str, float]] = []
         self.monitor_rows: list[dict[str, Any]] = []
 
@@ -253,12 +254,15 @@ class Trainer:
     def save_run(self) -> None:
         self.run.history, self.run.monitor = pd.DataFrame(self.rows), pd.DataFrame(self.monitor_rows)
         if self.writes:
+            self.check_folder()
             self.run.save()
 
     def keep_checkpoint(self) -> None:
         if self.writes:
+            self.check_folder()
             values = {"seconds": self.seconds, "history": self.rows, "monitor": self.monitor_rows}
-            values |= {"config": asdict(self.config), "pictures": self.run.metadata["pictures"]}  # whose it is
+            facts = self.run.metadata
+            values |= {"config": asdict(self.config), "pictures": facts["pictures"], "facts": facts}  # whose it is
             tensors = files.training_tensors(self.networks, self.optimizer)
             files.save_checkpoint(self.run.folder / files.FOLDER, files.Checkpoint(self.step_count, tensors, values))
 

@@ -8,13 +8,14 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from filelock import FileLock
 
 from hsic_lab.ablation import Grid, read_grid, read_table, run_ablation, write_table
@@ -234,7 +235,11 @@ def test_failed_run_is_a_row_and_is_retried_on_request(tmp_path, monkeypatch):
     assert run_ablation(grid(), tmp_path, progress=False, retry_failed=True)["state"].tolist() == ["finished"] * 2
 
 
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), MemoryError()])
+LACKS = [OSError(errno.ENOSPC, "No space left on device"), MemoryError(), torch.OutOfMemoryError("CUDA out of memory")]
+LACKS += [RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8000000 bytes")]
+
+
+@pytest.mark.parametrize("error", LACKS)
 def test_failure_of_the_machine_is_no_result(tmp_path, monkeypatch, error):
     def fails(*arguments, **more):
         raise error
@@ -311,10 +316,17 @@ def test_table_of_failed_runs_only(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ['{"version": 1', "[]", "3", '{"rows": [{}], "config": {}}', '{"rows": 3, "config": {}}']
-)
+    "text",
+    [
+        '{"version": 1', "[]", "3", '{"rows": [{}], "config": {}}', '{"rows": 3, "config": {}}', "[" * 100_000,
+        '{"rows": [], "config": CONFIG, "evaluations": ["knn"]}',
+        '{"rows": [{"state": "finished", "evaluation": "knn"}], "config": CONFIG, "evaluations": ["knn"]}',
+        '{"rows": [{"state": "x", "evaluation": "knn", "accuracy": "1"}], "config": CONFIG, "evaluations": ["knn"]}',
+    ],
+)  # fmt: skip
 def test_damaged_result_error_names_file_and_remedy(tmp_path, text):
     (one,) = grid(cross={}).plan()
+    text = text.replace("CONFIG", json.dumps(asdict(one.config)))
     key = one.key
     (tmp_path / key).mkdir()
     (tmp_path / key / RESULT).write_text(text)
@@ -449,6 +461,7 @@ def test_command_writes_the_table_that_plots_draw(tmp_path, monkeypatch, capsys)
 
 def test_written_table_reads_back_with_any_failure_text(tmp_path):
     frame = pd.DataFrame({"evaluation": ["knn", "knn"], "state": ["finished", 'failed: "x", # y']})
+    frame = frame.assign(seed=[0, 1], accuracy=[0.5, None])
     settings = read_grid({"name": "g", "question": "why: why?", "base": {"width": 2}})
     write_table(frame, settings, tmp_path / "t.csv", "hsic-lab ablate g.toml")
     again = read_table(tmp_path / "t.csv")

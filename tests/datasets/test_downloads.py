@@ -104,7 +104,9 @@ def test_plain_files_go_into_the_folder(server, tmp_path):
 
 def test_interrupted_download_leaves_nothing_and_starts_again(server, tmp_path):
     server.cut = 1 << 20
-    with pytest.raises(OSError, match=r"set.zip cannot be downloaded.*Try again; or save it as .*set.zip"):
+    with pytest.raises(
+        OSError, match=r"set.zip cannot be downloaded.*Try again; or save it, .* MD5 sum [0-9a-f]{32}, as .*set.zip"
+    ):
         fetch(source(server, "set.zip"), tmp_path)
     assert listing(tmp_path) == [] and server.asked == 3, "two retries"
     server.cut = None
@@ -189,14 +191,42 @@ def test_several_downloads_at_once(server, tmp_path, name):
     assert listing(tmp_path) == sorted(CONTENT) and server.asked == 1 and os.listdir(tmp_path) == ["tiny-set"]
 
 
-def test_leftovers_of_a_killed_process_are_removed(server, tmp_path):
-    for left in (".tiny-set.abcd1234/tiny-set/a.bin", ".tiny-set.part/tmp1234", ".tiny-set.part/set.zip"):
-        (tmp_path / left).parent.mkdir(parents=True) if not (tmp_path / left).parent.exists() else None
+@pytest.mark.parametrize("ready", [False, True])
+def test_leftovers_of_a_killed_process_are_removed(server, tmp_path, ready):
+    if ready:
+        fetch(source(server, "set.zip"), tmp_path)
+    for left in (".tiny-set.part/tmpabcd/tiny-set/a.bin", ".tiny-set.part/set.zip", ".tiny-set.backup/a.bin"):
+        (tmp_path / left).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / left).write_bytes(b"half")
     (tmp_path / ".tiny-set.lock").touch()
-    (tmp_path / ".other.abcd1234").mkdir()
+    (tmp_path / ".tiny-set.notes").touch()
     fetch(source(server, "set.zip"), tmp_path)
-    assert sorted(os.listdir(tmp_path)) == [".other.abcd1234", "tiny-set"] and server.asked == 1
+    assert sorted(os.listdir(tmp_path)) == [".tiny-set.backup", ".tiny-set.notes", "tiny-set"], "others stay"
+    assert server.asked == 1
+
+
+@pytest.mark.parametrize("name", ["set.zip", "tiny-set/x.gz"])
+def test_files_of_the_user_stay_if_nothing_better_comes(server, tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(b"not what it should be")
+    gone = {f"{server.url}gone/{name.rpartition('/')[2]}": "0" * 32}
+    for _ in range(2):
+        with pytest.raises(OSError, match=rf"404.*MD5 sum {'0' * 32}, as {tmp_path / name}, then"):
+            fetch(Source("Tiny set", "tiny-set", ("x.gz", "y.gz"), gone), tmp_path)
+        assert (tmp_path / name).read_bytes() == b"not what it should be"
+
+
+def test_error_of_a_full_disk_names_archive_and_folder(server, tmp_path, monkeypatch):
+    def full(self, *arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(zipfile.ZipFile, "open", full)
+        patch.setattr(tarfile.TarFile, "extractall", full)
+        with pytest.raises(OSError, match=rf"{tmp_path}/set.tar.gz cannot be unpacked in {tmp_path}: .* No space left"):
+            fetch(source(server, "set.tar.gz"), tmp_path)
+    fetch(source(server, "set.tar.gz"), tmp_path)
+    assert listing(tmp_path) == sorted(CONTENT) and server.asked == 1
 
 
 def test_archive_without_a_needed_file(server, tmp_path):
@@ -217,11 +247,11 @@ def test_no_member_leaves_the_folder(tmp_path, make, suffix, name):
     archive = home / f"set.{suffix}"
     archive.write_bytes(make({**CONTENT, name: b"escaped"}))
     if name.startswith("/") or make is zipped:  # the path is made relative
-        unpack(archive, home / "tiny-set", [])
+        unpack(archive, home / "tiny-set", [], home)
         assert {"a.bin", "deep/b.txt"} <= set(listing(home / "tiny-set"))
     else:
         with pytest.raises(ValueError, match="outside"):
-            unpack(archive, home / "tiny-set", [])
+            unpack(archive, home / "tiny-set", [], home)
         assert listing(tmp_path) == [f"home/set.{suffix}"]
     assert not [path for path in tmp_path.rglob("*outside.bin") if home / "tiny-set" not in path.parents]
 
@@ -232,7 +262,7 @@ def test_link_out_of_the_archive_is_refused(tmp_path):
         link.type, link.linkname = tarfile.SYMTYPE, "/etc"
         file.addfile(link)
     with pytest.raises(ValueError, match=r"cannot be unpacked.*Delete it"):
-        unpack(tmp_path / "set.tar.gz", tmp_path / "tiny-set", [])
+        unpack(tmp_path / "set.tar.gz", tmp_path / "tiny-set", [], tmp_path)
     assert listing(tmp_path) == ["set.tar.gz"]
 
 
@@ -241,14 +271,14 @@ def test_link_out_of_the_archive_is_refused(tmp_path):
 def test_damaged_archive_leaves_nothing(tmp_path, name, damage):
     (tmp_path / name).write_bytes(damage(ARCHIVES[name]))
     with pytest.raises(ValueError, match="cannot be unpacked"):
-        unpack(tmp_path / name, tmp_path / "tiny-set", [])
+        unpack(tmp_path / name, tmp_path / "tiny-set", [], tmp_path)
     assert listing(tmp_path) == [name]
 
 
 def test_archive_without_the_folder(tmp_path):
     (tmp_path / "set.zip").write_bytes(zipped({"other/file": b""}))
     with pytest.raises(ValueError, match="holds no folder tiny-set"):
-        unpack(tmp_path / "set.zip", tmp_path / "tiny-set", [])
+        unpack(tmp_path / "set.zip", tmp_path / "tiny-set", [], tmp_path)
 
 
 def test_every_source_has_a_url_and_an_md5():

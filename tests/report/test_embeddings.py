@@ -459,11 +459,32 @@ def test_arrays_that_would_fill_the_memory_are_refused_by_their_headers(tmp_path
     tracemalloc.stop()
 
 
-def test_header_that_python_cannot_parse_is_one_sentence(tmp_path):
-    head = b"\x93NUMPY\x01\x00" + struct.pack("<H", 6001) + b"-" * 6000 + b"\n"
-    (tmp_path / "x.npy").write_bytes(head)
-    with pytest.raises(ValueError, match=r"x\.npy cannot be read"):
-        read_embeddings(tmp_path / "x.npy")
+def test_table_of_equal_values_is_judged_by_their_number(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "MAX_VALUES", 5000)
+    frame(np.zeros((4000, 3))).to_parquet(tmp_path / "x.parquet")
+    assert (tmp_path / "x.parquet").stat().st_size < 5000
+    with pytest.raises(ValueError, match=r"the table has shape \(12000,\), more than 10000 values"):
+        read_embeddings(tmp_path / "x.parquet")
+
+
+def npy_with_header(text):
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text) + 1) + text.encode() + b"\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("x.npy", npy_with_header("-" * 6000)),
+        ("x.npy", npy_with_header("(" * 5000)),
+        ("x.npy", npy_with_header("{'descr': '<f8', 'fortran_order': False, 'shape': (-4, 3)}")),
+        ("x.csv", b"a" * 200_000 + b",b\n1,2\n"),
+        ("x.csv", b'"a,b\n' + b"1,2\n" * 50_000),
+    ],
+)
+def test_header_that_python_cannot_parse_is_one_sentence(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{name} cannot be read"):
+        read_embeddings(tmp_path / name)
 
 
 def test_pickled_objects_in_files_of_torch_are_refused(tmp_path):

@@ -5,6 +5,7 @@
 
 import contextlib
 import errno
+import itertools
 import json
 import os
 import random
@@ -24,7 +25,7 @@ from test_resume import Noisy, Stop, assert_same, config, images, server, start
 
 from hsic_lab._io import replace_file
 from hsic_lab.cli import main
-from hsic_lab.training import Run, TrainConfig, train, train_or_load
+from hsic_lab.training import Run, TrainConfig, _run, train, train_or_load
 from hsic_lab.training import _setup as pairs
 from hsic_lab.training._run import FILES, FOLDER, HISTORY, LOCK, SAMPLES, SETTINGS, SNAPSHOTS, WEIGHTS
 
@@ -270,6 +271,82 @@ def test_second_process_is_refused_and_the_first_goes_on(tmp_path):
     assert not (tmp_path / "run" / LOCK).exists()
 
 
+def test_training_whose_folder_was_removed_stops(tmp_path, whole):
+    """Somebody removes the folder of a process that they believe dead, and starts another in the same place."""
+
+    def removed(event):
+        if event.kind == "step" and event.step == 2:
+            (tmp_path / "run").rename(tmp_path / "away")
+            tiny(tmp_path / "other")
+            (tmp_path / "other").rename(tmp_path / "run")
+
+    with pytest.raises(FileNotFoundError, match=f"^{tmp_path / 'run'} was removed or moved while this process worked"):
+        train(config(**TINY), tmp_path / "run", images(), False, callbacks=[removed])
+    assert_whole(tmp_path / "run", whole)
+
+
+@pytest.mark.parametrize("end", [{}, {"seed": 1}])
+def test_training_whose_lock_is_that_of_another_process_stops(tmp_path, end):
+    again = []
+
+    def removed(event):
+        if event.kind == "step" and event.step == 2:
+            (tmp_path / "run").rename(tmp_path / "away")
+            again.append(start(tmp_path / "run", end, 1))
+
+    with pytest.raises(FileNotFoundError, match="was removed or moved"):
+        train(config(**TINY), tmp_path / "run", images(), False, callbacks=[removed])
+    assert (tmp_path / "run" / LOCK).exists(), "the lock is that of the other process"
+    again[0].join(60)
+    assert again[0].exitcode == 0 and json.loads((tmp_path / "run" / SETTINGS).read_text())["state"] == "finished"
+
+
+def test_lock_file_of_somebody_stays(tmp_path, whole):
+    (tmp_path / LOCK).write_text("mine")
+    assert_same(tiny(tmp_path), whole)
+    assert (tmp_path / LOCK).read_text() == "mine"
+
+
+def test_checkpoints_may_lie_on_another_disk(tmp_path, whole):
+    interrupted(tmp_path / "run")
+    (tmp_path / "run" / FOLDER).rename(tmp_path / "disk")
+    (tmp_path / "run" / FOLDER).symlink_to(tmp_path / "disk")
+    assert_same(tiny(tmp_path / "run"), whole)
+    assert not list((tmp_path / "disk").iterdir())
+
+
+def test_run_that_is_saved_while_it_is_read_is_read_again(tmp_path, whole, monkeypatch):
+    tiny(tmp_path, epochs=1)
+    before = _run._read_history
+
+    def saved_meanwhile(path):
+        monkeypatch.setattr(_run, "_read_history", before)
+        for name in FILES:
+            (tmp_path / name).write_bytes((whole.folder / name).read_bytes())
+        return before(path)
+
+    monkeypatch.setattr(_run, "_read_history", saved_meanwhile)
+    assert_same(Run.load(tmp_path), whole)
+
+
+@pytest.mark.parametrize("widths", [(), (16,), (16, 16, 16), (5, 16)])
+def test_resume_with_another_encoder_is_a_sentence(tmp_path, widths):
+    def own(*widths):
+        layers = [torch.nn.Linear(a, b) for a, b in itertools.pairwise((3 * 64, *widths, 16))]
+        return torch.nn.Sequential(torch.nn.Flatten(), *layers)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config(**TINY), tmp_path, images(), False, encoder=own(16, 16), callbacks=[Stop(9)])
+    with pytest.raises(ValueError, match=r"checkpoints does not fit the encoder: "):
+        train(config(**TINY), tmp_path, images(), False, encoder=own(*widths), resume=True)
+    frozen = own(16, 16)
+    frozen[1].requires_grad_(False)
+    with pytest.raises(
+        ValueError, match=r"does not fit the encoder: optimizer\.0\.exp_avg has the shape \(16, 192\), "
+    ):
+        train(config(**TINY), tmp_path, images(), False, encoder=frozen, resume=True)
+
+
 def test_lost_snapshots_are_a_warning(tmp_path, whole):
     interrupted(tmp_path)
     (tmp_path / SNAPSHOTS).unlink()
@@ -363,7 +440,10 @@ def test_what_is_no_json_is_a_sentence(tmp_path, text):
         Run.load(tmp_path)
 
 
-@pytest.mark.parametrize(("name", "other"), [("threads", 64), ("precision", "bfloat16"), ("device", "cuda:1")])
+OTHERS = {"threads": 64, "precision": "bfloat16", "device": "cuda:1", "processes": 2, "hardware": "x", "torch": "1.0"}
+
+
+@pytest.mark.parametrize(("name", "other"), OTHERS.items())
 def test_other_conditions_are_said_on_resume(tmp_path, name, other, recwarn):
     interrupted(tmp_path)
     settings = json.loads((tmp_path / SETTINGS).read_text())
