@@ -23,7 +23,7 @@ from hsic_lab.ablation import _run as ablation_runs
 from hsic_lab.ablation._run import LOCK, RESULT, cut, plan_runs
 from hsic_lab.cli import app
 from hsic_lab.datasets import from_arrays, load
-from hsic_lab.evaluation import extract_features, linear_probe
+from hsic_lab.evaluation import extract_features, extract_layers, linear_probe
 from hsic_lab.plots import plot_ablation, plot_ablation_map
 from hsic_lab.training import TrainConfig, train
 from hsic_lab.training._run import FILES, SETTINGS, WEIGHTS
@@ -233,6 +233,18 @@ def test_failed_run_is_a_row_and_is_retried_on_request(tmp_path, monkeypatch):
     monkeypatch.setattr(ablation_runs, "train_or_load", original)
     assert run_ablation(grid(), tmp_path, progress=False)["state"][1].startswith("failed")
     assert run_ablation(grid(), tmp_path, progress=False, retry_failed=True)["state"].tolist() == ["finished"] * 2
+
+
+def test_features_without_neighbors_still_have_a_linear_probe(tmp_path, monkeypatch):
+    def one_row_of_zeros(*arguments):
+        return {
+            name: features.index_fill(0, torch.tensor([5]), 0) for name, features in extract_layers(*arguments).items()
+        }
+
+    monkeypatch.setattr(ablation_runs, "extract_layers", one_row_of_zeros)
+    linear, knn = run_ablation(grid(cross={}, evaluate=["linear", "knn"]), tmp_path, progress=False).itertuples()
+    assert linear.state == "finished" and 0 < linear.accuracy < 1
+    assert np.isnan(knn.accuracy) and knn.state.startswith("failed: ValueError: train_x has 1 zero rows")
 
 
 LACKS = [OSError(errno.ENOSPC, "No space left on device"), MemoryError(), torch.OutOfMemoryError("CUDA out of memory")]
