@@ -5,6 +5,7 @@ import inspect
 import math
 import warnings
 from contextlib import AbstractContextManager, nullcontext
+from difflib import get_close_matches
 from numbers import Integral, Real
 from types import ModuleType
 from typing import Any
@@ -220,7 +221,9 @@ def default_dtype() -> torch.dtype:
 def check_choice(value: str, accepted: tuple[str, ...], name: str) -> str:
     """Return `value` itself; ValueError if it is not one of `accepted`."""
     if not isinstance(value, str) or value not in accepted:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, accepted))}, got {value!r}")
+        near = get_close_matches(value, accepted, 1) if isinstance(value, str) else ()
+        hint = "".join(f"; did you mean {one!r}?" for one in near)
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, accepted))}, got {value!r}{hint}")
     return value
 
 
