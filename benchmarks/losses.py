@@ -4,10 +4,12 @@ Interleaved minima and medians on two threads, two repetitions of long steps; ra
 time that the matrix products alone take at the measured speed. Writes data/results/losses_<device>.csv and, with
 --figure, the ratio of the minima over n and d.
 Combinations whose estimated matrices or times exceed the limits are written as skipped. Memory is what a step adds to
-the peak resident set (Linux) or to the peak of CUDA's allocator.
+the peak resident set (Linux) or to the peak of CUDA's allocator. With --several it prints other comparisons instead:
+SIGReg over all directions and over 1024, and losses of several views in one pass and pair by pair.
 
     python benchmarks/losses.py --figure
     python benchmarks/losses.py --device cuda
+    python benchmarks/losses.py --several
 """
 
 import argparse
@@ -18,6 +20,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 
 import matplotlib
@@ -26,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hsic_lab.losses import BarlowTwinsLoss
+from hsic_lab.losses import BarlowTwinsLoss, NTXentLoss, SIGRegLoss, VICRegLoss
 from hsic_lab.training._config import processor
 
 RESULTS = Path(__file__).parent.parent / "data" / "results"
@@ -64,10 +67,11 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def step(loss: Callable[[Tensor, Tensor], Tensor], z_a: Tensor, z_b: Tensor) -> None:
-    z_a.grad = z_b.grad = None
-    loss(z_a, z_b).backward()
-    synchronize(z_a.device.type)
+def step(loss: Callable[..., Tensor], *views: Tensor) -> None:
+    for z in views:
+        z.grad = None
+    loss(*views).backward()
+    synchronize(views[0].device.type)
 
 
 def resident(field: str) -> int:
@@ -127,6 +131,32 @@ def measure(n: int, d: int, device: str, seconds: float, limit: float, expected:
     return rows
 
 
+def by_pairs(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return lambda *views: torch.stack([loss(x, y) for x, y in combinations(views, 2)]).mean()
+
+
+def several(device: str, seconds: float) -> pd.DataFrame:
+    """Processor milliseconds of a step, on CUDA wall time: a loss, the same loss in another way, and their ratio."""
+    cases: list[tuple] = [("SIGReg, all directions / 1024", 2, 256, 128, SIGRegLoss(), SIGRegLoss(slices=1024))]
+    for loss in (BarlowTwinsLoss(), VICRegLoss(), NTXentLoss()):
+        sizes = ((3, 256, 128), (8, 256, 128), (3, 256, 2048), (8, 256, 2048))
+        cases += [(f"{type(loss).__name__}, one pass / pairs", *size, loss, by_pairs(loss)) for size in sizes]
+    clock, rows = time.perf_counter if device == "cuda" else time.process_time, []
+    for name, count, n, d, *losses in cases:
+        generator = torch.Generator().manual_seed(0)
+        views = [torch.randn(n, d, generator=generator).to(device).requires_grad_() for _ in range(count)]
+        times: tuple[list[float], list[float]] = [], []
+        start = time.perf_counter()
+        while len(times[0]) < 3 or time.perf_counter() - start < seconds:
+            for taken, loss in zip(times, losses, strict=True):
+                begin = clock()
+                step(loss, *views)
+                taken.append(1e3 * (clock() - begin))
+        first, second = map(min, times)
+        rows.append({"losses": name, "views": count, "n": n, "d": d, "first": first, "second": second})
+    return pd.DataFrame(rows).assign(ratio=lambda table: table["second"] / table["first"]).round(2)
+
+
 def achieved_flops(device: str) -> float:
     """Floating-point operations per second of a product of two matrices, as a measure of the machine."""
     size = 8192 if device == "cuda" else 1024
@@ -178,8 +208,12 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.0, help="measuring time for each combination")
     parser.add_argument("--limit", type=float, default=8.0, help="skip what is estimated to take longer, in seconds")
     parser.add_argument("--figure", action="store_true", help="draw data/results/losses_ratio.png")
+    parser.add_argument("--several", action="store_true", help="print the comparisons of SIGReg and of several views")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    if args.several:
+        print(several(args.device, args.seconds).to_string(index=False))
+        return
     flops = achieved_flops(args.device)
     rows = []
     for n in ROWS:

@@ -1,4 +1,4 @@
-"""Losses of two views: Barlow Twins, HSIC_SSL, VICReg, SSL-HSIC and contrastive losses, as torch modules."""
+"""Losses of two or more views: Barlow Twins, HSIC_SSL, VICReg, SSL-HSIC and contrastive losses, as torch modules."""
 
 from hsic_lab.losses._base import TwoViewLoss
 from hsic_lab.losses.barlow_twins import BarlowTwinsLoss, HSICSSLLoss, ReferenceCodeLoss

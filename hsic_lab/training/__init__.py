@@ -1,4 +1,4 @@
-"""Training of encoders on two views, and the runs that it leaves on disk."""
+"""Training of encoders on two or more views, and the runs that it leaves on disk."""
 
 from hsic_lab.training._config import LOSSES, TrainConfig, recipe
 from hsic_lab.training._run import Run
