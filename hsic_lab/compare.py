@@ -19,7 +19,8 @@ from hsic_lab.hsic._estimators import at_origin, center, paired_samples
 from hsic_lab.kernels import Kernel, Linear, kernel_or, require_finite, squared_distances
 
 from hsic_lab._checks import (  # isort: skip
-    as_tensor, at_least_float32, check_choice, check_integer, check_type, is_constant, seeded, with_float64,
+    as_tensor, at_least_float32, check_choice, check_integer, check_type, is_constant, no_autocast, seeded,
+    with_float64,
 )  # fmt: skip
 
 __all__ = ["LayerTests", "compare_models", "mutual_knn", "procrustes"]
@@ -275,7 +276,8 @@ class _Layers:
             key = name if calls[name] == 1 else f"{name}#{calls[name]}"
             label, x = self._rows(key, output, batch)
             try:
-                found[key] = label, *self._described(key, x)
+                with no_autocast(x):
+                    found[key] = label, *self._described(key, x)
             except (TypeError, ValueError) as error:
                 raise type(error)(f"layer {label!r} of {self.owner}: {error}") from error
 
@@ -336,14 +338,16 @@ class _Layers:
 
     def _described(self, key: str, x: Tensor) -> tuple[Tensor, Tensor]:
         """What the measure compares, and its squared norm: exactly 0 for equal rows, instead of rounding."""
-        kernel = self.fitted.setdefault(key, self.kernel.fit(self.kernel.samples(x, "x")))
-        n, p = x.shape
+        x = self.kernel.samples(x, "x")
+        if key not in self.fitted:
+            self.fitted[key] = self.kernel.fit(x)
+        kernel, (n, p) = self.fitted[key], x.shape
         if is_constant(x):
             return x.new_zeros(n, n, dtype=torch.float64), x.new_zeros((), dtype=torch.float64)
         if self.measure != "cka":
             z = _neighbors(x, self.k) if self.measure == "mutual_knn" else _coordinates(x)
             return z, z.square().sum()
-        gram = kernel(at_origin(x, kernel))
+        gram = kernel.gram(at_origin(x, kernel), None)
         gram = u_center(gram) if self.unbiased else center(gram.double())
         own = gram.square().sum()
         if self.sampled_features:

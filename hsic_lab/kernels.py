@@ -280,7 +280,8 @@ def squared_distances(x: Tensor, y: Tensor | None = None) -> Tensor:
 
 def middle(x: Tensor) -> Tensor:
     """Median of each column over 64 rows or so, without gradient: near most rows, whatever the outliers."""
-    return x.detach()[:: len(x) // 64 + 1].median(dim=0).values
+    # Along the last dimension, where `median` is several times faster.
+    return x.detach()[:: len(x) // 64 + 1].T.contiguous().median(dim=1).values
 
 
 def _expanded_square(x: Tensor, y: Tensor, origin: Tensor) -> tuple[Tensor, Tensor]:
