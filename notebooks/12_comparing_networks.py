@@ -30,6 +30,8 @@ FAST = os.environ.get("HSIC_LAB_FAST") == "1"  # fewer draws and steps, for a qu
 DRAWS, PERMUTATIONS, STEPS = (3, 39, 60) if FAST else (10, 99, 300)
 
 # %%
+from itertools import pairwise
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -49,8 +51,7 @@ def network(seed, width, depth, inputs):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         sizes = [inputs] + [width] * depth
-        pairs = zip(sizes[:-1], sizes[1:], strict=True)
-        return nn.Sequential(*(layer for a, b in pairs for layer in (nn.Linear(a, b), nn.ReLU())))
+        return nn.Sequential(*(layer for a, b in pairwise(sizes) for layer in (nn.Linear(a, b), nn.ReLU())))
 
 
 def unrelated(seed, n=64, inputs=16):

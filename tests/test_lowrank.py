@@ -14,7 +14,9 @@ def sample(n, p, seed=0):
 
 
 @pytest.mark.parametrize("tolerance", [1e-2, 1e-5])
-@pytest.mark.parametrize("kernel", [*SPECTRAL, Linear(), Polynomial(2), DistanceInduced(), Gaussian() + Linear()], ids=repr)
+@pytest.mark.parametrize(
+    "kernel", [*SPECTRAL, Linear(), Polynomial(2), DistanceInduced(), Gaussian() + Linear()], ids=repr
+)
 def test_cholesky_residual_is_within_the_tolerance(kernel, tolerance):
     x = sample(150, 2)
     gram, phi = kernel(x), factor(kernel, x, 150, tolerance=tolerance)

@@ -203,7 +203,13 @@ HARD = {
     "log-normal": lambda x, y: ((3 * x).exp(), (3 * x[:, :2]).exp() + y),
     "two clusters": lambda x, y: (x + 1e5 * (torch.arange(len(x)) % 2)[:, None], y + 1e5),
 }
-ORIGIN_FREE = [*KERNELS[:5], DistanceInduced(), Linear() + Linear(), Gaussian(1.3) + Linear(), Linear() + Gaussian(2.0) * Laplace(3.0)]
+ORIGIN_FREE = [
+    *KERNELS[:5],
+    DistanceInduced(),
+    Linear() + Linear(),
+    Gaussian(1.3) + Linear(),
+    Linear() + Gaussian(2.0) * Laplace(3.0),
+]
 
 
 @pytest.mark.parametrize("estimator", ORACLES)
