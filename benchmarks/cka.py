@@ -1,13 +1,15 @@
 """CKA of all layers of two networks beside other packages, and CKA of a million rows: time and peak memory growth.
 
-python benchmarks/cka.py [rows] [width]
+    python benchmarks/cka.py [rows] [width] [--output data/results/cka_cpu.csv]
 
-pytorch-cka and torch-cka are compared where they are installed (`pip install --no-deps pytorch-cka torch-cka`). The
-million rows never lie in memory together.
+pytorch-cka and torch-cka are compared where they are installed (`pip install --no-deps pytorch-cka torch-cka`); their
+values are too. The million rows never lie in memory together.
 """
 
+import argparse
 import contextlib
 import importlib
+import importlib.metadata
 import os
 import resource
 import sys
@@ -17,12 +19,15 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from hsic_lab.cka import StreamingLinearCKA
+from hsic_lab._io import replace_file
+from hsic_lab.cka import StreamingLinearCKA, cka
 from hsic_lab.compare import compare_models
+from hsic_lab.training._config import processor
 
 CHUNK = 8192
 
@@ -48,52 +53,94 @@ def network(seed: int, depth: int = 8) -> nn.Module:
     return nn.Sequential(*(layer for block in blocks for layer in block)).eval()
 
 
-def pytorch_cka(a: nn.Module, b: nn.Module, batches: DataLoader, layers: list[str]) -> Tensor:
+def rows(n: int) -> tuple[Tensor, Tensor]:
+    """Two samples whose variances fall off as those of activations do."""
+    x, noise = torch.randn(2, n, 512, generator=torch.Generator().manual_seed(3)) / torch.arange(1, 513).sqrt()
+    return x, x @ torch.linalg.qr(torch.randn(512, 512, generator=torch.Generator().manual_seed(4))).Q + noise
+
+
+def ours(a: nn.Module, b: nn.Module, images: Tensor, layers: list[str], batch: int) -> Tensor:
+    return torch.from_numpy(compare_models(a, b, images, layers, batch_size=batch).to_numpy())
+
+
+def pytorch_cka(a: nn.Module, b: nn.Module, images: Tensor, layers: list[str], batch: int) -> Tensor:
+    batches = DataLoader(TensorDataset(images), batch)
     return importlib.import_module("cka").compute_cka(a, b, batches, layers=layers, device="cpu", progress=False)[0]
 
 
-def torch_cka(a: nn.Module, b: nn.Module, batches: DataLoader, layers: list[str]) -> Tensor:
+def torch_cka(a: nn.Module, b: nn.Module, images: Tensor, layers: list[str], batch: int) -> Tensor:
     metric = importlib.import_module("torch_cka").CKA(a, b, "a", "b", layers, layers)
-    metric.compare(batches)
+    metric.compare(DataLoader(TensorDataset(images), batch))
     return metric.export()["CKA"]
 
 
-PEERS: dict[str, tuple[str, Callable]] = {"pytorch-cka": ("cka", pytorch_cka), "torch-cka": ("torch_cka", torch_cka)}
+def features_of_pytorch_cka(x: Tensor, y: Tensor) -> Tensor:
+    return importlib.import_module("cka").cka_from_features(x, y)
 
 
-def layers_of_networks(n: int = 512, batch: int = 128) -> None:
-    """Unbiased linear CKA of 8 x 8 layers, the networks' passes included; the best of three."""
+# Of each task: what is called with its arguments, by package and module.
+LAYERS: dict[tuple[str, str], Callable] = {
+    ("hsic_lab", "hsic_lab"): ours, ("pytorch-cka", "cka"): pytorch_cka, ("torch-cka", "torch_cka"): torch_cka,
+}  # fmt: skip
+FEATURES: dict[tuple[str, str], Callable] = {
+    ("hsic_lab", "hsic_lab"): cka, ("pytorch-cka", "cka"): features_of_pytorch_cka,
+}  # fmt: skip
+
+
+def beside_peers(output: Path | None, repetitions: int = 5) -> None:
+    """Unbiased linear CKA of 8 x 8 layers, the networks' passes included, and of one pair of samples."""
     # This folder would hide the package of the same name as this file.
     sys.path = [folder for folder in sys.path if Path(folder or ".").resolve() != Path(__file__).resolve().parent]
-    a, b, images = network(0), network(1), torch.randn(n, 3, 16, 16, generator=torch.Generator().manual_seed(2))
-    batches, layers = DataLoader(TensorDataset(images), batch), [str(i) for i in range(8)]
-
-    def best(call: Callable[[], Tensor]) -> tuple[float, Tensor]:
-        times, value = [], torch.empty(0)
-        with torch.no_grad(), warnings.catch_warnings(), open(os.devnull, "w") as quiet:
-            warnings.simplefilter("ignore")
-            with contextlib.redirect_stderr(quiet):  # progress bars
-                for _ in range(3):
-                    start = time.perf_counter()
-                    value = call()
-                    times.append(time.perf_counter() - start)
-        return min(times), value
-
-    ours, table = best(lambda: torch.from_numpy(compare_models(a, b, images, layers, batch_size=batch).to_numpy()))
-    print(f"8 x 8 layers, {n} images of 16 x 16, batches of {batch}: compare_models {ours:.2f} s")
-    for name, (module, call) in PEERS.items():
-        if find_spec(module) is None:
-            print(f"  {name}: skipped, not installed")
-            continue
-        taken, value = best(lambda call=call: call(a, b, batches, layers))
-        difference = (value.double() - table).abs().max()
-        print(f"  {name} {taken:.2f} s, {taken / ours:.1f} times ours, largest difference {difference:.1e}")
+    a, b, images = network(0), network(1), torch.randn(512, 3, 16, 16, generator=torch.Generator().manual_seed(2))
+    layers = [str(i) for i in range(8)]
+    tasks: list[tuple[str, dict[tuple[str, str], Callable], tuple]] = [
+        (f"8 x 8 layers, 512 images of 16 x 16, batches of {batch}", LAYERS, (a, b, images, layers, batch))
+        for batch in (128, 256)
+    ]
+    tasks += [(f"two samples of {n} x 512", FEATURES, rows(n)) for n in (512, 2048)]
+    found: list[dict[str, object]] = []
+    for task, packages, arguments in tasks:
+        reference = torch.empty(0)
+        for (name, module), call in packages.items():
+            if find_spec(module) is None:
+                print(f"{task}: {name} skipped, not installed")
+                continue
+            times = []
+            with torch.no_grad(), warnings.catch_warnings(), open(os.devnull, "w") as quiet:
+                warnings.simplefilter("ignore")
+                with contextlib.redirect_stderr(quiet):  # progress bars
+                    for _ in range(repetitions):
+                        start = time.process_time()
+                        value = call(*arguments)
+                        times.append(time.process_time() - start)
+            value = value.double().squeeze()
+            reference = value if name == "hsic_lab" else reference
+            version = importlib.metadata.version(name)
+            found.append({"task": task, "package": name, "version": version, "seconds": round(min(times), 4)})
+            found[-1]["largest_difference"] = f"{float((value - reference).abs().max()):.1e}"
+    table = pd.DataFrame(found)
+    table["times"] = (table["seconds"] / table.groupby("task")["seconds"].transform("first")).round(2)
+    print(table.to_string(index=False))
+    if output is not None:
+        table["protocol"] = f"processor time of one thread, best of {repetitions}; times: of hsic_lab's, in one run"
+        table["hardware"], table["torch"] = processor(), torch.__version__
+        table["command"] = "python benchmarks/cka.py --output data/results/cka_cpu.csv"
+        replace_file(output, lambda path: table.to_csv(path, index=False))
 
 
 def main() -> None:
-    rows, width = (int(a) for a in sys.argv[1:3]) if len(sys.argv) > 2 else (1_000_000, 256)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rows", type=int, nargs="?", default=1_000_000, help="of the stream; 0 leaves it out")
+    parser.add_argument("width", type=int, nargs="?", default=256)
+    parser.add_argument("--output", type=Path, help="table of the comparison with other packages")
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
-    layers_of_networks()
+    beside_peers(arguments.output)
+    if arguments.rows:
+        stream_of_rows(arguments.rows, arguments.width)
+
+
+def stream_of_rows(rows: int, width: int) -> None:
     stream, before = StreamingLinearCKA(), peak_mib()
     drawing = adding = 0.0
     clock = time.perf_counter()

@@ -19,7 +19,8 @@ from hsic_lab.hsic._estimators import at_origin, center, paired_samples
 from hsic_lab.kernels import Kernel, Linear, kernel_or, require_finite, squared_distances
 
 from hsic_lab._checks import (  # isort: skip
-    as_tensor, at_least_float32, check_choice, check_integer, check_type, is_constant, seeded, with_float64,
+    as_tensor, at_least_float32, check_choice, check_integer, check_type, is_constant, no_autocast, seeded,
+    with_float64,
 )  # fmt: skip
 
 __all__ = ["LayerTests", "compare_models", "mutual_knn", "procrustes"]
@@ -124,7 +125,7 @@ def compare_models(
     side_a = _Layers("model_a", model_a, layers, *options)
     side_b = _Layers("model_b", model_b, layers if layers_b is None else layers_b, *options)
     draws = 0 if permutations is None else check_integer("permutations", permutations, 19)
-    generator, own_a, own_b, sums = seeded(seed), 0.0, 0.0, torch.zeros((), dtype=torch.float64)
+    generator, own_a, own_b, sums = seeded(seed), *torch.zeros(3, dtype=torch.float64)
     with evaluating(model_a, model_b), torch.inference_mode():
         for batch in _batches(images, batch_size):
             n = len(next(iter(batch.values())))
@@ -132,9 +133,10 @@ def compare_models(
             weight = 1 / (n - 3) if unbiased and is_cka else 1 / n if is_cka else 1
             (a, norms_a), (b, norms_b) = side_a(batch), side_b(batch)
             b = [z.to(a[0].device) for z in b]
-            own_a, own_b = own_a + weight * norms_a, own_b + weight * norms_b.to(norms_a.device)
             orders = [torch.arange(n)] + [torch.randperm(n, generator=generator) for _ in range(draws)]
-            sums = sums.to(a[0].device) + weight * _products(a, b, orders, measure)
+            # A sum that starts as a number on the CPU takes the device of what is added.
+            own_a, own_b = own_a + weight * norms_a, own_b + weight * norms_b.to(norms_a.device)
+            sums = sums + weight * _products(a, b, orders, measure)
     for side, own in ((side_a, own_a), (side_b, own_b)):
         if bad := [name for name, value in zip(side.labels, own.tolist(), strict=True) if not 0 < value < float("inf")]:
             why = "constant or not finite there" + " or too few features" * sampled_features
@@ -161,8 +163,8 @@ def compare_models(
 def mutual_knn(x: Tensor, y: Tensor, k: int = 10) -> Tensor:
     """Share of the k nearest neighbors of a row in `x` that are among its k nearest in `y`, averaged over the rows.
 
-    With the matrices A and B of the neighbors (1 or 0) it is ``<A, B> / (||A|| ||B||)``, an alignment like `cka`, but of
-    the nearest rows alone. For unrelated samples it is ``k / (n - 1)`` on average. Rows as far as the k-th neighbor
+    With the matrices A and B of the neighbors (1 or 0) it is ``<A, B> / (||A|| ||B||)``, an alignment like `cka`, but
+    of the nearest rows alone. For unrelated samples it is ``k / (n - 1)`` on average. Rows as far as the k-th neighbor
     share the places that are left. Huh et al. (2024, arXiv:2405.07987) normalize the rows first.
 
     Parameters
@@ -275,7 +277,8 @@ class _Layers:
             key = name if calls[name] == 1 else f"{name}#{calls[name]}"
             label, x = self._rows(key, output, batch)
             try:
-                found[key] = label, *self._described(key, x)
+                with no_autocast(x):
+                    found[key] = label, *self._described(key, x)
             except (TypeError, ValueError) as error:
                 raise type(error)(f"layer {label!r} of {self.owner}: {error}") from error
 
@@ -336,14 +339,16 @@ class _Layers:
 
     def _described(self, key: str, x: Tensor) -> tuple[Tensor, Tensor]:
         """What the measure compares, and its squared norm: exactly 0 for equal rows, instead of rounding."""
-        kernel = self.fitted.setdefault(key, self.kernel.fit(self.kernel.samples(x, "x")))
-        n, p = x.shape
+        x = self.kernel.samples(x, "x")
+        if key not in self.fitted:
+            self.fitted[key] = self.kernel.fit(x)
+        kernel, (n, p) = self.fitted[key], x.shape
         if is_constant(x):
             return x.new_zeros(n, n, dtype=torch.float64), x.new_zeros((), dtype=torch.float64)
         if self.measure != "cka":
             z = _neighbors(x, self.k) if self.measure == "mutual_knn" else _coordinates(x)
             return z, z.square().sum()
-        gram = kernel(at_origin(x, kernel))
+        gram = kernel.gram(at_origin(x, kernel), None)
         gram = u_center(gram) if self.unbiased else center(gram.double())
         own = gram.square().sum()
         if self.sampled_features:

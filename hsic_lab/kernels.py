@@ -31,8 +31,9 @@ class Kernel:
     """A positive definite function of two rows; called on samples it returns their Gram matrix.
 
     Kernels are immutable; ``k1 + k2`` and ``k1 * k2`` are kernels again. HSIC with `Gaussian`, `Laplace`,
-    `InverseMultiquadric` or `DistanceInduced` is 0, in the limit of many rows, only if the samples are independent. `Linear` detects correlation only, `Polynomial` moments up to its degree. A kernel of your own defines
-    `gram`, `fit` if its bandwidth follows a rule, and `frequencies` if it is to have Fourier features.
+    `InverseMultiquadric` or `DistanceInduced` is 0, in the limit of many rows, only if the samples are independent.
+    `Linear` detects correlation only, `Polynomial` moments up to its degree. A kernel of your own defines `gram`, `fit`
+    if its bandwidth follows a rule, and `frequencies` if it is to have Fourier features.
 
     Examples
     --------
@@ -194,8 +195,8 @@ class DistanceInduced(Kernel):
     """Kernel of distance covariance, ``k(x, x') = (||x|| + ||x'|| - ||x - x'||) / 2``, without a bandwidth.
 
     With it for both samples, 4 `hsic` is the squared distance covariance and biased `cka` the squared distance
-    correlation of Székely et al. (2007); the unbiased estimators match too. HSIC does not depend on the base point, here
-    the origin, so `hsic`, `cka` and the tests first move it into the sample, which keeps the digits of far samples.
+    correlation of Székely et al. (2007); the unbiased estimators match too. HSIC does not depend on the base point,
+    here the origin, so `hsic`, `cka` and the tests first move it into the sample: far samples keep their digits.
     Reference: Sejdinovic et al. (2013), "Equivalence of Distance-Based and RKHS-Based Statistics".
     """
 
@@ -280,7 +281,8 @@ def squared_distances(x: Tensor, y: Tensor | None = None) -> Tensor:
 
 def middle(x: Tensor) -> Tensor:
     """Median of each column over 64 rows or so, without gradient: near most rows, whatever the outliers."""
-    return x.detach()[:: len(x) // 64 + 1].median(dim=0).values
+    # Along the last dimension, where `median` is several times faster.
+    return x.detach()[:: len(x) // 64 + 1].T.contiguous().median(dim=1).values
 
 
 def _expanded_square(x: Tensor, y: Tensor, origin: Tensor) -> tuple[Tensor, Tensor]:

@@ -218,7 +218,9 @@ def far_row(z):
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
-@pytest.mark.parametrize("kernel", [Linear(), Gaussian(3.0), Gaussian(), Linear() + Gaussian(2.0), DistanceInduced()], ids=repr)
+@pytest.mark.parametrize(
+    "kernel", [Linear(), Gaussian(3.0), Gaussian(), Linear() + Gaussian(2.0), DistanceInduced()], ids=repr
+)
 @pytest.mark.parametrize("change", [lambda z: z + 1e6, lambda z: (3 * z.clamp(-3, 3)).exp(), far_row])
 def test_float32_is_accurate_for_offsets_and_outliers(change, kernel, estimator):
     x, y = (change(z.float()) for z in samples(60, 3, 3))

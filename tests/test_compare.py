@@ -17,8 +17,8 @@ from scipy.spatial import procrustes as scipy_procrustes
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from hsic_lab.cka import MinibatchCKA, cka
 from hsic_lab._checks import seeded
+from hsic_lab.cka import MinibatchCKA, cka
 from hsic_lab.compare import compare_models, mutual_knn, procrustes
 from hsic_lab.hsic import hsic
 from hsic_lab.kernels import Gaussian
@@ -512,6 +512,6 @@ def test_plot_of_tests_shows_the_calibrated_score_and_marks_what_chance_reaches(
     ax = plot_cka(tests)
     np.testing.assert_array_equal(ax.images[0].get_array(), tests.calibrated)
     assert [t.get_text() for t in ax.texts] == ["–", "0.30", "0.60", "–"]
-    assert ax.figure.axes[-1].get_ylabel() == "calibrated mutual kNN (–: within chance)"
+    assert ax.figure.axes[-1].get_ylabel() == "calibrated mutual kNN\n–: within chance"
     assert plot_cka(tests.similarity).figure.axes[-1].get_ylabel() == "mutual kNN"
     plt.close("all")

@@ -130,7 +130,7 @@ def conditional_test(
     Parameters
     ----------
     x, y, kernel_x, kernel_y, seed
-        As in `permutation_test`; rows must be independent draws, n at least 8. Median rules are fitted to the residuals.
+        As in `permutation_test`; rows must be independent draws, n at least 8. Median rules are fitted to residuals.
     z, kernel_z : Tensor or ndarray of shape (n, r) or (n,), Kernel or None
         What to condition on, columns of one unit, and its kernel; None is a Gaussian with the median bandwidth. The
         regressions try 0.1, 0.3, 1 and 3 times its bandwidth.
@@ -161,10 +161,10 @@ def conditional_test(
             sample = sample - sample.mean(dim=0)
             sample = _residuals(sample @ sample.T, bases) @ sample
         left.append(sample)
-    kernels = (kernel_or(Gaussian(), k, "").fit(v) for k, v in zip((kernel_x, kernel_y), left, strict=True))
-    *grams, unit = _scaled_grams(*left, *kernels)
+    kernel_x, kernel_y = (kernel_or(Gaussian(), k, "").fit(v) for k, v in zip((kernel_x, kernel_y), left, strict=True))
+    gram_x, gram_y, unit = _scaled_grams(left[0], left[1], kernel_x, kernel_y)
     product = unit / (n * (n - 1)) * kernel_z(z).double().fill_diagonal_(0)
-    for gram in grams:
+    for gram in (gram_x, gram_y):
         residuals = _residuals(gram, bases)
         product *= residuals @ gram @ residuals.T
     signs = 2.0 * torch.randint(2, (n, draws), generator=generator).to(product) - 1

@@ -69,7 +69,7 @@ def compare_cross_correlations(panels: Mapping[str, ArrayLike | Mapping[str, Arr
     return figure
 
 
-def plot_cka(frame: pd.DataFrame | tuple[pd.DataFrame, ...], ax: Axes | None = None) -> Axes:
+def plot_cka(frame: Any, ax: Axes | None = None) -> Axes:
     """Heatmap of the CKA, or another similarity, of every pair of layers on the color scale ``[0, 1]``.
 
     Up to 144 cells show their value. Negative values, which the unbiased CKA of unrelated layers has, share the color
@@ -81,9 +81,9 @@ def plot_cka(frame: pd.DataFrame | tuple[pd.DataFrame, ...], ax: Axes | None = N
     frame, ax : DataFrame or LayerTests, Axes or None
         A result of ``compare_models``, a row for each layer of model a, a column for each one of b; and where to draw.
     """
-    tested = isinstance(frame, tuple) and hasattr(frame, "calibrated")
-    frame = frame.calibrated if tested else frame  # type: ignore[union-attr]
-    if check_type("frame", frame, pd.DataFrame).empty:
+    tested = hasattr(frame, "calibrated")
+    frame = check_type("frame", getattr(frame, "calibrated", frame), pd.DataFrame)
+    if frame.empty:
         raise ValueError(f"frame must hold at least one row and column, got shape {frame.shape}")
     values = frame.to_numpy(dtype=np.float64)
     if not np.isfinite(values).all():
@@ -93,7 +93,7 @@ def plot_cka(frame: pd.DataFrame | tuple[pd.DataFrame, ...], ax: Axes | None = N
     texts = ["–" if tested and not value else f"{value:z.2f}" for value in values.flat] if annotated else []
     image = _draw_cells(ax, frame, values, texts, ("model b", "model a"))
     name = frame.attrs.get("measure", "CKA")
-    label = f"calibrated {name} (–: within chance)" if tested else name
+    label = f"calibrated {name}" + "\n–: within chance" * ("–" in texts) if tested else name
     ax.figure.colorbar(image, ax=ax, shrink=0.75, label=label, extend="min" if values.min() < -1e-6 else "neither")
     return ax
 

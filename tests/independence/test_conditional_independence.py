@@ -166,7 +166,9 @@ def test_labels_constants_and_seeds():
     z = normal(80)
     labels = torch.from_numpy((z + 0.5 * normal(80, seed=1) > 0).astype(int))
     y = torch.from_numpy(z + 0.5 * normal(80, seed=2))
-    assert conditional_test(labels, y, z, Delta()).pvalue > 0.05 > conditional_test(labels, y + labels, z, Delta()).pvalue
+    assert (
+        conditional_test(labels, y, z, Delta()).pvalue > 0.05 > conditional_test(labels, y + labels, z, Delta()).pvalue
+    )
     assert conditional_test(np.full(80, 0.1), y, z).pvalue == 1
     first, again, other = (conditional_test(z + normal(80, seed=3), y, z, seed=s) for s in (0, 0, 1))
     assert torch.equal(first.null, again.null) and not torch.equal(first.null, other.null)

@@ -1,0 +1,295 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Comparing networks
+#
+# **What you will see.** CKA compares the layers of two networks. It is HSIC on the scale of a correlation. Wide and deep
+# networks get a high score even if they have nothing in common. Permutations tell you how much of a score is chance.
+#
+# 1. The biased CKA of networks that see *different* data grows with their width, the best of all pairs with their depth.
+# 2. A calibrated score is 0 for them.
+# 3. Nearest neighbors and Procrustes similarity ask the same question in other ways.
+# 4. Two small networks are trained on one task. Which of their layers agree?
+#
+# **What you need**: notebook 02 for HSIC, and about a minute.
+
+# %% tags=["parameters"]
+import os
+
+FAST = os.environ.get("HSIC_LAB_FAST") == "1"  # fewer draws and steps, for a quick check that everything runs
+DRAWS, PERMUTATIONS, STEPS = (3, 39, 60) if FAST else (10, 99, 300)
+
+# %%
+from itertools import pairwise
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+
+from hsic_lab.cka import cka
+from hsic_lab.compare import compare_models, mutual_knn, procrustes
+from hsic_lab.plots import plot_cka, set_theme
+
+set_theme()
+
+
+def network(seed, width, depth, inputs):
+    """A random network of `depth` linear layers, each followed by a ReLU."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        sizes = [inputs] + [width] * depth
+        return nn.Sequential(*(layer for a, b in pairwise(sizes) for layer in (nn.Linear(a, b), nn.ReLU())))
+
+
+def unrelated(seed, n=64, inputs=16):
+    """Two samples of n rows that are independent of each other."""
+    return torch.randn(2, n, inputs, generator=torch.Generator().manual_seed(seed))
+
+
+# %% [markdown]
+# ## Wide networks look alike
+#
+# Take two networks with random weights, and give each of them its own random input. Row $i$ of the one input has nothing
+# to do with row $i$ of the other. So the activations $X$ and $Y$ (64 rows each) are independent, and a measure of their
+# similarity should be 0.
+#
+# $$\mathrm{CKA}(X, Y) = \frac{\mathrm{HSIC}(X, Y)}{\sqrt{\mathrm{HSIC}(X, X)\,\mathrm{HSIC}(Y, Y)}}$$
+#
+# With the biased estimate of HSIC it is not 0. The next cell changes the *width* of the networks, the number of columns
+# of $X$ and $Y$.
+
+# %%
+widths, rows = (4, 16, 64, 256), []
+for width in widths:
+    for seed in range(DRAWS):
+        x, y = (network(2 * seed + side, width, 1, 16)(z).detach() for side, z in enumerate(unrelated(seed)))
+        rows.append({"width": width} | {e: float(cka(x, y, estimator=e)) for e in ("biased", "unbiased")})
+by_width = pd.DataFrame(rows).groupby("width").mean()
+assert by_width["biased"].is_monotonic_increasing and by_width["biased"].iloc[-1] > 2 * by_width["biased"].iloc[0]
+assert by_width["unbiased"].abs().max() < 0.1
+by_width.style.format("{:.2f}")
+
+# %% [markdown]
+# The biased CKA grows with the width, although all these networks are unrelated. The unbiased CKA stays near 0.
+#
+# **Why?** The biased HSIC of two independent samples is of the order $1/n$, not 0. For wide layers $\mathrm{HSIC}(X, X)$
+# is small too, because the rows are nearly orthogonal. So the ratio is large.
+#
+# ## Deep networks find a match
+#
+# A network of *depth* $D$ offers $D$ layers. If you compare all layers of two networks and report the best pair, you
+# report the largest of $D^2$ noisy numbers. The next cell does this with the unbiased CKA. It wraps the two networks in
+# one class that sees its own half of the columns, so that `compare_models` can compare all their layers.
+
+
+# %%
+class SeesHalf(nn.Module):
+    """A network that sees columns 0 to 15 or columns 16 to 31 only."""
+
+    def __init__(self, side, width, depth, seed=0):
+        super().__init__()
+        self.side, self.body = side, network(2 * seed + side, width, depth, 16)
+
+    def forward(self, x):
+        return self.body(x[:, 16 * self.side : 16 * (self.side + 1)])
+
+
+depths, rows = (1, 4, 12), []
+for depth in depths:
+    names = [f"body.{2 * i + 1}" for i in range(depth)]  # the ReLU layers
+    for seed in range(4 * DRAWS):
+        sides = (SeesHalf(side, 64, depth, seed) for side in (0, 1))
+        table = compare_models(*sides, torch.cat(list(unrelated(seed)), dim=1), names)
+        rows.append({"depth": depth, "mean of all pairs": table.to_numpy().mean(), "best pair": table.to_numpy().max()})
+by_depth = pd.DataFrame(rows).groupby("depth").mean()
+assert by_depth["best pair"].is_monotonic_increasing and by_depth["best pair"].iloc[-1] > 0.02
+assert by_depth["mean of all pairs"].abs().max() < 0.02
+by_depth.style.format("{:.3f}")
+
+# %% [markdown]
+# The mean over all pairs of layers is near 0 at every depth, as it should be. The best pair grows with the depth.
+#
+# ## Calibration by permutations
+#
+# A permutation of the rows of $Y$ destroys what $X$ and $Y$ share and keeps everything else: widths, depths, directions.
+# `compare_models` with `permutations=K` computes all similarities again for $K$ permutations. One permutation serves all
+# pairs of layers, so the largest value of all pairs can be compared, too.
+#
+# Let $s$ be the observed similarity and $t$ the value that 95 % of the observed and permuted values do not exceed. The
+# *calibrated score* is
+#
+# $$\max\left(0, \frac{s - t}{1 - t}\right).$$
+#
+# It is 0 for what chance reaches, and 1 for equal layers. The next cell compares two wide unrelated networks with the
+# *biased* CKA.
+
+
+# %% alt="Two heatmaps of three by three layers of unrelated networks. Left: biased CKA, between 0.2 and 0.3 everywhere. Right: the calibrated score, with a dash in all or nearly all cells: nothing beyond chance."
+def tested(seed):
+    sides = (SeesHalf(side, 128, 3, seed) for side in (0, 1))
+    names, inputs = ["body.1", "body.3", "body.5"], torch.cat(list(unrelated(seed)), dim=1)
+    return compare_models(*sides, inputs, names, estimator="biased", permutations=PERMUTATIONS)
+
+
+tests = [tested(seed) for seed in range(1, 21)]
+axes = plt.subplots(1, 2, figsize=(8.5, 3.2), layout="constrained")[1]
+plot_cka(tests[0].similarity, axes[0])
+_ = plot_cka(tests[0], axes[1])
+
+# %%
+raw = np.mean([test.similarity.to_numpy().min() for test in tests])
+significant = sum((test.adjusted <= 0.05).to_numpy().any() for test in tests)
+print(
+    f"smallest raw CKA of a comparison: {raw:.2f} on average; comparisons with a significant pair: {significant} of 20"
+)
+assert raw > 0.15 and significant <= 4  # one is expected
+assert all(((test.calibrated > 0) <= (test.pvalue <= 0.05)).all(axis=None) for test in tests)
+tests[0].adjusted.style.format("{:.2f}")
+
+# %% [markdown]
+# The raw values are above 0.15, although the networks share nothing. The table has the p-values of the drawn comparison,
+# *adjusted* for the number of pairs: of 20 comparisons, one is expected to have a value of 0.05 or less. A dash in the
+# right heatmap marks a pair whose similarity chance reaches, too.
+#
+# ## Other measures, other weights
+#
+# Let the columns of $X$ and $Y$ be centered, and let $s_k$ be the singular values of $X^\top Y$.
+#
+# * **CKA** (biased, linear) uses $\sum_k s_k^2$. The strongest directions decide.
+# * **Procrustes similarity** uses $\sum_k s_k$: how well a rotation turns one sample into the other.
+# * **Mutual kNN** asks how many of the 10 nearest neighbors of a row in $X$ are also among its nearest in $Y$. It only
+#   looks at near rows.
+#
+# The next cell starts with one sample and adds a shared direction that is much stronger than everything else.
+
+# %%
+generator = torch.Generator().manual_seed(0)
+x, y = torch.randn(2, 300, 20, generator=generator)
+shared = torch.randn(300, 1, generator=generator)
+values = {}
+for name, (a, b) in {"unrelated": (x, y), "one shared direction": (x + 3 * shared, y + 3 * shared)}.items():
+    values[name] = {
+        "CKA": float(cka(a, b)), "Procrustes": float(procrustes(a, b)), "mutual kNN": float(mutual_knn(a, b)),
+    }  # fmt: skip
+values = pd.DataFrame(values)
+assert values.loc["CKA", "one shared direction"] > 0.95 and values.loc["mutual kNN", "one shared direction"] < 0.5
+assert abs(values.loc["mutual kNN", "unrelated"] - 10 / 299) < 0.02
+values.style.format("{:.2f}")
+
+# %% [markdown]
+# CKA is above 0.95: it sees the strong direction and little else. Fewer than half of the nearest neighbors agree, because
+# the other 19 directions also decide who is near. For unrelated samples mutual kNN is $k / (n - 1) = 10 / 299$, and
+# Procrustes similarity, like the biased CKA, is not 0.
+#
+# ## Two trained networks
+#
+# Two small networks with different initial weights learn to read scikit-learn's handwritten digits (8 x 8 pixels). One
+# network is twice as wide as the other. Both see the same images now. Which of their layers agree, before and after the
+# training?
+
+# %%
+digits = load_digits()
+pixels, labels = torch.from_numpy(digits.data).float() / 8 - 1, torch.from_numpy(digits.target)
+held_out = pixels[1300:1556]
+names = ["0.1", "0.3", "0.5", "1"]  # the three ReLU layers and the output
+
+
+def trained(seed, width, steps):
+    """Train a classifier with Adam on the first 1300 digits; return it with its accuracy on the others."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = nn.Sequential(network(seed, width, 3, 64), nn.Linear(width, 10))
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(pixels[:1300]), labels[:1300]).backward()
+        optimizer.step()
+    return model, float((model(pixels[1300:]).argmax(dim=1) == labels[1300:]).float().mean())
+
+
+# %% alt="Two heatmaps of the mutual nearest neighbors of four layers of two networks. Before the training the values fall from about 0.8 for the first layers to about 0.3 for the outputs. After the training they lie between about 0.75 and 0.9, highest on the diagonal and for near layers."
+found = {}
+for when, steps in (("before", 0), ("after", STEPS)):
+    (a, accuracy_a), (b, accuracy_b) = trained(0, 64, steps), trained(1, 128, steps)
+    print(f"{when}: accuracy {accuracy_a:.2f} and {accuracy_b:.2f}")
+    for measure in ("cka", "mutual_knn", "procrustes"):
+        found[when, measure] = compare_models(a, b, held_out, names, measure=measure)
+    found[when, "tests"] = compare_models(a, b, held_out, names, measure="mutual_knn", permutations=PERMUTATIONS)
+axes = plt.subplots(1, 2, figsize=(8.5, 3.4), layout="constrained")[1]
+for ax, when in zip(axes, ("before", "after"), strict=True):
+    plot_cka(found[when, "tests"], ax).set_title(f"{when} the training")
+
+# %%
+before, after = found["before", "cka"], found["after", "cka"]
+assert found["before", "tests"].adjusted.to_numpy().max() <= 0.05 and before.loc["0.1", "0.1"] > 0.7
+assert before.loc["1", "1"] < 0.5
+if not FAST:
+    assert after.loc["1", "1"] > 0.9 and after.to_numpy().min() > 0.85
+    neighbors = found["after", "mutual_knn"]
+    assert (np.diagonal(neighbors) > neighbors.to_numpy().max(axis=1) - 0.03).all()
+    assert neighbors.loc["0.1", "1"] < neighbors.loc["0.1", "0.1"] - 0.08
+pd.DataFrame({f"{measure}, {when}": np.diagonal(found[when, measure]) for when in ("before", "after")
+              for measure in ("cka", "mutual_knn", "procrustes")}, names).style.format("{:.2f}")  # fmt: skip
+
+# %% [markdown]
+# You can read three things from this.
+#
+# **Untrained networks agree if they see the same images.** Their first layers have a CKA above 0.7, and no pair of layers
+# is due to chance: random layers keep part of the geometry of their input. So a high score is no evidence of learning.
+# Compare with the untrained networks.
+#
+# **Training makes the outputs agree.** Their CKA rises from below 0.5 to above 0.9: both networks have learned the
+# same ten classes.
+#
+# **After the training CKA hardly tells the layers apart.** All its values are above 0.85, because the classes dominate in all
+# layers. Mutual kNN shows more: a layer agrees best, or within 0.03 of it, with the layer of the same depth in the other network.
+#
+# ## Exercises
+#
+# 1. How much does the biased CKA of the widest unrelated networks fall if there are 512 rows in place of 64?
+# 2. Shuffle the images for the second network. What do `similarity` and `calibrated` say about the trained networks?
+
+# %% [markdown]
+# Solution of exercise 1 (open the cell): by about the factor 8 where the rows are nearly orthogonal, and somewhat less
+# here. The biased HSIC of independent samples is of the order $1/n$.
+
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
+falls = {}
+for n in (64, 512):
+    x, y = (network(side, 256, 1, 16)(z).detach() for side, z in enumerate(unrelated(0, n)))
+    falls[n] = float(cka(x, y, estimator="biased"))
+print({n: round(value, 3) for n, value in falls.items()}, f"factor {falls[64] / falls[512]:.1f}")
+assert 4 < falls[64] / falls[512] < 9
+
+# %% [markdown]
+# Solution of exercise 2 (open the cell): the pairs of images are lost, and the scores go to 0 with them.
+
+
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
+class Shuffled(nn.Module):
+    """A network that sees the images of a batch in another order."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return self.model(x[torch.randperm(len(x), generator=torch.Generator().manual_seed(1))])
+
+
+tests = compare_models(a, Shuffled(b), held_out, names, [f"model.{name}" for name in names], permutations=PERMUTATIONS)
+assert tests.similarity.abs().to_numpy().max() < 0.1 and tests.adjusted.to_numpy().min() > 0.05
+tests.calibrated.style.format("{:.2f}")
