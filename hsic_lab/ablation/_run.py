@@ -285,7 +285,7 @@ def _evaluate(run: Run, data: ImageData, evaluations: Names, split: str) -> Rows
     rows = []
     for name in evaluations:
         if name == "knn":
-            accuracy = knn_accuracy(train_x, train_y, test_x, test_y, k=min(NEIGHBORS, len(train_x)))  # as in old tables
+            accuracy = knn_accuracy(train_x, train_y, test_x, test_y, k=min(NEIGHBORS, len(train_x)))  # as in old ones
             rows.append({"evaluation": name, "accuracy": accuracy, "protocol": knn_protocol(len(train_x))} | shared)
         for layer in train if name == "linear" else ():
             accuracy = linear_probe(train[layer], train_y, test[layer], test_y).accuracy
