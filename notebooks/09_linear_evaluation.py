@@ -404,6 +404,7 @@ for ax, (column, name) in zip(axes, words.items(), strict=True):
     for title, marker in zip(runs, "os", strict=True):
         ax.plot(depth.loc[title, column], marker=marker, label=title)
     ax.set(ylabel=name)
+    ax.set_xticks(range(3), ["encoder", "projector\n1", "projector\n2"])
     ax.margins(x=0.15)
 _ = axes[0].legend()
 
