@@ -404,6 +404,7 @@ for ax, (column, name) in zip(axes, words.items(), strict=True):
     for title, marker in zip(runs, "os", strict=True):
         ax.plot(depth.loc[title, column], marker=marker, label=title)
     ax.set(ylabel=name)
+    ax.set_xticks(range(3), ["encoder", "projector\n1", "projector\n2"])
     ax.margins(x=0.15)
 _ = axes[0].legend()
 
@@ -437,7 +438,7 @@ for title in () if FAST else runs:
 #    now?
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
-# Solution. The photograph differed between the views, so training removed much of it. Without training it is still there.
+# Solution. The photograph differed between the views, so training removed much of it.
 photograph = [split.factors["photograph"].to_numpy() for split in (data.train, data.test)]
 found = pd.Series(
     {name: linear_probe(a[:2000], photograph[0][:2000], b, photograph[1]).accuracy for name, (a, b) in features.items()}
@@ -450,7 +451,7 @@ assert FAST or found[["raw pixels", "untrained encoder"]].max() > found[["Barlow
 #    class.
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
-# Solution. Half the band is t s / sqrt(m): s is the spread over m seeds, t is Student's quantile for m - 1 degrees of freedom.
+# Solution. Half the band is t s / sqrt(m): s is the spread over m seeds, t is Student's quantile at m - 1.
 half = {m: student_t.ppf(0.975, m - 1) / m**0.5 for m in (5, 20)}
 print(f"expected factor: {half[5] / half[20]:.2f}")
 assert 2.6 < half[5] / half[20] < 2.7  # more than the square root of 4, because s is better known too

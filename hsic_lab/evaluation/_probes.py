@@ -155,9 +155,8 @@ def extract_layers(encoder: nn.Module, projector: nn.Module, images: Tensor) -> 
     --------
     >>> import torch
     >>> from hsic_lab.evaluation import extract_layers
-    >>> layers = extract_layers(torch.nn.Flatten(), torch.nn.Linear(12, 5), torch.zeros(4, 3, 2, 2))
-    >>> {name: x.shape[1] for name, x in layers.items()}
-    {'encoder': 12, 'projector 1': 5}
+    >>> list(extract_layers(torch.nn.Flatten(), torch.nn.Linear(12, 5), torch.zeros(4, 3, 2, 2)))
+    ['encoder', 'projector 1']
     """
     x = extract_features(encoder, images)
     layers, modules = {"encoder": x}, [projector] if isinstance(projector, nn.Linear) else [*projector.children()]

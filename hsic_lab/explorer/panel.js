@@ -85,7 +85,7 @@ class Heatmap {
       `off-diagonal: mean ${signed(s.mean_off_diagonal, 4)}, rms ${signed(s.rms_off_diagonal, 3)} ` +
         `(expected if independent: ${signed(s.expected_rms, 3)})`,
       `Σ off-diagonal² = ${signed(s.off_diagonal_squared_norm, 1)} ` +
-        `(expected if independent: ${signed(s.expected_squared_norm, 1)}); 1ᵀC1 = ${signed(s.total, 1)}`,
+        `(expected if independent: ${signed(s.expected_squared_norm, 1)}); 1ᵀC1\u00a0=\u00a0${signed(s.total, 1)}`,
     ];
     matrix.constant.forEach((count, k) => {
       if (count && !(one && k)) lines.push(`constant features${one ? "" : ` of view ${"AB"[k]}`}: ${count}, left out of these numbers`);

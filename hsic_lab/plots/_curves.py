@@ -123,8 +123,7 @@ def plot_ablation(
     if evaluation.endswith(" on validation"):
         require_columns(frame, ["tuned"])
         frame = frame[frame["tuned"] == x]
-    if x == "layer":
-        frame = frame[frame["layer"].notna()].assign(evaluation=evaluation)
+    frame = frame[frame["layer"].notna()].assign(evaluation=evaluation) if x == "layer" else frame
     table = summarize(frame, [x] if hue is None else [hue, x], value=value, evaluation=evaluation)
     if table[x].isna().any():
         raise ValueError(f"the column {x!r} is empty in some rows: give every row a level")

@@ -122,7 +122,7 @@ def read_embeddings(
         raise ValueError(f"{labels}: rows were sampled, so the labels must be in the file of the embeddings")
     plain = replace(found, labels=None, features=None, target=None)
     plain = plain if found.layers is None else replace(plain, layers=None, table=None)  # of other rows than the views
-    return _with_labels(plain, _read_labels(Path(labels), label), printable(labels))
+    return _with_labels(plain, *_read_labels(Path(labels), label, len(plain.z_a)))
 
 
 def _read_run(folder: Path) -> Embeddings:
@@ -242,8 +242,8 @@ def _load(columns: dict[str, Column], view: list[str], rows: Any, suspicious: bo
     return real_floats(parts[0] if parts[0].ndim == 2 else np.column_stack(parts), _few(view))
 
 
-def _read_labels(path: Path, label: str | None) -> Any:
-    """Return the column or array of labels of a file."""
+def _read_labels(path: Path, label: str | None, n: int) -> tuple[Any, str]:
+    """Return the labels for `n` rows and the name of the file, whose first line may be one of them, not their name."""
     if (suffix := path.suffix.lower()) not in (".npy", *TABLES):
         raise ValueError(f"{path}: labels are read from .npy, .csv, .tsv and .parquet")
     with named_errors(path):
@@ -254,7 +254,10 @@ def _read_labels(path: Path, label: str | None) -> Any:
         if others := [other for other in columns if other != name and (label is None or INDEX.fullmatch(other))]:
             remedy = f"give {name!r} alone, in the order of the rows; or --label-column {name!r} if none is an index"
             raise ValueError(f"rows are matched by position, {_few(others)} not compared: {remedy}")
-        return columns[name].checked(name)()
+        values = columns[name].checked(name)()
+        if suffix in (".csv", ".tsv") and len(columns) == 1 and len(values) == n - 1 and name in values.astype(str):
+            return read_table(path, label, header=False)["label"].load(), f"{printable(path)} without a header"
+        return values, printable(path)
 
 
 def _with_labels(found: Embeddings, values: np.ndarray | Tensor, source: str) -> Embeddings:

@@ -96,7 +96,7 @@ def read_arrays(path: Path) -> dict[str, Column]:
     return {name: Column(tuple(v.shape), v.dtype, partial(values.get, name)) for name, v in values.items()}
 
 
-def read_table(path: Path, label: str | None) -> dict[str, Column]:
+def read_table(path: Path, label: str | None, header: bool = True) -> dict[str, Column]:
     """Return the columns of a table. In text files the labels and a lone column are read as text: 01 and 1 differ."""
     text: list[str] = []
     if path.suffix.lower() == ".parquet":
@@ -109,13 +109,13 @@ def read_table(path: Path, label: str | None) -> dict[str, Column]:
             raise ValueError(f"{path} has {size} bytes of text: save it as .npy, of which rows are sampled")
         parse = pa.csv.ParseOptions(delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
         with path.open(encoding="utf-8-sig", newline="") as opened:
-            head = next(csv.reader(opened, delimiter=parse.delimiter), [])
+            head = next(csv.reader(opened, delimiter=parse.delimiter), []) if header else ["label"]
         if len(head) == 1 and re.search(r"[;,\t]", head[0]):
             raise ValueError(f"columns must be separated by {parse.delimiter!r}, the first line is {head[0]!r:.80}")
         text = [name.strip() for name in head if len(head) == 1 or name.strip() in (*LABELS, label)]
         kinds = {name: pa.string() for name in head if name.strip() in text}
         convert = pa.csv.ConvertOptions(column_types=kinds, strings_can_be_null=False)
-        table = pa.csv.read_csv(path, parse_options=parse, convert_options=convert)
+        table = pa.csv.read_csv(path, pa.csv.ReadOptions(column_names=[] if header else head), parse, convert)
         table = table.rename_columns(list(map(str.strip, table.column_names)))
         others = [name for name in table.column_names if name not in text]
         counted = ([str(i + first) for i in range(len(others))] for first in (0, 1))

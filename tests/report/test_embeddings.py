@@ -604,3 +604,15 @@ def test_labels_of_every_kind_in_parquet_may_be_missing(tmp_path, values):
     found = read_embeddings(written(frame().assign(y=pd.Series(values * 4, dtype=object)), tmp_path / "x.parquet"))
     assert len(found.labels) == 8 == len(found.features) and "4 of 12 labels are missing" in found.note
     assert len(set(found.labels.tolist())) == 2
+
+
+def test_first_line_of_labels_is_a_label_if_every_row_needs_one(tmp_path):
+    values = ["0", "1", "1"] * 4
+    np.save(tmp_path / "x.npy", A)
+    for name, lines, taken in (("none", values, " without a header"), ("header", ["digit", *values], ",")):
+        (tmp_path / f"{name}.csv").write_text("\n".join(lines) + "\n")
+        found = read_embeddings(tmp_path / "x.npy", labels=tmp_path / f"{name}.csv")
+        assert found.labels.tolist() == [0, 1, 1] * 4 and f"Labels: {tmp_path / f'{name}.csv'}{taken}" in found.note
+    (tmp_path / "short.csv").write_text("\n".join(["digit", *values[1:]]))
+    with pytest.raises(ValueError, match=r"12 rows need as many labels, got \(11,\)"):
+        read_embeddings(tmp_path / "x.npy", labels=tmp_path / "short.csv")
