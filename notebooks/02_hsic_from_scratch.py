@@ -358,7 +358,7 @@ assert close(center(k), h @ k @ h)
 # In the last two heatmaps, a red entry is a pair of points that is more similar than average in both $x$ and $y$, or less similar in
 # both. The mean of the entries is HSIC. With $y$ shuffled the pattern disappears.
 
-# %% alt="Five heatmaps for the parabola over pairs of points sorted by x: K with a red band along the diagonal, HKH, HLH with an X, their product with a positive mean, and the product for shuffled y, where the pattern is gone."
+# %% alt="Five heatmaps for the parabola over pairs of points sorted by x: K with a red band along the diagonal, HKH, HLH with an X, their product with a positive mean, and the product for shuffled y, where the pattern is gone." tags=["hide-input"] jupyter={"source_hidden": true}
 x, y = sample("parabola", 200, seed=0)
 order = x[:, 0].argsort()
 x, y = x[order], y[order]
@@ -452,7 +452,7 @@ assert close(hsic(x, y, Gaussian(1e-7), Gaussian(1e-7)), torch.tensor(199 / 200*
 # $z = (\mathrm{HSIC} - \text{mean}) / \text{standard deviation}$, where mean and standard deviation are those of HSIC over all
 # shuffles of $y$. Exact formulas for both exist. The curves below show $z$ against the bandwidth, in multiples of the median rule.
 
-# %% alt="Curves of z against the bandwidth for five shapes on a logarithmic axis. Each dependent shape has a maximum at or below the median rule, and all curves are low at large bandwidths."
+# %% alt="Curves of z against the bandwidth for five shapes on a logarithmic axis. Each dependent shape has a maximum at or below the median rule, and all curves are low at large bandwidths." tags=["hide-input"] jupyter={"source_hidden": true}
 scales = np.logspace(-2, 2, 33)
 curves = {}
 for family in COLORS:
@@ -515,7 +515,7 @@ for n in (8, 16, 32, 64, 128):
 table = pd.DataFrame(rows, columns=["n", "data", "estimator", "mean", "standard_error", "values"])
 table = table.set_index(["data", "estimator"]).sort_index()
 
-# %% alt="Left and middle: mean of the biased and the unbiased estimator against n for independent and dependent data; the bias falls with n and follows the formula. Right: histograms of both estimators at n = 32; more than half of the unbiased values are negative."
+# %% alt="Left and middle: mean of the biased and the unbiased estimator against n for independent and dependent data; the bias falls with n and follows the formula. Right: histograms of both estimators at n = 32; more than half of the unbiased values are negative." tags=["hide-input"] jupyter={"source_hidden": true}
 biased, unbiased = table.loc[("independent", "biased")], table.loc[("independent", "unbiased")]
 theory = (biased["n"] - 1) / biased["n"] ** 2 * (1 - 3**-0.5) ** 2
 assert ((biased["mean"] - theory).abs() < 4 * biased["standard_error"]).all()
@@ -542,7 +542,7 @@ show_bias(table, theory, negative)
 # * **Spectral**: for large $n$, $n\,\mathrm{HSIC}$ is distributed under independence like $\sum_{ij} a_i b_j N_{ij}^2$. Here $N_{ij}$ are
 #   independent standard normal variables, and $a_i, b_j$ are the eigenvalues of $HKH/n$ and $HLH/n$. Draw samples from this.
 
-# %% alt="Null distribution of HSIC for a noisy circle: the histogram of permutations, the spectral approximation and the gamma density nearly agree. A vertical line marks the observed value in the right tail."
+# %% alt="Null distribution of HSIC for a noisy circle: the histogram of permutations, the spectral approximation and the gamma density nearly agree. A vertical line marks the observed value in the right tail." tags=["hide-input"] jupyter={"source_hidden": true}
 x, y = sample("circle", 100, seed=5, noise=0.3)
 generator = torch.Generator().manual_seed(0)
 kernels = Gaussian().fit(x), Gaussian().fit(y)
@@ -658,7 +658,7 @@ print("level at n = 50:", {name: f"{share:.3f}" for name, share in level.items()
 for name, share in level.items():
     assert share <= 0.05 + 4 * (0.05 * 0.95 / (5 * POWER_DRAWS)) ** 0.5, name
 
-# %% alt="Share of rejected samples against n for four shapes and four tests. Power rises with n; the block test is lowest, and the aggregated test is far ahead on the wave."
+# %% alt="Share of rejected samples against n for four shapes and four tests. Power rises with n; the block test is lowest, and the aggregated test is far ahead on the wave." tags=["hide-input"] jupyter={"source_hidden": true}
 power = pd.DataFrame({(family, n): rejections(family, n, POWER_DRAWS, NOISE[family])
                       for family in DEPENDENT for n in POWER_ROWS})
 show_power(power)
@@ -679,7 +679,7 @@ assert power.loc["aggregated"].xs(most, level=1).min() > 0.4
 # chance. The aggregated test shuffles *the whole procedure*, including the search for the best bandwidth. The next example is a
 # fast wave, for which the median rule is much too wide in $x$.
 
-# %% alt="Left: scatter plot of a fast wave, with the p-values of the median rule and of the aggregated test. Right: heatmap of the p-values for six bandwidths of x and y; narrow bandwidths of x give the small p-values."
+# %% alt="Left: scatter plot of a fast wave, with the p-values of the median rule and of the aggregated test. Right: heatmap of the p-values for six bandwidths of x and y; narrow bandwidths of x give the small p-values." tags=["hide-input"] jupyter={"source_hidden": true}
 x, y = sample("wave", 300, seed=6, frequency=4)
 median_rule = permutation_test(x, y)
 searched = (0.06, 0.12, 0.25, 0.5, 1, 2)

@@ -136,7 +136,7 @@ plot_pairs(image_a, image_b, n=9);
 # They have the same nonzero eigenvalues. The squared **Frobenius norm** $\lVert\cdot\rVert_F^2$, the sum of squared entries, is the sum of
 # the squared eigenvalues, so it is the same for both.
 
-# %% alt="Left: heatmap of the Gram matrix of 24 samples. Right: heatmap of the covariance of 12 features. Both titles give the same squared norm, 0.8996."
+# %% alt="Left: heatmap of the Gram matrix of 24 samples. Right: heatmap of the covariance of 12 features. Both titles give the same squared norm, 0.8996." tags=["hide-input"] jupyter={"source_hidden": true}
 generator = torch.Generator().manual_seed(1)
 layer = torch.randn(3 * 8 * 8, d, generator=generator, dtype=torch.float64) / 192**0.5
 
@@ -279,7 +279,7 @@ for N, M in ((24, 12), (12, 40), (7, 7)):
 # If the columns also have equal length, the losses differ by the **constant** $N - N^2/M$. The cell normalizes rows and columns in turn
 # to obtain such matrices. (With both lengths equal to 1 the constant is $N - M$, which requires $N = M$.)
 
-# %%
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 N, M = 24, 12
 gaps, z = [], torch.randn(N, M, generator=generator, dtype=torch.float64)
 for unequal in torch.linspace(0, 1, 21).tolist():  # from columns of similar length to a single nonzero one
@@ -288,7 +288,7 @@ for unequal in torch.linspace(0, 1, 21).tolist():  # from columns of similar len
     assert N**2 / M - N - 1e-9 <= gap <= N**2 - N + 1e-9
     gaps.append(gap)
 
-# %% alt="The difference of the two contrasts against the inequality of the feature lengths. It stays between the two dashed bounds; the matrices with normalized rows and columns lie on the lower bound."
+# %% alt="The difference of the two contrasts against the inequality of the feature lengths. It stays between the two dashed bounds; the matrices with normalized rows and columns lie on the lower bound." tags=["hide-input"] jupyter={"source_hidden": true}
 doubly = []
 for _ in range(5):
     z = torch.randn(N, M, generator=generator, dtype=torch.float64)
@@ -307,8 +307,6 @@ plot_gaps(gaps, doubly)
 diagonals = C.diagonal().square().sum() - (x.square().sum(dim=1) * y.square().sum(dim=1)).sum() / n**2
 one_side, other_side = (BarlowTwinsLoss(1.0, contrast=side)(z_a, z_b) for side in ("samples", "dimensions"))
 assert close(one_side - other_side, diagonals)
-
-# %% [markdown]
 
 # %% [markdown]
 # ## 4. Which pairs repel each other
@@ -465,7 +463,7 @@ rotation = torch.linalg.qr(torch.randn(n - 1, n - 1, generator=generator, dtype=
 Q = 1 / n + basis @ rotation @ basis.T
 assert close(Q @ Q.T, torch.eye(n, dtype=torch.float64)) and close(Q.sum(dim=1), torch.ones(n, dtype=torch.float64))
 
-# %%
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 used = {name: (force[other] != 0).double().mean().item() for name, force in forces.items()}
 change = {name: abs(losses[name](Q @ z_a, Q @ z_b) - losses[name](z_a, z_b)).item() for name in forces}
 negatives = pd.DataFrame({"share of other pairs used": used, "change when mixed": change})
@@ -483,7 +481,7 @@ negatives.round(3)
 # it does. This supports Tsai et al. (2021): Barlow Twins pushes pairs apart, but it uses no individual negative samples. The same holds
 # for VICReg, and for SSL-HSIC *with a linear kernel*, but not with a nonlinear one:
 
-# %%
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 nonlinear = SSLHSICLoss(gamma=gamma)
 change = abs(nonlinear(Q @ z_a, Q @ z_b) - nonlinear(z_a, z_b))
 print(f"SSL-HSIC, inverse multiquadric kernel, change when mixed: {change:.3f}")
@@ -503,7 +501,7 @@ assert change > 1e-3
 # and averages over directions. The right side is a squared **maximum mean discrepancy** (MMD) with a Gaussian kernel: the first sum is
 # over the Gram matrix. So SIGReg is one more objective on the matrix of samples.
 
-# %%
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 x_1d = 0.5 + normal(64, generator=generator)
 t = torch.linspace(-12, 12, 4001, dtype=torch.float64)
 phi = torch.exp(1j * t[:, None] * x_1d).mean(dim=1)
@@ -554,7 +552,7 @@ found = pd.DataFrame({name: distances(z) for name, z in samples.items()}).T.asty
 # with 8 features: exact, and with 256 random directions drawn again and again. (The 17 frequencies shift the histogram to the left by
 # about 2 %.)
 
-# %% alt="Left: histogram of T for 256 random directions, spread by several percent around the exact value. Right: bars of three distances for four samples. The dependent sample with normal marginals has a large root of dHSIC and a small distance of its marginals; the uniform and the scaled sample have it the other way round."
+# %% alt="Left: histogram of T for 256 random directions, spread by several percent around the exact value. Right: bars of three distances for four samples. The dependent sample with normal marginals has a large root of dHSIC and a small distance of its marginals; the uniform and the scaled sample have it the other way round." tags=["hide-input"] jupyter={"source_hidden": true}
 batch = normal(64, 8, generator=generator)
 exact = SIGRegLoss(1.0)(batch, batch).item() / 64
 slices = SIGRegLoss(1.0, slices=256)

@@ -71,15 +71,15 @@ def minimize(loss, shape, starts=STARTS):
 def plot_answer(solutions, rho, h):
     """Draw the agreement of each feature, and the shares of the canonical directions in each feature."""
     figure, axes = plt.subplots(1, 3, figsize=(9.8, 3.5), layout="constrained", width_ratios=[1.1, 1, 1])
-    place = np.arange(len(h_places := range(1, d + 1)))
+    place, numbers = np.arange(d), range(1, d + 1)
     for number, (name, w) in enumerate(solutions.items()):
         c = (w * rho) @ w.T
         axes[0].plot(place + 0.1 * number, c.diagonal(), "os"[number], color=PALETTE[3 * number], markersize=8, label=name)
         image = axes[number + 1].imshow(w.square(), cmap="viridis", vmin=0, vmax=1)
-        axes[number + 1].set(title=name, xlabel="canonical direction", ylabel="feature", yticks=place, yticklabels=h_places)
+        axes[number + 1].set(title=name, xlabel="canonical direction", ylabel="feature", yticks=place, yticklabels=numbers)
         axes[number + 1].set_xticks(range(len(rho)), range(1, len(rho) + 1))
     axes[0].axhline(h, color="0.4", linestyle="--", linewidth=1, label="$h$")
-    axes[0].set(xlabel="feature", ylabel="agreement $C_{ii}$", ylim=(0, 1), xticks=place, xticklabels=h_places)
+    axes[0].set(xlabel="feature", ylabel="agreement $C_{ii}$", ylim=(0, 1), xticks=place, xticklabels=numbers)
     axes[0].legend(loc="lower left")
     figure.colorbar(image, ax=axes[2], label="share", shrink=0.8)
 
@@ -127,7 +127,8 @@ def plot_eigenvalues(lambdas, losses):
 # ## 1. The answer
 #
 # **The setting.** An input has $p$ coordinates. The two views $x$ and $x'$ of an image are *white*: each coordinate has mean 0 and variance
-# 1, and different coordinates of one view are uncorrelated. (Any data can be brought into this form by a linear map, see section 4.)
+# 1, and different coordinates of one view are uncorrelated. (If both views have one distribution, a linear map brings any data into
+# this form, see section 4.)
 # Across the views, coordinate $k$ of $x$ is correlated with coordinate $k$ of $x'$ by $\rho_k$, and with no other one. So the
 # coordinates are the **canonical directions** of CCA, and $\rho_1 \ge \rho_2 \ge \dots$ are its **canonical correlations**. Write
 # $\Lambda = \operatorname{diag}(\rho_1, \dots, \rho_p)$.

@@ -106,7 +106,8 @@ def test_every_notebook_has_a_source():
 def test_cell_ids_depend_on_the_text_only(tmp_path):
     source = tmp_path / "07_lesson.py"
     source.write_text(
-        '# %% [markdown]\n# # Title\n\n# %% tags=["parameters"]\nx = 1\n\n# %% alt="A line." jupyter={"source_hidden": true}\nx\n\n# %%\nx\n'
+        '# %% [markdown]\n# # Title\n\n# %% tags=["parameters"]\nx = 1\n\n'
+        '# %% alt="A line." jupyter={"source_hidden": true}\nx\n\n# %%\nx\n'
     )
     before = pipeline.convert(source)
     assert len({cell.id for cell in before.cells}) == 4 and before == pipeline.convert(source)
