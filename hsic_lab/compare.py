@@ -128,9 +128,8 @@ def compare_models(
             sums = sums + weight * _products(a, b, orders, measure)
     for side, own in ((side_a, own_a), (side_b, own_b)):
         if bad := [name for name, value in zip(side.labels, own.tolist(), strict=True) if not 0 < value < float("inf")]:
-            raise ValueError(
-                f"{MEASURES[measure]} is not defined for layers {bad} of {side.owner}: constant or not finite"
-            )
+            why = "constant or not finite there" + ", or too few features" * sampled_features
+            raise ValueError(f"{MEASURES[measure]} is not defined for layers {bad} of {side.owner}: {why}")
     values = (sums / (own_a.sqrt()[:, None] * own_b.sqrt())).cpu()
 
     def table(matrix: Tensor) -> pd.DataFrame:
