@@ -39,22 +39,11 @@ class LayerTests(NamedTuple):
 
 
 def compare_models(
-    model_a: Module,
-    model_b: Module,
-    images: Tensor | Mapping[str, Tensor] | Iterable[Any],
-    layers: Sequence[str] | None = None,
-    layers_b: Sequence[str] | None = None,
-    batch_size: int = 256,
-    kernel: Kernel | None = None,
-    estimator: str = "unbiased",
-    *,
-    pooling: str = "flatten",
-    measure: str = "cka",
-    k: int = 10,
-    sampled_features: bool = False,
-    permutations: int | None = None,
-    seed: int = 0,
-) -> pd.DataFrame | LayerTests:
+    model_a: Module, model_b: Module, images: Tensor | Mapping[str, Tensor] | Iterable[Any],
+    layers: Sequence[str] | None = None, layers_b: Sequence[str] | None = None, batch_size: int = 256,
+    kernel: Kernel | None = None, estimator: str = "unbiased", *, pooling: str = "flatten", measure: str = "cka",
+    k: int = 10, sampled_features: bool = False, permutations: int | None = None, seed: int = 0,
+) -> pd.DataFrame | LayerTests:  # fmt: skip
     """Similarity of every layer of one network to every layer of another, on the same images.
 
     Batches are combined as in `MinibatchCKA`. Both models run in eval mode without gradients; their training flags are
@@ -139,7 +128,7 @@ def compare_models(
             sums = sums + weight * _products(a, b, orders, measure)
     for side, own in ((side_a, own_a), (side_b, own_b)):
         if bad := [name for name, value in zip(side.labels, own.tolist(), strict=True) if not 0 < value < float("inf")]:
-            why = "constant or not finite there" + " or too few features" * sampled_features
+            why = "constant or not finite there" + ", or too few features" * sampled_features
             raise ValueError(f"{MEASURES[measure]} is not defined for layers {bad} of {side.owner}: {why}")
     values = (sums / (own_a.sqrt()[:, None] * own_b.sqrt())).cpu()
 
@@ -181,7 +170,7 @@ def mutual_knn(x: Tensor, y: Tensor, k: int = 10) -> Tensor:
     >>> mutual_knn(x, 3 - 2 * x, k=4)
     tensor(1., dtype=torch.float64)
     """
-    return _similarity(x, y, partial(_neighbors, k=check_integer("k", k, 1)), "mutual_knn")
+    return _similarity(x, y, partial(_neighbors, k=k), "mutual_knn")
 
 
 def procrustes(x: Tensor, y: Tensor) -> Tensor:
@@ -218,8 +207,7 @@ def _similarity(x: Tensor, y: Tensor, describe: Any, measure: str) -> Tensor:
 
 def _neighbors(x: Tensor, k: int) -> Tensor:
     """1 for each of the k nearest other rows `(n, n)`; those as far as the k-th share the places that are left."""
-    if k >= len(x):
-        raise ValueError(f"k must be less than the {len(x)} rows, got {k}")
+    check_integer("k", k, 1, len(x) - 1)
     distances = require_finite(squared_distances(x), Linear()).fill_diagonal_(torch.inf)
     limit = distances.kthvalue(k, dim=1, keepdim=True).values
     nearer, tied = distances < limit, distances == limit
@@ -308,21 +296,17 @@ class _Layers:
     def _rows(self, label: str, output: object, batch: Mapping[str, Tensor]) -> tuple[str, Tensor]:
         """The label of a layer and its activations `(n, p)`, in float32 or better."""
         layer, n = f"layer {label!r} of {self.owner}", len(next(iter(batch.values())))
-        fields = output if isinstance(output, Mapping) else getattr(output, "__dict__", {})
-        tensors = {name: value for name, value in fields.items() if isinstance(value, Tensor)}
-        if isinstance(output, Tensor):
-            x = output
-        elif "last_hidden_state" in tensors:
-            label, x = f"{label}.last_hidden_state", tensors["last_hidden_state"]
-        elif isinstance(output, tuple | list) and output and isinstance(output[0], Tensor):
-            label, x = f"{label}[0]", output[0]
-        elif isinstance(output, Mapping) and len(tensors) == 1:
-            ((name, x),) = tensors.items()
-            label = f"{label}[{name!r}]"
-        else:
-            accepted = "a tensor, a tuple that starts with one, a dict of one tensor or last_hidden_state"
-            found = f"{type(output).__name__} with {list(fields)}" if fields else f"{type(output).__name__}"
-            raise TypeError(f"{layer} must return {accepted}, got {found}")
+        x = output
+        if not isinstance(x, Tensor):
+            other = {0: x[0]} if isinstance(x, tuple | list) and x else getattr(x, "__dict__", {})
+            tensors = {key: z for key, z in (x if isinstance(x, Mapping) else other).items() if isinstance(z, Tensor)}
+            single = len(tensors) == 1 and isinstance(x, Mapping | tuple | list)
+            key = next(iter(tensors)) if single else "last_hidden_state"
+            if key not in tensors:
+                accepted = "a tensor, a tuple that starts with one, a dict of one tensor or last_hidden_state"
+                found = f" with {list(x)}" if isinstance(x, Mapping) else ""
+                raise TypeError(f"{layer} must return {accepted}, got {type(x).__name__}{found}")
+            label, x = label + (f".{key}" if key == "last_hidden_state" else f"[{key!r}]"), tensors[key]
         if x.ndim == 0 or len(x) != n:
             raise ValueError(f"{layer} must return {n} rows, got shape {tuple(x.shape)}")
         x, mask = at_least_float32(with_float64(x)), batch.get("attention_mask")
