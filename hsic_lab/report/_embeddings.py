@@ -1,6 +1,7 @@
 """Embeddings, and what of a file or a run becomes their features, views and labels."""
 
 import itertools
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from hsic_lab._checks import as_labels, as_tensor, finite_rows, to_array
+from hsic_lab._checks import as_labels, as_tensor, check_type, finite_rows, to_array
 from hsic_lab.correlation import column_moments
 from hsic_lab.datasets._folders import SPLITS, printable, split_of
 from hsic_lab.evaluation import extract_features
@@ -99,9 +100,10 @@ def read_embeddings(
     drop = [drop] if isinstance(drop, str) else drop
     if view_b is not None and view_a is None and second is None:
         raise ValueError(f"view B, {view_b!r}, is chosen: choose view A of the file too, --view-a")
-    found = read_one(Path(path), label, drop, view_a, None if second else view_b, labels is not None)
+    path = Path(check_type("path", path, str, os.PathLike))
+    found = read_one(path, label, drop, view_a, None if second else view_b, labels is not None)
     if second is not None:
-        _refuse_splits([Path(path).stem, Path(second).stem], "files")
+        _refuse_splits([path.stem, Path(second).stem], "files")
         other = read_one(Path(second), label, drop, view_b, None, True)
         if found.z_b is not None or other.z_b is not None:
             raise ValueError(f"two files must hold one view each; {path if found.z_b is not None else second} has two")
