@@ -96,8 +96,8 @@ def factor_values(column: ArrayLike | Tensor, name: str = "column") -> tuple[Ten
     """Return a table's column as a tensor `(n,)`, and whether its values are labels: the rule for what a column means.
 
     Integers, booleans, strings, bytes and categories are labels. Floats and decimals are numbers; dates, times and
-    durations are seconds after the smallest one. Missing values, numbers as text of which some are not whole, and columns
-    of other or mixed types raise an error.
+    durations are seconds after the smallest one. Missing values, numbers as text of which some are not whole, and
+    columns of other or mixed types raise an error.
     """
     if isinstance(column, Tensor):
         return column, not column.is_floating_point()
