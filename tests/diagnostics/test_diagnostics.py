@@ -189,7 +189,7 @@ def test_factor_dependence_finds_the_encoded_factor():
 
 
 def test_numbers_as_text_are_neither_numbers_nor_labels():
-    x, text = normal(60, 5), pd.Series([f"{v:.3f}" for v in normal(60)])
+    x, text = normal(60, 5), pd.Series([f"{v:.3f}" for v in normal(60, 1)[:, 0]])
     for call in (lambda v: factor_dependence(x, v), lambda v: hsic_matrix(x, v)):
         with pytest.raises(ValueError, match=r"\['v'\] holds numbers as text, '[-.0-9]+'.*: convert them"):
             call(pd.DataFrame({"v": text}))
