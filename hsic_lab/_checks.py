@@ -4,6 +4,7 @@ import importlib
 import inspect
 import math
 import warnings
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from difflib import get_close_matches
 from numbers import Integral, Real
@@ -96,7 +97,8 @@ def factor_values(column: ArrayLike | Tensor, name: str = "column") -> tuple[Ten
     """Return a table's column as a tensor `(n,)`, and whether its values are labels: the rule for what a column means.
 
     Integers, booleans, strings, bytes and categories are labels. Floats and decimals are numbers; dates, times and
-    durations are seconds after the smallest one. Missing values and columns of other or mixed types raise an error.
+    durations are seconds after the smallest one. Missing values, numbers as text of which some are not whole, and
+    columns of other or mixed types raise an error.
     """
     if isinstance(column, Tensor):
         return column, not column.is_floating_point()
@@ -106,6 +108,10 @@ def factor_values(column: ArrayLike | Tensor, name: str = "column") -> tuple[Ten
     if missing := int(series.isna().sum()):
         raise ValueError(f"{name} holds {missing} missing values (None, NaN or NaT) in {len(series)} rows")
     kind = pd.api.types.infer_dtype(series)
+    if kind == "string" and (numbers := pd.to_numeric(series, errors="coerce")).notna().all() and (numbers % 1).any():
+        raise ValueError(
+            f"{name} holds numbers as text, {series.iloc[0]!r}, ...: convert them, or make them categories"
+        )
     if kind in ("integer", "boolean", "string", "bytes", "categorical"):
         return torch.from_numpy(pd.factorize(series)[0]), True
     if kind in ("floating", "decimal", "mixed-integer-float"):
@@ -151,6 +157,15 @@ def check_type(name: str, value: Any, *accepted: type) -> Any:
         kinds = " or ".join(kind.__name__ for kind in accepted)
         raise TypeError(f"{name} must be of type {kinds}, got {type(value).__name__} {value!r:.60}")
     return value
+
+
+def require_columns(frame: pd.DataFrame, columns: Sequence[str]) -> None:
+    """Raise ValueError if the frame lacks one of `columns` or has no rows."""
+    check_type("frame", frame, pd.DataFrame)
+    if missing := [column for column in columns if column not in frame]:
+        raise ValueError(f"the frame lacks the columns {missing}, it has {list(frame.columns)}")
+    if not len(frame):
+        raise ValueError("frame must hold at least one row, got none")
 
 
 def check_integer(name: str, value: Any, low: int, high: int = 2**63 - 1) -> int:

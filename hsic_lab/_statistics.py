@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t
 
-from hsic_lab._checks import check_type
+from hsic_lab._checks import check_type, require_columns
 
 MARGIN = 0.01  # accuracies whose difference is below one point count as the same
 
@@ -204,6 +204,7 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
 
 def _chosen(frame: pd.DataFrame, evaluation: str) -> pd.DataFrame:
     """The rows of one evaluation."""
+    require_columns(frame, ["evaluation"])
     if (chosen := frame[frame["evaluation"] == evaluation]).empty:
         raise ValueError(f"the frame has no evaluation {evaluation!r}, it has {sorted(frame['evaluation'].unique())}")
     return chosen
@@ -211,10 +212,12 @@ def _chosen(frame: pd.DataFrame, evaluation: str) -> pd.DataFrame:
 
 def probe_summary(table: pd.DataFrame) -> pd.DataFrame:
     """Mean and standard deviation (divisor m - 1, NaN for one split) of a `probe_table` over its splits."""
+    require_columns(table, ["representation", "accuracy"])
     return table.groupby("representation", sort=False)["accuracy"].agg(mean="mean", std="std", splits="size")
 
 
 def few_label_summary(table: pd.DataFrame) -> pd.DataFrame:
     """Mean accuracy of a `few_label_curve` and its 95 % t interval over the seeds (NaN for one seed)."""
+    require_columns(table, ["representation", "per_class", "accuracy"])
     runs = table.assign(evaluation="linear", seed=range(len(table)))  # every row enters the mean
     return summarize(runs, ["representation", "per_class"]).drop(columns="n_failed")

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hsic_lab._checks import check_choice, check_integer, is_whole
+from hsic_lab._checks import check_choice, check_integer, check_type, is_whole
 
 _BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}  # residual blocks in each of the four stages
 
@@ -195,4 +195,6 @@ def _check_images(images: Tensor, channels: int) -> None:
 
 def without_classifier(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the state dict of a torchvision ResNet without ``fc``, for a strict `ResNetEncoder.load_state_dict`."""
-    return {name: value for name, value in weights.items() if not name.startswith("fc.")}
+    return {
+        name: value for name, value in check_type("weights", weights, Mapping).items() if not name.startswith("fc.")
+    }

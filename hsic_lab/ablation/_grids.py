@@ -244,7 +244,7 @@ def read_grid(source: str | os.PathLike | Mapping[str, Any]) -> Grid:
 
 def make_config(settings: Mapping[str, Any]) -> TrainConfig:
     """Make the config that settings, as in `Grid`, describe; raise ValueError if they contradict each other."""
-    for name in settings:
+    for name in check_type("settings", settings, Mapping):
         check_choice(name, (*FIELDS, *SHORTHANDS), "a setting of the grid")
     values: dict[str, Any] = {name: value for name, value in settings.items() if name in FIELDS}
     options = {name: settings[name] for name in settings if name in _LOSS_OPTIONS}

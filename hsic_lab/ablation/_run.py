@@ -20,6 +20,7 @@ from joblib import Parallel, delayed
 from tqdm.auto import tqdm
 
 from hsic_lab import __version__
+from hsic_lab._checks import check_type
 from hsic_lab._io import progress_options, remove_leftovers, replace_file, sole_process
 from hsic_lab.ablation._grids import Grid, Level, Planned, read_grid
 from hsic_lab.cka import cka_or_nan
@@ -323,7 +324,7 @@ def _settings(one: Planned, grid: str) -> dict[str, Any]:
 def write_table(frame: pd.DataFrame, grid: Grid, path: Path, command: str) -> None:
     """Write a table of `run_ablation` as CSV, below lines with "#" that hold the grid and the command that made it."""
     parts: dict[str, Any] = {
-        "base": dict(grid.base),
+        "base": dict(check_type("grid", grid, Grid).base),
         "cross": dict(grid.cross),
         "include": list(grid.include),
         "data": dict(grid.data),
@@ -338,6 +339,7 @@ def write_table(frame: pd.DataFrame, grid: Grid, path: Path, command: str) -> No
 
 def read_table(path: str | os.PathLike) -> pd.DataFrame:
     """Read a table that `write_table` wrote; ``attrs`` holds the lines above it: question, base, data, command."""
+    path = check_type("path", path, str, os.PathLike)
     try:
         with open(path, encoding="utf-8") as file:
             lines = takewhile(lambda line: line.startswith("# "), file)

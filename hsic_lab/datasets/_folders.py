@@ -8,7 +8,7 @@ import shutil
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from os import PathLike
 from pathlib import Path
@@ -26,7 +26,7 @@ from hsic_lab.datasets._images import UNKNOWN, ImageData, Images
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 EIGHT_BIT = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "LAB", "HSV"})
 SPLITS = {word: "train" for word in ("train", "training", "trn")}
-SPLITS |= {word: "test" for word in ("test", "testing", "tst")}
+SPLITS |= {word: "test" for word in ("test", "testing", "tst", "holdout", "heldout")}
 SPLITS |= {word: "val" for word in ("val", "valid", "validation", "dev", "devel", "eval", "evaluation")}
 UNLABELLED = ("unlabelled", "unlabeled")
 CACHE_BYTES = 64 << 30  # limit of all decoded images together
@@ -44,16 +44,16 @@ def _words(name: str) -> list[str]:
     return [word.removeprefix("x") for word in words]
 
 
-def split_of(name: str) -> str | None:
+def split_of(name: str, splits: Mapping[str, str] = SPLITS) -> str | None:
     """Return "train", "test" or "val" if a word of the name says so: X_train, valid, TestImages, val2017."""
-    return next((SPLITS[word] for word in _words(name) if word in SPLITS), None)
+    return next((splits[word] for word in _words(name) if word in splits), None)
 
 
 def find_images(folder: Path, unread: Counter | None = None) -> list[Path]:
     """Return the visible image files under `folder` and folders linked in it, sorted; count other files by ending."""
     found: list[Path] = []
     seen = set(folder.resolve().parents)  # a link to one of these makes a loop
-    for where, folders, names in os.walk(folder, followlinks=True):
+    for where, folders, names in os.walk(folder, onerror=_raise, followlinks=True):
         if (here := Path(where).resolve()) in seen:
             folders.clear()
             continue
@@ -61,6 +61,10 @@ def find_images(folder: Path, unread: Counter | None = None) -> list[Path]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         found += _only_images((Path(where, name) for name in names), unread)
     return sorted(found)
+
+
+def _raise(error: OSError) -> None:
+    raise error  # `os.walk` would pass over a folder that cannot be read
 
 
 def _only_images(files: Iterable[Path], unread: Counter | None) -> list[Path]:
@@ -105,7 +109,8 @@ def decode(path: Path, size: int | None, transparent: list[Path]) -> np.ndarray:
                 transparent.append(path)
             image = ImageOps.exif_transpose(opened).convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} is not an image that can be read: {error}. Replace or remove it") from error
+        words = f"{path} is not an image that can be read: {error}. Replace or remove it"
+        raise ValueError(printable(words)) from error
     if size is not None and image.size != (size, size):
         scale = size / min(image.size)
         image = image.resize([max(size, round(side * scale)) for side in image.size], Image.Resampling.BILINEAR)
@@ -193,7 +198,7 @@ def _decode_to(path: Path, files: Sequence[Path], size: int | None, shape: tuple
         image = decode(files[row], size, transparent)
         if image.shape != array.shape[1:]:
             (h, w), (height, width) = image.shape[1:], array.shape[2:]
-            found = f"{files[row]} has {w} x {h} pixels, {files[0]} {width} x {height}"
+            found = printable(f"{files[row]} has {w} x {h} pixels, {files[0]} {width} x {height}")
             raise ValueError(f"{found}: size=64 (--size 64), for instance, resizes and crops all to one square")
         array[row] = image
 
@@ -252,7 +257,7 @@ def from_folder(
         raise FileNotFoundError(f"no folder {path}: expected one with a sub-folder of images a class")
     size = None if size is None else check_integer("size", size, 1)
     roots, unread = _find_splits(path, train_folder), Counter[str]()
-    loose = [_only_images(sorted(filter(Path.is_file, root.iterdir())), unread) for root in roots]
+    loose = [_only_images(sorted(file for file in root.iterdir() if not file.is_dir()), unread) for root in roots]
     apart = [folder for folder in subfolders(path) if folder.name.lower() in UNLABELLED and roots != [folder]]
     unlabelled = [file for folder in apart for file in find_images(folder, unread)]
     flat = all(loose) and not any(set(subfolders(root)) - set(apart) for root in roots)
@@ -295,6 +300,11 @@ def _find_splits(path: Path, train_folder: str | None) -> list[Path]:
         raise ValueError(f"{path} has the folders {', '.join(found)}, which are no clear pair of splits: {remedy}")
     if by_kind["train"] and not held_out and train_folder is None:
         raise ValueError(f"{path} has a folder {found[0]} but neither test nor val: {remedy}")
+    inner = [{folder.name for folder in subfolders(one)} for one in visible]
+    alike = len(inner) > 1 and len(inner[0]) > 1 and all(names == inner[0] for names in inner)
+    if not found and alike and not SPLITS.keys() & {name.lower() for name in inner[0]}:
+        same = ", ".join(sorted(map(printable, inner[0])))
+        raise ValueError(f"each folder in {path} holds the folders {same}, as splits do: {remedy}")
     return [*by_kind["train"], *held_out] or [path]
 
 

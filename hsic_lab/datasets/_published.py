@@ -289,7 +289,7 @@ def download(name: str, folder: str | os.PathLike | None = None) -> Path:
     name, folder : str, path or None
         As in :func:`load`.
     """
-    if name not in SOURCES:
+    if check_type("name", name, str) not in SOURCES:
         raise ValueError(f"{name!r} is not downloaded; the sets that are: {sorted(SOURCES)}")
     source, root = SOURCES[name], data_folder(folder)
     target = root / source.folder

@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from hsic_lab import correlation as correlations
-from hsic_lab._checks import as_samples, to_array
+from hsic_lab._checks import as_samples, check_views, to_array
 from hsic_lab._io import replace_file
 from hsic_lab.evaluation import extract_features
 from hsic_lab.explorer._html import data_url, explorer_fragment, explorer_page, image_bytes
@@ -75,6 +75,7 @@ def feature_pair(z_a: Tensor, z_b: Tensor, i: int, j: int, extremes: int = 4) ->
     >>> feature_pair(torch.eye(3), torch.eye(3), 0, 0).extremes_a.tolist()
     [1, 0]
     """
+    check_views(z_a, z_b)
     d = z_a.shape[1]
     if not (0 <= i < d and 0 <= j < d):
         raise ValueError(f"features are numbered 0 to {d - 1}, got ({i}, {j})")

@@ -314,7 +314,7 @@ def shifted_hsic(grams_x: Grams, grams_y: Grams, orders: Tensor) -> tuple[Tensor
 
 @contextmanager
 def _one_thread_each(use: bool) -> Iterator[Callable]:
-    """A `map` that runs as many calls at a time as torch has threads, each in one thread; the plain one without `use`."""
+    """A `map` that runs as many calls at a time as torch has threads, one thread each; without `use` the plain one."""
     if not use or (threads := torch.get_num_threads()) == 1:
         yield map
         return

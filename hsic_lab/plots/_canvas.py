@@ -1,6 +1,5 @@
 """Colors, theme and small drawing helpers that all plots share."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -8,8 +7,6 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from numpy.typing import ArrayLike
-
-from hsic_lab._checks import check_type
 
 PALETTE = sns.color_palette("colorblind").as_hex()
 DIVERGING = "RdBu_r"
@@ -37,15 +34,6 @@ def plain(text: object, most: int = 32) -> str:
 def axes_or_new(ax: Axes | None, width: float, height: float) -> Axes:
     """Return the given axes, or the axes of a new figure of this size in inches."""
     return ax if ax is not None else plt.subplots(figsize=(width, height), layout="constrained")[1]
-
-
-def require_columns(frame: pd.DataFrame, columns: Sequence[str]) -> None:
-    """Raise ValueError if the frame lacks one of `columns` or has no rows."""
-    check_type("frame", frame, pd.DataFrame)
-    if missing := [column for column in columns if column not in frame]:
-        raise ValueError(f"the frame lacks the columns {missing}, it has {list(frame.columns)}")
-    if not len(frame):
-        raise ValueError("frame must hold at least one row, got none")
 
 
 def value_label(value: str, evaluation: str) -> str:

@@ -11,11 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
 
-from hsic_lab._checks import check_integer, check_type
+from hsic_lab._checks import check_integer, check_type, require_columns
 from hsic_lab._statistics import few_label_summary, summarize
 
 from hsic_lab.plots._canvas import (  # isort: skip
-    PALETTE, QUIET, SEQUENTIAL, axes_or_new, dashed_line, draw_band, plain, require_columns, value_label,
+    PALETTE, QUIET, SEQUENTIAL, axes_or_new, dashed_line, draw_band, plain, value_label,
 )  # fmt: skip
 
 

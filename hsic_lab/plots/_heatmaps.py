@@ -106,7 +106,7 @@ def plot_confusion(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     frame, ax : DataFrame, Axes or None
         Counts of ``confusion``, a row for each true class, a column for each predicted class; and where to draw.
     """
-    counts = frame.to_numpy()
+    counts = check_type("frame", frame, pd.DataFrame).to_numpy()
     if counts.shape[0] != counts.shape[1] or not counts.size:
         raise ValueError(f"frame must be square with at least one class, got shape {counts.shape}")
     if not (np.isfinite(counts).all() and (counts >= 0).all()):

@@ -1,6 +1,7 @@
 """Embeddings, and what of a file or a run becomes their features, views and labels."""
 
 import itertools
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,9 +14,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from hsic_lab._checks import as_labels, as_tensor, finite_rows, to_array
+from hsic_lab._checks import as_labels, as_tensor, check_type, finite_rows, to_array
 from hsic_lab.correlation import column_moments
-from hsic_lab.datasets._folders import printable, split_of
+from hsic_lab.datasets._folders import SPLITS, printable, split_of
 from hsic_lab.evaluation import extract_features, extract_layers
 from hsic_lab.training import Run
 from hsic_lab.training._setup import data_of, held_out_pairs
@@ -25,7 +26,10 @@ from hsic_lab.report._files import (  # isort: skip
 )  # fmt: skip
 
 MIN_ROWS, MAX_FEATURES = 4, 1 << 13  # C of more features has over 256 MiB in float32
-INDEX = re.compile(r"(|.*[_ .-])(id|ids|idx|index|row|rows)|unnamed.*|__index_level_\d+__|", re.IGNORECASE)
+INDEX = re.compile(
+    r"(?i:(|.*[_ .-])(id|ids|idx|index|rows?|[gu]uid|uid)|rowid|unnamed.*|__index_level_\d+__|)|.*[a-z]I[dD]s?"
+)
+SHORT = SPLITS | {"tr": "train", "te": "test", "ts": "test"}  # which mean splits only where all names do
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,9 +100,10 @@ def read_embeddings(
     drop = [drop] if isinstance(drop, str) else drop
     if view_b is not None and view_a is None and second is None:
         raise ValueError(f"view B, {view_b!r}, is chosen: choose view A of the file too, --view-a")
-    found = read_one(Path(path), label, drop, view_a, None if second else view_b, labels is not None)
+    path = Path(check_type("path", path, str, os.PathLike))
+    found = read_one(path, label, drop, view_a, None if second else view_b, labels is not None)
     if second is not None:
-        _refuse_splits([Path(path).stem, Path(second).stem], "files")
+        _refuse_splits([path.stem, Path(second).stem], "files")
         other = read_one(Path(second), label, drop, view_b, None, True)
         if found.z_b is not None or other.z_b is not None:
             raise ValueError(f"two files must hold one view each; {path if found.z_b is not None else second} has two")
@@ -214,6 +219,7 @@ def _views(
                 fault = f"holds {kind}, not numbers: if these are labels --label-column, else"
             if fault:
                 raise ValueError(f"column {name!r} {fault} leave it out, --drop {name!r}")
+        _refuse_splits(names, "columns")
         pairs = [f"{a}_* {b}_*".split() for a, b in VIEWS]
         patterns = next((p for p in pairs if all(any(fnmatchcase(n, one) for n in names) for one in p)), ["*"])
     views = [_matching(names, pattern) for pattern in patterns]
@@ -311,8 +317,10 @@ def _matching(names: Iterable[str], pattern: str, elsewhere: bool = False) -> li
 
 def _refuse_splits(names: Sequence[str], what: str) -> None:
     """Raise ValueError for names of training and test splits, which are no views."""
-    if len(set(map(split_of, names))) > 1:
-        raise ValueError(f"the {what} {_few(names)} look like splits, not views: choose one, --view-a {names[0]!r}")
+    kinds, short = {split_of(name) for name in names}, {split_of(name, SHORT) for name in names}
+    if (len(kinds) > 1 and what != "columns") or (len(short) > 1 and None not in short):
+        first = re.sub(r"\d+$", "*", names[0]) if what == "columns" else names[0]
+        raise ValueError(f"the {what} {_few(names)} look like splits, not views: choose one, --view-a {first!r}")
 
 
 def sample(n: int, most: int) -> np.ndarray:

@@ -92,6 +92,9 @@ def read_arrays(path: Path) -> dict[str, Column]:
     if not isinstance(content, Mapping):
         raise ValueError(f"expected a tensor, two tensors or a dictionary of tensors, got {type(content).__name__}")
     given = {str(name): value for name, value in content.items() if isinstance(value, Tensor | list)}
+    for name, value in given.items():
+        if isinstance(value, Tensor) and value.layout != torch.strided:
+            raise ValueError(f"{name!r} is sparse, {value.layout}: save its to_dense()")
     values = {name: np.asarray(value) if isinstance(value, list) else value for name, value in given.items()}
     return {name: Column(tuple(v.shape), v.dtype, partial(values.get, name)) for name, v in values.items()}
 

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from hsic_lab._checks import is_whole
+from hsic_lab._checks import check_type, is_whole
 from hsic_lab._io import remove_leftovers, replace_file
 from hsic_lab.training._config import TrainConfig
 from hsic_lab.training._setup import make_networks
@@ -102,7 +102,7 @@ class Run:
     @classmethod
     def load(cls, folder: str | os.PathLike, encoder: nn.Module | None = None) -> "Run":
         """Read the folder of a run. `encoder` is your own module if it was trained with one; it gets the weights."""
-        path = Path(folder) / SETTINGS
+        path = Path(check_type("folder", folder, str, os.PathLike)) / SETTINGS
         before = path.read_bytes() if path.is_file() else b""
         try:
             return cls._load(Path(folder), encoder)

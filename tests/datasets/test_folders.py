@@ -8,6 +8,7 @@ import time
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -453,6 +454,37 @@ def test_linked_folders_are_followed_and_loops_are_not(tmp_path):
     assert torch.cat([data.train.labels, data.test.labels]).bincount().tolist() == [6, 5]
 
 
+@pytest.mark.parametrize("names", [("tr", "te"), ("fold0", "fold1"), ("real", "fake")])
+def test_folders_that_hold_the_same_folders_may_be_splits(tmp_path, names):
+    tree(tmp_path, names, 3)
+    with pytest.raises(ValueError, match="holds the folders ant, bee, as splits do: train_folder"):
+        from_folder(tmp_path)
+    assert from_folder(tmp_path, train_folder=".", test_fraction=0.4).class_names == tuple(sorted(names))
+    assert from_folder(tmp_path, train_folder=names[0], test_fraction=0.4).class_names == ("ant", "bee")
+
+
+def test_folder_that_cannot_be_read_is_an_error(tmp_path, monkeypatch):
+    tree(tmp_path, ("",), 5)
+    save(tmp_path / "ant" / "locked" / "x.png")
+    scan = os.scandir
+
+    def refuse(path="."):  # the tests may run as root, which no mode of a folder stops
+        if Path(path).name == "locked":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(PermissionError, match="locked"):
+        from_folder(tmp_path)
+
+
+def test_link_to_nothing_is_counted_as_not_read(tmp_path):
+    tree(tmp_path, ("",), 5)
+    (tmp_path / "cat").symlink_to(tmp_path / "nowhere")
+    with pytest.warns(UserWarning, match="not read: 1 files ending in ''"):
+        from_folder(tmp_path)
+
+
 def test_what_is_not_read_is_counted_in_a_warning(tmp_path):
     tree(tmp_path, ("train", "test", "val"))
     for name in ("train/ant/a.heic", "test/bee/b.HEIC", "train/ant/c.avif", "train/.hidden.heic", "train/list.txt"):
@@ -476,6 +508,12 @@ def test_names_that_are_not_utf8(tmp_path):
     data = from_folder(tmp_path)
     assert data.class_names == ("\\xe4",) and len(data.train) == 4
     assert torch.equal(from_folder(tmp_path).train.images, data.train.images)
+    for size, words in ((0, "not an image"), (9, "pixels")):
+        save(tmp_path / "x.png", size, size) if size else (tmp_path / "x.png").touch()
+        os.rename(tmp_path / "x.png", os.fsencode(tmp_path) + b"/\xe4/caf\xe90.png")
+        with pytest.raises(ValueError, match=words) as error:
+            from_folder(tmp_path)
+        assert r"caf\xe90.png" in str(error.value)
 
 
 def test_source_makes_the_same_set_again(tmp_path):

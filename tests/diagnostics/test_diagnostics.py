@@ -31,6 +31,7 @@ from hsic_lab.diagnostics import (
     uniformity,
 )
 from hsic_lab.diagnostics._diagnose import EXPLANATIONS, FAULTS, KINDS, VERDICTS
+from hsic_lab.hsic import hsic_matrix
 from hsic_lab.kernels import Delta, Gaussian, Linear
 
 
@@ -185,6 +186,14 @@ def test_factor_dependence_finds_the_encoded_factor():
     table = factor_dependence(x, frame, max_rows=500).set_index("factor")
     assert table.loc["in", "cka"] > 0.5 and abs(table.loc["out", "cka"]) < 0.02 and (table["n"] == 500).all()
     assert table.equals(factor_dependence(x, frame, max_rows=500).set_index("factor"))
+
+
+def test_numbers_as_text_are_neither_numbers_nor_labels():
+    x, text = normal(60, 5), pd.Series([f"{v:.3f}" for v in normal(60, 1)[:, 0]])
+    for call in (lambda v: factor_dependence(x, v), lambda v: hsic_matrix(x, v)):
+        with pytest.raises(ValueError, match=r"\['v'\] holds numbers as text, '[-.0-9]+'.*: convert them"):
+            call(pd.DataFrame({"v": text}))
+        call(pd.DataFrame({"v": text.astype(float), "category": text.astype("category"), "code": ["01", "1"] * 30}))
 
 
 def test_factors_are_converted_or_refused_with_the_count():

@@ -326,6 +326,7 @@ COUNTERS = {
     "image_id": RNG.permutation(12), "number": np.arange(12), "place": np.arange(12)[::-1] + 5,
     "key": RNG.permutation(12).astype(float), "time": np.cumsum(RNG.integers(1, 9, 12)), "Unnamed: 0": RNG.random(12),
     "idx": RNG.random(12), "row": RNG.random(12), "sample_index": RNG.random(12), "__index_level_0__": RNG.random(12),
+    "imageId": RNG.random(12), "photoID": RNG.random(12), "uid": RNG.random(12), "rowid": RNG.random(12),
     "ID": np.arange(12), "": np.arange(12), "file": [f"{i}.png" for i in range(12)], "split": [True, False] * 6,
 }  # fmt: skip
 
@@ -359,7 +360,10 @@ def test_views_and_labels_may_be_chosen(tmp_path):
         read_embeddings(written(frame(label=LABELS, target=LABELS), tmp_path / "two.csv"))
 
 
-@pytest.mark.parametrize("names", [("X_train", "X_test"), ("train", "val"), ("xTrain", "xTest"), ("z", "z_validation")])
+SPLITS = [("X_train", "X_test"), ("train", "val"), ("xTrain", "xTest"), ("z", "z_validation"), ("Xtr", "Xte")]
+
+
+@pytest.mark.parametrize("names", [*SPLITS, ("features_tr", "features_ts"), ("X", "X_holdout")])
 def test_splits_are_no_views(tmp_path, names):
     np.savez(tmp_path / "x.npz", **dict(zip(names, (A, B), strict=True)))
     with pytest.raises(ValueError, match="look like splits, not views: choose one"):
@@ -371,6 +375,24 @@ def test_splits_are_no_views(tmp_path, names):
         read_embeddings(*files)
     np.savez(tmp_path / "y.npz", train_left=A, train_right=B)
     assert read_embeddings(tmp_path / "y.npz").z_b is not None
+    np.savez(tmp_path / "y.npz", te=A, im=B)  # of text and of images: no name of a training split beside it
+    assert read_embeddings(tmp_path / "y.npz").z_b is not None
+
+
+def test_columns_of_splits_are_no_features(tmp_path):
+    names = [f"{split}_{i}" for split in ("train", "test") for i in range(3)]
+    path = written(pd.DataFrame(np.column_stack([A, B]), columns=names), tmp_path / "x.csv")
+    with pytest.raises(ValueError, match=r"look like splits, not views: choose one, --view-a 'train_\*'"):
+        read_embeddings(path)
+    assert read_embeddings(path, view_a="train_*").z_a.shape == A.shape
+    plain = frame().rename(columns={"f0": "training_hours", "f1": "test_score"})
+    assert read_embeddings(written(plain, tmp_path / "y.csv")).z_a.shape == (12, 3)
+
+
+def test_sparse_tensors_are_named(tmp_path):
+    torch.save({"z": torch.eye(6).to_sparse()}, tmp_path / "x.pt")
+    with pytest.raises(ValueError, match=r"'z' is sparse, torch.sparse_coo: save its to_dense"):
+        read_embeddings(tmp_path / "x.pt")
 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet", "npy"])
