@@ -22,10 +22,8 @@ __all__ = [
 ORDERS = ("index", "diagonal", "cluster")
 _BLOCK_ELEMENTS = 1 << 23  # of a block in float64: 64 MiB
 
-Samples = Tensor | np.ndarray
 
-
-def standardize(z: Samples) -> Tensor:
+def standardize(z: Tensor) -> Tensor:
     """Scale every column to mean 0 and variance 1 over the batch.
 
     ``(z - mean) / std`` with ``std = sqrt(sum (z - mean)^2 / n)``, so that equal views correlate to exactly 1 at every
@@ -33,7 +31,7 @@ def standardize(z: Samples) -> Tensor:
 
     Parameters
     ----------
-    z : Tensor or ndarray of shape (n, d)
+    z : Tensor of shape (n, d)
         Floating point, n at least 2. Half precision is raised to float32.
 
     Returns
@@ -41,7 +39,7 @@ def standardize(z: Samples) -> Tensor:
     Tensor of shape (n, d)
         The standardized columns. NaN and infinite values make their column NaN.
     """
-    check_views(z := as_tensor(z, "z"), z)
+    check_views(z, z)
     if len(z) < 2:
         raise ValueError(f"standardizing needs at least 2 rows, got shape {tuple(z.shape)}")
     return standardize_with_scale(at_least_float32(z))[0]
@@ -68,14 +66,14 @@ def _is_rounding(square: Tensor, value: Tensor, tolerance: float) -> Tensor:
     return torch.addcmul(square, value, value, value=-(tolerance**2)) <= 0
 
 
-def cross_correlation(z_a: Samples, z_b: Samples) -> Tensor:
+def cross_correlation(z_a: Tensor, z_b: Tensor) -> Tensor:
     """Correlations ``C = standardize(z_a)' standardize(z_b) / n`` of the features of two views.
 
     This is equation 2 of Zbontar et al. (2021), "Barlow Twins", arXiv:2103.03230.
 
     Parameters
     ----------
-    z_a, z_b : Tensor or ndarray of shape (n, d)
+    z_a, z_b : Tensor of shape (n, d)
         Two views; rows of one index are one image. The narrower dtype is raised to the wider.
 
     Returns
@@ -90,7 +88,7 @@ def cross_correlation(z_a: Samples, z_b: Samples) -> Tensor:
     >>> standardize(z).tolist(), cross_correlation(z, -z).tolist()
     ([[-1.0, 0.0], [1.0, 0.0]], [[-1.0, 0.0], [0.0, 0.0]])
     """
-    check_views(z_a := as_tensor(z_a, "z_a"), z_b := as_tensor(z_b, "z_b"))
+    check_views(z_a, z_b)
     dtype = torch.promote_types(z_a.dtype, z_b.dtype)
     return matmul(standardize(z_a.to(dtype)).T, standardize(z_b.to(dtype))) / len(z_a)
 

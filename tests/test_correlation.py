@@ -105,17 +105,10 @@ def test_narrower_dtype_is_raised_to_the_wider():
         (lambda: standardize(torch.zeros(3)), ValueError, r"must have shape \(n, d\), got \(3,\)"),
         (lambda: standardize(torch.zeros(3, 0)), ValueError, r"must have shape \(n, d\), got \(3, 0\)"),
         (lambda: standardize(torch.zeros(3, 2, dtype=torch.int64)), TypeError, "floating point, got torch.int64"),
-        (lambda: standardize(np.zeros((3, 2), int)), TypeError, "floating point, got torch.int64"),
+        (lambda: standardize(np.zeros((3, 2))), TypeError, "torch.Tensor, got ndarray"),
         (lambda: cross_correlation(torch.zeros(3, 2), torch.zeros(3, 4)), ValueError, r"\(3, 2\) and \(3, 4\)"),
     ],
 )
 def test_errors_quote_the_offending_value(call, error, message):
     with pytest.raises(error, match=message):
         call()
-
-
-def test_arrays_give_the_values_of_tensors():
-    z_a, z_b = np.random.default_rng(0).normal(size=(2, 20, 3))
-    assert torch.equal(standardize(z_a), standardize(torch.from_numpy(z_a)))
-    expected = cross_correlation(torch.from_numpy(z_a), torch.from_numpy(z_b))
-    assert torch.equal(cross_correlation(z_a, z_b), expected)

@@ -134,6 +134,10 @@ ARRAYS: dict[str, tuple[Callable, tuple]] = {
     "spectral_test": (lambda x, y: independence.spectral_test(x, y, draws=50), (X, Y)),
     "block_test": (independence.block_test, (X, Y)),
     "shift_test": (lambda x, y: independence.shift_test(x, y, guard=4), (X, Y)),
+    "conditional_test": (lambda x, y: independence.conditional_test(x, y, Y[:, :1]), (X, Y)),
+    "mutual_knn": (lambda x, y: hsic_lab.compare.mutual_knn(x, y, k=5), (X, Y)),
+    "procrustes": (hsic_lab.compare.procrustes, (X, Y)),
+    "DistanceInduced": (lambda x, y: hsic(x, y, kernels.DistanceInduced(), kernels.DistanceInduced()), (X, Y)),
     "dhsic_test": (lambda x, y: independence.dhsic_test(x, y, permutations=19), (X, Y)),
     "median_distance": (kernels.median_distance, (X,)),
     "factor of a Gram": (lambda x: kernels.factor(GAUSSIAN, x, rank=8).square().sum(), (X,)),
@@ -525,11 +529,11 @@ ROWS = [*ARRAYS, *INTEGERS, *NUMBERS, *CHOICES]
 # Public names without a row of their own, and why.
 ELSEWHERE = {
     "results and containers, which functions of this library make": "Callback Event FeaturePair ImageData Images "
-    "Kernel PairedDifference ProbeResult TestResult Embeddings TwoViewLoss",
+    "Kernel LayerTests PairedDifference ProbeResult TestResult Embeddings TwoViewLoss",
     "kernels and losses that the rows of the others cover": "InverseMultiquadric Linear Product",
     "checked tensors only, in every step of a training": "center off_diagonal squared_distances",
     "no argument, or those of another row": "data_folder demo_config demo_probe run_demo save_figures set_theme "
-    "explorer_fragment",
+    "explorer_fragment extract_layers",
     "tests of their own: scikit-learn's check_estimator, tests/views, tests/datasets, tests/training": "CorruptedRows "
     "DigitScenes SelfSupervisedEncoder TensorBoardLogger",
 }

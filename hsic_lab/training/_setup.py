@@ -138,7 +138,7 @@ def held_out_pairs(data: ImageData, config: TrainConfig, device: torch.device, v
     if data.scenes:
         pair = DigitScenes("test", data.scenes.size).pairs(SNAPSHOT_PAIRS, generator, config.shared)
     else:
-        pair = make(data.test.sample(SNAPSHOT_PAIRS).images.to(device), generator)[:2]
+        pair = tuple(make(data.test.sample(SNAPSHOT_PAIRS).images.to(device), generator))[:2]
     return [prepared(view, device) for view in pair]
 
 
