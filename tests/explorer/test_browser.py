@@ -58,12 +58,13 @@ class Lab:
 def lab(tmp_path_factory):
     """A JupyterLab with its own settings, this interpreter as kernel, two notebooks and the page of explorers."""
     folder = tmp_path_factory.mktemp("lab")
-    for name in ("00_quickstart", "04_reading_cross_correlation"):
-        nbformat.write(jupytext.read(ROOT / "notebooks" / f"{name}.py"), folder / f"{name}.ipynb")
     source = (ROOT / "tests" / "explorer" / "explorer_page.py").read_text(encoding="utf-8")
-    page = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
-    page.metadata = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
-    nbformat.write(page, folder / "explorers.ipynb")
+    pages = {"explorers": nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])}
+    for name in ("00_quickstart", "04_reading_cross_correlation"):
+        pages[name] = jupytext.read(ROOT / "notebooks" / f"{name}.py")
+    for name, page in pages.items():
+        page.metadata = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
+        nbformat.write(page, folder / f"{name}.ipynb")
     kernel = folder / ".jupyter" / "kernels" / "python3"
     kernel.mkdir(parents=True)
     argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
