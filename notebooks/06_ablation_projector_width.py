@@ -400,5 +400,5 @@ assert share.max() < 0.02  # at every width chance adds little to these: feature
 
 
 # %% [markdown]
-# **Next:** [`07_lambda_and_the_minus_one_target`](07_lambda_and_the_minus_one_target.ipynb): does it matter that HSIC_SSL
+# **Next:** [`07_the_minus_one_target`](07_the_minus_one_target.ipynb): does it matter that HSIC_SSL
 # asks for $-1$?

@@ -320,7 +320,7 @@ assert FAST or online < probe.accuracy
 # * **Redundancy**, $\sum_{i \ne j} C_{ij}^2 - d(d-1)/(n-1)$, where $C$ is now the cross-correlation matrix: how much
 #   different features repeat each other, minus what chance alone gives for $n$ pairs of views and $d$ features.
 # * **Feature sum covariance**, $\mathbf 1^\top C \mathbf 1$, the sum of all entries of $C$: negative only if the two
-#   branches oppose each other (`07_lambda_and_the_minus_one_target`, section 2).
+#   branches oppose each other (`07_the_minus_one_target`, section 2).
 #
 # For comparison, the last column diagnoses projections that are constant.
 

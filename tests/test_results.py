@@ -123,6 +123,38 @@ def test_tuned_comparisons_are_those_of_their_table():
     assert "6 of 25 runs at a batch of 32 learn nothing, and 1 of 25 at 256" in (ROOT / "README.md").read_text()
 
 
+def test_tuned_kernels_widths_and_targets_are_those_of_their_tables():
+    tables = ("tuned_kernel", "kernel", "linear", []), ("tuned_width", "d", 64, ["loss"])
+    for name, factor, first, by in (*tables, ("tuned_target", "off_diagonal_target", 0.0, [])):
+        table = of(name)
+        reported = table[table["tuned"].isna() & (table["evaluation"] == "linear")]
+        assert (table["state"] == "finished").all() and reported["seed"].nunique() == 5
+        for row in paired_differences(reported, factor, first, by=by).to_dict("records"):
+            found = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * row[k] for k in ("mean", "low", "high")))
+            words = "".join(f"{row[column]}, " for column in by) + f"{row['second']} minus {row['first']}"
+            assert f"| `{name}` | {words} | {found} | {row['p_holm']:.2g} | {row['verdict']} |" in TEXT
+            assert row["verdict"] == "not decided"
+        failed = reported[reported["accuracy"] < 0.22]
+        assert set(failed["seed"]) <= {3} and (name == "tuned_kernel") == failed.empty
+        assert failed.empty or f"{len(failed)} of {len(reported)} of the {name[6:]} table" in " ".join(TEXT.split())
+
+
+def test_the_readme_states_what_the_tuned_tables_show():
+    readme = (ROOT / "README.md").read_text()
+    table = of("tuned_batch_size")
+    tried = table[table["tuned"].notna()].fillna({"lambda_times_d": 1.0})
+    tried = tried.groupby(["loss", "batch_size", "learning_rate", "lambda_times_d"])["accuracy"].mean()
+    for loss in ("barlow_twins", "hsic_ssl"):
+        assert tried[loss, 32, tried[loss, 32].index[0][0], 1.0] > tried[loss, 256].max()
+    means = summarize(table[table["tuned"].isna()], ["loss", "batch_size"]).set_index(["loss", "batch_size"])["mean"]
+    low, high = (f"{100 * means['barlow_twins', n]:.1f} %" for n in (32, 256))
+    assert f"{low} at 32 and {high} at 256" in readme
+    width = of("tuned_width", "tuned == 'lambda_times_d' and evaluation == 'linear on validation'")
+    curves = 100 * width.pivot_table("accuracy", ["loss", "d"], "lambda_times_d")
+    assert 4 < (curves.max(axis=1) - curves[1.0]).max() < 5 and curves.shape[1] == 4
+    assert "1/d was within five points of the best of four multiples" in readme
+
+
 def test_sentences_about_the_tuned_runs_are_those_of_their_tables():
     text, table = " ".join(TEXT.split()), of("tuned_batch_size")
     tried = table[table["tuned"].notna()].fillna({"lambda_times_d": 1.0})
