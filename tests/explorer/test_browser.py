@@ -166,13 +166,16 @@ def explorer(page, number):
     return found
 
 
+def drawn(shown):
+    """Wait until the explorer has drawn its last change, which it does in the next frame; return `shown`."""
+    shown.page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    return shown
+
+
 def pixels(found, panel=0):
-    """The colors of a heatmap in the next frame, (side, side, 3)."""
-    canvas = found.locator("canvas[data-step]").nth(panel).element_handle()
-    flat = canvas.evaluate("""async (c) => {
-      await new Promise(requestAnimationFrame);
-      return [...c.getContext("2d").getImageData(0, 0, c.width, c.height).data];
-    }""")
+    """The colors of a heatmap, (side, side, 3)."""
+    canvas = drawn(found).locator("canvas[data-step]").nth(panel).element_handle()
+    flat = canvas.evaluate("(c) => [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]")
     side = round((len(flat) / 4) ** 0.5)
     return np.array(flat, dtype=np.uint8).reshape(side, side, 4)[..., :3]
 
@@ -254,14 +257,16 @@ def drive(page, shown, wanted, pairs):
     assert behind.bounding_box()["y"] < box["y"], "not below the click"
 
     set_range(shown, "limit", 0.5)
-    assert shown.locator(".bar div").inner_text().split() == ["≥0.5", "0", "−0.5"], "entries beyond the upper end"
+    assert drawn(shown).locator(".bar div").inner_text().split() == ["≥0.5", "0", "−0.5"], (
+        "entries beyond the upper end"
+    )
     shown.locator("[data-control=order]").select_option("cluster")
     page.wait_for_function("e => e.innerText.includes('position 0')", arg=shown.element_handle())
     np.testing.assert_array_equal(pixels(shown), colored(wanted[25][np.ix_(order, order)], 0.5))
     canvas.focus()
     for key in ("ArrowDown", "ArrowRight", "ArrowRight"):
         page.keyboard.press(key)
-    found = shown.locator(".readout").first.inner_text()
+    found = drawn(shown).locator(".readout").first.inner_text()
     p, q = 3 + 1, 5 + 2  # from the place of the click
     assert found == f"A {order[p]}, B {order[q]}: C = {wanted[25][order[p], order[q]]:.4f}".replace("-", "−")
     page.keyboard.press("Enter")
@@ -278,7 +283,7 @@ def drive(page, shown, wanted, pairs):
     assert len(pixels(shown)) == 16
     box = canvas.bounding_box()
     canvas.hover(position={"x": box["width"] * 0.99, "y": 1})
-    assert f"A {order[0]}, B {order[-1]}" in shown.locator(".readout").first.inner_text()
+    assert f"A {order[0]}, B {order[-1]}" in drawn(shown).locator(".readout").first.inner_text()
     page.mouse.down()
     page.mouse.move(box["x"] + box["width"] * 0.6, box["y"] + box["height"] * 0.4, steps=3)
     page.mouse.up()
@@ -412,7 +417,7 @@ def test_report_of_one_view_names_its_columns_and_shows_correlations_of_the_samp
         place = {"x": box["width"] * (column + 0.5) / 5, "y": box["height"] * (row + 0.5) / 5}
         canvas.click(position=place)
         pair = [table.columns[row], table.columns[column]]
-        assert shown.locator(".readout").inner_text().startswith(" and ".join(pair) + ": C = ")
+        assert drawn(shown).locator(".readout").inner_text().startswith(" and ".join(pair) + ": C = ")
         tab.wait_for_function("([e, axis]) => e.innerText.includes(axis)", arg=[
             shown.locator(".behind").element_handle(), f"feature {pair[1]}"])  # fmt: skip
         found = shown.locator(".behind figcaption").inner_text()
