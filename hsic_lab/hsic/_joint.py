@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import reduce
+from itertools import product
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -25,7 +26,9 @@ Fitted: TypeAlias = Sequence[tuple[Kernel, Tensor]]  # kernels and their columns
 Table: TypeAlias = Tensor | np.ndarray | pd.DataFrame | Mapping[str, Tensor]
 _EPS = 2.0**-52  # rounding unit of float64
 _ENTRIES = 2**24  # of the stacked Grams in memory at a time: 64 MiB in float32
-_TILE = 64  # rows of a part of a Gram: with its 128 or so columns it fits a core's cache
+_TILE = 128  # rows of a part of a Gram: with its 400 or fewer columns it fits a core's cache
+_DIAGONALS = 10**8  # entries of circular diagonals in memory at a time: 800 MB
+_CACHED = 2**17  # of them, those that are transformed at a time
 _COLUMNS = 8  # of x and of y whose permuted HSIC is computed at a time
 
 
@@ -286,24 +289,32 @@ def shifted_hsic(grams_x: Grams, grams_y: Grams, orders: Tensor) -> tuple[Tensor
     blocks, n = orders.shape
     # Transforms of other lengths can take ten times as long: pad with zeros, and add what runs over at the end.
     length = n if next_fast_len(n, real=True) == n else next_fast_len(2 * n - 1, real=True)
-    sides = len(grams_x) + blocks * len(grams_y)
-    step = max(1, 256 // sides, 2**19 // (n * sides))
+    stored, threads = grams_x[0].matrix is not None, torch.get_num_threads() if orders.is_cpu else 1
+    # More diagonals at a time leave fewer entries of a tile unused; all threads together have a bound on memory.
+    step = max(1, min(256, _DIAGONALS // (n * (len(grams_x) + blocks * len(grams_y)) * (1 if stored else threads))))
+    few = max(1, _CACHED // (n * blocks))
 
     @torch.no_grad()  # of this thread
     def products(first: int) -> Tensor:
-        count, spectra = min(step, n // 2 + 1 - first), []
-        for side, (grams, along) in enumerate(((grams_x, orders[:1]), (grams_y, orders))):
-            diagonals = torch.empty(len(grams), len(along), count, n, dtype=torch.float64, device=orders.device)
-            for gram, out in zip(grams, diagonals, strict=True):
+        count, sides = min(step, n // 2 + 1 - first), []
+        for grams, along in ((grams_x, orders[:1]), (grams_y, orders)):
+            sides.append(torch.empty(len(grams), len(along), count, n, dtype=torch.float64, device=orders.device))
+            for gram, out in zip(grams, sides[-1], strict=True):
                 gram.diagonals(along, first, out)
-            if side == 0 and 2 * (first + count - 1) == n:
-                diagonals[:, :, -1] /= 2  # the diagonal n/2 has every pair of rows twice
-            spectra.append(torch.fft.rfft(diagonals, n=length))
-        return torch.einsum("akf,bjkf->abjf", spectra[0][:, 0].conj(), spectra[1])
+        if 2 * (first + count - 1) == n:
+            sides[0][:, :, -1] /= 2  # the diagonal n/2 has every pair of rows twice
+        shape = len(grams_x), len(grams_y), blocks, length // 2 + 1
+        total = torch.zeros(shape, dtype=torch.complex128, device=orders.device)
+        for start in range(0, count, few):
+            spectra_x, spectra_y = (torch.fft.rfft(side[:, :, start : start + few], n=length) for side in sides)
+            spectra_x.conj_physical_()
+            for i, j in product(range(len(grams_x)), range(len(grams_y))):
+                total[i, j] += (spectra_x[i] * spectra_y[j]).sum(dim=1)
+        return total
 
     sums = torch.zeros((), device=orders.device)
     # The parts of a Gram that is not stored are too small for several threads, so every thread has its own blocks.
-    with _one_thread_each(grams_x[0].matrix is None and orders.device.type == "cpu") as map_blocks:
+    with _one_thread_each(not stored and orders.is_cpu) as map_blocks:
         for part in map_blocks(products, range(1, n // 2 + 1, step)):
             sums = sums + part
     values = torch.fft.irfft(sums, n=length).cpu()
