@@ -20,7 +20,7 @@ FIELDS = tuple(f.name for f in fields(TrainConfig))
 RULES = {"fixed": 0.0, "sqrt": 0.5, "linear": 1.0}  # the power of batch_size / 256 that multiplies learning_rate
 EVALUATIONS = ("linear", "knn")
 MOST = 100_000  # trainings of a grid
-_LOSS_OPTIONS = ("kernel", "off_diagonal_target", "unit_rows", "bessel", "gamma", "temperature", "nu_param")
+_LOSS_OPTIONS = ("kernel", "off_diagonal_target", "unit_rows", "bessel", "gamma", "temperature", "nu_param", "slices")
 SHORTHANDS = ("learning_rate_rule", "lambda_times_d", *_LOSS_OPTIONS)
 Level = tuple[dict[str, Any], dict[str, Sequence[Any]]]  # factors, and the settings that are tuned with their values
 
@@ -56,7 +56,7 @@ class Grid:
     A setting is a field of `TrainConfig` or a shorthand: ``learning_rate_rule`` ("fixed", "sqrt" or "linear": the
     learning rate is that of batch size 256 times ``(batch_size / 256)^p`` with p = 0, 1/2 or 1), ``lambda_times_d``
     (lambda_param times d), and ``kernel``, ``off_diagonal_target``, ``unit_rows``, ``bessel``, ``gamma``,
-    ``temperature``, ``nu_param`` (options of the loss).
+    ``temperature``, ``nu_param``, ``slices`` (options of the loss).
 
     Parameters
     ----------

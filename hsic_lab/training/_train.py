@@ -76,8 +76,8 @@ def train(
         finished. On a CPU the result is that of an uninterrupted training; a warning names conditions that differ.
     encoder, views : nn.Module or None, callable or None, default None
         Your own encoder from images (n, c, h, w) to features (n, p), which is trained in place, in float32; and
-        ``(images, generator) -> (view_a, view_b)`` in place of `config.views`, from and to uint8 images or floating
-        point ones on the scale of `views.normalize`. Not for digit scenes.
+        ``(images, generator) -> (view_1, ..., view_V)`` in place of `config.views`, from and to uint8 images or
+        floating point ones on the scale of `views.normalize`. Not for digit scenes.
     callbacks : sequence of callables
         Each is called with an `Event` at every logged step, snapshot and evaluation of the monitor.
 
