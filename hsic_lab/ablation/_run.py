@@ -99,7 +99,8 @@ def run_ablation(
         found = _run_all(plan, tuple(grid.evaluate[:1]), f"{grid.name}, tuning {place + 1} of {len(places)}", *options)
         frames += _table(plan, found, grid.name)
         scores = np.reshape([rows[0]["accuracy"] for rows in found], (len(tried), -1)).mean(axis=1)
-        _choose(dict(zip(tried, scores, strict=True)), place, levels, chosen)
+        states = [rows[0]["state"] for rows in found[:: len(grid.tune_seed_list)]]
+        _choose(dict(zip(tried, zip(scores, states, strict=True), strict=True)), place, levels, chosen)
     plan = plan_runs(grid.plan(chosen), grid, data)
     frames += _table(plan, _run_all(plan, (*grid.evaluate, *[LAYERS] * grid.layers), grid.name, *options), grid.name)
     frame = pd.DataFrame(frames)
@@ -112,15 +113,19 @@ def run_ablation(
 
 
 def _choose(
-    scores: Mapping[tuple[int, int], float], place: int, levels: Sequence[Level], chosen: list[dict[str, Any]]
+    found: Mapping[tuple[int, int], tuple[float, str]],
+    place: int,
+    levels: Sequence[Level],
+    chosen: list[dict[str, Any]],
 ) -> None:
     """Add the value of the setting at `place` with the highest score to the settings `chosen` for each level."""
     for level, (factors, tune) in enumerate(levels):
         for name, values in [*tune.items()][place : place + 1]:
-            found = np.array([scores[level, number] for number in range(len(values))])
-            if np.isnan(found).all():
-                raise ValueError(f"every run that tunes {name} for {factors} failed: see the states of its values")
-            chosen[level][name] = values[int(np.nanargmax(found))]
+            scores = np.array([found[level, number][0] for number in range(len(values))])
+            if np.isnan(scores).all():
+                where = f"tunes {name} for {factors}" if factors else f"tunes {name}"
+                raise ValueError(f"no run that {where} has a result: {found[level, 0][1]}")
+            chosen[level][name] = values[int(np.nanargmax(scores))]
 
 
 def _run_all(

@@ -149,11 +149,16 @@ def _kept_images(path: Path, shape: tuple[int, ...]) -> Tensor | None:
     """Return the array that was kept, None if there is none, or a damaged one or one of another shape."""
     try:
         array = np.load(path, mmap_mode="c", allow_pickle=False)  # writing does not change the file
+        with path.open("rb") as file:
+            file.seek(-32, os.SEEK_END)
+            digest = file.read()
     except (OSError, ValueError, EOFError):
+        return None
+    if array.shape != shape or array.dtype != np.uint8 or hashlib.sha256(array.data).digest() != digest:
         return None
     with suppress(OSError):  # the folder may be read-only
         os.utime(path)  # the least recently used array is removed first
-    return torch.from_numpy(array) if array.shape == shape and array.dtype == np.uint8 else None
+    return torch.from_numpy(array)
 
 
 def _make_room(kept: Path, former: str, most: int) -> None:
@@ -187,7 +192,7 @@ def read_classes(
 
 
 def _decode_to(path: Path, files: Sequence[Path], size: int | None, shape: tuple[int, ...]) -> None:
-    """Write a new .npy file whose rows are the images, decoded on all cores."""
+    """Write a new .npy file whose rows are the images, decoded on all cores, and the SHA-256 of the rows."""
     transparent: list[Path] = []
     array = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
     if hasattr(os, "posix_fallocate"):  # writing to a map of a full disk would kill the process
@@ -203,6 +208,9 @@ def _decode_to(path: Path, files: Sequence[Path], size: int | None, shape: tuple
         array[row] = image
 
     thread_map(one, range(len(files)), desc="decoding", max_workers=os.cpu_count(), **progress_options(len(files)))
+    array.flush()
+    with path.open("ab") as end:  # `np.load` reads no further than the array
+        end.write(hashlib.sha256(array.data).digest())
     if transparent:
         found = f"{len(transparent)} of {len(files)} images have transparent pixels, for example {min(transparent)}"
         warnings.warn(f"{found}: transparency is dropped, and the colors below it are used", stacklevel=2)

@@ -55,6 +55,8 @@ def explorer_fragment(explorer: "CorrelationExplorer") -> str:
     >>> explorer_fragment(CorrelationExplorer(torch.eye(3), torch.eye(3))).startswith('<div class="hsic-explorer">')
     True
     """
+    if not hasattr(explorer, "_panels"):
+        raise TypeError(f"explorer must be a CorrelationExplorer, got {type(explorer).__name__}")
     return fragment_of(explorer_data(explorer), explorer._esm)
 
 

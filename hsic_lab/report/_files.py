@@ -2,6 +2,7 @@
 
 import csv
 import re
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -28,6 +29,7 @@ MISSING = ("na", "nan", "n/a", "null", "none")  # in lower case
 CLEARER = {  # patterns in the errors of the libraries that read files, and clearer words
     "Python objects in dtype|Object arrays|Weights only load": "it holds pickled Python objects, which are not read",
     "mmap length is greater than file size": "the file is shorter than its header says: it was cut off",
+    "^EOFError|Ran out of input|unexpected EOF|pickle data was truncated": "the file was cut off",
     "invalid UTF8 data|codec can't decode": "its text is not UTF-8",
 }
 
@@ -83,7 +85,14 @@ def read_arrays(path: Path) -> dict[str, Column]:
         heads = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
         loads = {name: partial(file.get_tensor, name) for name in heads}
         return {name: Column(tuple(h.get_shape()), h.get_dtype(), loads[name]) for name, h in heads.items()}
-    content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # tensors and plain containers alone
+    with path.open("rb") as opened:
+        mapped = (start := opened.read(2)) == b"PK"
+    if not mapped and start != b"\x80\x02":
+        raise ValueError("it was not written by torch.save")
+    if mapped and not zipfile.is_zipfile(path):
+        raise ValueError("the file was cut off")
+    # Tensors and plain containers alone. Files of torch before 1.6 are no archives and cannot be mapped.
+    content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     if isinstance(content, Tensor):
         content = {"z_a": content}
     elif isinstance(content, list | tuple) and len(content) == 2:
@@ -92,6 +101,10 @@ def read_arrays(path: Path) -> dict[str, Column]:
     if not isinstance(content, Mapping):
         raise ValueError(f"expected a tensor, two tensors or a dictionary of tensors, got {type(content).__name__}")
     given = {str(name): value for name, value in content.items() if isinstance(value, Tensor | list)}
+    if not given:
+        raise ValueError(
+            f"it holds no tensor and no list, only {', '.join(map(repr, content)) or 'an empty dictionary'}"
+        )
     for name, value in given.items():
         if isinstance(value, Tensor) and value.layout != torch.strided:
             raise ValueError(f"{name!r} is sparse, {value.layout}: save its to_dense()")

@@ -143,7 +143,7 @@ def test_diverged_values_are_not_chosen_and_a_level_without_any_is_an_error(tmp_
     frame = run_ablation(settings, tmp_path / "a", progress=False)
     assert frame.attrs["chosen"] == [{"learning_rate": 0.01, "at_end": []}]
     fail_at([0.001, 0.01, 0.1])
-    with pytest.raises(ValueError, match=r"every run that tunes learning_rate for \{\} failed"):
+    with pytest.raises(ValueError, match=r"no run that tunes learning_rate has a result: "):
         run_ablation(settings, tmp_path / "b", progress=False)
 
 
@@ -209,3 +209,16 @@ def test_tuning_is_planned_level_by_level():
         "n_train": 256, "n_validation": 300,
     }  # fmt: skip
     assert "n_validation" not in grid.plan()[0].data
+
+
+def test_the_reason_of_a_tuning_without_results_is_named(tmp_path):
+    settings = SETTINGS | {
+        "cross": {},
+        "include": [],
+        "seeds": 1,
+        "tune_seeds": 1,
+        "tune": {"learning_rate": [0.01]},
+        "data": {"n_train": 64, "n_validation": 10**6},
+    }
+    with pytest.raises(ValueError, match="has a result: failed: ValueError: n_"):
+        run_ablation(settings, tmp_path, progress=False)

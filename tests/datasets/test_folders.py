@@ -190,6 +190,8 @@ def test_cache_is_bounded_and_cleaned(tmp_path, cache, monkeypatch):
     "damage",
     [
         lambda path: path.write_bytes(path.read_bytes()[:-1]),
+        lambda path: path.write_bytes(path.read_bytes()[:-32]),
+        lambda path: path.write_bytes((content := path.read_bytes())[:-33] + bytes([content[-33] ^ 1]) + content[-32:]),
         lambda path: path.write_bytes(b""),
         lambda path: path.write_bytes(b"\x93NUMPY" + bytes(99)),
         lambda path: np.save(path, np.zeros((12, 3, 5, 5), np.uint8)),

@@ -638,3 +638,36 @@ def test_first_line_of_labels_is_a_label_if_every_row_needs_one(tmp_path):
     (tmp_path / "short.csv").write_text("\n".join(["digit", *values[1:]]))
     with pytest.raises(ValueError, match=r"12 rows need as many labels, got \(11,\)"):
         read_embeddings(tmp_path / "x.npy", labels=tmp_path / "short.csv")
+
+
+def test_files_of_torch_before_its_archives_are_read(tmp_path):
+    torch.save(torch.from_numpy(A), tmp_path / "x.pt", _use_new_zipfile_serialization=False)
+    np.testing.assert_array_equal(read_embeddings(tmp_path / "x.pt").z_a, A)
+
+
+@pytest.mark.parametrize("archive", [True, False])
+@pytest.mark.parametrize("kept", [0.02, 0.5, 0.95])
+def test_a_file_of_torch_that_was_cut_off_is_named(tmp_path, archive, kept):
+    torch.save(torch.randn(200, 8), tmp_path / "x.pt", _use_new_zipfile_serialization=archive)
+    content = (tmp_path / "x.pt").read_bytes()
+    (tmp_path / "x.pt").write_bytes(content[: int(kept * len(content))])
+    with pytest.raises(ValueError, match=r"x\.pt cannot be read: the file was cut off"):
+        read_embeddings(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "it was not written by torch.save"),
+        (b"hello", "it was not written by torch.save"),
+        ({}, "it holds no tensor and no list, only an empty dictionary"),
+        ({"a": {"z": torch.eye(5)}}, "it holds no tensor and no list, only 'a'"),
+    ],
+)
+def test_file_without_tensors_is_refused_in_words(tmp_path, content, words):
+    if isinstance(content, bytes):
+        (tmp_path / "x.pt").write_bytes(content)
+    else:
+        torch.save(content, tmp_path / "x.pt")
+    with pytest.raises(ValueError, match=f"x.pt cannot be read: {words}"):
+        read_embeddings(tmp_path / "x.pt")
