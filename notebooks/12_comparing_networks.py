@@ -188,8 +188,8 @@ tests[0].adjusted.style.format("{:.2f}")
 # Let the columns of $X$ and $Y$ be centered and each sample scaled to the Frobenius norm 1, and let $s_k$ be the singular
 # values of $X^\top Y$.
 #
-# * **CKA** (biased, linear) is $\sum_k s_k^2$, divided by the same for $X$ with itself and $Y$ with itself. The strongest
-#   directions decide.
+# * **CKA** (biased, linear) is $\sum_k s_k^2$, divided by the geometric mean of the same sum for $X$ with itself and for
+#   $Y$ with itself. The strongest directions decide.
 # * **Procrustes similarity** is $\sum_k s_k$: how well a rotation turns one sample into the other.
 # * **Mutual kNN** is the share of the 10 nearest neighbors of a row in $X$ that are also among its 10 nearest in $Y$. It
 #   only looks at near rows.
