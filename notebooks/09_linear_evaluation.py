@@ -125,7 +125,7 @@ pd.DataFrame({name: {"train": tuple(a.shape), "test": tuple(b.shape)} for name, 
 # Each point of the plot is the mean over five random choices of the labeled images. The band is its 95 % confidence
 # interval over these choices (Student's t). The table has the same numbers as fractions.
 
-# %% alt="Test accuracy of the linear probe against labelled images per class. Barlow Twins and HSIC_SSL rise together from about 55 to 76 percent; raw pixels and the untrained encoder stay between 10 and 20 percent, where chance is 10."
+# %% alt="Test accuracy of the linear probe against labeled images per class. Barlow Twins and HSIC_SSL rise together from about 55 to 76 percent; raw pixels and the untrained encoder stay between 10 and 20 percent, where chance is 10."
 start = time.perf_counter()
 small = {name: (a, b) for name, (a, b) in features.items() if name != "raw pixels"}
 curve = few_label_curve(small, train_y, test_y, per_class=PER_CLASS, seeds=SEEDS)

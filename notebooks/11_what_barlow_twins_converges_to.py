@@ -192,8 +192,8 @@ assert (w @ w.T - torch.eye(d, dtype=torch.float64)).abs().max() > 0.05  # withi
 # $Q$ within the first $d$ directions. So no other directions are needed.
 #
 # **Why equal.** Within these directions $\sum_i u_i = \operatorname{tr} \Lambda^{-1} = \sum_{k \le d} 1/\rho_k$, whatever $Q$ is. The sum
-# is fixed, and the loss depends on how it is shared out. The function $(1 - 1/u)^2$ is convex for $u < 3/2$. If all $\rho_k > 2/3$, then
-# all $u_i < 3/2$, because each is an average of the $1/\rho_k$. For a convex function equal shares have the smallest total, so all $u_i$
+# is fixed, and the loss depends on how it is shared out. The function $(1 - 1/u)^2$ is convex for $u < 3/2$. If $\rho_k > 2/3$ for all
+# $k \le d$, then all $u_i < 3/2$, because each is an average of these $1/\rho_k$. For a convex function equal shares have the smallest total, so all $u_i$
 # become equal. (By the theorem of Schur and Horn a $Q$ with equal $u_i$ exists.)
 #
 # The picture shows it for the three canonical features: the mean of their costs lies above the curve, and the equal features on it.
