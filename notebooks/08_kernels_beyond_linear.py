@@ -647,7 +647,7 @@ assert dependent > 0.1 and (FAST or dependent < significant["Gaussian"])
 # 3. Let $T$ go to 0 in section 5. Where does the slope $-3$ no longer hold, and why?
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
-# Solution. Gradually below T = 2: the expansion needs a small k = cosine / T. At T = 0.5 the local slope is off by 0.2.
+# Solution. Gradually below T = 2: the expansion needs a small k = cosine / T. At T = 0.5 the local slope is off by more than 0.1.
 def third_order(temperature):
     others = (w @ w.T / temperature)[off].reshape(2 * n, -1)
     exact = others.exp().mean(dim=1).log().mean()
@@ -656,7 +656,7 @@ def third_order(temperature):
 
 local = {t: math.log2(third_order(t) / third_order(2 * t)) for t in (0.05, 0.1, 0.5, 2.0, 8.0)}
 print({f"T = {t}": f"slope {-slope:.2f}" for t, slope in local.items()})
-assert all(abs(local[t] - 3) < 0.1 for t in (2.0, 8.0)) and round(abs(local[0.5] - 3), 1) == 0.2
+assert all(abs(local[t] - 3) < 0.1 for t in (2.0, 8.0)) and 0.1 < abs(local[0.5] - 3) < 0.3
 assert abs(local[0.05] - 3) > 0.3
 
 # %% [markdown]
