@@ -444,7 +444,8 @@ with torch.no_grad():
     trained_value = NTXentLoss(temperature=0.5)(z_a, z_b).item()
     shuffled_value = NTXentLoss(temperature=0.5)(z_a, z_b.roll(1, dims=0)).item()
 print(f"real pairs {trained_value:.2f}, shuffled pairs {shuffled_value:.2f}, equal similarities {np.log(255):.2f}")
-assert trained_value < np.log(255) < shuffled_value and round(np.log(255), 2) == 5.54
+assert trained_value < shuffled_value and round(np.log(255), 2) == 5.54
+assert FAST or trained_value < np.log(255) < shuffled_value
 
 # %% [markdown]
 # **Next:** [11 What Barlow Twins converges to](11_what_barlow_twins_converges_to.ipynb): where a linear training ends.
