@@ -105,9 +105,10 @@ by_width.style.format("{:.2f}")
 # ## 2. Deep networks find a match
 #
 # A network of *depth* $D$ offers $D$ layers. If you compare all layers of two networks and report the best pair, you
-# report the largest of $D^2$ noisy numbers. The next cell does this with the unbiased CKA, for 40 pairs of networks of
-# width 64. `compare_models` gives one input to both networks, so the class `SeesHalf` lets each of them see its own half
-# of the columns.
+# report the largest of $D^2$ noisy numbers.
+#
+# `compare_models` compares all layers. It gives one input to both networks, so the class `SeesHalf` lets each of them see
+# its own half of the columns.
 
 
 # %%
@@ -122,6 +123,11 @@ class SeesHalf(nn.Module):
         return self.body(x[:, 16 * self.side : 16 * (self.side + 1)])
 
 
+# %% [markdown]
+# The next cell compares 40 pairs of networks of width 64 for each depth, with the unbiased CKA. The table has the mean over
+# all pairs of layers and the best pair, each averaged over the 40.
+
+# %%
 depths, rows = (1, 4, 12), []
 for depth in depths:
     names = [f"body.{2 * i + 1}" for i in range(depth)]  # the ReLU layers
