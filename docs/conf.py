@@ -2,10 +2,12 @@
 
 import html
 import json
+import re
 import shutil
 import tomllib
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from hsic_lab.explorer import CorrelationExplorer
 from hsic_lab.explorer._html import fragment_of
@@ -101,12 +103,13 @@ def copy_notebooks() -> None:
         (course / path.name).write_text(json.dumps(notebook))
 
 
-def copy_images() -> None:
-    """Copy the measured figures into `images/`, so that pages can show them."""
-    images = ROOT / "docs" / "images"
-    shutil.rmtree(images, ignore_errors=True)
-    shutil.copytree(ROOT / "data" / "results", images, ignore=lambda _, names: [n for n in names if n.endswith(".csv")])
+def link_course(_app: Any, page: str, text: list[str]) -> None:
+    """Let the links to notebooks, which hold in the repository, lead to the pages of `course/`."""
+    text[0] = re.sub(r"\]\((\.\./)+notebooks/", "](" + "../" * page.count("/") + "course/", text[0])
+
+
+def setup(app: Any) -> None:
+    app.connect("source-read", link_course)
 
 
 copy_notebooks()
-copy_images()

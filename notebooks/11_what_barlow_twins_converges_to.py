@@ -1,17 +1,17 @@
 # %% [markdown]
 # # What Barlow Twins converges to
 #
-# A training of a deep network ends somewhere, and it is hard to say where. If the features are *linear* functions of the input, you can
-# say it exactly. **Barlow Twins finds the directions on which the two views agree best, the leading ones of canonical correlation
-# analysis (CCA). Within them it does not choose the canonical directions: it mixes them so that all features agree equally well.**
-# Linear SSL-HSIC and the spectral loss find the same directions, as generalized eigenvectors.
+# Where does a training end? For a deep network this is hard to say. If the features are *linear* functions of the input and the weight
+# $\lambda$ is large, you can say it exactly. **Barlow Twins finds the directions on which the two views agree best, the leading ones of
+# canonical correlation analysis (CCA). It does not choose the canonical directions themselves: if they agree well enough, it mixes them
+# so that all features agree equally.** Linear SSL-HSIC and the spectral loss find the same span, as generalized eigenvectors.
 #
 # **What you will see**
 #
 # 1. The answer, in one picture.
-# 2. Why the features agree equally: a curve that is convex up to 3/2.
-# 3. How large the weight $\lambda$ must be.
-# 4. The same on images, with the loss of the library.
+# 2. Why: the leading directions, and a curve that is convex up to 3/2.
+# 3. How large the weight $\lambda$ must be, in one example.
+# 4. The same with the coordinates of images and the loss of the library.
 # 5. Linear SSL-HSIC and the spectral loss: generalized eigenvalues.
 #
 # **What you need**: [notebook 01](01_barlow_twins_is_hsic.ipynb) for $C$ and the loss, and eigenvalues of a symmetric matrix. Nothing is
@@ -111,13 +111,13 @@ def plot_weights(weights, smallest, unequal):
         ax.set(xscale="log", xlabel="weight $\\lambda$")
 
 
-def plot_eigenvalues(lambdas, losses):
-    """Draw the generalized eigenvalues, and the minimal loss against the number of features."""
+def plot_eigenvalues(eigenvalues, losses):
+    """Draw the generalized eigenvalues, and the smallest loss against the number of features."""
     (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.6), layout="constrained")[1]
-    k = np.arange(1, len(lambdas) + 1)
-    left.bar(k, lambdas, color=PALETTE[0], width=0.6)
-    left.set(xlabel="$k$", ylabel="generalized eigenvalue $\\lambda_k$", xticks=k)
-    right.plot(k, -np.cumsum(np.maximum(lambdas, 0) ** 2), color="0.4", label="$-\\sum \\lambda_k^2$")
+    k = np.arange(1, len(eigenvalues) + 1)
+    left.bar(k, eigenvalues, color=PALETTE[0], width=0.6)
+    left.set(xlabel="$k$", ylabel="generalized eigenvalue $\\mu_k$", xticks=k)
+    right.plot(k, -np.cumsum(np.maximum(eigenvalues, 0) ** 2), color="0.4", label="$-\\sum \\mu_k^2$")
     right.plot(list(losses), list(losses.values()), "o", color=PALETTE[3], label="found by the search")
     right.set(xlabel="number of features $d$", ylabel="smallest loss", xticks=k)
     right.legend()
@@ -127,14 +127,18 @@ def plot_eigenvalues(lambdas, losses):
 # ## 1. The answer
 #
 # **The setting.** An input has $p$ coordinates. The two views $x$ and $x'$ of an image are *white*: each coordinate has mean 0 and variance
-# 1, and different coordinates of one view are uncorrelated. (If both views have one distribution, a linear map brings any data into
-# this form, see section 4.)
-# Across the views, coordinate $k$ of $x$ is correlated with coordinate $k$ of $x'$ by $\rho_k$, and with no other one. So the
-# coordinates are the **canonical directions** of CCA, and $\rho_1 \ge \rho_2 \ge \dots$ are its **canonical correlations**. Write
-# $\Lambda = \operatorname{diag}(\rho_1, \dots, \rho_p)$.
+# 1, and different coordinates of one view are uncorrelated. Across the views, coordinate $k$ of $x$ is correlated with coordinate $k$ of
+# $x'$ by $\rho_k > 0$, and with no other one. If both views have one distribution, a linear map brings data into this form (section 4).
+#
+# So the coordinates are the **canonical directions** of CCA, and $\rho_1 \ge \rho_2 \ge \dots$ are its **canonical correlations**.
+# Write $\Lambda = \operatorname{diag}(\rho_1, \dots, \rho_p)$.
 #
 # **The features** are $z = W x$ with a matrix $W$ of $d$ rows. Each row has length 1, so each feature has variance 1. Then
-# $C = W \Lambda W^\top$. The cell minimizes the Barlow Twins loss over $W$, for $d = 3$ features of $p = 6$ coordinates.
+# $C = W \Lambda W^\top$, and the *agreement* of feature $i$ is $C_{ii}$, its correlation across the views.
+#
+# The cell minimizes the Barlow Twins loss over $W$ at $\lambda = 1000$, for $d = 3$ features of $p = 6$ coordinates. The picture compares
+# the result with the canonical features, which are the first three coordinates. Left: the agreement of each feature. Middle and right: the
+# *share* $W_{ik}^2$ of direction $k$ in feature $i$; the shares of a row sum to 1.
 
 # %% alt="Left: agreement of three features. The canonical ones have 0.95, 0.85 and 0.7, those of Barlow Twins all 0.82. Middle and right: shares of six canonical directions in the features. Canonical features use one direction each, those of Barlow Twins mix the first three and do not use the others."
 rho, d = torch.tensor([0.95, 0.85, 0.7, 0.5, 0.3, 0.1], dtype=torch.float64), 3
@@ -173,17 +177,26 @@ assert w[:, d:].abs().max() < 1e-4  # no part of the other directions
 assert (w @ w.T - torch.eye(d, dtype=torch.float64)).abs().max() > 0.05  # within one view the features are correlated
 
 # %% [markdown]
-# ## 2. Why the features agree equally
+# ## 2. Why
 #
-# A large $\lambda$ forces $C$ to be diagonal. Which diagonals are possible within the first $d$ directions? Write
-# $W = D^{1/2} Q \Lambda^{-1/2}$ with a diagonal matrix $D$ and an orthogonal matrix $Q$ with rows $q_i$. Then $C = W \Lambda W^\top = D$
-# is diagonal. The rows of $W$ must have length 1, which says
+# **Which diagonals are possible?** A large $\lambda$ forces $C = W \Lambda W^\top$ to be a diagonal matrix $D$. This means
+# $W = D^{1/2} Q \Lambda^{-1/2}$, where the rows $q_i$ of $Q$ are orthogonal to each other and have length 1. The rows of $W$ have length
+# 1, too, which says
 #
-# $$\frac1{C_{ii}} = q_i^\top \Lambda^{-1} q_i .$$
+# $$u_i := \frac1{C_{ii}} = q_i^\top \Lambda^{-1} q_i ,$$
 #
-# The sum over $i$ is the trace of $\Lambda^{-1}$, whatever $Q$ is. So **the sum of $u_i = 1 / C_{ii}$ is fixed**, and the loss
-# $\sum_i (1 - 1/u_i)^2$ depends on how it is shared out. The function $(1 - 1/u)^2$ is convex for $u < 3/2$. A sum of equal terms is
-# then the smallest one, so all $u_i$ become equal. (The theorem of Schur and Horn says that a $Q$ with equal $u_i$ exists.)
+# and the loss is $\sum_i (1 - 1/u_i)^2$. It grows with every $u_i$.
+#
+# **Why the first $d$ directions.** The $u_i$ are the diagonal of $Q \Lambda^{-1} Q^\top$. By Cauchy's interlacing theorem its $k$-th
+# smallest eigenvalue is at least $1/\rho_k$. If you replace the eigenvalues by $1/\rho_k$, no $u_i$ grows, and the result belongs to a
+# $Q$ within the first $d$ directions. So no other directions are needed.
+#
+# **Why equal.** Within these directions $\sum_i u_i = \operatorname{tr} \Lambda^{-1} = \sum_{k \le d} 1/\rho_k$, whatever $Q$ is. The sum
+# is fixed, and the loss depends on how it is shared out. The function $(1 - 1/u)^2$ is convex for $u < 3/2$. If $\rho_k > 2/3$ for all
+# $k \le d$, then all $u_i < 3/2$, because each is an average of these $1/\rho_k$. For a convex function equal shares have the smallest total, so all $u_i$
+# become equal. (By the theorem of Schur and Horn a $Q$ with equal $u_i$ exists.)
+#
+# The picture shows it for the three canonical features: the mean of their costs lies above the curve, and the equal features on it.
 
 # %% alt="The cost of a feature against u = 1 / C. The curve is convex up to u = 1.5. Three canonical features lie on it; the mean of their costs lies above the cost of three equal features."
 plot_convexity(rho[:d].tolist())
@@ -193,8 +206,8 @@ assert (second[u[1:-1] < 1.499] > 0).all() and (second[u[1:-1] > 1.501] < 0).all
 assert abs((1 / c.diagonal()).sum() - (1 / rho[:d]).sum()) < 1e-3
 
 # %% [markdown]
-# Where the curve is not convex, equal features need not be best. $u < 3/2$ means $C_{ii} > 2/3$. Take $d = 2$ and
-# $\rho = (0.9, 0.4)$: equal features would cost 0.398, and the canonical ones cost 0.370. The search finds unequal features.
+# Where the curve is not convex, equal features need not be best. Take $d = 2$ and $\rho = (0.9, 0.4)$, with $0.4 < 2/3$: equal features
+# would cost 0.398, and the canonical ones cost 0.370. The search finds unequal features, with a cost within 0.001 of the canonical ones.
 
 # %%
 pair = torch.tensor([0.9, 0.4], dtype=torch.float64)
@@ -208,9 +221,9 @@ assert diagonal[1] - diagonal[0] > 0.4
 # %% [markdown]
 # ## 3. How large must lambda be?
 #
-# So far $\lambda$ was very large. With a small $\lambda$, features may repeat each other, and the best directions are repeated. The next
-# picture shows two numbers against $\lambda$: the smallest singular value of $W$, which is 0 if the three features use fewer than three
-# directions, and how unequal the diagonal is.
+# So far $\lambda$ was very large. With a small $\lambda$ it costs little if features repeat the best directions. The next picture shows two
+# numbers against $\lambda$, for the $\rho$ of section 1. Left: the smallest singular value of $W$. It is 0 if the three features use fewer
+# than three directions. Right: how unequal the diagonal is.
 
 # %% alt="Left: the smallest singular value of W against lambda. It is 0 up to 0.01 and above 0.3 from 0.03 on. Right: the inequality of the diagonal is 0 at 0.001, has a peak at 0.01, and falls to 0 as lambda grows."
 def subspace_angle(w, basis):
@@ -232,18 +245,25 @@ print("largest angle to the CCA subspace from lambda = 0.03 on:", f"{max(angles)
 print("smallest singular values:", dict(zip(weights, np.round(smallest, 3).tolist(), strict=True)))
 assert max(angles) < 0.1 and min(smallest[number] for number in large) > 0.3
 assert max(value for weight, value in zip(weights, smallest, strict=True) if weight < 0.02) < 0.05 and unequal[-1] < 1e-3
+assert torch.linalg.svdvals(best[0])[1] < 0.05 and unequal[0] < 1e-3  # at 0.001 all rows are one, up to the sign
 
 # %% [markdown]
-# **From $\lambda = 0.03$ on the span is exact here, long before the diagonal is equal.** The usual choice $\lambda = 1/d = 0.33$ is well
-# inside this range. Below it the loss repeats the best directions and gives up the third one. At $\lambda = 0.001$ all features are
-# nearly one and the same, so the diagonal is equal again, for a bad reason.
+# **From $\lambda = 0.03$ on the three features span the first three directions, within 0.1 degrees, in this example.** The diagonal becomes
+# equal later. The rule $\lambda = 1/d = 0.33$ is well inside this range.
 #
-# ## 4. The same on images
+# At $\lambda = 0.01$ and below, the features repeat the best directions and give up the third one. At $\lambda = 0.001$ all features are
+# one and the same, so the diagonal is equal again, for a bad reason.
 #
-# Now take pairs of scenes that share the background. Normal noise of standard deviation 1 is added to each view, so that the views do not
-# agree nearly perfectly. The images are shrunk, and reduced to 20 white coordinates by principal component
-# analysis (divide each principal coordinate by its standard deviation). Each pair is used in both orders, so that both views have one
-# distribution. The singular vectors of the cross-covariance of the white coordinates are the canonical directions.
+# ## 4. The same with the coordinates of images
+#
+# Now the loss of the library gets data, in four steps:
+#
+# 1. Take pairs of scenes that share the background, and shrink them.
+# 2. Add normal noise of standard deviation 1 to every pixel (pixels lie between $-1$ and 1), so that the views do not agree nearly perfectly.
+# 3. Reduce them to 20 white coordinates: the principal ones, each divided by its standard deviation.
+# 4. Use each pair in both orders, so that both views have one distribution.
+#
+# The eigenvectors of the cross-covariance of the white coordinates are the canonical directions, its eigenvalues the $\rho_k$.
 
 # %%
 scenes = DigitScenes("train", size=16)
@@ -262,7 +282,7 @@ print("canonical correlations:", correlations[:8].numpy().round(3))
 assert torch.allclose(x_a.T @ x_a / len(x_a), torch.eye(20, dtype=torch.float64), atol=1e-10)
 
 # %% [markdown]
-# Minimize the loss of the library, `BarlowTwinsLoss`, over a linear map of these coordinates to three features.
+# Minimize `BarlowTwinsLoss` at $\lambda = 10$ over a linear map of these coordinates to three features. The picture is that of section 1.
 
 # %% alt="Left: agreement of three features: canonical ones fall, those of Barlow Twins are equal. Middle and right: shares of the first eight canonical directions in the features. Barlow Twins mixes the first three and hardly uses the others."
 criterion = BarlowTwinsLoss(lambda_param=10.0)
@@ -279,29 +299,39 @@ assert correlations[d - 1] > 2 / 3 and (diagonal - h).abs().max() < 2e-3 and ang
 assert abs(criterion(x_a @ found.T, x_b @ found.T).item() - d * (1 - h) ** 2) < 2e-3
 
 # %% [markdown]
-# **On images the theory holds to the third digit**: three features in the span of the first three canonical directions, with one agreement.
+# **The search finds what section 2 predicts**: three features in the span of the first three canonical directions (within one degree), and
+# agreements within 0.002 of the harmonic mean. The data have the form of section 1 by construction, so this checks the loss of the library.
+# It says nothing about networks that are not linear.
 #
 # ## 5. SSL-HSIC and the spectral loss: generalized eigenvalues
 #
-# Other losses do not standardize the features. Let $A$ be the covariance of the inputs *across* the views and $B$ the one *within* the
-# views, $z = W^\top x$ now with $d$ columns in $W$, and consider
+# Other losses do not standardize the features. Now the inputs need not be white. Let $A$ be their covariance *across* the views and $B$ the
+# one *within* the views. Let $z = W^\top x$, where $W$ has $d$ *columns*, and consider
 #
 # $$L(W) = -2 \operatorname{tr}(W^\top A W) + \lVert W^\top B W \rVert_F^2 .$$
 #
-# The first term rewards agreement, the second one penalizes large and repeated features. This is linear **SSL-HSIC** without its root
-# (its two terms are $\operatorname{tr}(W^\top A W)$ and $\lVert W^\top B W \rVert_F$), and it is the **spectral loss** of centered
-# features, if its mean goes over all pairs. Its minimum is known:
+# The first term rewards agreement, the second one penalizes large and repeated features. Two losses have this form:
 #
-# $$\min_W L(W) = -\sum_{k=1}^d \lambda_k^2, \qquad A v_k = \lambda_k B v_k ,$$
+# * linear **SSL-HSIC** ([notebook 08](08_kernels_beyond_linear.ipynb), section 4), whose terms are $\operatorname{tr}(W^\top A W)$ and
+#   $\lVert W^\top B W \rVert_F$, if you leave out its square root;
+# * the **spectral loss** (HaoChen et al. 2021, [notebook 03](03_objectives.ipynb)) of centered features, if its mean goes over all pairs.
 #
-# over the $d$ largest **generalized eigenvalues** $\lambda_k$ of $A$ and $B$, as long as they are positive.
+# Its minimum is
+#
+# $$\min_W L(W) = -\sum_{k=1}^d \mu_k^2, \qquad A v_k = \mu_k B v_k ,$$
+#
+# over the $d$ largest **generalized eigenvalues** $\mu_k$ of $A$ and $B$, as long as they are positive. To see it, put $V = B^{1/2} W$ and
+# $M = B^{-1/2} A B^{-1/2}$. Then $L = \lVert M - V V^\top \rVert_F^2 - \lVert M \rVert_F^2$, and the best $V V^\top$ keeps the $d$
+# largest eigenvalues of $M$, which are the $\mu_k$.
+#
+# Left: the generalized eigenvalues of eight coordinates. Right: the smallest loss, from the formula and from a search.
 
 # %% alt="Left: eight generalized eigenvalues, falling. Right: the smallest loss found for one to eight features lies on minus the cumulative sum of the squared eigenvalues."
 q = 8  # the first eight coordinates, stretched and rotated: no longer white
 inputs_a = x_a[:, :q] * torch.linspace(2.0, 0.5, q, dtype=torch.float64) @ torch.linalg.qr(normal(q, q)).Q
 inputs_b = inputs_a.roll(len(first), dims=0)
 A, B = inputs_a.T @ inputs_b / len(inputs_a), inputs_a.T @ inputs_a / len(inputs_a)
-lambdas = scipy.linalg.eigh(A.numpy(), B.numpy(), eigvals_only=True)[::-1]
+eigenvalues = scipy.linalg.eigh(A.numpy(), B.numpy(), eigvals_only=True)[::-1]
 
 
 def without_root(w):
@@ -309,10 +339,10 @@ def without_root(w):
 
 
 losses = {k: without_root(minimize(without_root, (q, k), starts=2)).item() for k in range(1, q + 1)}
-plot_eigenvalues(lambdas, losses)
+plot_eigenvalues(eigenvalues, losses)
 
 # %%
-expected = -np.cumsum(np.maximum(lambdas, 0) ** 2)
+expected = -np.cumsum(np.maximum(eigenvalues, 0) ** 2)
 assert np.allclose(list(losses.values()), expected, atol=1e-6)
 w = normal(q, 3)
 z_a, z_b = inputs_a @ w, inputs_b @ w
@@ -321,19 +351,22 @@ assert torch.isclose(-terms["dependence"], (w.T @ A @ w).trace())
 assert torch.isclose(terms["self_dependence"] ** 2, (w.T @ B @ w).square().sum())
 spectral = -2 * (z_a * z_b).sum(dim=1).mean() + (z_a.T @ z_a / len(z_a) * (z_b.T @ z_b / len(z_b))).sum()  # over all pairs
 assert torch.isclose(spectral, without_root(w))
+best_w = minimize(without_root, (q, 3), starts=2)
+variances = torch.linalg.eigvalsh(best_w.T @ B @ best_w).flip(0)
+assert np.allclose(variances, eigenvalues[:3], atol=1e-3)  # direction k has the variance mu_k
 print("smallest loss with 3 features:", round(losses[3], 6), " minus the sum of three squares:", round(expected[2], 6))
 
 # %% [markdown]
-# For white inputs $B$ is the identity and the generalized eigenvalues are the canonical correlations: **these losses find the CCA
-# subspace too**. They differ in what they do inside it. This loss does not change if you rotate the features, and it gives
-# each direction a length that shows its correlation. Barlow Twins gives every feature the variance 1 and the same agreement.
+# For white inputs $B$ is the identity, and the $\mu_k$ are the canonical correlations: **these losses find the span of the leading
+# canonical directions, too**. They differ from Barlow Twins inside it. This loss does not change if you rotate the features, and it gives
+# direction $k$ the variance $\mu_k$. Barlow Twins gives every feature the variance 1 and the same agreement.
 #
 # ## Summary
 #
-# * With linear features, Barlow Twins spans the first $d$ canonical directions, if $\lambda$ is not too small.
+# * With linear features and a large $\lambda$, Barlow Twins spans the first $d$ canonical directions.
 # * If their correlations exceed 2/3, all features agree equally, by the harmonic mean of the correlations.
-# * Linear SSL-HSIC and the spectral loss span the same directions, with the loss $-\sum \lambda_k^2$.
-# * A deep network is not linear. What carries over is a way to look: ask which directions are kept, and how agreement is shared out.
+# * Linear SSL-HSIC without its root and the spectral loss span the same directions, with the loss $-\sum \mu_k^2$.
+# * A deep network is not linear. What carries over are two questions: which directions are kept, and how is agreement shared out?
 #
 # ## Exercises
 #
@@ -361,8 +394,8 @@ assert torch.allclose(c, c.diagonal().diag(), atol=1e-10)
 assert torch.isclose((1 / c.diagonal()).sum(), (1 / rho[:3]).sum())
 
 # %% [markdown]
-# 3. With more features than directions, $d = 4$ and $p = 3$, $C$ cannot be diagonal with a positive diagonal. What does Barlow Twins do at
-#    $\lambda = 1/d$?
+# 3. With more features than directions, $d = 4$ and $p = 3$, $C$ cannot be diagonal with a positive diagonal. What does $C$ look like at the
+#    minimum for $\lambda = 1/d$?
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
 # Solution. C has rank 3, so the features must share directions: the off-diagonal entries stay away from 0.

@@ -13,15 +13,20 @@
 # %% [markdown]
 # # Comparing networks
 #
-# **What you will see.** CKA compares the layers of two networks. It is HSIC on the scale of a correlation. Wide and deep
-# networks get a high score even if they have nothing in common. Permutations tell you how much of a score is chance.
+# CKA, centered kernel alignment, compares the layers of two networks. It is HSIC on the scale of a correlation. **Wide and
+# deep networks can get a high score even if they have nothing in common. Permutations tell you how much of a score is
+# chance.**
 #
-# 1. The biased CKA of networks that see *different* data grows with their width, the best of all pairs with their depth.
-# 2. A calibrated score is 0 for them.
-# 3. Nearest neighbors and Procrustes similarity ask the same question in other ways.
-# 4. Two small networks are trained on one task. Which of their layers agree?
+# **What you will see**
 #
-# **What you need**: notebook 02 for HSIC, and about a minute.
+# 1. The biased CKA of networks that see *different* data grows with their width.
+# 2. The best score of all pairs of layers grows with their depth.
+# 3. A score that is calibrated by permutations is near 0 for them.
+# 4. Nearest neighbors and Procrustes similarity, which ask the same question in other ways.
+# 5. Two small networks that are trained on one task. Which of their layers agree?
+#
+# **What you need**: [notebook 02](02_hsic_from_scratch.ipynb) for HSIC and its two estimates, biased and unbiased. Nothing
+# is downloaded. The notebook runs in about a minute.
 
 # %% tags=["parameters"]
 import os
@@ -29,7 +34,11 @@ import os
 FAST = os.environ.get("HSIC_LAB_FAST") == "1"  # fewer draws and steps, for a quick check that everything runs
 DRAWS, PERMUTATIONS, STEPS = (3, 39, 60) if FAST else (10, 99, 300)
 
-# %%
+# %% [markdown]
+# The next cell holds the imports and two helpers: `network` makes a random network of linear layers with ReLU, and
+# `unrelated` draws two independent samples of 64 inputs. It is folded.
+
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 from itertools import pairwise
 
 import matplotlib.pyplot as plt
@@ -60,16 +69,19 @@ def unrelated(seed, n=64, inputs=16):
 
 
 # %% [markdown]
-# ## Wide networks look alike
+# ## 1. Wide networks look alike
 #
-# Take two networks with random weights, and give each of them its own random input. Row $i$ of the one input has nothing
-# to do with row $i$ of the other. So the activations $X$ and $Y$ (64 rows each) are independent, and a measure of their
-# similarity should be 0.
+# Let $X$ and $Y$ be the activations of two layers: a row for each of $n$ inputs, a column for each unit. With linear
+# kernels
 #
-# $$\mathrm{CKA}(X, Y) = \frac{\mathrm{HSIC}(X, Y)}{\sqrt{\mathrm{HSIC}(X, X)\,\mathrm{HSIC}(Y, Y)}}$$
+# $$\mathrm{CKA}(X, Y) = \frac{\mathrm{HSIC}(X, Y)}{\sqrt{\mathrm{HSIC}(X, X)\,\mathrm{HSIC}(Y, Y)}} .$$
 #
-# With the biased estimate of HSIC it is not 0. The next cell changes the *width* of the networks, the number of columns
-# of $X$ and $Y$.
+# Take two networks of one layer with random weights, and give each of them its own random input. Row $i$ of the one
+# input has nothing to do with row $i$ of the other. So $X$ and $Y$ ($n = 64$ rows each) are independent, and a measure of
+# their similarity should be 0.
+#
+# The next cell changes the *width* of the networks, the number of columns of $X$ and $Y$. The table has the mean CKA of
+# ten pairs of networks, with the biased and with the unbiased estimate of HSIC.
 
 # %%
 widths, rows = (4, 16, 64, 256), []
@@ -78,21 +90,25 @@ for width in widths:
         x, y = (network(2 * seed + side, width, 1, 16)(z).detach() for side, z in enumerate(unrelated(seed)))
         rows.append({"width": width} | {e: float(cka(x, y, estimator=e)) for e in ("biased", "unbiased")})
 by_width = pd.DataFrame(rows).groupby("width").mean()
+assert np.isclose(cka(np.eye(64), np.eye(64)[::-1].copy(), estimator="biased"), 1)  # orthogonal rows, in any order
 assert by_width["biased"].is_monotonic_increasing and by_width["biased"].iloc[-1] > 2 * by_width["biased"].iloc[0]
 assert by_width["unbiased"].abs().max() < 0.1
 by_width.style.format("{:.2f}")
 
 # %% [markdown]
-# The biased CKA grows with the width, although all these networks are unrelated. The unbiased CKA stays near 0.
+# **The biased CKA grows with the width, although all these networks are unrelated. The unbiased CKA stays near 0.**
 #
-# **Why?** The biased HSIC of two independent samples is of the order $1/n$, not 0. For wide layers $\mathrm{HSIC}(X, X)$
-# is small too, because the rows are nearly orthogonal. So the ratio is large.
+# Why? Think of the extreme case: in a very wide layer all rows are orthogonal to each other and of one length. Then both
+# Gram matrices are multiples of the identity, whatever the order of the rows. They agree perfectly, and the biased CKA is
+# 1. The agreement is on the diagonal: each row is similar to itself. The unbiased estimate corrects for the diagonal.
 #
-# ## Deep networks find a match
+# ## 2. Deep networks find a match
 #
 # A network of *depth* $D$ offers $D$ layers. If you compare all layers of two networks and report the best pair, you
-# report the largest of $D^2$ noisy numbers. The next cell does this with the unbiased CKA. It wraps the two networks in
-# one class that sees its own half of the columns, so that `compare_models` can compare all their layers.
+# report the largest of $D^2$ noisy numbers.
+#
+# `compare_models` compares all layers. It gives one input to both networks, so the class `SeesHalf` lets each of them see
+# its own half of the columns.
 
 
 # %%
@@ -107,6 +123,11 @@ class SeesHalf(nn.Module):
         return self.body(x[:, 16 * self.side : 16 * (self.side + 1)])
 
 
+# %% [markdown]
+# The next cell compares 40 pairs of networks of width 64 for each depth, with the unbiased CKA. The table has the mean over
+# all pairs of layers and the best pair, each averaged over the 40.
+
+# %%
 depths, rows = (1, 4, 12), []
 for depth in depths:
     names = [f"body.{2 * i + 1}" for i in range(depth)]  # the ReLU layers
@@ -120,21 +141,24 @@ assert by_depth["mean of all pairs"].abs().max() < 0.02
 by_depth.style.format("{:.3f}")
 
 # %% [markdown]
-# The mean over all pairs of layers is near 0 at every depth, as it should be. The best pair grows with the depth.
+# **The mean over all pairs of layers is near 0 at every depth, as it should be. The best pair grows with the depth.** It is
+# still small here, but it is not 0, and it looks like a finding if you do not know that it was selected.
 #
-# ## Calibration by permutations
+# ## 3. Calibration by permutations
 #
 # A permutation of the rows of $Y$ destroys what $X$ and $Y$ share and keeps everything else: widths, depths, directions.
 # `compare_models` with `permutations=K` computes all similarities again for $K$ permutations. One permutation serves all
 # pairs of layers, so the largest value of all pairs can be compared, too.
 #
-# Let $s$ be the observed similarity and $t$ the value that 95 % of the observed and permuted values do not exceed. The
-# *calibrated score* is
+# For one pair of layers let $s$ be the observed similarity, and $t$ the value that 95 % of the observed and permuted
+# similarities do not exceed. The *calibrated score* is
 #
 # $$\max\left(0, \frac{s - t}{1 - t}\right).$$
 #
-# It is 0 for what chance reaches, and 1 for equal layers. The next cell compares two wide unrelated networks with the
-# *biased* CKA.
+# It is 0 for what chance reaches, and 1 for equal layers. The next cell compares two unrelated networks of width 128 and
+# depth 3 with the *biased* CKA, 20 times. The pictures show the first comparison: a row for each layer of the one
+# network, a column for each layer of the other (`body.1`, `body.3` and `body.5` are the ReLU layers). Left is CKA, right
+# the calibrated score, where a dash means that chance reaches the value.
 
 
 # %% alt="Two heatmaps of three by three layers of unrelated networks. Left: biased CKA, between 0.2 and 0.3 everywhere. Right: the calibrated score, with a dash in all or nearly all cells: nothing beyond chance."
@@ -150,30 +174,34 @@ plot_cka(tests[0].similarity, axes[0])
 _ = plot_cka(tests[0], axes[1])
 
 # %%
-raw = np.mean([test.similarity.to_numpy().min() for test in tests])
+raw = min(test.similarity.to_numpy().min() for test in tests)
 significant = sum((test.adjusted <= 0.05).to_numpy().any() for test in tests)
-print(
-    f"smallest raw CKA of a comparison: {raw:.2f} on average; comparisons with a significant pair: {significant} of 20"
-)
+print(f"smallest CKA of all comparisons: {raw:.2f}; comparisons with a significant pair: {significant} of 20")
 assert raw > 0.15 and significant <= 4  # one is expected
+assert max(test.calibrated.to_numpy().max() for test in tests) < 0.1
 assert all(((test.calibrated > 0) <= (test.pvalue <= 0.05)).all(axis=None) for test in tests)
 tests[0].adjusted.style.format("{:.2f}")
 
 # %% [markdown]
-# The raw values are above 0.15, although the networks share nothing. The table has the p-values of the drawn comparison,
-# *adjusted* for the number of pairs: of 20 comparisons, one is expected to have a value of 0.05 or less. A dash in the
-# right heatmap marks a pair whose similarity chance reaches, too.
+# **All CKA values are above 0.15, although the networks share nothing. No calibrated score reaches 0.1.** A calibrated
+# score of one pair is above 0 by chance in about one of 20 cases, so one of the nine cells can show a small value.
 #
-# ## Other measures, other weights
+# The table has the p-values of the drawn comparison, *adjusted* for the number of pairs. Of 20 comparisons of unrelated
+# networks, one is expected to have an adjusted value of 0.05 or less.
 #
-# Let the columns of $X$ and $Y$ be centered, and let $s_k$ be the singular values of $X^\top Y$.
+# ## 4. Other measures, other weights
 #
-# * **CKA** (biased, linear) uses $\sum_k s_k^2$. The strongest directions decide.
-# * **Procrustes similarity** uses $\sum_k s_k$: how well a rotation turns one sample into the other.
-# * **Mutual kNN** asks how many of the 10 nearest neighbors of a row in $X$ are also among its nearest in $Y$. It only
-#   looks at near rows.
+# Let the columns of $X$ and $Y$ be centered and each sample scaled to the Frobenius norm 1, and let $s_k$ be the singular
+# values of $X^\top Y$.
 #
-# The next cell starts with one sample and adds a shared direction that is much stronger than everything else.
+# * **CKA** (biased, linear) is $\sum_k s_k^2$, divided by the geometric mean of the same sum for $X$ with itself and for
+#   $Y$ with itself. The strongest directions decide.
+# * **Procrustes similarity** is $\sum_k s_k$: how well a rotation turns one sample into the other.
+# * **Mutual kNN** is the share of the 10 nearest neighbors of a row in $X$ that are also among its 10 nearest in $Y$. It
+#   only looks at near rows.
+#
+# The next cell takes two unrelated samples of 300 rows and 20 columns. Then it adds one shared direction to both, which
+# is much stronger than everything else.
 
 # %%
 generator = torch.Generator().manual_seed(0)
@@ -190,15 +218,18 @@ assert abs(values.loc["mutual kNN", "unrelated"] - 10 / 299) < 0.02
 values.style.format("{:.2f}")
 
 # %% [markdown]
-# CKA is above 0.95: it sees the strong direction and little else. Fewer than half of the nearest neighbors agree, because
-# the other 19 directions also decide who is near. For unrelated samples mutual kNN is $k / (n - 1) = 10 / 299$, and
-# Procrustes similarity, like the biased CKA, is not 0.
+# **With the shared direction CKA is above 0.95: it sees the strong direction and little else.** Fewer than half of the
+# nearest neighbors agree, because the other 19 directions also decide who is near.
 #
-# ## Two trained networks
+# For unrelated samples the mutual kNN of $k$ neighbors is about $k / (n - 1) = 10 / 299$. Procrustes similarity, like the
+# biased CKA, is not 0 for them.
 #
-# Two small networks with different initial weights learn to read scikit-learn's handwritten digits (8 x 8 pixels). One
-# network is twice as wide as the other. Both see the same images now. Which of their layers agree, before and after the
-# training?
+# ## 5. Two trained networks
+#
+# Two small networks with different initial weights learn to read scikit-learn's handwritten digits (8 x 8 pixels). One is
+# twice as wide as the other. Both see the same images now. Which of their layers agree, before and after the training?
+# Layers are compared on 256 images that were not trained on. `0.1`, `0.3` and `0.5` are the three ReLU layers, and `1` is
+# the output.
 
 # %%
 digits = load_digits()
@@ -219,6 +250,10 @@ def trained(seed, width, steps):
         optimizer.step()
     return model, float((model(pixels[1300:]).argmax(dim=1) == labels[1300:]).float().mean())
 
+
+# %% [markdown]
+# The pictures show the calibrated mutual kNN of all pairs of layers, and the cell prints the test accuracy of both
+# networks. After it, a table has three measures (not calibrated; CKA is unbiased) for pairs of layers at the same depth.
 
 # %% alt="Two heatmaps of the mutual nearest neighbors of four layers of two networks. Before the training the values fall from about 0.8 for the first layers to about 0.3 for the outputs. After the training they lie between about 0.75 and 0.9, highest on the diagonal and for near layers."
 found = {}
@@ -245,28 +280,26 @@ pd.DataFrame({f"{measure}, {when}": np.diagonal(found[when, measure]) for when i
               for measure in ("cka", "mutual_knn", "procrustes")}, names).style.format("{:.2f}")  # fmt: skip
 
 # %% [markdown]
-# You can read three things from this.
+# You can read three things from this pair of networks.
 #
-# **Untrained networks agree if they see the same images.** Their first layers have a CKA above 0.7, and no pair of layers
-# is due to chance: random layers keep part of the geometry of their input. So a high score is no evidence of learning.
-# Compare with the untrained networks.
+# **Untrained networks agree if they see the same images.** Their first layers have a CKA above 0.7, and the adjusted
+# p-value of every pair of layers is at most 0.05: random layers keep part of the geometry of their input. So a high score
+# is no evidence of learning. Compare with untrained networks.
 #
-# **Training makes the outputs agree.** Their CKA rises from below 0.5 to above 0.9: both networks have learned the
-# same ten classes.
+# **Training makes the outputs agree.** Their CKA rises from below 0.5 to above 0.9. Both networks have learned the same
+# ten classes.
 #
-# **After the training CKA hardly tells the layers apart.** All its values are above 0.85, because the classes dominate in all
-# layers. Mutual kNN shows more: a layer agrees best, or within 0.03 of it, with the layer of the same depth in the other network.
+# **After the training CKA hardly tells the layers apart.** All its values are above 0.85. Mutual kNN shows more: a layer
+# agrees best, or within 0.03 of it, with the layer of the same depth in the other network.
 #
 # ## Exercises
 #
-# 1. How much does the biased CKA of the widest unrelated networks fall if there are 512 rows in place of 64?
-# 2. Shuffle the images for the second network. What do `similarity` and `calibrated` say about the trained networks?
-
-# %% [markdown]
-# Solution of exercise 1 (open the cell): by about the factor 8 where the rows are nearly orthogonal, and somewhat less
-# here. The biased HSIC of independent samples is of the order $1/n$.
+# Each solution is a folded cell below its question.
+#
+# 1. How much does the biased CKA of unrelated networks of width 256 fall if there are 512 rows in place of 64?
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
+# Solution. By a factor of about 6 here. For independent samples the biased CKA is of the order 1/n, which would be a factor of 8.
 falls = {}
 for n in (64, 512):
     x, y = (network(side, 256, 1, 16)(z).detach() for side, z in enumerate(unrelated(0, n)))
@@ -275,10 +308,11 @@ print({n: round(value, 3) for n, value in falls.items()}, f"factor {falls[64] / 
 assert 4 < falls[64] / falls[512] < 9
 
 # %% [markdown]
-# Solution of exercise 2 (open the cell): the pairs of images are lost, and the scores go to 0 with them.
+# 2. Shuffle the images for the second network. What do `similarity` and `calibrated` say about the trained networks?
 
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
+# Solution. Row i is no longer the same image in both: the similarity is near 0 and the calibrated score is 0.
 class Shuffled(nn.Module):
     """A network that sees the images of a batch in another order."""
 
@@ -292,4 +326,9 @@ class Shuffled(nn.Module):
 
 tests = compare_models(a, Shuffled(b), held_out, names, [f"model.{name}" for name in names], permutations=PERMUTATIONS)
 assert tests.similarity.abs().to_numpy().max() < 0.1 and tests.adjusted.to_numpy().min() > 0.05
+print(f"largest similarity {tests.similarity.abs().to_numpy().max():.2f}")
 tests.calibrated.style.format("{:.2f}")
+
+# %% [markdown]
+# This is the last notebook. The guides of the documentation (`docs/guides`) solve one task each, and
+# [notebook 10](10_your_own_data.ipynb) shows how to use the library with your own data.

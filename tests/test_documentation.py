@@ -8,10 +8,13 @@ import shutil
 import subprocess
 import sys
 import threading
+import tomllib
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+
+from hsic_lab.ablation import run_ablation
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -23,7 +26,7 @@ def site(tmp_path_factory):
     """The documentation, built from a copy of what it needs."""
     copy = tmp_path_factory.mktemp("docs")
     for name in ("docs", "notebooks", "data/results"):
-        ignore = shutil.ignore_patterns("_build", "course", "images")
+        ignore = shutil.ignore_patterns("_build", "course")
         shutil.copytree(ROOT / name, copy / name, ignore=ignore if name == "docs" else None)
     for name in ("pyproject.toml", "CHANGELOG.md", "README.md"):
         shutil.copy(ROOT / name, copy)
@@ -90,6 +93,16 @@ def test_every_inner_link_leads_somewhere(site):
     assert broken == []
 
 
+def test_every_link_holds_in_the_repository_too():
+    """Without a build, `docs/course` does not exist."""
+    for path in [*DOCS.rglob("*.md")]:
+        if not {"_build", "course"} & set(path.relative_to(DOCS).parts):
+            links = re.findall(r"\]\((?!https?:|#)([^)#]+)|\{image\} (\S+)", path.read_text())
+            targets = [(path.parent / "".join(link)).resolve() for link in links]
+            broken = [str(t) for t in targets if not t.exists() or t.is_relative_to(DOCS / "course")]
+            assert broken == [], path
+
+
 def test_every_course_page_has_its_download(site):
     for path in (ROOT / "notebooks").glob("[0-9]*.ipynb"):
         page = Page(site / "course" / f"{path.stem}.html")
@@ -124,6 +137,14 @@ def test_the_code_of_a_guide_runs(path, tmp_path):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_the_small_grid_of_the_guide_runs(tmp_path):
+    text = re.findall(r"```toml\n(.*?)```", (DOCS / "guides/ablations.md").read_text(), re.DOTALL)[0]
+    assert len(text.splitlines()) == 10
+    grid = {"name": "small"} | tomllib.loads(text) | {"seeds": 1}
+    grid["base"]["epochs"], grid["data"]["n_train"] = 1, 300
+    assert (run_ablation(grid, tmp_path, progress=False)["state"] == "finished").all()
 
 
 @pytest.fixture(scope="module")

@@ -38,7 +38,7 @@ def test_readme_is_short():
 def test_every_notebook_is_in_the_map():
     for path in (ROOT / "notebooks").glob("[0-9]*.ipynb"):
         assert f"(notebooks/{path.name})" in TEXT
-        assert f"course/{path.name}" in (ROOT / "docs/course.md").read_text()
+        assert f"(../notebooks/{path.name})" in (ROOT / "docs/course.md").read_text()
 
 
 def test_every_module_in_the_map_exists():
