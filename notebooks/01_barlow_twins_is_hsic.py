@@ -8,8 +8,8 @@
 # samples depend on each other. **In its simplest form HSIC is the sum of the squared entries of $C$, the matrix of correlations that
 # Barlow Twins looks at.** So the loss can be written with HSIC.
 #
-# HSIC also explains why Barlow Twins needs no *negative pairs*. These are views of two different images, which other methods push
-# apart one by one. Here the subtraction of a mean does the same for all of them at once.
+# HSIC also explains why Barlow Twins needs no *negative pairs*, views of two different images that other methods push apart one by one.
+# Here the subtraction of a mean does this for all of them at once.
 #
 # **What you will see**
 #
@@ -21,9 +21,9 @@
 # 6. Why the target $-1$ cannot be reached, and what is reached instead.
 # 7. How to compute the exact loss without the $d \times d$ matrix, with timings.
 #
-# **What you need**: a first course in machine learning (mean, variance, correlation, gradient, matrix product). Nothing is
-# downloaded. The code asserts every identity in double precision with a tolerance of $10^{-10}$. Folded cells hold drawing code,
-# helper functions (`minimize`, `descend`, `value_and_gradient`) and solutions.
+# **What you need**: a first course in machine learning (correlation, gradient, matrix product). Nothing is downloaded. The code
+# asserts every identity in double precision with a tolerance of $10^{-10}$. Folded cells hold drawing code, helper functions
+# (`minimize`, `descend`, `value_and_gradient`) and solutions.
 
 # %% tags=["parameters"]
 import os
@@ -313,8 +313,8 @@ assert close(hsic(x, y, route="dual"), hsic(x, y, route="primal"))  # the librar
 #
 # ## 3. Where the negative pairs are
 #
-# Contrastive methods use *positive* pairs (two views of one scene) and *negative* pairs (views of different scenes). Barlow Twins
-# forms no negative pairs. HSIC explains why it can still be called contrastive.
+# *Contrastive* methods pull *positive* pairs (two views of one scene) together and push *negative* pairs (views of different scenes)
+# apart. Barlow Twins forms no negative pairs. HSIC explains why it can still be called contrastive.
 #
 # The left plot shows the $n$ real pairs. The right plot shows all $n^2$ **permuted pairs**: every image of view A with every image
 # of view B. If the views were independent, the real pairs would look like this.
@@ -324,14 +324,15 @@ plot_two_clouds(x, y, m=64)
 
 # %% [markdown]
 # The **maximum mean discrepancy** (MMD) measures how far apart the two point clouds are. Map every point to a vector, average the
-# vectors of each cloud, and take the squared distance between the two averages. As $\lVert u - v\rVert^2 = u^\top u - 2u^\top v + v^\top v$,
-# you need scalar products only, and a kernel can take their place. For two pairs $(x, y)$ and $(x', y')$ take $k(x, x')\,l(y, y')$:
+# vectors of each cloud, and take the squared distance between the two averages. As
+# $\lVert u - v\rVert^2 = u^\top u - 2u^\top v + v^\top v$, you need scalar products only, and a kernel can take their place. For two
+# pairs $(x, y)$ and $(x', y')$ take $k(x, x')\,l(y, y')$:
 #
-# $$\mathrm{MMD}^2 = \underbrace{\operatorname{mean}\,(\text{real, real})}_{\text{real pairs with real pairs}}
-# - 2\,\underbrace{\operatorname{mean}\,(\text{real, permuted})}_{\text{real pairs with permuted pairs}}
-# + \underbrace{\operatorname{mean}\,(\text{permuted, permuted})}_{\text{permuted pairs with permuted pairs}} .$$
+# $$\mathrm{MMD}^2 = \operatorname{mean}\,(\text{real, real}) - 2\,\operatorname{mean}\,(\text{real, permuted})
+# + \operatorname{mean}\,(\text{permuted, permuted}) .$$
 #
-# The next cell computes this directly from all permuted pairs of 48 images, for two kernels. The result equals HSIC.
+# For example, "real, permuted" compares every real pair with every permuted pair. The next cell computes this directly from all
+# permuted pairs of 48 images, for two kernels. The result equals HSIC.
 
 # %%
 m = 24 if FAST else 48
@@ -416,8 +417,8 @@ assert close(library, rebuilt) and close(gradient, rebuilt_gradient)
 # HSIC has a plus sign, so it is **penalized**. The loss maximizes the alignment $\mathrm{tr}\,C$, the sum of the diagonal.
 #
 # The two terms are linked, because alignment requires some dependence:
-# $\mathrm{HSIC} = \lVert C \rVert_F^2 \ge \sum_i C_{ii}^2 \ge (\mathrm{tr}\,C)^2 / d$. HSIC reaches this bound only if $C$ is a multiple of the
-# identity. Barlow Twins asks for full alignment with the least dependence that allows it.
+# $\mathrm{HSIC} = \lVert C \rVert_F^2 \ge \sum_i C_{ii}^2 \ge (\mathrm{tr}\,C)^2 / d$. HSIC reaches this bound only if $C$ is a multiple
+# of the identity. Barlow Twins asks for full alignment with the least dependence that allows it.
 #
 # The next cells check the formulas, minimize the loss over the features themselves (without a network) and draw the path for three
 # values of $\lambda$. To the right the views agree better, and upwards they depend more strongly on each other.
@@ -681,8 +682,9 @@ timings.map(lambda t: f"{1e3 * t:.2f} ms")
 #
 # Each solution is a folded cell below its question.
 #
-# 1. **Nonlinear dependence.** Let `x = torch.linspace(-1, 1, 500)[:, None]` and `y = x**2`. Compare HSIC of the real pairs with HSIC of shuffled pairs, with
-#    the linear and with the Gaussian kernel. What does this say about the features that Barlow Twins can decorrelate?
+# 1. **Nonlinear dependence.** Let `x = torch.linspace(-1, 1, 500)[:, None]` and `y = x**2`. Compare HSIC of the real pairs with
+#    HSIC of shuffled pairs, with the linear and with the Gaussian kernel. What does this say about the features that Barlow Twins
+#    can decorrelate?
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
 # Solution. The linear kernel does not tell the pairs from shuffled ones: y depends on x, but not along a line. The Gaussian kernel
@@ -711,8 +713,8 @@ assert abs(np.mean(values["biased"]) - 32**2 / 127) < 4 * np.std(values["biased"
 assert abs(np.mean(values["unbiased"])) < 0.05 * np.mean(values["biased"])
 
 # %% [markdown]
-# 3. **Another target.** `HSICSSLLoss(off_diagonal_target=t)` takes any off-diagonal target. Which $t$ can be reached exactly if $X = Y$? Predict the
-#    lower bound for $t = +0.5$ and $t = -0.5$ with $d = 8$, then run `minimize`.
+# 3. **Another target.** `HSICSSLLoss(off_diagonal_target=t)` takes any off-diagonal target. Which $t$ can be reached exactly if
+#    $X = Y$? Predict the lower bound for $t = +0.5$ and $t = -0.5$ with $d = 8$, then run `minimize`.
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
 # Solution. Every t from -1/(d-1) to 1. For a lower t the mean entry stays at -1/(d-1), and each entry misses by the rest.

@@ -9,12 +9,10 @@
 #
 # **What you will see**
 #
-# * Sections 1 to 3: four shapes with correlation 0 that are dependent; HSIC by hand; the effect of the bandwidth.
-# * Sections 4 and 5: estimators with and without bias; p-values.
-# * Sections 6 and 7: comparison of four tests; how to choose the bandwidth.
-# * Sections 8 to 10: groups and time series; large samples; CKA, which compares networks.
-#
-# At a first reading, sections 1 to 5 and 10 are enough for the other notebooks.
+# * Sections 1 to 3: four shapes that correlation misses; HSIC by hand; the bandwidth.
+# * Sections 4 and 5: bias; p-values.
+# * Sections 6 to 9, which you can skip at a first reading: four tests; the choice of the bandwidth; groups and time series; large samples.
+# * Section 10: CKA, which compares networks.
 #
 # **What you need**: mean, variance, correlation and the matrix product. Nothing is downloaded. The code asserts the
 # numbers. A number about random data is checked on many draws and may deviate by at most four standard errors. (The standard error of
@@ -597,22 +595,18 @@ assert is_share(naive <= 0.05, 2 / 21) and is_share(naive == 0, 1 / 21)
 # %% [markdown]
 # ### All shifts at once
 #
-# You can skip this part at a first reading. It explains why the test is fast, and why the p-values above are multiples of 1/1200.
+# You can skip this part. It explains why the test is fast, and why the p-values above are multiples of 1/1200.
 #
-# To score one permutation, the sum $\sum_{ij} K_{ij} L_{\pi(i)\,\pi(j)}$ needs $n^2$ products. The library scores $n$ permutations with
-# little more work. It puts the rows in a random order once, and then *shifts* the rows of $y$ in a circle: row $i$ of $x$ meets row
-# $i + s$ of $y$, for $s = 0, \dots, n - 1$, all indices modulo $n$.
+# To score one permutation $\pi$, the sum $\sum_{ij} K_{ij} L_{\pi(i)\,\pi(j)}$ needs $n^2$ products. The library scores $n$ permutations
+# with little more work: it *shifts* the rows of $y$ in a circle. Row $i$ of $x$ meets row $i + s$ of $y$, for $s = 0, \dots, n - 1$, all
+# indices modulo $n$.
 #
-# Look at one **circular diagonal** of each matrix: the entries $K_{i,\,i+k}$ and $L_{i,\,i+k}$ for one $k$ and all $i$. A shift by $s$
-# moves the diagonal of $L$ along itself by $s$ places, and it remains the diagonal $k$:
+# A shift by $s$ moves each **circular diagonal** of $L$, the entries $L_{i,\,i+k}$ for one $k$, along itself by $s$ places:
 #
 # $$T(s) = \sum_{ij} K_{ij}\, L_{i+s,\,j+s} = \sum_k \Big[ \sum_i K_{i,\,i+k}\; L_{i+s,\,i+s+k} \Big].$$
 #
-# The bracket is a circular correlation of two vectors. The fast Fourier transform computes it for all $s$ together, in about
-# $n \log n$ steps instead of $n^2$. The cell does this in two lines and compares with the direct sums.
-#
-# In the figure two diagonals of $L$ are colored. A number is a row of $y$: after the shift each number stands at another place of the
-# same diagonal.
+# The fast Fourier transform computes the bracket for all $s$ together, in about $n \log n$ steps instead of $n^2$. The cell does this in
+# two lines and compares with the direct sums. In the figure two diagonals of $L$ are colored, and each number is a row of $y$.
 
 # %% alt="Left: a Gram matrix of 12 points in gray with two of its circular diagonals in color; each runs off the right edge and comes in again on the left. Middle: the matrix after a shift by 3 rows and columns, with the same colors on the same diagonals, moved along them. Right: the statistic of all 12 shifts as bars, with crosses of the direct sums on the ends of the bars."
 n, shift = 12, 3
@@ -630,10 +624,9 @@ assert close(all_shifts, direct) and all_shifts.argmax() == 0  # the observed pa
 show_shifts(gram_y, shift, all_shifts, direct)
 
 # %% [markdown]
-# A test with these permutations is exact. A shift of a shift is a shift. So under independence the observed pairing could as well be any
-# of the $n$ shifted ones, and the set of all shifts would be the same. If you ask for more than $n - 1$ permutations, the library adds
-# the shifts of further random orders. The result says out of how many values its p-value is: 400 points with `permutations=999` (the
-# default) give three orders and 1200 values.
+# A test with these permutations is exact: a shift of a shift is a shift, so under independence the observed pairing could as well be any
+# of the $n$ shifted ones. For more than $n - 1$ permutations the library takes the rows in further random orders. 400 points with
+# `permutations=999`, the default, give three orders and 1200 values:
 
 # %%
 x, y = sample("circle", 400, seed=0)
@@ -762,14 +755,13 @@ print(f"independent given the group: rejected at 5 % in {np.mean(np.array(pvalue
 assert is_share(np.array(pvalues) <= 0.05, 2 / 40)
 
 # %% [markdown]
-# HSIC has no sign. On the right the test reports dependence overall and given the hospital, and does not show the direction. The
-# group must be discrete, and each group must have several rows. A continuous third variable needs other methods.
+# HSIC has no sign: on the right it does not show the direction. Each group must have several rows, so a continuous third variable needs
+# other methods.
 #
 # ### Time series
 #
-# Each row of a time series depends on the row before it. Shuffled rows lose this memory, and a shuffled pair does not look like an
-# observed one, even if the two series have nothing to do with each other. Two slow waves that drift apart and together by chance look
-# dependent.
+# Each row of a time series depends on the row before it. Shuffled rows lose this memory, so a shuffled pair does not look like an
+# observed one, even if the two series have nothing to do with each other.
 #
 # The next cell draws pairs of independent series $x_t = 0.9\, x_{t-1} + \varepsilon_t$ with new normal noise $\varepsilon_t$ at each time $t$.
 # The permutation test rejects most of them: a false alarm. `shift_test` keeps the rows in the order of time and shifts one whole series
@@ -847,8 +839,8 @@ assert close(cka(x, x), torch.tensor(1.0, dtype=torch.float64))
 
 # %% [markdown]
 # The bias of section 4 matters most here. If there are more features than images, *any* two sets of features look similar: the biased
-# CKA of pure noise tends to 1. The unbiased CKA (Nguyen et al. 2021) of noise stays near 0. For related features it is slightly too
-# high or too low at the smallest $n$, because a ratio of unbiased estimates is only approximately unbiased.
+# CKA of pure noise tends to 1. The unbiased CKA (Nguyen et al. 2021) of noise stays near 0, and that of related features hardly depends
+# on the number of images.
 
 # %% alt="CKA against the number of images. For noise the biased estimator is close to 1 at few images and the unbiased one stays at 0. For related features the biased estimator falls from near 1 towards the unbiased one." tags=["hide-input"] jupyter={"source_hidden": true}
 sizes = (16, 32, 64, 128, 256)

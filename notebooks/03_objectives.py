@@ -267,7 +267,8 @@ print(f"remainder (CorInfoMax): O(t^{slopes[-1]:.3f})")
 #
 # $$L_{c} = \sum_{b \neq b'} (z_b^\top z_{b'})^2 , \qquad L_{nc} = \sum_{i \neq j} (z_{\cdot i}^\top z_{\cdot j})^2 .$$
 #
-# ($c$ is for *contrastive*, $nc$ for *non-contrastive*, the names of the two families of methods.) Each is a squared Frobenius norm without its diagonal. The norms are equal, so only the diagonals differ (theorem 3.3):
+# ($c$ is for *contrastive*, $nc$ for *non-contrastive*, the names of the two families of methods.) Each is a squared Frobenius norm
+# without its diagonal. The norms are equal, so only the diagonals differ (theorem 3.3):
 #
 # $$L_{nc} + \sum_i \lVert z_{\cdot i} \rVert^4 = L_{c} + \sum_b \lVert z_b \rVert^4 .$$
 

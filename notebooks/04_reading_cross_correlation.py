@@ -18,9 +18,9 @@
 # 4. Four encoders whose views share a digit, a position, a color or a background: the features keep what the views share.
 # 5. A linear training that you can predict: it learns one direction at a time.
 #
-# **What you need**: [notebook 00](00_quickstart.ipynb), or at least its matrix, and about two minutes. If `make demo` has trained the two encoders, the
-# notebook reads them from `runs/demo/`. Otherwise it trains them. The explorer is interactive in JupyterLab. On a static page you
-# see an image of it.
+# **What you need**: [notebook 00](00_quickstart.ipynb), or at least its matrix, and about two minutes. If `make demo` has trained
+# the two encoders, the notebook reads them from `runs/demo/`. Otherwise it trains them. The explorer is interactive in JupyterLab.
+# On a static page you see an image of it.
 
 # %% tags=["parameters"]
 import os
@@ -240,9 +240,9 @@ measured.round(1)
 #
 # ## Two trained encoders
 #
-# These are the runs of [notebook 00](00_quickstart.ipynb). The views share a digit and nothing else. One encoder was trained with Barlow Twins, the other with
-# HSIC_SSL. Each run stored $C$ on the same 2048 pairs of test scenes at several training steps. In JupyterLab, and on this page of
-# the documentation, you can
+# These are the runs of [notebook 00](00_quickstart.ipynb). The views share a digit and nothing else. One encoder was trained with
+# Barlow Twins, the other with HSIC_SSL. Each run stored $C$ on the same 2048 pairs of test scenes at several training steps. In
+# JupyterLab, and on this page of the documentation, you can
 #
 # * **move the slider** through the training steps;
 # * **order the features by clustering**;
@@ -306,10 +306,10 @@ for shared in SHARED:
 compare_cross_correlations({f"shared: {name}": run.snapshots[max(run.snapshots)] for name, run in trained.items()});
 
 # %% [markdown]
-# The matrices show *that* the views agree. To find out on *what* they agree, compare the projections of single test scenes with every
-# known factor by HSIC on the scale of a correlation. This is unbiased linear **CKA**,
-# $\mathrm{HSIC}(Z, f)/\sqrt{\mathrm{HSIC}(Z, Z)\,\mathrm{HSIC}(f, f)}$ ([notebook 02](02_hsic_from_scratch.ipynb), section 10). It is near 0
-# if the features $Z$ and the factor $f$ are independent. Classes are compared with the kernel `Delta` (equal or not), numbers with a
+# The matrices show *that* the views agree. To find out on *what* they agree, compare the projections of single test scenes with
+# every known factor by HSIC on the scale of a correlation. This is unbiased linear **CKA**, $\mathrm{HSIC}(Z,
+# f)/\sqrt{\mathrm{HSIC}(Z, Z)\,\mathrm{HSIC}(f, f)}$ ([notebook 02](02_hsic_from_scratch.ipynb), section 10). It is near 0 if the
+# features $Z$ and the factor $f$ are independent. Classes are compared with the kernel `Delta` (equal or not), numbers with a
 # Gaussian kernel. `crop_x` and `crop_y` say which part of the photograph is the background.
 
 # %% alt="Heatmap of CKA between the features of four encoders (rows) and the factors of the scenes (columns). The high values are where the factor is the one that the views shared."
@@ -382,9 +382,9 @@ assert np.allclose(plateaus, [4, 3, 2, 1, 0], atol=0.01)
 assert np.median(abs(eigenvalues - predicted)) < 1e-5
 
 # %% [markdown]
-# The explorer shows the same training. Move its slider: $C$ is empty, then a matrix of rank 1 appears, then rank 2, 3 and 4, until $C$ is the
-# identity. The eigenvectors are mixtures of the features, so an entry of $C$ can rise and fall again. The slider counts steps of
-# gradient descent; 500 of them are one unit of time.
+# The explorer shows the same training. Move its slider: $C$ is empty, then a matrix of rank 1 appears, then rank 2, 3 and 4, until
+# $C$ is the identity. The eigenvectors are mixtures of the features, so an entry of $C$ can rise and fall again. The slider counts
+# steps of gradient descent; 500 of them are one unit of time.
 
 # %% alt="Still image of the explorer at step 10000 of the linear training: C, four by four, is not yet the identity, and its spectrum has three equal values and one that is almost 0."
 every = 10  # a snapshot for each unit of time
