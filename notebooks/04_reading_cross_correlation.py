@@ -307,8 +307,8 @@ compare_cross_correlations({f"shared: {name}": run.snapshots[max(run.snapshots)]
 
 # %% [markdown]
 # The matrices show *that* the views agree. To find out on *what* they agree, compare the projections of single test scenes with
-# every known factor by HSIC on the scale of a correlation. This is unbiased linear **CKA**, $\mathrm{HSIC}(Z,
-# f)/\sqrt{\mathrm{HSIC}(Z, Z)\,\mathrm{HSIC}(f, f)}$ ([notebook 02](02_hsic_from_scratch.ipynb), section 10). It is near 0 if the
+# every known factor by HSIC on the scale of a correlation. This is unbiased linear **CKA**,
+# $\mathrm{HSIC}(Z, f)/\sqrt{\mathrm{HSIC}(Z, Z)\,\mathrm{HSIC}(f, f)}$ ([notebook 02](02_hsic_from_scratch.ipynb), section 10). It is near 0 if the
 # features $Z$ and the factor $f$ are independent. Classes are compared with the kernel `Delta` (equal or not), numbers with a
 # Gaussian kernel. `crop_x` and `crop_y` say which part of the photograph is the background.
 
