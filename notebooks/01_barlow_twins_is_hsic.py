@@ -5,9 +5,11 @@
 # feature of one view with every feature of the other view, and pulls the matrix of these correlations towards the identity.
 #
 # HSIC, the Hilbert-Schmidt Independence Criterion (Gretton et al. 2005), is a number from statistics. It measures how strongly two
-# samples depend on each other. **With linear kernels on standardized features, HSIC is the sum of the squared entries of $C$, the matrix
-# that Barlow Twins looks at.** So the loss can be written with HSIC, and HSIC explains where its negative pairs are: centering the batch
-# takes their place. This notebook shows it step by step.
+# samples depend on each other. **In its simplest form HSIC is the sum of the squared entries of $C$, the matrix of correlations that
+# Barlow Twins looks at.** So the loss can be written with HSIC.
+#
+# HSIC also explains why Barlow Twins needs no *negative pairs*, views of two different images that other methods push apart one by one.
+# Here the subtraction of a mean does this for all of them at once.
 #
 # **What you will see**
 #
@@ -19,9 +21,9 @@
 # 6. Why the target $-1$ cannot be reached, and what is reached instead.
 # 7. How to compute the exact loss without the $d \times d$ matrix, with timings.
 #
-# **What you need**: a first course in machine learning (mean, variance, correlation, gradient, matrix product). Nothing is
-# downloaded. The code asserts every identity in double precision with a tolerance of $10^{-10}$. Folded cells hold drawing code and
-# checks. Open them if you want to read them.
+# **What you need**: a first course in machine learning (correlation, gradient, matrix product). Nothing is downloaded. The code
+# asserts every identity in double precision with a tolerance of $10^{-10}$. Folded cells hold drawing code, helper functions
+# (`minimize`, `descend`, `value_and_gradient`) and solutions.
 
 # %% tags=["parameters"]
 import os
@@ -155,6 +157,20 @@ def minimize(loss, *views, steps=400):
         return cross_correlation(views[0], views[-1]), loss(views[0], views[-1]).item()
 
 
+def descend(loss, steps):
+    """Minimize a loss over the features; return (tr C / d, HSIC / d) at every step."""
+    a, b = z_a.clone().requires_grad_(), z_b.clone().requires_grad_()
+    optimizer = torch.optim.Adam([a, b], lr=0.01)
+    path = []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss(a, b).backward()
+        now = cross_correlation(a, b).detach()
+        path.append((now.trace() / d, now.square().sum() / d))
+        optimizer.step()
+    return torch.tensor(path)
+
+
 def noise(d):
     return torch.randn(8 * d, d, dtype=torch.float64, generator=generator)
 
@@ -178,16 +194,18 @@ plot_pairs(image_a, image_b, n=9);
 
 # %% [markdown]
 # A network maps an image to $d$ numbers, its **features**. Here an untrained network is enough: one random layer on a shrunken
-# image, the same layer for both views. It gives two matrices, $Z_a$ for view A and $Z_b$ for view B. They have $n$ rows, one for
-# each image, and $d$ columns, one for each feature. Row $b$ of both matrices belongs to the same pair.
+# image, the same layer for both views. It gives two matrices, $Z_a$ for view A and $Z_b$ for view B. They have $n = 256$ rows, one for
+# each image, and $d = 16$ columns, one for each feature. Row $b$ of both matrices belongs to the same pair.
 #
 # To **standardize** a column over the batch, subtract its mean and divide by its standard deviation (with $1/n$ in the variance).
 # Call the standardized matrices $X$ and $Y$. The **cross-correlation matrix** is their product,
 #
 # $$C = \tfrac1n X^\top Y, \qquad C_{ij} = \text{correlation of feature } i \text{ of view A with feature } j
 # \text{ of view B}.$$
+#
+# The cell computes the features and $C$. The next cell draws them.
 
-# %% alt="Left: scatter plot of feature 0 of view A against feature 0 of view B, close to a rising line. Right: heatmap of the 16 by 16 matrix C with a red diagonal and many colored entries beside it."
+# %%
 generator = torch.Generator().manual_seed(1)
 layer = torch.randn(3 * 8 * 8, d, generator=generator, dtype=torch.float64) / 192**0.5
 
@@ -203,15 +221,18 @@ x, y = standardize(z_a), standardize(z_b)
 c = cross_correlation(z_a, z_b)
 assert close(c, x.T @ y / n)
 
+# %% alt="Left: scatter plot of feature 0 of view A against feature 0 of view B, close to a rising line. Right: heatmap of the 16 by 16 matrix C with a red diagonal and many colored entries beside it."
 figure, (left, right) = plt.subplots(1, 2, figsize=(9.4, 4.2), layout="constrained")
 left.plot(x[:, 0], y[:, 0], ".", color=PALETTE[0], alpha=0.6)
 left.set(title=f"one entry: $C_{{00}}$ = {c[0, 0]:.2f}", xlabel="feature 0 of view A", ylabel="feature 0 of view B")
 plot_cross_correlation(c, right, title="all of C");
 
 # %% [markdown]
-# The left plot shows the data behind one entry of the right plot. The diagonal of $C$ says how well the views agree, feature by
-# feature. The off-diagonal entries say whether different features carry the same information. In this untrained network many do.
-# Barlow Twins pulls the diagonal to 1 and the other entries to 0.
+# The left plot shows the data behind one entry of the right plot, one dot for each image. In the heatmap red is a positive and blue a
+# negative correlation.
+#
+# The diagonal of $C$ says how well the views agree, feature by feature. The off-diagonal entries say whether different features carry
+# the same information. In this untrained network many do. Barlow Twins pulls the diagonal to 1 and the other entries to 0.
 #
 # ## 2. HSIC: are images that are similar in one view similar in the other view?
 #
@@ -219,14 +240,20 @@ plot_cross_correlation(c, right, title="all of C");
 # an $n \times n$ matrix of similarities, the **Gram matrix** $K$ with entries $K_{bc} = k(x_b, x_c)$, where $x_b$ is row $b$ of $X$.
 # View B gives a second Gram matrix $L$ with a kernel $l$.
 #
-# If the views depend on each other, images that are similar in A tend to be similar in B. The two Gram matrices then have the same
-# pattern.
+# If the views depend on each other, images that are similar in A tend to be similar in B. The two Gram matrices then have similar
+# patterns.
 #
 # To compare patterns and not overall levels, **center** both matrices: make every row and column sum to zero. In matrix notation
 # this is $HKH$ with $H = I - \frac1n \mathbf 1 \mathbf 1^\top$, where $I$ is the identity and $\mathbf 1$ the column of $n$ ones.
 # Multiplication by $H$ subtracts a mean. Then multiply the two centered matrices entry by entry and take the mean:
 #
 # $$\mathrm{HSIC} = \frac1{n^2}\sum_{b,c} (HKH)_{bc}\,(HLH)_{bc} = \frac1{n^2}\,\mathrm{tr}(K H L H).$$
+#
+# The **trace** $\mathrm{tr}$ is the sum of the diagonal. The two forms are equal because $\sum_{b,c} A_{bc} B_{bc} = \mathrm{tr}(AB)$ for
+# symmetric matrices, and because centering twice is the same as centering once, $HH = H$.
+#
+# The heatmaps show the two centered matrices and their product. The images are sorted so that similar ones stand next to each other.
+# Red is positive, blue is negative, and colors beyond the ends of a scale are cut off.
 
 # %% alt="Three heatmaps over pairs of images: the centered Gram matrices of view A and view B, which have similar patterns of red and blue blocks, and their product, which is mostly red."
 h = torch.eye(n, dtype=torch.float64) - 1 / n
@@ -245,7 +272,7 @@ assert close(agreement.mean(), torch.trace(x @ x.T @ h @ y @ y.T @ h) / n**2)
 
 # %% [markdown]
 # A red entry in the third heatmap is a pair of scenes for which both views agree: they are more similar than average in both views,
-# or less similar than average in both. Most entries are red, so HSIC is positive.
+# or less similar than average in both. HSIC is the mean of this heatmap. Red outweighs blue, so HSIC is positive.
 #
 # Now shuffle the rows of one view, so that the pairs no longer belong together. HSIC falls to a small value:
 
@@ -259,13 +286,14 @@ assert hsic(x, shuffled) < 0.1 * hsic(x, y)
 #
 # The simplest kernel is the scalar product, $k(x, x') = x^\top x'$, as in the heatmaps above. Then $K = XX^\top$ and $L = YY^\top$.
 # The columns of $X$ and $Y$ have mean zero, so $H$ changes nothing. The trace of a product stays the same if you move its
-# first factor to the end. Therefore
+# last factor to the front. Therefore
 #
 # $$\frac1{n^2}\mathrm{tr}(XX^\top\, YY^\top) = \frac1{n^2}\mathrm{tr}(Y^\top X\, X^\top Y)
 # = \mathrm{tr}(C^\top C) = \sum_{i,j} C_{ij}^2 = \lVert C \rVert_F^2 ,$$
 #
-# where $\lVert C \rVert_F$ is the Frobenius norm of $C$. The **mean** over the $n \times n$ pairs of *images* equals the **sum** over
-# the $d \times d$ squared correlations between *features*.
+# where $\lVert C \rVert_F$ is the Frobenius norm of $C$, the root of the sum of its squared entries. The **mean** over the $n \times n$
+# pairs of *images* equals the **sum** over the $d \times d$ squared correlations between *features*. In the titles $\circ$ is the product
+# entry by entry.
 
 # %% alt="Left: heatmap of the entrywise product of the centered Gram matrices, 256 by 256 images. Right: heatmap of the squared entries of C, 16 by 16 features."
 axes = show_matrices(
@@ -280,13 +308,13 @@ assert close(hsic(x, y, route="dual"), hsic(x, y, route="primal"))  # the librar
 
 # %% [markdown]
 # With the linear kernel HSIC measures correlation only. It can be 0 for variables that depend on each other without any linear
-# trend. With other kernels, such as the Gaussian, HSIC detects every kind of dependence. Barlow Twins, as published, is the linear
-# case.
+# trend (exercise 1). With other kernels, such as the Gaussian $k(x, x') = e^{-\lVert x - x'\rVert^2 / 2\sigma^2}$, HSIC detects every
+# kind of dependence ([notebook 02](02_hsic_from_scratch.ipynb)). Barlow Twins, as published, is the linear case.
 #
 # ## 3. Where the negative pairs are
 #
-# Contrastive methods use *positive* pairs (two views of one scene) and *negative* pairs (views of different scenes). Barlow Twins
-# forms no negative pairs. HSIC explains why it can still be called contrastive.
+# *Contrastive* methods pull *positive* pairs (two views of one scene) together and push *negative* pairs (views of different scenes)
+# apart. Barlow Twins forms no negative pairs. HSIC explains why it can still be called contrastive.
 #
 # The left plot shows the $n$ real pairs. The right plot shows all $n^2$ **permuted pairs**: every image of view A with every image
 # of view B. If the views were independent, the real pairs would look like this.
@@ -295,15 +323,16 @@ assert close(hsic(x, y, route="dual"), hsic(x, y, route="primal"))  # the librar
 plot_two_clouds(x, y, m=64)
 
 # %% [markdown]
-# The **maximum mean discrepancy** (MMD) measures how far apart the two point clouds are. Map every point into a space of features,
-# average each cloud there, and take the squared distance between the two averages. A suitable similarity of two pairs $(x, y)$ and
-# $(x', y')$ is the product $k(x, x')\,l(y, y')$. With means over all members of each cloud (the *V-statistic*),
+# The **maximum mean discrepancy** (MMD) measures how far apart the two point clouds are. Map every point to a vector, average the
+# vectors of each cloud, and take the squared distance between the two averages. As
+# $\lVert u - v\rVert^2 = u^\top u - 2u^\top v + v^\top v$, you need scalar products only, and a kernel can take their place. For two
+# pairs $(x, y)$ and $(x', y')$ take $k(x, x')\,l(y, y')$:
 #
-# $$\mathrm{MMD}^2 = \underbrace{\operatorname{mean}\,(\text{real, real})}_{\text{real pairs with real pairs}}
-# - 2\,\underbrace{\operatorname{mean}\,(\text{real, permuted})}_{\text{real pairs with permuted pairs}}
-# + \underbrace{\operatorname{mean}\,(\text{permuted, permuted})}_{\text{permuted pairs with permuted pairs}} .$$
+# $$\mathrm{MMD}^2 = \operatorname{mean}\,(\text{real, real}) - 2\,\operatorname{mean}\,(\text{real, permuted})
+# + \operatorname{mean}\,(\text{permuted, permuted}) .$$
 #
-# The next cell computes this directly from all $n^2$ permuted pairs, for two kernels. The result equals HSIC for every kernel.
+# For example, "real, permuted" compares every real pair with every permuted pair. The next cell computes this directly from all
+# permuted pairs of 48 images, for two kernels. The result equals HSIC.
 
 # %%
 m = 24 if FAST else 48
@@ -328,6 +357,8 @@ for name, kernel in {"linear": lambda z: z @ z.T, "Gaussian": Gaussian(bandwidth
 # HSIC does not need the list of $n^2$ permuted pairs, because their mean factorizes: the mean of $x_b y_c^\top$ over *all* $b$ and
 # $c$ is the mean of $x$ times the mean of $y$. Standardizing subtracts the two means, and so it subtracts the mean of all permuted
 # pairs at once. (The division by the standard deviation only changes units.) **Centering takes the place of the negative pairs.**
+#
+# The heatmaps show this for the features before standardizing, each on its own color scale.
 
 # %% alt="Three heatmaps over pairs of features: the mean product of real pairs, the mean product of all permuted pairs, and their difference, which has the pattern of C."
 mean_of_pairs = z_a.T @ z_b / n
@@ -378,37 +409,24 @@ assert close(library, rebuilt) and close(gradient, rebuilt_gradient)
 # %% [markdown]
 # ### What the loss maximizes and minimizes
 #
-# It is tempting to say that Barlow Twins maximizes HSIC between the views. It does not. The case $\lambda = 1$ shows this. Expand
-# the square and use $\frac1n\lVert X - Y\rVert_F^2 = 2d - 2\,\mathrm{tr}\,C$:
+# Barlow Twins does not maximize HSIC between the views. The case $\lambda = 1$ shows this. Expand the square and use
+# $\frac1n\lVert X - Y\rVert_F^2 = 2d - 2\,\mathrm{tr}\,C$, which holds because every column of $X$ and $Y$ has the squared length $n$:
 #
 # $$L_{BT}\big|_{\lambda = 1} = \mathrm{HSIC}(X, Y) + \tfrac1n \lVert X - Y \rVert_F^2 - d .$$
 #
 # HSIC has a plus sign, so it is **penalized**. The loss maximizes the alignment $\mathrm{tr}\,C$, the sum of the diagonal.
 #
 # The two terms are linked, because alignment requires some dependence:
-# $\mathrm{HSIC} = \lVert C \rVert_F^2 \ge \sum_i C_{ii}^2 \ge (\mathrm{tr}\,C)^2 / d$. Both inequalities are equalities only if $C$ is a
-# multiple of the identity. Barlow Twins asks for full alignment with the least dependence that allows it.
+# $\mathrm{HSIC} = \lVert C \rVert_F^2 \ge \sum_i C_{ii}^2 \ge (\mathrm{tr}\,C)^2 / d$. HSIC reaches this bound only if $C$ is a multiple
+# of the identity. Barlow Twins asks for full alignment with the least dependence that allows it.
 #
-# The next cell minimizes the loss over the features themselves and draws the path for three values of $\lambda$.
+# The next cells check the formulas, minimize the loss over the features themselves (without a network) and draw the path for three
+# values of $\lambda$. To the right the views agree better, and upwards they depend more strongly on each other.
 
 # %%
 distance = (x - y).square().sum() / n
 assert close(distance, 2 * d - 2 * c.trace())
 assert close(BarlowTwinsLoss(1.0)(z_a, z_b), hsic(x, y) + distance - d)
-
-
-def descend(loss, steps):
-    """Minimize a loss over the features; return (tr C / d, HSIC / d) at every step."""
-    a, b = z_a.clone().requires_grad_(), z_b.clone().requires_grad_()
-    optimizer = torch.optim.Adam([a, b], lr=0.01)
-    path = []
-    for _ in range(steps):
-        optimizer.zero_grad()
-        loss(a, b).backward()
-        now = cross_correlation(a, b).detach()
-        path.append((now.trace() / d, now.square().sum() / d))
-        optimizer.step()
-    return torch.tensor(path)
 
 
 # %% alt="Curves in the plane of alignment and dependence for three values of lambda. All lead from the random layer to C = I, above the gray region that cannot be reached."
@@ -417,17 +435,19 @@ paths = {f"λ = {name}": descend(BarlowTwinsLoss(w), 150 if FAST else 600)
 plot_paths(paths)
 for path in paths.values():
     assert (path[:, 1] >= path[:, 0] ** 2 - 1e-10).all()
+    assert FAST or (path[-1] - 1).abs().max() < 0.05  # at the star
+moves = {name: (path[5] - path[0]).sign().tolist() for name, path in paths.items()}  # (alignment, dependence)
+assert moves["λ = 1"] == [-1, -1] and moves["λ = 0.005"] == [1, 1]
 
 # %% [markdown]
-# Every path starts at the untrained features and moves towards $C = I$. There the alignment is full and HSIC is as small as full alignment
-# allows. With $\lambda = 1$ the dependence falls first, at the cost of some alignment. With a small $\lambda$ the alignment rises
-# first.
+# Every path starts at the untrained features and ends at $C = I$. There the alignment is full and HSIC is as small as full alignment
+# allows. With $\lambda = 1$ the dependence falls first, at the cost of some alignment. With $\lambda = 0.005$ the alignment rises first,
+# and the dependence with it.
 #
-# There is one sense in which Barlow Twins does *maximize* a dependence: the dependence between the features and the **identity** of
-# the scene. Stack both views into one matrix of $2n$ rows. Make a second matrix that says which scene each row shows: a one in
-# column $b$ for scene $b$, and zeros elsewhere. With linear kernels the HSIC of these two matrices is
-# $\frac{d + \mathrm{tr}\,C}{2n}$. It depends on the alignment only. SSL-HSIC (Li et al. 2021, arXiv 2106.08320) maximizes this
-# dependence.
+# Barlow Twins does maximize *another* dependence: that between the features and the **scene** they show. Stack both views into one
+# matrix of $2n$ rows. Make a second matrix that says which scene each row shows: a one in column $b$ for scene $b$, and zeros elsewhere.
+# With linear kernels the HSIC of these two matrices is $\frac{d + \mathrm{tr}\,C}{2n}$. It depends on the alignment only. Another method,
+# SSL-HSIC (Li et al. 2021, arXiv 2106.08320), maximizes this dependence.
 #
 # In short: Barlow Twins makes the features depend on *which* scene they show, and keeps the features from repeating each other.
 
@@ -464,7 +484,8 @@ assert close(hsic_ssl - barlow_twins, weight * (d * (d - 1) + 2 * (c.sum() - c.t
 
 
 # %% [markdown]
-# The heatmaps show the derivative of each loss by the entries of $C$, and the difference of the two derivatives.
+# The heatmaps show the derivative of each loss by the entries of $C$, and the difference of the two derivatives. Gradient descent makes
+# red entries of $C$ smaller and blue entries larger.
 
 # %% alt="Three heatmaps of the derivative of the loss by C: Barlow Twins, HSIC_SSL, and their difference, which is 0 on the diagonal and constant elsewhere."
 def gradient_of_c(target):
@@ -482,7 +503,7 @@ show_matrices({"Barlow Twins:  ∂L/∂C": pull_bt, "HSIC_SSL:  ∂L/∂C": pull
               "feature of view B", "feature of view A");
 
 # %% [markdown]
-# The two gradients differ by the same $2\lambda$ in every off-diagonal entry, and they are equal on the diagonal.
+# The two derivatives differ by the same $2\lambda = 0.125$ in every off-diagonal entry, and they are equal on the diagonal.
 #
 # ## 6. The target $-1$ cannot be reached
 #
@@ -496,19 +517,19 @@ for ax, count, title in zip(axes, (2, 3, 4), ("2: cosine −1", "3: cosine −1/
     assert np.allclose(cosines[~np.eye(count, dtype=bool)], -1 / (count - 1))
 
 # %% [markdown]
-# The general rule follows from a variance. Suppose that both views give the same features, $X = Y$. The sum of all features of an
-# image has the variance $\mathbf 1^\top C\,\mathbf 1$, and a variance is not negative. With ones on the diagonal,
+# The general rule follows from a variance. Suppose that both views give the same features, $X = Y$. Over the batch, the sum of all
+# features of an image has the variance $\mathbf 1^\top C\,\mathbf 1$, and a variance is not negative. With ones on the diagonal,
 #
 # $$0 \le \mathbf 1^\top C\,\mathbf 1 = d + \sum_{i\neq j} C_{ij} \quad\Longrightarrow\quad
 # \text{mean off-diagonal} \ge -\frac1{d-1} .$$
 #
-# The loss is convex in $C$ and treats all features alike. Its minimum is therefore reached when all off-diagonal entries are equal
-# to this bound. The features then form a **regular simplex**, as the arrows above do, and the loss has the lower bound
+# For a given mean, a sum of squares is smallest if all entries are equal. So the loss is smallest when all off-diagonal entries equal
+# this bound. The features then form a **regular simplex**: all angles between them are equal, as for the arrows above. The loss is
 #
 # $$\lambda\, d\, (d-1)\Bigl(1 - \frac1{d-1}\Bigr)^2 = \lambda\, \frac{d\,(d-2)^2}{d-1} .$$
 #
-# The next cell checks the formula on features that form a simplex. The cell after it searches for the minimum numerically (by L-BFGS, in
-# the function `minimize` of the folded cell at the top).
+# The next cell checks the formula on features that form a simplex, with $\lambda = 1/d$. The cell after it searches for the minimum
+# by gradients, without using the formula.
 
 # %%
 def simplex_features(n, d):
@@ -544,15 +565,15 @@ table.round(5)
 plot_bound(table)
 
 # %% [markdown]
-# Networks have hundreds of features, and then $-\frac1{d-1}$ is close to 0. The minimum of HSIC_SSL differs from the identity, the
-# minimum of Barlow Twins, by $O(1/d)$ only. Tsai et al. (2021) find that the two losses perform about equally well. This result is
-# one reason.
+# The dots are the minima that the search found. They lie on the formulas. Networks have hundreds of features, and then $-\frac1{d-1}$ is
+# close to 0: the entries of $C$ at the minimum of HSIC_SSL differ from those at $C = I$, the minimum of Barlow Twins, by $\frac1{d-1}$
+# only. This is one reason why the two losses perform about equally well, as Tsai et al. (2021) report.
 #
 # ### Two different branches can go below the bound
 #
-# The bound assumes $X = Y$, or, on average, one network and one distribution of distortions for both views. If each view has free
-# features of its own, $\mathbf 1^\top C\,\mathbf 1$ is a *co*variance and can be negative. HSIC_SSL then falls below its bound: the
-# feature sums of the two views become opposed, and the alignment gets worse.
+# The bound assumes $X = Y$. (It also holds on average if one network sees both views, and both are distorted in the same way.) If each
+# view has free features of its own, $\mathbf 1^\top C\,\mathbf 1$ is the covariance of two different sums and can be negative. HSIC_SSL
+# then falls below its bound: if the sum of the features is large in one view, it is small in the other, and the alignment gets worse.
 #
 # Barlow Twins does not have this problem. Its minimum is 0 at $C = I$, whether the two branches are shared or free.
 
@@ -564,8 +585,8 @@ plain, plain_loss = minimize(BarlowTwinsLoss(1 / width), noise(width), noise(wid
 compare_cross_correlations({"HSIC_SSL, shared": shared, "HSIC_SSL, free": free, "Barlow Twins, free": plain});
 
 # %% [markdown]
-# For free branches the minimum has a closed form too. Its diagonal and off-diagonal entries follow from $r$, the correlation of two
-# features within one view.
+# For free branches the minimum has a closed form too. It is stated here without proof, and the cell compares it with the search. Its
+# diagonal and off-diagonal entries follow from $r$, the correlation of two features within one view.
 
 # %%
 r = (width**2 - 8 * width + 4) / (5 * width**2 - 8 * width + 4)  # correlation of two features within one view
@@ -583,16 +604,16 @@ assert abs(free.trace() / width - on) < 1e-3
 #
 # ## 7. A faster way to compute the loss
 #
-# Barlow Twins works well with many features. Its paper uses $d = 8192$, and the usual code forms all $8192^2$ correlations. Section 2
-# shows that this is not necessary: the off-diagonal sum is HSIC minus the diagonal, and HSIC can be computed in two ways.
+# The Barlow Twins paper uses $d = 8192$ features, and the usual code forms all $8192^2$ correlations. Sections 2 and 4 show that this is
+# not necessary: the off-diagonal sum is HSIC minus the squared diagonal, and HSIC can be computed in two ways.
 #
 # | route | forms | multiplications | numbers in the matrices |
 # |---|---|---|---|
 # | primal (features) | $C$, once | $n\,d^2$ | $d^2$ |
 # | dual (images) | $XX^\top$ and $YY^\top$ | $2\,n^2 d$ | $2\,n^2$ |
 #
-# If the batch is smaller than the number of features, the dual route is cheaper. Its result is the same up to rounding.
-# `route="auto"`, the default of the library, takes the route with fewer multiplications.
+# The dual route needs fewer multiplications if $d > 2n$. Its result is the same up to rounding. `route="auto"`, the default of the
+# library, takes the route with fewer multiplications. The cells check that both routes agree, and measure their time.
 
 # %%
 for loss in (BarlowTwinsLoss, HSICSSLLoss):
@@ -644,38 +665,41 @@ print(f"d = {timings.index[-1]}, n = {batch}, {torch.get_num_threads()} CPU thre
 timings.map(lambda t: f"{1e3 * t:.2f} ms")
 
 # %% [markdown]
-# The vertical line marks $d = n$. To its right the time of the usual formula grows with $d^2$, and the time of the dual route with
-# $d$. The two routes cost the same near the line, and `"auto"` follows the faster one. The loss is exact on both routes.
+# Both axes are logarithmic, and the vertical line marks $d = n$. For large $d$ the usual formula is the slowest, because its cost grows
+# with $d^2$ and that of the dual route with $d$. `"auto"` is the primal route on the left and the dual route on the right. The times depend
+# on the computer and on what else runs on it: read the trend. The values and gradients are the same on both routes.
 #
 # ## Summary
 #
-# * With standardized features and linear kernels, $\mathrm{HSIC} = \lVert C\rVert_F^2$: a mean over pairs of images equals a sum over
+# * With standardized features and linear kernels, $\mathrm{HSIC} = \lVert C\rVert_F^2$: a mean over pairs of images is a sum over
 #   pairs of features.
 # * HSIC compares real pairs with all permuted pairs. Centering the batch takes the place of negative pairs.
 # * Barlow Twins maximizes the alignment $\mathrm{tr}\,C$ and *penalizes* HSIC between the views.
-# * HSIC_SSL adds one linear term. Its target $-1$ cannot be reached. Its minimum is a simplex, within $O(1/d)$ of $C = I$.
+# * HSIC_SSL adds one linear term. Its target $-1$ cannot be reached. At its minimum the off-diagonal entries are $-\frac1{d-1}$.
 # * The exact loss costs $n \cdot d \cdot \min(n, d)$ multiplications, up to a small factor.
 #
 # ## Exercises
 #
 # Each solution is a folded cell below its question.
 #
-# 1. **Nonlinear dependence.** Draw `x = torch.randn(500, 1)` and `y = x**2`. Compare HSIC of the real pairs with HSIC of shuffled pairs, with
-#    the linear and with the Gaussian kernel. What does this say about the features that Barlow Twins can decorrelate?
+# 1. **Nonlinear dependence.** Let `x = torch.linspace(-1, 1, 500)[:, None]` and `y = x**2`. Compare HSIC of the real pairs with
+#    HSIC of shuffled pairs, with the linear and with the Gaussian kernel. What does this say about the features that Barlow Twins
+#    can decorrelate?
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
-# Solution. The linear kernel hardly tells the pairs from shuffled ones: y depends on x, but not along a line.
-u = torch.randn(500, 1, generator=generator, dtype=torch.float64)
+# Solution. The linear kernel does not tell the pairs from shuffled ones: y depends on x, but not along a line. The Gaussian kernel
+# does. So features that Barlow Twins has decorrelated can still depend on each other.
+u = torch.linspace(-1, 1, 500, dtype=torch.float64)[:, None]
 v, ratios = standardize(u**2), {}
 for name, kernel in {"linear": None, "Gaussian": Gaussian()}.items():
     shuffles = [hsic(u, v[torch.randperm(500, generator=generator)], kernel, kernel) for _ in range(50)]
     ratios[name] = (hsic(u, v, kernel, kernel) / torch.stack(shuffles).mean()).item()
 print({name: round(ratio, 1) for name, ratio in ratios.items()}, "times the mean of the shuffled pairs")
-assert ratios["Gaussian"] > 20 and ratios["Gaussian"] > 3 * ratios["linear"]
+assert ratios["Gaussian"] > 20 and ratios["linear"] < 1e-10
 
 # %% [markdown]
-# 2. **Expected value under independence.** For independent features the mean of $\\mathrm{HSIC} = \\sum C_{ij}^2$ in a batch is $d^2/(n-1)$.
-#    Check this for $n = 128$, $d = 32$ over 200 draws. Then use `estimator="unbiased"`. What is the mean now?
+# 2. **Expected value under independence.** For independent features the mean of $\mathrm{HSIC} = \sum C_{ij}^2$ in a batch is $d^2/(n-1)$.
+#    Check this for $n = 128$, $d = 32$ over 200 draws. Then pass `estimator="unbiased"` to `hsic`. What is the mean now?
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
 # Solution. The mean of the biased estimator follows the formula; that of the unbiased one is near 0.
@@ -689,8 +713,8 @@ assert abs(np.mean(values["biased"]) - 32**2 / 127) < 4 * np.std(values["biased"
 assert abs(np.mean(values["unbiased"])) < 0.05 * np.mean(values["biased"])
 
 # %% [markdown]
-# 3. **Another target.** `HSICSSLLoss(off_diagonal_target=t)` takes any off-diagonal target. Which $t$ can be reached exactly if $X = Y$? Predict the
-#    lower bound for $t = +0.5$ and $t = -0.5$ with $d = 8$, then run `minimize`.
+# 3. **Another target.** `HSICSSLLoss(off_diagonal_target=t)` takes any off-diagonal target. Which $t$ can be reached exactly if
+#    $X = Y$? Predict the lower bound for $t = +0.5$ and $t = -0.5$ with $d = 8$, then run `minimize`.
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
 # Solution. Every t from -1/(d-1) to 1. For a lower t the mean entry stays at -1/(d-1), and each entry misses by the rest.
@@ -713,10 +737,12 @@ print(f"d = {d_large}: diagonal {limits[0]:.4f}, off-diagonal {limits[1]:.4f}")
 assert abs(limits[0] - 0.6) < 1e-3 and abs(limits[1] + 0.2) < 1e-3
 
 # %% [markdown]
-# 5. **Multiplications.** At which $d$ do the two routes need the same number of multiplications for a batch of $n$? Compare with section 7.
+# 5. **Multiplications.** At which $d$ do the two routes need the same number of multiplications for a batch of $n$? Where do the measured
+#    times of section 7 cross?
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
-# Solution. n d^2 = 2 n^2 d at d = 2 n. Matrix products of different shapes run at different speeds, so the measured point can differ.
+# Solution. n d^2 = 2 n^2 d at d = 2 n. In the figure the times cross between d = 2 n and d = 4 n: matrix products of different shapes
+# run at different speeds.
 n_rows = 256
 equal = next(width for width in range(1, 4 * n_rows) if n_rows * width**2 >= 2 * n_rows**2 * width)
 print(f"n = {n_rows}: equal at d = {equal}")

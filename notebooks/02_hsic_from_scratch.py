@@ -3,20 +3,20 @@
 #
 # Correlation measures one kind of dependence: do two variables rise and fall along a straight line? Two variables can depend
 # strongly on each other and still have the correlation 0. The *Hilbert-Schmidt Independence Criterion* (HSIC; Gretton et al. 2005)
-# measures dependence in general: *are pairs that are similar in $x$ also similar in $y$?* With a suitable kernel it is 0 only for
-# independent variables. **On four shapes that correlation misses, a test with HSIC has a p-value below 0.01 with 400 points, and it keeps its level on
-# independent data.** The bandwidth of the kernel decides how many points it needs.
+# measures dependence in general: *are pairs that are similar in $x$ also similar in $y$?* **A test with HSIC finds the dependence in four
+# shapes that correlation misses, from 400 points, and rarely gives a false alarm on independent data.** How many points it needs
+# depends on the *bandwidth*, the distance up to which two points count as similar.
 #
 # **What you will see**
 #
-# * Sections 1 to 3: four shapes with correlation 0 that are dependent; HSIC by hand; the effect of the bandwidth.
-# * Sections 4 and 5: estimators with and without bias; p-values, and how to score all shifts of the rows at once.
-# * Sections 6 and 7: level and power of four tests; bandwidths chosen without invalid p-values.
-# * Sections 8 to 10: tests within groups and for time series; large samples; CKA.
+# * Sections 1 to 3: four shapes that correlation misses; HSIC by hand; the bandwidth.
+# * Sections 4 and 5: bias; p-values.
+# * Sections 6 to 9, which you can skip at a first reading: four tests; the choice of the bandwidth; groups and time series; large samples.
+# * Section 10: CKA, which compares networks.
 #
 # **What you need**: mean, variance, correlation and the matrix product. Nothing is downloaded. The code asserts the
-# numbers. A number about random data is checked on many draws and may deviate by at most four standard errors. Folded cells hold
-# drawing code and checks. Open them if you want to read them.
+# numbers. A number about random data is checked on many draws and may deviate by at most four standard errors. (The standard error of
+# a mean is the standard deviation divided by the root of the number of draws.) Folded cells hold drawing code and checks.
 
 # %% tags=["parameters"]
 import os
@@ -285,9 +285,8 @@ def show_drift(drift, sizes):
 # %% [markdown]
 # ## 1. Dependence that correlation misses
 #
-# The cell below draws points $(x, y)$ from four shapes: a wave, a circle, a parabola, and a square rotated by 45 degrees. (The square
-# is a mixture of two independent sources, as in *independent component analysis*.) Every coordinate has variance 1, and a little
-# normal noise is added.
+# The cell below draws points $(x, y)$ from four shapes: a wave, a circle, a parabola, and a square rotated by 45 degrees. Every
+# coordinate has variance 1, and a little normal noise is added.
 #
 # In all four shapes the correlation of $x$ and $y$ is exactly 0, because the reflection $x \to -x$ does not change the distribution.
 # A fifth family is independent, for comparison. Above each picture stands the correlation $r$ of the sample and the p-value $p$ of a test
@@ -304,11 +303,11 @@ for ax, family in zip(axes, COLORS, strict=True):
 axes[0].set_ylabel("$y$");
 
 # %% [markdown]
-# The p-value is the probability that independent variables look at least as dependent as these (section 5 defines it). The smallest
-# value that this test can give here is 1/1200. The p-value is below 0.01 for the four shapes and large for the independent family. Section
-# 3 explains why the wave is the most difficult shape.
+# The p-value is the probability that independent variables look at least as dependent as these (section 5). A small value is evidence of
+# dependence. The p-value is below 0.01 for the four shapes and large for the independent family.
 #
-# The correlation of a sample is not exactly 0, but over many samples its mean is:
+# The correlation of a sample is not exactly 0. Over many samples its mean differs from 0 by no more than the standard error (`+-`)
+# explains:
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
 for family in DEPENDENT:
@@ -352,11 +351,12 @@ h = torch.eye(len(k), dtype=k.dtype) - 1 / len(k)
 assert close(center(k), h @ k @ h)
 
 # %% [markdown]
-# The next heatmaps show these matrices for the parabola, with the points sorted by $x$. Points that are close in $x$ lie along the
-# diagonal. In $y$ a point is similar to its neighbors and to the points near $-x$, which gives the shape of an X.
+# The next heatmaps show these matrices for the parabola. Rows and columns are the 200 points, sorted by $x$. Points that are close in
+# $x$ lie along the diagonal. In $y$ a point is similar to its neighbors and to the points near $-x$, which gives the shape of an X.
 #
-# In the last two heatmaps, a red entry is a pair of points that is more similar than average in both $x$ and $y$, or less similar in
-# both. The mean of the entries is HSIC. With $y$ shuffled the pattern disappears.
+# Red is positive and blue is negative, from $-1$ to 1 in the first three heatmaps and from $-0.25$ to 0.25 in the last two. In the last
+# two, a red entry is a pair of points that is more similar than average in both $x$ and $y$, or less similar in both. The mean of the
+# entries is HSIC. With $y$ shuffled, red and blue nearly cancel.
 
 # %% alt="Five heatmaps for the parabola over pairs of points sorted by x: K with a red band along the diagonal, HKH, HLH with an X, their product with a positive mean, and the product for shuffled y, where the pattern is gone." tags=["hide-input"] jupyter={"source_hidden": true}
 x, y = sample("parabola", 200, seed=0)
@@ -377,14 +377,15 @@ assert hsic(x, shuffled, kernel, kernel) < 0.1 * hsic(x, y, kernel, kernel)
 # %% [markdown]
 # ### Where the dependence lies
 #
-# The same number can be shown in the plane of the data. Put a bump $k(x_i, \cdot)\, l(y_i, \cdot)$ on every observed pair. Subtract
-# the mean of the bumps on *all permuted pairs* $(x_i, y_j)$, which is what you would see under independence. The difference is the
-# **witness function**
+# The same number can be shown in the plane of the data. Put a bump $k(x_i, s)\, l(y_i, t)$ on every observed pair, a function of the place
+# $(s, t)$, and take the mean of the bumps. Subtract the mean of the bumps on *all permuted pairs* $(x_i, y_j)$, which is what you would
+# see under independence. The difference is the **witness function**
 #
 # $$w(s, t) = \frac1n \sum_i k(x_i, s)\, l(y_i, t) - \frac1n \sum_i k(x_i, s) \cdot \frac1n \sum_j l(y_j, t) .$$
 #
-# It is red where there are more pairs than under independence, and blue where there are fewer. Its mean over the observed pairs minus
-# its mean over all permuted pairs is again HSIC. You do not need to draw negative pairs: the formula contains all permuted pairs.
+# It is red where there are more pairs than under independence, and blue where there are fewer. Each panel has its own color scale, so
+# the colors behind the independent points are only noise. The mean of $w$ over the observed pairs minus its mean over all permuted
+# pairs is again HSIC.
 
 # %% alt="Five maps of the witness function behind the points of each shape: red along the shape and blue beside it; for independent points there is no clear pattern."
 def witness(x, y, kernel_x, kernel_y, s, t):
@@ -404,10 +405,11 @@ for ax, family in zip(axes, COLORS, strict=True):
 # ### Which kernels detect every dependence
 #
 # The linear kernel $k(x, x') = x x'$ detects straight lines only: HSIC with it is the squared covariance. A kernel is called
-# **characteristic** if two different distributions always have different mean bumps. The Gaussian, Laplace and inverse multiquadric
-# kernels are characteristic. With them, HSIC in the limit of many points is 0 *if and only if* $x$ and $y$ are independent.
+# **characteristic** if two different distributions always have different mean bumps. Three examples are the Gaussian kernel, the Laplace
+# kernel $e^{-|x - x'|/\sigma}$ and the inverse multiquadric kernel $\sigma / \sqrt{\sigma^2 + (x - x')^2}$. With them, HSIC in the limit of
+# many points is 0 *if and only if* $x$ and $y$ are independent (Gretton et al. 2005).
 #
-# The table shows p-values of the permutation test for 300 points and bandwidth 0.5.
+# The table shows p-values for 300 points and bandwidth 0.5. The linear kernel detects no shape, the other three detect all.
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
 x, y = sample("wave", 300, seed=2)
@@ -428,8 +430,9 @@ pvalues.round(3)
 # ## 3. The bandwidth
 #
 # The bandwidth $\sigma$ sets which points count as similar. The usual choice is the **median rule**: the median distance between two
-# different points, for $x$ and for $y$ separately. It adapts the kernel to the scale of the data. It is a rule of thumb and not an
-# optimum. Both limits are known.
+# different points, for $x$ and for $y$ separately. It adapts the kernel to the scale of the data. It is a rule of thumb, not an optimum.
+#
+# Both limits are known:
 #
 # * $\sigma \to \infty$: all points are similar, $k \approx 1 - (x - x')^2 / 2\sigma^2$. Centering removes every term that depends on
 #   one point only, and $x x' / \sigma^2$ remains, the linear kernel. So
@@ -450,7 +453,8 @@ assert close(hsic(x, y, Gaussian(1e-7), Gaussian(1e-7)), torch.tensor(199 / 200*
 # %% [markdown]
 # HSIC values at different bandwidths are not comparable. A comparable number is
 # $z = (\mathrm{HSIC} - \text{mean}) / \text{standard deviation}$, where mean and standard deviation are those of HSIC over all
-# shuffles of $y$. Exact formulas for both exist. The curves below show $z$ against the bandwidth, in multiples of the median rule.
+# shuffles of $y$. Both have exact formulas. The curves show $z$ against the bandwidth, in multiples of the median rule. High is good. The
+# vertical axis is linear up to 5 and logarithmic above.
 
 # %% alt="Curves of z against the bandwidth for five shapes on a logarithmic axis. Each dependent shape has a maximum at or below the median rule, and all curves are low at large bandwidths." tags=["hide-input"] jupyter={"source_hidden": true}
 scales = np.logspace(-2, 2, 33)
@@ -465,10 +469,11 @@ for family, z in curves.items():
     assert family == "independent" or (z.max() > 6 and z[0] < z.max() / 2)  # the best bandwidth is in between
 print("best bandwidth / median:", {family: round(float(best[family]), 2) for family in DEPENDENT})
 assert 2 * best["wave"] < best["rotated"] < 1
+assert min(DEPENDENT, key=lambda family: curves[family][16]) == "wave"  # at the median rule
 
 # %% [markdown]
-# No single bandwidth is best for all shapes. The best bandwidth of the wave is a quarter of the median distance, that of the rotated
-# square more than half of it.
+# No single bandwidth is best for all shapes. For the rotated square the best is more than twice as wide as for the wave. At the median
+# rule (the dotted line) the wave has the lowest $z$ of the four shapes. That is why it has the largest p-value of the four in section 1.
 #
 # In a live notebook the next cell has three controls: shape, kernel and bandwidth. The static page shows its first state. The figure
 # after it shows the witness function of the wave for five bandwidths. With a small bandwidth it follows single points, with a large
@@ -499,6 +504,9 @@ for ax, scale in zip(family_axes(2.4), (0.05, 0.2, 1, 5, 50), strict=True):
 # For standard normal variables and $\sigma = 1$, $m_x = m_y = 1/\sqrt 3$. The **unbiased** estimator (Song et al. 2012) leaves the
 # diagonals out and corrects for this. Its mean is right at every $n$. Under independence this mean is 0, so the estimate is often
 # negative.
+#
+# The figure compares both estimators on normal variables, independent ones and ones with the correlation 0.7. A dot is the mean of 500
+# samples, and a bar shows four standard errors to each side.
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
 unit = Gaussian(1.0)
@@ -535,10 +543,10 @@ show_bias(table, theory, negative)
 #
 # A test needs the distribution of HSIC under independence, the **null distribution**. There are three ways to obtain it.
 #
-# * **Permutation**: under independence every shuffle of $y$ is equally likely. Shuffle $B$ times and compute HSIC each time. The test is
-#   exact at every $n$.
-# * **Gamma**: take the gamma distribution with the mean and variance of HSIC over all $n!$ shuffles. Both have formulas, so no shuffle
-#   is needed.
+# * **Permutation**: under independence every shuffle of $y$ is equally likely. Shuffle $B$ times and compute HSIC each time. This is
+#   correct at every $n$.
+# * **Gamma**: take the gamma distribution (a standard distribution of positive numbers) with the mean and variance of HSIC over all $n!$
+#   shuffles. Both have formulas, so no shuffle is needed.
 # * **Spectral**: for large $n$, $n\,\mathrm{HSIC}$ is distributed under independence like $\sum_{ij} a_i b_j N_{ij}^2$. Here $N_{ij}$ are
 #   independent standard normal variables, and $a_i, b_j$ are the eigenvalues of $HKH/n$ and $HLH/n$. Draw samples from this.
 
@@ -565,12 +573,14 @@ assert abs(permutation_test(x, y, *kernels, permutations=1999).pvalue - pvalue) 
 # %% [markdown]
 # ### Why a p-value is never 0
 #
-# Let $R$ be the number of shuffles, out of $B$, whose HSIC is at least the observed value. The p-value is $(1 + R)/(1 + B)$.
+# Let $R$ be the number of shuffles, out of $B$, whose HSIC is at least the observed value. The p-value is $(1 + R)/(1 + B)$. A test at the
+# **level** $\alpha$, for example 5 %, *rejects* independence if $p \le \alpha$.
 #
 # The ones are necessary. Under independence the observed pairing is like one more shuffle. Among $1 + B$ values it is equally likely
-# to be the largest, the second largest, and so on. So the probability of $p \le \alpha$ is at most $\alpha$, exactly.
+# to be the largest, the second largest, and so on. So a false alarm has at most the probability $\alpha$. Such a test is called *exact*.
 #
-# Without the ones, $R/B$ is 0 with probability $1/(1 + B)$, and a test at level 5 % with $B = 20$ rejects in 2 of 21 samples.
+# Without the ones, $R/B$ is 0 with probability $1/(1 + B)$. At the level 5 % with $B = 20$ this test rejects 2 of 21 independent samples,
+# nearly twice the level:
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
 B = 20
@@ -585,17 +595,18 @@ assert is_share(naive <= 0.05, 2 / 21) and is_share(naive == 0, 1 / 21)
 # %% [markdown]
 # ### All shifts at once
 #
-# To score one permutation, the sum $\sum_{ij} K_{ij} L_{\pi(i)\,\pi(j)}$ needs $n^2$ products. The library scores $n$ permutations with
-# little more work. It puts the rows in a random order once, and then *shifts* the rows of $y$ in a circle: row $i$ of $x$ meets row
-# $i + s$ of $y$, for $s = 0, \dots, n - 1$, all indices modulo $n$.
+# You can skip this part. It explains why the test is fast, and why the p-values above are multiples of 1/1200.
 #
-# Look at one **circular diagonal** of each matrix: the entries $K_{i,\,i+k}$ and $L_{i,\,i+k}$ for one $k$ and all $i$. A shift by $s$
-# moves the diagonal of $L$ along itself by $s$ places, and it remains the diagonal $k$:
+# To score one permutation $\pi$, the sum $\sum_{ij} K_{ij} L_{\pi(i)\,\pi(j)}$ needs $n^2$ products. The library scores $n$ permutations
+# with little more work: it *shifts* the rows of $y$ in a circle. Row $i$ of $x$ meets row $i + s$ of $y$, for $s = 0, \dots, n - 1$, all
+# indices modulo $n$.
+#
+# A shift by $s$ moves each **circular diagonal** of $L$, the entries $L_{i,\,i+k}$ for one $k$, along itself by $s$ places:
 #
 # $$T(s) = \sum_{ij} K_{ij}\, L_{i+s,\,j+s} = \sum_k \Big[ \sum_i K_{i,\,i+k}\; L_{i+s,\,i+s+k} \Big].$$
 #
-# The bracket is a circular correlation of two vectors. The fast Fourier transform computes it for all $s$ together, in
-# $O(n \log n)$ steps instead of $n^2$. The cell does this in two lines and compares with the direct sums.
+# The fast Fourier transform computes the bracket for all $s$ together, in about $n \log n$ steps instead of $n^2$. The cell does this in
+# two lines and compares with the direct sums. In the figure two diagonals of $L$ are colored, and each number is a row of $y$.
 
 # %% alt="Left: a Gram matrix of 12 points in gray with two of its circular diagonals in color; each runs off the right edge and comes in again on the left. Middle: the matrix after a shift by 3 rows and columns, with the same colors on the same diagonals, moved along them. Right: the statistic of all 12 shifts as bars, with crosses of the direct sums on the ends of the bars."
 n, shift = 12, 3
@@ -613,10 +624,9 @@ assert close(all_shifts, direct) and all_shifts.argmax() == 0  # the observed pa
 show_shifts(gram_y, shift, all_shifts, direct)
 
 # %% [markdown]
-# Is a test with these permutations exact? Yes. Shifts form a **group**: a shift of a shift is a shift. Under independence the observed
-# pairing could as well be any of the $n$ shifted ones, and the set of all shifts would be the same. So the rank of the observed value
-# is uniform. If you ask for more than $n - 1$ permutations, the library adds the shifts of further random orders. The result says out
-# of how many values its p-value is: 400 points with `permutations=999` give three orders and 1200 values.
+# A test with these permutations is exact: a shift of a shift is a shift, so under independence the observed pairing could as well be any
+# of the $n$ shifted ones. For more than $n - 1$ permutations the library takes the rows in further random orders. 400 points with
+# `permutations=999`, the default, give three orders and 1200 values:
 
 # %%
 x, y = sample("circle", 400, seed=0)
@@ -627,14 +637,15 @@ assert found.out_of == 1200 and found.pvalue == 1 / 1200
 # %% [markdown]
 # ## 6. Level and power of four tests
 #
-# A test at **level** 5 % may reject at most 5 % of independent samples. Its **power** is the share of dependent samples that it
-# rejects. The cells compare four tests:
+# A test at the level 5 % may reject at most 5 % of independent samples. Its **power** is the share of dependent samples that it
+# rejects. The cells compare four tests at the level 5 %:
 #
 # * permutation and gamma, as above;
 # * **block**, which averages the unbiased HSIC over small blocks of rows. It is fast on very large samples and loses power on small ones;
 # * **aggregated** (Schrab et al. 2022), which tries many bandwidths and corrects exactly for this search.
 #
-# The noise of each shape is chosen so that the task has medium difficulty.
+# The noise of each shape is chosen so that the task has medium difficulty. The first cell measures the level on independent samples. In
+# the figure, each dot is the power over 30 samples of $n$ points, and the dotted line is 5 %.
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
 tests = {
@@ -667,17 +678,21 @@ assert power.loc["block"].mean() < power.loc["gamma"].mean()
 assert abs(power.loc["gamma"] - power.loc["permutation"]).mean() < 0.1
 assert power.loc["aggregated", ("wave", most)] > power.loc["permutation", ("wave", most)] + 0.2
 assert power.loc["aggregated"].xs(most, level=1).min() > 0.4
+wide = power.loc[:, ["parabola", "rotated"]].mean(axis=1)  # here the best bandwidth is near the median rule
+assert FAST or wide["permutation"] - 0.2 < wide["aggregated"] < wide["permutation"]
 
 # %% [markdown]
-# Gamma gives nearly the power of permutation without shuffles. Block pays for its speed with power. Where the median rule is far from
-# the best bandwidth (the wave), the aggregated test has much more power. Where the median rule is close to it, the correction costs a
-# little power. A share from $m$ draws has a standard error of up to $0.5/\sqrt m$, so do not interpret small differences.
+# Gamma gives nearly the power of permutation without shuffles. Block has the lowest power. Where the median rule is far from the best
+# bandwidth (the wave), the aggregated test has much more power. Where it is near (the parabola and the rotated square), the correction
+# costs a little power. A share of 30 samples has a standard error of up to $0.5/\sqrt{30} = 0.09$, so do not interpret small differences.
 #
 # ## 7. How to choose the bandwidth
 #
 # If you try ten bandwidths and report the smallest p-value, the result is invalid: the smallest of ten p-values is often small by
-# chance. The aggregated test shuffles *the whole procedure*, including the search for the best bandwidth. The next example is a
-# fast wave, for which the median rule is much too wide in $x$.
+# chance. The aggregated test shuffles *the whole procedure*, including the search for the best bandwidth.
+#
+# The next example is a fast wave, for which the median rule is much too wide in $x$. The heatmap on the right shows the p-value of each
+# pair of bandwidths. Yellow is a p-value of at most 0.001, dark blue a large one.
 
 # %% alt="Left: scatter plot of a fast wave, with the p-values of the median rule and of the aggregated test. Right: heatmap of the p-values for six bandwidths of x and y; narrow bandwidths of x give the small p-values." tags=["hide-input"] jupyter={"source_hidden": true}
 x, y = sample("wave", 300, seed=6, frequency=4)
@@ -691,7 +706,8 @@ assert aggregated.pvalue < 0.01 < median_rule.pvalue
 assert grid[:2].mean() < grid[-2:].mean()  # a narrow bandwidth in x detects the wave, a wide one does not
 
 # %% [markdown]
-# The next cell measures the level on independent data: of the smallest of nine p-values, and of the aggregated test.
+# The aggregated test finds the fast wave, the median rule does not. On independent data the smallest of nine p-values gives far too many
+# false alarms (more than 10 % in place of 5 %), and the aggregated test does not:
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
 candidates = [Gaussian(scale) for scale in searched[1::2]]  # the median distance of normal variables is about 1
@@ -706,7 +722,7 @@ print(f"rejected at 5 % under independence: smallest of nine {np.mean(smallest <
 assert np.mean(corrected <= 0.05) <= 0.05 + 4 * (0.05 * 0.95 / len(corrected)) ** 0.5 and np.mean(smallest <= 0.05) > 0.1
 
 # %% [markdown]
-# ## 8. Tests within groups: conditional permutation
+# ## 8. Tests within groups, and for time series
 #
 # Two variables can depend on each other only because both depend on a third one. For example, let $x$ be a dose, $y$ a recovery time,
 # and the **group** a hospital. With `groups=`, rows are shuffled only within their group: the test asks whether $x$ and $y$ are
@@ -714,7 +730,7 @@ assert np.mean(corrected <= 0.05) <= 0.05 + 4 * (0.05 * 0.95 / len(corrected)) *
 # hide the dependence within them.
 #
 # The left data are independent within every group. The right data show **Simpson's paradox**: the trend is positive overall and
-# negative in every hospital.
+# negative in every hospital. The cell after the figure checks the level on many samples like those on the left.
 
 # %% alt="Two scatter plots of three hospitals. On both sides the hospitals lie along a rising line. Within each hospital there is no trend on the left and a falling trend on the right." tags=["hide-input"] jupyter={"source_hidden": true}
 figure, axes = plt.subplots(1, 2, figsize=(9.4, 3.9), layout="constrained")
@@ -739,18 +755,17 @@ print(f"independent given the group: rejected at 5 % in {np.mean(np.array(pvalue
 assert is_share(np.array(pvalues) <= 0.05, 2 / 40)
 
 # %% [markdown]
-# HSIC has no sign. On the right the test reports dependence overall and given the hospital, and does not show the direction. The
-# group must be discrete, and each group must have several rows. A continuous third variable needs other methods.
+# HSIC has no sign: on the right it does not show the direction. Each group must have several rows, so a continuous third variable needs
+# other methods.
 #
 # ### Time series
 #
-# The rows of a time series are not exchangeable: each depends on the row before it. Shuffled rows lose this memory, and a shuffled
-# pair does not look like an observed one, even if the two series have nothing to do with each other. Two slow waves that drift apart
-# and together by chance look dependent.
+# Each row of a time series depends on the row before it. Shuffled rows lose this memory, so a shuffled pair does not look like an
+# observed one, even if the two series have nothing to do with each other.
 #
-# The next cell draws pairs of independent series $x_t = 0.9\, x_{t-1} + \varepsilon_t$. The permutation test rejects most of them: a
-# false alarm. `shift_test` keeps the rows in the order of time and shifts one whole series against the other. Its memory stays intact,
-# and only the pairing changes. Shifts shorter than the memory are left out with `guard=`.
+# The next cell draws pairs of independent series $x_t = 0.9\, x_{t-1} + \varepsilon_t$ with new normal noise $\varepsilon_t$ at each time $t$.
+# The permutation test rejects most of them: a false alarm. `shift_test` keeps the rows in the order of time and shifts one whole series
+# against the other. Its memory stays intact, and only the pairing changes. `guard=` leaves out shifts shorter than the memory.
 
 # %% alt="Left: two independent series that rise and fall slowly and at times together. Right: share of pairs rejected at 5 percent. The permutation test rejects most independent pairs, the shift test about 5 percent; of dependent pairs the shift test rejects most." tags=["hide-input"] jupyter={"source_hidden": true}
 pairs = 40 if FAST else 150
@@ -766,8 +781,8 @@ assert np.mean(shuffled) > 0.5 and np.mean(dependent) > 0.7
 assert np.mean(shifted) < 0.05 + 4 * (0.05 * 0.95 / pairs) ** 0.5
 
 # %% [markdown]
-# The level of the shift test is approximate. The series must be stationary and long compared with their memory, and the place where
-# the end of a series meets its start is a pair of strangers.
+# The level of the shift test is approximate. The series must be stationary (of the same distribution at all times) and long compared with
+# their memory. A shift also joins the end of a series to its start, which do not belong together.
 #
 # ## 9. Large samples: low rank
 #
@@ -775,10 +790,10 @@ assert np.mean(shifted) < 0.05 + 4 * (0.05 * 0.95 / pairs) ** 0.5
 # with an $n \times D$ matrix $\Phi$ and a small $D$. HSIC of the kernel is then *linear* HSIC of these matrices. The cost grows with
 # $n D^2$ instead of $n^2$. The library has two ways to compute $\Phi$.
 #
-# * **Random Fourier features** (Rahimi and Recht 2007) draw the columns at random. The error falls as $D^{-1/2}$, a straight line of
-#   slope $-\frac12$ on logarithmic axes.
-# * **Incomplete Cholesky** chooses the rows where the remaining error is largest. On one-dimensional data like these its error falls
-#   much faster.
+# * **Random Fourier features** (Rahimi and Recht 2007) draw the columns at random: cosines and sines of $x$ with random frequencies. The
+#   error falls as $D^{-1/2}$, a straight line of slope $-\frac12$ on logarithmic axes.
+# * **Incomplete Cholesky** takes one point after the other, each time the one where the error is largest. On one-dimensional data like
+#   these its error falls much faster.
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
 x, y = sample("wave", 500 if FAST else 1000, seed=9)
@@ -806,13 +821,12 @@ assert abs(slope + 0.5) < 0.15 and errors["incomplete Cholesky"][-1] < 1e-6
 # %% [markdown]
 # ## 10. HSIC on the scale of a correlation: CKA
 #
-# HSIC has no natural unit. **Centered kernel alignment** (CKA; Kornblith et al. 2019) divides it,
+# HSIC has no natural unit. **Centered kernel alignment** (CKA; Kornblith et al. 2019) divides it by its largest possible value,
 #
 # $$\mathrm{CKA}(x, y) = \frac{\mathrm{HSIC}(x, y)}{\sqrt{\mathrm{HSIC}(x, x)\,\mathrm{HSIC}(y, y)}} .$$
 #
-# It compares two sets of features of *the same images*, of any two networks. With linear kernels CKA does not change if you rotate the
-# features, shift them, or scale all of them by one factor. The value 1 means that the two arrangements of the images are equal up to
-# such changes.
+# It compares the features of two networks on *the same images*. With linear kernels CKA does not change if you rotate the features, shift
+# them, or scale all of them by one factor. The value 1 means that the two arrangements of the images are equal up to such changes.
 
 # %%
 x = normal(256, 64, generator=seeded(0))
@@ -825,8 +839,8 @@ assert close(cka(x, x), torch.tensor(1.0, dtype=torch.float64))
 
 # %% [markdown]
 # The bias of section 4 matters most here. If there are more features than images, *any* two sets of features look similar: the biased
-# CKA of pure noise tends to 1. The unbiased CKA (Nguyen et al. 2021) of noise stays near 0. For related features it is slightly too
-# high or too low at the smallest $n$, because a ratio of unbiased estimates is only approximately unbiased.
+# CKA of pure noise tends to 1. The unbiased CKA (Nguyen et al. 2021) of noise stays near 0, and that of related features hardly depends
+# on the number of images.
 
 # %% alt="CKA against the number of images. For noise the biased estimator is close to 1 at few images and the unbiased one stays at 0. For related features the biased estimator falls from near 1 towards the unbiased one." tags=["hide-input"] jupyter={"source_hidden": true}
 sizes = (16, 32, 64, 128, 256)

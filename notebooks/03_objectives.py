@@ -2,17 +2,20 @@
 # # Objectives as terms on two matrices
 #
 # A batch of $n$ images and $d$ features gives two matrices: similarities between *samples* ($n \times n$) and covariances between
-# *features* ($d \times d$). **Every loss in this notebook is a sum of terms on these two matrices.** Pushing samples apart and
-# decorrelating features are the same term, up to the lengths of rows and columns. Barlow Twins pushes *all* pairs of images apart with
-# one equal weight, so it needs no negative samples one by one. This is what Tsai et al. (2021, arXiv 2104.13712) argue.
+# *features* ($d \times d$). An *objective* is the loss that a training minimizes. **Every loss in this notebook is a function of these two
+# matrices.**
+#
+# To push samples apart and to make features uncorrelated is nearly the same: the two terms differ only by the lengths of rows and
+# columns. Barlow Twins pushes *all* pairs of images apart with one equal weight, so it needs no negative samples (other images that are
+# pushed apart one by one). This is what Tsai et al. (2021, arXiv 2104.13712) argue.
 #
 # **What you will see**
 #
 # 1. The two matrices of a batch.
 # 2. Ten losses written with them.
-# 3. The duality theorem: contrast of samples against contrast of features.
+# 3. A theorem: to push samples apart and to decorrelate features is nearly the same.
 # 4. Which pairs of images each loss pushes apart.
-# 5. SIGReg, the loss of LeJEPA, which compares the whole distribution with a normal one.
+# 5. SIGReg, the loss of the method LeJEPA, which compares the whole distribution with a normal one.
 #
 # **What you need**: $\mathrm{HSIC} = \lVert C \rVert_F^2$ from [notebook 01](01_barlow_twins_is_hsic.ipynb). Nothing is downloaded.
 
@@ -22,7 +25,7 @@ import os
 FAST = os.environ.get("HSIC_LAB_FAST") == "1"  # fewer draws for a quick check
 
 # %% [markdown]
-# The next cell holds the imports and the drawing functions. It is folded. Open it if you want to read it.
+# The next cell holds the imports and the drawing functions. It is folded, as are the cells with checks and solutions.
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
 import math
@@ -135,6 +138,10 @@ plot_pairs(image_a, image_b, n=9);
 #
 # They have the same nonzero eigenvalues. The squared **Frobenius norm** $\lVert\cdot\rVert_F^2$, the sum of squared entries, is the sum of
 # the squared eigenvalues, so it is the same for both.
+#
+# In the figure the axes of the left matrix are the 24 samples, with similar ones next to each other, and those of the right matrix are
+# the 12 features. Red is positive, blue is negative. A loss that makes the off-diagonal of the left matrix small pushes *samples*
+# apart. On the right matrix it decorrelates *features*.
 
 # %% alt="Left: heatmap of the Gram matrix of 24 samples. Right: heatmap of the covariance of 12 features. Both titles give the same squared norm, 0.8996." tags=["hide-input"] jupyter={"source_hidden": true}
 generator = torch.Generator().manual_seed(1)
@@ -154,11 +161,19 @@ show_matrices({f"Gram, ‖·‖² = {gram.square().sum():.4f}": gram,
                f"covariance, ‖·‖² = {covariance.square().sum():.4f}": covariance}, size=3.7);
 
 # %% [markdown]
-# The axes of the left matrix are samples, those of the right matrix are features. A loss that makes the off-diagonal of the left matrix
-# small pushes *samples* apart. On the right matrix it decorrelates *features*.
-#
-
 # ## 2. Every loss in terms of these matrices
+#
+# You know Barlow Twins and HSIC_SSL from notebook 01. These are five more losses, with the method that they come from:
+#
+# | loss | method | what it asks for |
+# |---|---|---|
+# | negative cosine | SimSiam (Chen and He 2021), BYOL (Grill et al. 2020) | the two views of an image point in the same direction |
+# | NT-Xent | SimCLR (Chen et al. 2020) | of all samples, the other view of the image is the most similar one |
+# | spectral | HaoChen et al. (2021) | the same, with squares in place of exponentials |
+# | VICReg | Bardes et al. (2022) | equal views; each feature varies; different features are uncorrelated |
+# | SSL-HSIC | Li et al. (2021) | features depend on which image they show, and their own HSIC stays small |
+#
+# All seven can be written with a few matrices:
 #
 # * $X, Y$: the views with standardized **columns**, and $C = X^\top Y / n$ ($d \times d$);
 # * $\Sigma_a, \Sigma_b$: the covariances of the views, with $1/(n-1)$ as in VICReg;
@@ -178,7 +193,8 @@ eye = torch.eye(2 * n, dtype=torch.bool)
 temperature, gamma = 0.5, 3.0
 
 # %% [markdown]
-# With these matrices each loss takes one line or two. The folded cell compares them with the classes of the library:
+# With these matrices each loss takes one line or two. (The temperature of NT-Xent divides the cosines, and $\gamma$ is the weight of the
+# second term of SSL-HSIC.) The folded cell after it compares the values with the classes of the library. They agree.
 
 # %%
 rebuilt = {
@@ -208,17 +224,19 @@ for name in losses:
 pd.DataFrame({"formula": rebuilt, "library": library}).astype(float).round(10)
 
 # %% [markdown]
-# Barlow Twins and HSIC_SSL compare features across views, VICReg within each view. The spectral loss and NT-Xent compare *samples*, by
-# squares or by exponentials. The negative cosine has no term for other samples or features.
+# Barlow Twins and HSIC_SSL compare features across views, VICReg within each view. The spectral loss and NT-Xent compare *samples*. The
+# negative cosine has no term for other samples or features.
 #
-# Three more losses are functions of the same matrices:
+# Three more losses are functions of the same matrices (you can skip them at a first reading):
 #
 # * **TiCo** (Zhu et al. 2022), without its memory, penalizes $\frac1n \sum_b u_b^\top A u_b$ with $A = \frac1n U^\top U$ and $u_b$ row $b$
 #   of $U$. This is $\lVert A \rVert_F^2$, the mean of all squared cosines between samples.
-# * **FroSSL** (Skean et al. 2023) penalizes $\log \lVert \rho \rVert_F^2$, where $\rho$ is the covariance divided by its trace. The
-#   Gram matrix gives the same value. $1 / \lVert \rho \rVert_F^2$ is an effective number of eigenvalues.
-# * **CorInfoMax** (Ozsoy et al. 2022) maximizes $\log\det R$ of a covariance $R$. For $R = I + tE$ with a zero diagonal in $E$,
-#   $-\log\det R = \frac{t^2}{2}\lVert E \rVert_F^2 + O(t^3)$: to second order the off-diagonal penalty of Barlow Twins.
+# * **FroSSL** (Skean et al. 2023) penalizes $\log \lVert \rho \rVert_F^2$, where $\rho$ is the covariance divided by its trace (the sum of
+#   its diagonal). The Gram matrix gives the same value. $1 / \lVert \rho \rVert_F^2$ is an effective number of eigenvalues: if $m$ of them
+#   are equal and the others 0, it is $m$.
+# * **CorInfoMax** (Ozsoy et al. 2022) maximizes $\log\det R$ of a covariance $R$. If $R = I + tE$ is close to the identity ($E$ has a zero
+#   diagonal, $t$ is small), then $-\log\det R \approx \frac{t^2}{2}\lVert E \rVert_F^2$, an off-diagonal penalty as in Barlow Twins. The error
+#   falls as $t^3$.
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
 moment = u.T @ u / n
@@ -247,9 +265,10 @@ print(f"remainder (CorInfoMax): O(t^{slopes[-1]:.3f})")
 # Let $Z$ be a matrix with $N$ samples $z_b$ (rows) and $M$ features $z_{\cdot i}$ (columns), as in Garrido et al. (2023, arXiv
 # 2206.02574). Contrast the samples or the features:
 #
-# $$L_{c} = \sum_{b \neq c} (z_b^\top z_c)^2 , \qquad L_{nc} = \sum_{i \neq j} (z_{\cdot i}^\top z_{\cdot j})^2 .$$
+# $$L_{c} = \sum_{b \neq b'} (z_b^\top z_{b'})^2 , \qquad L_{nc} = \sum_{i \neq j} (z_{\cdot i}^\top z_{\cdot j})^2 .$$
 #
-# Each is a squared Frobenius norm without its diagonal. The norms are equal, so only the diagonals differ (theorem 3.3):
+# ($c$ is for *contrastive*, $nc$ for *non-contrastive*, the names of the two families of methods.) Each is a squared Frobenius norm
+# without its diagonal. The norms are equal, so only the diagonals differ (theorem 3.3):
 #
 # $$L_{nc} + \sum_i \lVert z_{\cdot i} \rVert^4 = L_{c} + \sum_b \lVert z_b \rVert^4 .$$
 
@@ -276,8 +295,10 @@ for N, M in ((24, 12), (12, 40), (7, 7)):
 #
 # $$L_{nc} - N + \tfrac{N^2}{M} \;\le\; L_{c} \;\le\; L_{nc} - N + N^2 .$$
 #
-# If the columns also have equal length, the losses differ by the **constant** $N - N^2/M$. The cell normalizes rows and columns in turn
-# to obtain such matrices. (With both lengths equal to 1 the constant is $N - M$, which requires $N = M$.)
+# If the columns also have equal length, the losses differ by the **constant** $N - N^2/M$.
+#
+# The figure shows $L_c - L_{nc}$ for matrices with rows of length 1. On the left the columns have similar lengths, on the right only one
+# column is not 0. For the red diamonds rows and columns were normalized in turn until all columns had the same length.
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
 N, M = 24, 12
@@ -315,11 +336,15 @@ assert close(one_side - other_side, diagonals)
 # similarity of samples $b$ and $c$. **Red** (positive): descent makes the samples less similar, they repel. **Blue**: they attract. White:
 # the loss does not use this pair.
 #
-# Some losses treat each feature $j$ separately, so use one matrix per feature, $K^{(j)}_{bc} = z_{bj} z_{cj}$, and show the mean of
-# $\Gamma^{(j)} = \partial L / \partial K^{(j)}$ over $j$. These derivatives determine the gradient,
-# $\partial L / \partial z_{bj} = \sum_c (\Gamma^{(j)}_{bc} + \Gamma^{(j)}_{cb})\, z_{cj}$. The
-# folded cell writes each loss as a function of these matrices, and the next one takes the derivatives. Value and gradient are checked
-# against the class.
+# Barlow Twins and VICReg treat each feature $j$ separately. So the folded cell uses one matrix for each feature,
+# $K^{(j)}_{bc} = z_{bj} z_{cj}$, writes each loss as a function of these matrices, and takes the derivatives
+# $\Gamma^{(j)} = \partial L / \partial K^{(j)}$. The heatmaps show their mean over $j$.
+#
+# Nothing is lost: the derivatives determine the whole gradient,
+# $\partial L / \partial z_{bj} = \sum_c (\Gamma^{(j)}_{bc} + \Gamma^{(j)}_{cb})\, z_{cj}$. The cells check this, and the value of each loss,
+# against the classes of the library.
+#
+# Rows and columns of a heatmap are the $2n$ samples, first view A, then view B. Gray lines separate the views.
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
 def blocks(grams):
@@ -433,9 +458,10 @@ assert (forces["VICReg"][other & across] == 0).all() and (forces["VICReg"][other
 # %% [markdown]
 # ### The permuted pairs in Barlow Twins
 #
-# For features of variance 1, $\mathrm{tr}\,C = \frac1n \mathrm{tr}(H \tilde S H)$. Here $\tilde S = \tilde Z_a \tilde Z_b^\top$ is the Gram
-# matrix between the views *before* centering, $\tilde Z$ has columns divided by their standard deviation, and
-# $H = I - \frac1n \mathbf 1\mathbf 1^\top$ subtracts means ($\mathbf 1$: the column of ones). So
+# Divide the columns of $Z_a$ and $Z_b$ by their standard deviations, call the results $\tilde Z_a$ and $\tilde Z_b$, and let
+# $\tilde S = \tilde Z_a \tilde Z_b^\top$ be the similarities between the views *before* centering. With
+# $H = I - \frac1n \mathbf 1\mathbf 1^\top$, which subtracts means ($\mathbf 1$: the column of ones), the alignment of Barlow Twins is
+# $\mathrm{tr}\,C = \frac1n \mathrm{tr}(H \tilde S H)$. So
 #
 # $$\frac{\partial\, \mathrm{tr}\, C}{\partial \tilde S} = \frac1n H
 # = \frac1n I - \frac1{n^2}\mathbf 1 \mathbf 1^\top .$$
@@ -454,8 +480,11 @@ assert close(off(weights), torch.full((n * (n - 1),), -1 / n**2, dtype=torch.flo
 # ### A test: mix the samples of the batch
 #
 # Replace the batch by $QZ_a$, $QZ_b$ with an orthogonal $n \times n$ matrix $Q$ and $Q \mathbf 1 = \mathbf 1$. Every row is now a mixture
-# of all samples, but all means and covariances stay the same. A loss that does not change uses no individual pairs: its negatives exist
+# of all samples, but all means and covariances stay the same. If a loss does not change, it uses no individual pairs: its negatives exist
 # only as a mean.
+#
+# The last column of the table says *none* if a loss uses no pair of different images, *as a mean* if mixing does not change the loss, and
+# *pair by pair* if it does.
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
 basis = torch.linalg.qr(torch.cat([torch.ones(n, 1), torch.randn(n, n - 1, generator=generator)], 1).double()).Q[:, 1:]
@@ -477,8 +506,7 @@ assert negatives["negatives"].to_dict() == {
 negatives.round(3)
 
 # %% [markdown]
-# The last column says *none* if no pair of different images is used, *as a mean* if mixing does not change the loss, and *pair by pair* if
-# it does. This supports Tsai et al. (2021): Barlow Twins pushes pairs apart, but it uses no individual negative samples. The same holds
+# This supports Tsai et al. (2021): Barlow Twins pushes pairs apart, but it uses no individual negative samples. The same holds
 # for VICReg, and for SSL-HSIC *with a linear kernel*, but not with a nonlinear one:
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
@@ -490,16 +518,19 @@ assert change > 1e-3
 # %% [markdown]
 # ## 5. SIGReg: compare the whole distribution
 #
-# The losses above use means and covariances, or pairs. **SIGReg** (Balestriero and LeCun 2025, arXiv 2511.08544), the second part of
-# LeJEPA, asks for more: the features should follow the standard normal distribution. It looks at one direction at a time. Let $u$ be a
-# vector of length 1 and $x_i = u^\top z_i$ the $n$ projected samples. Their *characteristic function* is
-# $\varphi(t) = \frac1n \sum_i e^{\mathrm{i} t x_i}$, and that of the normal distribution is $e^{-t^2/2}$. SIGReg squares the difference,
+# The losses above use means and covariances, or pairs. **SIGReg** (Balestriero and LeCun 2025, arXiv 2511.08544), one of the two terms of
+# the loss of LeJEPA, asks for more: the features should follow the standard normal distribution.
+#
+# It looks at one direction at a time. Let $u$ be a vector of length 1 and $x_i = u^\top z_i$ the $n$ projected samples. Their
+# *characteristic function*, which determines their distribution, is $\varphi(t) = \frac1n \sum_i e^{\mathrm{i} t x_i}$ with the imaginary
+# unit $\mathrm{i}$. That of the standard normal distribution is $e^{-t^2/2}$. SIGReg squares the difference at all frequencies $t$,
 #
 # $$T_u = \int \bigl|\varphi(t) - e^{-t^2/2}\bigr|^2 e^{-t^2/2}\, dt
 # = \sqrt{2\pi}\, \Bigl[ \tfrac1{n^2} \sum_{i,j} e^{-(x_i - x_j)^2/2} - \sqrt2\, \tfrac1n \sum_i e^{-x_i^2/4} + \tfrac1{\sqrt3} \Bigr],$$
 #
-# and averages over directions. The right side is a squared **maximum mean discrepancy** (MMD) with a Gaussian kernel: the first sum is
-# over the Gram matrix. So SIGReg is one more objective on the matrix of samples.
+# and averages over directions. The right side is a squared **maximum mean discrepancy** (MMD, [notebook 01](01_barlow_twins_is_hsic.ipynb),
+# section 3) between the samples and the normal distribution with a Gaussian kernel: the first sum is over the Gram matrix. So SIGReg is
+# one more objective on the matrix of samples. The cell checks the formula.
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
 x_1d = 0.5 + normal(64, generator=generator)
@@ -514,13 +545,14 @@ print(f"integral {integral:.10f}, formula {formula:.10f}, library {exact_1d:.10f
 assert close(integral, formula) and close(exact_1d, formula) and abs(quadrature - formula) < 5e-4
 
 # %% [markdown]
-# LeJEPA draws 1024 directions at every step and integrates with 17 frequencies. The mean over *all* directions has a closed form
-# too: the Gaussian is replaced by another function of the distance. [Notebook 08](08_kernels_beyond_linear.ipynb) shows that it is nearly
-# the kernel of SSL-HSIC. `SIGRegLoss()` computes this exact mean, and `SIGRegLoss(slices=256)` draws directions.
+# LeJEPA draws 1024 directions at every step and computes the integral from 17 frequencies. The mean over *all* directions has a closed
+# form too ([notebook 08](08_kernels_beyond_linear.ipynb)). `SIGRegLoss()` computes this exact mean, and `SIGRegLoss(slices=256)` draws
+# directions.
 #
-# What does SIGReg ask for? Let $P$ be the distribution of the features, $P_1 \otimes \dots \otimes P_d$ the product of its marginals (the
-# distribution if all features were independent), and $N$ the standard normal one. $\sqrt{\mathrm{dHSIC}}$, the joint version of HSIC,
-# is the MMD between $P$ and the product. The triangle inequality gives
+# What does SIGReg ask for? Let $P$ be the distribution of the features, and let $N$ be the standard normal one. The *marginals*
+# $P_1, \dots, P_d$ are the distributions of the single features, and their *product* $P_1 \otimes \dots \otimes P_d$ is what $P$ would be
+# if the features were independent. The MMD between $P$ and this product is $\sqrt{\mathrm{dHSIC}}$, where dHSIC is HSIC for $d$
+# variables. The triangle inequality gives
 #
 # $$\bigl|\sqrt{\mathrm{dHSIC}} - \mathrm{MMD}(P_1 \otimes \dots \otimes P_d, N)\bigr| \le \mathrm{MMD}(P, N)
 # \le \sqrt{\mathrm{dHSIC}} + \mathrm{MMD}(P_1 \otimes \dots \otimes P_d, N) .$$
@@ -549,8 +581,8 @@ found = pd.DataFrame({name: distances(z) for name, z in samples.items()}).T.asty
 
 # %% [markdown]
 # The picture shows these distances on the right. On the left is $T$, the mean of $T_u$ over directions, for one batch of 64 samples
-# with 8 features: exact, and with 256 random directions drawn again and again. (The 17 frequencies shift the histogram to the left by
-# about 2 %.)
+# with 8 features: exact, and with 256 random directions drawn 400 times. The random directions add a noise of about 5 % of the value.
+# (The 17 frequencies shift the histogram to the left by about 2 %.)
 
 # %% alt="Left: histogram of T for 256 random directions, spread by several percent around the exact value. Right: bars of three distances for four samples. The dependent sample with normal marginals has a large root of dHSIC and a small distance of its marginals; the uniform and the scaled sample have it the other way round." tags=["hide-input"] jupyter={"source_hidden": true}
 batch = normal(64, 8, generator=generator)
@@ -566,27 +598,28 @@ plot_sigreg(sliced, exact, found)
 joint, dependence, product = (found[name] for name in found)
 assert ((dependence - product).abs() <= joint + 1e-12).all() and (joint <= dependence + product + 1e-12).all()
 assert (found.loc["normal"] < 0.05).all()
+assert abs(torch.corrcoef(samples["normal marginals,\ndependent"].T)[0, 1]) < 0.15
 assert found.loc["normal marginals,\ndependent", "√dHSIC"] > 4 * found.loc["normal marginals,\ndependent", "MMD(product, N)"]
 for name in ("uniform, independent", "scaled by 2"):
     assert found.loc[name, "MMD(product, N)"] > 1.5 * found.loc[name, "√dHSIC"], name
 
 # %% [markdown]
-# The dependent sample has a correlation near 0: its second feature is the first one with a random sign. Barlow Twins and VICReg do not
-# detect this dependence, SIGReg does. SIGReg also detects marginals that are not normal. Means and covariances show no more of them than
-# their variance.
+# Every blue bar is at most as long as the two others together. The normal sample has three short bars. The dependent sample has a
+# correlation near 0, because its second feature is the first one with a random sign. Barlow Twins and VICReg, which see correlations
+# only, do not detect this dependence. SIGReg does, and it also detects marginals that are not normal, as in the other two samples.
 #
 # ## Summary
 #
 # * Contrasting samples and contrasting features differ only by the lengths of rows and columns.
 # * NT-Xent and the spectral loss use individual pairs. Barlow Twins, VICReg and linear SSL-HSIC use means and covariances. The negative
-#   cosine uses partners only. Mixing the batch tells them apart.
-# * SIGReg is a squared MMD to the normal distribution: independence of the features and normal marginals.
+#   cosine uses partners only.
+# * SIGReg is a squared MMD to the normal distribution. It asks for independent features with normal marginals.
 #
 # ## Exercises
 #
 # Each solution is a folded cell below its question.
 #
-# 1. **Temperature.** Draw the derivatives of section 4 for NT-Xent with the temperatures 0.1 and 5. At which temperature do all negative
+# 1. **Temperature.** Compute the derivatives of section 4 for NT-Xent with the temperatures 0.1 and 5. At which temperature do all negative
 #    pairs have nearly the same weight?
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}

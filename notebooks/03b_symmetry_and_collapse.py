@@ -2,15 +2,15 @@
 # # Symmetry and collapse
 #
 # A network that maps every image to one point makes the two views of an image agree perfectly. It has *collapsed*, and its features are
-# useless. **Losses that contrast, with samples or with features, do not collapse. The negative cosine, which only pulls views together,
-# collapses unless its two branches are unequal.** This notebook shows it in small trainings, and asks which losses can pull a batch apart
-# that has already collapsed.
+# useless. **Losses that also push samples apart, or make features uncorrelated, do not collapse. The negative cosine, which only pulls
+# views together, collapses unless its two branches (the networks that see view A and view B) are unequal.** This notebook shows it in
+# small trainings, and asks which losses can pull a batch apart that has already collapsed.
 #
 # **What you will see**
 #
 # 1. Four losses, trained with equal and with unequal branches.
 # 2. The same question on longer runs, with five seeds, on two data sets.
-# 3. Who pulls a collapsed batch apart: the gradients of Barlow Twins, VICReg and SIGReg.
+# 3. Which loss pulls a collapsed batch apart: the gradients of Barlow Twins, VICReg and SIGReg.
 # 4. What a small batch does to the gradient.
 # 5. A table of these properties beside what Tsai et al. (2021, arXiv 2104.13712) argue.
 #
@@ -25,7 +25,7 @@ FAST = os.environ.get("HSIC_LAB_FAST") == "1"  # smaller problems for a quick ch
 RESULTS = Path("../data/results")
 
 # %% [markdown]
-# The next cell holds the imports and the drawing functions. It is folded. Open it if you want to read it.
+# The next cell holds the imports and the drawing functions. It is folded, as are the cells with checks and solutions.
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
 import matplotlib.pyplot as plt
@@ -103,22 +103,25 @@ def plot_pull(norms):
 # %% [markdown]
 # ## 1. Unequal branches
 #
-# BYOL and SimSiam use a small **predictor** network $q$ after one branch and a **stop-gradient** on the other: the gradient does not
-# flow through the second branch. With a loss $L$ and projections $z_a, z_b$ of the two views they minimize
+# An encoder maps an image to features, and a small network after it, the projector, maps these to the $d$ numbers that the loss sees, the
+# **projections**. BYOL and SimSiam, two methods with the negative cosine, use a further small network $q$, the **predictor**, after one
+# branch, and a **stop-gradient** on the other: the gradient does not flow through it. With a loss $L$ and projections $z_a, z_b$ of the
+# two views they minimize
 #
 # $$\tfrac12 L(q(z_a), \mathrm{stop}(z_b)) + \tfrac12 L(q(z_b), \mathrm{stop}(z_a)) .$$
 #
 # You train four losses with this asymmetry and without it. The two views of a pair share a background, a part of a photograph. Each run
 # is judged by
 #
-# * **spread**: the standard deviation of the projections, scaled to length 1, times $\sqrt d$, where $d$ is the number of features. It is 0
+# * **spread**: scale every projection to length 1, take the standard deviation of each feature, and multiply the mean by $\sqrt d$. It is 0
 #   after collapse and about 1 if the projections point in all directions;
-# * **rank**: RankMe (Garrido et al. 2023), the exponential of the entropy of the singular values, between 1 and $d$;
+# * **rank**: RankMe (Garrido et al. 2023), an effective number of directions between 1 and $d = 32$: the exponential of the entropy of the
+#   singular values divided by their sum;
 # * **rank, centered**: the same after the mean projection is subtracted;
-# * **probe**: the accuracy of a linear probe on the encoder's features for 8 places of the background (photograph, left or right, top or
-#   bottom).
+# * **probe**: the accuracy of a linear classifier on the encoder's features. It has 8 classes, the places of the background (photograph,
+#   left or right, top or bottom), so chance gives $\frac18$.
 #
-# The folded cell defines these measures and the training loop.
+# The folded cell defines these measures and the training loop. The figure shows the spread during training.
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
 scenes = DigitScenes("train", size=16)
@@ -189,7 +192,9 @@ plot_paths(runs)
 
 
 # %% [markdown]
-# In the table a run has **collapsed** if its spread is below 0.2. "off" means equal branches, "on" both parts of the asymmetry.
+# In the table a run has **collapsed** if its spread is below 0.2. "off" means equal branches, "on" both parts of the asymmetry. (The
+# curves begin higher than the spread of the untrained network in the table, because batch normalization uses the statistics of the
+# batch during training only.)
 
 # %%
 outcome = pd.DataFrame({key: {k: v for k, v in run.items() if k not in ("path", "scale")} for key, run in runs.items()}).T
@@ -206,9 +211,11 @@ outcome.astype({"collapsed": bool}).round(3)
 # stop-gradient alone changes nothing: exactly half of the gradient is left, in the same direction. For the other losses the asymmetry
 # lowers the rank and does not improve the probe. Tsai et al. (2021) argue the same.
 #
-# RankMe is near 1 after collapse because it does not center the projections: what varies around the common point still fills most
-# directions ("rank, centered"). The probe hardly shows the collapse: it reads the features before the projector, and these are still
-# better than those of the untrained network. So look at the projections.
+# After collapse the rank is near 1, because all projections point in one direction. If you subtract their mean, the small rest still fills
+# many directions ("rank, centered").
+#
+# The probe hardly shows the collapse: it reads the features before the projector, and these are still better than those of the
+# untrained network. So look at the projections.
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
 q = torch.randn(2, 8, d, generator=torch.Generator().manual_seed(0)).requires_grad_()
@@ -229,9 +236,12 @@ for name in ("Barlow Twins", "VICReg", "NT-Xent"):
 # %% [markdown]
 # ## 2. The same question on longer runs
 #
-# The grid `data/grids/symmetry.toml` trains longer, with five seeds, on pairs of scenes that share all but the background.
-# `data/grids/cifar10_symmetry.toml` does the same on CIFAR-10. The measure is a linear probe on the class. The difference of two
-# settings is paired by seed: two runs with one seed start from the same weights and see the same images.
+# The notebook reads the results of longer trainings with five seeds. One set of runs (`data/grids/symmetry.toml`) uses pairs of scenes that
+# share all but the background, the other (`data/grids/cifar10_symmetry.toml`) uses CIFAR-10. The measure is a linear probe on the class. The
+# bands in the figure are 95 % intervals of the mean over seeds.
+#
+# The difference of two settings is paired by seed: two runs with one seed start from the same weights and see the same images. The
+# last cell lists the differences to "neither" whose 95 % interval does not contain 0.
 
 # %%
 ways = {("none", "same"): "neither", ("none", "stop_gradient"): "stop-gradient", ("64", "same"): "predictor",
@@ -273,18 +283,15 @@ for method in methods.values():
 assert all(abs(one.mean) < 0.006 for key, one in gains.items() if key[:2] == ("CIFAR-10", "Barlow Twins"))
 
 # %% [markdown]
-# The cell lists the differences to "neither" whose interval of 95 % does not contain 0.
-#
 # **Only the negative cosine needs the asymmetry.** It gains 17 points on the scenes and 15 on CIFAR-10 from both parts together. Neither
 # part alone improves it measurably. Barlow Twins does not gain: on the scenes a predictor costs it about four points and both parts six;
 # on CIFAR-10 the differences are at most 0.6 points, and every interval contains 0.
-
 #
-# ## 3. Who pulls a collapsed batch apart
+# ## 3. Which loss pulls a collapsed batch apart
 #
-# Suppose that a batch has nearly collapsed: all projections lie close together. Does the loss push them apart again? Take two views of $n$
-# images with $d$ normal features, multiply all projections by a scale $s$, and look at the length of the gradient of the loss by the
-# projections. At $s = 1$ the features have variance 1. At $s = 0.001$ the batch is nearly a point.
+# Suppose that a batch has nearly collapsed: all projections lie close together. Does the loss push them apart again? Draw projections of
+# two views from a normal distribution, and multiply all of them by a scale $s$. At $s = 1$ the features have a variance of about 1. At
+# $s = 0.001$ the batch is nearly a point. The figure shows the length of the gradient of the loss by the projections.
 
 # %% alt="Norm of the gradient against the scale of the batch on log axes. Barlow Twins rises along a straight line as the batch shrinks. VICReg stays level and then falls, SIGReg falls along a straight line from a scale of 0.3 on."
 n = 256
@@ -305,15 +312,15 @@ norms = pd.DataFrame({name: [gradient_norm(loss, s) for s in scales] for name, l
 plot_pull(norms)
 
 # %% [markdown]
-# **Barlow Twins pulls harder the smaller the batch is.** It standardizes the features, so the loss is the same at every scale $s$, and its
-# gradient grows as exactly $1/s$. It never sees a collapse of all features together, and leaves it at the next step.
+# **Barlow Twins pulls harder the closer the projections lie together.** It standardizes the features, so the loss is the same at every scale
+# $s$, and its gradient grows as exactly $1/s$.
 #
 # **VICReg and SIGReg pull more and more weakly.** Their repulsion is a smooth function of the distances between projections. At a point
-# where all distances are 0 its gradient is 0. The variance term of VICReg holds on longer: it sees the *standard deviation*, whose
-# gradient does not shrink until the constant under its root, $10^{-4}$, takes over below $s = 0.01$. Both losses see the collapse in
-# their *value*, which Barlow Twins does not.
+# where all distances are 0 its gradient is 0. VICReg holds on longer: its variance term uses the *standard deviation*, whose gradient
+# keeps its size down to about $s = 0.01$. There the constant $10^{-4}$, which VICReg adds to the variance, becomes as large as the variance.
 #
-# Optimizers such as Adam divide by the recent size of the gradient, which makes the difference smaller in practice.
+# The *value* of the loss shows the collapse for VICReg and SIGReg, and not for Barlow Twins. The cell prints the lengths and checks these
+# statements. (Optimizers such as Adam divide by the recent size of the gradient, which makes the difference smaller in practice.)
 
 # %%
 print(norms.round(4).to_string())
@@ -330,10 +337,13 @@ for name, loss in pulling.items():
 # %% [markdown]
 # ## 4. The effect of a small batch
 #
-# A loss that is a mean over pairs has the same expected gradient at every batch size. If a loss compares samples within the batch, its
-# gradient is *biased* in small batches. Train a linear layer for 30 steps with all $N$ images in one batch. Then measure the cosine with
-# the gradient of all $N$ images for **one batch** of $n$ images (the mean over batches), and for a **full pass**, the *mean* gradient over
-# all $N / n$ batches, which shows mostly the bias.
+# If a loss is a mean over pairs of views, the mean gradient of small batches is the gradient of all images. If a loss compares samples
+# within the batch, it is not: the gradient is *biased* in small batches.
+#
+# To measure this, train a linear layer for 30 steps with all $N = 1024$ images in one batch, and compute the gradient of all images. The
+# figure shows its cosine with two other gradients: that of **one batch** of $n$ images (the mean cosine over batches), and that of a **full
+# pass**, the mean gradient over all $N / n$ batches. A cosine of 1 is the right direction. The full pass averages the noise out, so it shows
+# mostly the bias.
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
 def shrunk(images):
@@ -385,8 +395,11 @@ full_pass.round(2)
 
 # %% [markdown]
 # The negative cosine is a mean over pairs and has no bias. Barlow Twins and VICReg need a *larger* batch for an accurate gradient than
-# NT-Xent and the spectral loss. The reason is the square of an estimate: for unrelated features $\mathbb E\, C_{ij}^2 = \frac1{n-1}$, so
-# $\sum_{i \ne j} C_{ij}^2$ has the expected value $\frac{d(d-1)}{n-1}$. `loss.expected_if_independent(n, d)` gives the expected loss.
+# NT-Xent and the spectral loss.
+#
+# The reason is that they square an estimate. For unrelated features the expected value of $C_{ij}$ is 0, but that of $C_{ij}^2$ is
+# $\frac1{n-1}$, so $\sum_{i \ne j} C_{ij}^2$ has the expected value $\frac{d(d-1)}{n-1}$. `loss.expected_if_independent(n, d)` gives the
+# expected loss. The cells compare it with the mean loss of batches whose pairs are shuffled.
 
 # %%
 def shuffled_losses(size, repeats):
@@ -413,8 +426,8 @@ independent.round(3)
 # %% [markdown]
 # ## 5. The table
 #
-# The last experiment repeats the training with batches of 16 instead of 64, with the same number of images and the learning rate scaled
-# with $\sqrt n$, as is usual for Adam. The negative cosine has its asymmetry. The measured columns are
+# The last experiment repeats the training of section 1 with batches of 16 instead of 64, with the same number of images and half the
+# learning rate (it is scaled with $\sqrt n$, as is usual for Adam). The negative cosine has its asymmetry. The measured columns are
 #
 # * **negatives**: *pair by pair*, *as a mean* or *none* ([notebook 03](03_objectives.ipynb), section 4);
 # * **large batch**: *yes* if the probe loses more than 5 points with the smaller batch;
@@ -448,8 +461,8 @@ differ = [(name, question) for name, argued in paper.items()
 assert differ == [("NT-Xent", "large batch")]
 
 # %% [markdown]
-# **Agreement.** The three losses that contrast need no asymmetry; the one that does not contrast needs it. Barlow Twins contrasts
-# without individual negative samples.
+# **Agreement.** The three losses that contrast (that push samples apart or make features uncorrelated) need no asymmetry. The negative
+# cosine does not contrast, and needs it. Barlow Twins contrasts without individual negative samples.
 #
 # **Disagreement.** NT-Xent did not need a large batch here: none of the paper's three losses lost 5 points. The runs are small, the known
 # results come from ImageNet, and Barlow Twins kept its accuracy with a more biased gradient than NT-Xent. On batches the table is
@@ -457,10 +470,10 @@ assert differ == [("NT-Xent", "large batch")]
 #
 # ## Summary
 #
-
 # * Losses that contrast do not collapse. The negative cosine needs predictor *and* stop-gradient.
 # * The gradient of Barlow Twins grows as $1/s$ when a batch collapses. Those of VICReg and SIGReg vanish.
-# * The off-diagonal term of Barlow Twins is $\lambda\, d(d-1)/(n-1)$ for unrelated features. Consider this when you compare batch sizes.
+# * The off-diagonal term of Barlow Twins is $\lambda\, d(d-1)/(n-1)$ on average for unrelated features. Consider this when you compare
+#   batch sizes.
 #
 # ## Exercises
 #
@@ -493,12 +506,14 @@ assert at_start.idxmin() == "Barlow Twins" and at_start.min() > 0.7
 # 3. **A point that is not the origin.** In section 3 add 5 to every feature before you multiply by $s$. Which gradients change, and why?
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
-# Solution. Barlow Twins subtracts the mean, so nothing changes. SIGReg asks for mean 0, so it sees the common point.
+# Solution. Only that of SIGReg: it asks for mean 0, so it sees the common point. Barlow Twins and the variance and covariance terms of
+# VICReg subtract the mean, and the third term of VICReg is a difference of the views.
 origin, batch = batch, batch + 5
 moved = pd.Series({name: gradient_norm(loss, 0.1) for name, loss in pulling.items()})
 batch = origin
 print(pd.DataFrame({"centered": norms.loc[0.1], "moved": moved}).round(4))
-assert abs(moved["Barlow Twins"] / norms.loc[0.1, "Barlow Twins"] - 1) < 1e-6 and moved["SIGReg"] > 2 * norms.loc[0.1, "SIGReg"]
+change = moved / norms.loc[0.1]
+assert (change[["Barlow Twins", "VICReg"]] - 1).abs().max() < 1e-6 and change["SIGReg"] > 2
 
 # %% [markdown]
 # **Next:** [04 Reading cross-correlation](04_reading_cross_correlation.ipynb) explains how to read the heatmap of $C$.
