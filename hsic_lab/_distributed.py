@@ -41,19 +41,6 @@ class _AllGatherRows(Function):
         return total[ctx.mine]
 
 
-class _Sum(Function):
-    """Sum over all processes. The loss of every process has used it, hence the gradient is the sum of theirs."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        dist.all_reduce(total := x.clone())
-        return total
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
-        return _Sum.forward(ctx, gradient)
-
-
 def world_size() -> int:
     """The number of processes under `torch.distributed`, 1 without it."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
@@ -174,9 +161,9 @@ class AllRowsBatchNorm(nn.modules.batchnorm._BatchNorm):
         x = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
         dims, shape = [0, *range(2, x.dim())], [1, -1, *[1] * (x.dim() - 2)]
         dist.all_reduce(count := x.new_tensor(float(x.numel() // x.shape[1])))
-        mean = _Sum.apply(x.sum(dims)) / count
+        mean = all_gather_rows(x.sum(dims)[None]).sum(dim=0) / count
         centered = x - mean.view(shape)
-        variance = _Sum.apply(centered.square().sum(dims)) / count
+        variance = all_gather_rows(centered.square().sum(dims)[None]).sum(dim=0) / count
         assert self.num_batches_tracked is not None and self.momentum is not None  # `_converted` takes no others
         assert self.running_mean is not None and self.running_var is not None
         with torch.no_grad():

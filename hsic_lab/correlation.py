@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -115,20 +114,13 @@ class CorrelationSummary:
         n, a, b = check_integer("n, the number of pairs,", n, 2), c.any(axis=1), c.any(axis=0)
         diagonal, live = np.diagonal(c), int((a & b).sum())
         squares, pairs = np.square(off_diagonal(c)).sum(), int(a.sum() * b.sum()) - live
-        summary = cls(
+        return cls(
             mean_diagonal=float(diagonal.sum() / max(live, 1)), total=float(c.sum()), n_constant=len(c) - live,
             rms_diagonal=float(np.sqrt(np.square(diagonal).sum() / max(live, 1))),
             mean_off_diagonal=float((c.sum() - diagonal.sum()) / max(pairs, 1)),
             rms_off_diagonal=float(np.sqrt(squares / max(pairs, 1))), off_diagonal_squared_norm=float(squares),
             expected_squared_norm=pairs / (n - 1), expected_rms=(n - 1) ** -0.5, lower_bound=-1 / max(live - 1, 1),
         )  # fmt: skip
-        summary.__dict__["_matrix"] = c  # for `spectrum`; not a field, so that `asdict` gives numbers only
-        return summary
-
-    @cached_property
-    def spectrum(self) -> np.ndarray:
-        """Singular values of C, largest first, computed when they are first read."""
-        return spectrum(self.__dict__["_matrix"])
 
 
 def expected_squared_norm(n: int, d: int) -> float:

@@ -140,11 +140,8 @@ class ResNetEncoder(nn.Module):
         for stage, (blocks, width) in enumerate(zip(_BLOCKS[depth], (64, 128, 256, 512), strict=True), start=1):
             first = _Block(before, width, factor, 1 if stage == 1 else 2)
             before = width * factor
-            setattr(
-                self,
-                f"layer{stage}",
-                nn.Sequential(first, *(_Block(before, width, factor, 1) for _ in range(1, blocks))),
-            )
+            others = (_Block(before, width, factor, 1) for _ in range(1, blocks))
+            setattr(self, f"layer{stage}", nn.Sequential(first, *others))
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.out_features = before
         for module in self.modules():

@@ -100,10 +100,8 @@ class TwoViews:
     ) -> None:  # fmt: skip
         self.size, self._sides = size, _sides(size)
         self.scale, self.ratio = _interval("scale", scale, 1.0), _interval("ratio", ratio, math.inf)
-        self.brightness, self.contrast = (
-            check_number("brightness", brightness, 0),
-            check_number("contrast", contrast, 0),
-        )
+        self.brightness = check_number("brightness", brightness, 0)
+        self.contrast = check_number("contrast", contrast, 0)
         self.saturation, self.hue = check_number("saturation", saturation, 0), check_number("hue", hue, 0, 0.5)
         self.flip, self.jitter = _probabilities("flip", flip), _probabilities("jitter", jitter)
         self.grayscale, self.solarize = _probabilities("grayscale", grayscale), _probabilities("solarize", solarize)
@@ -135,9 +133,8 @@ class TwoViews:
         for view, (side, *place) in enumerate(zip(self._sides, *crops, strict=True)):
             top, left, crop_height, crop_width = place
             flipped = flip[view * n : (view + 1) * n, 0] < self.flip[view % 2]
-            taps.append(
-                (resize_taps(left, crop_width, width, side, flipped), resize_taps(top, crop_height, height, side))
-            )
+            across = resize_taps(left, crop_width, width, side, flipped)
+            taps.append((across, resize_taps(top, crop_height, height, side)))
             views.append(torch.empty(n, channels, side, side, device=device, dtype=torch.float32))
         chunk = n if device.type != "cpu" else max(1, 2**18 // (channels * height * width))  # 1 MiB, for the L2 cache
         with torch.autocast(device.type, enabled=False):  # autocast would round the pixels
@@ -251,11 +248,9 @@ def random_crops(uniforms: Tensor, height: int, width: int, scale: Range, ratio:
     crop_height = torch.where(found, heights.gather(1, first).squeeze(1), fallback_height)
     crop_width = torch.where(found, widths.gather(1, first).squeeze(1), fallback_width)
     # The minimum, because float32 may round u (room + 1) up to room + 1.
-    top, left = (
-        torch.where(found, torch.minimum((u * (room + 1)).floor_(), room), (room / 2).floor_())
-        for u, room in ((uniforms[:, -2], height - crop_height), (uniforms[:, -1], width - crop_width))
-    )
-    return top, left, crop_height, crop_width
+    room = torch.stack([height - crop_height, width - crop_width])
+    place = torch.minimum((uniforms[:, -2:].T * (room + 1)).floor_(), room)
+    return *torch.where(found, place, (room / 2).floor_()), crop_height, crop_width
 
 
 def resize_taps(

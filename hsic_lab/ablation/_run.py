@@ -329,17 +329,12 @@ def _settings(one: Planned, grid: str) -> dict[str, Any]:
 
 def write_table(frame: pd.DataFrame, grid: Grid, path: Path, command: str) -> None:
     """Write a table of `run_ablation` as CSV, below lines with "#" that hold the grid and the command that made it."""
-    parts: dict[str, Any] = {
-        "base": dict(check_type("grid", grid, Grid).base),
-        "cross": dict(grid.cross),
-        "include": list(grid.include),
-        "data": dict(grid.data),
-    }
+    check_type("grid", grid, Grid)
+    parts: dict[str, Any] = {name: getattr(grid, name) for name in ("base", "cross", "include", "data")}
     if "chosen" in frame.attrs:
-        parts |= {"tune": dict(grid.tune), "tune_seeds": list(grid.tune_seed_list), "chosen": frame.attrs["chosen"]}
+        parts |= {"tune": grid.tune, "tune_seeds": list(grid.tune_seed_list), "chosen": frame.attrs["chosen"]}
     lines = [f"# {name}: {json.dumps(value)}" for name, value in parts.items()]
     text = "\n".join([f"# question: {grid.question}", *lines, f"# command: {command}", frame.to_csv(index=False)])
-    path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 

@@ -10,11 +10,11 @@ from scipy.linalg import helmert
 from torch import Tensor
 
 from hsic_lab._checks import (  # isort: skip
-    as_samples, check_integer, check_number, check_views, drawn_rows, factor_values, is_constant, no_autocast,
+    as_samples, check_integer, check_number, check_views, drawn_rows, factor_values, no_autocast,
 )  # fmt: skip
-from hsic_lab.cka import near_one, u_center
+from hsic_lab.cka import cka_or_nan
 from hsic_lab.correlation import _BLOCK_ELEMENTS, column_moments, l2_normalize, row_blocks
-from hsic_lab.kernels import Delta, Gaussian, Kernel, Linear
+from hsic_lab.kernels import Delta, Gaussian
 
 Features = Tensor | np.ndarray
 UNIFORMITY_ROWS = 8192  # 34 million pairs
@@ -249,23 +249,11 @@ def factor_dependence(features: Features, factors: pd.DataFrame, max_rows: int =
     features = drawn_rows(features, max_rows, seed)
     if (n := len(features)) < 4:
         raise ValueError(f"needs at least 4 rows, got {n}")
-    gram_x = _unit_gram(Linear(), features)
     rows = []
     for name in factors:
         column, is_label = factor_values(factors[name], f"factors[{name!r}]")
         column, kernel_y = column.to(features.device), Delta() if is_label else Gaussian()
         column = drawn_rows(kernel_y.samples(column, f"factors[{name!r}]"), max_rows, seed)
-        value = (gram_x * _unit_gram(kernel_y, column)).sum(dtype=torch.float64)
+        value = np.nan_to_num(cka_or_nan(features, column, kernel_y=kernel_y))
         rows.append({"factor": name, "kernel": type(kernel_y).__name__, "cka": float(value), "n": n})
     return pd.DataFrame(rows)
-
-
-def _unit_gram(kernel: Kernel, x: Tensor) -> Tensor:
-    """U-centered Gram of norm 1, whose inner products are unbiased CKA; 0 if all pairs of rows are equally similar."""
-    if is_constant(x):
-        return torch.zeros(len(x), len(x), device=x.device)
-    with no_autocast(x):
-        x = near_one(x - x.mean(dim=0)) if isinstance(kernel, Linear) else x
-        gram = kernel.fit(x).gram(x, None)
-    centered = u_center(gram)
-    return centered / (float(centered.norm()) or 1.0)

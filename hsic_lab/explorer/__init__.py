@@ -1,7 +1,5 @@
 """Interactive heatmaps of C, in a notebook or in one HTML file, with the samples and images behind each entry."""
 
-import base64
-import io
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,7 +11,6 @@ from typing import Any
 
 import anywidget
 import matplotlib
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import traitlets
@@ -27,6 +24,7 @@ from hsic_lab._io import replace_file
 from hsic_lab.evaluation import extract_features
 from hsic_lab.explorer._html import data_url, explorer_fragment, explorer_page, image_bytes
 from hsic_lab.plots import DIVERGING, PALETTE, compare_cross_correlations
+from hsic_lab.plots._canvas import png_text
 from hsic_lab.plots._heatmaps import matrix_figure
 from hsic_lab.plots._samples import unit_images
 from hsic_lab.training import Event, Run
@@ -281,7 +279,6 @@ class CorrelationExplorer(anywidget.AnyWidget):
         what it holds. To stay below 15 MB, matrices of many features are rounded more, then steps are left out.
         """
         page = explorer_page(self)
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
         replace_file(Path(path), lambda temporary: temporary.write_text(page, encoding="utf-8"))
         return Path(path)
 
@@ -292,9 +289,7 @@ class CorrelationExplorer(anywidget.AnyWidget):
             matrices = {name: panel.snapshots[panel.step_at(self.step)] for name, panel in self._panels.items()}
             large = max(map(len, matrices.values())) > _LARGE
             still = self._named(compare_cross_correlations(matrices, self.limit)) if large else self.figure()
-            still.savefig(buffer := io.BytesIO(), format="png", dpi=100)
-            plt.close(still)
-            bundle[0]["image/png"] = base64.b64encode(buffer.getvalue()).decode()
+            bundle[0]["image/png"] = png_text(still, dpi=100)
         return bundle
 
     def _named(self, figure: Figure) -> Figure:

@@ -1,11 +1,14 @@
 """Colors, theme and small drawing helpers that all plots share."""
 
+import base64
+import io
 from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 PALETTE = sns.color_palette("colorblind").as_hex()
@@ -56,3 +59,10 @@ def draw_band(ax: Axes, x: ArrayLike, frame: pd.DataFrame, number: int, label: s
     color = PALETTE[number % len(PALETTE)]
     ax.fill_between(x, frame["low"], frame["high"], color=color, alpha=0.15, linewidth=0)
     ax.plot(x, frame["mean"], color=color, marker="osD^vPX*"[number % 8], markersize=5, label=plain(label))
+
+
+def png_text(figure: Figure, **look: Any) -> str:
+    """Return a figure as a PNG file in base64, and close it; `look` are options of `savefig`."""
+    figure.savefig(buffer := io.BytesIO(), format="png", **look)
+    plt.close(figure)
+    return base64.b64encode(buffer.getvalue()).decode()

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
 
 from hsic_lab._checks import check_integer, check_type, require_columns
-from hsic_lab._statistics import few_label_summary, summarize
+from hsic_lab._statistics import summarize
 
 from hsic_lab.plots._canvas import (  # isort: skip
     PALETTE, QUIET, SEQUENTIAL, axes_or_new, dashed_line, draw_band, plain, value_label,
@@ -244,18 +244,12 @@ def plot_few_labels(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
         A table of ``few_label_curve``, and where to draw: a new figure by default.
     """
     require_columns(frame, ["representation", "per_class", "seed", "accuracy", "chance"])
-    ax = axes_or_new(ax, 6.0, 4.0)
-    summary = few_label_summary(frame).sort_values("per_class")
-    for number, name in enumerate(frame["representation"].unique()):
-        rows = summary[summary["representation"] == name]
-        draw_band(ax, rows["per_class"], rows, number, str(name))
+    runs = frame.assign(evaluation="linear", seed=range(len(frame)))  # every row enters the mean
+    runs = runs.sort_values("per_class", kind="stable")
+    ax = plot_ablation(runs, "per_class", "representation", axes_or_new(ax, 6.0, 4.0))
     for chance in frame["chance"].unique():
         dashed_line(ax, chance, "chance", xytext=(0, -2), ha="right", va="top")
-    sizes = sorted(frame["per_class"].unique())
-    ax.set(xscale="log", ylim=(0, 1), xlabel="labeled images per class", ylabel="test accuracy of the linear probe")
-    ax.set_xticks(sizes, [str(size) for size in sizes])
-    ax.xaxis.set_minor_locator(NullLocator())
-    ax.yaxis.set_major_formatter(PercentFormatter(1))
+    ax.set(ylim=(0, 1), xlabel="labeled images per class", ylabel="test accuracy of the linear probe")
     ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1))
     return ax
 

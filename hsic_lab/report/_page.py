@@ -1,7 +1,5 @@
 """The HTML page about embeddings: measurements, figures, and a template that escapes all text."""
 
-import base64
-import io
 import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -32,6 +30,7 @@ from hsic_lab.explorer import CorrelationExplorer, explorer_fragment
 from hsic_lab.independence import TestResult, gamma_test, permutation_test
 from hsic_lab.kernels import Delta, Gaussian, Linear
 from hsic_lab.plots import DIVERGING, PALETTE, plot_cross_correlation, plot_spectrum
+from hsic_lab.plots._canvas import png_text
 from hsic_lab.plots._samples import principal_axes
 from hsic_lab.report._embeddings import Embeddings, read_embeddings, real_floats, sample
 from hsic_lab.training import Run
@@ -81,8 +80,8 @@ def write_report(source: Source, path: str | Path, *, reference: Source | None =
     other = None if reference is None else as_embeddings(reference)
     if other is not None and (n := len(_compared(found))) != (m := len(_compared(other))):
         raise ValueError(f"the reference, {other.name}, must have a row for each of the {n} rows, got {m}")
-    path.parent.mkdir(parents=True, exist_ok=True)
     look: Any = {"axes.spines.top": False, "axes.spines.right": False, "font.size": 10}
+    look |= {"savefig.dpi": 120, "savefig.bbox": "tight"}
     # On shared cores the busy waiting of a second thread makes the many short products of a page ten times slower.
     threads = threadpool_limits(1 if found.z_a.numel() <= ONE_THREAD_VALUES else None)
     with torch.no_grad(), threads, plt.rc_context(look):
@@ -120,7 +119,6 @@ def write_atlas(source: Source, path: str | Path) -> Path:
         labels = found.target if found.labels is None else found.labels
         table = pd.DataFrame({"row": range(len(z))} | ({} if labels is None else {"label": labels}))
     axes = pd.DataFrame(_axes(z)[0], columns=["projection_x", "projection_y"])
-    path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, axes.join(table.drop(columns=axes.columns, errors="ignore")).to_parquet)
     return path
 
@@ -183,13 +181,6 @@ def _cell(name: str, value: object) -> tuple[str, str]:
     return kind, str(value).replace("_", " ") if name == "diagnostic" else str(value)
 
 
-def _png(figure: Any) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120, bbox_inches="tight")
-    plt.close(figure)
-    return base64.b64encode(buffer.getvalue()).decode()
-
-
 def _correlation(x: Tensor, y: Tensor | None, names: Sequence[str] = ()) -> dict[str, Any]:
     """Return the correlations of the features of `x` with those of `y`, None for its own: live, or as an image."""
     z = x if y is None else y
@@ -209,7 +200,7 @@ def _correlation(x: Tensor, y: Tensor | None, names: Sequence[str] = ()) -> dict
         image = ax.imshow(means.numpy(), cmap=DIVERGING, vmin=-limit, vmax=limit, aspect="auto", extent=extent)
         figure.colorbar(image, label="correlation", extend="both")
     ax.set(xlabel="feature" if y is None else "feature of B", ylabel="feature" if y is None else "feature of A")
-    return {"image": _png(figure), "shape": c.shape, "limit": limit, "rms": float(c.square().mean().sqrt())}
+    return {"image": png_text(figure), "shape": c.shape, "limit": limit, "rms": float(c.square().mean().sqrt())}
 
 
 def _comparison(found: Embeddings, other: Embeddings) -> dict[str, Any]:
@@ -276,7 +267,7 @@ def _spectrum(z_a: Tensor, z_b: Tensor | None) -> dict[str, Any]:
     most = min(len(rows) - 1, z_a.shape[1])
     ax.set_xlim(0, most + 1)
     spectra = [(name, len(part), float(part.min() / part.max())) for name, part in values.items()]
-    return {"spectrum": _png(figure), "spectra": spectra, "spectrum_rows": len(rows), "most_values": most}
+    return {"spectrum": png_text(figure), "spectra": spectra, "spectrum_rows": len(rows), "most_values": most}
 
 
 def _principal_axes(found: Embeddings, other: Embeddings | None, kept: Sequence[float] = ()) -> dict[str, Any]:

@@ -98,9 +98,8 @@ class TrainingPairs:
 
     def _scene_pairs(self, scenes: DigitScenes, generator: torch.Generator) -> Iterator[Iterator[Tensor]]:
         for _ in range(len(self)):
-            pair = scenes.draw_pairs(
-                self.size, generator, self.config.shared
-            )  # skipped batches are drawn but not rendered
+            pair = scenes.draw_pairs(self.size, generator, self.config.shared)
+            # A generator, because skipped batches are drawn but not rendered.
             yield (scenes.render({k: v[self.rows] for k, v in factors.items()}) for factors in pair)
 
     def _view_pairs(self, generator: torch.Generator) -> Iterator[Iterator[Tensor]]:

@@ -203,10 +203,8 @@ class Trainer:
 
         def forward(i: int) -> Outputs:
             # All views are one batch for batch normalization. Dropout can be resumed: its seed depends on the step.
-            with (
-                setup.seeded(setup.seed_of(self.config.seed, self.step_count, i, rank(), 1), self.device),
-                self.autocast,
-            ):
+            seed = setup.seed_of(self.config.seed, self.step_count, i, rank(), 1)
+            with setup.seeded(seed, self.device), self.autocast:
                 p, z = self.forward(*parts[i])
                 if self.target is None:
                     return p, z

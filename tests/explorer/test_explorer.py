@@ -340,7 +340,7 @@ def test_figure_shows_the_given_step(tmp_path):
 def test_still_image_of_one_array_has_no_views(d, monkeypatch):
     z_a, z_b = projections(d=d)
     shown = []
-    monkeypatch.setattr("hsic_lab.explorer.plt.close", shown.append)
+    monkeypatch.setattr("matplotlib.pyplot.close", shown.append)
     CorrelationExplorer({"one": (z_a, z_a), "two": (z_a, z_b)})._repr_mimebundle_()
     names = [(ax.get_xlabel().partition("\n")[0], ax.get_ylabel()) for ax in shown[0].axes if ax.get_images()]
     assert names[:2] == [("feature", "feature"), ("feature of view B", "feature of view A")]
