@@ -2,16 +2,19 @@
 
 import math
 import sys
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
-from hsic_lab._checks import CallableModule, is_constant, no_autocast
+from hsic_lab._checks import CallableModule, check_choice, default_dtype, is_constant, no_autocast
 from hsic_lab.hsic import StreamingLinearHSIC, hsic
-from hsic_lab.hsic._estimators import CenteredRows, at_origin, paired_samples, zero_diagonal
-from hsic_lab.kernels import DistanceInduced, Kernel, Linear, kernel_or
+from hsic_lab.hsic._estimators import DUAL_ROWS, CenteredRows, at_origin, center, from_sums, paired_samples
+from hsic_lab.kernels import DistanceInduced, Kernel, Linear, kernel_or, require_finite
 
 __all__ = ["MinibatchCKA", "StreamingLinearCKA", "cka"]
+
+Samples = tuple[tuple[Tensor, Kernel], ...]
 
 
 def cka(
@@ -67,7 +70,9 @@ def _checked_parts(
 ) -> tuple[Tensor, ...]:
     """The checked samples and their `_parts`."""
     kernel_x, kernel_y = kernel_or(Linear(), kernel_x, "kernel_x"), kernel_or(Linear(), kernel_y, "kernel_y")
-    x, y = paired_samples(x, y, kernel_x, kernel_y, at_least=2)
+    check_choice(estimator, ("biased", "unbiased"), "estimator")
+    check_choice(route, ("auto", "primal", "dual", "tiled"), "route")
+    x, y = paired_samples(x, y, kernel_x, kernel_y, at_least=2 if estimator == "biased" else 4)
     scale_free = Linear, DistanceInduced
     x, y = (near_one(z) if isinstance(kernel, scale_free) else z for z, kernel in ((x, kernel_x), (y, kernel_y)))
     return x, y, *_parts(x, y, kernel_x.fit(x), kernel_y.fit(y), estimator, route)
@@ -81,24 +86,76 @@ def near_one(x: Tensor) -> Tensor:
 
 def _parts(x: Tensor, y: Tensor, kernel_x: Kernel, kernel_y: Kernel, estimator: str, route: str) -> tuple[Tensor, ...]:
     """HSIC(x, y), HSIC(x, x) and HSIC(y, y) for fitted kernels, exactly 0 where the value is only rounding."""
-    samples = ((x, kernel_x), (y, kernel_y))
-    own = [hsic(z, z, kernel, kernel, estimator, route) for z, kernel in samples]
-    dtype = torch.promote_types(own[0].dtype, own[1].dtype)
-    if estimator == "unbiased" and any(_is_small(*sample, value) for sample, value in zip(samples, own, strict=True)):
-        # The unbiased HSIC leaves out the diagonal, nearly all of the Gram here: take it off first, in float64.
-        x, y = (z.double() if z.is_floating_point() else z for z in (x, y))
-        samples, route = ((x, kernel_x), (y, kernel_y)), "dual" if len(x) <= 4096 else "tiled"
-        own = [hsic(z, z, kernel, kernel, estimator, route) for z, kernel in samples]
-        own = [value * (value > _rounding(*sample, value)) for sample, value in zip(samples, own, strict=True)]
-    xx, yy = (value.to(dtype) * (not is_constant(z)) for (z, _), value in zip(samples, own, strict=True))
-    xy = hsic(x, y, kernel_x, kernel_y, estimator, route).to(dtype)
+    samples, n, p, q = ((x, kernel_x), (y, kernel_y)), len(x), x.shape[1], y.shape[1]
+    linear, lost = isinstance(kernel_x, Linear) and isinstance(kernel_y, Linear), True
+    if route == "auto" and n <= DUAL_ROWS:
+        route = "primal" if linear and p + q <= n else "dual"
+    with no_autocast(x):
+        if route == "dual":
+            values, lost = _from_grams(samples, estimator)
+        elif linear and (route == "primal" or (route == "auto" and p * q <= n * (p + q))):
+            values, lost = _from_covariances(x, y, estimator)
+        if lost and route != "dual":
+            values, lost = _one_by_one(samples, estimator, route)
+        if lost:
+            # The unbiased HSIC leaves out the diagonal, nearly all of the Gram here: take it off first, in float64.
+            samples = tuple((z.double() if z.is_floating_point() else z, kernel) for z, kernel in samples)
+            values, _ = _from_grams(samples, estimator) if n <= 4096 else _one_by_one(samples, estimator, "tiled")
+            if n > 4096:
+                values = [v * (v > _rounding(*sample, v)) for sample, v in zip(samples, values, strict=False)]
+    dtype = x.dtype if x.is_floating_point() else y.dtype if y.is_floating_point() else default_dtype()
+    xx, yy, xy = require_finite(torch.stack(values).to(dtype), kernel_x, kernel_y)
+    xx, yy = xx * (not is_constant(x)), yy * (not is_constant(y))
     return xy * ((xx != 0) & (yy != 0)), xx, yy
 
 
-def _is_small(x: Tensor, kernel: Kernel, self_hsic: Tensor) -> bool:
-    """Whether the unbiased HSIC(x, x) is small beside the diagonal of the Gram."""
-    diagonal = torch.cat([kernel.gram(rows, None).diagonal() for rows in at_origin(x.detach(), kernel).split(256)])
-    return bool(self_hsic <= 16 * len(x) * torch.finfo(self_hsic.dtype).eps * diagonal.square().mean())
+def _from_grams(samples: Samples, estimator: str) -> tuple[list[Tensor], bool]:
+    """HSIC(x, x), HSIC(y, y) and HSIC(x, y), and whether digits of the unbiased ones may be lost."""
+    (gram_x, diagonal_x), (gram_y, diagonal_y) = (centered_gram(*sample, estimator) for sample in samples)
+    pairs, n = ((gram_x, gram_x), (gram_y, gram_y), (gram_x, gram_y)), len(gram_x)
+    values = [a.flatten() @ b.flatten() / (n * (n - 3) if estimator == "unbiased" else n**2) for a, b in pairs]
+    return values, estimator == "unbiased" and _are_small(
+        values, (diagonal_x, diagonal_y), 16 * torch.finfo(diagonal_x.dtype).eps
+    )
+
+
+def _from_covariances(x: Tensor, y: Tensor, estimator: str) -> tuple[list[Tensor], bool]:
+    """As `_from_grams` for linear kernels, from X'X, Y'Y and X'Y."""
+    n, unbiased = len(x), estimator == "unbiased"
+    x, y = (z - z.mean(dim=0) for z in (at_origin(x, Linear()), at_origin(y, Linear())))
+    a, b = (z.square().sum(dim=1, dtype=torch.float64) for z in (x, y))
+    values = []
+    for left, right, s, t in ((x, x, a, a), (y, y, b, b), (x, y, a, b)):
+        product = Linear().gram(left.T, None if left is right else right.T)
+        # Rows of the Grams without diagonals sum to minus the diagonals, as the columns of x and y are centered.
+        diagonal = s @ t * unbiased
+        trace = product.double().square().sum() - diagonal
+        values.append(from_sums(trace, -s.sum() * unbiased, -t.sum(), diagonal, n, unbiased))
+    return values, unbiased and _are_small(values, (a, b), 1 / n)
+
+
+def _one_by_one(samples: Samples, estimator: str, route: str) -> tuple[list[Tensor], bool]:
+    """As `_from_grams`, by `hsic`."""
+    (x, kernel_x), (y, kernel_y) = samples
+    values = [hsic(z, z, kernel, kernel, estimator, route) for z, kernel in samples]
+    values.append(hsic(x, y, kernel_x, kernel_y, estimator, route))
+    parts = ((at_origin(z.detach(), kernel).split(256), kernel) for z, kernel in samples)
+    diagonals = (torch.cat([kernel.gram(rows, None).diagonal() for rows in z]) for z, kernel in parts)
+    return values, estimator == "unbiased" and _are_small(
+        values, diagonals, 16 * len(x) * torch.finfo(values[0].dtype).eps
+    )
+
+
+def _are_small(values: list[Tensor], diagonals: Iterable[Tensor], tolerance: float) -> bool:
+    """Whether HSIC(x, x) or HSIC(y, y) is small beside the diagonal of its Gram."""
+    limits = (tolerance * diagonal.detach().double().square().mean() for diagonal in diagonals)
+    return any(bool(value <= limit) for value, limit in zip(values, limits, strict=False))
+
+
+def centered_gram(x: Tensor, kernel: Kernel, estimator: str) -> tuple[Tensor, Tensor]:
+    """Centered Gram in float64, and the diagonal before; inner products are HSIC times n (n - 3), or n^2 if biased."""
+    gram = kernel.gram(at_origin(x, kernel), None)
+    return u_center(gram) if estimator == "unbiased" else center(gram.double()), gram.detach().diagonal()
 
 
 def _rounding(x: Tensor, kernel: Kernel, self_hsic: Tensor) -> Tensor:
@@ -113,11 +170,12 @@ def _rounding(x: Tensor, kernel: Kernel, self_hsic: Tensor) -> Tensor:
 
 def u_center(gram: Tensor) -> Tensor:
     """The U-centered Gram A in float64; `<A, B>_F / (n (n - 3))` is the unbiased HSIC (Székely and Rizzo 2014)."""
-    n, off = len(gram), zero_diagonal(gram.double())
-    rows = off.sum(dim=1) / (n - 2)
-    centered = zero_diagonal(off - rows[:, None] - rows[None, :] + rows.sum() / (n - 1))
+    n, centered = len(gram), gram.to(torch.float64, copy=True).fill_diagonal_(0)
+    size, rows = centered.detach().norm(), centered.sum(dim=1) / (n - 2)
+    # In place: one array of the size of gram.
+    centered.sub_((rows - rows.sum() / (n - 1))[:, None]).sub_(rows).fill_diagonal_(0)
     # Exactly 0 if all pairs of different rows have one value, up to rounding.
-    return centered * (centered.norm() > 64 * torch.finfo(gram.dtype).eps * off.norm())
+    return centered.mul_(centered.detach().norm() > 64 * torch.finfo(gram.dtype).eps * size)
 
 
 def _ratio(xy: Tensor, xx: Tensor, yy: Tensor) -> Tensor:
