@@ -252,7 +252,7 @@ def no_autocast(tensor: Tensor) -> AbstractContextManager:
 
 def matmul(x: Tensor, y: Tensor) -> Tensor:
     """Return ``x @ y`` of matrices without autocast, in the derivatives too: `backward` may run inside an autocast."""
-    if not is_differentiated(x, y):
+    if not (x.requires_grad or y.requires_grad or is_transformed() or forward_ad._current_level >= 0):
         with no_autocast(x):
             return x @ y  # a custom function takes longer than the product of two small tiles
     return (_Product if torch.compiler.is_compiling() else _ProductWithForwardMode).apply(x, y)
@@ -284,11 +284,6 @@ class _ProductWithForwardMode(_Product):  # separate because torch.compile refus
         if for_x is None or for_y is None:
             return matmul(x, for_y) if for_y is not None else matmul(for_x, y)
         return matmul(for_x, y) + matmul(x, for_y)
-
-
-def is_differentiated(*tensors: Tensor) -> bool:
-    """Whether autograd or a transform of torch.func may follow the operations on the tensors."""
-    return any(x.requires_grad for x in tensors) or is_transformed() or forward_ad._current_level >= 0
 
 
 # torch has no public name for these two questions.

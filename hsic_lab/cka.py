@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,8 +13,6 @@ from hsic_lab.hsic._estimators import DUAL_ROWS, CenteredRows, at_origin, center
 from hsic_lab.kernels import DistanceInduced, Kernel, Linear, kernel_or, require_finite
 
 __all__ = ["MinibatchCKA", "StreamingLinearCKA", "cka"]
-
-Samples = tuple[tuple[Tensor, Kernel], ...]
 
 
 def cka(
@@ -86,86 +84,53 @@ def near_one(x: Tensor) -> Tensor:
 
 def _parts(x: Tensor, y: Tensor, kernel_x: Kernel, kernel_y: Kernel, estimator: str, route: str) -> tuple[Tensor, ...]:
     """HSIC(x, y), HSIC(x, x) and HSIC(y, y) for fitted kernels, exactly 0 where the value is only rounding."""
-    samples, n, p, q = ((x, kernel_x), (y, kernel_y)), len(x), x.shape[1], y.shape[1]
-    linear, lost = isinstance(kernel_x, Linear) and isinstance(kernel_y, Linear), True
-    if route == "auto" and n <= DUAL_ROWS:
-        route = "primal" if linear and p + q <= n else "dual"
-    with no_autocast(x):
-        if route == "dual":
-            values, lost = _from_grams(samples, estimator)
-        elif linear and (route == "primal" or (route == "auto" and p * q <= n * (p + q))):
-            values, lost = _from_covariances(x, y, estimator)
-        if lost and route != "dual":
-            values, lost = _one_by_one(samples, estimator, route)
-        if lost:
-            # The unbiased HSIC leaves out the diagonal, nearly all of the Gram here: take it off first, in float64.
-            samples = tuple((z.double() if z.is_floating_point() else z, kernel) for z, kernel in samples)
-            values, _ = _from_grams(samples, estimator) if n <= 4096 else _one_by_one(samples, estimator, "tiled")
-            if n > 4096:
-                values = [v * (v > _rounding(*sample, v)) for sample, v in zip(samples, values, strict=False)]
+    samples, (n, p), q = ((x, kernel_x), (y, kernel_y)), x.shape, y.shape[1]
+    linear = isinstance(kernel_x, Linear) and isinstance(kernel_y, Linear)
+    if linear and (route == "primal" or (route == "auto" and (p + q <= n or n > DUAL_ROWS) and p * q <= n * (p + q))):
+        values, small = _estimates(samples, estimator, "covariances")
+        values, small = _estimates(samples, estimator, "primal") if any(small) else (values, small)
+    else:
+        values, small = _estimates(samples, estimator, "dual" if route == "auto" and n <= DUAL_ROWS else route)
+    if any(small):
+        # The unbiased HSIC leaves out the diagonal, nearly all of the Gram here: take it off first, in float64.
+        samples = tuple((z.double() if z.is_floating_point() else z, kernel) for z, kernel in samples)
+        values, small = _estimates(samples, estimator, "dual" if n <= 4096 else "tiled")
     dtype = x.dtype if x.is_floating_point() else y.dtype if y.is_floating_point() else default_dtype()
     xx, yy, xy = require_finite(torch.stack(values).to(dtype), kernel_x, kernel_y)
-    xx, yy = xx * (not is_constant(x)), yy * (not is_constant(y))
+    xx, yy = (v * (not s and not is_constant(z)) for v, s, z in zip((xx, yy), small, (x, y), strict=True))
     return xy * ((xx != 0) & (yy != 0)), xx, yy
 
 
-def _from_grams(samples: Samples, estimator: str) -> tuple[list[Tensor], bool]:
-    """HSIC(x, x), HSIC(y, y) and HSIC(x, y), and whether digits of the unbiased ones may be lost."""
-    (gram_x, diagonal_x), (gram_y, diagonal_y) = (centered_gram(*sample, estimator) for sample in samples)
-    pairs, n = ((gram_x, gram_x), (gram_y, gram_y), (gram_x, gram_y)), len(gram_x)
-    values = [a.flatten() @ b.flatten() / (n * (n - 3) if estimator == "unbiased" else n**2) for a, b in pairs]
-    return values, estimator == "unbiased" and _are_small(
-        values, (diagonal_x, diagonal_y), 16 * torch.finfo(diagonal_x.dtype).eps
-    )
-
-
-def _from_covariances(x: Tensor, y: Tensor, estimator: str) -> tuple[list[Tensor], bool]:
-    """As `_from_grams` for linear kernels, from X'X, Y'Y and X'Y."""
-    n, unbiased = len(x), estimator == "unbiased"
-    x, y = (z - z.mean(dim=0) for z in (at_origin(x, Linear()), at_origin(y, Linear())))
-    a, b = (z.square().sum(dim=1, dtype=torch.float64) for z in (x, y))
-    values = []
-    for left, right, s, t in ((x, x, a, a), (y, y, b, b), (x, y, a, b)):
-        product = Linear().gram(left.T, None if left is right else right.T)
-        # Rows of the Grams without diagonals sum to minus the diagonals, as the columns of x and y are centered.
-        diagonal = s @ t * unbiased
-        trace = product.double().square().sum() - diagonal
-        values.append(from_sums(trace, -s.sum() * unbiased, -t.sum(), diagonal, n, unbiased))
-    return values, unbiased and _are_small(values, (a, b), 1 / n)
-
-
-def _one_by_one(samples: Samples, estimator: str, route: str) -> tuple[list[Tensor], bool]:
-    """As `_from_grams`, by `hsic`."""
-    (x, kernel_x), (y, kernel_y) = samples
-    values = [hsic(z, z, kernel, kernel, estimator, route) for z, kernel in samples]
-    values.append(hsic(x, y, kernel_x, kernel_y, estimator, route))
-    parts = ((at_origin(z.detach(), kernel).split(256), kernel) for z, kernel in samples)
-    diagonals = (torch.cat([kernel.gram(rows, None).diagonal() for rows in z]) for z, kernel in parts)
-    return values, estimator == "unbiased" and _are_small(
-        values, diagonals, 16 * len(x) * torch.finfo(values[0].dtype).eps
-    )
-
-
-def _are_small(values: list[Tensor], diagonals: Iterable[Tensor], tolerance: float) -> bool:
-    """Whether HSIC(x, x) or HSIC(y, y) is small beside the diagonal of its Gram."""
+def _estimates(samples: tuple[Any, ...], estimator: str, route: str) -> tuple[list[Tensor], list[bool]]:
+    """HSIC(x, x), HSIC(y, y) and HSIC(x, y); whether HSIC(x, x) and HSIC(y, y) are too small beside the diagonals."""
+    (x, _), n, unbiased, pairs = samples[0], len(samples[0][0]), estimator == "unbiased", ((0, 0), (1, 1), (0, 1))
+    with no_autocast(x):
+        if route == "dual":
+            grams, diagonals = zip(*(centered_gram(*sample, estimator) for sample in samples), strict=True)
+            values = [grams[i].flatten() @ grams[j].flatten() / (n * (n - 3) if unbiased else n**2) for i, j in pairs]
+            tolerance = 16 * torch.finfo(diagonals[0].dtype).eps
+        elif route == "covariances":
+            rows = [z - z.mean(dim=0) for z in (at_origin(*sample) for sample in samples)]
+            diagonals = [z.square().sum(dim=1, dtype=torch.float64) for z in rows]
+            values, tolerance = [], 1 / n
+            for i, j in pairs:
+                squared_norm = Linear().gram(rows[i].T, None if i == j else rows[j].T).double().square().sum()
+                # The columns are centered, so rows of the Grams without diagonals sum to minus the diagonals.
+                a, b = diagonals[i] * unbiased, diagonals[j] * unbiased
+                values.append(from_sums(squared_norm - a @ b, -a.sum(), -b.sum(), a @ b, n, unbiased))
+        else:
+            values = [hsic(*(samples[k][m] for m in (0, 1) for k in pair), estimator, route) for pair in pairs]
+            blocks = ((at_origin(z.detach(), kernel).split(256), kernel) for z, kernel in samples)
+            diagonals = [torch.cat([kernel.gram(z, None).diagonal() for z in block]) for block, kernel in blocks]
+            tolerance = 16 * n * torch.finfo(values[0].dtype).eps
     limits = (tolerance * diagonal.detach().double().square().mean() for diagonal in diagonals)
-    return any(bool(value <= limit) for value, limit in zip(values, limits, strict=False))
+    return values, [unbiased and bool(v <= limit) for v, limit in zip(values, limits, strict=False)]
 
 
 def centered_gram(x: Tensor, kernel: Kernel, estimator: str) -> tuple[Tensor, Tensor]:
     """Centered Gram in float64, and the diagonal before; inner products are HSIC times n (n - 3), or n^2 if biased."""
     gram = kernel.gram(at_origin(x, kernel), None)
     return u_center(gram) if estimator == "unbiased" else center(gram.double()), gram.detach().diagonal()
-
-
-def _rounding(x: Tensor, kernel: Kernel, self_hsic: Tensor) -> Tensor:
-    """Rounding error of the unbiased HSIC(x, x), from the off-diagonal entries of the Gram."""
-    x, squares = at_origin(x.detach(), kernel), torch.zeros((), dtype=torch.float64)
-    for rows in torch.arange(len(x), device=x.device).split(512):
-        gram = kernel.gram(x[rows], x).double()
-        gram[torch.arange(len(rows)), rows] = 0
-        squares = squares + gram.square().sum()
-    return 64 * torch.finfo(self_hsic.dtype).eps * squares / (len(x) * (len(x) - 3))
 
 
 def u_center(gram: Tensor) -> Tensor:

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hsic_lab._checks import (  # isort: skip
-    as_samples, check_choice, check_integer, check_number, check_type, default_dtype, drawn_rows, is_differentiated,
-    is_transformed, is_vmapped, matmul, no_autocast,
+    as_samples, check_choice, check_integer, check_number, check_type, default_dtype, drawn_rows, is_transformed,
+    is_vmapped, matmul, no_autocast,
 )  # fmt: skip
 
 __all__ = [
@@ -82,7 +82,7 @@ class Linear(Kernel):
     """Linear kernel ``k(x, x') = <x, x'>``."""
 
     def gram(self, x: Tensor, y: Tensor | None) -> Tensor:
-        if y is not None or x.is_cuda or len(x) < 64 or is_differentiated(x):
+        if y is not None or x.is_cuda or len(x) < 64 or x.requires_grad or is_transformed():
             return matmul(x, (x if y is None else y).T)
         gram, step = x.new_empty(len(x), len(x)), -(-len(x) // 4)
         for i in range(0, len(x), step):  # only blocks on and above the diagonal: 5/8 of the work

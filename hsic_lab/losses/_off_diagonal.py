@@ -133,9 +133,8 @@ def _terms(weights: tuple[float, float] | None, diagonal: Tensor, squared_norm: 
     count = len(diagonal)
     if weights is None:
         return diagonal.mean(dim=0), squared_norm / count, None if total is None else total / count
-    invariance = (diagonal - 1).square().sum()
-    terms = invariance / count if count > 1 else invariance, weights[0] / count * squared_norm
-    return *terms, None if total is None else weights[1] / count * total
+    invariance = (diagonal - 1).square().sum() / count
+    return invariance, weights[0] / count * squared_norm, None if total is None else weights[1] / count * total
 
 
 class _Split(Function):
@@ -178,18 +177,16 @@ def _primal(views: Any, with_total: bool) -> tuple[Any, tuple[Tensor, ...]]:
     x, s = views.unbind(), scales.unbind()
     matrices = [(x[i].T @ x[j]).mul_(s[i].T).mul_(s[j]) for i, j in _pairs(x)]
     diagonal = torch.stack([c.diagonal() for c in matrices])
-    squares = [c.fill_diagonal_(0).square().sum() for c in matrices]
+    squared_norm = reduce(torch.add, [c.fill_diagonal_(0).square().sum() for c in matrices])
     total = reduce(torch.add, [c.sum() for c in matrices]) if with_total else None
-    return (diagonal, reduce(torch.add, squares), total), (views, scales, *matrices)
+    return (diagonal, squared_norm, total), (views, scales, *matrices)
 
 
 def _primal_backward(views, scales, *saved):
     *matrices, diagonal, for_diagonal, for_squares, for_total = saved
     x, s, own = views.unbind(), scales.unbind(), for_diagonal * diagonal
     parts: list[list[tuple[Tensor, ...]]] = [[] for _ in x]
-    for c, own_diagonal, on_diagonal, (i, j) in zip(
-        matrices, own.unbind(), for_diagonal.unbind(), _pairs(x), strict=True
-    ):
+    for c, mine, on_diagonal, (i, j) in zip(matrices, own.unbind(), for_diagonal.unbind(), _pairs(x), strict=True):
         weights = c * for_squares
         if isinstance(for_total, Tensor):
             weights += for_total
@@ -197,8 +194,8 @@ def _primal_backward(views, scales, *saved):
         products = weights * c
         weights.diagonal().copy_(on_diagonal)
         weights.mul_(s[i].T).mul_(s[j])
-        parts[i].append((x[j], weights.T, products.sum(dim=1).add_(own_diagonal)))
-        parts[j].append((x[i], weights, products.sum(dim=0).add_(own_diagonal)))
+        parts[i].append((x[j], weights.T, products.sum(dim=1).add_(mine)))
+        parts[j].append((x[i], weights, products.sum(dim=0).add_(mine)))
     gradients = []
     for z, square, ((y, weights, along), *others) in zip(x, scales.square(), parts, strict=True):
         gradient = y @ weights
