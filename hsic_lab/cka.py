@@ -2,6 +2,7 @@
 
 import math
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -84,7 +85,8 @@ def near_one(x: Tensor) -> Tensor:
 
 def _parts(x: Tensor, y: Tensor, kernel_x: Kernel, kernel_y: Kernel, estimator: str, route: str) -> tuple[Tensor, ...]:
     """HSIC(x, y), HSIC(x, x) and HSIC(y, y) for fitted kernels, exactly 0 where the value is only rounding."""
-    samples, (n, p), q = ((x, kernel_x), (y, kernel_y)), x.shape, y.shape[1]
+    samples: Any = (x, kernel_x), (y, kernel_y)
+    (n, p), q = x.shape, y.shape[1]
     linear = isinstance(kernel_x, Linear) and isinstance(kernel_y, Linear)
     if linear and (route == "primal" or (route == "auto" and (p + q <= n or n > DUAL_ROWS) and p * q <= n * (p + q))):
         values, small = _estimates(samples, estimator, "covariances")
@@ -101,9 +103,10 @@ def _parts(x: Tensor, y: Tensor, kernel_x: Kernel, kernel_y: Kernel, estimator: 
     return xy * ((xx != 0) & (yy != 0)), xx, yy
 
 
-def _estimates(samples: tuple[Any, ...], estimator: str, route: str) -> tuple[list[Tensor], list[bool]]:
+def _estimates(samples: Any, estimator: str, route: str) -> tuple[list[Tensor], list[bool]]:
     """HSIC(x, x), HSIC(y, y) and HSIC(x, y); whether HSIC(x, x) and HSIC(y, y) are too small beside the diagonals."""
     (x, _), n, unbiased, pairs = samples[0], len(samples[0][0]), estimator == "unbiased", ((0, 0), (1, 1), (0, 1))
+    diagonals: Sequence[Tensor]
     with no_autocast(x):
         if route == "dual":
             grams, diagonals = zip(*(centered_gram(*sample, estimator) for sample in samples), strict=True)
@@ -119,7 +122,8 @@ def _estimates(samples: tuple[Any, ...], estimator: str, route: str) -> tuple[li
                 a, b = diagonals[i] * unbiased, diagonals[j] * unbiased
                 values.append(from_sums(squared_norm - a @ b, -a.sum(), -b.sum(), a @ b, n, unbiased))
         else:
-            values = [hsic(*(samples[k][m] for m in (0, 1) for k in pair), estimator, route) for pair in pairs]
+            sides = [(samples[i], samples[j]) for i, j in pairs]
+            values = [hsic(x, y, kernel_x, kernel_y, estimator, route) for (x, kernel_x), (y, kernel_y) in sides]
             blocks = ((at_origin(z.detach(), kernel).split(256), kernel) for z, kernel in samples)
             diagonals = [torch.cat([kernel.gram(z, None).diagonal() for z in block]) for block, kernel in blocks]
             tolerance = 16 * n * torch.finfo(values[0].dtype).eps
