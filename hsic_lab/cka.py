@@ -2,14 +2,16 @@
 
 import math
 import sys
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from hsic_lab._checks import CallableModule, is_constant, no_autocast
+from hsic_lab._checks import CallableModule, check_choice, default_dtype, is_constant, no_autocast
 from hsic_lab.hsic import StreamingLinearHSIC, hsic
-from hsic_lab.hsic._estimators import CenteredRows, at_origin, paired_samples, zero_diagonal
-from hsic_lab.kernels import DistanceInduced, Kernel, Linear, kernel_or
+from hsic_lab.hsic._estimators import DUAL_ROWS, CenteredRows, at_origin, center, from_sums, paired_samples
+from hsic_lab.kernels import DistanceInduced, Kernel, Linear, kernel_or, require_finite
 
 __all__ = ["MinibatchCKA", "StreamingLinearCKA", "cka"]
 
@@ -67,7 +69,9 @@ def _checked_parts(
 ) -> tuple[Tensor, ...]:
     """The checked samples and their `_parts`."""
     kernel_x, kernel_y = kernel_or(Linear(), kernel_x, "kernel_x"), kernel_or(Linear(), kernel_y, "kernel_y")
-    x, y = paired_samples(x, y, kernel_x, kernel_y, at_least=2)
+    check_choice(estimator, ("biased", "unbiased"), "estimator")
+    check_choice(route, ("auto", "primal", "dual", "tiled"), "route")
+    x, y = paired_samples(x, y, kernel_x, kernel_y, at_least=2 if estimator == "biased" else 4)
     scale_free = Linear, DistanceInduced
     x, y = (near_one(z) if isinstance(kernel, scale_free) else z for z, kernel in ((x, kernel_x), (y, kernel_y)))
     return x, y, *_parts(x, y, kernel_x.fit(x), kernel_y.fit(y), estimator, route)
@@ -81,43 +85,66 @@ def near_one(x: Tensor) -> Tensor:
 
 def _parts(x: Tensor, y: Tensor, kernel_x: Kernel, kernel_y: Kernel, estimator: str, route: str) -> tuple[Tensor, ...]:
     """HSIC(x, y), HSIC(x, x) and HSIC(y, y) for fitted kernels, exactly 0 where the value is only rounding."""
-    samples = ((x, kernel_x), (y, kernel_y))
-    own = [hsic(z, z, kernel, kernel, estimator, route) for z, kernel in samples]
-    dtype = torch.promote_types(own[0].dtype, own[1].dtype)
-    if estimator == "unbiased" and any(_is_small(*sample, value) for sample, value in zip(samples, own, strict=True)):
+    samples: Any = (x, kernel_x), (y, kernel_y)
+    (n, p), q = x.shape, y.shape[1]
+    linear = isinstance(kernel_x, Linear) and isinstance(kernel_y, Linear)
+    if linear and (route == "primal" or (route == "auto" and (p + q <= n or n > DUAL_ROWS) and p * q <= n * (p + q))):
+        values, small = _estimates(samples, estimator, "covariances")
+        values, small = _estimates(samples, estimator, "primal") if any(small) else (values, small)
+    else:
+        values, small = _estimates(samples, estimator, "dual" if route == "auto" and n <= DUAL_ROWS else route)
+    if any(small):
         # The unbiased HSIC leaves out the diagonal, nearly all of the Gram here: take it off first, in float64.
-        x, y = (z.double() if z.is_floating_point() else z for z in (x, y))
-        samples, route = ((x, kernel_x), (y, kernel_y)), "dual" if len(x) <= 4096 else "tiled"
-        own = [hsic(z, z, kernel, kernel, estimator, route) for z, kernel in samples]
-        own = [value * (value > _rounding(*sample, value)) for sample, value in zip(samples, own, strict=True)]
-    xx, yy = (value.to(dtype) * (not is_constant(z)) for (z, _), value in zip(samples, own, strict=True))
-    xy = hsic(x, y, kernel_x, kernel_y, estimator, route).to(dtype)
+        samples = tuple((z.double() if z.is_floating_point() else z, kernel) for z, kernel in samples)
+        values, small = _estimates(samples, estimator, "dual" if n <= 4096 else "tiled")
+    dtype = x.dtype if x.is_floating_point() else y.dtype if y.is_floating_point() else default_dtype()
+    xx, yy, xy = require_finite(torch.stack(values).to(dtype), kernel_x, kernel_y)
+    xx, yy = (v * (not s and not is_constant(z)) for v, s, z in zip((xx, yy), small, (x, y), strict=True))
     return xy * ((xx != 0) & (yy != 0)), xx, yy
 
 
-def _is_small(x: Tensor, kernel: Kernel, self_hsic: Tensor) -> bool:
-    """Whether the unbiased HSIC(x, x) is small beside the diagonal of the Gram."""
-    diagonal = torch.cat([kernel.gram(rows, None).diagonal() for rows in at_origin(x.detach(), kernel).split(256)])
-    return bool(self_hsic <= 16 * len(x) * torch.finfo(self_hsic.dtype).eps * diagonal.square().mean())
+def _estimates(samples: Any, estimator: str, route: str) -> tuple[list[Tensor], list[bool]]:
+    """HSIC(x, x), HSIC(y, y) and HSIC(x, y); whether HSIC(x, x) and HSIC(y, y) are too small beside the diagonals."""
+    (x, _), n, unbiased, pairs = samples[0], len(samples[0][0]), estimator == "unbiased", ((0, 0), (1, 1), (0, 1))
+    diagonals: Sequence[Tensor]
+    with no_autocast(x):
+        if route == "dual":
+            grams, diagonals = zip(*(centered_gram(*sample, estimator) for sample in samples), strict=True)
+            values = [grams[i].flatten() @ grams[j].flatten() / (n * (n - 3) if unbiased else n**2) for i, j in pairs]
+            tolerance = 16 * torch.finfo(diagonals[0].dtype).eps
+        elif route == "covariances":
+            rows = [z - z.mean(dim=0) for z in (at_origin(*sample) for sample in samples)]
+            diagonals = [z.square().sum(dim=1, dtype=torch.float64) for z in rows]
+            values, tolerance = [], 1 / n
+            for i, j in pairs:
+                squared_norm = Linear().gram(rows[i].T, None if i == j else rows[j].T).double().square().sum()
+                # The columns are centered, so rows of the Grams without diagonals sum to minus the diagonals.
+                a, b = diagonals[i] * unbiased, diagonals[j] * unbiased
+                values.append(from_sums(squared_norm - a @ b, -a.sum(), -b.sum(), a @ b, n, unbiased))
+        else:
+            sides = [(samples[i], samples[j]) for i, j in pairs]
+            values = [hsic(x, y, kernel_x, kernel_y, estimator, route) for (x, kernel_x), (y, kernel_y) in sides]
+            blocks = ((at_origin(z.detach(), kernel).split(256), kernel) for z, kernel in samples)
+            diagonals = [torch.cat([kernel.gram(z, None).diagonal() for z in block]) for block, kernel in blocks]
+            tolerance = 16 * n * torch.finfo(values[0].dtype).eps
+    limits = (tolerance * diagonal.detach().double().square().mean() for diagonal in diagonals)
+    return values, [unbiased and bool(v <= limit) for v, limit in zip(values, limits, strict=False)]
 
 
-def _rounding(x: Tensor, kernel: Kernel, self_hsic: Tensor) -> Tensor:
-    """Rounding error of the unbiased HSIC(x, x), from the off-diagonal entries of the Gram."""
-    x, squares = at_origin(x.detach(), kernel), torch.zeros((), dtype=torch.float64)
-    for rows in torch.arange(len(x), device=x.device).split(512):
-        gram = kernel.gram(x[rows], x).double()
-        gram[torch.arange(len(rows)), rows] = 0
-        squares = squares + gram.square().sum()
-    return 64 * torch.finfo(self_hsic.dtype).eps * squares / (len(x) * (len(x) - 3))
+def centered_gram(x: Tensor, kernel: Kernel, estimator: str) -> tuple[Tensor, Tensor]:
+    """Centered Gram in float64, and the diagonal before; inner products are HSIC times n (n - 3), or n^2 if biased."""
+    gram = kernel.gram(at_origin(x, kernel), None)
+    return u_center(gram) if estimator == "unbiased" else center(gram.double()), gram.detach().diagonal()
 
 
 def u_center(gram: Tensor) -> Tensor:
     """The U-centered Gram A in float64; `<A, B>_F / (n (n - 3))` is the unbiased HSIC (Székely and Rizzo 2014)."""
-    n, off = len(gram), zero_diagonal(gram.double())
-    rows = off.sum(dim=1) / (n - 2)
-    centered = zero_diagonal(off - rows[:, None] - rows[None, :] + rows.sum() / (n - 1))
+    n, centered = len(gram), gram.to(torch.float64, copy=True).fill_diagonal_(0)
+    size, rows = centered.detach().norm(), centered.sum(dim=1) / (n - 2)
+    # In place: one array of the size of gram.
+    centered.sub_((rows - rows.sum() / (n - 1))[:, None]).sub_(rows).fill_diagonal_(0)
     # Exactly 0 if all pairs of different rows have one value, up to rounding.
-    return centered * (centered.norm() > 64 * torch.finfo(gram.dtype).eps * off.norm())
+    return centered.mul_(centered.detach().norm() > 64 * torch.finfo(gram.dtype).eps * size)
 
 
 def _ratio(xy: Tensor, xx: Tensor, yy: Tensor) -> Tensor:

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from hsic_lab.cka import u_center
+from hsic_lab.cka import centered_gram
 from hsic_lab.evaluation._features import check_images, evaluating, model_input
-from hsic_lab.hsic._estimators import at_origin, center, paired_samples
+from hsic_lab.hsic._estimators import paired_samples
 from hsic_lab.kernels import Kernel, Linear, kernel_or, require_finite, squared_distances
 
 from hsic_lab._checks import (  # isort: skip
@@ -122,7 +122,7 @@ def compare_models(
             weight = 1 / (n - 3) if unbiased and is_cka else 1 / n if is_cka else 1
             (a, norms_a), (b, norms_b) = side_a(batch), side_b(batch)
             b = [z.to(a[0].device) for z in b]
-            orders = [torch.arange(n)] + [torch.randperm(n, generator=generator) for _ in range(draws)]
+            orders = [torch.randperm(n, generator=generator) for _ in range(draws)]
             # A sum that starts as a number on the CPU takes the device of what is added.
             own_a, own_b = own_a + weight * norms_a, own_b + weight * norms_b.to(norms_a.device)
             sums = sums + weight * _products(a, b, orders, measure)
@@ -202,7 +202,7 @@ def _similarity(x: Tensor, y: Tensor, describe: Any, measure: str) -> Tensor:
         if is_constant(z):
             raise ValueError(f"{name} is constant: all {len(z)} rows are equal, and its similarity is not defined")
     a, b = describe(x), describe(y)
-    return _products([a], [b], [torch.arange(len(a))], measure).squeeze() / (a.norm() * b.norm())
+    return _products([a], [b], [], measure).squeeze() / (a.norm() * b.norm())
 
 
 def _neighbors(x: Tensor, k: int) -> Tensor:
@@ -222,14 +222,15 @@ def _coordinates(x: Tensor) -> Tensor:
 
 
 def _products(a: list[Tensor], b: list[Tensor], orders: Sequence[Tensor], measure: str) -> Tensor:
-    """For each order of the rows of b, the products of all layers of a and b: `(orders, layers a, layers b)`."""
+    """Products of all layers of a and b, as they are and for each order of the rows of b: `(1 + orders, a, b)`."""
     orders = [order.to(a[0].device) for order in orders]
     if measure == "procrustes":
         nuclear = partial(torch.linalg.matrix_norm, ord="nuc")
-        products = [nuclear(x.T @ y[order]) for order in orders for x in a for y in b]
-        return torch.stack(products).view(len(orders), len(a), len(b))
+        products = [nuclear(x.T @ y) for z in ([b, *([y[order] for y in b] for order in orders)]) for x in a for y in z]
+        return torch.stack(products).view(-1, len(a), len(b))
     flat, others = torch.stack(a).flatten(1), torch.stack(b)
-    return torch.stack([flat @ others[:, order][:, :, order].flatten(1).T for order in orders])
+    permuted = (others[:, order][:, :, order] for order in orders)
+    return torch.stack([flat @ z.flatten(1).T for z in (others, *permuted)])
 
 
 class _Layers:
@@ -332,8 +333,7 @@ class _Layers:
         if self.measure != "cka":
             z = _neighbors(x, self.k) if self.measure == "mutual_knn" else _coordinates(x)
             return z, z.square().sum()
-        gram = kernel.gram(at_origin(x, kernel), None)
-        gram = u_center(gram) if self.unbiased else center(gram.double())
+        gram, _ = centered_gram(x, kernel, "unbiased" if self.unbiased else "biased")
         own = gram.square().sum()
         if self.sampled_features:
             if p == 1:

@@ -11,7 +11,9 @@ from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 from torch import Tensor
 
-from hsic_lab._checks import as_tensor, at_least_float32, check_choice, check_integer, check_views, matmul, to_array
+from hsic_lab._checks import (  # isort: skip
+    as_tensor, at_least_float32, check_choice, check_integer, check_views, is_transformed, matmul, to_array,
+)  # fmt: skip
 
 __all__ = [
     "ORDERS", "CorrelationSummary", "cross_correlation", "expected_squared_norm", "feature_order", "off_diagonal",
@@ -56,8 +58,9 @@ def standardize_with_scale(z: Tensor) -> tuple[Tensor, Tensor]:
 def reciprocal_norm(value: Tensor, squared_norm: Tensor, n: int) -> Tensor:
     """1 / norm of centered columns of n rows near `value`; 0 if constant up to rounding, NaN if a square overflowed."""
     constant = _is_rounding(squared_norm, value, 4 * n**0.5 * torch.finfo(value.dtype).eps)
-    squared_norm = squared_norm.masked_fill(constant, 1)  # else the derivative of the root would be infinite
-    return (squared_norm.sqrt() / squared_norm).masked_fill(constant, 0)
+    if squared_norm.requires_grad or is_transformed():
+        squared_norm = squared_norm.masked_fill(constant, 1)  # else the derivative of the root would be infinite
+    return (squared_norm.sqrt() / squared_norm).masked_fill_(constant, 0)
 
 
 def _is_rounding(square: Tensor, value: Tensor, tolerance: float) -> Tensor:

@@ -82,7 +82,13 @@ class Linear(Kernel):
     """Linear kernel ``k(x, x') = <x, x'>``."""
 
     def gram(self, x: Tensor, y: Tensor | None) -> Tensor:
-        return matmul(x, (x if y is None else y).T)
+        if y is not None or x.is_cuda or len(x) < 64 or x.requires_grad or is_transformed():
+            return matmul(x, (x if y is None else y).T)
+        gram, step = x.new_empty(len(x), len(x)), -(-len(x) // 4)
+        for i in range(0, len(x), step):  # only blocks on and above the diagonal: 5/8 of the work
+            gram[i : i + step, i:] = matmul(x[i : i + step], x[i:].T)
+            gram[i:, i : i + step] = gram[i : i + step, i:].T
+        return gram
 
 
 @dataclass(frozen=True)
@@ -280,9 +286,12 @@ def squared_distances(x: Tensor, y: Tensor | None = None) -> Tensor:
 
 
 def middle(x: Tensor) -> Tensor:
-    """Median of each column over 64 rows or so, without gradient: near most rows, whatever the outliers."""
-    # Along the last dimension, where `median` is several times faster.
-    return x.detach()[:: len(x) // 64 + 1].T.contiguous().median(dim=1).values
+    """A robust center of each column, without gradient: medians of three of medians of three over 27 rows."""
+    rows = x.detach()[torch.arange(27, device=x.device) * len(x) // 27]
+    while len(rows) > 1:  # minima and maxima of whole rows are many times faster than `median`
+        a, b, c = rows.chunk(3)
+        rows = torch.maximum(torch.minimum(a, b), torch.minimum(torch.maximum(a, b), c))
+    return rows[0]
 
 
 def _expanded_square(x: Tensor, y: Tensor, origin: Tensor) -> tuple[Tensor, Tensor]:

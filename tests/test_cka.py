@@ -161,6 +161,15 @@ def test_cka_is_in_its_range(n, p, q, seed):
     assert -1e-9 <= float(cka(x, y, estimator="biased")) <= 1 + 1e-9
 
 
+@pytest.mark.parametrize("n, p, products", [(64, 40, 2), (64, 20, 3)])  # two Grams, or three covariance matrices
+def test_each_matrix_is_computed_once(n, p, products, monkeypatch):
+    x, y = samples(n, p, p, dtype=torch.float32)
+    exact, calls, gram = cka(x.double(), y.double()), [], Linear.gram
+    monkeypatch.setattr(Linear, "gram", lambda self, x, y: calls.append(0) or gram(self, x, y))
+    torch.testing.assert_close(cka(x, y).double(), exact, rtol=1e-6, atol=1e-7)
+    assert len(calls) == products
+
+
 # --- where CKA is not defined
 
 

@@ -17,6 +17,7 @@ from hsic_lab.kernels import (
     Linear,
     Polynomial,
     median_distance,
+    middle,
     named,
     squared_distances,
 )
@@ -334,3 +335,25 @@ def test_narrower_dtype_is_raised_to_the_wider(kernel):
     x, y = torch.randn(5, 3), torch.randn(4, 3, dtype=torch.float64)
     torch.testing.assert_close(kernel(x, y), kernel(x.double(), y))
     torch.testing.assert_close(kernel(y, x), kernel(y, x.double()))
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 64, 130, 333])
+def test_linear_gram_is_accurate_for_all_numbers_of_rows(n):
+    x = torch.randn(n, 7, generator=torch.Generator().manual_seed(n))
+    gram = Linear()(x)
+    torch.testing.assert_close(gram, gram.T)
+    torch.testing.assert_close(gram.double(), x.double() @ x.double().T, rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("n", [1, 3, 4, 27, 100])
+def test_origin_is_among_most_rows(n):
+    x = torch.randn(n, 6, generator=torch.Generator().manual_seed(n))
+    x[: n // 5] += 1e6
+    assert (middle(x) <= x[n // 5 :].amax(dim=0)).all() and (middle(x) >= x[n // 5 :].amin(dim=0)).all()
+
+
+def test_finite_values_whose_sum_overflows_are_accepted():
+    largest = torch.full((4, 2), torch.finfo(torch.float32).max)
+    assert torch.equal(Linear().samples(largest, "x"), largest)
+    with pytest.raises(ValueError, match="x holds 2 values that are NaN or infinite"):
+        Linear().samples(torch.tensor([[torch.inf], [-torch.inf], [0.0]]), "x")

@@ -167,12 +167,15 @@ class _Split(Function):
 def _primal(views: Any, with_total: bool) -> tuple[Any, tuple[Tensor, ...]]:
     # As `standardize_with_scale`, but the scales are applied to C and not to the views.
     n, views = len(views[0]), torch.stack(views)
-    first = views[:, 0].clone()
-    views -= first[:, None]
-    views -= views.mean(dim=1, keepdim=True)
-    scales = reciprocal_norm(first, views.square().sum(dim=1), n)
+    mean = views.mean(dim=1, keepdim=True)
+    views -= mean
+    scales = reciprocal_norm(mean, views.square().sum(dim=1, keepdim=True), n)
+    # The mean of a column far from 0 is rounded: then the rest of it is subtracted, too.
+    if views.is_cuda or torch.compiler.is_compiling() or not torch.linalg.vector_norm(mean * scales, torch.inf) < 1:
+        views -= views.mean(dim=1, keepdim=True)
+        scales = reciprocal_norm(mean, views.square().sum(dim=1, keepdim=True), n)
     x, s = views.unbind(), scales.unbind()
-    matrices = [(x[i].T @ x[j]).mul_(s[i][:, None]).mul_(s[j]) for i, j in _pairs(views)]
+    matrices = [(x[i].T @ x[j]).mul_(s[i].T).mul_(s[j]) for i, j in _pairs(x)]
     diagonal = torch.stack([c.diagonal() for c in matrices])
     squared_norm = reduce(torch.add, [c.fill_diagonal_(0).square().sum() for c in matrices])
     total = reduce(torch.add, [c.sum() for c in matrices]) if with_total else None
@@ -183,17 +186,16 @@ def _primal_backward(views, scales, *saved):
     *matrices, diagonal, for_diagonal, for_squares, for_total = saved
     x, s, own = views.unbind(), scales.unbind(), for_diagonal * diagonal
     parts: list[list[tuple[Tensor, ...]]] = [[] for _ in x]
-    for pair, (c, (i, j)) in enumerate(zip(matrices, _pairs(views), strict=True)):
+    for c, mine, on_diagonal, (i, j) in zip(matrices, own.unbind(), for_diagonal.unbind(), _pairs(x), strict=True):
         weights = c * for_squares
         if isinstance(for_total, Tensor):
             weights += for_total
         # Row and column sums of C times its gradient. More is not needed: gradients of standardized views have mean 0.
         products = weights * c
-        along = torch.stack([products.sum(dim=1), products.sum(dim=0)]).add_(own[pair])
-        weights.diagonal().copy_(for_diagonal[pair])
-        weights.mul_(s[i][:, None]).mul_(s[j])
-        parts[i].append((x[j], weights.T, along[0]))
-        parts[j].append((x[i], weights, along[1]))
+        weights.diagonal().copy_(on_diagonal)
+        weights.mul_(s[i].T).mul_(s[j])
+        parts[i].append((x[j], weights.T, products.sum(dim=1).add_(mine)))
+        parts[j].append((x[i], weights, products.sum(dim=0).add_(mine)))
     gradients = []
     for z, square, ((y, weights, along), *others) in zip(x, scales.square(), parts, strict=True):
         gradient = y @ weights
