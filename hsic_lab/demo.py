@@ -77,7 +77,7 @@ def run_demo(folder: Path = Path("runs/demo"), epochs: int = EPOCHS) -> list[Pat
     names = {"before training" if whole else "first snapshot": min, "after training": max}
     panels = {title: {n: r.snapshots[end(r.snapshots)] for n, end in names.items()} for title, r in runs.items()}
     curves = history_figure({title: run.history for title, run in runs.items()}, demo_config("hsic_ssl").projector[-1])
-    (heatmaps := compare_cross_correlations(panels)).supxlabel(CAPTION, fontsize="medium")
+    (heatmaps := compare_cross_correlations(panels)).supxlabel(CAPTION, fontsize="small")
     figures = {"correlation.png": heatmaps, "training.png": curves}
     explorer = CorrelationExplorer(runs).save_html(folder / "explorer.html")
     return [explorer, folder / "probe.csv", *save_figures(figures, folder), *(run.folder for run in runs.values())]

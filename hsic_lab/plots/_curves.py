@@ -85,7 +85,7 @@ def history_figure(runs: Mapping[str, pd.DataFrame], dimension: int) -> Figure:
     diagonal.set_xlabel("")
     diagonal.tick_params(labelbottom=False)
     dashed_line(diagonal, 1, "", xytext=(4, 0))
-    dashed_line(off, 0, "0", xytext=(4, 0), va="bottom")
+    dashed_line(off, 0, "" if whole else "0", xytext=(4, 0), va="bottom")
     if not whole:
         dashed_line(off, -1 / (dimension - 1), "−1/(d−1)", xytext=(4, 0), va="top")
     return figure
