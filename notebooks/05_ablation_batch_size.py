@@ -25,7 +25,7 @@
 # 4. What chance adds to the matrix $C$ in a small batch, and what that means for $\lambda$.
 # 5. How to make such a table yourself.
 #
-# **What you need**: `00_quickstart`. The notebook runs in about half a minute.
+# **What you need**: `00_quickstart`. The notebook runs in about a minute.
 
 # %% tags=["parameters"]
 import os
@@ -99,7 +99,7 @@ left.annotate("chance", (0.5, 10), (0, 3), textcoords="offset points", ha="cente
 left.set_xticks([0, 1], ["batch of 32", "batch of 256"])
 left.set(ylabel="test accuracy in percent", ylim=(0, 100))
 left.legend(frameon=False, loc="lower center", ncols=2, bbox_to_anchor=(0.5, 1.0))
-plot_differences(differences, right)
+_ = plot_differences(differences, right)
 
 # %% [markdown]
 # A run that learned nothing is easy to tell. Its accuracy is close to that of an untrained encoder, 17 %, and the views do
@@ -174,7 +174,7 @@ for ax, n in zip(axes, sizes, strict=True):
     tuning_curves(ax, tuned[tuned["batch_size"] == n], "learning_rate")
     ax.set_title(f"batch of {n}")
 axes[1].set_ylabel("")
-figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(NAMES))
+_ = figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(NAMES))
 
 # %% [markdown]
 # Follow one line on the left. The accuracy rises with the rate. Then, within one step, some seeds learn nothing while
@@ -241,7 +241,7 @@ plot_ablation(untuned, "batch_size", "method", axes[0]).set_title("one rate for 
 plot_ablation(learned, "batch_size", "method", axes[1]).set_title("tuned, runs that learned")
 axes[0].get_legend().remove()
 axes[1].set_ylabel("")
-axes[0].set_ylim(0, 1)
+_ = axes[0].set_ylim(0, 1)
 
 # %%
 before = untuned[untuned["accuracy"] >= 0.22].groupby(["method", "batch_size"])["accuracy"].mean().unstack()
@@ -318,7 +318,7 @@ for ax, n in zip(axes, sizes, strict=True):
     tuning_curves(ax, part, "lambda_times_d")
     ax.set(title=f"batch of {n}", xlabel="$\\lambda d$")
 axes[1].set_ylabel("")
-axes[0].legend(frameon=False)
+_ = axes[0].legend(frameon=False)
 
 # %%
 by_lambda = tuned[tuned["tuned"] == "lambda_times_d"]
@@ -351,7 +351,8 @@ grid = Grid(
 live = run_ablation(grid, RUNS, progress=False)
 assert (live["state"] == "finished").all()
 live["setting"] = live["loss"].map(NAMES) + ", batch " + live["batch_size"].astype(str)
-ax = plot_ablation(live, "learning_rate", "setting", evaluation="linear on validation")
+ax = plt.subplots(figsize=(7.6, 3.6), layout="constrained")[1]
+plot_ablation(live, "learning_rate", "setting", ax, evaluation="linear on validation")
 ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
 pd.DataFrame(live.attrs["chosen"])
 
