@@ -22,6 +22,8 @@ from hsic_lab.training._setup import make_networks
 
 TITLES = {"barlow_twins": "Barlow Twins", "hsic_ssl": "HSIC_SSL"}
 EPOCHS = 14
+CAPTION = """Entries off the diagonal grow, too: the views share only the digit, one of ten.
+So d = 128 features describe few common factors and must repeat one another."""
 
 
 def demo_config(loss: str, epochs: int = EPOCHS) -> TrainConfig:
@@ -75,6 +77,7 @@ def run_demo(folder: Path = Path("runs/demo"), epochs: int = EPOCHS) -> list[Pat
     names = {"before training" if whole else "first snapshot": min, "after training": max}
     panels = {title: {n: r.snapshots[end(r.snapshots)] for n, end in names.items()} for title, r in runs.items()}
     curves = history_figure({title: run.history for title, run in runs.items()}, demo_config("hsic_ssl").projector[-1])
-    figures = {"correlation.png": compare_cross_correlations(panels), "training.png": curves}
+    (heatmaps := compare_cross_correlations(panels)).supxlabel(CAPTION, fontsize="small")
+    figures = {"correlation.png": heatmaps, "training.png": curves}
     explorer = CorrelationExplorer(runs).save_html(folder / "explorer.html")
     return [explorer, folder / "probe.csv", *save_figures(figures, folder), *(run.folder for run in runs.values())]

@@ -63,6 +63,8 @@ def test_committed_notebook_is_in_step_with_its_source(source):
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     outputs = [output for cell in cells for output in cell.outputs]
     assert outputs and not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"]
+    texts = [o.data for o in outputs if o.output_type == "execute_result" and "text/html" not in o.data]
+    assert not re.search(r" at 0x\w+>", str(texts)), "end the cell with a semicolon: this shows an object, not a result"
     assert not re.search(r"widget-view|\"widgets\"|/home/|/tmp/|/Users/|site-packages|iopub", text)
     assert str(ROOT) not in text
 

@@ -58,31 +58,36 @@ def plot_history(frame: Runs, ax: Axes | None = None, columns: Sequence[str] = (
 
 
 def history_figure(runs: Mapping[str, pd.DataFrame], dimension: int) -> Figure:
-    """Figure of the loss per feature, and of the mean diagonal and off-diagonal entries of C, during training.
+    """Figure of the loss per feature, the mean diagonal and the rms of the off-diagonal entries of C, during training.
 
-    Dashed lines mark the target 1 of the diagonal, the target 0 of the off-diagonal entries, and ``-1/(d-1)``, the
-    smallest mean off-diagonal correlation of d standardized features.
+    Dashed lines mark the target 1 of the diagonal and 0 of the off-diagonal entries. If a history has no rms, as those
+    of earlier versions, the mean off-diagonal entry of all is drawn, with its smallest value for d standardized
+    features, ``-1/(d-1)``.
 
     Parameters
     ----------
     runs, dimension : mapping of str to DataFrame, int
-        Histories by name, with the columns ``step, loss, diagonal, off_diagonal``; the width d of C, at least 2.
+        Histories by name, with the columns ``step, loss, diagonal`` and ``rms_off_diagonal`` or ``off_diagonal``; the
+        width d of C, at least 2.
     """
     check_integer("dimension", dimension, 2)
-    runs = _runs(runs, ["loss", "diagonal", "off_diagonal"])
+    whole = all("rms_off_diagonal" in run and run["rms_off_diagonal"].notna().all() for run in _runs(runs, []).values())
+    runs = _runs(runs, ["loss", "diagonal", other := "rms_off_diagonal" if whole else "off_diagonal"])
     figure, axes = plt.subplot_mosaic("ld;lo", figsize=(9.5, 4.0), layout="constrained")
     loss, diagonal, off = axes.values()
     plot_history({name: run.assign(loss=run["loss"] / dimension) for name, run in runs.items()}, loss)
     loss.set(ylabel="loss / d", title="loss per feature")
-    for ax, column in ((diagonal, "diagonal"), (off, "off_diagonal")):
-        plot_history(runs, ax, [column]).set(ylabel="", title=f"mean {column.replace('_', '-')} of C")
+    titles = {"diagonal": "mean diagonal of C", other: f"{'rms' if whole else 'mean'} off-diagonal of C"}
+    for ax, (column, title) in zip((diagonal, off), titles.items(), strict=True):
+        plot_history(runs, ax, [column]).set(ylabel="", title=title)
         if (legend := ax.get_legend()) is not None:
             legend.remove()
     diagonal.set_xlabel("")
     diagonal.tick_params(labelbottom=False)
     dashed_line(diagonal, 1, "", xytext=(4, 0))
-    dashed_line(off, 0, "0", xytext=(4, 0), va="bottom")
-    dashed_line(off, -1 / (dimension - 1), "−1/(d−1)", xytext=(4, 0), va="top")
+    dashed_line(off, 0, "" if whole else "0", xytext=(4, 0), va="bottom")
+    if not whole:
+        dashed_line(off, -1 / (dimension - 1), "−1/(d−1)", xytext=(4, 0), va="top")
     return figure
 
 

@@ -53,8 +53,8 @@ class Run:
     metadata : dict
         Data set size and fingerprint, device, precision and versions.
     history, monitor : DataFrame
-        One row for each logged step: the loss and its terms, mean entries of C on and off the diagonal, and so on; one
-        for each evaluation on training labels, with its protocol and split.
+        One row for each logged step: the loss and its terms, mean entries of C on and off the diagonal, the root mean
+        square of the latter, and so on; one for each evaluation on training labels, with its protocol and split.
     snapshots, samples : dict of int to Tensor of shape (d, d), and of shape (2, m, d)
         By step, 0 before training: C of the same held-out pairs, in evaluation mode; and standardized projections of
         both views of the first m of these pairs, in float16.

@@ -25,6 +25,7 @@ from hsic_lab.correlation import cross_correlation, standardize
 from hsic_lab.datasets import ImageData
 from hsic_lab.evaluation import extract_features, knn_accuracy, linear_probe
 from hsic_lab.evaluation._features import NEIGHBORS, knn_protocol
+from hsic_lab.losses._off_diagonal import split_squared_norm
 from hsic_lab.training import _run as files
 from hsic_lab.training import _setup as setup
 from hsic_lab.training._config import TrainConfig, resolved_precision
@@ -187,12 +188,12 @@ class Trainer:
         self.step_count = step
         if step % self.config.log_every and step not in (1, self.steps):
             return None
-        # Mean entries of C over all processes, in O(n d): neither needs the matrix.
-        x, y = standardize(all_gather_rows(z_a)), standardize(all_gather_rows(z_b))
-        n, d = x.shape
-        trace, total = (x * y).sum() / n, x.sum(dim=1) @ y.sum(dim=1) / n
+        # Entries of C over all processes, by the cheaper route; rounding may make a sum of squares negative.
+        diagonal, squares, total = split_squared_norm(*(standardize(all_gather_rows(z)) for z in (z_a, z_b)))
+        others = max(1, len(diagonal) * (len(diagonal) - 1))
         row = {"step": step, "epoch": step / len(self.pairs), "loss": reduce(torch.add, terms.values()).item(), **named}
-        row |= {"diagonal": float(trace / d), "off_diagonal": float((total - trace) / max(1, d * (d - 1)))}
+        row |= {"diagonal": float(diagonal.mean()), "off_diagonal": float(total / others)}
+        row |= {"rms_off_diagonal": float((squares / others).clamp(min=0).sqrt())}
         return row | {"gradient_norm": norm, "learning_rate": self.optimizer.param_groups[0]["lr"]}
 
     def backward(self, *views: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:

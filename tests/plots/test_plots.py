@@ -166,17 +166,21 @@ def test_unsorted_steps_are_drawn_in_order():
     np.testing.assert_array_equal(line.get_xydata(), history()[["step", "loss"]])
 
 
-def test_history_figure_has_reference_lines():
-    figure = history_figure({"a": history(), "b": history(0.1)}, dimension=64)
+@pytest.mark.parametrize("missing", ["no column", "from a later step on", None])
+def test_history_figure_draws_the_rms_that_every_history_has(missing):
+    runs = {name: history(x).assign(rms_off_diagonal=0.1 + x) for name, x in (("a", 0.0), ("b", 0.1))}
+    if missing == "no column":  # a run of an earlier version
+        del runs["a"]["rms_off_diagonal"]
+    elif missing:  # such a run, resumed
+        runs["a"].loc[:2, "rms_off_diagonal"] = np.nan
+    figure = history_figure(runs, dimension=64)
     loss, diagonal, off = figure.axes
     np.testing.assert_allclose(loss.get_lines()[0].get_ydata(), history()["loss"] / 64)
-    assert (loss.get_title(), diagonal.get_title(), off.get_title()) == (
-        "loss per feature",
-        "mean diagonal of C",
-        "mean off-diagonal of C",
-    )
-    np.testing.assert_array_equal(off.get_lines()[1].get_ydata(), history()["off_diagonal"])
-    assert [line.get_ydata()[0] for line in off.get_lines()[2:]] == [0, -1 / 63]
+    words, column, marks = ("mean", "off_diagonal", [0, -1 / 63]) if missing else ("rms", "rms_off_diagonal", [0])
+    titles = ["loss per feature", "mean diagonal of C", f"{words} off-diagonal of C"]
+    assert [ax.get_title() for ax in figure.axes] == titles
+    np.testing.assert_array_equal(off.get_lines()[1].get_ydata(), runs["b"][column])
+    assert [line.get_ydata()[0] for line in off.get_lines()[2:]] == marks
     assert diagonal.get_lines()[2].get_ydata()[0] == 1
     assert [ax.get_legend() is not None for ax in figure.axes] == [True, False, False]
 
@@ -245,6 +249,7 @@ EYE = np.eye(2)
         (lambda: plot_history(pd.concat([history(), history()])), "step 0 occurs twice"),
         (lambda: plot_history({}), r"got \{\}"),
         (lambda: history_figure({"a": history()}, 1), "got 1"),
+        (lambda: history_figure({"a": history().drop(columns="off_diagonal")}, 8), "off_diagonal"),
         (lambda: history_figure({"a": history(), "b": history()[:0]}, 8), "'b': 0"),
         (lambda: plot_probe(probes().drop(columns="chance")), "chance"),
         (lambda: plot_probe(probes().head(0)), "none"),

@@ -16,6 +16,7 @@ from hsic_lab.ablation import Grid, read_table, run_ablation
 from hsic_lab.cka import cka
 from hsic_lab.datasets import load
 from hsic_lab.evaluation import extract_features, linear_probe
+from hsic_lab.plots import history_figure
 from hsic_lab.training import Run, train
 
 FOLDER = Path(__file__).parents[1] / "data" / "version_0_1"
@@ -28,6 +29,11 @@ def test_finished_run_loads():
     assert run.metadata["train_images"] == 1352 and len(run.monitor) == 3
     assert sorted(run.snapshots) == [0, 8, 15] and run.snapshots[15].shape == (4, 4)
     assert run.history["step"].tolist() == list(range(1, 16))
+
+
+def test_history_is_drawn():
+    figure = history_figure({"finished": Run.load(FOLDER / "finished").history}, 4)
+    assert figure.axes[2].get_title() == "mean off-diagonal of C", "version 0.1 kept no rms"
 
 
 def test_finished_run_is_probed():
@@ -44,6 +50,8 @@ def test_interrupted_run_resumes_to_the_finished_one(tmp_path):
     run = train(before.config, tmp_path / "run", progress=False, resume=True)
     finished = Run.load(FOLDER / "finished")
     assert run.history["loss"].tolist() == pytest.approx(finished.history["loss"].tolist(), rel=1e-4)
+    assert run.history["rms_off_diagonal"].notna().tolist() == [step > 5 for step in run.history["step"]]
+    assert history_figure({"resumed": run.history}, 4).axes[2].get_title() == "mean off-diagonal of C"
     images = load("digits").test.images
     features = [extract_features(one.encoder, images) for one in (run, finished)]
     assert float(cka(*features)) > 1 - 1e-4
