@@ -109,7 +109,7 @@ def _estimates(samples: Any, estimator: str, route: str) -> tuple[list[Tensor], 
     diagonals: Sequence[Tensor]
     with no_autocast(x):
         if route == "dual":
-            grams, diagonals = zip(*(centered_gram(*sample, estimator) for sample in samples), strict=True)
+            grams, diagonals = zip(*(centered_gram(z, kernel, estimator) for z, kernel in samples), strict=True)
             values = [grams[i].flatten() @ grams[j].flatten() / (n * (n - 3) if unbiased else n**2) for i, j in pairs]
             tolerance = 16 * torch.finfo(diagonals[0].dtype).eps
         elif route == "covariances":
