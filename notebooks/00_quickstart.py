@@ -54,7 +54,7 @@ plot_pairs(view_a, view_b, n=10);
 #
 # Both losses ask for $C_{ii} = 1$. Off the diagonal, Barlow Twins asks for 0 and HSIC_SSL for $-1$, which not all entries can reach.
 
-# %% alt="Heatmaps of C for Barlow Twins (top) and HSIC_SSL (bottom), before and after training. Before training all entries are near 0; after training the diagonal is near 1 and the other entries scatter around 0."
+# %% alt="Heatmaps of C for Barlow Twins (top) and HSIC_SSL (bottom), before and after training. Before training all entries are near 0; after training the diagonal is high and the other entries scatter around 0."
 losses = {"Barlow Twins": "barlow_twins", "HSIC_SSL": "hsic_ssl"}
 runs = {
     title: train_or_load(demo_config(loss, EPOCHS), RUNS / loss, data, progress=False)
