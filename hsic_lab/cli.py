@@ -305,7 +305,8 @@ def _factors(frame: Any, factors: list[str]) -> list[str]:
     places = {name: (frame[name].nunique(dropna=False), -place) for place, name in enumerate(factors)}
 
     def follows(name: str, other: str) -> bool:  # one level of `name` for each level of `other`
-        return places[name] < places[other] and frame.groupby(other)[name].nunique(dropna=False).max() == 1
+        levels = frame.groupby(other, dropna=False)[name].nunique(dropna=False)
+        return places[name] < places[other] and levels.max() == 1
 
     factors = [name for name in factors if not any(follows(name, other) for other in factors)]
     if not frame[factors].isna().any(axis=None):

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from hsic_lab import demo
-from hsic_lab.cli import main
+from hsic_lab.cli import _factors, main
 from hsic_lab.datasets import from_arrays, load
 from hsic_lab.datasets._published import SOURCES
 from hsic_lab.report import read_embeddings
@@ -435,3 +435,10 @@ def test_probe_of_the_demo_is_kept_for_the_same_weights(tmp_path, monkeypatch):
     (tmp_path / "other" / "weights.safetensors").rename(tmp_path / "run" / "weights.safetensors")
     demo.demo_probe(runs, data, tmp_path / "probe.csv")
     assert len(made) == 5
+
+
+def test_factors_that_only_some_rows_have_are_joined():
+    rows = [("a", None, None), ("b", "{}", None), ("c", None, None), ("c", None, 256)]
+    frame = pd.DataFrame(rows, columns=["loss", "loss_options", "slices"])
+    assert _factors(frame, ["loss", "loss_options", "slices"]) == ["settings"]
+    assert frame["settings"].nunique() == 4

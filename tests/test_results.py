@@ -105,17 +105,56 @@ def test_the_table_of_batch_sizes_is_the_committed_one():
             assert f"| {loss} | {' | '.join(f'{100 * m:.1f}' for m in part['mean'])} |" in TEXT
 
 
-def test_tuned_comparisons_are_those_of_their_table():
-    table = of("tuned_batch_size")
-    reported = table[table["tuned"].isna() & (table["evaluation"] == "linear")]
+def reported_runs(name):
+    """The linear probes of the runs that answer the question, by loss; SIGReg with slices is a loss of its own."""
+    table = of(name)
+    if "slices" in table:
+        table["loss"] = table["loss"].where(table["slices"].isna(), "sigreg, 256 slices")
+    assert (table["state"] == "finished").all()
+    return table[table["tuned"].isna() & (table["evaluation"] == "linear")]
+
+
+@pytest.mark.parametrize("name", ["tuned_batch_size", "tuned_cifar10_batch_size"])
+def test_tuned_comparisons_are_those_of_their_table(name):
+    reported = reported_runs(name)
     assert reported.groupby(["loss", "batch_size"])["seed"].nunique().eq(5).all()
-    assert table.loc[table["tuned"].notna(), "seed"].nunique() == 3 and (table["state"] == "finished").all()
     for loss, part in summarize(reported, ["loss", "batch_size"]).groupby("loss"):
         assert f"| {loss} | {' | '.join(f'{100 * m:.1f}' for m in part['mean'])} |" in TEXT
     for row in paired_differences(reported, "loss", "barlow_twins", by=["batch_size"]).to_dict("records"):
         found = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * row[k] for k in ("mean", "low", "high")))
         words = f"{row['second']} minus barlow_twins, batch size {row['batch_size']} | {found}"
         assert f"| {words} | {row['p_holm']:.2g} | {row['verdict']} |" in TEXT
+
+
+def test_sentences_about_the_tuned_batch_sizes_on_cifar10():
+    reported, text = reported_runs("tuned_cifar10_batch_size"), " ".join(TEXT.split())
+    assert reported["accuracy"].min() > 0.517 and reported["seed"].nunique() == 5  # 51.7 % without training
+    sizes = paired_differences(reported, "batch_size", 256, by=["loss"])
+    for row in sizes.to_dict("records"):
+        found = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * row[k] for k in ("mean", "low", "high")))
+        words = f"{row['loss']}, batch size {row['second']} minus 256 | {found} | {row['p_holm']:.2g}"
+        assert f"| {words} | {row['verdict']} |" in TEXT
+    large, small = (sizes[sizes["second"] == f"{n}"].set_index("loss") for n in (1024, 64))
+    assert f"by {-100 * large['mean'].max():.1f} to {-100 * large['mean'].min():.1f} points" in text
+    assert (large["verdict"] == "256 ahead").sum() == 5 and "decided for five of the seven" in text
+    others = small.drop(index="sigreg, 256 slices")
+    assert f"differs by more than {100 * others['mean'].abs().max():.1f} points" in text
+    assert {"barlow_twins", "nt_xent"} == set(small.index[small["verdict"] == "same within 1 point"])
+    losses = paired_differences(reported, "loss", "barlow_twins", by=["batch_size"])
+    assert (losses[losses["second"] == "ssl_hsic"]["verdict"] == "ssl_hsic ahead").all()
+    assert (losses[losses["second"] == "hsic_ssl"]["verdict"] == "not decided").all()
+    exact = paired_differences(reported, "loss", "sigreg, 256 slices", by=["batch_size"])
+    exact = exact[exact["second"] == "sigreg"].set_index("batch_size")
+    found = "{:.1f} points [{:+.1f}, {:+.1f}]".format(*(100 * exact.loc[256, k] for k in ("mean", "low", "high")))
+    assert f"at a batch of 256 only, by {found}" in text and (exact["low"] > 0).tolist() == [False, True, False]
+    readme = (ROOT / "README.md").read_text()
+    assert f"{-100 * large.loc['barlow_twins', 'mean']:.1f} points worse at 1 024" in readme
+    assert (large["mean"] < 0).all() and "none of seven losses gains from a larger batch" in readme
+
+
+def test_failures_of_the_tuned_comparison_are_those_of_its_table():
+    table, reported = of("tuned_batch_size"), reported_runs("tuned_batch_size")
+    assert table.loc[table["tuned"].notna(), "seed"].nunique() == 3
     failed = reported[reported["accuracy"] < 0.22]["loss"].value_counts().to_dict()
     assert failed == {"barlow_twins": 3, "hsic_ssl": 2, "nt_xent": 2} and "7 of 50, at most 22 %" in TEXT
     by_size = reported[reported["accuracy"] < 0.22]["batch_size"].value_counts().to_dict()
