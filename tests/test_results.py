@@ -146,7 +146,8 @@ def test_sentences_about_the_tuned_batch_sizes_on_cifar10():
     exact = paired_differences(reported, "loss", "sigreg, 256 slices", by=["batch_size"])
     exact = exact[exact["second"] == "sigreg"].set_index("batch_size")
     found = "{:.1f} points [{:+.1f}, {:+.1f}]".format(*(100 * exact.loc[256, k] for k in ("mean", "low", "high")))
-    assert f"at a batch of 256 only, by {found}" in text and (exact["low"] > 0).tolist() == [False, True, False]
+    assert f"at a batch of 256, by {found}" in text
+    assert exact["verdict"].tolist() == ["not decided", "sigreg ahead", "same within 1 point"]
     readme = (ROOT / "README.md").read_text()
     assert f"{-100 * large.loc['barlow_twins', 'mean']:.1f} points worse at 1 024" in readme
     assert (large["mean"] < 0).all() and "none of seven losses gains from a larger batch" in readme
