@@ -19,15 +19,15 @@ from safetensors import SafetensorError
 def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
     """Call `write` with the name of a temporary file in the same folder, then rename that file to `path`.
 
-    Readers see the old file or the new one, never a part of it, also after a loss of power. A folder that is missing
-    is made. The permissions are those of any new file. If `write` raises, the old file stays; OSError names `path`.
+    Readers see the old file or the new one, never a part of it, also after a loss of power. The permissions are those
+    of any new file. If `write` raises, the old file stays; OSError names `path`.
     """
     # Threads and containers can share a process id, so the name is random. The temporary file has a folder of its own
     # because libraries may write another file first, under a name that nobody knows.
     folder = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     temporary = folder / path.name
     try:
-        folder.mkdir(parents=True)
+        folder.mkdir()
         write(temporary)
         if (mode := folder.stat().st_mode & 0o666) != temporary.stat().st_mode & 0o777:
             temporary.chmod(mode)  # safetensors ignores the umask

@@ -335,6 +335,7 @@ def write_table(frame: pd.DataFrame, grid: Grid, path: Path, command: str) -> No
         parts |= {"tune": grid.tune, "tune_seeds": list(grid.tune_seed_list), "chosen": frame.attrs["chosen"]}
     lines = [f"# {name}: {json.dumps(value)}" for name, value in parts.items()]
     text = "\n".join([f"# question: {grid.question}", *lines, f"# command: {command}", frame.to_csv(index=False)])
+    path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 

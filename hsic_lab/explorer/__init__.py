@@ -279,6 +279,7 @@ class CorrelationExplorer(anywidget.AnyWidget):
         what it holds. To stay below 15 MB, matrices of many features are rounded more, then steps are left out.
         """
         page = explorer_page(self)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         replace_file(Path(path), lambda temporary: temporary.write_text(page, encoding="utf-8"))
         return Path(path)
 

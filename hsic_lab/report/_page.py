@@ -80,6 +80,7 @@ def write_report(source: Source, path: str | Path, *, reference: Source | None =
     other = None if reference is None else as_embeddings(reference)
     if other is not None and (n := len(_compared(found))) != (m := len(_compared(other))):
         raise ValueError(f"the reference, {other.name}, must have a row for each of the {n} rows, got {m}")
+    path.parent.mkdir(parents=True, exist_ok=True)
     look: Any = {"axes.spines.top": False, "axes.spines.right": False, "font.size": 10}
     look |= {"savefig.dpi": 120, "savefig.bbox": "tight"}
     # On shared cores the busy waiting of a second thread makes the many short products of a page ten times slower.
@@ -119,6 +120,7 @@ def write_atlas(source: Source, path: str | Path) -> Path:
         labels = found.target if found.labels is None else found.labels
         table = pd.DataFrame({"row": range(len(z))} | ({} if labels is None else {"label": labels}))
     axes = pd.DataFrame(_axes(z)[0], columns=["projection_x", "projection_y"])
+    path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, axes.join(table.drop(columns=axes.columns, errors="ignore")).to_parquet)
     return path
 

@@ -80,6 +80,7 @@ class Run:
 
     def save(self) -> None:
         """Write all files of the folder. Each file is replaced as a whole; `run.json` then holds their digests."""
+        self.folder.mkdir(parents=True, exist_ok=True)
         tensors = {WEIGHTS: _on_cpu(nn.ModuleDict({"encoder": self.encoder, "projector": self.projector}).state_dict())}
         for name, by_step in ((SNAPSHOTS, self.snapshots), (SAMPLES, self.samples)):
             tensors[name] = {f"{_STEP}{step:06d}": tensor for step, tensor in by_step.items()}
@@ -207,6 +208,7 @@ class Checkpoint:
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     """Add a checkpoint, keep the newest `KEPT`. Its JSON file is written last, with digests of both files."""
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step_{checkpoint.step:08d}.json"
     weights = path.with_suffix(".safetensors")
     replace_file(weights, lambda temporary: save_file(_on_cpu(checkpoint.tensors), temporary))
