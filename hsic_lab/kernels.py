@@ -286,12 +286,9 @@ def squared_distances(x: Tensor, y: Tensor | None = None) -> Tensor:
 
 
 def middle(x: Tensor) -> Tensor:
-    """A robust center of each column, without gradient: medians of three of medians of three over 27 rows."""
-    rows = x.detach()[torch.arange(27, device=x.device) * len(x) // 27]
-    while len(rows) > 1:  # minima and maxima of whole rows are many times faster than `median`
-        a, b, c = rows.chunk(3)
-        rows = torch.maximum(torch.minimum(a, b), torch.minimum(torch.maximum(a, b), c))
-    return rows[0]
+    """Median of each column over 64 rows or so, without gradient: near most rows, whatever the outliers."""
+    # Along the last dimension, where `median` is several times faster.
+    return x.detach()[:: len(x) // 64 + 1].T.contiguous().median(dim=1).values
 
 
 def _expanded_square(x: Tensor, y: Tensor, origin: Tensor) -> tuple[Tensor, Tensor]:
