@@ -206,7 +206,7 @@ def check_views(z_a: Tensor, z_b: Tensor, name_b: str = "z_b") -> None:
     """Raise an error unless both are floating `(n, d)` tensors of one shape and device. Values are not read."""
     for name, z in (("z_a", z_a), (name_b, z_b)):
         if not isinstance(z, Tensor):
-            raise TypeError(f"{name} must be a torch.Tensor, got {type(z).__name__}")
+            raise TypeError(f"{name} must be a torch.Tensor, got {type(z).__name__}; torch.as_tensor makes one")
         if not z.is_floating_point():
             raise TypeError(f"{name} must be floating point, got {z.dtype}")
         if z.layout != torch.strided or z.element_size() == 1:

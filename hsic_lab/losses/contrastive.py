@@ -110,7 +110,7 @@ class SupConLoss(TwoViewLoss):
         if labels is None:
             labels = torch.arange(len(views[0]), device=z_a.device)
         elif not isinstance(labels, Tensor):
-            raise TypeError(f"labels must be a torch.Tensor, got {type(labels).__name__}")
+            raise TypeError(f"labels must be a torch.Tensor, got {type(labels).__name__}; torch.as_tensor makes one")
         elif labels.device != z_a.device:
             raise ValueError(f"labels must be on the device of the views, {z_a.device}, got {labels.device}")
         elif labels.shape != z_a.shape[:1] or labels.is_floating_point() or labels.is_complex():

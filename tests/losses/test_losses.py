@@ -367,7 +367,7 @@ def test_inputs_are_not_modified(name):
         (torch.zeros(4, 3), torch.zeros(4, 2), ValueError, r"same shape, got \(4, 3\) and \(4, 2\)"),
         (torch.zeros(4), torch.zeros(4), ValueError, r"z_a must have shape \(n, d\), got \(4,\)"),
         (torch.zeros(4, 3), torch.zeros(4, 3).int(), TypeError, "z_b must be floating point, got torch.int32"),
-        (np.zeros((4, 3)), torch.zeros(4, 3), TypeError, "z_a must be a torch.Tensor, got ndarray"),
+        (np.zeros((4, 3)), torch.zeros(4, 3), TypeError, "z_a .* got ndarray; torch.as_tensor makes one"),
         (torch.zeros(4, 3), torch.zeros(4, 3, device="meta"), ValueError, "one device, got cpu and meta"),
     ],
 )
