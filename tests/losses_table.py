@@ -92,7 +92,7 @@ def unit(z):
     return z / np.linalg.norm(z, axis=1, keepdims=True)
 
 
-def nt_xent_oracle(temperature, prior=0.0):
+def nt_xent_oracle(temperature):
     def loss(z_a, z_b):
         n, z = len(z_a), unit(np.concatenate([z_a, z_b]))
         losses = []
@@ -100,8 +100,6 @@ def nt_xent_oracle(temperature, prior=0.0):
             pair = (i + n) % (2 * n)
             positive = np.exp(z[i] @ z[pair] / temperature)
             negatives = sum(np.exp(z[i] @ z[j] / temperature) for j in range(2 * n) if j not in (i, pair))
-            count = 2 * n - 2
-            negatives = max((negatives - prior * count * positive) / (1 - prior), count * np.exp(-1 / temperature))
             losses.append(-np.log(positive / (positive + negatives)))
         return np.mean(losses)
 
@@ -186,7 +184,6 @@ LOSSES = {
     ),
     "nt_xent": (NTXentLoss(), nt_xent_oracle(0.5), {"features", "lengths"}),
     "nt_xent 0.07": (NTXentLoss(0.07), nt_xent_oracle(0.07), {"features", "lengths"}),
-    "nt_xent debiased": (NTXentLoss(class_prior=0.1), nt_xent_oracle(0.5, 0.1), {"features", "lengths"}),
     "supcon": (SupConLoss(), lambda a, b: 0.5 * nt_xent_oracle(0.5)(a, b), {"features", "lengths"}),
     "spectral": (SpectralContrastiveLoss(), spectral_oracle(1.0), {"features"}),
     "spectral 10": (SpectralContrastiveLoss(mu=10.0), spectral_oracle(10.0), {"features"}),

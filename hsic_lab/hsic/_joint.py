@@ -329,11 +329,9 @@ def shifted_hsic(grams_x: Grams, grams_y: Grams, orders: Tensor) -> tuple[Tensor
                 total[i, j] += (spectra_x[i] * spectra_y[j]).sum(dim=1)
         return total
 
-    sums = torch.zeros((), device=orders.device)
     # The parts of a Gram that is not stored are too small for several threads, so every thread has its own blocks.
     with _one_thread_each(not stored and orders.is_cpu) as map_blocks:
-        for part in map_blocks(products, range(1, n // 2 + 1, step)):
-            sums = sums + part
+        sums = reduce(torch.add, map_blocks(products, range(1, n // 2 + 1, step)))
     values = torch.fft.irfft(sums, n=length).cpu()
     if length > n:
         values[..., 1:n] += values[..., length - n + 1 :]

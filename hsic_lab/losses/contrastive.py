@@ -14,7 +14,7 @@ from hsic_lab.losses._off_diagonal import ROUTES, split_squared_norm
 
 
 class NTXentLoss(TwoViewLoss):
-    """NT-Xent (InfoNCE) loss of SimCLR (Chen et al. 2020, arXiv:2002.05709, equation 1), plain or debiased.
+    """NT-Xent (InfoNCE) loss of SimCLR (Chen et al. 2020, arXiv:2002.05709, equation 1).
 
     ``mean_i [-s_ii+ / T + log sum_{j != i} exp(s_ij / T)]``, where s are cosines between the 2n projections of both
     views, ``s_ii+`` is that of the two views of one image, and T is the temperature. The length of a row does not
@@ -25,50 +25,28 @@ class NTXentLoss(TwoViewLoss):
     ----------
     temperature, gather_distributed : float, default 0.5, bool, default True
         Temperature T, positive, by default that of lightly; the other as in `BarlowTwinsLoss`.
-    class_prior : float, default 0.0
-        Probability that a negative has the anchor's class, in [0, 1). Above 0 the sum over the N = 2n - 2 negatives
-        becomes ``max((sum_neg - class_prior N exp(s+ / T)) / (1 - class_prior), N exp(-1 / T))`` (arXiv:2007.00224).
     """
 
     many_views, min_rows = True, 1
 
-    def __init__(self, temperature: float = 0.5, gather_distributed: bool = True, class_prior: float = 0.0) -> None:
+    def __init__(self, temperature: float = 0.5, gather_distributed: bool = True) -> None:
         super().__init__(gather_distributed)
         self.temperature = check_number("temperature", temperature, 0, above=True)
-        self.class_prior = check_number("class_prior", class_prior, 0, 1)
-        if self.class_prior == 1:
-            raise ValueError(f"class_prior must be below 1, got {class_prior!r}")
 
     def _terms(self, *views: Tensor) -> dict[str, Tensor]:
         rows, count, n = [F.normalize(z) for z in views], len(views), len(views[0])
         alignment = (pair_sum(rows).sum(dim=1) / self.temperature).mean() / (count * (count - 1) / 2)
         z = torch.cat(rows)
         logits = _without_itself(matmul(z, z.T) / self.temperature, -math.inf)
-        logits = logits.view(count, n, count, n)  # view and image of the anchor, then of the other projection
-        if self.class_prior:
-            positives = logits.diagonal(dim1=1, dim2=3).transpose(1, 2)
-            itself = torch.eye(n, dtype=torch.bool, device=z.device)
-            logits = logits.masked_fill(itself[:, None], -math.inf)
-        # A pair of views has the other projections of the anchor's view and those of one other view.
-        sums = logits.logsumexp(dim=3)
+        # By view and image of the anchor, and view of the other projections. A pair of views has those of two views.
+        sums = logits.view(count, n, count, n).logsumexp(dim=3)
         sums = torch.logaddexp(sums, sums.diagonal(dim1=0, dim2=2).T[:, :, None])
-        if self.class_prior:
-            sums = self._debiased(sums, positives)
         one = torch.eye(count, dtype=torch.bool, device=z.device)[:, None]
         return {"alignment": -alignment, "uniformity": sums.masked_fill(one, 0).sum() / (n * count * (count - 1))}
 
-    def _debiased(self, negatives: Tensor, positives: Tensor) -> Tensor:
-        count = 2 * negatives.shape[1] - 2
-        # In units of the larger of the two sums, so that neither sum overflows.
-        unit = torch.maximum(negatives, positives).detach()
-        positive_sum = (positives - unit).exp()
-        corrected = ((negatives - unit).exp() - self.class_prior * count * positive_sum) / (1 - self.class_prior)
-        least = count * (-1 / self.temperature - unit).exp()
-        return unit + (positive_sum + torch.maximum(corrected, least)).log()
-
     def lower_bound(self, n: int, d: int) -> float:
-        """Return the loss at the regular simplex of n images; known for d >= n - 1 without debiasing."""
-        if d < n - 1 or self.class_prior:
+        """Return the loss at the regular simplex of n images; known for d >= n - 1."""
+        if d < n - 1:
             return super().lower_bound(n, d)
         t = self.temperature
         return -1 / t + math.log(math.exp(1 / t) + (2 * n - 2) * math.exp(-1 / (t * (n - 1))))

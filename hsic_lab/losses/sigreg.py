@@ -165,9 +165,7 @@ def _beta_quadrature(a: float, b: float) -> tuple[list[float], list[float]]:
     k = np.arange(1, 24 if b < 16 else 12 if b < 64 else 8)
     total = 2 * k + p + q
     diagonal = np.concatenate([[(q - p) / (p + q + 2)], (q**2 - p**2) / (total * (total + 2))])
-    squares = (
-        4 * (1 + p) * (1 + q) / ((2 + p + q) ** 2 * (3 + p + q)) * np.ones(len(k))
-    )  # for k = 1, also if p + q = -1
+    squares = np.full(len(k), 4 * (1 + p) * (1 + q) / ((2 + p + q) ** 2 * (3 + p + q)))  # for k = 1, p + q = -1 too
     k, total = k[1:], total[1:]
     squares[1:] = 4 * k * (k + p) * (k + q) * (k + p + q) / (total**2 * (total + 1) * (total - 1))
     nodes, vectors = eigh_tridiagonal(diagonal, np.sqrt(squares))

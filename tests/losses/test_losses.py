@@ -158,7 +158,7 @@ def test_autocast_changes_neither_value_nor_gradient_of_several_views(name):
         assert torch.equal(ours, theirs) and theirs.norm() > 0
 
 
-@pytest.mark.parametrize("name", ["barlow", "nt_xent debiased"])
+@pytest.mark.parametrize("name", ["barlow", "nt_xent"])
 def test_several_views_compile_into_one_graph(name):
     loss, z = SEVERAL[name], several(3, dtype=torch.float32)
     torch._dynamo.reset()
@@ -482,7 +482,7 @@ def test_compiled_loss_refuses_a_second_derivative():
 @pytest.mark.parametrize("name, option", [
     ("BarlowTwinsLoss", "lambda_param"), ("HSICSSLLoss", "off_diagonal_target"), ("ReferenceCodeLoss", "lambda_param"),
     ("ReferenceCodeLoss", "off_diagonal_target"), ("VICRegLoss", "nu_param"), ("VICRegLoss", "eps"),
-    ("NTXentLoss", "temperature"), ("NTXentLoss", "class_prior"), ("SupConLoss", "temperature"),
+    ("NTXentLoss", "temperature"), ("SupConLoss", "temperature"),
     ("SSLHSICLoss", "gamma"), ("SIGRegLoss", "lambda_param"),
 ])  # fmt: skip
 def test_numbers_of_numpy_and_torch_are_those_of_python(name, option):
