@@ -19,7 +19,8 @@
 #
 # **In the trainings below no loss is shown to need a large batch.** There are two data sets: the digit scenes of the earlier
 # notebooks, and CIFAR-10, photographs of ten kinds of objects. Each loss has its own learning rate and its own weight
-# at each batch size. What can fail is a *small* batch whose rate is too high.
+# at each batch size. What can fail is a *small* batch whose rate is too high: on the scenes six of 25 runs at a batch of
+# 32 learn nothing. On CIFAR-10 no run fails.
 #
 # **What you will see**
 #
@@ -128,6 +129,8 @@ def tuning_curves(ax, part, setting):
 # %% alt="Three panels of mean differences with 95 percent intervals, a row for each loss. Scenes, 32 minus 256: VICReg, SimCLR and SSL-HSIC lie to the right of 0, Barlow Twins and HSIC_SSL to the left with very wide intervals; only SSL-HSIC is decided. CIFAR-10, 64 minus 256: all near 0. CIFAR-10, 1024 minus 256: all to the left of 0."
 scenes, cifar = read("tuned_batch_size"), read("tuned_cifar10_batch_size")
 reported = {"scenes": tested(scenes), "CIFAR-10": tested(cifar)}
+steps = [part.groupby("batch_size")["steps"].unique().explode().to_dict() for part in reported.values()]
+assert steps == [{32: 1024, 256: 128}, {64: 1200, 256: 300, 1024: 75}]
 sizes = {name: paired_differences(part, "batch_size", 256, by=["method"]) for name, part in reported.items()}
 
 figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
@@ -147,8 +150,9 @@ for ax, (name, size) in zip(axes, [("scenes", 32), ("CIFAR-10", 64), ("CIFAR-10"
 # * *CIFAR-10, 1024 minus 256.* The mean of every loss is lower at 1024, by 1.7 to 5.7 points. Five of the seven
 #   differences are decided.
 #
-# SIGReg is there twice: with its exact mean over all directions, and with 256 random directions, the *slices*
-# (`03_objectives`, section 5). The table has the numbers of the picture in points; `p` is after Holm's correction.
+# SIGReg is there twice, with its exact mean over all directions, and with 256 random directions, the *slices*
+# (`03_objectives`, section 5). The table has the numbers of the picture, `second` minus `first`, in points; `p` is after
+# Holm's correction.
 
 # %%
 table = pd.concat({name: in_points(part) for name, part in sizes.items()}, names=["data", ""]).droplevel(1)
@@ -161,7 +165,7 @@ assert len(verdicts[2]) == 5 and set(verdicts[2].values()) == {"256 ahead"}
 assert (cifar_1024["mean"].min(), cifar_1024["mean"].max()) == (-5.7, -1.7)
 wide = scenes_32.loc[["Barlow Twins", "HSIC_SSL"]]
 assert (wide["mean"] < 0).all() and (wide["high"] - wide["low"] > 60).all()
-table
+table.round(3)
 
 # %% [markdown]
 # ### Every run
@@ -203,7 +207,7 @@ means, best = mean_by_size(reported["scenes"]), mean_by_size(learned)
 cifar_means = mean_by_size(reported["CIFAR-10"])
 assert (best[32] > best[256] + 4).all() and (means.loc["Barlow Twins"].round(1) == [35.0, 51.4]).all()
 assert ((cifar_means.max(axis=1) - cifar_means.min(axis=1)) < 7).all()
-pd.concat({"scenes, all runs": means, "scenes, runs that learned": best, "CIFAR-10": cifar_means}, axis=1).round(1).fillna("")
+pd.concat({"scenes, all runs": means, "scenes, runs that learned": best, "CIFAR-10": cifar_means}, axis=1).style.format("{:.1f}", na_rep="")
 
 # %% [markdown]
 # You may object that this selects the lucky runs. So look at the lowest rate, 0.001: there all tuning runs at a batch of
@@ -221,10 +225,11 @@ for method in ("Barlow Twins", "HSIC_SSL"):
 # **A small batch needs a rate that is low enough.** It does not need to be avoided.
 #
 # **Which loss is ahead?** The same five seeds compare each loss with Barlow Twins at the same batch size. The table has
-# the decided differences in points, after Holm's correction for all comparisons on a data set.
+# the decided differences in points, after Holm's correction for the 8 comparisons on the scenes and the 18 on CIFAR-10.
 
 # %%
 tables = {name: paired_differences(part, "method", "Barlow Twins", by=["batch_size"]) for name, part in reported.items()}
+assert [len(one) for one in tables.values()] == [8, 18] and [len(one) for one in sizes.values()] == [5, 14]
 decided = pd.concat({name: in_points(table) for name, table in tables.items()}, names=["data", ""]).droplevel(1)
 decided = decided[decided["verdict"].str.endswith("ahead")]
 ahead = decided[decided["mean"] > 0].groupby("data")["second"].agg(list).to_dict()
@@ -232,7 +237,7 @@ assert ahead == {"scenes": ["VICReg", "SSL-HSIC"], "CIFAR-10": ["SSL-HSIC", "Sim
 assert set(decided.loc[decided["mean"] < 0, "second"]) == {"SIGReg", "SIGReg, 256 slices"}
 assert "HSIC_SSL" not in set(decided["second"])
 assert decided.loc[(decided["batch_size"] == 256) & (decided["second"] == "SSL-HSIC"), "mean"].tolist() == [23.2, 2.4]
-decided
+decided.round(3)
 
 # %% [markdown]
 # On both data sets SSL-HSIC is ahead of Barlow Twins at a batch of 256, by 23 points on the scenes and by two on CIFAR-10.
@@ -242,9 +247,10 @@ decided
 # ## 2. How the settings were chosen
 #
 # For each loss and batch size, the learning rate was chosen first, from four values. Then the weight of the loss was
-# chosen at that rate: $\lambda d$ for Barlow Twins and HSIC_SSL ($d$ is the number of features), the weight of the
-# covariance for VICReg, the temperature for SimCLR, $\gamma$ for SSL-HSIC, the weight of SIGReg. The value with the
-# highest mean accuracy on *validation* images won. These images are in no training, and are not the test images.
+# chosen at that rate. For Barlow Twins and HSIC_SSL this is $\lambda d$: the weight $\lambda$ of the off-diagonal entries of
+# $C$, times the number of features $d$. For the others it is the weight of the covariance (VICReg), the temperature
+# (SimCLR), $\gamma$ (SSL-HSIC) and the weight of SIGReg (see `03_objectives`). The value with the highest mean accuracy on
+# *validation* images won. These images are in no training, and are not the test images.
 #
 # On the scenes three seeds did this tuning and three weights were tried, on CIFAR-10 one seed and two weights. Five
 # other seeds gave the results above. The grids are `data/grids/tuned_batch_size.toml` and `tuned_cifar10_batch_size.toml`.
@@ -301,6 +307,8 @@ rates = chosen.pivot(index="method", columns=["data", "batch_size"], values="lea
 growth = (rates["scenes"][256] / rates["scenes"][32]).dropna()
 assert growth.drop("SSL-HSIC").between(2.3, 2.6).all() and growth["SSL-HSIC"] == 1
 assert (rates["CIFAR-10"].diff(axis=1)[[256, 1024]].lt(0).any(axis=1)).sum() == 5  # falls somewhere
+weights_at_end = chosen["at_end"].map(lambda e: len(set(e) - {"learning_rate"})).groupby(chosen["data"]).sum()
+assert weights_at_end.to_dict() == {"scenes": 2, "CIFAR-10": 21} and len(cifar_means.index) * 3 == 21
 chosen["shown"] = chosen["learning_rate"].map("{:g}".format) + chosen["at_end"].map(lambda e: " *" * ("learning_rate" in e))
 chosen.pivot(index="method", columns=["data", "batch_size"], values="shown").loc[list(COLORS)].fillna("")
 
@@ -308,11 +316,11 @@ chosen.pivot(index="method", columns=["data", "batch_size"], values="shown").loc
 # On the scenes the best rate moves up by one step of the list (a factor of 2.4 or 2.5) from 32 to 256 for four losses,
 # and not at all for SSL-HSIC. Common rules say 2.8 (the square root of the factor 8) or 8 (proportional to the batch
 # size). The list is too coarse to tell 2.4 from 2.8, but a factor of 8 would be more than two steps. On CIFAR-10 there is
-# no clear rule: each value had a single run, and for five of the seven losses a larger
-# batch has a lower rate than a smaller one.
+# no clear rule: each value had a single run, and for five of the seven losses a larger batch has a lower rate than a
+# smaller one.
 #
-# Many chosen *weights* are at the end of their lists, on CIFAR-10 all of them, since only two were tried. Longer lists
-# might help these losses a little.
+# On the scenes two of the chosen *weights* are at the end of their lists, on CIFAR-10 all are, since only two were tried.
+# Longer lists might help these losses a little.
 #
 # ## 3. What one rate for all would have told you
 #
@@ -398,8 +406,8 @@ assert (live["state"] == "finished").all()
 live["setting"] = live["loss"].map(NAMES) + ", batch " + live["batch_size"].astype(str)
 
 # %% [markdown]
-# The picture shows how the rate was chosen. Below it stands what was chosen; `at_end` names a setting that was best at
-# the end of its list.
+# The picture shows how the rate was chosen. With one tuning seed, differences of a few points mean little. Below it stands
+# what was chosen; `at_end` names a setting that was best at the end of its list.
 
 # %% alt="Validation accuracy against the learning rate on handwritten digits of 8 by 8 pixels, a line for each loss and batch size."
 ax = plt.subplots(figsize=(7.6, 3.6), layout="constrained")[1]
@@ -439,7 +447,8 @@ assert (updates.groupby("batch_size")["epochs"].first().loc[[32, 1024]] == [1, 3
 (100 * by_size).round(1)
 
 # %% [markdown]
-# 2. Train the live grid with `"loss": ["spectral"]`. How does a contrastive loss without a temperature compare?
+# 2. Train the live grid with `"loss": ["spectral"]`. How does a contrastive loss without a temperature compare, on average
+#    over both batch sizes?
 #
 # Solution of 2 (open the cell):
 
@@ -447,7 +456,8 @@ assert (updates.groupby("batch_size")["epochs"].first().loc[[32, 1024]] == [1, 3
 spectral = run_ablation(replace(grid, cross=grid.cross | {"loss": ["spectral"]}), RUNS, progress=False)
 both = pd.concat([live, spectral])
 both = both[both["tuned"].isna()].groupby(["loss", "batch_size"])["accuracy"].mean().unstack()
-assert FAST or (both.loc["spectral"] < both.drop("spectral").min()).all()  # behind both losses, on these digits
+average = both.mean(axis=1)
+assert FAST or average["spectral"] < average.drop("spectral").min()  # it is behind both losses, on these digits
 (100 * both).round(1)
 
 # %% [markdown]

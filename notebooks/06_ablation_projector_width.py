@@ -381,7 +381,7 @@ times = pd.DataFrame(rows)
 values = times.pivot(index="d", columns="route", values="value")
 assert ((values["dual"] / values["primal"] - 1).abs() < 1e-4).all()
 
-# %% alt="Time of one forward and backward pass against projector width on log axes, batch 256. The route through the d by d matrix grows faster: the two cost about the same at width 256, and at 8192 it is more than ten times slower."
+# %% alt="Time of one forward and backward pass against projector width on log axes, batch 256. The route through the d by d matrix grows faster: it is a little faster at width 256, and more than ten times slower at 8192."
 ax = plt.subplots(figsize=(5.6, 3.6), layout="constrained")[1]
 for i, (route, label) in enumerate({"primal": "primal: d x d matrix C", "dual": "dual: two n x n matrices"}.items()):
     part = times[times["route"] == route]
@@ -423,14 +423,14 @@ assert ranks.unstack().diff(axis=1).iloc[:, 1].lt(0).all() and ranks.unstack().d
 #
 # ## 7. A probe by depth
 #
-# Which layer loses accuracy if the projector is narrow? You train on digits of 8 by 8 pixels with three widths and three
+# Which layer loses accuracy if the projector is narrow? You train on digits of 8 by 8 pixels with three widths and five
 # seeds. The projector has a hidden layer of 128 features, *projector 1*, and an output of $d$ features, *projector 2*. You
 # probe the encoder and both layers. Beside the accuracy stand CKA with the labels, which is HSIC of layer and label,
 # normalized to at most 1, and RankMe. A dot is one seed, a line the mean.
 
 # %%
 data, tables = load("digits"), []
-for seed in range(1 if FAST else 3):
+for seed in range(1 if FAST else 5):
     for d in (8, 32, 128):
         settings = {"projector": (128, d), "batch_size": 64, "epochs": 2 if FAST else 10, "learning_rate": 0.01}
         config = TrainConfig(dataset="digits", width=4, snapshots=2, seed=seed, **settings)
@@ -441,12 +441,12 @@ for seed in range(1 if FAST else 3):
         tables.append(probes.assign(d=d, seed=seed))
 depth = pd.concat(tables).set_index(["d", "seed", "representation"])[["accuracy", "cka_labels", "rankme"]]
 
-# %% alt="Three plots against the layer, encoder, projector 1 and projector 2, for projector widths 8, 32 and 128, a dot for each seed. The probe accuracy is 70 to 79 percent at the encoder; at the last layer its mean is 55 percent for width 8, 64 for width 32 and 66 for width 128. CKA with the labels stays between 0.25 and 0.38. RankMe falls to 3 or 4 at the last layer."
+# %% alt="Three plots against the layer, encoder, projector 1 and projector 2, for projector widths 8, 32 and 128, a dot for each seed. The probe accuracy is 72 to 80 percent at the encoder; at the last layer its mean is about 55 percent for width 8, 65 for width 32 and 68 for width 128. CKA with the labels stays between 0.2 and 0.4. RankMe falls to values between 2 and 5 at the last layer."
 figure, axes = plt.subplots(1, 3, figsize=(10.5, 3.4), layout="constrained")
 words = {"accuracy": "linear probe, accuracy in percent", "cka_labels": "CKA with the labels", "rankme": "RankMe"}
 for ax, (column, name) in zip(axes, words.items(), strict=True):
     scale = 100 if column == "accuracy" else 1
-    for i, (d, part) in enumerate(scale * depth[column].groupby("d")):
+    for i, (d, part) in enumerate((scale * depth[column]).groupby("d")):
         by_seed = part.unstack("representation")
         ax.plot(by_seed.mean(), color=f"C{i}", label=f"d = {d}")
         ax.plot(by_seed.T.to_numpy(), "o", color=f"C{i}", alpha=0.5, markersize=4)
@@ -459,27 +459,26 @@ _ = axes[0].legend(loc="lower left")
 layers = depth.groupby(["d", "representation"]).mean()
 lost = depth["accuracy"].unstack("representation").eval("encoder - `projector 2`")
 if not FAST:
-    assert lost[8].min() > lost[[32, 128]].max() and lost.min() > 0  # of every seed
-    assert lost[8].mean() > 0.15 and lost[128].mean() < 0.1
-    assert np.ptp(layers["accuracy"].unstack()["encoder"]) < 0.06
-    assert depth["cka_labels"].between(0.25, 0.38).all()
+    assert lost[8].min() > lost[128].max() and lost.min() > 0  # of every seed
+    assert lost[8].mean() > 0.15 and lost[8].mean() > lost[32].mean() > lost[128].mean() and lost[128].mean() < 0.1
+    assert np.ptp(layers["accuracy"].unstack()["encoder"]) < 0.03 and depth["cka_labels"].between(0.2, 0.4).all()
     by_seed = depth["accuracy"].xs("encoder", level="representation").groupby("d")
-    assert (by_seed.max() - by_seed.min()).max() > np.ptp(by_seed.mean())
+    assert (by_seed.max() - by_seed.min()).min() > np.ptp(by_seed.mean())
     rank = layers["rankme"].unstack()
-    assert rank["projector 2"].between(2, 4).all() and rank["encoder"].idxmin() == 128
-layers.round(2)
+    assert rank["projector 2"].between(2, 5).all() and rank["encoder"].idxmin() == 128
+layers.assign(accuracy=100 * layers["accuracy"]).round(2).rename(columns={"accuracy": "accuracy in percent"})
 
 # %% [markdown]
 # **A narrow projector costs accuracy in its own last layer.** With $d = 8$ the probe loses on average more than 15 points
-# from the encoder to the last layer, and in every seed more than with $d = 32$ or $128$. With $d = 128$ it loses less than
-# ten.
+# from the encoder to the last layer, with $d = 128$ less than ten. The loss with $d = 8$ is larger in every seed than with
+# $d = 128$ in any, and $d = 32$ lies between them on average.
 #
-# **No cost for the encoder is shown.** Its mean accuracy differs by less than six points between the widths, and seeds of
-# one width (the dots) differ by more. So these runs do not show that width helps the features that you keep, as section 1
+# **No cost for the encoder is shown.** Its mean accuracy differs by less than three points between the widths, and seeds
+# of one width (the dots) differ by more. So these runs do not show that width helps the features that you keep, as section 1
 # did not. The widest projector even goes with the lowest mean RankMe of the encoder.
 #
-# CKA with the labels stays between 0.25 and 0.38 in all layers, and hardly shows the loss. A possible reason: it weighs
-# directions by their variance, and the few directions that are left in the last layer (RankMe is 2 to 4 on average) still
+# CKA with the labels stays between 0.2 and 0.4 in all layers, and hardly shows the loss. A possible reason: it weighs
+# directions by their variance, and the few directions that are left in the last layer (RankMe is 2 to 5 on average) still
 # depend on the digit.
 #
 # ## Exercises
@@ -527,7 +526,8 @@ assert len(second) == 3 and len(known) == 2  # only the new width was trained
 cifar = read_table(RESULTS / "ablation_cifar10_width.csv")
 gains = paired_differences(cifar[cifar["evaluation"] == "linear"], "d", 64, by=["loss"])
 assert (gains["verdict"] == "not decided").all() and gains["mean"].between(0, 0.01).all()  # at most a point
-gains[["loss", "second", "mean", "low", "high", "p_holm", "verdict"]].round(3)
+points = {f"{name} (points)": 100 * gains[name] for name in ("mean", "low", "high")}
+gains[["loss", "second", "p_holm", "verdict"]].assign(**points).round(2)
 
 # %% [markdown]
 # 4. The column `energy` of the table of section 1 holds the sum of the squared off-diagonal entries of $C$. Compare it
@@ -539,7 +539,7 @@ gains[["loss", "second", "mean", "low", "high", "p_holm", "verdict"]].round(3)
 energy = reported.groupby("d")["energy"].mean()
 by_chance = pd.Series({d: d * (d - 1) / 2047 for d in energy.index})  # of features that are uncorrelated
 share = by_chance / energy
-print((100 * share).round(1).to_string())
+print("percent by chance, for each width:", (100 * share).round(1).to_dict())
 assert share.max() < 0.02  # at every width chance adds little to these: features repeat one another far more
 
 
