@@ -214,7 +214,7 @@ chosen[["loss", "d", "learning_rate", "lambda_times_d", "at_end"]].sort_values([
 # The tuning runs show how the accuracy depends on the multiple of $1/d$, at the best rate of each width. A dot is one run,
 # a line the mean of three seeds.
 
-# %% alt="Validation accuracy against lambda times d for widths 64, 256, 1024 and 4096, one panel a loss, a dot for each of three seeds. The lines are nearly flat between 45 and 55 percent; only at d = 64 does Barlow Twins fall to 38 percent at three times 1/d, where one seed is near 10 percent."
+# %% alt="Validation accuracy against lambda times d for widths 64, 256, 1024 and 4096, one panel a loss, a dot for each of three seeds. The lines are nearly flat between 45 and 55 percent; only at d = 64 does Barlow Twins fall to 38 percent at three times 1/d, where one seed is at 16 percent."
 assert [round(0.005 * d, 1) for d in (64, 200, 4096)] == [0.3, 1.0, 20.5]  # 0.005 in units of 1/d
 figure, axes = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained", sharey=True)
 for ax, (method, part) in zip(axes, tried.groupby("method", sort=False), strict=True):
