@@ -48,6 +48,8 @@ html_theme = "pydata_sphinx_theme"
 html_title = f"hsic_lab {release}"
 html_static_path = ["_static"]
 html_css_files = ["custom.css"]
+html_favicon = "_static/favicon.svg"
+html_context = {"default_mode": "auto"}  # light or dark; without it the theme reports an error in the console
 html_theme_options = {
     "navbar_align": "left",
     "show_toc_level": 2,

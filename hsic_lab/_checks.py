@@ -202,17 +202,22 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed((check_integer("seed", seed, 0) * 2654435761 + 2654435769) % 2**32)
 
 
+def check_view(name: str, z: Tensor) -> None:
+    """Raise an error unless `z` is a floating `(n, d)` tensor. Values are not read."""
+    if not isinstance(z, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(z).__name__}; torch.as_tensor makes one")
+    if not z.is_floating_point():
+        raise TypeError(f"{name} must be floating point, got {z.dtype}")
+    if z.layout != torch.strided or z.element_size() == 1:
+        raise TypeError(f"{name} must be a dense tensor of at least 16 bits a value, got {z.layout}, {z.dtype}")
+    if z.dim() != 2 or z.shape[1] == 0:
+        raise ValueError(f"{name} must have shape (n, d), got {tuple(z.shape)}")
+
+
 def check_views(z_a: Tensor, z_b: Tensor, name_b: str = "z_b") -> None:
-    """Raise an error unless both are floating `(n, d)` tensors of one shape and device. Values are not read."""
-    for name, z in (("z_a", z_a), (name_b, z_b)):
-        if not isinstance(z, Tensor):
-            raise TypeError(f"{name} must be a torch.Tensor, got {type(z).__name__}")
-        if not z.is_floating_point():
-            raise TypeError(f"{name} must be floating point, got {z.dtype}")
-        if z.layout != torch.strided or z.element_size() == 1:
-            raise TypeError(f"{name} must be a dense tensor of at least 16 bits a value, got {z.layout}, {z.dtype}")
-        if z.dim() != 2 or z.shape[1] == 0:
-            raise ValueError(f"{name} must have shape (n, d), got {tuple(z.shape)}")
+    """Raise an error unless both are floating `(n, d)` tensors of one shape and device."""
+    check_view("z_a", z_a)
+    check_view(name_b, z_b)
     if z_a.shape != z_b.shape:
         raise ValueError(f"z_a and {name_b} must have the same shape, got {tuple(z_a.shape)} and {tuple(z_b.shape)}")
     if z_a.device != z_b.device:

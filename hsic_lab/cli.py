@@ -181,7 +181,8 @@ def _train(
     run = lab.training.train(config, folder, data, resume=resume, callbacks=loggers)
     if first:
         print(run.history.tail(1).to_string(index=False))
-        print(f"Left in {run.folder}; next: hsic-lab probe {run.folder}, hsic-lab plot {run.folder}")
+        following = ", ".join(f"hsic-lab {command} {run.folder}" for command in ("plot", "inspect", "probe"))
+        print(f"Left in {run.folder}; next: {following} (the last needs labels)")
 
 
 def _with_settings(function: Callable[..., None]) -> Callable[..., None]:

@@ -207,7 +207,7 @@ def _similarity(x: Tensor, y: Tensor, describe: Any, measure: str) -> Tensor:
 
 def _neighbors(x: Tensor, k: int) -> Tensor:
     """1 for each of the k nearest other rows `(n, n)`; those as far as the k-th share the places that are left."""
-    check_integer("k", k, 1, len(x) - 1)
+    k = check_integer("k", k, 1, len(x) - 1)
     distances = require_finite(squared_distances(x), Linear()).fill_diagonal_(torch.inf)
     limit = distances.kthvalue(k, dim=1, keepdim=True).values
     nearer, tied = distances < limit, distances == limit

@@ -12,7 +12,7 @@ from scipy.spatial.distance import squareform
 from torch import Tensor
 
 from hsic_lab._checks import (  # isort: skip
-    as_tensor, at_least_float32, check_choice, check_integer, check_views, is_transformed, matmul, to_array,
+    as_tensor, at_least_float32, check_choice, check_integer, check_view, check_views, is_transformed, matmul, to_array,
 )  # fmt: skip
 
 __all__ = [
@@ -40,7 +40,7 @@ def standardize(z: Tensor) -> Tensor:
     Tensor of shape (n, d)
         The standardized columns. NaN and infinite values make their column NaN.
     """
-    check_views(z, z)
+    check_view("z", z)
     if len(z) < 2:
         raise ValueError(f"standardizing needs at least 2 rows, got shape {tuple(z.shape)}")
     return standardize_with_scale(at_least_float32(z))[0]

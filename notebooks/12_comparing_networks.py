@@ -99,8 +99,8 @@ by_width.style.format("{:.2f}")
 # **The biased CKA grows with the width, although all these networks are unrelated. The unbiased CKA stays near 0.**
 #
 # Why? Think of the extreme case: in a very wide layer all rows are orthogonal to each other and of one length. Then both
-# Gram matrices are multiples of the identity, whatever the order of the rows. They agree perfectly, and the biased CKA is
-# 1. The agreement is on the diagonal: each row is similar to itself. The unbiased estimate corrects for the diagonal.
+# Gram matrices are multiples of the identity, whatever the order of the rows. They agree perfectly: the biased CKA is 1.
+# The agreement is on the diagonal: each row is similar to itself. The unbiased estimate corrects for the diagonal.
 #
 # ## 2. Deep networks find a match
 #

@@ -112,3 +112,13 @@ def test_narrower_dtype_is_raised_to_the_wider():
 def test_errors_quote_the_offending_value(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("z, message", [
+    (np.ones((3, 2)), "z must be a torch.Tensor, got ndarray; torch.as_tensor makes one"),
+    (torch.ones(3, 2, dtype=torch.int64), "z must be floating point, got torch.int64"),
+    (torch.ones(3), r"z must have shape \(n, d\), got \(3,\)"),
+])  # fmt: skip
+def test_standardize_names_its_own_argument(z, message):
+    with pytest.raises((TypeError, ValueError), match=f"^{message}"):
+        standardize(z)

@@ -103,6 +103,41 @@ def test_every_link_holds_in_the_repository_too():
             assert broken == [], path
 
 
+def test_no_line_of_prose_begins_like_a_list():
+    """`1. ` at the start of a line makes the rest of a paragraph a list."""
+    for path in [
+        *(ROOT / "notebooks").glob("*.py"),
+        *DOCS.glob("*.md"),
+        *GUIDES,
+        ROOT / "README.md",
+        ROOT / "CHANGELOG.md",
+    ]:
+        prose = re.sub(r"^# ?", "", path.read_text(), flags=re.MULTILINE) if path.suffix == ".py" else path.read_text()
+        assert re.findall(r"^[^\W\d_*`|].*\n1\. .*", prose, re.MULTILINE) == [], path
+
+
+def test_every_work_that_is_cited_has_a_reference():
+    """`Holm (1979)`, `(Holm 1979)`, `Song et al. (2012)` and `Chen and He 2021`, in prose and in docstrings."""
+    text = (DOCS / "references.md").read_text()
+    entries = re.findall(r"^\* (.+?) \((\d{4})\)\. ", text, re.MULTILINE)
+    assert len(entries) == len(text.splitlines()) - 2
+    known = {(re.split("[, ]", name)[-1], year) for names, year in entries for name in names.split(", ")}
+    known |= {(names.removesuffix(" et al."), year) for names, year in entries}
+    name = r"((?:[A-Z]\w+-)?[A-Z]\w+)"
+    cited = rf"{name}(?: et al\.,?|(?: and| &) [A-Z]\w+,?)? \((\d{{4}})\b|{name} et al\., (\d{{4}})"
+    cited += rf"|{name}(?: et al\.|(?: and| &) [A-Z]\w+),? (\d{{4}})\b|\({name},? (\d{{4}})\)"
+    for path in [*(ROOT / "hsic_lab").rglob("*.py"), *(ROOT / "notebooks").glob("*.py"), *GUIDES, DOCS / "glossary.md"]:
+        prose = re.sub(r"\s+#?\s*", " ", path.read_text())
+        found = {tuple(part for part in match if part) for match in re.findall(cited, prose)}
+        assert found - known == set(), path
+
+
+def test_the_glossary_is_in_the_order_of_the_alphabet():
+    terms = re.findall(r"^(\w.*)\n    ", (DOCS / "glossary.md").read_text(), re.MULTILINE)
+    plain = [re.sub(r"\W", "", term).lower() for term in terms]
+    assert len(terms) > 50 and plain == sorted(plain)
+
+
 def test_every_course_page_has_its_download(site):
     for path in (ROOT / "notebooks").glob("[0-9]*.ipynb"):
         page = Page(site / "course" / f"{path.stem}.html")
@@ -137,6 +172,13 @@ def test_the_code_of_a_guide_runs(path, tmp_path):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_the_code_of_the_guides_fits_into_the_column():
+    """On a screen of 1280 pixels the column of a guide holds 95 characters of code."""
+    for path in GUIDES:
+        lines = [line for block in path.read_text().split("```")[1::2] for line in block.splitlines()]
+        assert [line for line in lines if len(line) > 95] == [], path
 
 
 def test_the_small_grid_of_the_guide_runs(tmp_path):
@@ -211,11 +253,25 @@ def test_formulas_are_typeset(browser):
     page.close()
 
 
-@pytest.mark.parametrize("name", ["index", "results", "api/losses", "course/01_barlow_twins_is_hsic", "guides/losses"])
-def test_a_phone_shows_a_page_without_sideways_scrolling(browser, name):
+# What a page cuts off: what is wider than its column, formulas in a line, names of the previous and the next page.
+CUT = """() => {
+  const box = (element) => element.getBoundingClientRect();
+  const columns = ["html", ".bd-article-container"].map((name) => document.querySelector(name));
+  const wide = columns.filter((e) => e.scrollWidth > e.clientWidth).map((e) => `${e.scrollWidth} wide`);
+  const within = (part, e) => box(part).left > box(e).left - 1 && box(part).right < box(e).right + 1;
+  const cut = [...document.querySelectorAll("span.math, .prev-next-area a")]
+    .filter((e) => [...e.querySelectorAll("mjx-math, p, i")].some((part) => !within(part, e)));
+  return [...wide, ...cut.map((e) => e.textContent.trim())];
+}"""
+PAGES = ["index", "course", "results", "glossary", "references", "changelog", "api/independence", "api/losses"]
+
+
+@pytest.mark.parametrize("name", [*PAGES, "course/01_barlow_twins_is_hsic", *(f"guides/{p.stem}" for p in GUIDES)])
+def test_a_phone_shows_a_whole_page_without_sideways_scrolling(browser, name):
     opened, address = browser
-    page = opened.new_page(viewport={"width": 390, "height": 844})
+    page, problems = opened.new_page(viewport={"width": 390, "height": 844}), []
+    page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
     page.goto(f"{address}/{name}.html")
-    page.wait_for_timeout(1500)
-    assert page.evaluate("document.documentElement.scrollWidth") <= 400
+    page.wait_for_function("!window.MathJax?.startup?.promise || MathJax.startup.promise.then(() => true)")
+    assert page.evaluate(CUT) == [] and problems == []
     page.close()

@@ -31,6 +31,12 @@ def test_the_code_of_the_readme_runs(tmp_path, monkeypatch):
     exec(block, {})
 
 
+def test_the_torch_of_the_readme_is_the_tested_one():
+    """With another version the next installation would replace the CPU build."""
+    (version,) = re.findall(r"pip install (torch==\S+) ", TEXT)
+    assert version in (ROOT / "constraints.txt").read_text().splitlines()
+
+
 def test_readme_is_short():
     assert len(TEXT.splitlines()) <= 150
 

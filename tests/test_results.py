@@ -1,7 +1,9 @@
 """The tables of the results page are those of the files in data/results."""
 
+import math
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -151,6 +153,25 @@ def test_sentences_about_the_tuned_batch_sizes_on_cifar10():
     readme = (ROOT / "README.md").read_text()
     assert f"{-100 * large.loc['barlow_twins', 'mean']:.1f} points worse at 1 024" in readme
     assert (large["mean"] < 0).all() and "none of seven losses gains from a larger batch" in readme
+
+
+def test_rules_of_the_learning_rate_lose_what_the_page_says():
+    for name, words in (("tuned_batch_size", "scenes"), ("tuned_cifar10_batch_size", "CIFAR-10")):
+        table = of(name)
+        tuning = table[table["tuned"] == "learning_rate"].fillna({"slices": 0} if "slices" in table else {})
+        keys = ["batch_size", "loss", *(["slices"] if "slices" in table else [])]
+        curves = tuning.groupby([*keys, "learning_rate"])["accuracy"].mean().unstack()
+        best = curves.loc[256].idxmax(axis=1)
+        for size in sorted(set(tuning["batch_size"]) - {256}):
+            cells = []
+            for power in (0, 0.5, 1):
+                lost = []
+                for loss, row in curves.loc[size].iterrows():
+                    wanted = best[loss] * (size / 256) ** power
+                    nearest = min(row.index, key=lambda rate, wanted=wanted: abs(math.log(rate / wanted)))
+                    lost.append(100 * (row.max() - row[nearest]))
+                cells.append(f"{np.mean(lost):.1f} ({max(lost):.1f})")
+            assert f"| {words} | {size} | {' | '.join(cells)} |" in TEXT
 
 
 def test_failures_of_the_tuned_comparison_are_those_of_its_table():

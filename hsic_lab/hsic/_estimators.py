@@ -96,8 +96,22 @@ def paired_samples(x: Tensor, y: Tensor, kernel_x: Kernel, kernel_y: Kernel, at_
 
 def at_origin(x: Tensor, kernel: Kernel) -> Tensor:
     """`x` minus its `middle` where only the rounding of HSIC depends on the origin, in float64 for `Polynomial`."""
+    if isinstance(kernel, Linear):
+        return x - _rough_middle(x)
     dependence = _origin_dependence(kernel)
     return x - middle(x) if dependence == 1 else x.double() if dependence == 2 else x
+
+
+def _rough_middle(x: Tensor) -> Tensor:
+    """A value of each column of `x` that is not an outlier: medians of medians of three, over 27 rows.
+
+    Enough for products, and for many columns tens of times faster than `middle`, which differences of norms need.
+    """
+    rows = x.detach()[torch.arange(27, device=x.device) * len(x) // 27]
+    for _ in range(3):
+        a, b, c = rows.chunk(3)
+        rows = torch.maximum(torch.minimum(a, b), torch.minimum(torch.maximum(a, b), c))
+    return rows[0]
 
 
 def _origin_dependence(kernel: Kernel) -> int:

@@ -1,6 +1,7 @@
 """HSIC of more than two variables, of every pair of columns, and of all cyclic shifts of the rows."""
 
 import math
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -232,26 +233,38 @@ class ShiftedGram:
     """
 
     def __init__(self, kernel: Kernel, z: Tensor, stored: bool, gram: Tensor | None = None) -> None:
-        self.part, n = gram_part(kernel, z, torch.float64) if gram is None else lambda i, j: gram[i][:, j], len(z)
-        # One array for the sums: small tensors that stay between large ones would keep freed memory from reuse.
-        totals, norm, largest = torch.zeros(n, dtype=torch.float64, device=z.device), 0.0, 0.0
-        size = n if stored else _TILE
-        for start in range(0, n, size):  # the rows from their diagonal on; the rest is equal by symmetry
-            part = self.part(slice(start, start + size), slice(start, None))
-            part.diagonal().zero_()
-            own, rest = part[:, :size], part[:, size:]
-            totals[start : start + size] += part.sum(dim=1)
-            totals[start + size :] += rest.sum(dim=0)
-            norm = math.hypot(norm, float(own.norm()), 2**0.5 * float(rest.norm()))
-            largest = max(largest, float(part.abs().max()))
-        self.scale = largest = largest or 1.0
-        totals = require_finite(totals, kernel) / largest
+        self.part, n, centered = gram_part(kernel, z, torch.float64), len(z), gram is not None
+        if stored:
+            gram = self.part(slice(None), slice(None)) if gram is None else gram
+            self.part = lambda i, j: gram[i][:, j]
+        size, width, step = (n, n, 1) if stored else (_TILE, 8 * _TILE, 16)  # of the parts, and that of their rows
+
+        @torch.no_grad()  # of this thread
+        def sums(first: int) -> tuple[Tensor, float, float]:
+            totals, norm, largest = torch.zeros(n, dtype=torch.float64, device=z.device), 0.0, 0.0
+            for start in range(first * size, n, step * size):
+                rows = slice(start, start + size)
+                for left in range(start, n, width):  # from the diagonal on; the rest is equal by symmetry
+                    part = self.part(rows, slice(left, left + width))
+                    own, rest = part.tensor_split([size if left == start else 0], dim=1)
+                    own.diagonal().zero_()
+                    totals[rows] += part.sum(dim=1)
+                    totals[left + own.shape[1] : left + width] += rest.sum(dim=0)
+                    norm = math.hypot(norm, float(own.norm()), 2**0.5 * float(rest.norm()))
+                    largest = max(largest, *(abs(float(bound)) for bound in part.aminmax()))
+            return totals, norm, largest
+
+        with _one_thread_each(not stored and z.is_cpu) as map_parts:
+            found = list(map_parts(sums, range(step)))
+        largest = max(one[2] for one in found) or 1.0
+        self.scale, norm = largest, math.hypot(*(one[1] for one in found))
+        totals = require_finite(torch.stack([one[0] for one in found]).sum(dim=0), kernel) / largest
         require_finite(torch.tensor(norm, dtype=torch.float64), kernel)
         self.offsets = (totals - totals.sum() / (2 * (n - 1))) / (n - 2)
         norm, total = norm / largest, float(totals.sum())
-        self.raw = norm if gram is None or not norm else float(n)  # of the entries before they were centered
+        self.raw = float(n) if centered and norm else norm  # of the entries before they were centered
         square = norm**2 - 2 / (n - 2) * float(totals.square().sum()) + total**2 / ((n - 1) * (n - 2))
-        self.matrix = self._center(part, slice(None), slice(None)).fill_diagonal_(0) if stored else None
+        self.matrix = None if gram is None else self._center(gram, slice(None), slice(None)).fill_diagonal_(0)
         # The difference has a rounding error itself.
         self.norm = max(square, 1e-16 * norm**2) ** 0.5 if self.matrix is None else float(self.matrix.norm())
 
@@ -292,14 +305,18 @@ def shifted_hsic(grams_x: Grams, grams_y: Grams, orders: Tensor) -> tuple[Tensor
     stored, threads = grams_x[0].matrix is not None, torch.get_num_threads() if orders.is_cpu else 1
     # More diagonals at a time leave fewer entries of a tile unused; all threads together have a bound on memory.
     step = max(1, min(256, _DIAGONALS // (n * (len(grams_x) + blocks * len(grams_y)) * (1 if stored else threads))))
-    few = max(1, _CACHED // (n * blocks))
+    few = max(4, _CACHED // (n * blocks))  # one at a time would set up every transform anew
+    reused = threading.local()
 
     @torch.no_grad()  # of this thread
     def products(first: int) -> Tensor:
-        count, sides = min(step, n // 2 + 1 - first), []
-        for grams, along in ((grams_x, orders[:1]), (grams_y, orders)):
-            sides.append(torch.empty(len(grams), len(along), count, n, dtype=torch.float64, device=orders.device))
-            for gram, out in zip(grams, sides[-1], strict=True):
+        count = min(step, n // 2 + 1 - first)
+        if not hasattr(reused, "sides"):  # fresh memory of this size costs more than what is written to it
+            shapes = ((len(grams_x), 1, step, n), (len(grams_y), blocks, step, n))
+            reused.sides = [torch.empty(shape, dtype=torch.float64, device=orders.device) for shape in shapes]
+        sides = [side[:, :, :count] for side in reused.sides]
+        for grams, along, side in zip((grams_x, grams_y), (orders[:1], orders), sides, strict=True):
+            for gram, out in zip(grams, side, strict=True):
                 gram.diagonals(along, first, out)
         if 2 * (first + count - 1) == n:
             sides[0][:, :, -1] /= 2  # the diagonal n/2 has every pair of rows twice
@@ -331,7 +348,7 @@ def _one_thread_each(use: bool) -> Iterator[Callable]:
         return
     try:
         torch.set_num_threads(1)
-        with ThreadPoolExecutor(threads) as pool:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             yield pool.map
     finally:
         torch.set_num_threads(threads)

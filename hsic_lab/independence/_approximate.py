@@ -59,7 +59,7 @@ def spectral_test(
     """
     x, y, kernel_x, kernel_y = fitted(x, y, kernel_x, kernel_y, at_least=4)
     generator = seeded(seed)
-    check_integer("draws", draws, 1)
+    draws = check_integer("draws", draws, 1)
     gram_x, gram_y, unit = _scaled_grams(x, y, kernel_x, kernel_y)
     weights_x, weights_y = (torch.linalg.eigvalsh(gram) / len(x) for gram in (gram_x, gram_y))
     null = weighted_chi_squares(weights_x, weights_y, draws, generator) / len(x)

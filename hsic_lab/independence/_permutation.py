@@ -134,7 +134,7 @@ def shift_test(
         lag at which the autocorrelation of the series has faded.
     """
     x, y, kernel_x, kernel_y = fitted(x, y, kernel_x, kernel_y, at_least=4)
-    check_integer("guard", guard, 1, len(x) // 2)
+    guard = check_integer("guard", guard, 1, len(x) // 2)
     values, rounding = _shifted([([kernel_x], x), ([kernel_y], y)], torch.arange(len(x))[None])
     null = values[0, guard : len(x) - guard + 1]
     return sampled_result(float(values[0, 0]), null, f"shifts of {guard} or more", float(rounding))

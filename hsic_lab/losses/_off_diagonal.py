@@ -169,7 +169,8 @@ def _primal(views: Any, with_total: bool) -> tuple[Any, tuple[Tensor, ...]]:
     n, views = len(views[0]), torch.stack(views)
     mean = views.mean(dim=1, keepdim=True)
     views -= mean
-    scales = reciprocal_norm(mean, views.square().sum(dim=1, keepdim=True), n)
+    squares = views.square().sum(dim=1, keepdim=True)
+    scales = squares.sqrt() / squares  # NaN for 0 and where a square overflowed
     # The mean of a column far from 0 is rounded: then the rest of it is subtracted, too.
     if views.is_cuda or torch.compiler.is_compiling() or not torch.linalg.vector_norm(mean * scales, torch.inf) < 1:
         views -= views.mean(dim=1, keepdim=True)
@@ -177,25 +178,25 @@ def _primal(views: Any, with_total: bool) -> tuple[Any, tuple[Tensor, ...]]:
     x, s = views.unbind(), scales.unbind()
     matrices = [(x[i].T @ x[j]).mul_(s[i].T).mul_(s[j]) for i, j in _pairs(x)]
     diagonal = torch.stack([c.diagonal() for c in matrices])
-    squared_norm = reduce(torch.add, [c.fill_diagonal_(0).square().sum() for c in matrices])
-    total = reduce(torch.add, [c.sum() for c in matrices]) if with_total else None
+    squared_norm = reduce(torch.add, [c.square().fill_diagonal_(0).sum() for c in matrices])
+    total = reduce(torch.add, [c.clone().fill_diagonal_(0).sum() for c in matrices]) if with_total else None
     return (diagonal, squared_norm, total), (views, scales, *matrices)
 
 
 def _primal_backward(views, scales, *saved):
-    *matrices, diagonal, for_diagonal, for_squares, for_total = saved
-    x, s, own = views.unbind(), scales.unbind(), for_diagonal * diagonal
+    *matrices, _, for_diagonal, for_squares, for_total = saved
+    x, s = views.unbind(), scales.unbind()
     parts: list[list[tuple[Tensor, ...]]] = [[] for _ in x]
-    for c, mine, on_diagonal, (i, j) in zip(matrices, own.unbind(), for_diagonal.unbind(), _pairs(x), strict=True):
+    for c, on_diagonal, (i, j) in zip(matrices, for_diagonal.unbind(), _pairs(x), strict=True):
         weights = c * for_squares
         if isinstance(for_total, Tensor):
             weights += for_total
+        weights.diagonal().copy_(on_diagonal)
         # Row and column sums of C times its gradient. More is not needed: gradients of standardized views have mean 0.
         products = weights * c
-        weights.diagonal().copy_(on_diagonal)
         weights.mul_(s[i].T).mul_(s[j])
-        parts[i].append((x[j], weights.T, products.sum(dim=1).add_(mine)))
-        parts[j].append((x[i], weights, products.sum(dim=0).add_(mine)))
+        parts[i].append((x[j], weights.T, products.sum(dim=1)))
+        parts[j].append((x[i], weights, products.sum(dim=0)))
     gradients = []
     for z, square, ((y, weights, along), *others) in zip(x, scales.square(), parts, strict=True):
         gradient = y @ weights

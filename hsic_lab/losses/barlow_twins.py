@@ -37,9 +37,8 @@ class HSICSSLLoss(TwoViewLoss):
         route: str = "auto", contrast: str = "dimensions",
     ) -> None:  # fmt: skip
         super().__init__(gather_distributed)
-        check_number("off_diagonal_target", off_diagonal_target)
-        check_number("lambda_param", 0 if lambda_param is None else lambda_param, 0)
-        self.lambda_param, self.off_diagonal_target = lambda_param, off_diagonal_target
+        self.off_diagonal_target = check_number("off_diagonal_target", off_diagonal_target)
+        self.lambda_param = None if lambda_param is None else check_number("lambda_param", lambda_param, 0)
         self.route, self.contrast = check_choice(route, ROUTES, "route"), check_choice(contrast, CONTRASTS, "contrast")
 
     def _terms(self, *views: Tensor) -> dict[str, Tensor]:
@@ -141,9 +140,8 @@ class ReferenceCodeLoss(TwoViewLoss):
         bessel: bool = True, gather_distributed: bool = True,
     ) -> None:  # fmt: skip
         super().__init__(gather_distributed)
-        check_number("off_diagonal_target", off_diagonal_target)
-        check_number("lambda_param", 0 if lambda_param is None else lambda_param, 0)
-        self.lambda_param, self.off_diagonal_target = lambda_param, off_diagonal_target
+        self.off_diagonal_target = check_number("off_diagonal_target", off_diagonal_target)
+        self.lambda_param = None if lambda_param is None else check_number("lambda_param", lambda_param, 0)
         self.unit_rows, self.bessel = unit_rows, bessel
 
     def _terms(self, z_a: Tensor, z_b: Tensor) -> dict[str, Tensor]:

@@ -34,10 +34,10 @@ class NTXentLoss(TwoViewLoss):
 
     def __init__(self, temperature: float = 0.5, gather_distributed: bool = True, class_prior: float = 0.0) -> None:
         super().__init__(gather_distributed)
-        check_number("temperature", temperature, 0, above=True)
-        if check_number("class_prior", class_prior, 0, 1) == 1:
+        self.temperature = check_number("temperature", temperature, 0, above=True)
+        self.class_prior = check_number("class_prior", class_prior, 0, 1)
+        if self.class_prior == 1:
             raise ValueError(f"class_prior must be below 1, got {class_prior!r}")
-        self.temperature, self.class_prior = temperature, class_prior
 
     def _terms(self, *views: Tensor) -> dict[str, Tensor]:
         rows, count, n = [F.normalize(z) for z in views], len(views), len(views[0])
@@ -96,8 +96,7 @@ class SupConLoss(TwoViewLoss):
 
     def __init__(self, temperature: float = 0.5, gather_distributed: bool = True, rescale: bool = True) -> None:
         super().__init__(gather_distributed)
-        check_number("temperature", temperature, 0, above=True)
-        self.temperature, self.rescale = temperature, rescale
+        self.temperature, self.rescale = check_number("temperature", temperature, 0, above=True), rescale
 
     def forward(self, z_a: Tensor, z_b: Tensor, *more: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return the loss of views of shape (n, d); `labels` are integers of shape (n,), None for n classes."""
@@ -111,7 +110,7 @@ class SupConLoss(TwoViewLoss):
         if labels is None:
             labels = torch.arange(len(views[0]), device=z_a.device)
         elif not isinstance(labels, Tensor):
-            raise TypeError(f"labels must be a torch.Tensor, got {type(labels).__name__}")
+            raise TypeError(f"labels must be a torch.Tensor, got {type(labels).__name__}; torch.as_tensor makes one")
         elif labels.device != z_a.device:
             raise ValueError(f"labels must be on the device of the views, {z_a.device}, got {labels.device}")
         elif labels.shape != z_a.shape[:1] or labels.is_floating_point() or labels.is_complex():
@@ -153,8 +152,8 @@ class SpectralContrastiveLoss(TwoViewLoss):
 
     def __init__(self, mu: float = 1.0, gather_distributed: bool = True, route: str = "auto") -> None:
         super().__init__(gather_distributed)
-        check_number("mu", mu, 0, above=True)
-        self.mu, self.route = mu, check_choice(route, ROUTES, "route")
+        self.mu = check_number("mu", mu, 0, above=True)
+        self.route = check_choice(route, ROUTES, "route")
 
     def _terms(self, *views: Tensor) -> dict[str, Tensor]:
         n, d = views[0].shape

@@ -41,9 +41,9 @@ class SSLHSICLoss(TwoViewLoss):
         random_features: int | None = None, seed: int = 0, standardized: bool = False,
     ) -> None:  # fmt: skip
         super().__init__(gather_distributed)
-        check_number("gamma", gamma, 0)
         self.kernel = kernel if isinstance(kernel, Kernel) else named(kernel)
-        self.gamma, self.standardized, self.random_features = gamma, standardized, random_features
+        self.gamma, self.standardized = check_number("gamma", gamma, 0), standardized
+        self.random_features = random_features
         if random_features is not None:
             if not is_whole(random_features) or random_features < 2 or random_features % 2:
                 raise ValueError(f"random_features must be an even number of at least 2, got {random_features!r}")

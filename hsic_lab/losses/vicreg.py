@@ -42,9 +42,7 @@ class VICRegLoss(TwoViewLoss):
     ) -> None:  # fmt: skip
         super().__init__(gather_distributed)
         given = {"lambda_param": lambda_param, "mu_param": mu_param, "nu_param": nu_param, "eps": eps}
-        for name, value in given.items():
-            check_number(name, value, 0)
-        self.lambda_param, self.mu_param, self.nu_param, self.eps = lambda_param, mu_param, nu_param, eps
+        self.lambda_param, self.mu_param, self.nu_param, self.eps = (check_number(k, v, 0) for k, v in given.items())
         self.route, self.contrast = check_choice(route, ROUTES, "route"), check_choice(contrast, CONTRASTS, "contrast")
 
     def _terms(self, *views: Tensor) -> dict[str, Tensor]:

@@ -70,7 +70,7 @@ def history_figure(runs: Mapping[str, pd.DataFrame], dimension: int) -> Figure:
         Histories by name, with the columns ``step, loss, diagonal`` and ``rms_off_diagonal`` or ``off_diagonal``; the
         width d of C, at least 2.
     """
-    check_integer("dimension", dimension, 2)
+    dimension = check_integer("dimension", dimension, 2)
     whole = all("rms_off_diagonal" in run and run["rms_off_diagonal"].notna().all() for run in _runs(runs, []).values())
     runs = _runs(runs, ["loss", "diagonal", other := "rms_off_diagonal" if whole else "off_diagonal"])
     figure, axes = plt.subplot_mosaic("ld;lo", figsize=(9.5, 4.0), layout="constrained")

@@ -8,6 +8,7 @@ import torch
 import torch.autograd.forward_ad as fwd
 from losses_table import LOSSES, data, off, views
 
+from hsic_lab import losses
 from hsic_lab.kernels import NAMED
 from hsic_lab.losses import (
     HSICSSLLoss,
@@ -366,7 +367,7 @@ def test_inputs_are_not_modified(name):
         (torch.zeros(4, 3), torch.zeros(4, 2), ValueError, r"same shape, got \(4, 3\) and \(4, 2\)"),
         (torch.zeros(4), torch.zeros(4), ValueError, r"z_a must have shape \(n, d\), got \(4,\)"),
         (torch.zeros(4, 3), torch.zeros(4, 3).int(), TypeError, "z_b must be floating point, got torch.int32"),
-        (np.zeros((4, 3)), torch.zeros(4, 3), TypeError, "z_a must be a torch.Tensor, got ndarray"),
+        (np.zeros((4, 3)), torch.zeros(4, 3), TypeError, "z_a .* got ndarray; torch.as_tensor makes one"),
         (torch.zeros(4, 3), torch.zeros(4, 3, device="meta"), ValueError, "one device, got cpu and meta"),
     ],
 )
@@ -476,3 +477,18 @@ def test_compiled_loss_refuses_a_second_derivative():
     (first,) = torch.autograd.grad(value, z_a, create_graph=True)
     with pytest.raises(RuntimeError, match="does not currently support double backward"):
         first.sum().backward()
+
+
+@pytest.mark.parametrize("name, option", [
+    ("BarlowTwinsLoss", "lambda_param"), ("HSICSSLLoss", "off_diagonal_target"), ("ReferenceCodeLoss", "lambda_param"),
+    ("ReferenceCodeLoss", "off_diagonal_target"), ("VICRegLoss", "nu_param"), ("VICRegLoss", "eps"),
+    ("NTXentLoss", "temperature"), ("NTXentLoss", "class_prior"), ("SupConLoss", "temperature"),
+    ("SSLHSICLoss", "gamma"), ("SIGRegLoss", "lambda_param"),
+])  # fmt: skip
+def test_numbers_of_numpy_and_torch_are_those_of_python(name, option):
+    kind = getattr(losses, name)
+    expected = kind(**{option: 0.25})
+    for number in (np.array(0.25), np.float32(0.25), torch.tensor(0.25)):
+        loss = kind(**{option: number})
+        assert repr(loss) == repr(expected) and isinstance(getattr(loss, option), float)
+        assert torch.equal(loss(*views(8, 4)), expected(*views(8, 4)))

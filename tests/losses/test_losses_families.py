@@ -321,7 +321,10 @@ def test_arguments_that_are_not_accepted_are_quoted(call, message):
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: SupConLoss()(*views(), labels=[0] * 16), "labels must be a torch.Tensor, got list"),
+        (
+            lambda: SupConLoss()(*views(), labels=[0] * 16),
+            "labels must be a torch.Tensor, got list; torch.as_tensor makes one",
+        ),
         (
             lambda: SupConLoss()(*views(), torch.arange(16)),
             r"labels=labels\), got a tensor of torch.int64, shape \(16,\)",
