@@ -42,7 +42,7 @@ import torch
 from hsic_lab.correlation import cross_correlation, standardize
 from hsic_lab.datasets import DigitScenes
 from hsic_lab.hsic import hsic
-from hsic_lab.kernels import Gaussian
+from hsic_lab.kernels import Gaussian, Linear
 from hsic_lab.losses import BarlowTwinsLoss, HSICSSLLoss
 from hsic_lab.plots import compare_cross_correlations, plot_cross_correlation, plot_pairs, set_theme
 from hsic_lab.views import normalize
@@ -336,8 +336,7 @@ plot_two_clouds(x, y, m=64)
 
 # %%
 m = 24 if FAST else 48
-real = torch.arange(m).repeat(2, 1)  # which row of A, which row of B
-permuted = torch.cartesian_prod(torch.arange(m), torch.arange(m)).T
+real, permuted = torch.arange(m).repeat(2, 1), torch.cartesian_prod(torch.arange(m), torch.arange(m)).T  # rows of A and of B
 
 
 def similarity(gram_x, gram_y, these, those):
@@ -345,11 +344,10 @@ def similarity(gram_x, gram_y, these, those):
     return gram_x[these[0]][:, those[0]] * gram_y[these[1]][:, those[1]]
 
 
-for name, kernel in {"linear": lambda z: z @ z.T, "Gaussian": Gaussian(bandwidth=4.0)}.items():
+for name, kernel in {"linear": Linear(), "Gaussian": Gaussian(bandwidth=4.0)}.items():
     between = partial(similarity, kernel(x[:m]), kernel(y[:m]))
     mmd2 = between(real, real).mean() - 2 * between(real, permuted).mean() + between(permuted, permuted).mean()
-    chosen = None if name == "linear" else kernel
-    direct = hsic(x[:m], y[:m], chosen, chosen)
+    direct = hsic(x[:m], y[:m], kernel, kernel)
     print(f"{name:>8}:  MMD² over {m} pairs and {m * m} permuted pairs {mmd2:.12f}   HSIC {direct:.12f}")
     assert close(mmd2, direct)
 
@@ -535,8 +533,7 @@ for ax, count, title in zip(axes, (2, 3, 4), ("2: cosine −1", "3: cosine −1/
 def simplex_features(n, d):
     """Return (n, d) features whose correlations are exactly -1/(d-1)."""
     z = torch.randn(n, d, dtype=torch.float64, generator=generator)
-    orthonormal = torch.linalg.qr(z - z.mean(dim=0)).Q
-    return orthonormal @ (torch.eye(d, dtype=torch.float64) - 1 / d)
+    return torch.linalg.qr(z - z.mean(dim=0)).Q @ (torch.eye(d, dtype=torch.float64) - 1 / d)
 
 
 def lower_bound(d):
@@ -585,8 +582,8 @@ plain, plain_loss = minimize(BarlowTwinsLoss(1 / width), noise(width), noise(wid
 compare_cross_correlations({"HSIC_SSL, shared": shared, "HSIC_SSL, free": free, "Barlow Twins, free": plain});
 
 # %% [markdown]
-# For free branches the minimum has a closed form too. It is stated here without proof, and the cell compares it with the search. Its
-# diagonal and off-diagonal entries follow from $r$, the correlation of two features within one view.
+# For free branches the minimum has a closed form too. [Notebook 07](07_the_minus_one_target.ipynb), section 3, derives it. The cell
+# compares it with the search. Its diagonal and off-diagonal entries follow from $r$, the correlation of two features within one view.
 
 # %%
 r = (width**2 - 8 * width + 4) / (5 * width**2 - 8 * width + 4)  # correlation of two features within one view
@@ -597,10 +594,16 @@ print(f"HSIC_SSL  shared: loss {shared_loss:.5f}  1'C1 = {shared.sum():+.3f}\n"
       f"Barlow Twins free: loss {plain_loss:.5f}  1'C1 = {plain.sum():+.3f}")
 assert free_loss < lower_bound(width) and abs(free_loss - closed_form) < 1e-4 and plain_loss < 1e-4
 assert abs(free.trace() / width - on) < 1e-3
+assert close(HSICSSLLoss().terms(z_a, z_b)["feature_sum"], 2 / d * (c.sum() - c.trace()))
 
 # %% [markdown]
 # If you train HSIC_SSL with two different networks, or distort the two views in different ways, watch $\mathbf 1^\top C\,\mathbf 1$.
-# It is part of `HSICSSLLoss().terms(z_a, z_b)["feature_sum"]`. A negative value shows that the training uses this weakness.
+# A clearly negative value shows that the training uses this weakness. `feature_sum_covariance` of `hsic_lab.diagnostics` computes it.
+#
+# The loss contains it, too: the term `HSICSSLLoss().terms(z_a, z_b)["feature_sum"]` is the linear part of section 5,
+# $2\lambda\,(\mathbf 1^\top C\,\mathbf 1 - \mathrm{tr}\,C)$. Do not watch the sign of this *term*, because it also contains
+# $-\mathrm{tr}\,C$. At $C = I$ the sum of all entries is $d$ and the term is 0. With shared branches it can go down to
+# $-2\lambda\,\mathrm{tr}\,C$, and below this only if $\mathbf 1^\top C\,\mathbf 1 < 0$.
 #
 # ## 7. A faster way to compute the loss
 #

@@ -345,9 +345,7 @@ for family in COLORS:
     by_hand, by_library = hsic_from_scratch(x, y, 0.5, 0.8), hsic(x, y, Gaussian(0.5), Gaussian(0.8))
     print(f"{family:12} by hand {by_hand:.12f}   library {by_library:.12f}")
     assert close(by_hand, by_library)
-
-k = Gaussian(0.5)(x)
-h = torch.eye(len(k), dtype=k.dtype) - 1 / len(k)
+k, h = Gaussian(0.5)(x), torch.eye(len(x), dtype=x.dtype) - 1 / len(x)
 assert close(center(k), h @ k @ h)
 
 # %% [markdown]

@@ -294,8 +294,7 @@ assert all(abs(one.mean) < 0.006 for key, one in gains.items() if key[:2] == ("C
 # $s = 0.001$ the batch is nearly a point. The figure shows the length of the gradient of the loss by the projections.
 
 # %% alt="Norm of the gradient against the scale of the batch on log axes. Barlow Twins rises along a straight line as the batch shrinks. VICReg stays level and then falls, SIGReg falls along a straight line from a scale of 0.3 on."
-n = 256
-draws = torch.Generator().manual_seed(0)
+n, draws = 256, torch.Generator().manual_seed(0)
 shared = torch.randn(n, d, generator=draws, dtype=torch.float64)
 batch = torch.stack([shared + 0.3 * torch.randn(n, d, generator=draws, dtype=torch.float64) for _ in range(2)])
 batch = batch - batch.mean(dim=1, keepdim=True)

@@ -14,18 +14,23 @@
 # # Which losses need large batches?
 #
 # A contrastive loss such as SimCLR's compares each image with all other images of its batch. It is often said to need
-# large batches. Barlow Twins compares *features* instead, and is said to work with small ones. In this notebook you
-# compare five losses at two batch sizes. Each loss has its own learning rate and its own weight at each size.
+# large batches (Chen et al. 2020). Barlow Twins compares *features* instead, and is said to work with small ones
+# (Zbontar et al. 2021).
+#
+# **In the trainings below no loss is shown to need a large batch.** There are two data sets: the digit scenes of the earlier
+# notebooks, and CIFAR-10, photographs of ten kinds of objects. Each loss has its own learning rate and its own weight
+# at each batch size. What can fail is a *small* batch whose rate is too high: on the scenes six of 25 runs at a batch of
+# 32 learn nothing. On CIFAR-10 no run fails.
 #
 # **What you will see**
 #
-# 1. The answer, in one picture.
+# 1. The answer, in one picture, and every run behind it.
 # 2. How the settings of each loss were chosen, without looking at a test image.
 # 3. What one learning rate for all losses would have told you, and why it misleads.
-# 4. What chance adds to the matrix $C$ in a small batch, and what that means for $\lambda$.
+# 4. Whether a small batch needs a smaller weight $\lambda$.
 # 5. How to make such a table yourself.
 #
-# **What you need**: `00_quickstart`. The notebook runs in about a minute.
+# **What you need**: `00_quickstart`, and `03_objectives` for the losses. The notebook runs in about a minute.
 
 # %% tags=["parameters"]
 import os
@@ -37,7 +42,7 @@ RUNS = Path(tempfile.mkdtemp())  # the live ablation keeps its runs here; use a 
 RESULTS = Path("../data/results")
 
 # %% [markdown]
-# The next cell holds imports and two helpers. It is folded.
+# The next cell holds imports and helpers: it reads the two tables and draws their runs. It is folded.
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
 import json
@@ -48,28 +53,59 @@ import pandas as pd
 import torch
 
 from hsic_lab.ablation import Grid, paired_differences, read_table, run_ablation
-from hsic_lab.correlation import cross_correlation, standardize
+from hsic_lab.correlation import standardize
 from hsic_lab.hsic import hsic
-from hsic_lab.plots import compare_cross_correlations, plot_ablation, plot_differences, set_theme
+from hsic_lab.plots import plot_ablation, plot_differences, set_theme
 
 set_theme()
-NAMES = {"barlow_twins": "Barlow Twins", "hsic_ssl": "HSIC_SSL", "vicreg": "VICReg", "nt_xent": "SimCLR", "ssl_hsic": "SSL-HSIC"}
+NAMES = {"barlow_twins": "Barlow Twins", "hsic_ssl": "HSIC_SSL", "vicreg": "VICReg", "nt_xent": "SimCLR",
+         "ssl_hsic": "SSL-HSIC", "sigreg": "SIGReg", "sigreg, 256 slices": "SIGReg, 256 slices"}  # fmt: skip
+COLORS = {name: f"C{number}" for number, name in enumerate(NAMES.values())}
+
+
+def with_names(table):
+    """A table of trainings, with the names of the losses in the column `method`."""
+    slices = table["slices"].map(lambda s: f", {s:g} slices" if pd.notna(s) else "") if "slices" in table else ""
+    return table.assign(method=(table["loss"] + slices).map(NAMES))
 
 
 def read(name):
-    """A table of trainings, with the names of the losses in the column `method`."""
-    table = read_table(RESULTS / f"ablation_{name}.csv")
-    return table.assign(method=table["loss"].map(NAMES))
+    return with_names(read_table(RESULTS / f"ablation_{name}.csv"))
+
+
+def tested(table):
+    """The runs with the chosen settings, and their accuracy on test images."""
+    return table[table["tuned"].isna() & (table["evaluation"] == "linear")]
+
+
+def mean_by_size(table):
+    """Mean accuracy in percent, a row for each loss and a column for each batch size."""
+    return 100 * table.groupby(["method", "batch_size"], sort=False)["accuracy"].mean().unstack()
+
+
+def in_points(differences):
+    """Paired differences of accuracies in points, with p-values after Holm's correction."""
+    shown = differences[["mean", "low", "high"]].mul(100).round(1).assign(p=differences["p_holm"].round(3))
+    return differences.drop(columns=shown.columns).assign(**shown)[[*differences.columns[:3], *shown, "verdict"]]
+
+
+def plot_runs(ax, table):
+    """A dot for every run, side by side for each batch size."""
+    sizes, methods = sorted(table["batch_size"].unique()), list(table["method"].unique())
+    for place, method in enumerate(methods):
+        runs = table[table["method"] == method]
+        x = runs["batch_size"].map(sizes.index) + 0.1 * (place - (len(methods) - 1) / 2)
+        ax.plot(x, 100 * runs["accuracy"], "o", color=COLORS[method], alpha=0.7, label=method)
+    ax.set_xticks(range(len(sizes)), [f"batch of {size}" for size in sizes])
 
 
 def tuning_curves(ax, part, setting):
     """Validation accuracy of every tuning run against the setting, and the mean for each loss."""
     part = part[(part["tuned"] == setting) & (part["evaluation"] == "linear on validation")]
     for method, runs in part.groupby("method", sort=False):
-        color = f"C{list(NAMES.values()).index(method)}"
-        ax.plot(runs[setting], runs["accuracy"], ".", color=color, alpha=0.6)
-        ax.plot(runs.groupby(setting)["accuracy"].mean(), color=color, label=method)
-    ax.set(xscale="log", xlabel=setting.replace("_", " "), ylabel="validation accuracy", ylim=(0, 1))
+        ax.plot(runs[setting], 100 * runs["accuracy"], ".", color=COLORS[method], alpha=0.6)
+        ax.plot(100 * runs.groupby(setting)["accuracy"].mean(), color=COLORS[method], label=method)
+    ax.set(xscale="log", xlabel=setting.replace("_", " "), ylim=(0, 100))
     ax.set_xticks(values := sorted(part[setting].unique()), [f"{value:g}" for value in values])
     ax.minorticks_off()
 
@@ -77,114 +113,167 @@ def tuning_curves(ax, part, setting):
 # %% [markdown]
 # ## 1. The answer
 #
-# Every dot on the left is a training. Accuracy is that of a linear probe on frozen features, on scenes whose digits no
-# training saw. All runs see the same number of pairs. So a larger batch makes fewer updates of the weights: 1024 updates
-# at a batch of 32, and 128 updates at a batch of 256.
+# All runs of a data set see the same number of pairs of views. So a larger batch makes fewer updates of the weights: on
+# the scenes 1024 updates at a batch of 32 and 128 at 256, on CIFAR-10 1200 updates at 64, 300 at 256 and 75 at 1024.
+# Accuracy is that of a linear probe: a classifier on the frozen features, tested on images that no training saw.
 #
-# On the right each line is the difference between a loss and Barlow Twins, paired by seed: two runs with one seed start
-# from the same weights and see the same images. A filled dot is a difference that stays significant after Holm's
-# correction for all the comparisons in the picture.
+# The picture compares batch sizes, for each loss by itself. A dot is the mean difference to the accuracy at a batch of
+# 256, over five seeds, and the line through it the 95 % interval of Student's t. The differences are *paired by seed*:
+# two runs with one seed start from the same weights and see the same images. The gray band is one point around 0. The
+# three panels have different scales.
+#
+# A filled dot is *decided*: its p-value is below 0.05 after *Holm's correction*. This correction is needed because of
+# many comparisons at once a few look significant by chance. It makes the p-values larger, here for the five comparisons
+# on the scenes and for the 14 on CIFAR-10.
 
-# %% alt="Left: test accuracy of every run at batch 32 and 256. SSL-HSIC and VICReg are always above 60 percent; some runs of SimCLR, Barlow Twins and HSIC_SSL lie between 10 and 22 percent, near chance. Right: differences to Barlow Twins with wide intervals at batch 32; at batch 256 VICReg and SSL-HSIC are ahead."
-tuned = read("tuned_batch_size")
-reported = tuned[tuned["tuned"].isna() & (tuned["evaluation"] == "linear")]
-differences = paired_differences(reported, "loss", "barlow_twins", by=["batch_size"], names=NAMES)
+# %% alt="Three panels of mean differences with 95 percent intervals, a row for each loss. Scenes, 32 minus 256: VICReg, SimCLR and SSL-HSIC lie to the right of 0, Barlow Twins and HSIC_SSL to the left with very wide intervals; only SSL-HSIC is decided. CIFAR-10, 64 minus 256: all near 0. CIFAR-10, 1024 minus 256: all to the left of 0."
+scenes, cifar = read("tuned_batch_size"), read("tuned_cifar10_batch_size")
+reported = {"scenes": tested(scenes), "CIFAR-10": tested(cifar)}
+steps = [part.groupby("batch_size")["steps"].unique().explode().to_dict() for part in reported.values()]
+assert steps == [{32: 1024, 256: 128}, {64: 1200, 256: 300, 1024: 75}]
+sizes = {name: paired_differences(part, "batch_size", 256, by=["method"]) for name, part in reported.items()}
 
-figure, (left, right) = plt.subplots(1, 2, figsize=(14, 5), layout="constrained", width_ratios=[1, 1.1])
-for place, (method, runs) in enumerate(reported.groupby("method", sort=False)):
-    x = runs["batch_size"].map({32: 0, 256: 1}) + 0.12 * (place - 2)
-    left.plot(x, 100 * runs["accuracy"], "o", label=method)
-left.axhline(10, color="0.5", linestyle="--", linewidth=1)
-left.annotate("chance", (0.5, 10), (0, 3), textcoords="offset points", ha="center", color="0.4")
-left.set_xticks([0, 1], ["batch of 32", "batch of 256"])
-left.set(ylabel="test accuracy in percent", ylim=(0, 100))
-left.legend(frameon=False, loc="lower center", ncols=2, bbox_to_anchor=(0.5, 1.0))
-_ = plot_differences(differences, right)
+figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
+for ax, (name, size) in zip(axes, [("scenes", 32), ("CIFAR-10", 64), ("CIFAR-10", 1024)], strict=True):
+    part = sizes[name][sizes[name]["second"] == str(size)]
+    plot_differences(part, ax).set_title(f"{name}: {size} minus 256", pad=20)
+    ax.set_yticks(range(len(part)), part["method"])
+    ax.set_xlabel("difference in points of accuracy")
 
 # %% [markdown]
-# A run that learned nothing is easy to tell. Its accuracy is close to that of an untrained encoder, 17 %, and the views do
-# not agree on its projections: the diagonal of $C$ is near 0. The table counts these runs, of five each.
+# **No difference is decided in favor of the larger batch.** Panel by panel:
+#
+# * *Scenes, 32 minus 256.* SSL-HSIC is ahead at 32, by 14 points. The other four are not decided. Barlow Twins and
+#   HSIC_SSL have a lower mean at 32, with intervals of more than 30 points to each side. You will see why below.
+# * *CIFAR-10, 64 minus 256.* SIGReg with 256 slices is ahead at 64. Barlow Twins and SimCLR have the verdict "same within
+#   1 point": a second test shows that the difference lies within the gray band. The other four are not decided.
+# * *CIFAR-10, 1024 minus 256.* The mean of every loss is lower at 1024, by 1.7 to 5.7 points. Five of the seven
+#   differences are decided.
+#
+# SIGReg is there twice, with its exact mean over all directions, and with 256 random directions, the *slices*
+# (`03_objectives`, section 5). The table has the numbers of the picture, `second` minus `first`, in points; `p` is after
+# Holm's correction.
 
 # %%
-failed = reported[reported["accuracy"] < 0.22]
-learned = reported.drop(failed.index)
+table = pd.concat({name: in_points(part) for name, part in sizes.items()}, names=["data", ""]).droplevel(1)
+scenes_32, cifar_64, cifar_1024 = (table.loc[name][table.loc[name]["second"] == size].set_index("method")
+                                   for name, size in (("scenes", "32"), ("CIFAR-10", "64"), ("CIFAR-10", "1024")))  # fmt: skip
+verdicts = [part["verdict"][part["verdict"] != "not decided"].to_dict() for part in (scenes_32, cifar_64, cifar_1024)]
+assert verdicts[0] == {"SSL-HSIC": "32 ahead"} and round(scenes_32.loc["SSL-HSIC", "mean"]) == 14
+assert verdicts[1] == dict.fromkeys(["Barlow Twins", "SimCLR"], "same within 1 point") | {"SIGReg, 256 slices": "64 ahead"}
+assert len(verdicts[2]) == 5 and set(verdicts[2].values()) == {"256 ahead"}
+assert (cifar_1024["mean"].min(), cifar_1024["mean"].max()) == (-5.7, -1.7)
+wide = scenes_32.loc[["Barlow Twins", "HSIC_SSL"]]
+assert (wide["mean"] < 0).all() and (wide["high"] - wide["low"] > 60).all()
+table.round(3)
+
+# %% [markdown]
+# ### Every run
+#
+# The next picture shows the accuracy of each run. There are ten classes, so chance gives 10 %.
+
+# %% alt="Two panels of dots, one for each run. Left, scenes: at a batch of 32 and 256 most runs lie between 40 and 91 percent; six runs at 32 and one at 256 lie between 10 and 22 percent, near chance. Right, CIFAR-10: at 64, 256 and 1024 all runs lie between 54 and 64 percent, lowest at 1024."
+figure, axes = plt.subplots(1, 2, figsize=(12, 4.2), layout="constrained", sharey=True, width_ratios=[1, 1.6])
+for ax, (name, part) in zip(axes, reported.items(), strict=True):
+    plot_runs(ax, part)
+    ax.set(title=name, ylim=(0, 100))
+    ax.axhline(10, color="0.5", linestyle="--", linewidth=1)
+axes[0].set_ylabel("test accuracy in percent")
+axes[0].annotate("chance", (0.5, 10), (0, -3), textcoords="offset points", ha="center", va="top", color="0.4")
+_ = figure.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+
+# %% [markdown]
+# **On the scenes some runs learn nothing. On CIFAR-10 every run learns.** A run that learned nothing is easy to tell: its
+# accuracy is at most 22 %, and the views do not agree on its projections (the mean diagonal of $C$ is below 0.1). The
+# table counts these runs on the scenes, of five for each loss and batch size.
+
+# %%
+failed = reported["scenes"][reported["scenes"]["accuracy"] < 0.22]
+learned = reported["scenes"].drop(failed.index)
 assert (failed["diagonal"].abs() < 0.1).all()
 assert failed["method"].value_counts().to_dict() == {"Barlow Twins": 3, "HSIC_SSL": 2, "SimCLR": 2}
 assert failed["batch_size"].value_counts().to_dict() == {32: 6, 256: 1}
+assert reported["CIFAR-10"]["accuracy"].min() > 0.5 and (reported["CIFAR-10"]["state"] == "finished").all()
 pd.crosstab(failed["method"], failed["batch_size"])
 
 # %% [markdown]
-# **The best rate is close to a cliff.** At the chosen settings 3 of 10 runs of Barlow Twins, 2 of HSIC_SSL and 2 of
-# SimCLR learn nothing. Six of these seven runs have a batch of 32. No run of VICReg or SSL-HSIC fails. The seed decides,
-# so the intervals at a batch of 32 are wide, and no difference there is decided.
+# Three of ten runs of Barlow Twins, two of HSIC_SSL and two of SimCLR learn nothing, six of these seven at a batch of 32.
+# No run of VICReg or SSL-HSIC fails. The seed decides, and this makes the intervals in the left panel wide.
 #
-# The next table has the mean accuracy in percent, of all runs and of the runs that learned.
+# **The runs that learn are better at 32 than at 256, for every loss.** The table has the mean accuracy in percent.
 
 # %%
-means, best = (part.groupby(["method", "batch_size"])["accuracy"].mean().unstack() for part in (reported, learned))
-assert (best[32] > best[256] + 0.04).all()  # the number of pairs is fixed
-assert means.loc["Barlow Twins", 32] < means.loc["Barlow Twins", 256]
-(100 * pd.concat({"all runs": means, "runs that learned": best}, axis=1)).round(1)
+means, best = mean_by_size(reported["scenes"]), mean_by_size(learned)
+cifar_means = mean_by_size(reported["CIFAR-10"])
+assert (best[32] > best[256] + 4).all() and (means.loc["Barlow Twins"].round(1) == [35.0, 51.4]).all()
+assert ((cifar_means.max(axis=1) - cifar_means.min(axis=1)) < 7).all()
+pd.concat({"scenes, all runs": means, "scenes, runs that learned": best, "CIFAR-10": cifar_means}, axis=1).style.format("{:.1f}", na_rep="")
 
 # %% [markdown]
-# **Still, no loss needs a large batch here.** Among the runs that learn, every loss is better at 32 than at 256, SimCLR
-# included. The mean of *all* runs of Barlow Twins is lower at 32 than at 256.
-#
-# You may object that this selects the lucky runs. So look at the lowest rate, 0.001, in section 2: there all tuning runs
-# at a batch of 32 learn. Their mean is higher than that of any setting with a batch of 256:
+# You may object that this selects the lucky runs. So look at the lowest rate, 0.001: there all tuning runs at a batch of
+# 32 learn (section 2 explains these runs). Their mean is higher than that of any setting with a batch of 256:
 
 # %%
-tried = tuned[tuned["tuned"].notna() & tuned["loss"].isin(["barlow_twins", "hsic_ssl"])].fillna({"lambda_times_d": 1.0})
-trials = tried.groupby(["method", "batch_size", "learning_rate", "lambda_times_d"])["accuracy"].agg(["min", "mean"])
+tried = scenes[scenes["tuned"].notna() & scenes["loss"].isin(["barlow_twins", "hsic_ssl"])].fillna({"lambda_times_d": 1.0})
+trials = 100 * tried.groupby(["method", "batch_size", "learning_rate", "lambda_times_d"])["accuracy"].agg(["min", "mean"])
 for method in ("Barlow Twins", "HSIC_SSL"):
     low, high = trials.loc[method, 32, 0.001, 1.0], trials.loc[method, 256]["mean"].max()
-    print(f"{method}: batch of 32 at rate 0.001 {low['mean']:.3f} (worst {low['min']:.3f}), best at 256 {high:.3f}")
-    assert low["min"] > 0.5 and low["mean"] > high
+    print(f"{method}: batch of 32 at rate 0.001 {low['mean']:.1f} % (worst {low['min']:.1f} %), best at 256 {high:.1f} %")
+    assert low["min"] > 50 and low["mean"] > high
 
 # %% [markdown]
-# A small batch needs a rate that is low enough.
+# **A small batch needs a rate that is low enough.** It does not need to be avoided.
 #
-# The last table has the differences of the picture, with their p-values after Holm's correction.
+# **Which loss is ahead?** The same five seeds compare each loss with Barlow Twins at the same batch size. The table has
+# the decided differences in points, after Holm's correction for the 8 comparisons on the scenes and the 18 on CIFAR-10.
 
 # %%
-three, two = ["SimCLR", "VICReg", "SSL-HSIC"], ["Barlow Twins", "HSIC_SSL"]
-assert (best.loc[three].min() > best.loc[two].max() + 0.1).all()
-ahead = differences[differences["verdict"].str.endswith("ahead")]
-assert ahead[["batch_size", "second"]].values.tolist() == [[256, "VICReg"], [256, "SSL-HSIC"]]
-differences[["batch_size", "second", "mean", "low", "high", "p_holm", "verdict"]].round(3)
+tables = {name: paired_differences(part, "method", "Barlow Twins", by=["batch_size"]) for name, part in reported.items()}
+assert [len(one) for one in tables.values()] == [8, 18] and [len(one) for one in sizes.values()] == [5, 14]
+decided = pd.concat({name: in_points(table) for name, table in tables.items()}, names=["data", ""]).droplevel(1)
+decided = decided[decided["verdict"].str.endswith("ahead")]
+ahead = decided[decided["mean"] > 0].groupby("data")["second"].agg(list).to_dict()
+assert ahead == {"scenes": ["VICReg", "SSL-HSIC"], "CIFAR-10": ["SSL-HSIC", "SimCLR", "SSL-HSIC", "SSL-HSIC"]}
+assert set(decided.loc[decided["mean"] < 0, "second"]) == {"SIGReg", "SIGReg, 256 slices"}
+assert "HSIC_SSL" not in set(decided["second"])
+assert decided.loc[(decided["batch_size"] == 256) & (decided["second"] == "SSL-HSIC"), "mean"].tolist() == [23.2, 2.4]
+decided.round(3)
 
 # %% [markdown]
-# **Barlow Twins and HSIC_SSL are behind** in these short trainings. At a batch of 256 the advantage of VICReg and of
-# SSL-HSIC over Barlow Twins is significant. Among the runs that learned, both are more than ten points below the other
-# three losses at the same size. Between Barlow Twins and HSIC_SSL no difference is shown.
+# On both data sets SSL-HSIC is ahead of Barlow Twins at a batch of 256, by 23 points on the scenes and by two on CIFAR-10.
+# Between Barlow Twins and HSIC_SSL nothing is decided. All these trainings are short, so the order may change in longer
+# ones.
 #
 # ## 2. How the settings were chosen
 #
 # For each loss and batch size, the learning rate was chosen first, from four values. Then the weight of the loss was
-# chosen at that rate, from three values: $\lambda d$ for Barlow Twins and HSIC_SSL, the weight of the covariance for
-# VICReg, the temperature for SimCLR, $\gamma$ for SSL-HSIC. The value with the highest mean accuracy on *validation
-# scenes* won. Their digits are training digits that the tuning runs did not see. Three seeds did the tuning, five
-# others gave the results above. The grid is `data/grids/tuned_batch_size.toml`. A dot below is one tuning run, a line
-# the mean of three.
+# chosen at that rate. For Barlow Twins and HSIC_SSL this is $\lambda d$: the weight $\lambda$ of the off-diagonal entries of
+# $C$, times the number of features $d$. For the others it is the weight of the covariance (VICReg), the temperature
+# (SimCLR), $\gamma$ (SSL-HSIC) and the weight of SIGReg (see `03_objectives`). The value with the highest mean accuracy on
+# *validation* images won. These images are in no training, and are not the test images.
+#
+# On the scenes three seeds did this tuning and three weights were tried, on CIFAR-10 one seed and two weights. Five
+# other seeds gave the results above. The grids are `data/grids/tuned_batch_size.toml` and `tuned_cifar10_batch_size.toml`.
+#
+# The picture shows the choice of the rate on the scenes. A dot is one tuning run, a line the mean of three.
 
 # %% alt="Validation accuracy against the learning rate for five losses, for batches of 32 and 256, a dot for each of three seeds. At batch 32 each line rises with the rate, and all but that of SSL-HSIC then fall steeply, where some seeds stay near chance. At batch 256 fewer seeds fail."
-sizes = sorted(reported["batch_size"].unique())
 figure, axes = plt.subplots(1, 2, figsize=(12, 4.2), layout="constrained", sharey=True)
-for ax, n in zip(axes, sizes, strict=True):
-    tuning_curves(ax, tuned[tuned["batch_size"] == n], "learning_rate")
-    ax.set_title(f"batch of {n}")
-axes[1].set_ylabel("")
-_ = figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(NAMES))
+for ax, n in zip(axes, (32, 256), strict=True):
+    tuning_curves(ax, scenes[scenes["batch_size"] == n], "learning_rate")
+    ax.set_title(f"scenes, batch of {n}")
+axes[0].set_ylabel("validation accuracy in percent")
+_ = figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
 
 # %% [markdown]
-# Follow one line on the left. The accuracy rises with the rate. Then, within one step, some seeds learn nothing while
-# others reach their best value. The two tables show it for Barlow Twins: the accuracy in percent of each tuning seed, by
-# rate.
+# Follow the blue line of Barlow Twins on the left. The accuracy rises with the rate. Then, within one step, some seeds
+# learn nothing while others reach their best value. **The best rate lies close to a cliff.** The table shows it for
+# Barlow Twins: the accuracy in percent of each tuning seed, by rate.
 
 # %%
-rate_runs = tuned[tuned["tuned"] == "learning_rate"]
+rate_runs = scenes[scenes["tuned"] == "learning_rate"]
 cliffs = {}
-for n in sizes:
+for n in (32, 256):
     part = rate_runs[(rate_runs["batch_size"] == n) & (rate_runs["loss"] == "barlow_twins")]
     cliffs[f"batch of {n}"] = 100 * part.pivot(index="seed", columns="learning_rate", values="accuracy")
     spread = cliffs[f"batch of {n}"].max() - cliffs[f"batch of {n}"].min()
@@ -195,7 +284,7 @@ pd.concat(cliffs).round(0).astype(int)
 # %% [markdown]
 # At a batch of 32 the cliff lies between 0.0025 and 0.006. Three seeds chose 0.0025, where all three learned. Among the
 # five seeds of section 1, three did not learn at this rate. Three tuning seeds were too few to see it. With a single
-# tuning seed, 6 of 30 choices would have taken a rate at which another seed learns nothing:
+# tuning seed, 6 of 30 choices would have taken a rate at which another tuning seed learns nothing:
 
 # %%
 risky = choices = 0
@@ -209,127 +298,89 @@ failed_here = failed[(failed["method"] == "Barlow Twins") & (failed["batch_size"
 assert len(failed_here) == 3 and set(failed_here["learning_rate"]) == {0.0025}
 
 # %% [markdown]
-# These settings were chosen. The last column says which of them were best at the end of their list.
+# These rates were chosen. A star marks a rate at the end of its list.
 
 # %%
-chosen = pd.DataFrame(json.loads(tuned.attrs["chosen"]))
-chosen["method"] = chosen["loss"].map(NAMES)
-chosen["weight"] = chosen[["lambda_times_d", "nu_param", "temperature", "gamma"]].bfill(axis=1).iloc[:, 0]
-rates = chosen.pivot(index="method", columns="batch_size", values="learning_rate")
-growth = rates[256] / rates[32]
+chosen = pd.concat([with_names(pd.DataFrame(json.loads(t.attrs["chosen"]))).assign(data=name)
+                    for name, t in (("scenes", scenes), ("CIFAR-10", cifar))])  # fmt: skip
+rates = chosen.pivot(index="method", columns=["data", "batch_size"], values="learning_rate").loc[list(COLORS)]
+growth = (rates["scenes"][256] / rates["scenes"][32]).dropna()
 assert growth.drop("SSL-HSIC").between(2.3, 2.6).all() and growth["SSL-HSIC"] == 1
-assert (chosen["at_end"].str.len() > 0).sum() == 2
-chosen["at end"] = chosen["at_end"].map(", ".join)
-chosen[["method", "batch_size", "learning_rate", "weight", "at end"]].sort_values(["method", "batch_size"])
+assert (rates["CIFAR-10"].diff(axis=1)[[256, 1024]].lt(0).any(axis=1)).sum() == 5  # falls somewhere
+weights_at_end = chosen["at_end"].map(lambda e: len(set(e) - {"learning_rate"})).groupby(chosen["data"]).sum()
+assert weights_at_end.to_dict() == {"scenes": 2, "CIFAR-10": 21} and len(cifar_means.index) * 3 == 21
+chosen["shown"] = chosen["learning_rate"].map("{:g}".format) + chosen["at_end"].map(lambda e: " *" * ("learning_rate" in e))
+chosen.pivot(index="method", columns=["data", "batch_size"], values="shown").loc[list(COLORS)].fillna("")
 
 # %% [markdown]
-# From 32 to 256 the best rate moves up by one step of the list (a factor of 2.4 or 2.5) for four losses, and not at all
-# for SSL-HSIC. The common rules say 2.8 (square root of the batch size) and 8 (linear). The list is too coarse to
-# measure the power, but it speaks against 8. Two weights were best at the end of their lists, so a longer list might help
-# these two losses a little.
+# On the scenes the best rate moves up by one step of the list (a factor of 2.4 or 2.5) from 32 to 256 for four losses,
+# and not at all for SSL-HSIC. Common rules say 2.8 (the square root of the factor 8) or 8 (proportional to the batch
+# size). The list is too coarse to tell 2.4 from 2.8, but a factor of 8 would be more than two steps. On CIFAR-10 there is
+# no clear rule: each value had a single run, and for five of the seven losses a larger batch has a lower rate than a
+# smaller one.
+#
+# On the scenes two of the chosen *weights* are at the end of their lists, on CIFAR-10 all are, since only two were tried.
+# Longer lists might help these losses a little.
 #
 # ## 3. What one rate for all would have told you
 #
-# The next table was made with one rate for all losses, 0.002 at a batch of 256, scaled with the square root of the
-# batch size, and with one weight for each loss. Nobody tuned these numbers.
-
-# %% alt="Test accuracy of five losses at batch 32 and 256. Left, at one rate for all: 40 to 67 percent. Right, the tuned runs that learned: 47 to 89 percent."
-untuned = read("batch_size")
-untuned = untuned[untuned["batch_size"].isin(sizes) & (untuned["evaluation"] == "linear")]
-figure, axes = plt.subplots(1, 2, figsize=(12, 4), layout="constrained", sharey=True)
-plot_ablation(untuned, "batch_size", "method", axes[0]).set_title("one rate for all losses")
-plot_ablation(learned, "batch_size", "method", axes[1]).set_title("tuned, runs that learned")
-axes[0].get_legend().remove()
-axes[1].set_ylabel("")
-_ = axes[0].set_ylim(0, 1)
+# The table `ablation_batch_size.csv` was made with one rate for all losses, 0.002 at a batch of 256, scaled with the
+# square root of the batch size, and with one weight for each loss. Nobody tuned these numbers. How many points do the
+# runs that learn gain on the scenes if each loss gets its own rate and weight?
 
 # %%
-before = untuned[untuned["accuracy"] >= 0.22].groupby(["method", "batch_size"])["accuracy"].mean().unstack()
-gain = 100 * (best - before)
-assert (untuned["accuracy"] < 0.22).sum() == 1 and len(untuned) == len(reported) == 50
+untuned = tested(read("batch_size").assign(tuned=None))
+untuned = untuned[untuned["batch_size"].isin([32, 256])]
+before = mean_by_size(untuned[untuned["accuracy"] >= 0.22])
+gain = (best - before).loc[best.index]
+assert (untuned["accuracy"] < 0.22).sum() == 1 and len(untuned) == len(reported["scenes"]) == 50
 assert (gain > 5).all(axis=None) and gain[32].max() > 20 and gain[256].max() > 20
 rule = 0.002 * (32 / 256) ** 0.5
-assert (rates[32] > 3 * rule).all()
-assert round(100 * before.loc["Barlow Twins", 32]) == 43 and best.loc["Barlow Twins", 32] > 0.6
-print(f"the rule's rate at a batch of 32: {rule:.4f}; the lowest that was chosen: {rates[32].min()}")
-print("points that the runs which learn gain by tuning:")
-gain.round(1)
+lowest = rates["scenes"][32].min()
+assert lowest > 3 * rule and round(before.loc["Barlow Twins", 32]) == 43 and best.loc["Barlow Twins", 32] > 60
+print(f"the rule's rate at a batch of 32: {rule:.4f}; the lowest that was chosen: {lowest}")
+pd.concat({"one rate for all (%)": before.loc[best.index], "points gained by tuning": gain}, axis=1).round(1)
 
 # %% [markdown]
-# The rule's rate at a batch of 32 is less than a third of the best rate of every loss. **So the left panel shows how
-# much each loss suffers from a low rate, not how good it is.** It says that Barlow Twins reaches 43 % at a batch of 32.
+# The rule's rate at a batch of 32 is less than a third of the best rate of every loss. **So the left columns show how
+# much each loss suffers from a low rate, not how good it is.** They say that Barlow Twins reaches 43 % at a batch of 32.
 # A run that learns at a rate of its own reaches more than 60 %.
 #
 # The low rate has one advantage: only one of its 50 runs learns nothing, in place of seven. The default of this library,
 # 0.004 at a batch of 256, was chosen on validation scenes too, and all of its test runs learned (see the results page).
 #
-# ## 4. What chance adds to C
+# ## 4. Does a small batch need a smaller $\lambda$?
 #
-# A network turns a batch of $n$ images into $n$ rows of $d$ features, once for each of the two views. The entry
-# $C_{ij}$ of the cross-correlation matrix $C$ ($d \times d$) is the correlation over the batch between feature $i$ of
-# view A and feature $j$ of view B. The Barlow Twins loss is
-#
-# $$\sum_i (1 - C_{ii})^2 + \lambda \sum_{i \ne j} C_{ij}^2 ,$$
-#
-# where $\lambda$ is the weight of the second sum, the *redundancy term*.
-#
-# Take perfect features: $d = 64$ independent ones, and two views that agree completely. Over infinitely many images $C$
-# is the identity matrix. In a batch of $n$ images it is not, because two independent features are always a little
-# correlated by chance. The redundancy term then penalizes features that are not redundant. Compare three batch sizes on
-# one color scale.
+# The Barlow Twins loss is $\sum_i (1 - C_{ii})^2 + \lambda \sum_{i \ne j} C_{ij}^2$. The second sum is the *redundancy
+# term*. In a batch of $n$ images it is about $d(d-1)/(n-1)$ even for unrelated features, by chance
+# (`04_reading_cross_correlation`). So it penalizes small batches more. A constant in the loss has no gradient, but this
+# part varies from batch to batch, which adds noise to the gradient. One could expect that a smaller $\lambda$ is better in
+# a small batch. The tuning runs on the scenes show whether it is.
 
-# %% alt="Three heatmaps of C for perfect features, for batches of 32, 256 and 1024. The diagonal is 1 in all three, and the random entries off the diagonal fade as the batch grows."
-d = 64
-generator = torch.Generator().manual_seed(0)
-
-
-def perfect_batch(n):
-    z = torch.randn(n, d, generator=generator, dtype=torch.float64)
-    return cross_correlation(z, z)
-
-
-figure = compare_cross_correlations({f"batch of {n}": perfect_batch(n) for n in (32, 256, 1024)}, limit=0.5)
-
-# %% [markdown]
-# The expected size of this effect is known. Each off-diagonal entry has mean square $1/(n-1)$, so that
-#
-# $$\operatorname{E} \sum_{i \ne j} C_{ij}^2 = \frac{d(d-1)}{n-1} .$$
-#
-# With $\lambda = 1/d$ the redundancy term therefore contains about $(d-1)/(n-1)$ by chance. The next cell averages over
-# 100 batches and compares the result with the formula.
-
-# %%
-for n in (32, 256, 1024):
-    batches = (perfect_batch(n) for _ in range(100))
-    squares = torch.stack([c.square().sum() - c.diagonal().square().sum() for c in batches])
-    expected, error = d * (d - 1) / (n - 1), float(squares.std()) / 100**0.5
-    print(f"n = {n:4d}: measured {squares.mean():7.2f} +- {error:.2f}, formula {expected:7.2f}")
-    assert abs(squares.mean() - expected) < 4 * error
-
-# %% [markdown]
-# A constant in the loss has no gradient. The *variation* of this part from batch to batch has one: in a small batch, the
-# gradient of the redundancy term is mostly noise. One could expect that a smaller $\lambda$ is better in a small batch.
-# The tuning runs show whether it is.
-
-# %% alt="Validation accuracy of Barlow Twins and HSIC_SSL against lambda times d, for batches of 32 and 256, three seeds each. The means hardly change between 0.3 and 1; at 3 one run of each batch size is near chance."
-figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained", sharey=True)
-for ax, n in zip(axes, sizes, strict=True):
-    part = tuned[(tuned["batch_size"] == n) & tuned["loss"].isin(["barlow_twins", "hsic_ssl"])]
+# %% alt="Validation accuracy of Barlow Twins and HSIC_SSL against lambda times d on the scenes, for batches of 32 and 256, three seeds each. The means change by less than ten points between 0.3 and 1; at 3 one run of each batch size is near chance."
+figure, axes = plt.subplots(1, 2, figsize=(11, 3.6), layout="constrained", sharey=True)
+for ax, n in zip(axes, (32, 256), strict=True):
+    part = scenes[(scenes["batch_size"] == n) & scenes["loss"].isin(["barlow_twins", "hsic_ssl"])]
     tuning_curves(ax, part, "lambda_times_d")
-    ax.set(title=f"batch of {n}", xlabel="$\\lambda d$")
-axes[1].set_ylabel("")
+    ax.set(title=f"scenes, batch of {n}", xlabel="$\\lambda d$")
+axes[0].set_ylabel("validation accuracy in percent")
 _ = axes[0].legend(frameon=False)
 
 # %%
-by_lambda = tuned[tuned["tuned"] == "lambda_times_d"]
-weights = (100 * by_lambda.groupby(["method", "batch_size", "lambda_times_d"])["accuracy"].mean().unstack()).round(1)
-print(weights.to_string())
+by_lambda = scenes[scenes["tuned"] == "lambda_times_d"]
+weights = 100 * by_lambda.groupby(["method", "batch_size", "lambda_times_d"])["accuracy"].mean().unstack()
 assert (weights[0.3] - weights[1.0]).abs().max() < 10 and (weights[1.0] > weights[0.3])[:, 32].all()
+on_cifar = chosen[chosen["data"] == "CIFAR-10"].pivot(index="method", columns="batch_size", values="lambda_times_d").dropna()
+assert on_cifar.loc["Barlow Twins"].tolist() == [1, 5, 5] and on_cifar.loc["HSIC_SSL"].tolist() == [5, 5, 5]
+weights.round(1)
 
 # %% [markdown]
-# They do not show it: at a batch of 32, $1/d$ is better than $0.3/d$ for both losses, and at 256 Barlow Twins chose
-# $0.3/d$. But the rate was chosen at $\lambda = 1/d$, which favors $1/d$, and the differences are below ten points, with
-# three seeds each.
+# They do not show it. The table has the mean validation accuracy in percent: at a batch of 32, $1/d$ is better than
+# $0.3/d$ for both losses, and at 256 Barlow Twins chose $0.3/d$. But the rate was chosen at $\lambda = 1/d$, which favors
+# $1/d$, and the differences are below ten points, with three seeds each.
+#
+# On CIFAR-10, where only $1/d$ and $5/d$ were tried, one of six choices agrees with the idea: Barlow Twins took $1/d$ at a
+# batch of 64, and $5/d$ at the two larger ones. HSIC_SSL took $5/d$ at all three.
 #
 # ## 5. Your own table
 #
@@ -337,8 +388,10 @@ assert (weights[0.3] - weights[1.0]).abs().max() < 10 and (weights[1.0] > weight
 # every run and stores it under the hash of its settings. If you call it again with more seeds, sizes or values, it
 # trains only what is missing. If you stop it, it continues at the last checkpoint. From a file and a command line the
 # same is `hsic-lab ablate grid.toml --jobs -1`.
+#
+# The data are scikit-learn's handwritten digits of 8 by 8 pixels. One seed tunes here, three others are tested.
 
-# %% alt="Validation accuracy against the learning rate on handwritten digits of 8 by 8 pixels, a line for each loss and batch size."
+# %%
 grid = Grid(
     "live",
     base={"dataset": "digits", "width": 4, "projector": [32], "epochs": 2 if FAST else 4, "snapshots": 2},
@@ -351,14 +404,21 @@ grid = Grid(
 live = run_ablation(grid, RUNS, progress=False)
 assert (live["state"] == "finished").all()
 live["setting"] = live["loss"].map(NAMES) + ", batch " + live["batch_size"].astype(str)
+
+# %% [markdown]
+# The picture shows how the rate was chosen. With one tuning seed, differences of a few points mean little. Below it stands
+# what was chosen; `at_end` names a setting that was best at the end of its list.
+
+# %% alt="Validation accuracy against the learning rate on handwritten digits of 8 by 8 pixels, a line for each loss and batch size."
 ax = plt.subplots(figsize=(7.6, 3.6), layout="constrained")[1]
 plot_ablation(live, "learning_rate", "setting", ax, evaluation="linear on validation")
 ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
 pd.DataFrame(live.attrs["chosen"])
 
 # %% [markdown]
-# The second call below reads all results and trains nothing. In the table, `energy` is the sum of the squared
-# off-diagonal entries of $C$ on held-out pairs, `steps` the number of updates and `seconds` the training time.
+# The second call below reads all results and trains nothing. In the table `accuracy` is a fraction, `energy` the sum of
+# the squared off-diagonal entries of $C$ on held-out pairs, `steps` the number of updates and `seconds` the training
+# time.
 
 # %%
 again = run_ablation(grid, RUNS, progress=False)  # nothing is missing, so nothing is trained
@@ -371,7 +431,7 @@ live[live["tuned"].isna()][["loss", "batch_size", "seed", "accuracy", "steps", "
 # Predict the answer before you open the solution.
 #
 # 1. The number of pairs is fixed above, so a large batch makes few updates. `data/grids/batch_size_updates.toml` fixes the
-#    number of updates instead, and its table is `ablation_batch_size_updates.csv`. Which batch size is better there, and
+#    number of updates instead, and its table is `ablation_batch_size_updates.csv`, at one untuned rate. Which batch size is better there, and
 #    is that comparison fair?
 #
 # Solution of 1 (open the cell):
@@ -387,7 +447,8 @@ assert (updates.groupby("batch_size")["epochs"].first().loc[[32, 1024]] == [1, 3
 (100 * by_size).round(1)
 
 # %% [markdown]
-# 2. Train the live grid with `"loss": ["spectral"]`. How does a contrastive loss without a temperature compare?
+# 2. Train the live grid with `"loss": ["spectral"]`. How does a contrastive loss without a temperature compare, on average
+#    over both batch sizes?
 #
 # Solution of 2 (open the cell):
 
@@ -395,7 +456,8 @@ assert (updates.groupby("batch_size")["epochs"].first().loc[[32, 1024]] == [1, 3
 spectral = run_ablation(replace(grid, cross=grid.cross | {"loss": ["spectral"]}), RUNS, progress=False)
 both = pd.concat([live, spectral])
 both = both[both["tuned"].isna()].groupby(["loss", "batch_size"])["accuracy"].mean().unstack()
-assert FAST or (both.loc["spectral"] < both.drop("spectral").min()).all()  # behind both losses, on these digits
+average = both.mean(axis=1)
+assert FAST or average["spectral"] < average.drop("spectral").min()  # it is behind both losses, on these digits
 (100 * both).round(1)
 
 # %% [markdown]
@@ -405,6 +467,7 @@ assert FAST or (both.loc["spectral"] < both.drop("spectral").min()).all()  # beh
 # Solution of 3 (open the cell):
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
+d, generator = 64, torch.Generator().manual_seed(0)
 values = {"biased": [], "unbiased": []}
 for _ in range(100):
     z, other = torch.randn(2, 32, d, generator=generator, dtype=torch.float64)

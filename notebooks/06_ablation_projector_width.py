@@ -14,24 +14,27 @@
 # # How many features should C compare?
 #
 # The *projector* is the network between the encoder and the loss. Its width $d$ is the number of features that the loss
-# compares, so the cross-correlation matrix $C$ has $d^2$ entries. Zbontar et al. (2021) found that Barlow Twins profits
-# from very wide projectors, $d = 8192$ and more. Tsai et al. (2021) saw no gain from width on small images. They name
-# two possible reasons: the small data sets, and their rule $\lambda = 1/d$ for the weight of the redundancy term.
+# compares, so the cross-correlation matrix $C$ has $d^2$ entries. Zbontar et al. (2021, arXiv 2103.03230) found that
+# Barlow Twins gains from very wide projectors, $d = 8192$ and more. Tsai et al. (2021, arXiv 2104.13712) saw no gain from
+# width on small images. They name two possible reasons: the small data sets, and their rule $\lambda = 1/d$ for the weight
+# $\lambda$ of the redundancy term $\sum_{i \ne j} C_{ij}^2$.
+#
+# **In the short trainings below no width from 64 to 4096 is shown to be better than 64.** What width does change is the
+# balance of the two sums of the loss, if $\lambda$ is fixed, and the cost.
 #
 # **What you will see**
 #
 # 1. The answer for small images, with a learning rate and a $\lambda$ that were tuned for every width.
-# 2. Where the best $\lambda$ lies, and why it is measured in units of $1/d$.
+# 2. How much the choice of $\lambda$ and of the rate matters, and why $\lambda$ is measured in units of $1/d$.
 # 3. What $\lambda$ decides when there are more features than signals that the views share.
-# 4. The part that chance adds, which grows with $d^2$.
+# 4. The part that chance adds to the loss, and how it grows with $d$.
 # 5. The cost of width: the same loss through a $d \times d$ matrix of features or through $n \times n$ matrices of
 #    images.
 # 6. Whether width changes the encoder's features, which are what you use after training.
-# 7. A probe by depth: which layer pays for a narrow projector.
+# 7. A probe by depth: which layer loses accuracy if the projector is narrow.
 #
-# **What you need**: `01_barlow_twins_is_hsic` for HSIC and its dual form, `05_ablation_batch_size` for how the tables
-# are made, how settings are tuned, and how differences are paired by seed. The notebook runs in about two
-# minutes.
+# **What you need**: `01_barlow_twins_is_hsic` for HSIC and its dual form, `05_ablation_batch_size` for how settings are
+# tuned, how differences are paired by seed, and Holm's correction. The notebook runs in about two minutes.
 
 # %% tags=["parameters"]
 import os
@@ -60,9 +63,10 @@ import torch
 from hsic_lab.ablation import Grid, paired_differences, read_table, run_ablation, summarize
 from hsic_lab.correlation import cross_correlation
 from hsic_lab.datasets import load
+from hsic_lab.encoders import ConvEncoder
 from hsic_lab.evaluation import extract_layers, probe_table
 from hsic_lab.losses import BarlowTwinsLoss
-from hsic_lab.plots import plot_ablation, plot_ablation_map, plot_differences, set_theme
+from hsic_lab.plots import plot_ablation_map, plot_differences, set_theme
 from hsic_lab.training import TrainConfig, train
 
 set_theme()
@@ -104,14 +108,49 @@ def measure(loss, z_a, z_b):
     return 1e3 * best, value.item(), a.grad
 
 
+def plot_runs(ax, table, column, scale=1):
+    """A dot for every run against the width, side by side for the two losses, and the mean of each loss as a line."""
+    for i, (method, runs) in enumerate(table.groupby("method", sort=False)):
+        ax.plot(runs["d"] * (0.94, 1.06)[i], scale * runs[column], "os"[i], color=f"C{i}", alpha=0.7, label=method)
+        ax.plot(scale * runs.groupby("d")[column].mean(), color=f"C{i}", alpha=0.6)
+    ax.set(xscale="log", xlabel="projector width d")
+    ax.set_xticks(widths := sorted(table["d"].unique()), widths)
+    ax.minorticks_off()
+
+
+def tuning_curves(ax, table):
+    """A dot for every tuning run against lambda times d, and the mean of each width as a line."""
+    for i, (d, runs) in enumerate(table.groupby("d")):
+        ax.plot(runs["lambda_times_d"] * 1.04 ** (i - 1.5), 100 * runs["accuracy"], "o", color=f"C{i}", alpha=0.5, markersize=4)
+        ax.plot(100 * runs.groupby("lambda_times_d")["accuracy"].mean(), color=f"C{i}", label=f"d = {d}")
+    ax.set(xscale="log", xlabel="$\\lambda d$", ylim=(0, 70))
+    ax.set_xticks(values := sorted(table["lambda_times_d"].unique()), values)
+    ax.minorticks_off()
+
+
+def plot_search(lambdas, found, d):
+    """The predicted mean diagonal of C against lambda for 1, 4 and 16 signals, and what the search found for 4."""
+    ax = plt.subplots(figsize=(8, 3.8), layout="constrained")[1]
+    grid = np.geomspace(lambdas[0], lambdas[-1], 100)
+    for i, shared in enumerate((1, 4, 16)):
+        curve = 1 / (1 + np.minimum(grid, 1) * (d / shared - 1))
+        ax.plot(grid, curve, color=f"C{i}", label=f"k = {shared}")
+    ax.plot(lambdas, found, "o", color="C1", label="k = 4, search")
+    place = {"xycoords": ("data", "axes fraction"), "xytext": (3, -2), "textcoords": "offset points", "va": "top"}
+    for value, words in ((1 / d, "1/d"), (0.005, "0.005")):
+        ax.axvline(value, color="0.4", linestyle=":", linewidth=1)
+        ax.annotate(words, (value, 1), color="0.4", fontsize="small", **place)
+    ax.set(xscale="log", xlabel="λ", ylabel="mean diagonal of C at the optimum", ylim=(0, 1.12), title=f"d = {d} features")
+    ax.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1), title="shared signals", alignment="left")
+
+
 # %% [markdown]
 # ## 1. Does width help?
 #
-# The grid `data/grids/tuned_width.toml` trains two losses on the digit scenes at four widths: 8 passes over 4 096 pairs
-# in batches of 256, which is 128 updates. For every loss and width, the learning rate and then $\lambda$ were chosen on
-# validation scenes, with three seeds. A dot on the left is one run with one of five other seeds, tested on scenes whose
-# digits no training saw; a line is the mean of the five. The linear probe reads the features of the *encoder*, never
-# those of the projector. On the right you see the paired differences to $d = 64$ (the gray band is one point).
+# The linear probe reads the features of the *encoder*, never those of the projector. Left: a dot is the accuracy of one
+# run on test scenes, a line the mean of five seeds. Right: the mean difference to $d = 64$ of the same loss, paired by
+# seed, with its 95 % interval. The gray band is one point. An open dot is not decided after Holm's correction for the six
+# comparisons.
 
 # %% alt="Left: test accuracy of every run against the projector's width. Most runs of both losses lie between 42 and 52 percent at every width; six runs lie between 10 and 17 percent, near chance. Right: all paired differences to d = 64 have intervals that contain 0."
 table = read_table(RESULTS / "ablation_tuned_width.csv")
@@ -119,135 +158,142 @@ table["method"] = table["loss"].map(NAMES)
 reported = table[table["tuned"].isna() & (table["evaluation"] == "linear")]
 differences = paired_differences(reported, "d", 64, by=["method"])
 
-figure, (left, right) = plt.subplots(1, 2, figsize=(13, 4), layout="constrained")
-for marker, (method, runs) in zip("os", reported.groupby("method", sort=False), strict=True):
-    left.plot(runs["d"] * (1.06 if marker == "s" else 0.94), 100 * runs["accuracy"], marker, alpha=0.7, label=method)
-    left.plot(100 * runs.groupby("d")["accuracy"].mean(), color=left.lines[-1].get_color(), alpha=0.6)
-left.set(xscale="log", xlabel="projector width d", ylabel="test accuracy in percent", ylim=(0, 60))
-left.set_xticks(sorted(reported["d"].unique()), sorted(reported["d"].unique()))
-left.minorticks_off()
+figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4), layout="constrained")
+plot_runs(left, reported, "accuracy", 100)
+left.set(ylabel="test accuracy in percent", ylim=(0, 60))
 left.legend(loc="center right")
-_ = plot_differences(differences, right)
+plot_differences(differences, right)
+right.set_yticks(range(6), [f"{row.method}, d = {row.second}" for row in differences.itertuples()])
+_ = right.set_xlabel("difference to d = 64 in points of accuracy")
+
+# %% [markdown]
+# **No width is shown to be better.** Every interval contains 0. This agrees with what Tsai et al. (2021) saw, and does not
+# prove it: the intervals reach three to 17 points to each side, so an advantage of several points would not have been
+# seen. No difference between the two losses is decided either.
+#
+# One seed makes the intervals wide. At seed 3 six of the eight runs learn nothing: their accuracy is below 22 % and the
+# mean diagonal of $C$ below 0.1. At every width the mean of the runs that learn lies between 41 and 51 %. So one seed of
+# five decides more than the width does. The table has the means in percent and, in the last columns, seed 3.
 
 # %%
 failed = reported[(reported["accuracy"] < 0.22) & (reported["diagonal"] < 0.1)]
 learned = reported.drop(failed.index)
-means, best = (100 * part.pivot_table("accuracy", "method", "d") for part in (reported, learned))
-print("mean accuracy of all runs, in percent, by width", means.round(1).to_string(), sep="\n")
-print("of the runs that learned", best.round(1).to_string(), sep="\n")
+one_seed = reported[reported["seed"] == 3]
+means, best, seed_3 = (100 * part.pivot_table("accuracy", "method", "d") for part in (reported, learned, one_seed))
+half = 100 * (differences["high"] - differences["low"]) / 2
+assert differences["low"].max() < 0 < differences["high"].min() and half.round().agg(["min", "max"]).tolist() == [3, 17]
+assert len(reported) == 40 and len(failed) == 6 and set(failed["seed"]) == {3} and len(one_seed) == 8
 apart = paired_differences(reported, "loss", "barlow_twins", by=["d"], names=NAMES)
-columns = ["second", "mean", "low", "high", "p_holm", "verdict"]
-print(differences[["method", *columns]].round(3).to_string(index=False))
-print(apart[["d", *columns]].round(3).to_string(index=False))
-assert len(reported) == 40 and len(failed) == 6 and set(failed["seed"]) == {3}
 assert (differences["verdict"] == "not decided").all() and (apart["verdict"] == "not decided").all()
 assert best.min().min() > 41 and best.max().max() < 51
+pd.concat({"all runs": means, "runs that learned": best, "seed 3": seed_3}, axis=1).round(1)
 
 # %% [markdown]
-# **No width is shown to be better.** Every interval contains 0. For images this small and trainings this short that is
-# what Tsai et al. (2021) saw. The two losses do not differ either. But the intervals are wide, three to 17 points to each
-# side, so an advantage of several points would not have been seen.
-#
-# The reason is one seed. At seed 3, six of the eight runs learn nothing: the diagonal of $C$ stays near 0. The runs that
-# learn lie between 41 and 51 percent on average, at every width. So one seed of five decides more than the width does.
+# **How it was found.** The grid `data/grids/tuned_width.toml` trains two losses on the digit scenes at four widths: 8
+# passes over 4096 pairs in batches of 256, which is 128 updates. For every loss and width the learning rate was chosen
+# first and then $\lambda$, on validation scenes and with three seeds. Five other seeds gave the results above, on scenes
+# whose digits no training saw. These values were chosen; `at_end` names those at the end of their list. A rate below
+# 0.004, and multiples of $1/d$ below 0.1 or above 3, were not tried.
 
 # %%
-assert differences["low"].max() < 0 < differences["high"].min()
-half = 100 * (differences["high"] - differences["low"]) / 2
-print(f"half widths of the intervals: {half.min():.1f} to {half.max():.1f} points")
-seed_3 = reported[reported["seed"] == 3].set_index(["method", "d"])[["accuracy", "diagonal"]]
-print(seed_3.round(2).to_string())
+chosen = pd.DataFrame(json.loads(table.attrs["chosen"]))
+chosen = chosen.assign(loss=chosen["loss"].map(NAMES), d=[widths[-1] for widths in chosen["projector"]])
+chosen["at_end"] = chosen["at_end"].map(", ".join)
+tried = table[table["evaluation"] == "linear on validation"]
+assert (reported["steps"] == 128).all() and tried["learning_rate"].min() == 0.004
+assert (tried["lambda_times_d"].min(), tried["lambda_times_d"].max()) == (0.1, 3)
+chosen[["loss", "d", "learning_rate", "lambda_times_d", "at_end"]].sort_values(["loss", "d"], ignore_index=True)
 
 # %% [markdown]
 # ## 2. Lambda and width
 #
 # If the views are independent, the redundancy sum $\sum_{i \ne j} C_{ij}^2$ grows like $d^2$, while the invariance sum
 # $\sum_i (1 - C_{ii})^2$ grows like $d$. A fixed $\lambda = 0.005$ is therefore a different balance at every width: it
-# equals $1/d$ at $d = 200$, is a third of $1/d$ at $d = 64$, and twenty times $1/d$ at $d = 4096$. The tuning runs show
-# how the accuracy depends on the multiple of $1/d$, at the best rate of each width.
+# equals $1/d$ at $d = 200$, is a third of $1/d$ at $d = 64$, and twenty times $1/d$ at $d = 4096$.
+#
+# The tuning runs show how the accuracy depends on the multiple of $1/d$, at the best rate of each width. A dot is one run,
+# a line the mean of three seeds.
 
-# %% alt="Validation accuracy against lambda times d for widths 64, 256, 1024 and 4096, one panel a loss. The lines are nearly flat between 45 and 55 percent; only at d = 64 does Barlow Twins fall to 38 percent at three times 1/d."
-figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained", sharey=True)
-for ax, (method, part) in zip(axes, table.groupby("method", sort=False), strict=True):
-    plot_ablation(part, "lambda_times_d", "d", ax, evaluation="linear on validation")
-    ax.set(title=method, xlabel="$\\lambda d$", ylabel="validation accuracy")
-axes[1].get_legend().remove()
-axes[1].set_ylabel("");
+# %% alt="Validation accuracy against lambda times d for widths 64, 256, 1024 and 4096, one panel a loss, a dot for each of three seeds. The lines are nearly flat between 45 and 55 percent; only at d = 64 does Barlow Twins fall to 38 percent at three times 1/d, where one seed is at 16 percent."
+assert [round(0.005 * d, 1) for d in (64, 200, 4096)] == [0.3, 1.0, 20.5]  # 0.005 in units of 1/d
+figure, axes = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained", sharey=True)
+for ax, (method, part) in zip(axes, tried.groupby("method", sort=False), strict=True):
+    tuning_curves(ax, part[part["tuned"] == "lambda_times_d"])
+    ax.set_title(method)
+axes[0].set_ylabel("validation accuracy in percent")
+_ = axes[1].legend(loc="lower left")
+
+# %% [markdown]
+# The table has the means in percent, on the left by $\lambda d$ at the best rate, on the right by the rate at
+# $\lambda d = 1$.
 
 # %%
-tried = table[table["evaluation"] == "linear on validation"]
 by_lambda, by_rate = (
     100 * tried[tried["tuned"] == name].pivot_table("accuracy", ["method", "d"], name)
     for name in ("lambda_times_d", "learning_rate")
 )
-print("by lambda times d", by_lambda.round(1).to_string(), "by learning rate", by_rate.round(1).to_string(), sep="\n")
-lost_by_lambda, lost_by_rate = (curve.max(axis=1) - curve.min(axis=1) for curve in (by_lambda, by_rate))
-print(pd.DataFrame({"span over lambda": lost_by_lambda, "span over the rate": lost_by_rate}).round(1).to_string())
-assert (by_lambda.max(axis=1) - by_lambda[1.0]).max() < 5 and (lost_by_lambda < 12).all() and (lost_by_rate > 9).all()
-assert lost_by_lambda.drop(("Barlow Twins", 64)).max() < 7.1
-worst = 100 * tried[tried["tuned"] == "learning_rate"].pivot_table("accuracy", ["method", "d"], "learning_rate", "min")
-assert (worst[[0.016, 0.032]] < 22).all().all() and (worst[0.004] > 44).all()
+over_lambda, over_rate = (curve.max(axis=1) - curve.min(axis=1) for curve in (by_lambda, by_rate))
+assert (by_lambda.max(axis=1) - by_lambda[1.0]).max() < 5
+assert over_lambda.drop(("Barlow Twins", 64)).max() < 7.1 and over_rate.min() > 9 and over_rate.max() < 36
+worst = 100 * tried.pivot_table("accuracy", ["tuned", "method", "d"], "learning_rate", "min").loc["learning_rate"]
+assert (worst[[0.016, 0.032]] < 22).all(axis=None) and (worst[0.004] > 44).all()
+pd.concat({"lambda times d": by_lambda, "learning rate": by_rate}, axis=1).round(1)
 
 # %% [markdown]
-# **The multiple matters little, the rate matters much.** From $0.1/d$ to $3/d$, a factor of 30, the mean accuracy
+# **The multiple matters little here, the rate matters much.** From $0.1/d$ to $3/d$, a factor of 30, the mean accuracy
 # changes by seven points or less, but for one case in which a seed learns nothing. The rule $1/d$ is within five points
 # of the best multiple at every width. Over the learning rate, a factor of 8, the mean changes by nine to 36 points:
 # at 0.016 and above, at least one of three seeds learns nothing at every width.
 #
-# Some of the chosen values are at the end of their list (`at_end` below): a rate below 0.004 and other multiples were
-# not tried.
-
-# %%
-chosen = pd.DataFrame(json.loads(table.attrs["chosen"]))
-assert lost_by_rate.min() > 9 and lost_by_rate.max() < 36
-print(chosen.to_string(index=False))
-
-# %% [markdown]
 # An older grid, `data/grids/lambda.toml`, shows what the rules do to $C$ itself, at one learning rate. It crosses four
-# rules for $\lambda$ with three widths. The map below shows the mean of the diagonal of $C$ on held-out pairs: how well
-# a feature agrees with itself across the views.
+# rules for $\lambda$ with three widths, with five seeds. A number in the map is the mean of the diagonal of $C$ on
+# held-out pairs: how well a feature agrees with itself across the views.
 
 # %% alt="Heatmap of the mean diagonal of C over four rules for lambda and widths 64, 128 and 2048. Along a row of a multiple of 1/d the value changes little; for the fixed 0.005 it falls from 0.56 to 0.18."
 rules = read_table(RESULTS / "ablation_lambda.csv")
+assert rules["seed"].nunique() == 5
 rules["rule"] = rules["lambda_times_d"].map(lambda c: "fixed 0.005" if pd.isna(c) else f"{c:g}/d")
 ax = plot_ablation_map(rules, "rule", "d", value="diagonal")
-_ = ax.set_title("mean diagonal of C, held-out pairs")
+ax.collections[0].colorbar.set_label("mean diagonal of C")
+_ = ax.set(xlabel="projector width d", ylabel="rule for λ")
 
 # %%
 diagonal = summarize(rules, ["rule", "d"], value="diagonal").pivot(index="rule", columns="d", values="mean")
 assert (diagonal.loc["10/d"] < 0.6 * diagonal.loc["1/d"]).all()
 assert np.ptp(diagonal.loc[["0.1/d", "1/d", "10/d"]], axis=1).max() < 0.1
 assert abs(diagonal.loc["fixed 0.005", 2048] - diagonal.loc["10/d", 2048]) < 0.01
+assert round(diagonal.loc["10/d", 2048], 2) == 0.18
 for d in (64, 128):
     assert diagonal.loc["fixed 0.005", d] > diagonal.loc["1/d", d]
 
 # %% [markdown]
-# **A multiple of $1/d$ gives nearly the same mean diagonal of $C$ at every width.** With $10/d$ it is less than 60 % of
-# that with $1/d$. The fixed $0.005$ gives more than $1/d$ at the two narrow widths, and at $d = 2048$ it gives what
-# $10/d$ gives. So the rule of Tsai et al. (2021) makes widths comparable, and a comparison of widths with a fixed
-# $\lambda$ also compares different balances of the two sums.
+# **With a multiple of $1/d$ the mean diagonal of $C$ changes by less than 0.1 from width to width.** With $10/d$ it is less
+# than 60 % of that with $1/d$. The fixed $0.005$ gives more than $1/d$ at the two narrow widths, and at $d = 2048$ it gives
+# what $10/d$ gives, 0.18. So the rule of Tsai et al. (2021) keeps the balance of the two sums similar, and a comparison of
+# widths with a fixed $\lambda$ also compares different balances.
 #
 # ## 3. What lambda decides
 #
 # Let the two views share $k$ independent signals, and let everything else in them be noise that differs between the
 # views.
 #
-# With $d \le k$ features $C = I$ is possible, and $\lambda$ does not matter. With $d > k$ it is not possible: there are
-# more features than signals, so features must repeat signals, and $C$ has rank at most $k$.
+# With $d \le k$ features $C = I$ is possible, and the smallest loss is 0 for every $\lambda$. With $d > k$ it is not
+# possible. Only the signals contribute to $C$, so $C$ has rank at most $k$, and $d$ features must share $k$ signals.
 #
-# Suppose that all features are treated alike, with one diagonal value $c$. A matrix of rank $k$ has squared entries
-# that sum to at least $(\mathrm{tr}\,C)^2 / k = c^2 d^2 / k$. The loss is then
-# $d\,(1 - c)^2 + \lambda\, d\, c^2 \bigl(\frac dk - 1\bigr)$, which is smallest at
+# Suppose that all features are treated alike, with one diagonal value $c$. The squared entries of a matrix of rank $k$ sum
+# to at least $(\mathrm{tr}\,C)^2 / k = c^2 d^2 / k$. So the loss is at least
+# $d\,(1 - c)^2 + \lambda\, d\, c^2 \bigl(\frac dk - 1\bigr)$, and this is smallest at
 #
 # $$c = \frac{1}{1 + \lambda \bigl(\frac dk - 1\bigr)} .$$
 #
 # A large $\lambda$ fills the features with noise, so that they repeat one another less. A small $\lambda$ keeps the
 # signals, each in several features.
 #
-# From $\lambda = 1$ on another solution is better: one feature for each signal, and noise in all the others. The mean
-# diagonal is then $\frac kd$.
+# From $\lambda = 1$ on another solution is better: one feature for each signal, and noise in all the others. Its loss is
+# $d - k$, and the mean diagonal is $\frac kd$.
 #
-# The search in the next cell moves the weights of a linear map from signals and noise to $d$ features.
+# The next cell checks both solutions by a search for $k = 4$ signals. It moves the weights of a linear map from signals and
+# noise to $d = 32$ features. In the picture the dotted lines are $\lambda = 0.005$ and $\lambda = 1/d$.
 
 # %%
 k, d = 4, 32
@@ -266,30 +312,18 @@ found = [c.diagonal().mean().item() for c in optima]
 assert np.allclose(found, 1 / (1 + np.minimum(lambdas, 1) * (d / k - 1)), atol=1e-3)
 
 # %% alt="Mean diagonal of C at the optimum against lambda for 1, 4 and 16 shared signals and 32 features. Each curve falls as lambda grows and is flat from lambda = 1 on; fewer shared signals give a lower curve. Dots of the search lie on the curve for 4 signals."
-grid = np.geomspace(lambdas[0], lambdas[-1], 100)
-figure, ax = plt.subplots(figsize=(7, 3.8), layout="constrained")
-for i, shared in enumerate((1, 4, 16)):
-    curve = 1 / (1 + np.minimum(grid, 1) * (d / shared - 1))
-    ax.plot(grid, curve, color=f"C{i}", label=f"k = {shared}")
-ax.plot(lambdas, found, "o", color="C1", label="k = 4, search")
-place = {"xycoords": ("data", "axes fraction"), "xytext": (3, -2), "textcoords": "offset points", "va": "top"}
-for value, words in ((1 / d, "1/d"), (0.005, "0.005")):
-    ax.axvline(value, color="0.4", linestyle=":", linewidth=1)
-    ax.annotate(words, (value, 1), color="0.4", fontsize="small", **place)
-ax.set(xscale="log", xlabel="λ", ylabel="mean diagonal of C at the optimum", ylim=(0, 1.12), title=f"d = {d} features")
-ax.set_xlim(lambdas[0] / 10)  # room for the legend
-_ = ax.legend(fontsize="small", loc="lower left", title="shared signals", alignment="left")
+plot_search(lambdas, found, d)
 
 # %% [markdown]
-# At $\lambda = 1/d$ and $d$ much larger than $k$ the formula is $c \approx \frac{k}{k + 1}$ at every width. The mean
-# diagonal then tells you how many signals the views share. With $\lambda$ fixed, $c$ decreases as $d$ grows.
+# The dots of the search lie on the curve, and from $\lambda = 1$ on the curves are flat. At $\lambda = 1/d$ and $d$ much
+# larger than $k$ the formula is $c \approx \frac{k}{k + 1}$ at every width. In this model the mean diagonal then tells
+# you how many signals the views share. With $\lambda$ fixed, $c$ decreases as $d$ grows.
 #
 # ## 4. What chance adds
 #
-# There is a second reason why $\lambda$ should decrease with $d$. Features that are perfectly aligned and truly
-# uncorrelated still show correlations in a batch of $n$ images: each $C_{ij}$ with $i \ne j$ has mean square
-# $\frac1{n-1}$ (`05_ablation_batch_size`, section 4). The expected redundancy term by chance alone, the **noise
-# floor**, is
+# There is a second reason why $\lambda$ should decrease with $d$. Even if the two views are equal and their features are
+# independent, the features show correlations in a batch of $n$ images: each $C_{ij}$ with $i \ne j$ has mean square
+# $\frac1{n-1}$ (`04_reading_cross_correlation`). The expected redundancy term by chance alone, the **noise floor**, is
 #
 # $$\lambda\, \frac{d\,(d-1)}{n-1} \;=\; \frac{d-1}{n-1} \;\text{ for } \lambda = \tfrac1d,
 # \qquad \approx 0.005\,\frac{d^2}{n} \;\text{ for } \lambda = 0.005 .$$
@@ -311,31 +345,25 @@ figure, ax = plt.subplots(figsize=(7, 3.8), layout="constrained")
 for i, words in enumerate(measured):
     slope = np.polyfit(np.log(widths), np.log(measured[words]), 1)[0]
     ax.plot(widths, expected[words], color=f"C{i}", label=f"{words}: predicted")
-    ax.plot(widths, measured[words], "o", color=f"C{i}", label=f"measured, slope {slope:.2f}")
+    ax.plot(widths, measured[words], "o", color=f"C{i}", label=f"{words}: measured, slope {slope:.2f}")
     assert np.allclose(measured[words], expected[words], rtol=0.15)
     assert abs(slope - (1 if "1/d" in words else 2)) < 0.1
 ax.axvline(200, color="0.4", linestyle=":", linewidth=1)
-ax.set(xscale="log", yscale="log", xlabel="width d", ylabel="redundancy term", title=f"perfect features, n = {n}")
+ax.set(xscale="log", yscale="log", xlabel="width d", ylabel="redundancy term", title=f"independent features, equal views, n = {n}")
 ax.set_xticks(widths, widths)
 ax.minorticks_off()
 _ = ax.legend()
 
 # %% [markdown]
-# The two rules agree at $d = 200$ (dotted). A sweep over widths with $\lambda$ fixed changes two things at once, the
-# width and this noise floor.
+# A slope of 1 on these axes means that the term grows like $d$, a slope of 2 that it grows like $d^2$. The two rules agree
+# at $d = 200$ (dotted). So if you vary the width with $\lambda$ fixed, the noise floor grows faster than with $1/d$.
 #
 # ## 5. The cost of width
 #
-# Let $X, Y$ ($n \times d$) be the projections of the two views of $n$ images, with every column standardized. The
-# redundancy term needs $\lVert C \rVert_F^2$, the sum of all squared entries of $C = X^\top Y / n$. That is HSIC with
-# linear kernels:
-#
-# $$\lVert C \rVert_F^2 = \frac{1}{n^2} \langle XX^\top, YY^\top \rangle ,$$
-#
-# where $\langle A, B \rangle$ is the sum of all products $A_{ij} B_{ij}$. The left side (the *primal* route) forms one
-# $d \times d$ matrix, the right side (the *dual* route) two $n \times n$ matrices. At a batch of 256 the matrices of
-# the dual route are smaller as soon as $d > 256$. The next cell checks that value and gradient are equal, and times
-# both routes.
+# `01_barlow_twins_is_hsic`, section 7, shows two routes to the sum of the squared entries of $C$: the *primal* route forms
+# the $d \times d$ matrix $C$, the *dual* route two $n \times n$ matrices of scalar products between images. A training also
+# needs the gradient. Forward and backward together are three products of $n d^2$ multiplications in the primal route, and
+# four of $n^2 d$ in the dual route. The next cell checks that value and gradient are equal, and times both routes.
 
 # %%
 n, rows = 256, []
@@ -353,9 +381,9 @@ times = pd.DataFrame(rows)
 values = times.pivot(index="d", columns="route", values="value")
 assert ((values["dual"] / values["primal"] - 1).abs() < 1e-4).all()
 
-# %% alt="Time of one forward and backward pass against projector width on log axes, batch 256. The route through the d by d matrix grows faster: it is slightly cheaper at width 256 and about 20 times slower at 8192."
+# %% alt="Time of one forward and backward pass against projector width on log axes, batch 256. The route through the d by d matrix grows faster: it is a little faster at width 256, and more than ten times slower at 8192."
 ax = plt.subplots(figsize=(5.6, 3.6), layout="constrained")[1]
-for i, (route, label) in enumerate({"primal": "d x d matrix C", "dual": "two n x n Gram matrices"}.items()):
+for i, (route, label) in enumerate({"primal": "primal: d x d matrix C", "dual": "dual: two n x n matrices"}.items()):
     part = times[times["route"] == route]
     ax.plot(part["d"], part["milliseconds"], "o-", color=f"C{i}", label=label)
 ax.set(xscale="log", yscale="log", xlabel="projector width d", title=f"Barlow Twins, batch of {n}")
@@ -365,43 +393,44 @@ ax.minorticks_off()
 _ = ax.legend()
 
 # %%
-ratio = times.pivot(index="d", columns="route", values="milliseconds")
 work = times.pivot(index="d", columns="route", values="Gflop")
-widest = max(WIDTHS)
-print(f"d = {widest}: the dual route is {ratio.loc[widest, 'primal'] / ratio.loc[widest, 'dual']:.0f} times faster")
-assert (work["primal"] / work["dual"]).iloc[-1] > 0.5 * widest / n
-work.round(2)
+speedup = times.pivot(index="d", columns="route", values="milliseconds").eval("primal / dual")
+assert FAST or speedup.loc[8192] > 10
+assert np.isclose(work.loc[1024, "primal"] / work.loc[1024, "dual"], 3 * 1024 / (4 * n))
+pd.concat({"Gflop": work.round(2), "primal / dual": pd.DataFrame({"time": speedup.round(1)})}, axis=1)
 
 # %% [markdown]
-# The table shows the arithmetic of the matrix products in Gflop (billions of operations). Forward and backward together
-# are three products of $n d^2$ multiplications in the primal route, and four of $n^2 d$ in the dual route. The default, `route="auto"`, takes the cheaper
-# route. With it, most of the remaining cost of a wide projector is its last linear layer.
+# The table has the arithmetic of the matrix products in Gflop ($10^9$ operations), and how many times longer the primal
+# route takes. The default, `route="auto"`, takes the cheaper route.
 #
 # ## 6. What width does to the encoder's features
 #
-# RankMe estimates how many directions a set of features uses (`09_linear_evaluation` defines it). The encoder has 128
-# features here, at every width of the projector, so RankMe lies between 1 and 128.
+# RankMe (Garrido et al. 2023) estimates how many directions a set of features uses: it is the exponential of the entropy of
+# the singular values, scaled to the sum 1 (`03b_symmetry_and_collapse`). The encoder has 128 features here, at every width
+# of the projector, so RankMe lies between 1 and 128. A dot is one run of section 1 that learned, a line the mean.
 
-# %% alt="RankMe of the encoder's features against projector width for both losses, only runs that learned: between 38 and 58, without a trend."
-ranks = summarize(learned, ["method", "d"], value="rankme")
-ax = plot_ablation(learned, "d", "method", value="rankme")
-ax.set(ylabel="RankMe of the encoder's features", xlabel="projector width d", ylim=(0, 128))
-assert ranks["mean"].between(35, 60).all()
-ranks.round(1)
+# %% alt="RankMe of the encoder's features against projector width for both losses, a dot for each run that learned. The means lie between 39 and 52 of 128, without a trend."
+ax = plt.subplots(figsize=(6, 3.6), layout="constrained")[1]
+plot_runs(ax, learned, "rankme")
+ax.set(ylabel="RankMe of the encoder's features", ylim=(0, 128))
+ax.legend(loc="upper right")
+ranks = learned.groupby(["method", "d"])["rankme"].mean()
+assert ranks.between(39, 52).all() and ConvEncoder(8).out_features == 128
+assert ranks.unstack().diff(axis=1).iloc[:, 1].lt(0).all() and ranks.unstack().diff(axis=1).iloc[:, 3].gt(0).all()
 
 # %% [markdown]
-# Width does not change how many directions the encoder uses in a clear way: in the runs that learned, it is 35 to 60 of
-# the 128 at every width.
+# No clear trend is seen: the means lie between 39 and 52. They fall from $d = 64$ to 256 and rise from 1024 to 4096.
 #
 # ## 7. A probe by depth
 #
-# Which layer pays for a narrow projector? You train on digits of 8 by 8 pixels with three widths and three seeds, and
-# probe the encoder and each layer of the projector as in `09_linear_evaluation`. Beside the accuracy stand CKA with the
-# labels, which is HSIC of layer and label, normalized to at most 1, and RankMe.
+# Which layer loses accuracy if the projector is narrow? You train on digits of 8 by 8 pixels with three widths and five
+# seeds. The projector has a hidden layer of 128 features, *projector 1*, and an output of $d$ features, *projector 2*. You
+# probe the encoder and both layers. Beside the accuracy stand CKA with the labels, which is HSIC of layer and label,
+# normalized to at most 1, and RankMe. A dot is one seed, a line the mean.
 
 # %%
 data, tables = load("digits"), []
-for seed in range(1 if FAST else 3):
+for seed in range(1 if FAST else 5):
     for d in (8, 32, 128):
         settings = {"projector": (128, d), "batch_size": 64, "epochs": 2 if FAST else 10, "learning_rate": 0.01}
         config = TrainConfig(dataset="digits", width=4, snapshots=2, seed=seed, **settings)
@@ -412,11 +441,12 @@ for seed in range(1 if FAST else 3):
         tables.append(probes.assign(d=d, seed=seed))
 depth = pd.concat(tables).set_index(["d", "seed", "representation"])[["accuracy", "cka_labels", "rankme"]]
 
-# %% alt="Three plots against the layer, encoder, projector 1 and projector 2, for projector widths 8, 32 and 128, a dot for each seed. The probe accuracy is 70 to 79 percent at the encoder; at the last layer its mean is 55 percent for width 8, 64 for width 32 and 66 for width 128. CKA with the labels stays between 0.25 and 0.38. RankMe falls to 3 or 4 at the last layer."
+# %% alt="Three plots against the layer, encoder, projector 1 and projector 2, for projector widths 8, 32 and 128, a dot for each seed. The probe accuracy is between 70 and 81 percent at the encoder; at the last layer its mean is about 55 percent for width 8, 65 for width 32 and 68 for width 128. CKA with the labels stays between 0.2 and 0.4. RankMe falls to values between 2 and 5 at the last layer."
 figure, axes = plt.subplots(1, 3, figsize=(10.5, 3.4), layout="constrained")
-words = {"accuracy": "accuracy of the linear probe", "cka_labels": "CKA with the labels", "rankme": "RankMe"}
+words = {"accuracy": "linear probe, accuracy in percent", "cka_labels": "CKA with the labels", "rankme": "RankMe"}
 for ax, (column, name) in zip(axes, words.items(), strict=True):
-    for i, (d, part) in enumerate(depth[column].groupby("d")):
+    scale = 100 if column == "accuracy" else 1
+    for i, (d, part) in enumerate((scale * depth[column]).groupby("d")):
         by_seed = part.unstack("representation")
         ax.plot(by_seed.mean(), color=f"C{i}", label=f"d = {d}")
         ax.plot(by_seed.T.to_numpy(), "o", color=f"C{i}", alpha=0.5, markersize=4)
@@ -429,33 +459,34 @@ _ = axes[0].legend(loc="lower left")
 layers = depth.groupby(["d", "representation"]).mean()
 lost = depth["accuracy"].unstack("representation").eval("encoder - `projector 2`")
 if not FAST:
-    assert lost[8].min() > lost[[32, 128]].max() and lost.min() > 0  # of every seed
-    assert lost[8].mean() > 0.15 and lost[128].mean() < 0.1
-    assert np.ptp(layers["accuracy"].unstack()["encoder"]) < 0.06
-    assert np.ptp(depth["cka_labels"]) < 0.15
+    assert lost[8].min() > lost[128].max() and lost.min() > 0  # of every seed
+    assert lost[8].mean() > 0.15 and lost[8].mean() > lost[32].mean() > lost[128].mean() and lost[128].mean() < 0.1
+    assert np.ptp(layers["accuracy"].unstack()["encoder"]) < 0.03 and depth["cka_labels"].between(0.2, 0.4).all()
     by_seed = depth["accuracy"].xs("encoder", level="representation").groupby("d")
-    assert (by_seed.max() - by_seed.min()).max() > np.ptp(by_seed.mean())
+    assert (by_seed.max() - by_seed.min()).min() > np.ptp(by_seed.mean())
     rank = layers["rankme"].unstack()
-    assert rank["projector 2"].between(2, 4).all() and rank["encoder"].idxmin() == 128
-layers.round(2)
+    assert rank["projector 2"].between(2, 5).all() and rank["encoder"].idxmin() == 128
+layers.assign(accuracy=100 * layers["accuracy"]).round(2).rename(columns={"accuracy": "accuracy in percent"})
 
 # %% [markdown]
-# **A narrow projector costs its own last layer, not the encoder.** With $d = 8$ the probe loses more than 15 points from
-# the encoder to the last layer, in every seed more than with $d = 32$ or $128$. With $d = 128$ it loses less than ten.
+# **A narrow projector costs accuracy in its own last layer.** With $d = 8$ the probe loses on average more than 15 points
+# from the encoder to the last layer, with $d = 128$ less than ten. The loss with $d = 8$ is larger in every seed than with
+# $d = 128$ in any, and $d = 32$ lies between them on average.
 #
-# The effect ends there. The mean accuracy of the *encoder* differs by less than six points between the widths, and seeds
-# of one width (the dots) differ by more. So these runs do not show that width helps the features that you keep, as
-# section 1 did not. The wide projector even goes with the lowest RankMe of the encoder.
+# **No cost for the encoder is shown.** Its mean accuracy differs by less than three points between the widths, and seeds
+# of one width (the dots) differ by more. So these runs do not show that width helps the features that you keep, as section 1
+# did not. The widest projector even goes with the lowest mean RankMe of the encoder.
 #
-# CKA with the labels hardly sees the loss: it weighs directions by their variance, and the few that are left in the last
-# layer (RankMe is 2 to 4) still depend on the digit. What is missing are the directions that separate one digit from
-# another.
+# CKA with the labels stays between 0.2 and 0.4 in all layers, and hardly shows the loss. A possible reason: it weighs
+# directions by their variance, and the few directions that are left in the last layer (RankMe is 2 to 5 on average) still
+# depend on the digit.
 #
 # ## Exercises
 #
 # Predict the answer before you open the solution.
 #
-# 1. The curves of section 5 were measured at $n = 256$. At which width do the two routes cost the same at $n = 2048$?
+# 1. Section 5 was measured at $n = 256$. At which width do the two routes need the same number of multiplications at
+#    $n = 2048$, forward and backward together?
 #
 # Solution of 1 (open the cell):
 
@@ -495,11 +526,12 @@ assert len(second) == 3 and len(known) == 2  # only the new width was trained
 cifar = read_table(RESULTS / "ablation_cifar10_width.csv")
 gains = paired_differences(cifar[cifar["evaluation"] == "linear"], "d", 64, by=["loss"])
 assert (gains["verdict"] == "not decided").all() and gains["mean"].between(0, 0.01).all()  # at most a point
-gains[["loss", "second", "mean", "low", "high", "p_holm", "verdict"]].round(3)
+points = {f"{name} (points)": 100 * gains[name] for name in ("mean", "low", "high")}
+gains[["loss", "second", "p_holm", "verdict"]].assign(**points).round(2)
 
 # %% [markdown]
-# 4. The column `energy` of the table holds the sum of the squared off-diagonal entries of $C$. Compare it with
-#    $d(d-1)/(n-1)$ for $n = 2048$ held-out pairs. At which width is most of it chance?
+# 4. The column `energy` of the table of section 1 holds the sum of the squared off-diagonal entries of $C$. Compare it
+#    with $d(d-1)/(n-1)$ for $n = 2048$ held-out pairs. At which width is most of it chance?
 #
 # Solution of 4 (open the cell):
 
@@ -507,7 +539,7 @@ gains[["loss", "second", "mean", "low", "high", "p_holm", "verdict"]].round(3)
 energy = reported.groupby("d")["energy"].mean()
 by_chance = pd.Series({d: d * (d - 1) / 2047 for d in energy.index})  # of features that are uncorrelated
 share = by_chance / energy
-print((100 * share).round(1).to_string())
+print("percent by chance, for each width:", (100 * share).round(1).to_dict())
 assert share.max() < 0.02  # at every width chance adds little to these: features repeat one another far more
 
 

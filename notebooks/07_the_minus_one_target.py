@@ -131,7 +131,7 @@ differences = paired_differences(reported, "off_diagonal_target", 0.0)
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4), layout="constrained")
 plot_ablation(reported, "off_diagonal_target", ax=left).set_xlabel("target t (not to scale)")
-plot_differences(differences, right)
+_ = plot_differences(differences, right)
 
 # %% [markdown]
 # **No target is shown to be better or worse than 0.** All four intervals contain 0. The next cell looks for the reason
@@ -238,13 +238,31 @@ plot_optima(targets, swept, free, d)
 # a smaller loss by giving up agreement**: the off-diagonal entries fall below $-\frac17$ (left), the diagonal falls
 # below 1, and the two sums of features become opposed (right).
 #
-# At $\lambda = 1/d$ and $t = -1$ the optimum has a closed form. We state it without proof, with
-# $r = \frac{d^2 - 8 d + 4}{5 d^2 - 8 d + 4}$ the correlation of two features within a view:
+# At $\lambda = 1/d$ and $t = -1$ the optimum has a closed form. Let $r$ be the correlation of two features within a view:
 #
-# $$C_{ii} = \frac{d - 2 - 2 (d - 1)\, r}{d}, \qquad C_{ij} = -\frac{2 + (d - 2)\, r}{d} .$$
+# $$r = \frac{d^2 - 8 d + 4}{5 d^2 - 8 d + 4}, \qquad C_{ii} = \frac{d - 2 - 2 (d - 1)\, r}{d}, \qquad
+# C_{ij} = -\frac{2 + (d - 2)\, r}{d} .$$
 #
-# For large $d$ the diagonal tends to $\frac35$ and the other entries to $-\frac15$. The next cell compares the form with
-# the search.
+# For large $d$ the diagonal tends to $\frac35$ and the other entries to $-\frac15$. The proof has four steps.
+#
+# 1. **All features are alike.** The loss is convex in $C$, and so is the set of all $C$ that two views can have. Both stay
+#    the same if you reorder the features, in both views alike, or exchange the views. So the average of an optimum over all
+#    these changes is an optimum, too. In it $C$ has one diagonal and one off-diagonal value, and all correlations within
+#    each view are one number $r$.
+# 2. **Two directions.** Look at the sum of all features (divided by $\sqrt d$), and at a direction orthogonal to it, such as
+#    the difference of two features (divided by $\sqrt 2$). The sum has the variance $1 + (d - 1)\, r$ within a view and the
+#    covariance $v = C_{ii} + (d - 1)\, C_{ij}$ across the views. The difference has the variance $1 - r$ and the covariance
+#    $u = C_{ii} - C_{ij}$. A covariance is at most the variance in size, so $|v| \le 1 + (d - 1)\, r$ and $|u| \le 1 - r$.
+#    All values within these bounds can be reached.
+# 3. **Both bounds are reached.** The targets 1 and $-1$ ask for a large $u$ and a small $v$. With $u = 1 - r$ and
+#    $v = -(1 + (d - 1)\, r)$ the views agree on every difference and are opposed in the sum. This gives $C_{ii}$ and $C_{ij}$
+#    as above.
+# 4. **The best $r$.** The loss is then
+#    $\frac1{d^2} \bigl[ 4 d\, (1 + (d - 1)\, r)^2 + (d - 1) (d - 2)^2 (1 - r)^2 \bigr]$. Its derivative is 0 at the $r$ above.
+#    At this $r$, with $d > 2$, a smaller $u$ or a larger $v$ raises the loss. As the problem is convex in $(u, v, r)$, there
+#    is no better point.
+#
+# The next cell compares the form with the search, and the cell after it tries $u$, $v$ and $r$ on a grid.
 
 
 # %%
@@ -258,6 +276,23 @@ last = free.iloc[0]
 assert last["target"] == -1
 assert np.allclose(last[["diagonal", "off-diagonal"]].astype(float), free_optimum(d), atol=5e-3)
 assert np.allclose(free_optimum(10_000), (3 / 5, -1 / 5), atol=1e-3)
+
+# %%
+r = np.linspace(-1 / (d - 1), 1, 241)[:, None, None]
+share = np.linspace(-1, 1, 41)  # -1 and 1 are the bounds
+u, v = (1 - r) * share[:, None], (1 + (d - 1) * r) * share
+on, off = (v + (d - 1) * u) / d, (v - u) / d
+losses = d * (1 - on) ** 2 + (d - 1) * (1 + off) ** 2
+on, off = free_optimum(d)
+smallest = d * (1 - on) ** 2 + (d - 1) * (1 + off) ** 2
+_, at_u, at_v = np.unravel_index(losses.argmin(), losses.shape)
+print(f"smallest loss on the grid {losses.min():.4f}, closed form {smallest:.4f}")
+assert share[at_u] == 1 and share[at_v] == -1 and 0 <= losses.min() - smallest < 1e-3
+
+# %% [markdown]
+# The next cell compares free and shared branches at all targets, and repeats the search for Barlow Twins with free branches.
+
+# %%
 beyond = free["target"] < -1 / (d - 1) - 1e-9
 assert (free["loss"][beyond] < 0.95 * swept["loss found"][beyond]).all() and (free["1'C1"][beyond] < 0).all()
 assert (free["loss"][~beyond] < 1e-6).all() and (free["1'C1"][~beyond] > -1e-3).all()

@@ -144,7 +144,7 @@ figure = history_figure({"digits": encoder.history_}, len(encoder.correlation_))
 # of this: `encoder_` is the network, `history_` the curves, `correlation_` the last $C$.
 #
 # Now fit a classifier with 5 labels for each digit, on the raw pixels and on the encoder's features. Repeat it five
-# times with other labels. The cell prints the mean test accuracy and its range.
+# times with other labels.
 
 
 # %%
@@ -159,6 +159,11 @@ def few_label_accuracies(train_features, test_features):
     return np.array(accuracies)
 
 
+# %% [markdown]
+# The next cell gives it the pixels as rows of 64 numbers, and the features that the estimator computes from them. It
+# prints the mean test accuracy and its range.
+
+# %%
 on_pixels = few_label_accuracies(train_x.reshape(len(train_x), 64), test_x.reshape(len(test_x), 64))
 on_features = few_label_accuracies(encoder.transform(train_x), encoder.transform(test_x))
 for name, accuracies in (("raw pixels", on_pixels), ("features", on_features)):

@@ -237,7 +237,11 @@ pixels, labels = torch.from_numpy(digits.data).float() / 8 - 1, torch.from_numpy
 held_out = pixels[1300:1556]
 names = ["0.1", "0.3", "0.5", "1"]  # the three ReLU layers and the output
 
+# %% [markdown]
+# The next cell defines the training: a linear layer on top of such a network tells the ten digits apart.
 
+
+# %%
 def trained(seed, width, steps):
     """Train a classifier with Adam on the first 1300 digits; return it with its accuracy on the others."""
     with torch.random.fork_rng(devices=[]):
