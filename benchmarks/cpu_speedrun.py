@@ -49,7 +49,7 @@ def linear(encoder: nn.Module, data: ImageData) -> dict[str, Any]:
     """Accuracy of the probe, its C, and the seconds that it took."""
     started = time.perf_counter()
     train_x, asked_x = (extract_features(encoder, split.images) for split in (data.train, data.test))
-    probe = linear_probe(train_x, data.train.labels, asked_x, data.test.labels)
+    probe = linear_probe(train_x, data.train.labels, asked_x, data.test.labels, Cs=(1e-3, 1e-2, 1e-1))
     took = round(time.perf_counter() - started)
     return {"linear": probe.accuracy, "features": train_x.shape[1], "C": probe.C, "probe_seconds": took}
 
