@@ -67,8 +67,9 @@ def run_demo(folder: Path = Path("runs/demo"), epochs: int = EPOCHS) -> list[Pat
     """Train, evaluate, draw, print the table and return the files in `folder`. A second call trains nothing."""
     folder.mkdir(parents=True, exist_ok=True)
     data = load("digit_scenes")
+    before = ", ".join(loss for loss in TITLES if (folder / loss).exists())
     runs = {title: train_or_load(demo_config(loss, epochs), folder / loss, data) for loss, title in TITLES.items()}
-    print("Evaluating the frozen encoders ...", flush=True)
+    print(f"Evaluating the frozen encoders{before and f' (trained before: {before})'} ...", flush=True)
     table = demo_probe(runs, data, folder / "probe.csv", n_jobs=-1)
     print(f"\nLinear probe, accuracy on {len(data.test)} test scenes (digits never trained on), 3 probe splits:\n")
     print(probe_summary(table).map(lambda value: f"{value:.3f}" if isinstance(value, float) else value).to_string())
