@@ -535,8 +535,9 @@ assert FAST or (significant["Gaussian"] > 2 / 3 and len(pairs) == 28)
 #
 # ## 8. Does a kernel that detects more learn more?
 #
-# **Not decided.** Every line below is the difference between a kernel and the linear one, in points of accuracy, with
-# its 95 % interval over five seeds. Differences are paired by seed: two runs with one seed start from the same weights
+# **Not decided on the scenes. On CIFAR-10 the IMQ and the linear kernel are the same within one point**; the end of this
+# section shows it. Every line below is the difference between a kernel and the linear one, in points of accuracy, with its
+# 95 % interval over five seeds. Differences are paired by seed: two runs with one seed start from the same weights
 # and see the same images. A filled dot is significant after Holm's correction for the two comparisons. The gray stripe
 # is $\pm 1$ point.
 #
@@ -596,14 +597,25 @@ assert all(choice["learning_rate"] == 0.032 and choice["gamma"] == 2.0 for choic
 #
 # All three kernels chose $\gamma = 2$ and the largest rate of the list, so a longer list might help all of them.
 #
-# On CIFAR-10 (`data/grids/cifar10_kernel.toml`, one untuned rate) the means of the three kernels lie less than one point
-# apart.
+# **On CIFAR-10 the linear kernel and the IMQ are the same within one point.** The grid
+# `data/grids/tuned_cifar10_kernel.toml` trains on 15 360 images in batches of 256. The rate and then $\gamma$ were chosen
+# for every kernel on 5000 other images, by one run each. The five seeds below are others, on the official test split.
 
-# %% tags=["hide-input"] jupyter={"source_hidden": true}
-cifar = read_table(RESULTS / "ablation_cifar10_kernel.csv")
-cifar = cifar[cifar["evaluation"] == "linear"]
-assert cifar["seed"].nunique() == 5 and (cifar["learning_rate"] == 0.002).all()
-assert np.ptp(cifar.groupby("kernel")["accuracy"].mean()) < 0.01
+# %% alt="Differences to the linear kernel on CIFAR-10 with 95 percent intervals. The Gaussian: minus 1.6 points, from minus 7 to plus 4. The IMQ: plus 0.5, an interval within one point of 0."
+cifar = read_table(RESULTS / "ablation_tuned_cifar10_kernel.csv")
+cifar = cifar[cifar["tuned"].isna() & (cifar["evaluation"] == "linear")]
+differences = paired_differences(cifar, "kernel", "linear")
+runs = 100 * cifar.pivot(index="seed", columns="kernel", values="accuracy")
+print("accuracy of every run in percent:", runs.round(1), sep="\n")
+_ = plot_differences(differences, plt.subplots(figsize=(7, 2.2), layout="constrained")[1])
+
+assert differences.set_index("second")["verdict"].to_dict() == {"gaussian": "not decided", "imq": "same within 1 point"}
+assert (runs < 60).sum().to_dict() == {"gaussian": 1, "imq": 0, "linear": 0} and 52 < runs.loc[4, "gaussian"] < 53
+assert runs.drop(index=4).min().min() > 61 and runs.drop(index=4).max().max() < 63.5
+
+# %% [markdown]
+# One run of the Gaussian kernel, that of seed 4, learns little: its 53 % are eight points below every other run. It
+# makes the interval of the Gaussian wide. All other runs lie between 61 and 63.5 %, whatever their kernel.
 
 # %% [markdown]
 # ## Summary
@@ -613,7 +625,8 @@ assert np.ptp(cifar.groupby("kernel")["accuracy"].mean()) < 0.01
 # * Uncorrelated features can be functions of one variable: Hermite polynomials of a Gaussian pair have a diagonal $C$.
 # * Barlow Twins ($\lambda = 1$), SSL-HSIC and InfoNCE share one term, the dependence of the projections on their image.
 #   They differ in their penalty on redundancy. The kernel of SIGReg tends to the inverse multiquadric.
-# * In short tuned trainings no difference between kernels is decided. At one setting for all it looked like ten points.
+# * In short tuned trainings no kernel is shown to be better than the linear one, and on CIFAR-10 the IMQ is the same
+#   within one point. At one setting for all it looked like ten points.
 #
 # ## Exercises
 #

@@ -200,6 +200,31 @@ def test_tuned_kernels_widths_and_targets_are_those_of_their_tables():
         assert failed.empty or f"{len(failed)} of {len(reported)} of the {name[6:]} table" in " ".join(TEXT.split())
 
 
+def test_kernels_widths_and_targets_on_cifar10_are_those_of_their_tables():
+    text = " ".join(TEXT.split())
+    for name, factor, first in (
+        ("target", "off_diagonal_target", 0.0), ("width", "d", 64), ("kernel", "kernel", "linear"),
+    ):  # fmt: skip
+        reported = reported_runs(f"tuned_cifar10_{name}")
+        assert reported["seed"].nunique() == 5
+        means = 100 * reported.groupby(factor, sort=False)["accuracy"].mean()
+        assert f"| {', '.join(f'{level}: {mean:.1f}' for level, mean in means.items())} |" in TEXT
+        differences = paired_differences(reported, factor, first)
+        for row in differences.to_dict("records"):
+            found = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * row[k] for k in ("mean", "low", "high")))
+            words = f"| `tuned_cifar10_{name}` | {row['second']} minus {first} | {found} | {row['p_holm']:.2g}"
+            assert f"{words} | {row['verdict']} |" in TEXT
+        verdicts = differences.set_index("second")["verdict"].to_dict()
+        if name == "kernel":
+            assert verdicts == {"gaussian": "not decided", "imq": "same within 1 point"}
+            failed = reported[reported["accuracy"] < 0.57]
+            assert len(failed) == 1 and f"{100 * failed['accuracy'].item():.0f} %" in text
+        elif name == "width":
+            assert set(verdicts.values()) == {"not decided"}
+        else:
+            assert verdicts["-1.0"] == "same within 1 point"
+
+
 def test_the_readme_states_what_the_tuned_tables_show():
     readme = (ROOT / "README.md").read_text()
     table = of("tuned_batch_size")
