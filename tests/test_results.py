@@ -222,7 +222,13 @@ def test_kernels_widths_and_targets_on_cifar10_are_those_of_their_tables():
         elif name == "width":
             assert set(verdicts.values()) == {"not decided"}
         else:
-            assert verdicts["-1.0"] == "same within 1 point"
+            assert verdicts["-0.0078125"] == "same within 1 point" and "lie within 0.4 points" in text
+            assert means.max() - means.min() < 0.45 and 100 * differences["high"].max() < 1.25
+            once = of("tuned_cifar10_target_one_run", "tuned.isna()")
+            found = paired_differences(once, factor, first).iloc[0]
+            words = "it was {:.1f} points behind 0 [{:+.1f}, {:+.1f}], p = {:.2f}"
+            values = -100 * found["mean"], 100 * found["low"], 100 * found["high"], found["p_holm"]
+            assert found["second"] == "-0.0078125" and words.format(*values) in text
 
 
 def test_the_readme_states_what_the_tuned_tables_show():
@@ -315,6 +321,8 @@ def test_level_and_speed_of_the_independence_tests_are_those_of_their_tables():
     )  # fmt: skip
     assert f"take {ours:.2f} s on two cores, {ours / grams:.1f} times" in text
     assert f"hyppo 0.5.2 takes {hyppo:.2f} s for one" in text
+    large = speed.loc[speed["what"].str.startswith("n = 100000, p = 16, out of 100000"), "seconds"].item()
+    assert f"At n = 100 000, p = q = 16, all 100 000 shifts take {large:.0f} s" in text
 
 
 def test_speed_of_training_is_that_of_its_tables():
