@@ -70,9 +70,10 @@ def direct(gram_x, gram_y, pi):
     return ((k * l).sum() + middle) / (n * (n - 3))
 
 
-@pytest.mark.parametrize("stored", [True, False])
-@pytest.mark.parametrize("n", [4, 5, 8, 29, 64, 97, 150])  # 29 and 97 are padded, 97 and 150 have several tiles
-def test_shifts_match_direct_sums_within_the_rounding_error(n, stored):
+@pytest.mark.parametrize("stored, tile", [(True, None), (False, 128), (False, 4)])
+@pytest.mark.parametrize("n", [4, 5, 8, 29, 64, 97, 150])  # 29 and 97 are padded; tiles of 4 rows lie in 5 columns
+def test_shifts_match_direct_sums_within_the_rounding_error(n, stored, tile, monkeypatch):
+    monkeypatch.setattr("hsic_lab.hsic._joint._TILE", tile)
     x, y = 1e3 * normal(n, 2), normal(n, 1, 1).round()
     kernels = ([Linear(), Gaussian(1e3), DistanceInduced()], [Delta(), Gaussian(), Polynomial(2)])
     kernels = [[kernel.fit(z) for kernel in side] for side, z in zip(kernels, (x, y), strict=True)]
