@@ -118,6 +118,17 @@ def plot_runs(ax, table, column, scale=1):
     ax.minorticks_off()
 
 
+def plot_answer(table, differences, labels, ylim, height):
+    """The accuracy of every run against the width, and the paired differences to d = 64."""
+    left, right = plt.subplots(1, 2, figsize=(12, height), layout="constrained")[1]
+    plot_runs(left, table, "accuracy", 100)
+    left.set(ylabel="test accuracy in percent", ylim=ylim)
+    left.legend(loc="best")
+    plot_differences(differences, right)
+    right.set_yticks(range(len(labels)), labels)
+    right.set_xlabel("difference to d = 64 in points of accuracy")
+
+
 def tuning_curves(ax, table):
     """A dot for every tuning run against lambda times d, and the mean of each width as a line."""
     for i, (d, runs) in enumerate(table.groupby("d")):
@@ -158,13 +169,8 @@ table["method"] = table["loss"].map(NAMES)
 reported = table[table["tuned"].isna() & (table["evaluation"] == "linear")]
 differences = paired_differences(reported, "d", 64, by=["method"])
 
-figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4), layout="constrained")
-plot_runs(left, reported, "accuracy", 100)
-left.set(ylabel="test accuracy in percent", ylim=(0, 60))
-left.legend(loc="center right")
-plot_differences(differences, right)
-right.set_yticks(range(6), [f"{row.method}, d = {row.second}" for row in differences.itertuples()])
-_ = right.set_xlabel("difference to d = 64 in points of accuracy")
+labels = [f"{row.method}, d = {row.second}" for row in differences.itertuples()]
+plot_answer(reported, differences, labels, ylim=(0, 60), height=4)
 
 # %% [markdown]
 # **No width is shown to be better.** Every interval contains 0. This agrees with what Tsai et al. (2021) saw, and does not
@@ -216,13 +222,7 @@ cifar["method"] = cifar["loss"].map(NAMES)
 on_cifar = cifar[cifar["tuned"].isna() & (cifar["evaluation"] == "linear")]
 narrow = paired_differences(on_cifar, "d", 64)
 
-figure, (left, right) = plt.subplots(1, 2, figsize=(12, 3.4), layout="constrained")
-plot_runs(left, on_cifar, "accuracy", 100)
-left.set(ylabel="test accuracy in percent", ylim=(50, 65))
-left.legend(loc="lower right")
-plot_differences(narrow, right)
-right.set_yticks(range(3), [f"d = {row.second}" for row in narrow.itertuples()])
-_ = right.set_xlabel("difference to d = 64 in points of accuracy")
+plot_answer(on_cifar, narrow, [f"d = {second}" for second in narrow["second"]], ylim=(50, 65), height=3.4)
 
 # %% [markdown]
 # The means of the wider projectors are 0.6 to 1.1 points above $d = 64$. After Holm's correction for the three
