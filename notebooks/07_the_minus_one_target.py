@@ -180,8 +180,8 @@ _ = plot_differences(narrow, right)
 # target $-\frac1d$ is the same as 0 within one point.
 #
 # **A choice by one run tells another story.** The same grid was also run with one tuning run for each value in place of
-# three. It chose other settings for $-\frac1d$, at the end of both lists. With them $-\frac1d$ was 1.2 points *behind* 0,
-# with $p = 0.02$ after Holm's correction. Three tuning runs choose the same settings for $-\frac1d$, $-0.25$ and $-1$, and
+# three. It chose other settings for three of the four targets, and for $-\frac1d$ both lay at the end of their lists. With
+# these settings $-\frac1d$ was 1.2 points *behind* 0, with $p = 0.02$ after Holm's correction. Three tuning runs choose the same settings for $-\frac1d$, $-0.25$ and $-1$, and
 # the difference is gone. So a significant difference between tuned methods may come from luck in the tuning: the five
 # seeds measure the noise of the training, not that of the choice.
 
@@ -190,13 +190,14 @@ once = read_table(RESULTS / "ablation_tuned_cifar10_target_one_run.csv")
 lucky = paired_differences(once[once["tuned"].isna()], "off_diagonal_target", 0.0).iloc[0]
 tables = {"one tuning run": once, "three tuning runs": cifar}
 choices = {name: pd.DataFrame(json.loads(part.attrs["chosen"])) for name, part in tables.items()}
+moved = [choice[["learning_rate", "lambda_times_d"]].to_numpy() for choice in choices.values()]
 points = 100 * narrow[["mean", "low", "high"]]
 assert on_cifar["seed"].nunique() == 5 and on_cifar["accuracy"].min() > 0.58 and (on_cifar["steps"] == 300).all()
 assert points["mean"].between(0.1, 0.45).all() and points.abs().to_numpy().max() < 1.25
 assert (narrow["high"] - narrow["low"]).max() < (differences["high"] - differences["low"]).min()
 assert narrow["verdict"].tolist() == ["same within 1 point", "not decided", "not decided"]
-assert (lucky["second"], lucky["verdict"]) == ("-0.0078125", "0.0 ahead")
-assert (round(100 * lucky["mean"], 1), round(lucky["p_holm"], 2)) == (-1.2, 0.02)
+assert (lucky["second"], round(100 * lucky["mean"], 1), round(lucky["p_holm"], 2)) == ("-0.0078125", -1.2, 0.02)
+assert (moved[0] != moved[1]).any(axis=1).tolist() == [True, True, True, False]
 assert choices["one tuning run"]["at_end"][1] == ["learning_rate", "lambda_times_d"]
 assert choices["three tuning runs"][["learning_rate", "lambda_times_d"]][1:].drop_duplicates().shape == (1, 2)
 pd.concat(choices).drop(columns="at_end").rename(columns={"off_diagonal_target": "target", "lambda_times_d": "lambda times d"})

@@ -226,7 +226,7 @@ def test_kernels_widths_and_targets_on_cifar10_are_those_of_their_tables():
             assert means.max() - means.min() < 0.45 and 100 * differences["high"].max() < 1.25
             once = of("tuned_cifar10_target_one_run", "tuned.isna()")
             found = paired_differences(once, factor, first).iloc[0]
-            words = "it was {:.1f} points behind 0 [{:+.1f}, {:+.1f}], p = {:.2f}"
+            words = "-1/d was {:.1f} points behind 0 [{:+.1f}, {:+.1f}], p = {:.2f}"
             values = -100 * found["mean"], 100 * found["low"], 100 * found["high"], found["p_holm"]
             assert found["second"] == "-0.0078125" and words.format(*values) in text
 
