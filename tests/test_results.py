@@ -219,10 +219,14 @@ def test_kernels_widths_and_targets_on_cifar10_are_those_of_their_tables():
             assert verdicts == {"gaussian": "not decided", "imq": "same within 1 point"}
             failed = reported[reported["accuracy"] < 0.57]
             assert len(failed) == 1 and f"{100 * failed['accuracy'].item():.0f} %" in text
+            others = 100 * reported.drop(failed.index).query("kernel == 'gaussian'")["accuracy"]
+            assert f"the other four have {others.min():.1f} to {others.max():.1f} %" in text and len(others) == 4
         elif name == "width":
             assert set(verdicts.values()) == {"not decided"}
+            assert f"leave room for {100 * differences['high'].max():.1f} points" in text
         else:
             assert verdicts["-0.0078125"] == "same within 1 point" and "lie within 0.4 points" in text
+            assert "four targets from 0 to -1 lie within 0.4 points" in (ROOT / "README.md").read_text()
             assert means.max() - means.min() < 0.45 and 100 * differences["high"].max() < 1.25
             once = of("tuned_cifar10_target_one_run", "tuned.isna()")
             found = paired_differences(once, factor, first).iloc[0]
@@ -294,6 +298,8 @@ def test_the_speedrun_is_that_of_its_table():
         seconds, cpu_seconds, linear = rows[["seconds", "cpu_seconds", "linear"]].mean()
         spent = f"{threads} | {seconds:.0f} | {cpu_seconds:.0f} | {len(rows)}"
         assert f"| {encoder} | {epochs} | {pairs} | {spent} | {100 * linear:.1f} |" in TEXT
+    trained = table[table["encoder"] != "untrained"]
+    assert "All five losses pass 70 %" in TEXT and trained["encoder"].nunique() == 5 and trained["linear"].min() > 0.7
 
 
 def test_speed_of_the_losses_is_that_of_its_table():
