@@ -46,22 +46,21 @@ class VICRegLoss(TwoViewLoss):
         self.route, self.contrast = check_choice(route, ROUTES, "route"), check_choice(contrast, CONTRASTS, "contrast")
 
     def _terms(self, *views: Tensor) -> dict[str, Tensor]:
-        hinges, covariances = zip(*map(self._of_one_view, views), strict=True)
+        (n, d), count = views[0].shape, len(views)
         # The sum of |z_v - z_w|^2 over pairs is V times that of k / (k + 1) |z_k+1 - mean of k views before it|^2.
         before = enumerate(zip(views[1:], accumulate(views), strict=False), 1)
-        squares = [k / (k + 1) * (z - total / k).square().mean() for k, (z, total) in before]
-        return {
-            "invariance": 2 / (len(views) - 1) * self.lambda_param * reduce(torch.add, squares),
-            "variance": self.mu_param / len(views) * reduce(torch.add, hinges),
-            "covariance": 2 * self.nu_param / len(views) * reduce(torch.add, covariances),
-        }
-
-    def _of_one_view(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        n, d = z.shape
-        z = z - z[0].detach()  # far from the origin the mean would be rounded; the mean of differences is not
-        diagonal, squared_norm, _ = split_squared_norm(z - z.mean(dim=0), route=self.route, contrast=self.contrast)
+        squares = [k / (k + 1) * (z - total / k if k > 1 else z - total).square().mean() for k, (z, total) in before]
+        # Far from the origin the mean would be rounded; the mean of differences from a row is not.
+        stacked = torch.stack([z - z[0].detach() for z in views])
+        centered = (stacked - stacked.mean(dim=1, keepdim=True)).unbind()
+        parts = [split_squared_norm(z, route=self.route, contrast=self.contrast)[:2] for z in centered]
+        variances, squared_norms = (torch.stack(part) for part in zip(*parts, strict=True))
         bessel = n / (n - 1)
-        return F.relu(1 - torch.sqrt(bessel * diagonal + self.eps)).mean(), bessel**2 / d * squared_norm
+        return {
+            "invariance": 2 / (count - 1) * self.lambda_param * reduce(torch.add, squares),
+            "variance": self.mu_param * F.relu(1 - torch.sqrt(bessel * variances + self.eps)).mean(),
+            "covariance": 2 * self.nu_param / count * bessel**2 / d * squared_norms.sum(),
+        }
 
     def expected_if_independent(self, n: int, d: int) -> float:
         """Return the expected loss of independent views of standard normal features (without eps)."""
