@@ -1,8 +1,9 @@
 """Ten minutes of self-supervised training on two CPU cores: linear accuracy on CIFAR-10 against seconds.
 
     python benchmarks/cpu_speedrun.py runs/speed --seeds 5                        five losses and what needs no training
-    python benchmarks/cpu_speedrun.py runs/one --losses barlow_twins --threads 1  one loss on one core
-    python benchmarks/cpu_speedrun.py runs/try --validate --epochs 2 --set view_size=32 width=32   to choose settings
+    python benchmarks/cpu_speedrun.py runs/one --rows barlow_twins untrained --threads 1  one loss on one core
+    python benchmarks/cpu_speedrun.py runs/try --rows barlow_twins --validate --epochs 2 --set view_size=32 width=32
+                                                                              to choose settings, or see what one gives
 
 Every row is a whole training of the recipe "cpu_speedrun" for so many epochs, with its own learning rate schedule,
 without labels, on all training images. The probe has the labels of the same images, chooses its penalty on a fifth of
@@ -32,6 +33,7 @@ from hsic_lab.training import recipe, train_or_load
 from hsic_lab.training._config import processor
 
 LOSSES = ["barlow_twins", "hsic_ssl", "vicreg", "ssl_hsic", "nt_xent"]
+FIXED = ["untrained", "raw pixels"]
 HELD_OUT = 5_000
 KEY = ["encoder", "settings", "seed", "epochs", "threads", "split"]
 
@@ -58,7 +60,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--losses", nargs="+", default=LOSSES)
+    parser.add_argument("--rows", nargs="+", default=[*LOSSES, *FIXED], choices=[*LOSSES, *FIXED])
     parser.add_argument("--epochs", type=int, nargs="+", help="left out: those of the recipe")
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="other settings, values as JSON")
     parser.add_argument("--threads", type=int, default=2)
@@ -70,8 +72,9 @@ def main() -> None:
     data, split = parts(arguments.validate)
     table = pd.read_csv(arguments.output) if arguments.output.exists() else pd.DataFrame(columns=KEY)
     seeds, budgets = range(arguments.seeds), sorted(arguments.epochs or [recipe("cpu_speedrun").epochs])
-    plan = [(loss, seed, epochs) for seed in seeds for epochs in budgets for loss in arguments.losses]
-    plan += [*(("untrained", seed, 0) for seed in seeds), ("raw pixels", 0, 0)]
+    plan = [(row, seed, epochs) for seed in seeds for epochs in budgets for row in arguments.rows if row in LOSSES]
+    plan += [("untrained", seed, 0) for seed in seeds if "untrained" in arguments.rows]
+    plan += [("raw pixels", 0, 0)] * ("raw pixels" in arguments.rows)
     for name, seed, epochs in plan:
         settings = "" if name == "raw pixels" else " ".join(arguments.set)
         key = dict(zip(KEY, (name, settings or "recipe", seed, epochs, arguments.threads, split), strict=True))
