@@ -30,7 +30,7 @@
 # 4. Whether a small batch needs a smaller weight $\lambda$.
 # 5. How to make such a table yourself.
 #
-# **What you need**: `00_quickstart`, and `03_objectives` for the losses. The notebook runs in about a minute.
+# **What you need**: [notebook 00](00_quickstart.ipynb), and [notebook 03](03_objectives.ipynb) for the losses. The notebook runs in about a minute.
 
 # %% tags=["parameters"]
 import os
@@ -119,8 +119,8 @@ def tuning_curves(ax, part, setting):
 #
 # The picture compares batch sizes, for each loss by itself. A dot is the mean difference to the accuracy at a batch of
 # 256, over five seeds, and the line through it the 95 % interval of Student's t. The differences are *paired by seed*:
-# two runs with one seed start from the same weights and see the same images. The gray band is one point around 0. The
-# three panels have different scales.
+# two runs with one seed start from the same weights and see the same images. The gray band is one point around 0; on
+# the wide scale of the first panel it looks like a line. The three panels have different scales.
 #
 # A filled dot is *decided*: its p-value is below 0.05 after *Holm's correction*. This correction is needed because of
 # many comparisons at once a few look significant by chance. It makes the p-values larger, here for the five comparisons
@@ -133,12 +133,12 @@ steps = [part.groupby("batch_size")["steps"].unique().explode().to_dict() for pa
 assert steps == [{32: 1024, 256: 128}, {64: 1200, 256: 300, 1024: 75}]
 sizes = {name: paired_differences(part, "batch_size", 256, by=["method"]) for name, part in reported.items()}
 
-figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
+figure, axes = plt.subplots(1, 3, figsize=(9.5, 3.4), layout="constrained")
 for ax, (name, size) in zip(axes, [("scenes", 32), ("CIFAR-10", 64), ("CIFAR-10", 1024)], strict=True):
     part = sizes[name][sizes[name]["second"] == str(size)]
-    plot_differences(part, ax).set_title(f"{name}: {size} minus 256", pad=20)
+    plot_differences(part, ax).set_title(f"{name}:\n{size} minus 256", pad=20)
     ax.set_yticks(range(len(part)), part["method"])
-    ax.set_xlabel("difference in points of accuracy")
+    ax.set_xlabel("difference in points")
 
 # %% [markdown]
 # **No difference is decided in favor of the larger batch.** Panel by panel:
@@ -151,8 +151,8 @@ for ax, (name, size) in zip(axes, [("scenes", 32), ("CIFAR-10", 64), ("CIFAR-10"
 #   differences are decided.
 #
 # SIGReg is there twice, with its exact mean over all directions, and with 256 random directions, the *slices*
-# (`03_objectives`, section 5). The table has the numbers of the picture, `second` minus `first`, in points; `p` is after
-# Holm's correction.
+# ([notebook 03](03_objectives.ipynb), section 5). The table has the numbers of the picture, the size `second`
+# minus 256, in points; `p` is after Holm's correction.
 
 # %%
 table = pd.concat({name: in_points(part) for name, part in sizes.items()}, names=["data", ""]).droplevel(1)
@@ -165,7 +165,7 @@ assert len(verdicts[2]) == 5 and set(verdicts[2].values()) == {"256 ahead"}
 assert (cifar_1024["mean"].min(), cifar_1024["mean"].max()) == (-5.7, -1.7)
 wide = scenes_32.loc[["Barlow Twins", "HSIC_SSL"]]
 assert (wide["mean"] < 0).all() and (wide["high"] - wide["low"] > 60).all()
-table.round(3)
+table.drop(columns="first")
 
 # %% [markdown]
 # ### Every run
@@ -173,7 +173,7 @@ table.round(3)
 # The next picture shows the accuracy of each run. There are ten classes, so chance gives 10 %.
 
 # %% alt="Two panels of dots, one for each run. Left, scenes: at a batch of 32 and 256 most runs lie between 40 and 91 percent; six runs at 32 and one at 256 lie between 10 and 22 percent, near chance. Right, CIFAR-10: at 64, 256 and 1024 all runs lie between 54 and 64 percent, lowest at 1024."
-figure, axes = plt.subplots(1, 2, figsize=(12, 4.2), layout="constrained", sharey=True, width_ratios=[1, 1.6])
+figure, axes = plt.subplots(1, 2, figsize=(9.5, 4.2), layout="constrained", sharey=True, width_ratios=[1, 1.6])
 for ax, (name, part) in zip(axes, reported.items(), strict=True):
     plot_runs(ax, part)
     ax.set(title=name, ylim=(0, 100))
@@ -207,7 +207,8 @@ means, best = mean_by_size(reported["scenes"]), mean_by_size(learned)
 cifar_means = mean_by_size(reported["CIFAR-10"])
 assert (best[32] > best[256] + 4).all() and (means.loc["Barlow Twins"].round(1) == [35.0, 51.4]).all()
 assert ((cifar_means.max(axis=1) - cifar_means.min(axis=1)) < 7).all()
-pd.concat({"scenes, all runs": means, "scenes, runs that learned": best, "CIFAR-10": cifar_means}, axis=1).style.format("{:.1f}", na_rep="")
+shown = {"scenes, all runs": means, "scenes, runs that learned": best, "CIFAR-10": cifar_means}
+pd.concat(shown, axis=1).round(1).fillna("")
 
 # %% [markdown]
 # You may object that this selects the lucky runs. So look at the lowest rate, 0.001: there all tuning runs at a batch of
@@ -225,7 +226,7 @@ for method in ("Barlow Twins", "HSIC_SSL"):
 # **A small batch needs a rate that is low enough.** It does not need to be avoided.
 #
 # **Which loss is ahead?** The same five seeds compare each loss with Barlow Twins at the same batch size. The table has
-# the decided differences in points, after Holm's correction for the 8 comparisons on the scenes and the 18 on CIFAR-10.
+# the decided differences in points, `second` minus Barlow Twins, after Holm's correction for the 8 comparisons on the scenes and the 18 on CIFAR-10.
 
 # %%
 tables = {name: paired_differences(part, "method", "Barlow Twins", by=["batch_size"]) for name, part in reported.items()}
@@ -237,7 +238,7 @@ assert ahead == {"scenes": ["VICReg", "SSL-HSIC"], "CIFAR-10": ["SSL-HSIC", "Sim
 assert set(decided.loc[decided["mean"] < 0, "second"]) == {"SIGReg", "SIGReg, 256 slices"}
 assert "HSIC_SSL" not in set(decided["second"])
 assert decided.loc[(decided["batch_size"] == 256) & (decided["second"] == "SSL-HSIC"), "mean"].tolist() == [23.2, 2.4]
-decided.round(3)
+decided.drop(columns="first")
 
 # %% [markdown]
 # On both data sets SSL-HSIC is ahead of Barlow Twins at a batch of 256, by 23 points on the scenes and by two on CIFAR-10.
@@ -249,7 +250,7 @@ decided.round(3)
 # For each loss and batch size, the learning rate was chosen first, from four values. Then the weight of the loss was
 # chosen at that rate. For Barlow Twins and HSIC_SSL this is $\lambda d$: the weight $\lambda$ of the off-diagonal entries of
 # $C$, times the number of features $d$. For the others it is the weight of the covariance (VICReg), the temperature
-# (SimCLR), $\gamma$ (SSL-HSIC) and the weight of SIGReg (see `03_objectives`). The value with the highest mean accuracy on
+# (SimCLR), $\gamma$ (SSL-HSIC) and the weight of SIGReg (see [notebook 03](03_objectives.ipynb)). The value with the highest mean accuracy on
 # *validation* images won. These images are in no training, and are not the test images.
 #
 # On the scenes three seeds did this tuning and three weights were tried, on CIFAR-10 one seed and two weights. Five
@@ -260,7 +261,7 @@ decided.round(3)
 # The picture shows the choice of the rate on the scenes. A dot is one tuning run, a line the mean of three.
 
 # %% alt="Validation accuracy against the learning rate for five losses, for batches of 32 and 256, a dot for each of three seeds. At batch 32 each line rises with the rate, and all but that of SSL-HSIC then fall steeply, where some seeds stay near chance. At batch 256 fewer seeds fail."
-figure, axes = plt.subplots(1, 2, figsize=(12, 4.2), layout="constrained", sharey=True)
+figure, axes = plt.subplots(1, 2, figsize=(9.5, 4.2), layout="constrained", sharey=True)
 for ax, n in zip(axes, (32, 256), strict=True):
     tuning_curves(ax, scenes[scenes["batch_size"] == n], "learning_rate")
     ax.set_title(f"scenes, batch of {n}")
@@ -355,12 +356,12 @@ pd.concat({"one rate for all (%)": before.loc[best.index], "points gained by tun
 #
 # The Barlow Twins loss is $\sum_i (1 - C_{ii})^2 + \lambda \sum_{i \ne j} C_{ij}^2$. The second sum is the *redundancy
 # term*. In a batch of $n$ images it is about $d(d-1)/(n-1)$ even for unrelated features, by chance
-# (`04_reading_cross_correlation`). So it penalizes small batches more. A constant in the loss has no gradient, but this
+# ([notebook 04](04_reading_cross_correlation.ipynb)). So it penalizes small batches more. A constant in the loss has no gradient, but this
 # part varies from batch to batch, which adds noise to the gradient. One could expect that a smaller $\lambda$ is better in
 # a small batch. The tuning runs on the scenes show whether it is.
 
 # %% alt="Validation accuracy of Barlow Twins and HSIC_SSL against lambda times d on the scenes, for batches of 32 and 256, three seeds each. The means change by less than ten points between 0.3 and 1; at 3 one run of each batch size is near chance."
-figure, axes = plt.subplots(1, 2, figsize=(11, 3.6), layout="constrained", sharey=True)
+figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.6), layout="constrained", sharey=True)
 for ax, n in zip(axes, (32, 256), strict=True):
     part = scenes[(scenes["batch_size"] == n) & scenes["loss"].isin(["barlow_twins", "hsic_ssl"])]
     tuning_curves(ax, part, "lambda_times_d")
@@ -408,24 +409,30 @@ assert (live["state"] == "finished").all()
 live["setting"] = live["loss"].map(NAMES) + ", batch " + live["batch_size"].astype(str)
 
 # %% [markdown]
-# The picture shows how the rate was chosen. With one tuning seed, differences of a few points mean little. Below it stands
-# what was chosen; `at_end` names a setting that was best at the end of its list.
+# The picture shows how the rate was chosen. With one tuning seed, differences of a few points mean little.
 
 # %% alt="Validation accuracy against the learning rate on handwritten digits of 8 by 8 pixels, a line for each loss and batch size."
 ax = plt.subplots(figsize=(7.6, 3.6), layout="constrained")[1]
 plot_ablation(live, "learning_rate", "setting", ax, evaluation="linear on validation")
 ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
-pd.DataFrame(live.attrs["chosen"])
 
 # %% [markdown]
-# The second call below reads all results and trains nothing. In the table `accuracy` is a fraction, `energy` the sum of
+# This was chosen. `at_end` names a setting that was best at the end of its list.
+
+# %%
+chosen = pd.DataFrame(live.attrs["chosen"])
+chosen.assign(at_end=chosen["at_end"].map(", ".join))
+
+# %% [markdown]
+# The second call below reads all results and trains nothing. In the table, of the first five runs, `accuracy` is a fraction, `energy` the sum of
 # the squared off-diagonal entries of $C$ on held-out pairs, `steps` the number of updates and `seconds` the training
 # time.
 
 # %%
 again = run_ablation(grid, RUNS, progress=False)  # nothing is missing, so nothing is trained
 assert again["accuracy"].equals(live["accuracy"]) and again["seconds"].equals(live["seconds"])
-live[live["tuned"].isna()][["loss", "batch_size", "seed", "accuracy", "steps", "energy", "seconds"]].head()
+columns = ["loss", "batch_size", "seed", "accuracy", "steps", "energy", "seconds"]
+live[live["tuned"].isna()][columns].head().round(2).reset_index(drop=True)
 
 # %% [markdown]
 # ## Exercises
@@ -463,7 +470,7 @@ assert FAST or average["spectral"] < average.drop("spectral").min()  # it is beh
 (100 * both).round(1)
 
 # %% [markdown]
-# 3. The unbiased HSIC estimator removes the part that chance adds (`02_hsic_from_scratch`). Would you expect it to change
+# 3. The unbiased HSIC estimator removes the part that chance adds ([notebook 02](02_hsic_from_scratch.ipynb)). Would you expect it to change
 #    the training?
 #
 # Solution of 3 (open the cell):
@@ -486,4 +493,4 @@ assert abs(table.loc["std", "unbiased"] / table.loc["std", "biased"] - 1) < 0.2
 table.round(2)
 
 # %% [markdown]
-# **Next:** `06_ablation_projector_width`: how many features should $C$ compare?
+# **Next:** [notebook 06](06_ablation_projector_width.ipynb): how many features should $C$ compare?
