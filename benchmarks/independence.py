@@ -42,6 +42,7 @@ from hsic_lab.independence import (
     spectral_test,
 )
 from hsic_lab.kernels import Gaussian, median_distance
+from hsic_lab.plots import set_theme
 from hsic_lab.training._config import processor
 
 RESULTS = Path(__file__).parent.parent / "data" / "results"
@@ -222,15 +223,22 @@ def power(hyppo: str | None, draws: int) -> None:
             print(family, noise, {row["test"]: row["power"] for row in rows[-len(found) :]}, flush=True)
     frame = pd.DataFrame(rows)
     write(frame, "power", f"data default_rng([2, family, 100 noise, i]), test seed i, {permutations} permutations")
-    figure, axes = plt.subplots(1, len(noises), figsize=(13, 3.2), sharey=True, layout="constrained")
-    for ax, family in zip(axes, noises, strict=True):
-        for name, part in frame[frame["family"] == family].groupby("test", sort=False):
+    draw_power(frame)
+
+
+def draw_power(frame: pd.DataFrame) -> None:
+    """The figure of the table of power: a panel for each family, a line for each test."""
+    set_theme()
+    figure, axes = plt.subplots(2, 2, figsize=(9, 6.4), sharey=True, layout="constrained")
+    for ax, (family, rows) in zip(axes.flat, frame.groupby("family", sort=False), strict=True):
+        for name, part in rows.groupby("test", sort=False):
             style = "--" if name.startswith("hyppo") else "-"
             ax.errorbar(part["noise"], part["power"], part["standard_error"], label=name, linestyle=style, capsize=2)
         ax.set(title=family, xlabel="1 - angle / 45°" if family == "rotated ICA" else "noise", ylim=(0, 1.02))
         ax.axhline(0.05, color="0.6", linewidth=0.8)
-    axes[0].set_ylabel(f"power at 5 %, n = {n}")
-    axes[-1].legend(frameon=False, fontsize="small")
+    for ax in axes[:, 0]:
+        ax.set_ylabel(f"power at 5 %, n = {frame['n'].iloc[0]}")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     figure.savefig(RESULTS / "independence_power.png", dpi=110)
 
 

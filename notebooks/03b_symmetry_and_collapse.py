@@ -204,7 +204,7 @@ for name in learners:
     assert outcome.loc[(name, "off"), "collapsed"] == (name == "negative cosine")
     assert not outcome.loc[(name, "on"), "collapsed"]
 assert (outcome.loc["negative cosine"]["collapsed"] == [True, False, True, True]).all()
-outcome.astype({"collapsed": bool}).round(3)
+outcome.astype({"collapsed": bool}).round(2)
 
 # %% [markdown]
 # Only the negative cosine collapses, and it needs both parts of the asymmetry. With the predictor alone it collapses later. The
@@ -314,7 +314,7 @@ plot_pull(norms)
 # **Barlow Twins pulls harder the closer the projections lie together.** It standardizes the features, so the loss is the same at every scale
 # $s$, and its gradient grows as exactly $1/s$.
 #
-# **VICReg and SIGReg pull more and more weakly.** Their repulsion is a smooth function of the distances between projections. At a point
+# **VICReg and SIGReg pull more and more weakly, SIGReg from $s = 0.3$ on.** Their repulsion is a smooth function of the distances between projections. At a point
 # where all distances are 0 its gradient is 0. VICReg holds on longer: its variance term uses the *standard deviation*, whose gradient
 # keeps its size down to about $s = 0.01$. There the constant $10^{-4}$, which VICReg adds to the variance, becomes as large as the variance.
 #
@@ -426,13 +426,13 @@ independent.round(3)
 # ## 5. The table
 #
 # The last experiment repeats the training of section 1 with batches of 16 instead of 64, with the same number of images and half the
-# learning rate (it is scaled with $\sqrt n$, as is usual for Adam). The negative cosine has its asymmetry. The measured columns are
+# learning rate (it is scaled with $\sqrt n$, as is usual for Adam). The negative cosine has its asymmetry. The measured rows are
 #
 # * **negatives**: *pair by pair*, *as a mean* or *none* ([notebook 03](03_objectives.ipynb), section 4);
 # * **large batch**: *yes* if the probe loses more than 5 points with the smaller batch;
 # * **asymmetry**: *yes* if the projections collapse without it and not with it (section 1).
 #
-# The columns "Tsai et al." are what the paper argues about Barlow Twins and about the families of SimCLR (NT-Xent) and of BYOL and
+# The rows "Tsai et al." are what the paper argues about Barlow Twins and about the families of SimCLR (NT-Xent) and of BYOL and
 # SimSiam (negative cosine). VICReg is newer than the paper.
 
 # %%
@@ -450,7 +450,7 @@ for name, loss in learners.items():
 table = pd.DataFrame(records).T
 for number, question in enumerate(("negatives", "large batch", "asymmetry")):
     table[f"Tsai et al.: {question}"] = [paper.get(name, "–––")[number] for name in table.index]
-table.fillna("")
+table.fillna("").map(lambda cell: round(cell, 3) if isinstance(cell, float) else cell).T
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
 found = {name: (row["negatives"] == "pair by pair", row["large batch"] == "yes", row["asymmetry"] == "yes") for name, row in table.iterrows()}

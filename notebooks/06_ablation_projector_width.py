@@ -24,7 +24,7 @@
 #
 # **What you will see**
 #
-# 1. The answer for small images, with a learning rate and a $\lambda$ that were tuned for every width.
+# 1. The answer for small images, with a learning rate and a $\lambda$ that were tuned for every width and depth.
 # 2. How much the choice of $\lambda$ and of the rate matters, and why $\lambda$ is measured in units of $1/d$.
 # 3. What $\lambda$ decides when there are more features than signals that the views share.
 # 4. The part that chance adds to the loss, and how it grows with $d$.
@@ -33,8 +33,8 @@
 # 6. Whether width changes the encoder's features, which are what you use after training.
 # 7. A probe by depth: which layer loses accuracy if the projector is narrow.
 #
-# **What you need**: `01_barlow_twins_is_hsic` for HSIC and its dual form, `05_ablation_batch_size` for how settings are
-# tuned, how differences are paired by seed, and Holm's correction. The notebook runs in about two minutes.
+# **What you need**: [notebook 01](01_barlow_twins_is_hsic.ipynb) for HSIC and its dual form,
+# [notebook 05](05_ablation_batch_size.ipynb) for how settings are tuned, how differences are paired by seed, and Holm's correction. The notebook runs in about two minutes.
 
 # %% tags=["parameters"]
 import os
@@ -120,13 +120,13 @@ def plot_runs(ax, table, column, scale=1):
 
 def plot_answer(table, differences, labels, ylim, height):
     """The accuracy of every run against the width, and the paired differences to d = 64."""
-    left, right = plt.subplots(1, 2, figsize=(12, height), layout="constrained")[1]
+    left, right = plt.subplots(1, 2, figsize=(9.5, height), layout="constrained")[1]
     plot_runs(left, table, "accuracy", 100)
     left.set(ylabel="test accuracy in percent", ylim=ylim)
-    left.legend(loc="best")
+    left.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
     plot_differences(differences, right)
     right.set_yticks(range(len(labels)), labels)
-    right.set_xlabel("difference to d = 64 in points of accuracy")
+    right.set_xlabel("difference to d = 64 in points")
 
 
 def tuning_curves(ax, table):
@@ -179,7 +179,7 @@ plot_answer(reported, differences, labels, ylim=(0, 60), height=4)
 #
 # One seed makes the intervals wide. At seed 3 six of the eight runs learn nothing: their accuracy is below 22 % and the
 # mean diagonal of $C$ below 0.1. At every width the mean of the runs that learn lies between 41 and 51 %. So one seed of
-# five decides more than the width does. The table has the means in percent and, in the last columns, seed 3.
+# five decides more than the width does. The table has the means in percent, a column for each width.
 
 # %%
 failed = reported[(reported["accuracy"] < 0.22) & (reported["diagonal"] < 0.1)]
@@ -192,7 +192,8 @@ assert len(reported) == 40 and len(failed) == 6 and set(failed["seed"]) == {3} a
 apart = paired_differences(reported, "loss", "barlow_twins", by=["d"], names=NAMES)
 assert (differences["verdict"] == "not decided").all() and (apart["verdict"] == "not decided").all()
 assert best.min().min() > 41 and best.max().max() < 51
-pd.concat({"all runs": means, "runs that learned": best, "seed 3": seed_3}, axis=1).round(1)
+shown = pd.concat({"all runs": means, "runs that learned": best, "seed 3": seed_3}, names=["runs"])
+shown.swaplevel().sort_index(level=0, sort_remaining=False).round(1)
 
 # %% [markdown]
 # **How it was found.** The grid `data/grids/tuned_width.toml` trains two losses on the digit scenes at four widths: 8
@@ -204,7 +205,7 @@ pd.concat({"all runs": means, "runs that learned": best, "seed 3": seed_3}, axis
 # %%
 chosen = pd.DataFrame(json.loads(table.attrs["chosen"]))
 chosen = chosen.assign(loss=chosen["loss"].map(NAMES), d=[widths[-1] for widths in chosen["projector"]])
-chosen["at_end"] = chosen["at_end"].map(", ".join)
+chosen["at_end"] = chosen["at_end"].map(", ".join).replace("learning_rate", "rate", regex=True)
 tried = table[table["evaluation"] == "linear on validation"]
 assert (reported["steps"] == 128).all() and tried["learning_rate"].min() == 0.004
 assert (tried["lambda_times_d"].min(), tried["lambda_times_d"].max()) == (0.1, 3)
@@ -237,18 +238,36 @@ assert (on_cifar["steps"] == 300).all() and on_cifar["accuracy"].between(0.57, 0
 points.assign(d=narrow["second"]).set_index("d").round(1)
 
 # %% [markdown]
+# **No depth is shown to be better either.** The grid `data/grids/tuned_cifar10_depth.toml` gives the projector one, two
+# or three linear layers at $d = 128$, on the same images. Here two runs each chose the rate and $\lambda$. The table has
+# the mean accuracy in percent, and the difference to two layers in points.
+
+# %%
+depths = read_table(RESULTS / "ablation_tuned_cifar10_depth.csv")
+depths = depths[depths["tuned"].isna() & (depths["evaluation"] == "linear")]
+means = 100 * depths.groupby("projector", sort=False)["accuracy"].mean()
+to_two = paired_differences(depths, "projector", "512-128").set_index("second")
+assert (to_two["verdict"] == "not decided").all() and depths["seed"].nunique() == 5
+assert means.round(1).to_dict() == {"128": 59.7, "512-128": 60.3, "512-512-128": 59.4}
+assert round(100 * to_two["low"].min(), 1) == -1.9 and round(100 * to_two["high"].max(), 1) == 0.1
+pd.concat({"mean": means, **{name: 100 * to_two[name] for name in ("low", "high")}}, axis=1).round(1).fillna("")
+
+# %% [markdown]
+# Two layers have the highest mean. The intervals of the differences reach from $-1.9$ to $+0.1$ points, so three layers
+# may be almost two points worse than two, and one layer about as good.
+#
 # ## 2. Lambda and width
 #
 # If the views are independent, the redundancy sum $\sum_{i \ne j} C_{ij}^2$ grows like $d^2$, while the invariance sum
 # $\sum_i (1 - C_{ii})^2$ grows like $d$. A fixed $\lambda = 0.005$ is therefore a different balance at every width: it
-# equals $1/d$ at $d = 200$, is a third of $1/d$ at $d = 64$, and twenty times $1/d$ at $d = 4096$.
+# equals $1/d$ at $d = 200$, is a third of $1/d$ at $d = 64$, and twenty times $1/d$ at 4096 features.
 #
 # The tuning runs show how the accuracy depends on the multiple of $1/d$, at the best rate of each width. A dot is one run,
 # a line the mean of three seeds.
 
 # %% alt="Validation accuracy against lambda times d for widths 64, 256, 1024 and 4096, one panel a loss, a dot for each of three seeds. The lines are nearly flat between 45 and 55 percent; only at d = 64 does Barlow Twins fall to 38 percent at three times 1/d, where one seed is at 16 percent."
 assert [round(0.005 * d, 1) for d in (64, 200, 4096)] == [0.3, 1.0, 20.5]  # 0.005 in units of 1/d
-figure, axes = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained", sharey=True)
+figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.8), layout="constrained", sharey=True)
 for ax, (method, part) in zip(axes, tried.groupby("method", sort=False), strict=True):
     tuning_curves(ax, part[part["tuned"] == "lambda_times_d"])
     ax.set_title(method)
@@ -355,7 +374,7 @@ plot_search(lambdas, found, d)
 #
 # There is a second reason why $\lambda$ should decrease with $d$. Even if the two views are equal and their features are
 # independent, the features show correlations in a batch of $n$ images: each $C_{ij}$ with $i \ne j$ has mean square
-# $\frac1{n-1}$ (`04_reading_cross_correlation`). The expected redundancy term by chance alone, the **noise floor**, is
+# $\frac1{n-1}$ ([notebook 04](04_reading_cross_correlation.ipynb)). The expected redundancy term by chance alone, the **noise floor**, is
 #
 # $$\lambda\, \frac{d\,(d-1)}{n-1} \;=\; \frac{d-1}{n-1} \;\text{ for } \lambda = \tfrac1d,
 # \qquad \approx 0.005\,\frac{d^2}{n} \;\text{ for } \lambda = 0.005 .$$
@@ -392,7 +411,7 @@ _ = ax.legend()
 #
 # ## 5. The cost of width
 #
-# `01_barlow_twins_is_hsic`, section 7, shows two routes to the sum of the squared entries of $C$: the *primal* route forms
+# [Notebook 01](01_barlow_twins_is_hsic.ipynb), section 7, shows two routes to the sum of the squared entries of $C$: the *primal* route forms
 # the $d \times d$ matrix $C$, the *dual* route two $n \times n$ matrices of scalar products between images. A training also
 # needs the gradient. Forward and backward together are three products of $n d^2$ multiplications in the primal route, and
 # four of $n^2 d$ in the dual route. The next cell checks that value and gradient are equal, and times both routes.
@@ -438,7 +457,7 @@ pd.concat({"Gflop": work.round(2), "primal / dual": pd.DataFrame({"time": speedu
 # ## 6. What width does to the encoder's features
 #
 # RankMe (Garrido et al. 2023) estimates how many directions a set of features uses: it is the exponential of the entropy of
-# the singular values, scaled to the sum 1 (`03b_symmetry_and_collapse`). The encoder has 128 features here, at every width
+# the singular values, scaled to the sum 1 ([notebook 03b](03b_symmetry_and_collapse.ipynb)). The encoder has 128 features here, at every width
 # of the projector, so RankMe lies between 1 and 128. A dot is one run of section 1 that learned, a line the mean.
 
 # %% alt="RankMe of the encoder's features against projector width for both losses, a dot for each run that learned. The means lie between 39 and 52 of 128, without a trend."
@@ -558,8 +577,8 @@ assert len(second) == 3 and len(known) == 2  # only the new width was trained
 cifar = read_table(RESULTS / "ablation_cifar10_width.csv")
 gains = paired_differences(cifar[cifar["evaluation"] == "linear"], "d", 64, by=["loss"])
 assert (gains["verdict"] == "not decided").all() and gains["mean"].between(0, 0.01).all()  # at most a point
-points = {f"{name} (points)": 100 * gains[name] for name in ("mean", "low", "high")}
-gains[["loss", "second", "p_holm", "verdict"]].assign(**points).round(2)
+points = {name: 100 * gains[name] for name in ("mean", "low", "high")}  # every verdict is "not decided"
+gains[["loss", "second"]].assign(**points, p=gains["p_holm"]).round(2)
 
 # %% [markdown]
 # 4. The column `energy` of the table of section 1 holds the sum of the squared off-diagonal entries of $C$. Compare it
@@ -576,5 +595,5 @@ assert share.max() < 0.02  # at every width chance adds little to these: feature
 
 
 # %% [markdown]
-# **Next:** [`07_the_minus_one_target`](07_the_minus_one_target.ipynb): does it matter that HSIC_SSL
+# **Next:** [notebook 07](07_the_minus_one_target.ipynb): does it matter that HSIC_SSL
 # asks for $-1$?
