@@ -400,7 +400,7 @@ def test_explorer_notebook_runs_in_jupyterlab(lab, page):
     run_all(page, lab, "04_reading_cross_correlation")
     titles = explorer(page, 2).locator(".title")
     titles.last.filter(has_text="background").wait_for()  # the texts follow the elements
-    assert titles.all_inner_texts() == ["digit", "position", "colour", "background"]
+    assert titles.all_inner_texts() == ["digit", "position", "color", "background"]
     assert page.errors == []
 
 
