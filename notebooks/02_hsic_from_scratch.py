@@ -340,6 +340,7 @@ def hsic_from_scratch(x, y, sigma_x, sigma_y):
     return torch.trace(k @ h @ l @ h) / n**2
 
 
+# %%
 for family in COLORS:
     x, y = sample(family, 400, seed=0)
     by_hand = hsic_from_scratch(x, y, 0.5, 0.8)

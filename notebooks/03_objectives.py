@@ -93,6 +93,7 @@ def show_forces(forces):
     """Draw one matrix over both views for each loss, with lines between the views."""
     words = "sample of A, then B"
     for ax in show_matrices(forces, "∂L / ∂ similarity", rows=2, xlabel=words, ylabel=words).flat:
+        ax.label_outer()
         ax.axhline(n - 0.5, color="0.6", linewidth=0.8)
         ax.axvline(n - 0.5, color="0.6", linewidth=0.8)
 
@@ -293,6 +294,7 @@ def fourth_powers(z, dim):
     return z.norm(dim=dim).pow(4).sum()
 
 
+# %%
 for N, M in ((24, 12), (12, 40), (7, 7)):
     z = torch.randn(N, M, generator=generator, dtype=torch.float64)
     of_samples = contrast_samples(z) + fourth_powers(z, 1)
@@ -307,7 +309,7 @@ for N, M in ((24, 12), (12, 40), (7, 7)):
 # If the columns also have equal length, the losses differ by the **constant** $N - N^2/M$.
 #
 # The figure shows $L_c - L_{nc}$ for matrices with rows of length 1. On the left the columns have similar lengths, on the right only one
-# column is not 0. The red diamond is five matrices, which lie on one another. Their rows and columns were normalized in turn until all
+# column is not 0. The orange diamond is five matrices, which lie on one another. Their rows and columns were normalized in turn until all
 # columns had the same length.
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
