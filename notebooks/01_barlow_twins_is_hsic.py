@@ -303,7 +303,7 @@ assert hsic(x, shuffled) < 0.1 * hsic(x, y)
 both = {"images:  $HKH \\circ HLH$": agreement[order][:, order],
         "features:  $C \\circ C$": c.square()}
 axes = show_matrices(both, "image", "image", size=3.8)
-axes[1].set(xlabel="feature of view B", ylabel="feature of view A")
+axes[1].set(xlabel="feature of view B", ylabel="feature of view A");
 
 # %%
 print(f"mean, left:    {agreement.mean():.10f}\nsum, right:    {c.square().sum():.10f}")
