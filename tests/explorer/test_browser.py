@@ -314,7 +314,8 @@ def test_file_fits_its_window_without_overlaps(browser, saved, width):
     shown.locator("[data-control=order]").select_option("cluster")
     tab.wait_for_function("document.querySelector('.columns').innerText.includes('position 0')")
     crowded = tab.evaluate("""() => [...document.querySelectorAll(".rows, .columns")].filter((ends) => {
-      const boxes = [...ends.children].map((e) => e.getBoundingClientRect()).sort((p, q) => p.left - q.left || p.top - q.top);
+      const boxes = [...ends.children].map((e) => e.getBoundingClientRect());
+      boxes.sort((p, q) => p.left - q.left || p.top - q.top);
       const apart = boxes.slice(1).every((q, k) => q.left >= boxes[k].right + 4 || q.top >= boxes[k].bottom + 4);
       return !apart || boxes.some((box) => Math.min(box.width, box.height) > 20);
     }).map((ends) => ends.innerText)""")
