@@ -60,8 +60,9 @@ runs = {
     title: train_or_load(demo_config(loss, EPOCHS), RUNS / loss, data, progress=False)
     for title, loss in losses.items()
 }
+ends = {"before training": min, "after training": max}
 matrices = {
-    title: {"before training": run.snapshots[0], "after training": run.snapshots[max(run.snapshots)]}
+    title: {name: run.snapshots[end(run.snapshots)] for name, end in ends.items()}
     for title, run in runs.items()
 }
 compare_cross_correlations(matrices);
@@ -74,8 +75,8 @@ compare_cross_correlations(matrices);
 display(CorrelationExplorer(runs))
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
-for title, ends in matrices.items():
-    before, after = (CorrelationSummary.from_matrix(c, 2048) for c in ends.values())
+for title, pair in matrices.items():
+    before, after = (CorrelationSummary.from_matrix(c, 2048) for c in pair.values())
     print(f"{title}: mean diagonal {before.mean_diagonal:.2f} -> {after.mean_diagonal:.2f}")
     print(f"{title}: off-diagonal rms {before.rms_off_diagonal:.3f} -> {after.rms_off_diagonal:.3f}")
     assert after.mean_diagonal > before.mean_diagonal + 0.2 and after.rms_off_diagonal > before.rms_off_diagonal
@@ -110,9 +111,10 @@ plot_probe(table);
 # %%
 accuracy = probe_summary(table)["mean"]
 trained, others = accuracy[list(losses)], accuracy[["raw pixels", "untrained encoder"]]
-print(accuracy.round(3).to_dict())
+for name, value in accuracy.items():
+    print(f"{name}: {value:.1%}")
 assert trained.min() > others.max() + 0.1 and others.min() > table["chance"].max()
-assert FAST or (trained.min() > 0.70 and trained.max() - trained.min() < 0.05)  # one training seed of each
+assert FAST or (trained.min() > 0.70 and trained.max() - trained.min() < 0.05)  # one seed of each
 
 # %% [markdown]
 # **Next:** [01 Barlow Twins is HSIC](01_barlow_twins_is_hsic.ipynb).
@@ -128,7 +130,8 @@ other = runs["HSIC_SSL"]
 with torch.no_grad():
     view_b = DigitScenes("test").pairs(1024, 3, shared=("digit",))[1]
     mixed = cross_correlation(z_a, other.projector(other.encoder(normalize(view_b))).double())
-print(f"mean diagonal {mixed.diagonal().mean():.3f}, HSIC {mixed.square().sum():.1f} (one encoder: {from_features:.1f})")
+print(f"mean diagonal {mixed.diagonal().mean():.3f}")
+print(f"HSIC {mixed.square().sum():.1f}, for one encoder {from_features:.1f}")
 # HSIC is as large as for one encoder: both see the digit. There is a diagonal too, though a weaker one, because both trainings
 # started from the same random weights (one seed). The features of encoders with different seeds would have no common order.
 assert FAST or (0.2 < mixed.diagonal().mean() < 0.7 and abs(mixed.square().sum() / from_features - 1) < 0.2)

@@ -52,7 +52,7 @@ PALETTE = plt.rcParams["axes.prop_cycle"].by_key()["color"]
 close = partial(torch.allclose, rtol=1e-10, atol=1e-10)  # the tolerance of every identity
 
 
-def show_matrices(panels, xlabel, ylabel, size=3.0):
+def show_matrices(panels, xlabel, ylabel, label="entry", size=3.0):
     """Draw matrices side by side, each on its own color scale centered at 0: red is positive, blue is negative."""
     figure, axes = plt.subplots(1, len(panels), figsize=(size * len(panels) + 0.6, size), layout="constrained")
     for ax, (title, matrix) in zip(axes, panels.items(), strict=True):
@@ -61,7 +61,7 @@ def show_matrices(panels, xlabel, ylabel, size=3.0):
         ax.set_title(title, fontsize="medium")
         ax.set(xlabel=xlabel, ylabel=ylabel)
         ax.locator_params(nbins=5, integer=True)
-        figure.colorbar(image, ax=ax, shrink=0.5)
+        figure.colorbar(image, ax=ax, shrink=0.5).set_label(label, fontsize="small")
     return axes
 
 
@@ -119,8 +119,8 @@ def plot_bound(table):
     right.legend(loc="lower right")
 
 
-def plot_timings(timings, batch):
-    """Draw the time of one step and the size of the matrices against d."""
+def plot_timings(timings, batch, switch):
+    """Draw the time of one step and the size of the matrices against d; a line marks where "auto" changes its route."""
     left, right = plt.subplots(1, 2, figsize=(9.8, 4.6), layout="constrained")[1]
     styles = {"usual formula": ("s-", PALETTE[3]), 'route="primal"': ("--", PALETTE[1]),
               'route="dual"': ("--", PALETTE[2]), 'route="auto"': ("o-", PALETTE[0])}
@@ -131,7 +131,7 @@ def plot_timings(timings, batch):
     left.set(title=f"time of one step, n = {batch}", ylabel="milliseconds")
     right.set(title="size of the matrices", ylabel="MiB (single precision)")
     for ax in (left, right):
-        ax.axvline(batch, color="0.8", linewidth=1)
+        ax.axvline(switch, color="0.6", linewidth=1, label=f'"auto" changes, d = {switch}')
         ax.set_xscale("log", base=2)
         ax.set(yscale="log", xlabel="number of features d")
         ax.set_xticks(timings.index, [str(d) for d in timings.index])
@@ -224,7 +224,8 @@ assert close(c, x.T @ y / n)
 # %% alt="Left: scatter plot of feature 0 of view A against feature 0 of view B, close to a rising line. Right: heatmap of the 16 by 16 matrix C with a red diagonal and many colored entries beside it."
 figure, (left, right) = plt.subplots(1, 2, figsize=(9.4, 4.2), layout="constrained")
 left.plot(x[:, 0], y[:, 0], ".", color=PALETTE[0], alpha=0.6)
-left.set(title=f"one entry: $C_{{00}}$ = {c[0, 0]:.2f}", xlabel="feature 0 of view A", ylabel="feature 0 of view B")
+left.set(title=f"one entry: $C_{{00}}$ = {c[0, 0]:.2f}")
+left.set(xlabel="feature 0 of view A", ylabel="feature 0 of view B")
 plot_cross_correlation(c, right, title="all of C");
 
 # %% [markdown]
@@ -257,7 +258,7 @@ plot_cross_correlation(c, right, title="all of C");
 
 # %% alt="Three heatmaps over pairs of images: the centered Gram matrices of view A and view B, which have similar patterns of red and blue blocks, and their product, which is mostly red."
 h = torch.eye(n, dtype=torch.float64) - 1 / n
-order = torch.linalg.svd(x, full_matrices=False).U[:, 0].argsort()  # similar images next to each other, for the plot
+order = torch.linalg.svd(x, full_matrices=False).U[:, 0].argsort()  # similar images together
 gram_a, gram_b = h @ (x @ x.T) @ h, h @ (y @ y.T) @ h
 agreement = gram_a * gram_b
 
@@ -266,7 +267,10 @@ axes = show_matrices(
      "product, entry by entry": agreement[order][:, order]},
     "image", "image",
 )
-print(f"mean of the third heatmap: {agreement.mean():.10f}\nhsic(x, y) of the library: {hsic(x, y):.10f}")
+
+# %%
+print(f"mean of the third heatmap: {agreement.mean():.10f}")
+print(f"hsic(x, y) of the library: {hsic(x, y):.10f}")
 assert close(agreement.mean(), hsic(x, y))
 assert close(agreement.mean(), torch.trace(x @ x.T @ h @ y @ y.T @ h) / n**2)
 
@@ -296,13 +300,13 @@ assert hsic(x, shuffled) < 0.1 * hsic(x, y)
 # entry by entry.
 
 # %% alt="Left: heatmap of the entrywise product of the centered Gram matrices, 256 by 256 images. Right: heatmap of the squared entries of C, 16 by 16 features."
-axes = show_matrices(
-    {"images:  $HKH \\circ HLH$": agreement[order][:, order], "features:  $C \\circ C$": c.square()}, "", "", size=3.8
-)
-axes[0].set(xlabel="image", ylabel="image")
-axes[1].set(xlabel="feature of view B", ylabel="feature of view A")
-print(f"mean, left:    {agreement.mean():.10f}\nsum, right:    {c.square().sum():.10f}")
+both = {"images:  $HKH \\circ HLH$": agreement[order][:, order],
+        "features:  $C \\circ C$": c.square()}
+axes = show_matrices(both, "image", "image", size=3.8)
+axes[1].set(xlabel="feature of view B", ylabel="feature of view A");
 
+# %%
+print(f"mean, left:    {agreement.mean():.10f}\nsum, right:    {c.square().sum():.10f}")
 assert close(agreement.mean(), c.square().sum())
 assert close(hsic(x, y, route="dual"), hsic(x, y, route="primal"))  # the library offers both ways
 
@@ -336,19 +340,22 @@ plot_two_clouds(x, y, m=64)
 
 # %%
 m = 24 if FAST else 48
-real, permuted = torch.arange(m).repeat(2, 1), torch.cartesian_prod(torch.arange(m), torch.arange(m)).T  # rows of A and of B
+numbers = torch.arange(m)
+real, permuted = numbers.repeat(2, 1), torch.cartesian_prod(numbers, numbers).T  # rows of A, of B
 
 
 def similarity(gram_x, gram_y, these, those):
-    """Return the similarities of the pairs `these` and `those`: the product of the similarities in A and in B."""
+    """Return the similarities of pairs: the product of the similarities in A and in B."""
     return gram_x[these[0]][:, those[0]] * gram_y[these[1]][:, those[1]]
 
 
+# %%
 for name, kernel in {"linear": Linear(), "Gaussian": Gaussian(bandwidth=4.0)}.items():
     between = partial(similarity, kernel(x[:m]), kernel(y[:m]))
-    mmd2 = between(real, real).mean() - 2 * between(real, permuted).mean() + between(permuted, permuted).mean()
+    mmd2 = between(real, real).mean() - 2 * between(real, permuted).mean()
+    mmd2 += between(permuted, permuted).mean()
     direct = hsic(x[:m], y[:m], kernel, kernel)
-    print(f"{name:>8}:  MMD² over {m} pairs and {m * m} permuted pairs {mmd2:.12f}   HSIC {direct:.12f}")
+    print(f"{name:>8} kernel:  MMD² {mmd2:.12f}   HSIC {direct:.12f}")
     assert close(mmd2, direct)
 
 # %% [markdown]
@@ -365,13 +372,14 @@ assert close(mean_of_negatives, torch.outer(z_a[:m].mean(dim=0), z_b[:m].mean(di
 
 # Pairs minus negatives, in units of standard deviations, is C.
 contrast = mean_of_pairs - torch.outer(z_a.mean(dim=0), z_b.mean(dim=0))
-assert close(contrast / torch.outer(z_a.std(dim=0, correction=0), z_b.std(dim=0, correction=0)), c)
+deviations = (z.std(dim=0, correction=0) for z in (z_a, z_b))
+assert close(contrast / torch.outer(*deviations), c)
 
 show_matrices(
     {"pairs": mean_of_pairs,
      "negatives (all permuted pairs)": torch.outer(z_a.mean(dim=0), z_b.mean(dim=0)),
      "pairs − negatives": contrast},
-    "feature of view B", "feature of view A",
+    "feature of view B", "feature of view A", "mean product",
 );
 
 # %% [markdown]
@@ -434,7 +442,8 @@ plot_paths(paths)
 for path in paths.values():
     assert (path[:, 1] >= path[:, 0] ** 2 - 1e-10).all()
     assert FAST or (path[-1] - 1).abs().max() < 0.05  # at the star
-moves = {name: (path[5] - path[0]).sign().tolist() for name, path in paths.items()}  # (alignment, dependence)
+# Up or down at first: (alignment, dependence).
+moves = {name: (path[5] - path[0]).sign().tolist() for name, path in paths.items()}
 assert moves["λ = 1"] == [-1, -1] and moves["λ = 0.005"] == [1, 1]
 
 # %% [markdown]
@@ -452,7 +461,8 @@ assert moves["λ = 1"] == [-1, -1] and moves["λ = 0.005"] == [1, 1]
 # %%
 identity = torch.eye(n, dtype=torch.float64).repeat(2, 1)
 with_identity = hsic(torch.cat([x, y]), identity)
-print(f"HSIC(features, identity) {with_identity:.12f}   (d + tr C) / 2n {(d + c.trace()) / (2 * n):.12f}")
+print(f"HSIC(features, identity) {with_identity:.12f}")
+print(f"(d + tr C) / 2n          {(d + c.trace()) / (2 * n):.12f}")
 assert close(with_identity, (d + c.trace()) / (2 * n))
 
 # %% [markdown]
@@ -470,7 +480,8 @@ assert close(with_identity, (d + c.trace()) / (2 * n))
 #
 # This is a constant plus a linear function of $C$. Here $\mathbf 1$ is the column of $d$ ones, and $\mathbf 1^\top C\, \mathbf 1$ is
 # the sum of all entries of $C$. It equals $\frac1n \sum_b s_b s'_b$, where $s_b$ is the *sum of all features* of image $b$ in view A
-# and $s'_b$ the same sum in view B. So the additional term depends on the covariance of these two sums only.
+# and $s'_b$ the same sum in view B. So, apart from $\mathrm{tr}\,C$, the additional term depends only on the covariance of these two
+# sums.
 
 # %%
 weight = 1 / d
@@ -490,15 +501,15 @@ def gradient_of_c(target):
     """Derivative of the loss with respect to each entry of C."""
     entries = c.clone().requires_grad_()
     off = entries - entries.diagonal().diag_embed()
-    missed = (off - target).square().sum() - d * target**2  # the diagonal of `off` is 0 and does not count
+    missed = (off - target).square().sum() - d * target**2  # the diagonal does not count
     ((1 - entries.diagonal()).square().sum() + weight * missed).backward()
     return entries.grad
 
 
 pull_bt, pull_hsic = gradient_of_c(target=0), gradient_of_c(target=-1)
 assert close(pull_hsic - pull_bt, 2 * weight * (1 - torch.eye(d, dtype=torch.float64)))
-show_matrices({"Barlow Twins:  ∂L/∂C": pull_bt, "HSIC_SSL:  ∂L/∂C": pull_hsic, "difference": pull_hsic - pull_bt},
-              "feature of view B", "feature of view A");
+pulls = {"Barlow Twins": pull_bt, "HSIC_SSL": pull_hsic, "difference": pull_hsic - pull_bt}
+show_matrices(pulls, "feature of view B", "feature of view A", "∂L / ∂C");
 
 # %% [markdown]
 # The two derivatives differ by the same $2\lambda = 0.125$ in every off-diagonal entry, and they are equal on the diagonal.
@@ -510,7 +521,8 @@ show_matrices({"Barlow Twins:  ∂L/∂C": pull_bt, "HSIC_SSL:  ∂L/∂C": pull
 
 # %% alt="Two opposite arrows, three arrows at angles of 120 degrees, and four arrows from the center to the corners of a tetrahedron."
 axes = plt.subplots(1, 3, figsize=(8.6, 3.0), layout="constrained")[1]
-for ax, count, title in zip(axes, (2, 3, 4), ("2: cosine −1", "3: cosine −1/2", "4: cosine −1/3"), strict=True):
+titles = ("2: cosine −1", "3: cosine −1/2", "4: cosine −1/3")
+for ax, count, title in zip(axes, (2, 3, 4), titles, strict=True):
     cosines = plot_arrows(ax, count, title)
     assert np.allclose(cosines[~np.eye(count, dtype=bool)], -1 / (count - 1))
 
@@ -554,7 +566,8 @@ for width in (4, 8, 16) if FAST else (4, 8, 16, 32):
     off = (found.sum() - found.trace()).item() / (width * (width - 1))
     rows.append((width, value, lower_bound(width), off, -1 / (width - 1), width - 1))
     assert abs(value - lower_bound(width)) < 1e-4 and abs(off + 1 / (width - 1)) < 1e-4
-columns = ["d", "loss found", "lower bound", "mean off-diagonal found", "-1/(d-1)", "loss at C = I"]
+columns = ["d", "loss found", "lower bound", "mean off-diagonal found", "-1/(d-1)",
+           "loss at C = I"]
 table = pd.DataFrame(rows, columns=columns).set_index("d")
 table.round(5)
 
@@ -579,21 +592,25 @@ width = 8
 shared, shared_loss = minimize(HSICSSLLoss(), noise(width))
 free, free_loss = minimize(HSICSSLLoss(), noise(width), noise(width), steps=2000)
 plain, plain_loss = minimize(BarlowTwinsLoss(1 / width), noise(width), noise(width), steps=2000)
-compare_cross_correlations({"HSIC_SSL, shared": shared, "HSIC_SSL, free": free, "Barlow Twins, free": plain});
+compare_cross_correlations(
+    {"HSIC_SSL, shared": shared, "HSIC_SSL, free": free, "Barlow Twins, free": plain}
+);
 
 # %% [markdown]
 # For free branches the minimum has a closed form too. [Notebook 07](07_the_minus_one_target.ipynb), section 3, derives it. The cell
 # compares it with the search. Its diagonal and off-diagonal entries follow from $r$, the correlation of two features within one view.
 
 # %%
-r = (width**2 - 8 * width + 4) / (5 * width**2 - 8 * width + 4)  # correlation of two features within one view
+r = (width**2 - 8 * width + 4) / (5 * width**2 - 8 * width + 4)
 on, off = (width - 2 - 2 * (width - 1) * r) / width, -(2 + (width - 2) * r) / width
 closed_form = width * (1 - on) ** 2 + (width - 1) * (1 + off) ** 2
-print(f"HSIC_SSL  shared: loss {shared_loss:.5f}  1'C1 = {shared.sum():+.3f}\n"
-      f"HSIC_SSL  free:   loss {free_loss:.5f}  1'C1 = {free.sum():+.3f}   (closed form: {closed_form:.5f})\n"
-      f"Barlow Twins free: loss {plain_loss:.5f}  1'C1 = {plain.sum():+.3f}")
-assert free_loss < lower_bound(width) and abs(free_loss - closed_form) < 1e-4 and plain_loss < 1e-4
-assert abs(free.trace() / width - on) < 1e-3
+print(f"HSIC_SSL, shared:   loss {shared_loss:.5f}  1'C1 = {abs(shared.sum()):+.3f}\n"
+      f"HSIC_SSL, free:     loss {free_loss:.5f}  1'C1 = {free.sum():+.3f}\n"
+      f"    closed form:    loss {closed_form:.5f}\n"
+      f"Barlow Twins, free: loss {plain_loss:.5f}  1'C1 = {plain.sum():+.3f}")
+assert abs(shared.sum()) < 1e-4  # a variance, 0 but for rounding
+assert free_loss < lower_bound(width) and abs(free_loss - closed_form) < 1e-4
+assert plain_loss < 1e-4 and abs(free.trace() / width - on) < 1e-3
 assert close(HSICSSLLoss().terms(z_a, z_b)["feature_sum"], 2 / d * (c.sum() - c.trace()))
 
 # %% [markdown]
@@ -615,8 +632,13 @@ assert close(HSICSSLLoss().terms(z_a, z_b)["feature_sum"], 2 / d * (c.sum() - c.
 # | primal (features) | $C$, once | $n\,d^2$ | $d^2$ |
 # | dual (images) | $XX^\top$ and $YY^\top$ | $2\,n^2 d$ | $2\,n^2$ |
 #
-# The dual route needs fewer multiplications if $d > 2n$. Its result is the same up to rounding. `route="auto"`, the default of the
-# library, takes the route with fewer multiplications. The cells check that both routes agree, and measure their time.
+# So the dual route needs fewer multiplications for the loss if $d > 2n$. Training also needs the gradient. With it the primal route
+# takes $3\,n\,d^2$ multiplications and the dual route $4\,n^2 d$, and the dual route needs fewer if $d > \frac43 n$. The results are the
+# same up to rounding.
+#
+# `route="auto"`, the default of the library, takes the faster route. It counts the multiplications with the gradient, and the other work
+# of the dual route as about 200 multiplications for each entry of a view. So it takes the dual route if $3d > 4n + 200$. The cells check
+# this and that both routes agree, and measure their time.
 
 # %%
 for loss in (BarlowTwinsLoss, HSICSSLLoss):
@@ -635,18 +657,27 @@ def usual_formula(z_a, z_b, weight=5e-3):
 
 # %%
 def seconds(loss, n, d, budget=0.1 if FAST else 0.5):
-    """Return the shortest time of a forward and backward pass in single precision, of as many as fit into `budget`."""
+    """Return the shortest CPU time of a forward and backward pass in single precision."""
     views = [torch.randn(n, d, generator=generator).requires_grad_() for _ in range(2)]
     taken = []
     while len(taken) < 2 or sum(taken) < budget:
-        start = time.perf_counter()
+        start = time.process_time()  # of this process, so that other programs matter less
         torch.autograd.grad(loss(*views), views)
-        taken.append(time.perf_counter() - start)
+        taken.append(time.process_time() - start)
     return min(taken)
 
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
+torch.set_num_threads(1)
 batch = 64 if FAST else 256
+switch = (4 * batch + 200) // 3  # the largest d of the primal route
+assert FAST or switch == 408
+for width, route in ((switch, "primal"), (switch + 1, "dual")):
+    views = [torch.randn(batch, width, generator=generator).requires_grad_() for _ in range(2)]
+    given = {r: torch.autograd.grad(BarlowTwinsLoss(route=r)(*views), views)[0] for r in ("auto", "primal", "dual")}
+    assert torch.equal(given["auto"], given[route])  # the same down to the last digit
+    assert not torch.equal(given["primal"], given["dual"])
+
 losses = {
     "usual formula": usual_formula,
     'route="primal"': BarlowTwinsLoss(route="primal"),
@@ -659,18 +690,22 @@ timings = pd.DataFrame(
      for name, loss in losses.items()]
 ).pivot(index="d", columns="formula", values="seconds")[list(losses)]
 
-# %% alt="Left: time of one step of the loss against the number of features d on logarithmic axes; the usual formula and the primal route grow fastest, and the automatic route follows the dual route to the right of d = n. Right: size of the matrices; C grows with d squared, the two Gram matrices stay constant."
-plot_timings(timings, batch)
+# %% alt="Left: time of one step of the loss against the number of features d on logarithmic axes; the usual formula and the primal route grow fastest. The automatic route follows the primal route to the left of a vertical line at d = 408, and the dual route to its right. Right: size of the matrices; C grows with d squared, the two Gram matrices stay constant."
+plot_timings(timings, batch, switch)
+
+# %%
 largest = timings.iloc[-1]
 speedup = largest["usual formula"] / largest['route="auto"']
-print(f"d = {timings.index[-1]}, n = {batch}, {torch.get_num_threads()} CPU threads: "
-      f"the automatic route is {speedup:.0f} times as fast as the usual formula")
+print(f"d = {timings.index[-1]}, n = {batch}, one CPU thread:")
+print(f"the automatic route is {speedup:.0f} times as fast as the usual formula")
+
+# %%
 timings.map(lambda t: f"{1e3 * t:.2f} ms")
 
 # %% [markdown]
-# Both axes are logarithmic, and the vertical line marks $d = n$. For large $d$ the usual formula is the slowest, because its cost grows
-# with $d^2$ and that of the dual route with $d$. `"auto"` is the primal route on the left and the dual route on the right. The times depend
-# on the computer and on what else runs on it: read the trend. The values and gradients are the same on both routes.
+# Both axes are logarithmic. The vertical line marks $d = 408$: up to there `"auto"` takes the primal route, and beyond it the dual route.
+# For large $d$ the usual formula is the slowest, because its cost grows with $d^2$ and that of the dual route with $d$. The times are CPU
+# times of one thread. They depend on the computer: read the trend. The values and gradients are the same on both routes.
 #
 # ## Summary
 #
@@ -697,7 +732,8 @@ v, ratios = standardize(u**2), {}
 for name, kernel in {"linear": None, "Gaussian": Gaussian()}.items():
     shuffles = [hsic(u, v[torch.randperm(500, generator=generator)], kernel, kernel) for _ in range(50)]
     ratios[name] = (hsic(u, v, kernel, kernel) / torch.stack(shuffles).mean()).item()
-print({name: round(ratio, 1) for name, ratio in ratios.items()}, "times the mean of the shuffled pairs")
+for name, ratio in ratios.items():
+    print(f"{name} kernel: {ratio:.1f} times the mean of the shuffled pairs")
 assert ratios["Gaussian"] > 20 and ratios["linear"] < 1e-10
 
 # %% [markdown]
@@ -711,7 +747,9 @@ for _ in range(200):
     u, v = (standardize(torch.randn(128, 32, generator=generator, dtype=torch.float64)) for _ in range(2))
     for estimator, found in values.items():
         found.append(hsic(u, v, estimator=estimator).item())
-print({name: f"{np.mean(found):.3f} +- {np.std(found) / 200**0.5:.3f}" for name, found in values.items()}, "formula", round(32**2 / 127, 3))
+for name, found in values.items():
+    print(f"{name:8} mean {np.mean(found):.3f}, standard error {np.std(found) / 200**0.5:.3f}")
+print(f"formula       {32**2 / 127:.3f}")
 assert abs(np.mean(values["biased"]) - 32**2 / 127) < 4 * np.std(values["biased"]) / 200**0.5
 assert abs(np.mean(values["unbiased"])) < 0.05 * np.mean(values["biased"])
 
@@ -740,16 +778,21 @@ print(f"d = {d_large}: diagonal {limits[0]:.4f}, off-diagonal {limits[1]:.4f}")
 assert abs(limits[0] - 0.6) < 1e-3 and abs(limits[1] + 0.2) < 1e-3
 
 # %% [markdown]
-# 5. **Multiplications.** At which $d$ do the two routes need the same number of multiplications for a batch of $n$? Where do the measured
-#    times of section 7 cross?
+# 5. **Multiplications.** At which $d$ do the two routes need the same number of multiplications for a batch of $n$, without and with the
+#    gradient? Where do the measured times of section 7 cross?
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
-# Solution. n d^2 = 2 n^2 d at d = 2 n. In the figure the times cross between d = 2 n and d = 4 n: matrix products of different shapes
-# run at different speeds.
-n_rows = 256
-equal = next(width for width in range(1, 4 * n_rows) if n_rows * width**2 >= 2 * n_rows**2 * width)
-print(f"n = {n_rows}: equal at d = {equal}")
-assert equal == 2 * n_rows
+# Solution. n d^2 = 2 n^2 d at d = 2 n, and 3 n d^2 = 4 n^2 d at d = 4 n / 3. The measured times have the gradient in them, and
+# contain other work, too: matrix products of different shapes run at different speeds.
+def equal(primal, dual):
+    return next(d for d in range(1, 4 * batch) if primal * batch * d**2 >= dual * batch**2 * d)
+
+
+print(f"n = {batch}: equal at d = {equal(1, 2)} without the gradient, and {equal(3, 4)} with it")
+primal_slower = timings['route="primal"'] > timings['route="dual"']
+print("measured: primal faster for d =", *timings.index[~primal_slower])
+print("measured: dual faster for d =", *timings.index[primal_slower])
+assert equal(1, 2) == 2 * batch and equal(3, 4) == -(-4 * batch // 3)
 
 # %% [markdown]
 # **Next:** [02 HSIC from scratch](02_hsic_from_scratch.ipynb) shows what HSIC detects that correlation misses, and when it is significant.

@@ -21,7 +21,7 @@
 # %% tags=["parameters"]
 import os
 
-FAST = os.environ.get("HSIC_LAB_FAST") == "1"  # fewer draws and smaller samples, for a quick check
+FAST = os.environ.get("HSIC_LAB_FAST") == "1"  # fewer draws and smaller samples
 DRAWS = 200 if FAST else 500  # simulated samples where one costs a millisecond
 POWER_DRAWS, POWER_ROWS = (12, (25, 50, 100)) if FAST else (30, (25, 50, 100, 200))
 
@@ -306,8 +306,8 @@ axes[0].set_ylabel("$y$");
 # The p-value is the probability that independent variables look at least as dependent as these (section 5). A small value is evidence of
 # dependence. The p-value is below 0.01 for the four shapes and large for the independent family.
 #
-# The correlation of a sample is not exactly 0. Over many samples its mean differs from 0 by no more than the standard error (`+-`)
-# explains:
+# The correlation of a sample is not exactly 0. Over many samples its mean differs from 0 by no more than the standard error (after
+# `+-`) explains:
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
 for family in DEPENDENT:
@@ -340,9 +340,11 @@ def hsic_from_scratch(x, y, sigma_x, sigma_y):
     return torch.trace(k @ h @ l @ h) / n**2
 
 
+# %%
 for family in COLORS:
     x, y = sample(family, 400, seed=0)
-    by_hand, by_library = hsic_from_scratch(x, y, 0.5, 0.8), hsic(x, y, Gaussian(0.5), Gaussian(0.8))
+    by_hand = hsic_from_scratch(x, y, 0.5, 0.8)
+    by_library = hsic(x, y, Gaussian(0.5), Gaussian(0.8))
     print(f"{family:12} by hand {by_hand:.12f}   library {by_library:.12f}")
     assert close(by_hand, by_library)
 k, h = Gaussian(0.5)(x), torch.eye(len(x), dtype=x.dtype) - 1 / len(x)
@@ -465,9 +467,13 @@ show_scales(curves)
 for family, z in curves.items():
     assert z[-1] < 4  # no shape is detected
     assert family == "independent" or (z.max() > 6 and z[0] < z.max() / 2)  # the best bandwidth is in between
-print("best bandwidth / median:", {family: round(float(best[family]), 2) for family in DEPENDENT})
 assert 2 * best["wave"] < best["rotated"] < 1
 assert min(DEPENDENT, key=lambda family: curves[family][16]) == "wave"  # at the median rule
+
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
+print("best bandwidth / median")
+for family in DEPENDENT:
+    print(f"{family:9} {best[family]:.2f}")
 
 # %% [markdown]
 # No single bandwidth is best for all shapes. For the rotated square the best is more than twice as wide as for the wave. At the median
@@ -481,7 +487,9 @@ assert min(DEPENDENT, key=lambda family: curves[family][16]) == "wave"  # at the
 display(
     widgets.interactive(
         explore, family=list(COLORS), kernel=list(KERNELS),
-        scale=widgets.FloatLogSlider(1, base=10, min=-2, max=2, continuous_update=False, readout_format=".2f"),
+        scale=widgets.FloatLogSlider(
+            1, base=10, min=-2, max=2, continuous_update=False, readout_format=".2f"
+        ),
     )
 )
 
@@ -489,7 +497,8 @@ display(
 x, y = sample("wave", 200, seed=4, noise=0.2)
 for ax, scale in zip(family_axes(2.4), (0.05, 0.2, 1, 5, 50), strict=True):
     kernel_x, kernel_y = (Gaussian(scale * median_distance(v)) for v in (x, y))
-    draw_witness(ax, x, y, kernel_x, kernel_y, f"{scale} x median\n$z$ = {z_score(x, y, scale):.1f}")
+    title = f"{scale} x median\n$z$ = {z_score(x, y, scale):.1f}"
+    draw_witness(ax, x, y, kernel_x, kernel_y, title)
 
 # %% [markdown]
 # ## 4. Bias: independent data do not give 0
@@ -561,7 +570,9 @@ show_null(null, spectral, gamma, observed, pvalue)
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
 quantiles = np.array([np.quantile(null, 0.95), np.quantile(spectral.null, 0.95), gamma.distribution.ppf(0.95)])
-print("95 % quantiles:", quantiles.round(5))
+print("95 % quantile of the null distribution")
+for name, quantile in zip(("permutation", "spectral", "gamma"), quantiles, strict=True):
+    print(f"{name:11} {quantile:.5f}")
 assert np.ptp(quantiles) < 0.1 * quantiles[0]
 assert abs(null.mean() - gamma.distribution.mean()) < 4 * null.std() / 1999**0.5
 
@@ -585,7 +596,8 @@ B = 20
 found = [permutation_test(*normal(2, 21, 1, generator=seeded(seed)), permutations=B, seed=seed) for seed in range(DRAWS)]
 exact = np.array([test.pvalue for test in found])
 naive = np.array([(test.null >= test.statistic).double().mean().item() for test in found])
-print(f"rejected at 5 %: (1 + R)/(1 + B) {np.mean(exact <= 0.05):.3f}, R/B {np.mean(naive <= 0.05):.3f}")
+print(f"rejected at 5 %, with (1 + R)/(1 + B): {np.mean(exact <= 0.05):.1%}")
+print(f"rejected at 5 %, with R/B: {np.mean(naive <= 0.05):.1%}")
 
 assert exact.min() == 1 / (1 + B) and is_share(exact <= 0.05, 1 / 21)
 assert is_share(naive <= 0.05, 2 / 21) and is_share(naive == 0, 1 / 21)
@@ -611,13 +623,14 @@ n, shift = 12, 3
 x, y = sample("parabola", n, seed=1)
 gram_x, gram_y = center(Gaussian(0.8)(x)), center(Gaussian(0.8)(y))
 i = torch.arange(n)
-diagonal_x, diagonal_y = (torch.stack([gram[i, (i + k) % n] for k in range(n)]) for gram in (gram_x, gram_y))
+diagonal_x = torch.stack([gram_x[i, (i + k) % n] for k in range(n)])
+diagonal_y = torch.stack([gram_y[i, (i + k) % n] for k in range(n)])
 
-spectra_x, spectra_y = torch.fft.fft(diagonal_x), torch.fft.fft(diagonal_y)  # one transform for each diagonal
+spectra_x, spectra_y = torch.fft.fft(diagonal_x), torch.fft.fft(diagonal_y)  # for each diagonal
 all_shifts = torch.fft.ifft((spectra_x.conj() * spectra_y).sum(dim=0)).real
 
 direct = torch.stack([(gram_x * gram_y[(i + s) % n][:, (i + s) % n]).sum() for s in range(n)])
-assert close(all_shifts, direct) and all_shifts.argmax() == 0  # the observed pairing has the largest value
+assert close(all_shifts, direct) and all_shifts.argmax() == 0  # largest: the observed pairing
 
 show_shifts(gram_y, shift, all_shifts, direct)
 
@@ -629,7 +642,7 @@ show_shifts(gram_y, shift, all_shifts, direct)
 # %%
 x, y = sample("circle", 400, seed=0)
 found = permutation_test(x, y)
-print(found)
+print(f"HSIC {found.statistic:.6f}\np-value {found.pvalue:.5f}, that is 1 of {found.out_of}")
 assert found.out_of == 1200 and found.pvalue == 1 / 1200
 
 # %% [markdown]
@@ -663,8 +676,9 @@ def rejections(family, n, draws, noise):
 
 
 level = rejections("independent", 50, 5 * POWER_DRAWS, noise=0)
-print("level at n = 50:", {name: f"{share:.3f}" for name, share in level.items()})
+print("rejected at n = 50")
 for name, share in level.items():
+    print(f"{name:11} {share:.1%}")
     assert share <= 0.05 + 4 * (0.05 * 0.95 / (5 * POWER_DRAWS)) ** 0.5, name
 
 # %% alt="Share of rejected samples against n for four shapes and four tests. Power rises with n; the block test is lowest, and the aggregated test is far ahead on the wave." tags=["hide-input"] jupyter={"source_hidden": true}
@@ -716,7 +730,8 @@ for seed in range(5 * POWER_DRAWS):
     smallest.append(min(test.pvalue for test in alone))
     corrected.append(aggregated_test(x, y, scales=searched[1::2], permutations=39).pvalue)
 smallest, corrected = np.array(smallest), np.array(corrected)
-print(f"rejected at 5 % under independence: smallest of nine {np.mean(smallest <= 0.05):.2f}, aggregated {np.mean(corrected <= 0.05):.2f}")
+print("rejected at 5 % under independence")
+print(f"smallest of nine {np.mean(smallest <= 0.05):.1%}\naggregated       {np.mean(corrected <= 0.05):.1%}")
 assert np.mean(corrected <= 0.05) <= 0.05 + 4 * (0.05 * 0.95 / len(corrected)) ** 0.5 and np.mean(smallest <= 0.05) > 0.1
 
 # %% [markdown]
@@ -749,7 +764,8 @@ pvalues = []
 for seed in range(DRAWS // 2):
     x, y, group = hospitals(40, seed, slope=0.0)
     pvalues.append(permutation_test(x, y, groups=group, permutations=39, seed=seed).pvalue)
-print(f"independent given the group: rejected at 5 % in {np.mean(np.array(pvalues) <= 0.05):.3f} of {len(pvalues)}")
+share = np.mean(np.array(pvalues) <= 0.05)
+print(f"independent given the group: {share:.1%} of {len(pvalues)} samples rejected at 5 %")
 assert is_share(np.array(pvalues) <= 0.05, 2 / 40)
 
 # %% [markdown]
@@ -830,7 +846,8 @@ assert abs(slope + 0.5) < 0.15 and errors["incomplete Cholesky"][-1] < 1e-6
 x = normal(256, 64, generator=seeded(0))
 y = x + normal(256, 64, generator=seeded(1))  # half of the variance of y is x
 rotation = torch.linalg.qr(normal(64, 64, generator=seeded(2))).Q
-ratio = hsic(x, y, estimator="unbiased") / (hsic(x, x, estimator="unbiased") * hsic(y, y, estimator="unbiased")).sqrt()
+unbiased = partial(hsic, estimator="unbiased")
+ratio = unbiased(x, y) / (unbiased(x, x) * unbiased(y, y)).sqrt()
 print(f"CKA {cka(x, y):.3f}")
 assert close(cka(x, y), ratio) and close(cka(3 * x @ rotation + 1, y), cka(x, y))
 assert close(cka(x, x), torch.tensor(1.0, dtype=torch.float64))
@@ -880,8 +897,10 @@ x, y = sample("wave", 300, seed=6, frequency=8)
 searched_fast = (0.015, 0.03, 0.06, 0.12, 0.25, 0.5)
 fast_wave = aggregated_test(x, y, scales=searched_fast)
 by_x = fast_wave.components["pvalue"].to_numpy().reshape(6, 6).min(axis=1)
-print(f"median rule {permutation_test(x, y).pvalue:.3f}, aggregated {fast_wave.pvalue:.3f}")
-print("smallest p-value by bandwidth of x:", dict(zip(searched_fast, by_x.round(3).tolist(), strict=True)))
+print(f"p-value, median rule: {permutation_test(x, y).pvalue:.3f}")
+print(f"p-value, aggregated:  {fast_wave.pvalue:.3f}")
+for scale, smallest_pvalue in zip(searched_fast, by_x, strict=True):
+    print(f"bandwidth of x {scale:5.3f} x median: smallest p-value {smallest_pvalue:.3f}")
 assert fast_wave.pvalue < 0.05 < permutation_test(x, y).pvalue and by_x[:3].min() < by_x[-1]
 
 # %% [markdown]
@@ -907,7 +926,9 @@ coins = torch.randint(2, (2, 400, 1), generator=seeded(0)).double()
 three = (coins[0], coins[1], (coins[0] == coins[1]).double())
 pairs_of_coins = [hsic(three[a], three[b], Delta(), Delta()).item() for a, b in ((0, 1), (0, 2), (1, 2))]
 joint = dhsic(*three, kernels=[Delta()] * 3).item()
-print("hsic of the pairs", np.round(pairs_of_coins, 5), f"dhsic {joint:.4f}")
+for name, value in zip(("two coins", "coin 1 and agreement", "coin 2 and agreement"), pairs_of_coins, strict=True):
+    print(f"hsic of {name}: {value:.5f}")
+print(f"dhsic of all three: {joint:.5f}")
 assert joint > 10 * max(pairs_of_coins)
 
 # %% [markdown]
@@ -924,7 +945,9 @@ def rejected(slope, groups, draws=DRAWS // 4):
     return found
 
 
-print({(slope, groups): float(np.mean(rejected(slope, groups))) for slope in (0.0, 0.4) for groups in (False, True)})
+for slope, word in ((0.0, "independent"), (0.4, "dependent")):
+    without, with_groups = (np.mean(rejected(slope, groups)) for groups in (False, True))
+    print(f"{word}: rejected {without:.1%} without groups, {with_groups:.1%} with groups")
 assert is_share(rejected(0.0, True), 2 / 40) and abs(np.mean(rejected(0.4, True)) - np.mean(rejected(0.4, False))) < 0.25
 
 # %% [markdown]

@@ -69,8 +69,8 @@ def off(matrix):
     return matrix[~torch.eye(len(matrix), dtype=torch.bool)]
 
 
-def show_matrices(panels, rows=1, size=2.8, **labels):
-    """Draw matrices, each on a color scale centered at 0 that covers 97 % of its entries."""
+def show_matrices(panels, label, rows=1, size=2.8, **labels):
+    """Draw matrices, each on a color scale (named `label`) centered at 0 that covers 97 % of its entries."""
     columns = -(-len(panels) // rows)
     figure, axes = plt.subplots(rows, columns, figsize=(size * columns + 0.6, 0.9 * size * rows), layout="constrained")
     for ax, (title, matrix) in zip(axes.flat, panels.items(), strict=True):
@@ -79,7 +79,8 @@ def show_matrices(panels, rows=1, size=2.8, **labels):
         ax.set_title(title, fontsize="medium")
         ax.set(**labels)
         ax.locator_params(nbins=5, integer=True)
-        figure.colorbar(image, ax=ax, shrink=0.6, extend="both" if matrix.abs().max() > limit else "neither")
+        extend = "both" if matrix.abs().max() > limit else "neither"
+        figure.colorbar(image, ax=ax, shrink=0.6, extend=extend).set_label(label, fontsize="small")
     return axes
 
 
@@ -90,7 +91,9 @@ def shrunk(images):
 
 def show_forces(forces):
     """Draw one matrix over both views for each loss, with lines between the views."""
-    for ax in show_matrices(forces, rows=2, xlabel="sample of A, then B", ylabel="sample of A, then B").flat:
+    words = "sample of A, then B"
+    for ax in show_matrices(forces, "∂L / ∂ similarity", rows=2, xlabel=words, ylabel=words).flat:
+        ax.label_outer()
         ax.axhline(n - 0.5, color="0.6", linewidth=0.8)
         ax.axvline(n - 0.5, color="0.6", linewidth=0.8)
 
@@ -133,8 +136,10 @@ plot_pairs(image_a, image_b, n=9);
 # One random layer on shrunken images takes the place of a network. It gives $Z_a$ and $Z_b$ with $n$ rows (**samples**) and $d$ columns
 # (**features**). With its column means subtracted, $Z_a$ has two products with itself:
 #
-# $$ K = \tfrac1n Z_a Z_a^\top \;(n \times n), \text{ the Gram matrix of the samples}, \qquad
-# \Sigma = \tfrac1n Z_a^\top Z_a \;(d \times d), \text{ the covariance of the features}. $$
+# $$\begin{aligned}
+# K &= \tfrac1n Z_a Z_a^\top \;(n \times n), \text{ the Gram matrix of the samples}, \\
+# \Sigma &= \tfrac1n Z_a^\top Z_a \;(d \times d), \text{ the covariance of the features}.
+# \end{aligned}$$
 #
 # They have the same nonzero eigenvalues. The squared **Frobenius norm** $\lVert\cdot\rVert_F^2$, the sum of squared entries, is the sum of
 # the squared eigenvalues, so it is the same for both.
@@ -157,8 +162,10 @@ gram, covariance = centered @ centered.T / n, centered.T @ centered / n
 assert close(gram.square().sum(), covariance.square().sum())
 assert close(torch.linalg.eigvalsh(gram)[-d:], torch.linalg.eigvalsh(covariance))
 
-show_matrices({f"Gram, ‖·‖² = {gram.square().sum():.4f}": gram,
-               f"covariance, ‖·‖² = {covariance.square().sum():.4f}": covariance}, size=3.7);
+axes = show_matrices({f"Gram $K$, ‖·‖² = {gram.square().sum():.4f}": gram,
+                      f"covariance $\\Sigma$, ‖·‖² = {covariance.square().sum():.4f}": covariance}, "entry", size=3.7)
+for ax, word in zip(axes, ("sample", "feature"), strict=True):
+    ax.set(xlabel=word, ylabel=word)
 
 # %% [markdown]
 # ## 2. Every loss in terms of these matrices
@@ -201,10 +208,12 @@ rebuilt = {
     "Barlow Twins": (1 - C.diagonal()).square().sum() + off(C).square().sum() / d,
     "HSIC_SSL": (1 - C.diagonal()).square().sum() + (1 + off(C)).square().sum() / d,
     "VICReg": 25 * (z_a - z_b).square().mean() + sum(
-        12.5 * F.relu(1 - (cov.diagonal() + 1e-4).sqrt()).mean() + off(cov).square().sum() / d for cov in covariances),
-    "SSL-HSIC, linear": -(G.diagonal(n).mean() - G.mean()) + gamma * G.square().sum().sqrt() / (2 * n),
+        12.5 * F.relu(1 - (cov.diagonal() + 1e-4).sqrt()).mean() + off(cov).square().sum() / d
+        for cov in covariances),
+    "SSL-HSIC, linear": G.mean() - G.diagonal(n).mean() + gamma * G.norm() / (2 * n),
     "spectral": -2 * S.diagonal().mean() + off(S).square().mean(),
-    "NT-Xent": -S.diagonal().mean() / temperature + (W / temperature).masked_fill(eye, -torch.inf).logsumexp(1).mean(),
+    "NT-Xent": -S.diagonal().mean() / temperature
+    + (W / temperature).masked_fill(eye, -torch.inf).logsumexp(1).mean(),
     "negative cosine": -S.diagonal().mean(),
 }
 
@@ -285,9 +294,11 @@ def fourth_powers(z, dim):
     return z.norm(dim=dim).pow(4).sum()
 
 
+# %%
 for N, M in ((24, 12), (12, 40), (7, 7)):
     z = torch.randn(N, M, generator=generator, dtype=torch.float64)
-    assert close(contrast_features(z) + fourth_powers(z, 0), contrast_samples(z) + fourth_powers(z, 1))
+    of_samples = contrast_samples(z) + fourth_powers(z, 1)
+    assert close(contrast_features(z) + fourth_powers(z, 0), of_samples)
 
 # %% [markdown]
 # With rows of length 1 the row term is $N$, and the column term lies between $N^2/M$ (equal columns) and $N^2$ (one nonzero column). This
@@ -298,7 +309,8 @@ for N, M in ((24, 12), (12, 40), (7, 7)):
 # If the columns also have equal length, the losses differ by the **constant** $N - N^2/M$.
 #
 # The figure shows $L_c - L_{nc}$ for matrices with rows of length 1. On the left the columns have similar lengths, on the right only one
-# column is not 0. For the red diamonds rows and columns were normalized in turn until all columns had the same length.
+# column is not 0. The orange diamond is five matrices, which lie on one another. Their rows and columns were normalized in turn until all
+# columns had the same length.
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
 N, M = 24, 12
@@ -415,9 +427,10 @@ for name, function in of_grams.items():
     free = both.clone().requires_grad_()
     expected = losses[name](free[:n], free[n:])
     assert close(value, expected), name
-    assert close(torch.einsum("jbc,cj->bj", derivative, both), torch.autograd.grad(expected, free)[0]), name
+    gradient = torch.einsum("jbc,cj->bj", derivative, both)
+    assert close(gradient, torch.autograd.grad(expected, free)[0]), name
     row_sums[name] = derivative.sum(dim=-1)
-    forces[name] = derivative.mean(dim=0).fill_diagonal_(0)  # the similarity of a sample with itself is its squared length
+    forces[name] = derivative.mean(dim=0).fill_diagonal_(0)  # (b, b) is a squared length
 show_forces(forces)
 
 # %% [markdown]
@@ -525,10 +538,12 @@ assert change > 1e-3
 # *characteristic function*, which determines their distribution, is $\varphi(t) = \frac1n \sum_i e^{\mathrm{i} t x_i}$ with the imaginary
 # unit $\mathrm{i}$. That of the standard normal distribution is $e^{-t^2/2}$. SIGReg squares the difference at all frequencies $t$,
 #
-# $$T_u = \int \bigl|\varphi(t) - e^{-t^2/2}\bigr|^2 e^{-t^2/2}\, dt
-# = \sqrt{2\pi}\, \Bigl[ \tfrac1{n^2} \sum_{i,j} e^{-(x_i - x_j)^2/2} - \sqrt2\, \tfrac1n \sum_i e^{-x_i^2/4} + \tfrac1{\sqrt3} \Bigr],$$
+# $$\begin{aligned}
+# T_u &= \int \bigl|\varphi(t) - e^{-t^2/2}\bigr|^2 e^{-t^2/2}\, dt \\
+# &= \sqrt{2\pi}\, \Bigl[ \tfrac1{n^2} \sum_{i,j} e^{-(x_i - x_j)^2/2} - \sqrt2\, \tfrac1n \sum_i e^{-x_i^2/4} + \tfrac1{\sqrt3} \Bigr],
+# \end{aligned}$$
 #
-# and averages over directions. The right side is a squared **maximum mean discrepancy** (MMD, [notebook 01](01_barlow_twins_is_hsic.ipynb),
+# and averages over directions. The second line is a squared **maximum mean discrepancy** (MMD, [notebook 01](01_barlow_twins_is_hsic.ipynb),
 # section 3) between the samples and the normal distribution with a Gaussian kernel: the first sum is over the Gram matrix. So SIGReg is
 # one more objective on the matrix of samples. The cell checks the formula.
 
@@ -541,7 +556,8 @@ integral = torch.trapezoid((phi - torch.exp(-t**2 / 2)).abs().square() * torch.e
 gram_1d = torch.exp(-(x_1d[:, None] - x_1d).square() / 2)
 formula = (2 * math.pi) ** 0.5 * (gram_1d.mean() - 2**0.5 * torch.exp(-x_1d.square() / 4).mean() + 3**-0.5)
 exact_1d, quadrature = (SIGRegLoss(1.0, slices=k)(x_1d[:, None], x_1d[:, None]) / 64 for k in (None, 1))
-print(f"integral {integral:.10f}, formula {formula:.10f}, library {exact_1d:.10f}, 17 frequencies {quadrature:.5f}")
+print(f"integral       {integral:.10f}\nformula        {formula:.10f}\nlibrary        {exact_1d:.10f}")
+print(f"17 frequencies {quadrature:.10f}")
 assert close(integral, formula) and close(exact_1d, formula) and abs(quadrature - formula) < 5e-4
 
 # %% [markdown]
@@ -554,8 +570,10 @@ assert close(integral, formula) and close(exact_1d, formula) and abs(quadrature 
 # if the features were independent. The MMD between $P$ and this product is $\sqrt{\mathrm{dHSIC}}$, where dHSIC is HSIC for $d$
 # variables. The triangle inequality gives
 #
-# $$\bigl|\sqrt{\mathrm{dHSIC}} - \mathrm{MMD}(P_1 \otimes \dots \otimes P_d, N)\bigr| \le \mathrm{MMD}(P, N)
-# \le \sqrt{\mathrm{dHSIC}} + \mathrm{MMD}(P_1 \otimes \dots \otimes P_d, N) .$$
+# $$\begin{aligned}
+# \bigl|\sqrt{\mathrm{dHSIC}} - \mathrm{MMD}(P_1 \otimes \dots \otimes P_d, N)\bigr| &\le \mathrm{MMD}(P, N) \\
+# &\le \sqrt{\mathrm{dHSIC}} + \mathrm{MMD}(P_1 \otimes \dots \otimes P_d, N) .
+# \end{aligned}$$
 #
 # So SIGReg asks for two things together: **independent features** and **normal marginals**. The cell computes the three distances for
 # four samples of two features, with a Gaussian kernel.
@@ -590,9 +608,11 @@ exact = SIGRegLoss(1.0)(batch, batch).item() / 64
 slices = SIGRegLoss(1.0, slices=256)
 sliced = torch.stack([slices(batch, batch) / 64 for _ in range(100 if FAST else 400)])
 noise = (sliced.std() / exact).item()
-print(f"noise of 256 directions: {noise:.1%} of the exact value")
 assert 0.005 < 1 - sliced.mean() / exact < 0.03 and 0.03 < noise < 0.08
 plot_sigreg(sliced, exact, found)
+
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
+print(f"noise of 256 directions: {noise:.1%} of the exact value")
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
 joint, dependence, product = (found[name] for name in found)
@@ -630,7 +650,8 @@ for temperature in (0.1, 5.0):
     entries = torch.autograd.grad(nt_xent(grams), grams)[0].mean(dim=0)
     entries = (entries + entries.T) * both.norm(dim=1)[:, None] * both.norm(dim=1)  # by cosine
     spreads[temperature] = (entries[other].std() / entries[other].mean()).item()
-print({f"temperature {t}": f"spread of the weights {s:.2f} of their mean" for t, s in spreads.items()})
+for t, spread in spreads.items():
+    print(f"temperature {t}: spread of the weights {spread:.2f} of their mean")
 assert spreads[5.0] < 0.2 and spreads[0.1] > 1
 
 # %% [markdown]
@@ -650,9 +671,9 @@ assert change > 1e-3 and close((Q @ x).square().sum(), x.square().sum())
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
 # Solution. Independence does not depend on the scale, so the root of dHSIC stays small. The marginals do depend on it.
 by_scale = pd.DataFrame({scale: distances(scale * plain) for scale in (0.5, 1.0, 2.0)}).astype(float)
-print(by_scale.round(3))
 assert (by_scale.loc["√dHSIC"] < 0.05).all()
 assert by_scale.loc["MMD(P, N)"].idxmin() == by_scale.loc["MMD(product, N)"].idxmin() == 1.0
+by_scale.rename_axis(columns="scale").round(3)
 
 # %% [markdown]
 # **Next:** [03b Symmetry and collapse](03b_symmetry_and_collapse.ipynb) asks which losses need unequal branches, and which ones can pull a

@@ -19,8 +19,8 @@
 # 5. A linear training that you can predict: it learns one direction at a time.
 #
 # **What you need**: [notebook 00](00_quickstart.ipynb), or at least its matrix, and about two minutes. If `make demo` has trained
-# the two encoders, the notebook reads them from `runs/demo/`. Otherwise it trains them. The explorer is interactive in JupyterLab.
-# On a static page you see an image of it.
+# the two encoders, the notebook reads them from `runs/demo/`. Otherwise it trains them. The explorer is interactive in JupyterLab
+# and on the page of this notebook in the documentation. On GitHub you see an image of it.
 
 # %% tags=["parameters"]
 import os
@@ -30,7 +30,8 @@ from pathlib import Path
 FAST = os.environ.get("HSIC_LAB_FAST") == "1"  # fewer scenes and steps, for a quick check
 RUNS = Path(tempfile.mkdtemp() if FAST else os.environ.get("HSIC_LAB_RUNS", "../runs/demo"))
 DEMO_EPOCHS, DEMO_CHANGES = (1, {"snapshots": 2, "width": 8}) if FAST else (14, {})
-EPOCHS, WIDTH, SIZES = (5, 8, {"n_train": 1000, "n_test": 500}) if FAST else (10, 16, {"n_train": 2000})
+EPOCHS, WIDTH = (5, 8) if FAST else (10, 16)
+SIZES = {"n_train": 1000, "n_test": 500} if FAST else {"n_train": 2000}
 
 # %% [markdown]
 # The next cell holds the imports and a drawing function. It is folded, as are the cells with checks and solutions.
@@ -101,7 +102,8 @@ def normal(*shape):
 def two_views(width):
     """Draw unrelated features that have the correlation `agreement` between the views."""
     shared = normal(n, width)
-    return tuple(agreement**0.5 * shared + (1 - agreement) ** 0.5 * normal(n, width) for _ in range(2))
+    noise = (1 - agreement) ** 0.5
+    return tuple(agreement**0.5 * shared + noise * normal(n, width) for _ in range(2))
 
 
 
@@ -137,21 +139,33 @@ compare_cross_correlations({name: matrices[name] for name in list(matrices)[3:]}
 # %% [markdown]
 # The heatmaps show some of the differences, for example a missing diagonal. The other differences need a few numbers:
 #
-# * `mean_diagonal`: do the views agree? It is about 0.8 by construction, except in the last matrix and after complete collapse.
-# * `off_diagonal_squared_norm`: do features repeat each other? It is the sum of the squared off-diagonal entries. Compare it with
-#   `expected_squared_norm`, its expected value for unrelated features.
-# * `total` $= \mathbf 1^\top C\, \mathbf 1$, the sum of all entries ($\mathbf 1$ is the column of $d$ ones): do the two branches agree on
+# * **diagonal**, the mean of the diagonal: do the views agree? It is about 0.8 by construction, except in the last matrix and after
+#   complete collapse.
+# * **off²**, the sum of the squared off-diagonal entries: do features repeat each other? Compare it with **expected**, its expected
+#   value for unrelated features.
+# * **total** $= \mathbf 1^\top C\, \mathbf 1$, the sum of all entries ($\mathbf 1$ is the column of $d$ ones): do the two branches agree on
 #   the sum of the features? Far below 0 the sums are opposed. Near 0, as after complete collapse, they are unrelated.
-# * `rank`: how many different directions are there? It counts the singular values of $C$ above $10^{-4}$ of the largest one.
+# * **rank**: how many different directions are there? It counts the singular values of $C$ above $10^{-4}$ of the largest one.
+#
+# `CorrelationSummary` computes all of them but the rank. `SHORT` shortens its names.
 
 # %%
-table = pd.DataFrame({name: asdict(CorrelationSummary.from_matrix(c, n)) for name, c in matrices.items()}).T
+SHORT = {"mean_diagonal": "diagonal", "off_diagonal_squared_norm": "off²",
+         "expected_squared_norm": "expected"}
+
+
+def summaries(matrices, n):
+    """Return a row of summary values for each matrix."""
+    rows = {name: asdict(CorrelationSummary.from_matrix(c, n)) for name, c in matrices.items()}
+    return pd.DataFrame(rows).T.rename(columns=SHORT)
+
+
+table = summaries(matrices, n)
 table["rank"] = [int((spectrum(c) > 1e-4 * spectrum(c)[0]).sum()) for c in matrices.values()]
-shown = ["mean_diagonal", "off_diagonal_squared_norm", "expected_squared_norm", "total"]
-table[[*shown, "rank"]].round(2)
+table[[*SHORT.values(), "total", "rank"]].round(1)
 
 # %% [markdown]
-# You can learn three things from this table.
+# You can learn two things from this table, and a third one from the heatmap of the redundant features.
 #
 # **The diagonal does not show dimensional collapse and redundancy.** Both have the same 0.8 as the healthy features. Their squared norm is
 # far above the expected value, and their rank is 8 and 16 in place of 64.
@@ -164,11 +178,11 @@ table[[*shown, "rank"]].round(2)
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
 expected = expected_squared_norm(n, d)
-assert (table.loc[["healthy", "dimensional collapse", "redundant"], "mean_diagonal"] - agreement).abs().max() < 0.02
-assert abs(table.loc["healthy", "off_diagonal_squared_norm"] / expected - 1) < 0.1 and table.loc["healthy", "rank"] == d
-assert table.loc["dimensional collapse", "rank"] == 8 and table.loc["dimensional collapse", "off_diagonal_squared_norm"] > 50 * expected
-assert abs(table.loc["complete collapse", "mean_diagonal"]) < 0.02
-assert abs(table.loc["complete collapse", "off_diagonal_squared_norm"] / expected - 1) < 0.1
+assert (table.loc[["healthy", "dimensional collapse", "redundant"], "diagonal"] - agreement).abs().max() < 0.02
+assert abs(table.loc["healthy", "off²"] / expected - 1) < 0.1 and table.loc["healthy", "rank"] == d
+assert table.loc["dimensional collapse", "rank"] == 8 and table.loc["dimensional collapse", "off²"] > 50 * expected
+assert abs(table.loc["complete collapse", "diagonal"]) < 0.02
+assert abs(table.loc["complete collapse", "off²"] / expected - 1) < 0.1
 assert table.loc["redundant", "rank"] == d // 4
 assert table.loc["opposed sums", "total"] < 0 < table.loc[["healthy", "dimensional collapse", "redundant"], "total"].min()
 
@@ -199,17 +213,26 @@ display(clustered)
 # smallest at $C = I$.
 
 # %%
-opposed, ideal = views["opposed sums"], (torch.linalg.qr(s - s.mean(dim=0)).Q,) * 2  # ideal: exactly uncorrelated, so that C = I
-for loss in (HSICSSLLoss(), BarlowTwinsLoss(lambda_param=None)):
-    costs = {name: float(loss(*pair)) / d for name, pair in {"C = I": ideal, "opposed sums": opposed}.items()}
-    print(type(loss).__name__, {name: round(cost, 3) for name, cost in costs.items()}, "per feature")
-    assert (costs["opposed sums"] < costs["C = I"]) == (type(loss) is HSICSSLLoss)
-    assert type(loss) is BarlowTwinsLoss or np.allclose(list(costs.values()), [1, 0.8], atol=0.05)
-diagonal, off = (d - 2 - 2 * (d - 1) * r) / d, -(2 + (d - 2) * r) / d  # in closed form
+ideal = torch.linalg.qr(s - s.mean(dim=0)).Q  # exactly uncorrelated, so that C = I
+pairs = {"C = I": (ideal, ideal), "opposed sums": views["opposed sums"]}
+costs = pd.DataFrame({
+    type(loss).__name__: {name: float(loss(*pair)) / d for name, pair in pairs.items()}
+    for loss in (HSICSSLLoss(), BarlowTwinsLoss(lambda_param=None))
+}).T.rename_axis("loss per feature")
+assert np.allclose(costs.loc["HSICSSLLoss"], [1, 0.8], atol=0.05)
+assert costs.loc["BarlowTwinsLoss", "opposed sums"] > costs.loc["BarlowTwinsLoss", "C = I"]
+costs.round(3) + 0.0
+
+# %% [markdown]
+# The entries of $C$ for opposed sums have a closed form:
+
+# %%
+diagonal, off = (d - 2 - 2 * (d - 1) * r) / d, -(2 + (d - 2) * r) / d  # theory
 found = table.loc["opposed sums"]
-print(f"mean diagonal {found['mean_diagonal']:.3f} (theory {diagonal:.3f})\n"
-      f"mean off-diagonal {found['mean_off_diagonal']:.3f} (theory {off:.3f}; one branch: at least {found['lower_bound']:.3f})")
-assert abs(found["mean_diagonal"] - diagonal) < 0.02 and abs(found["mean_off_diagonal"] - off) < 0.02
+print(f"mean diagonal      {found['diagonal']:.3f}, theory {diagonal:.3f}")
+print(f"mean off-diagonal {found['mean_off_diagonal']:.3f}, theory {off:.3f}")
+print(f"one branch: at least {found['lower_bound']:.3f}")
+assert abs(found["diagonal"] - diagonal) < 0.02 and abs(found["mean_off_diagonal"] - off) < 0.02
 assert found["mean_off_diagonal"] < found["lower_bound"] == -1 / (d - 1)
 
 # %% [markdown]
@@ -218,22 +241,28 @@ assert found["mean_off_diagonal"] < found["lower_bound"] == -1 / (d - 1)
 # In a sample, unrelated features are not exactly uncorrelated. An off-diagonal entry has mean 0 and variance $1/(n-1)$, so the squares
 # of all $d(d-1)$ entries sum to $d(d-1)/(n-1)$ on average. This is the expected value under independence. The table compares it with the
 # healthy features, in batches of $n$ images.
-#
+
+# %%
+counts = [16, 32, 64, 128, 256, 512]
+measured = []
+for count in counts:
+    parts = zip(*(z.split(count) for z in views["healthy"]), strict=True)
+    matrices_of_parts = {k: cross_correlation(*part) for k, part in enumerate(parts)}
+    measured.append(summaries(matrices_of_parts, count)["off²"].mean())
+chance = [expected_squared_norm(count, d) for count in counts]
+assert np.allclose(measured, chance, rtol=0.1)
+assert round(expected_squared_norm(256, 8192), -3) == 263_000
+pd.DataFrame({"n": counts, "measured": measured, "d(d-1)/(n-1)": chance}).set_index("n").round(1)
+
+# %% [markdown]
 # The figure shows the same features for three batch sizes. The off-diagonal entries at $n = 32$ are large, and all of them are due to
 # chance.
 
 # %% alt="Three heatmaps of C of the healthy features for n = 32, 256 and 2048. The noise off the diagonal falls as n grows."
-counts = [16, 32, 64, 128, 256, 512]
-measured = []
-for count in counts:
-    parts = [cross_correlation(a, b) for a, b in zip(*(z.split(count) for z in views["healthy"]), strict=True)]
-    redundancy = [CorrelationSummary.from_matrix(c, count).off_diagonal_squared_norm for c in parts]
-    measured.append({"n": count, "measured": sum(redundancy) / len(parts), "d(d-1)/(n-1)": expected_squared_norm(count, d)})
-measured = pd.DataFrame(measured).set_index("n")
-assert ((measured["measured"] / measured["d(d-1)/(n-1)"] - 1).abs() < 0.1).all()
-assert round(expected_squared_norm(256, 8192), -3) == 263_000
-compare_cross_correlations({f"healthy, n = {m}": cross_correlation(*(z[:m] for z in views["healthy"])) for m in (32, 256, n)})
-measured.round(1)
+compare_cross_correlations({
+    f"healthy, n = {m}": cross_correlation(*(z[:m] for z in views["healthy"]))
+    for m in (32, 256, n)
+});
 
 # %% [markdown]
 # Compare with this expected value before you call a matrix redundant. For a batch of 256 images and $d = 8192$ features it is 263 000.
@@ -254,7 +283,9 @@ measured.round(1)
 # %% alt="Still image of the explorer: C of Barlow Twins and HSIC_SSL after training, both with a strong diagonal and large off-diagonal entries. The spectra fall steeply after about ten values."
 data = load("digit_scenes", **SIZES) if FAST else load("digit_scenes")
 runs = {
-    title: train_or_load(replace(demo_config(loss, DEMO_EPOCHS), **DEMO_CHANGES), RUNS / loss, data, progress=False)
+    title: train_or_load(
+        replace(demo_config(loss, DEMO_EPOCHS), **DEMO_CHANGES), RUNS / loss, data, progress=False
+    )
     for loss, title in TITLES.items()
 }
 pairs = DigitScenes("test").pairs(1024, 3, shared=("digit",))
@@ -263,22 +294,23 @@ display(explorer)
 
 # %%
 last = {title: run.snapshots[max(run.snapshots)] for title, run in runs.items()}
-found = pd.DataFrame({title: asdict(CorrelationSummary.from_matrix(c, 2048)) for title, c in last.items()}).T
-assert (found["off_diagonal_squared_norm"] > (1 if FAST else 100) * found["expected_squared_norm"]).all()
-assert FAST or np.allclose(found["mean_diagonal"], 0.8, atol=0.1)
-found[shown].round(2)
+found = summaries(last, 2048)
+assert (found["off²"] > (1 if FAST else 100) * found["expected"]).all()
+assert FAST or np.allclose(found["diagonal"], 0.8, atol=0.1)
+found[[*SHORT.values(), "total"]].round(2)
 
 # %% [markdown]
 # The mean diagonal is about 0.8: the views agree. The off-diagonal entries are more than 100 times the expected value for unrelated
 # features. This is not surprising: the views share only a digit, so 128 features must be redundant. The spectrum shows the same. It
-# falls steeply after about ten singular values. `total` is not below 0: both views pass through one network, so the sums are not opposed.
+# falls steeply after about ten singular values. The total is not below 0: both views pass through one network, so the sums are not
+# opposed.
 
 # %%
+falling = pd.DataFrame({title: spectrum(c) / spectrum(c)[0] for title, c in last.items()}).T
+falling.columns += 1
 if not FAST:
-    for title, c in last.items():
-        values = spectrum(c)
-        print(f"{title}: singular value 10 is {values[9] / values[0]:.3f} of the largest, number 20 {values[19] / values[0]:.4f}")
-        assert values[19] < 0.05 * values[0] and CorrelationSummary.from_matrix(c, 2048).total > 0
+    assert (falling[20] < 0.05).all() and (found["total"] > 0).all()
+falling[[1, 10, 20]].rename_axis(columns="singular value").round(4)
 
 # %% [markdown]
 # ## The features keep what the views share
@@ -293,17 +325,19 @@ live = CorrelationExplorer()
 display(live)
 
 # %% alt="Four heatmaps of C for encoders whose views share the digit, the position, the color or the background. Each has a strong diagonal."
-SHARED = {"digit": ["class"], "position": ["x", "y"], "colour": ["red", "green", "blue"],
+SHARED = {"digit": ["class"], "position": ["x", "y"], "color": ["red", "green", "blue"],
           "background": ["photograph", "crop_x", "crop_y"]}
+spelled = {"color": "colour"}  # as `DigitScenes` spells it
 scenes = load("digit_scenes", **SIZES)
 folder = Path(tempfile.mkdtemp())
-settings = replace(demo_config("barlow_twins", EPOCHS), width=WIDTH, projector=(128, 32), batch_size=128,
-                   learning_rate=2e-3, snapshots=2 if FAST else 4)
-trained = {}
+settings = replace(demo_config("barlow_twins", EPOCHS), width=WIDTH, projector=(128, 32),
+                   batch_size=128, learning_rate=2e-3, snapshots=2 if FAST else 4)
+trained, newest = {}, {}
 for shared in SHARED:
-    config = replace(settings, shared=(shared,))
-    trained[shared] = train(config, folder / shared, scenes, progress=False, callbacks=[live.callback])
-compare_cross_correlations({f"shared: {name}": run.snapshots[max(run.snapshots)] for name, run in trained.items()});
+    config = replace(settings, shared=(spelled.get(shared, shared),))
+    run = train(config, folder / shared, scenes, progress=False, callbacks=[live.callback])
+    trained[shared], newest[f"shared: {shared}"] = run, run.snapshots[max(run.snapshots)]
+compare_cross_correlations(newest);
 
 # %% [markdown]
 # The matrices show *that* the views agree. To find out on *what* they agree, compare the projections of single test scenes with
@@ -316,18 +350,20 @@ compare_cross_correlations({f"shared: {name}": run.snapshots[max(run.snapshots)]
 factors = [column for columns in SHARED.values() for column in columns]
 kept = {}
 for shared, run in trained.items():
-    projections = extract_features(torch.nn.Sequential(run.encoder, run.projector), scenes.test.images)
+    network = torch.nn.Sequential(run.encoder, run.projector)
+    projections = extract_features(network, scenes.test.images)
     frame = factor_dependence(projections, scenes.test.factors[factors])
     kept[shared] = frame.set_index("factor")["cka"]
 kept = pd.DataFrame(kept).T
-ax = sns.heatmap(kept.round(2) + 0.0, cmap="viridis", vmin=0, annot=True, fmt=".2f", cbar_kws={"label": "CKA"})
+look = {"cmap": "viridis", "vmin": 0, "annot": True, "fmt": ".2f", "cbar_kws": {"label": "CKA"}}
+ax = sns.heatmap(kept.round(2) + 0.0, **look)
 ax.set(xlabel="factor of the scene", ylabel="what the views share");
 
 # %%
-by_factor = pd.DataFrame({shared: kept[columns].mean(axis=1) for shared, columns in SHARED.items()})
-for shared in SHARED:
-    assert by_factor[shared].idxmax() == shared  # each factor is highest for the encoder whose views shared it
-by_factor.round(3)
+by_factor = pd.DataFrame({name: kept[columns].mean(axis=1) for name, columns in SHARED.items()})
+for name in SHARED:
+    assert by_factor[name].idxmax() == name  # highest for the encoder whose views shared it
+by_factor.round(3) + 0.0
 
 # %% [markdown]
 # Read heatmap and table by columns. For every factor, the encoder whose views shared it has the highest value. No encoder was told about
@@ -363,7 +399,7 @@ for step in range(count):
     c = (w * gamma) @ w.T
     if step % 50 == 0:
         path.append(c)
-    w = w - rate * 4 * (c - torch.eye(4, dtype=torch.float64)) @ w * gamma  # the gradient of the loss
+    w = w - rate * 4 * (c - torch.eye(4)) @ w * gamma  # the gradient of the loss
 path, times = torch.stack(path), rate * 50 * np.arange(len(path))
 eigenvalues = torch.linalg.eigvalsh(path).flip(1).numpy()
 size = (torch.linalg.qr(start).R.diagonal().square() * gamma).numpy()  # s_j^2 gamma_j
@@ -376,10 +412,11 @@ measured = times[(eigenvalues > 0.5).argmax(axis=0)]
 loss = (path - torch.eye(4)).square().sum(dim=(1, 2)).numpy()
 middles = np.concatenate([[0], (steps[1:] + steps[:-1]) / 2, [times[-1]]])
 plateaus = [loss[np.abs(times - middle).argmin()] for middle in middles]
-print("predicted steps", steps.round(2), "measured", measured.round(2), "plateaus of the loss", np.round(plateaus, 3) + 0.0)
 assert np.allclose(measured, steps, rtol=0.03)
 assert np.allclose(plateaus, [4, 3, 2, 1, 0], atol=0.01)
 assert np.median(abs(eigenvalues - predicted)) < 1e-5
+rows = {"predicted time": steps, "measured time": measured, "loss after it": plateaus[1:]}
+pd.DataFrame(rows, index=[f"step {j}" for j in range(1, 5)]).T.round(2) + 0.0
 
 # %% [markdown]
 # The explorer shows the same training. Move its slider: $C$ is empty, then a matrix of rank 1 appears, then rank 2, 3 and 4, until
@@ -388,7 +425,8 @@ assert np.median(abs(eigenvalues - predicted)) < 1e-5
 
 # %% alt="Still image of the explorer at step 10000 of the linear training: C, four by four, is not yet the identity, and its spectrum has three equal values and one that is almost 0."
 every = 10  # a snapshot for each unit of time
-linear = Run(Path("linear"), TrainConfig(projector=(4,)), torch.nn.Identity(), torch.nn.Identity(), "finished", {})
+network = torch.nn.Identity()
+linear = Run(Path("linear"), TrainConfig(projector=(4,)), network, network, "finished", {})
 for place in range(0, len(path), every):
     linear.snapshots[50 * place] = path[place].float()
 assert len(linear.snapshots) == 45
@@ -425,7 +463,8 @@ redundancies = {
     name: CorrelationSummary.from_matrix(cross_correlation(z_a, other), n).off_diagonal_squared_norm
     for name, other in {"view A with itself": z_a, "across": z_b}.items()
 }
-print({name: round(value, 2) for name, value in redundancies.items()}, "expected", round(expected, 2))
+for name, value in (redundancies | {"expected": expected}).items():
+    print(f"{name}: {value:.2f}")
 assert all(abs(value / expected - 1) < 0.15 for value in redundancies.values())
 
 # %% [markdown]
@@ -436,8 +475,8 @@ assert all(abs(value / expected - 1) < 0.15 for value in redundancies.values())
 # Solution. It falls all the way to -1, where the sums are opposed.
 factors_of_sums = torch.linspace(1, -1, 9).tolist()
 costs = [HSICSSLLoss()(contrasts + sums, contrasts + f * sums).item() / d for f in factors_of_sums]
-print({f: round(cost, 3) for f, cost in zip(factors_of_sums, costs, strict=True)})
 assert factors_of_sums[int(np.argmin(costs))] < 0 and costs[-1] < costs[0]
+pd.DataFrame({"factor": factors_of_sums, "loss per feature": costs}).set_index("factor").round(3)
 
 # %% [markdown]
 # 3. In the linear training, multiply the start by 1000. Which step moves most, and by how much?
@@ -445,7 +484,8 @@ assert factors_of_sums[int(np.argmin(costs))] < 0 and costs[-1] < costs[0]
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
 # Solution. s_j^2 grows by 10^6, so step j comes earlier by log(10^6) / (8 gamma_j): the last one moves most.
 earlier = steps - -np.log(size * 1e6) / (8 * gamma.numpy())
-print("earlier by", earlier.round(2))
+for j, time in enumerate(earlier, start=1):
+    print(f"step {j} comes earlier by {time:.2f}")
 assert np.allclose(earlier, np.log(1e6) / (8 * gamma.numpy())) and earlier.argmax() == 3
 
 # %% [markdown]

@@ -38,7 +38,7 @@ class ThisInterpreter(KernelSpecManager):
 
 
 def keep_explorers() -> None:
-    """Let every explorer that is displayed in this kernel leave its data in the notebook, some 600 kB at most."""
+    """Let every explorer that is displayed in this kernel leave its data in the notebook, about 600 kB at most."""
     from IPython import get_ipython
 
     def bundle(explorer: Any, **_: Any) -> tuple[dict, dict]:
@@ -48,7 +48,7 @@ def keep_explorers() -> None:
         # A name is matched once, with the class that anywidget makes for one instance; their base class stays.
         formatter.for_type(CorrelationExplorer, bundle)
         data, metadata = explorer._repr_mimebundle_()
-        return data | ({EXPLORER: explorer_data(explorer, 450_000, 64)} if explorer.panels else {}), metadata
+        return data | ({EXPLORER: explorer_data(explorer, 600_000, 64)} if explorer.panels else {}), metadata
 
     formatter = get_ipython().display_formatter.mimebundle_formatter
     formatter.for_type_by_name("hsic_lab.explorer", "CorrelationExplorer", bundle)

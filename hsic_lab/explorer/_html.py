@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _PAIRS, _SIDE, _COLUMNS = 256, 64, 16  # pairs whose samples are embedded; pixels and columns of their images
 _LEVELS = (4096, 1024, 256, 128, 64)  # entries of C are rounded to multiples of 1 / level, the finest that fits
-_BYTES, _SAMPLE_BYTES, _PNG_BYTES = 14_300_000, 3_000_000, 200_000  # of a page but for what is small, of all samples
+_BYTES, _PNG_BYTES = 14_300_000, 200_000  # of a page but for what is small; of images, above which JPEG is used
 _PAGE = """<!DOCTYPE html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>
@@ -65,7 +65,7 @@ def explorer_data(explorer: "CorrelationExplorer", most: int = _BYTES, pairs: in
     panels = list(explorer._panels.values())
     if not panels:
         raise ValueError("the explorer holds no matrix yet: give it a run, projections or a first snapshot")
-    samples = [_samples(panel, _SAMPLE_BYTES / len(panels), pairs) for panel in panels]
+    samples = [_samples(panel, most / 5 / len(panels), pairs) for panel in panels]
     sprites = ["" if panel.pairs[0] is None else _sprite(panel.pairs[0], pairs) for panel in panels]
     unique = list(dict.fromkeys(sprites))
     used = sum(map(len, unique)) + sum(len(text) for by_step in samples for text in by_step.values())

@@ -231,7 +231,7 @@ class Explorer {
     this.behind.dataset.cell = `${cell.panel}/${cell.i}/${cell.j}`;
     this.behind.replaceChildren(...parts);
     if (answer.arrays.length) scatter(svg, { ...answer, words: axes }, answer.arrays, color); // in the page, because it reads its width
-    if (first && this.width && this.width < 640) this.behind.scrollIntoView({ block: "nearest" }); // below the heatmaps
+    if (first && this.width && this.width < 900) this.behind.scrollIntoView({ block: "nearest" }); // below the heatmaps
   }
 }
 

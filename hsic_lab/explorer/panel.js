@@ -65,12 +65,11 @@ class Heatmap {
   }
 
   label() {
-    const { row, column, size } = this.window;
-    const named = (at) => (this.order ? `position ${at}` : `${at}`);
-    const ends = (at, words) => [named(at), words, named(at + size - 1)].map((text) => element("span", {}, text));
-    const { one } = this.panel;
-    this.columns.replaceChildren(...ends(column, one ? "feature" : "feature of view B"));
-    this.rows.replaceChildren(...ends(row, one ? "feature" : "feature of view A"));
+    const { row, column, size } = this.window, first = this.order ? "position " : "";
+    const words = (view) => (this.panel.one ? ["feature"] : [element("span", { class: "long" }, "feature of "), `view ${view}`]);
+    const ends = (at, view) => [[first + at], words(view), [at + size - 1]].map((parts) => element("span", {}, ...parts));
+    this.columns.replaceChildren(...ends(column, "B"));
+    this.rows.replaceChildren(...ends(row, "A"));
   }
 
   describe(matrix) {

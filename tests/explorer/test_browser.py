@@ -308,10 +308,20 @@ def test_controls_of_a_file(browser, saved, scheme):
     assert tab.errors == []
 
 
-@pytest.mark.parametrize("width", [1280, 900, 390])
+@pytest.mark.parametrize("width", [1280, 900, 724, 390])
 def test_file_fits_its_window_without_overlaps(browser, saved, width):
     tab, shown = open_saved(browser, saved, viewport={"width": width, "height": 800}, has_touch=True)
+    shown.locator("[data-control=order]").select_option("cluster")
+    tab.wait_for_function("document.querySelector('.columns').innerText.includes('position 0')")
+    crowded = tab.evaluate("""() => [...document.querySelectorAll(".rows, .columns")].filter((ends) => {
+      const boxes = [...ends.children].map((e) => e.getBoundingClientRect());
+      boxes.sort((p, q) => p.left - q.left || p.top - q.top);
+      const apart = boxes.slice(1).every((q, k) => q.left >= boxes[k].right + 4 || q.top >= boxes[k].bottom + 4);
+      return !apart || boxes.some((box) => Math.min(box.width, box.height) > 20);
+    }).map((ends) => ends.innerText)""")
+    assert crowded == [], "one line each, with a gap"
     canvas = shown.locator("canvas[data-step]").first
+    assert canvas.bounding_box()["width"] > 250
     canvas.tap()
     shown.locator("svg[data-chart=scatter] circle").first.wait_for()
     tab.wait_for_function("document.querySelectorAll('svg[data-chart=spectrum] path').length == 3")
@@ -400,7 +410,7 @@ def test_explorer_notebook_runs_in_jupyterlab(lab, page):
     run_all(page, lab, "04_reading_cross_correlation")
     titles = explorer(page, 2).locator(".title")
     titles.last.filter(has_text="background").wait_for()  # the texts follow the elements
-    assert titles.all_inner_texts() == ["digit", "position", "colour", "background"]
+    assert titles.all_inner_texts() == ["digit", "position", "color", "background"]
     assert page.errors == []
 
 

@@ -454,3 +454,11 @@ def test_data_for_a_small_element(tmp_path):
     data = json.loads(explorer_data(CorrelationExplorer(run, images=pixels()), 15_000, 16))
     assert data["pairs"] == 16 and data["level"] < 4096
     assert sum(len(text) for text, _ in data["matrices"][0].values()) < 15_000
+
+
+def test_samples_of_many_steps_leave_room_for_the_matrices(tmp_path):
+    run = run_of(tmp_path, steps=range(12), d=64)
+    run.samples = {step: torch.stack([standardize(z) for z in projections(64, 64, step)]).half() for step in range(12)}
+    data = json.loads(explorer_data(CorrelationExplorer(run), 90_000, 64))
+    assert [list(held) for held in data["samples"]] == [["11"]], "the newest ones only"
+    assert data["state"]["panels"][0]["steps"] == list(range(12))
