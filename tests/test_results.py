@@ -1,6 +1,8 @@
 """The tables of the results page are those of the files in data/results."""
 
+import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -200,39 +202,69 @@ def test_tuned_kernels_widths_and_targets_are_those_of_their_tables():
         assert failed.empty or f"{len(failed)} of {len(reported)} of the {name[6:]} table" in " ".join(TEXT.split())
 
 
-def test_kernels_widths_and_targets_on_cifar10_are_those_of_their_tables():
+def tuned_on_cifar10(name, factor, first, cut=None):
+    """Runs, means in percent by level and paired differences of a tuned table, once the page is seen to have them."""
+    reported = reported_runs(f"tuned_cifar10_{name}")
+    reported = reported if cut is None else reported.query(cut)
+    assert reported["seed"].nunique() == 5
+    means = 100 * reported.groupby(factor, sort=False)["accuracy"].mean()
+    assert f"| {', '.join(f'{level}: {mean:.1f}' for level, mean in means.items())} |" in TEXT
+    differences = paired_differences(reported, factor, first)
+    for row in differences.to_dict("records"):
+        found = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * row[k] for k in ("mean", "low", "high")))
+        words = f"| `tuned_cifar10_{name}` | {row['second']} minus {first} | {found} | {row['p_holm']:.2g}"
+        assert f"{words} | {row['verdict']} |" in TEXT
+    return reported, means, differences.set_index("second")
+
+
+@pytest.mark.parametrize("name", ["target", "width", "depth", "lambda", "kernel", "symmetry"])
+def test_what_was_tuned_on_cifar10_is_that_of_the_head_of_the_table(name):
+    head = of(f"tuned_cifar10_{name}").attrs
+    row = next(line for line in TEXT.splitlines() if line.startswith(f"| `tuned_cifar10_{name}` |")).split("|")
+    tuned, runs = row[3], int(row[4])
+    numbers = [int(word) for word in re.findall(r"\((\d+)", tuned)]
+    assert numbers == [len(values) for values in json.loads(head["tune"]).values()]
+    assert runs == len(json.loads(head["tune_seeds"]))
+
+
+def test_targets_on_cifar10_are_those_of_their_table():
+    _, means, differences = tuned_on_cifar10("target", "off_diagonal_target", 0.0)
     text = " ".join(TEXT.split())
-    for name, factor, first in (
-        ("target", "off_diagonal_target", 0.0), ("width", "d", 64), ("kernel", "kernel", "linear"),
-    ):  # fmt: skip
-        reported = reported_runs(f"tuned_cifar10_{name}")
-        assert reported["seed"].nunique() == 5
-        means = 100 * reported.groupby(factor, sort=False)["accuracy"].mean()
-        assert f"| {', '.join(f'{level}: {mean:.1f}' for level, mean in means.items())} |" in TEXT
-        differences = paired_differences(reported, factor, first)
-        for row in differences.to_dict("records"):
-            found = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * row[k] for k in ("mean", "low", "high")))
-            words = f"| `tuned_cifar10_{name}` | {row['second']} minus {first} | {found} | {row['p_holm']:.2g}"
-            assert f"{words} | {row['verdict']} |" in TEXT
-        verdicts = differences.set_index("second")["verdict"].to_dict()
-        if name == "kernel":
-            assert verdicts == {"gaussian": "not decided", "imq": "same within 1 point"}
-            failed = reported[reported["accuracy"] < 0.57]
-            assert len(failed) == 1 and f"{100 * failed['accuracy'].item():.0f} %" in text
-            others = 100 * reported.drop(failed.index).query("kernel == 'gaussian'")["accuracy"]
-            assert f"the other four have {others.min():.1f} to {others.max():.1f} %" in text and len(others) == 4
-        elif name == "width":
-            assert set(verdicts.values()) == {"not decided"}
-            assert f"leave room for {100 * differences['high'].max():.1f} points" in text
-        else:
-            assert verdicts["-0.0078125"] == "same within 1 point" and "lie within 0.4 points" in text
-            assert "four targets from 0 to -1 lie within 0.4 points" in (ROOT / "README.md").read_text()
-            assert means.max() - means.min() < 0.45 and 100 * differences["high"].max() < 1.25
-            once = of("tuned_cifar10_target_one_run", "tuned.isna()")
-            found = paired_differences(once, factor, first).iloc[0]
-            words = "-1/d was {:.1f} points behind 0 [{:+.1f}, {:+.1f}], p = {:.2f}"
-            values = -100 * found["mean"], 100 * found["low"], 100 * found["high"], found["p_holm"]
-            assert found["second"] == "-0.0078125" and words.format(*values) in text
+    assert differences["verdict"]["-0.0078125"] == "same within 1 point" and "lie within 0.4 points" in text
+    assert "four targets from 0 to -1 lie within 0.4 points" in (ROOT / "README.md").read_text()
+    assert means.max() - means.min() < 0.45 and 100 * differences["high"].max() < 1.25
+    once = of("tuned_cifar10_target_one_run", "tuned.isna()")
+    found = paired_differences(once, "off_diagonal_target", 0.0).iloc[0]
+    words = "-1/d was {:.1f} points behind 0 [{:+.1f}, {:+.1f}], p = {:.2f}"
+    values = -100 * found["mean"], 100 * found["low"], 100 * found["high"], found["p_holm"]
+    assert found["second"] == "-0.0078125" and words.format(*values) in text
+
+
+def test_projectors_on_cifar10_are_those_of_their_tables():
+    *_, widths = tuned_on_cifar10("width", "d", 64)
+    *_, depths = tuned_on_cifar10("depth", "projector", "512-128")
+    assert set(widths["verdict"]) == set(depths["verdict"]) == {"not decided"}
+    assert f"leave room for {100 * widths['high'].max():.1f} points" in " ".join(TEXT.split())
+
+
+def test_lambdas_on_cifar10_are_those_of_their_table():
+    *_, differences = tuned_on_cifar10("lambda", "lambda_times_d", 1.0)
+    assert differences["verdict"].to_dict() == {"0.25": "1.0 ahead", "4.0": "not decided", "16.0": "not decided"}
+    worse, better = -100 * differences.loc["0.25", "mean"], 100 * differences["high"].max()
+    words = f"1/d is {worse:.1f} points ahead of 0.25/d, and 4/d and 16/d are at most {better:.1f} points ahead of 1/d"
+    assert f"A quarter of 1/d is {worse:.1f} points worse than 1/d, which is decided" in TEXT
+    assert f"may be better by up to {better:.1f} points" in " ".join(TEXT.split())
+    assert words in (ROOT / "README.md").read_text()
+
+
+def test_kernels_on_cifar10_are_those_of_their_table():
+    reported, _, differences = tuned_on_cifar10("kernel", "kernel", "linear")
+    text = " ".join(TEXT.split())
+    assert differences["verdict"].to_dict() == {"gaussian": "not decided", "imq": "same within 1 point"}
+    failed = reported[reported["accuracy"] < 0.57]
+    assert len(failed) == 1 and f"{100 * failed['accuracy'].item():.0f} %" in text
+    others = 100 * reported.drop(failed.index).query("kernel == 'gaussian'")["accuracy"]
+    assert f"the other four have {others.min():.1f} to {others.max():.1f} %" in text and len(others) == 4
 
 
 def test_the_readme_states_what_the_tuned_tables_show():
