@@ -9,6 +9,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from docutils import nodes
+
 from hsic_lab.explorer import CorrelationExplorer
 from hsic_lab.explorer._html import fragment_of
 
@@ -43,6 +45,8 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # types are in the numpydoc sections
 numpydoc_show_class_members = False
 copybutton_exclude = ".linenos, .gp, .go"
+
+highlight_language = "text"  # of code that names no language
 
 html_theme = "pydata_sphinx_theme"
 html_title = f"hsic_lab {release}"
@@ -110,8 +114,16 @@ def link_course(_app: Any, page: str, text: list[str]) -> None:
     text[0] = re.sub(r"\]\((\.\./)+notebooks/", "](" + "../" * page.count("/") + "course/", text[0])
 
 
+def mark_long_code(_app: Any, doctree: nodes.document, _page: str) -> None:
+    """Let code that is wider than a phone wrap there; shorter code stays in one piece."""
+    for code in doctree.findall(nodes.literal):
+        if max(map(len, code.astext().split()), default=0) > 36:
+            code["classes"].append("long")
+
+
 def setup(app: Any) -> None:
     app.connect("source-read", link_course)
+    app.connect("doctree-resolved", mark_long_code)
 
 
 copy_notebooks()

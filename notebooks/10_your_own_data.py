@@ -271,7 +271,7 @@ frame.loc[["mean_diagonal", "feature_sum_covariance", "alignment", "lidar"], ["v
 # scatter plot, diagnostics, a linear probe, CKA and tests of independence. The page needs no network, so you can send it
 # to your colleague. On a command line the same is
 #
-# ```
+# ```bash
 # hsic-lab inspect embeddings.npz
 # hsic-lab inspect view_a.npy view_b.npy --labels labels.csv --output page.html
 # ```
