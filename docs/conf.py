@@ -87,7 +87,10 @@ def live_explorer(output: dict) -> str:
 
 
 def copy_notebooks() -> None:
-    """Copy the notebooks into `course/`, each with a download link below its title and alt text for its images."""
+    """Copy the notebooks into `course/`, each with a download link below its title and alt text for its images.
+
+    Their links to `../docs`, which hold in the repository, lead to the pages beside `course/`.
+    """
     course = ROOT / "docs" / "course"
     shutil.rmtree(course, ignore_errors=True)
     (course / "files").mkdir(parents=True)
@@ -106,7 +109,7 @@ def copy_notebooks() -> None:
         first = notebook["cells"][0]
         title, _, rest = "".join(first["source"]).partition("\n")
         first["source"] = f"{title}\n\n{links}\n{rest}"
-        (course / path.name).write_text(json.dumps(notebook))
+        (course / path.name).write_text(json.dumps(notebook).replace("](../docs/", "](../"))
 
 
 def link_course(_app: Any, page: str, text: list[str]) -> None:
