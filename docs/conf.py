@@ -124,9 +124,26 @@ def mark_long_code(_app: Any, doctree: nodes.document, _page: str) -> None:
             code["classes"].append("long")
 
 
+def join_formulas(_app: Any, doctree: nodes.document, _page: str) -> None:
+    """Let no line end between a formula and a sign beside it, such as a full stop or a bracket that opens."""
+    for formula in list(doctree.findall(nodes.math)):
+        parent, place = formula.parent, formula.parent.index(formula)
+        before, after = (parent[i] if 0 <= i < len(parent) else None for i in (place - 1, place + 1))
+        opening = re.search(r"\(*$", before)[0] if isinstance(before, nodes.Text) else ""
+        closing = re.match(r"[^\w\s(]*", after)[0] if isinstance(after, nodes.Text) else ""
+        if opening:
+            parent[place - 1] = nodes.Text(before.removesuffix(opening))
+        if closing:
+            parent[place + 1] = nodes.Text(after.removeprefix(closing))
+        if opening or closing:
+            parent[place] = together = nodes.inline("", "", classes=["together"])
+            together += [nodes.Text(opening), formula, nodes.Text(closing)]
+
+
 def setup(app: Any) -> None:
     app.connect("source-read", link_course)
     app.connect("doctree-resolved", mark_long_code)
+    app.connect("doctree-resolved", join_formulas)
 
 
 copy_notebooks()
