@@ -461,7 +461,8 @@ assert abs(mean_off(c) - 0.3) < 1e-4 and value < 1e-8 and bound < 1e-12
 # 2. Take free branches and the target $-0.1$ at $d = 8$. Is $\mathbf 1^\top C \mathbf 1$ negative? Why?
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
-# Solution. No. The target can be reached with ones on the diagonal: the loss is 0 and the sum is d + d (d - 1) t = 2.4.
+# Solution. No. The target can be reached with ones on the diagonal: the loss is 0 and the sum is
+# d + d (d - 1) t = 2.4.
 c, value = minimize(HSICSSLLoss(off_diagonal_target=-0.1), noise(8 * d, d), noise(8 * d, d))
 print(f"loss {value:.1e}, sum of all entries {c.sum():.3f}")
 assert value < 1e-8 and abs(c.sum().item() - 2.4) < 1e-2
@@ -472,7 +473,8 @@ assert value < 1e-8 and abs(c.sum().item() - 2.4) < 1e-2
 
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
-# Solution. With the target -1 it does, and the diagonal stops near the 3/5 of section 3. With the target 0 neither happens.
+# Solution. With the target -1 it does, and the diagonal stops near the 3/5 of section 3. With the
+# target 0 neither happens.
 def train_two_networks(loss, d=32, size=16):
     """1'C1 and the mean diagonal, over the last ten steps of a training with a network for each view."""
     torch.manual_seed(0)

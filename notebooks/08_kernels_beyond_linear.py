@@ -92,7 +92,8 @@ def plot_limits(sigmas, ratio, wide):
     left.set(xscale="log", xlabel="bandwidth σ", ylabel="HSIC / mean HSIC of permutations", title="circle")
     middle = (sigmas > 0.2).numpy()
     right.plot(sigmas[middle], wide[middle], "o-", color="C3", markersize=4)
-    right.set(xscale="log", yscale="log", xlabel="bandwidth σ", ylabel="σ⁴ HSIC / linear HSIC", title="wide kernels are linear")
+    right.set(xscale="log", yscale="log", xlabel="bandwidth σ", ylabel="σ⁴ HSIC / linear HSIC")
+    right.set_title("wide kernels are linear")
     for ax in (left, right):
         ax.axhline(1, color="0.4", linestyle="--", linewidth=1)
 
@@ -669,7 +670,8 @@ assert dependent > 0.1 and (FAST or dependent < significant["Gaussian"])
 # 3. Let $T$ go to 0 in section 5. Where does the slope $-3$ no longer hold, and why?
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
-# Solution. Gradually below T = 2: the expansion needs a small k = cosine / T. At T = 0.5 the local slope is off by more than 0.1.
+# Solution. Gradually below T = 2: the expansion needs a small k = cosine / T. At T = 0.5 the
+# local slope is off by more than 0.1.
 def third_order(temperature):
     others = (w @ w.T / temperature)[off].reshape(2 * n, -1)
     exact = others.exp().mean(dim=1).log().mean()
@@ -686,7 +688,8 @@ assert abs(local[0.05] - 3) > 0.3
 # 4. Train with the linear kernel, $\gamma = 3$ and `standardized=False`. What happens to the scale of the projections?
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
-# Solution. They shrink. At gamma = 3 the sum of the two terms is positive, so a smaller scale means a smaller loss (section 4).
+# Solution. They shrink. At gamma = 3 the sum of the two terms is positive, so a smaller scale
+# means a smaller loss (section 4).
 run = fit(loss="ssl_hsic", loss_options={"kernel": "linear", "gamma": 3.0, "standardized": False})
 with torch.no_grad():
     after = run.projector(run.encoder(normalize(data.test.images[:images]))).std(dim=0).mean().item()

@@ -453,7 +453,8 @@ assert c_one.diagonal().mean() > 0.5 and (FAST or abs(c_one.diagonal().mean() - 
 #    Which value would it have if all similarities were equal?
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
-# Solution. About 5 for real pairs and 6 for shuffled ones. For equal similarities it is log(2 n - 1) = 5.54 with n = 128.
+# Solution. About 5 for real pairs and 6 for shuffled ones. For equal similarities it is log(2 n -
+# 1) = 5.54 with n = 128.
 with torch.no_grad():
     trained_value = NTXentLoss(temperature=0.5)(z_a, z_b).item()
     shuffled_value = NTXentLoss(temperature=0.5)(z_a, z_b.roll(1, dims=0)).item()

@@ -59,7 +59,8 @@ def minimize(loss, shape, starts=STARTS):
     for _ in range(starts):
         w = normal(*shape).requires_grad_()
         optimizer = torch.optim.LBFGS(
-            [w], max_iter=1000, tolerance_grad=1e-11, tolerance_change=1e-15, history_size=20, line_search_fn="strong_wolfe"
+            [w], max_iter=1000, tolerance_grad=1e-11, tolerance_change=1e-15, history_size=20,
+            line_search_fn="strong_wolfe",
         )
 
         def closure(w=w, optimizer=optimizer):
@@ -79,9 +80,11 @@ def plot_answer(solutions, rho, h):
     place, numbers = np.arange(d), range(1, d + 1)
     for number, (name, w) in enumerate(solutions.items()):
         c = (w * rho) @ w.T
-        axes[0].plot(place + 0.1 * number, c.diagonal(), "os"[number], color=PALETTE[3 * number], markersize=8, label=name)
+        mark, color = "os"[number], PALETTE[3 * number]
+        axes[0].plot(place + 0.1 * number, c.diagonal(), mark, color=color, markersize=8, label=name)
         image = axes[number + 1].imshow(w.square(), cmap="viridis", vmin=0, vmax=1)
-        axes[number + 1].set(title=name, xlabel="canonical direction", ylabel="feature", yticks=place, yticklabels=numbers)
+        axes[number + 1].set(title=name, xlabel="canonical direction", ylabel="feature")
+        axes[number + 1].set_yticks(place, numbers)
         axes[number + 1].set_xticks(range(len(rho)), range(1, len(rho) + 1))
     axes[0].axhline(h, color="0.4", linestyle="--", linewidth=1, label="$h$")
     axes[0].set(xlabel="feature", ylabel="agreement $C_{ii}$", ylim=(0, 1), xticks=place, xticklabels=numbers)

@@ -311,7 +311,8 @@ pd.DataFrame(same_depth, names).T.round(2)
 # 1. How much does the biased CKA of unrelated networks of width 256 fall if there are 512 rows in place of 64?
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
-# Solution. By a factor of about 6 here. For independent samples the biased CKA is of the order 1/n, which would be a factor of 8.
+# Solution. By a factor of about 6 here. For independent samples the biased CKA is of the order
+# 1/n, which would be a factor of 8.
 falls = {}
 for n in (64, 512):
     x, y = (network(side, 256, 1, 16)(z).detach() for side, z in enumerate(unrelated(0, n)))
