@@ -9,6 +9,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from docutils import nodes
+
 from hsic_lab.explorer import CorrelationExplorer
 from hsic_lab.explorer._html import fragment_of
 
@@ -43,6 +45,8 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # types are in the numpydoc sections
 numpydoc_show_class_members = False
 copybutton_exclude = ".linenos, .gp, .go"
+
+highlight_language = "text"  # of code that names no language
 
 html_theme = "pydata_sphinx_theme"
 html_title = f"hsic_lab {release}"
@@ -83,7 +87,10 @@ def live_explorer(output: dict) -> str:
 
 
 def copy_notebooks() -> None:
-    """Copy the notebooks into `course/`, each with a download link below its title and alt text for its images."""
+    """Copy the notebooks into `course/`, each with a download link below its title and alt text for its images.
+
+    Their links to `../docs`, which hold in the repository, lead to the pages beside `course/`.
+    """
     course = ROOT / "docs" / "course"
     shutil.rmtree(course, ignore_errors=True)
     (course / "files").mkdir(parents=True)
@@ -102,7 +109,7 @@ def copy_notebooks() -> None:
         first = notebook["cells"][0]
         title, _, rest = "".join(first["source"]).partition("\n")
         first["source"] = f"{title}\n\n{links}\n{rest}"
-        (course / path.name).write_text(json.dumps(notebook))
+        (course / path.name).write_text(json.dumps(notebook).replace("](../docs/", "](../"))
 
 
 def link_course(_app: Any, page: str, text: list[str]) -> None:
@@ -110,8 +117,33 @@ def link_course(_app: Any, page: str, text: list[str]) -> None:
     text[0] = re.sub(r"\]\((\.\./)+notebooks/", "](" + "../" * page.count("/") + "course/", text[0])
 
 
+def mark_long_code(_app: Any, doctree: nodes.document, _page: str) -> None:
+    """Let code that is wider than a phone wrap there; shorter code stays in one piece."""
+    for code in doctree.findall(nodes.literal):
+        if max(map(len, code.astext().split()), default=0) > 36:
+            code["classes"].append("long")
+
+
+def join_formulas(_app: Any, doctree: nodes.document, _page: str) -> None:
+    """Let no line end between a formula and a sign beside it, such as a full stop or a bracket that opens."""
+    for formula in list(doctree.findall(nodes.math)):
+        parent, place = formula.parent, formula.parent.index(formula)
+        before, after = (parent[i] if 0 <= i < len(parent) else None for i in (place - 1, place + 1))
+        opening = re.search(r"\(*$", before)[0] if isinstance(before, nodes.Text) else ""
+        closing = re.match(r"[^\w\s(]*", after)[0] if isinstance(after, nodes.Text) else ""
+        if opening:
+            parent[place - 1] = nodes.Text(before.removesuffix(opening))
+        if closing:
+            parent[place + 1] = nodes.Text(after.removeprefix(closing))
+        if opening or closing:
+            parent[place] = together = nodes.inline("", "", classes=["together"])
+            together += [nodes.Text(opening), formula, nodes.Text(closing)]
+
+
 def setup(app: Any) -> None:
     app.connect("source-read", link_course)
+    app.connect("doctree-resolved", mark_long_code)
+    app.connect("doctree-resolved", join_formulas)
 
 
 copy_notebooks()

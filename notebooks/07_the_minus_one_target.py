@@ -77,6 +77,12 @@ def mean_off(c):
     return ((c.sum() - c.trace()) / (len(c) * (len(c) - 1))).item()
 
 
+def named(table):
+    """The table with the targets in words: "0", "-1/128" and so on."""
+    names = {t: "-1/128" if t == -1 / 128 else f"{t:g}" for t in table["off_diagonal_target"]}
+    return table.assign(off_diagonal_target=table["off_diagonal_target"].map(names))
+
+
 def minimize(loss, *views, steps=600):
     """C and the loss at the end of an L-BFGS search over one view that both branches share, or over two views."""
     views = [view.clone().requires_grad_() for view in views]
@@ -97,14 +103,14 @@ def minimize(loss, *views, steps=600):
 
 def plot_optima(targets, swept, free, d):
     """Draw the optimum against the target: off-diagonal entries, and what free branches do to C."""
-    left, right = plt.subplots(1, 2, figsize=(10.4, 3.9), layout="constrained")[1]
+    left, right = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")[1]
     left.plot(targets, swept["off-diagonal found"], "o-", color="C0", label="shared branches")
     left.plot(targets, free["off-diagonal"], "s--", color="C3", label="free branches")
     left.plot(targets, targets, color="0.4", linestyle="--", linewidth=1, label="the target itself")
     left.set(ylabel="mean off-diagonal entry of C", title="shared and free branches", ylim=(-0.55, 0.08))
     right.axhline(0, color="0.4", linewidth=1)
     right.plot(targets, free["diagonal"], "s--", color="C3", label="mean diagonal entry of C")
-    right.plot(targets, free["1'C1"] / d, "D--", color="C1", label="sum of all entries of C / d")
+    right.plot(targets, free["1'C1"] / d, "D--", color="C1", label="(sum of all entries of C) / d")
     right.set(ylabel="value at the optimum", title="free branches")
     for ax, place in ((left, "lower left"), (right, "upper left")):
         ax.axvline(-1 / (d - 1), color="0.4", linestyle=":", linewidth=1)
@@ -116,7 +122,7 @@ def plot_optima(targets, swept, free, d):
 # ## 1. Trainings with five targets
 #
 # The grid `data/grids/tuned_target.toml` trains on digit scenes with $d = 128$ features. Its five targets are 0, the
-# reachable $-\frac1d = -0.0078125$, and $-0.25$, $-0.5$ and $-1$, which cannot be reached. For each target the learning
+# reachable $-\frac1d = -\frac1{128}$, and $-0.25$, $-0.5$ and $-1$, which cannot be reached. For each target the learning
 # rate and then $\lambda$ were chosen on validation scenes, with three seeds.
 #
 # The pictures show five *other* seeds on test scenes. Left: the mean accuracy of a linear probe, with its 95 % t
@@ -127,29 +133,45 @@ def plot_optima(targets, swept, free, d):
 table = read_table(RESULTS / "ablation_tuned_target.csv")
 reported = table[table["tuned"].isna() & (table["evaluation"] == "linear")]
 assert (reported["state"] == "finished").all() and reported["seed"].nunique() == 5
-differences = paired_differences(reported, "off_diagonal_target", 0.0)
+differences = paired_differences(named(reported), "off_diagonal_target", "0")
 
-figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4), layout="constrained")
-plot_ablation(reported, "off_diagonal_target", ax=left).set_xlabel("target t (not to scale)")
+figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
+plot_ablation(named(reported), "off_diagonal_target", ax=left).set_xlabel("target t (not to scale)")
 _ = plot_differences(differences, right)
 
 # %% [markdown]
 # **No target is shown to be better or worse than 0.** All four intervals contain 0. The next cell looks for the reason
-# why they are wide. It prints the accuracy of each run in percent, and then what was chosen.
+# why they are wide. Its table has the accuracy of each run in percent, a column for each target. The last row is the mean
+# of the runs that learned.
 
 # %%
-print((100 * reported.pivot(index="seed", columns="off_diagonal_target", values="accuracy")).round(1).to_string())
-chosen = pd.DataFrame(json.loads(table.attrs["chosen"]))
-print(chosen.rename(columns={"lambda_times_d": "lambda times d", "at_end": "best at the end of its list"}).to_string(index=False))
 failed = reported[(reported["accuracy"] < 0.22) & (reported["diagonal"] < 0.1)]
 learned = reported.drop(failed.index)
-best = 100 * learned.groupby("off_diagonal_target")["accuracy"].mean()
-print("mean of the runs that learned, in percent:", best.round(1).to_dict())
+best = 100 * named(learned).groupby("off_diagonal_target")["accuracy"].mean()
+accuracies = 100 * named(reported).pivot(index="seed", columns="off_diagonal_target", values="accuracy")
+accuracies.loc["learned"] = best
 
-assert (differences["verdict"] == "not decided").all() and ((differences["low"] < 0) & (differences["high"] > 0)).all()
+assert (differences["verdict"] == "not decided").all()
+assert ((differences["low"] < 0) & (differences["high"] > 0)).all()
 assert len(failed) == 4 and set(failed["seed"]) == {3} and -1.0 not in set(failed["off_diagonal_target"])
-assert best.between(45, 50).all() and (chosen["lambda_times_d"] == 1).all()
+assert best.between(45, 50).all()
+accuracies[named(reported)["off_diagonal_target"].unique()].round(1).rename_axis(columns="target")
+
+# %% [markdown]
+# The second table has what was chosen, and which setting was the first or the last value of its list.
+
+# %%
+chosen = pd.DataFrame(json.loads(table.attrs["chosen"]))
+assert (chosen["lambda_times_d"] == 1).all()
 assert [t for t, end in zip(chosen["off_diagonal_target"], chosen["at_end"], strict=True) if end] == [-1 / 128]
+shown = {
+    "off_diagonal_target": "target",
+    "learning_rate": "learning rate",
+    "lambda_times_d": "λ · d",
+    "at_end": "at the end of its list",
+}
+ends = chosen["at_end"].map(lambda settings: ", ".join(settings).replace("_", " ") or "none")
+named(chosen.assign(at_end=ends)).rename(columns=shown).set_index("target")
 
 # %% [markdown]
 # **One seed makes the intervals wide.** At seed 3 four of the five targets learn nothing: the accuracy stays below 22 %
@@ -169,10 +191,10 @@ assert [t for t, end in zip(chosen["off_diagonal_target"], chosen["at_end"], str
 # %% alt="Left: test accuracy on CIFAR-10 against the target, four means between 60.1 and 60.5 percent. Right: three paired differences to the target 0, from plus 0.2 to plus 0.4 points; all intervals contain 0 and none reaches further than 1.2 points."
 cifar = read_table(RESULTS / "ablation_tuned_cifar10_target.csv")
 on_cifar = cifar[cifar["tuned"].isna() & (cifar["evaluation"] == "linear")]
-narrow = paired_differences(on_cifar, "off_diagonal_target", 0.0)
+narrow = paired_differences(named(on_cifar), "off_diagonal_target", "0")
 
-figure, (left, right) = plt.subplots(1, 2, figsize=(12, 3.6), layout="constrained")
-plot_ablation(on_cifar, "off_diagonal_target", ax=left).set_xlabel("target t (not to scale)")
+figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
+plot_ablation(named(on_cifar), "off_diagonal_target", ax=left).set_xlabel("target t (not to scale)")
 _ = plot_differences(narrow, right)
 
 # %% [markdown]
@@ -181,26 +203,33 @@ _ = plot_differences(narrow, right)
 #
 # **A choice by one run tells another story.** The same grid was also run with one tuning run for each value in place of
 # three. It chose other settings for three of the four targets, and for $-\frac1d$ both lay at the end of their lists. With
-# these settings $-\frac1d$ was 1.2 points *behind* 0, with $p = 0.02$ after Holm's correction. Three tuning runs choose the same settings for $-\frac1d$, $-0.25$ and $-1$, and
-# the difference is gone. So a significant difference between tuned methods may come from luck in the tuning: the five
-# seeds measure the noise of the training, not that of the choice.
+# these settings $-\frac1d$ was 1.2 points *behind* 0, with $p = 0.02$ after Holm's correction. Three tuning runs choose
+# the same settings for $-\frac1d$, $-0.25$ and $-1$, and the difference is gone. So a significant difference between
+# tuned methods may come from luck in the tuning: the five seeds measure the noise of the training, not that of the
+# choice.
 
 # %%
 once = read_table(RESULTS / "ablation_tuned_cifar10_target_one_run.csv")
-lucky = paired_differences(once[once["tuned"].isna()], "off_diagonal_target", 0.0).iloc[0]
-tables = {"one tuning run": once, "three tuning runs": cifar}
-choices = {name: pd.DataFrame(json.loads(part.attrs["chosen"])) for name, part in tables.items()}
-moved = [choice[["learning_rate", "lambda_times_d"]].to_numpy() for choice in choices.values()]
+lucky = paired_differences(named(once[once["tuned"].isna()]), "off_diagonal_target", "0").iloc[0]
 points = 100 * narrow[["mean", "low", "high"]]
 assert on_cifar["seed"].nunique() == 5 and on_cifar["accuracy"].min() > 0.58 and (on_cifar["steps"] == 300).all()
 assert points["mean"].between(0.1, 0.45).all() and points.abs().to_numpy().max() < 1.25
 assert (narrow["high"] - narrow["low"]).max() < (differences["high"] - differences["low"]).min()
 assert narrow["verdict"].tolist() == ["same within 1 point", "not decided", "not decided"]
-assert (lucky["second"], round(100 * lucky["mean"], 1), round(lucky["p_holm"], 2)) == ("-0.0078125", -1.2, 0.02)
+assert (lucky["second"], round(100 * lucky["mean"], 1), round(lucky["p_holm"], 2)) == ("-1/128", -1.2, 0.02)
+
+# %% [markdown]
+# The table has both choices.
+
+# %%
+tables = {"one tuning run": once, "three tuning runs": cifar}
+choices = {name: pd.DataFrame(json.loads(part.attrs["chosen"])) for name, part in tables.items()}
+moved = [choice[["learning_rate", "lambda_times_d"]].to_numpy() for choice in choices.values()]
 assert (moved[0] != moved[1]).any(axis=1).tolist() == [True, True, True, False]
 assert choices["one tuning run"]["at_end"][1] == ["learning_rate", "lambda_times_d"]
 assert choices["three tuning runs"][["learning_rate", "lambda_times_d"]][1:].drop_duplicates().shape == (1, 2)
-pd.concat(choices).drop(columns="at_end").rename(columns={"off_diagonal_target": "target", "lambda_times_d": "lambda times d"})
+both = {name: named(part).set_index("off_diagonal_target").drop(columns="at_end") for name, part in choices.items()}
+pd.concat(both, axis=1).rename(columns=shown).rename_axis("target")
 
 # %% [markdown]
 # ## 2. Where the optimum lies
@@ -211,10 +240,10 @@ pd.concat(choices).drop(columns="at_end").rename(columns={"off_diagonal_target":
 
 # %% alt="Three heatmaps of the 8 by 8 matrix C at the optimum for the targets 0, -0.1 and -1. The diagonal is 1 in all three; the entries off the diagonal are equal in each: 0, -0.1 and -0.143."
 d = 8
-figure, axes = plt.subplots(1, 3, figsize=(11.4, 3.5), layout="constrained")
+figure, axes = plt.subplots(1, 3, figsize=(9, 3.2), layout="constrained")
 for ax, t in zip(axes, (0.0, -0.1, -1.0), strict=True):
     c, _ = minimize(HSICSSLLoss(off_diagonal_target=t), noise(8 * d, d))
-    plot_cross_correlation(c, ax, title=f"target {t:g}: off-diagonal {mean_off(c):.3f}")
+    plot_cross_correlation(c, ax, title=f"target {t:g}\noff-diagonal {round(mean_off(c), 3) + 0.0:.3f}")
 
 # %% [markdown]
 # With the target $-0.1$ the off-diagonal entries become $-0.1$. With the target $-1$ they become $-\frac17$, and no
@@ -234,7 +263,7 @@ swept["loss found"] = [value for _, value in found]
 swept["lower bound"] = [HSICSSLLoss(off_diagonal_target=t).lower_bound(8 * d, d) for t in targets]
 assert np.allclose(swept["off-diagonal found"], swept["predicted"], atol=1e-4)
 assert np.allclose(swept["loss found"], swept["lower bound"], atol=1e-5)
-swept.round(4)
+swept.round(4) + 0.0
 
 # %% [markdown]
 # **All targets below $-\frac1{d-1}$ have the same optimal $C$.** At $d = 128$ its off-diagonal entries are
@@ -270,7 +299,7 @@ free = pd.DataFrame({"target": targets, "loss": [value for _, value in found]})
 free["diagonal"] = [c.diagonal().mean().item() for c, _ in found]
 free["off-diagonal"] = [mean_off(c) for c, _ in found]
 free["1'C1"] = [c.sum().item() for c, _ in found]
-free.round(3)
+free.round(3) + 0.0
 
 # %% alt="Left: mean off-diagonal entry against the target for d = 8. Shared branches stop at -1/7, free branches go below it. Right: for free branches, as the target goes below -1/7, the mean diagonal falls under 1 and the sum of all entries of C becomes negative."
 plot_optima(targets, swept, free, d)
@@ -346,14 +375,14 @@ assert value < 1e-8 and torch.allclose(c, torch.eye(d, dtype=torch.float64), ato
 # `hsic_lab.diagnostics` computes it. Barlow Twins, the row at $t = 0$, does not have this problem: its smallest loss, 0,
 # is at $C = I$ for shared and for free branches.
 #
-# In the trainings of section 1 both branches are one network, so the sum should not be negative. The next cell prints
+# In the trainings of section 1 both branches are one network, so the sum should not be negative. The next cell shows
 # its smallest and largest value over the runs that learned. At $C = I$ it would be $d = 128$.
 
 # %%
 total = learned["d"] * (learned["diagonal"] + (learned["d"] - 1) * learned["off_diagonal"])
-ranges = total.groupby(learned["off_diagonal_target"]).agg(["min", "max"])
-print(ranges.round(1).to_string())
-assert (total > 0).all() and ranges.loc[-1.0, "max"] < 5 < 25 < ranges.loc[0.0, "min"]
+ranges = total.groupby(named(learned)["off_diagonal_target"], sort=False).agg(["min", "max"])
+assert (total > 0).all() and ranges.loc["-1", "max"] < 5 < 25 < ranges.loc["0", "min"]
+ranges.round(1).rename_axis("target")
 
 # %% [markdown]
 # It is positive in all these runs. The target does act on it: below 5 for the target $-1$, above 25 for the target 0.
@@ -371,33 +400,36 @@ assert (total > 0).all() and ranges.loc[-1.0, "max"] < 5 < 25 < ranges.loc[0.0, 
 # > **These two grids were run at one learning rate, 0.002, which was not tuned.** What follows holds at this rate.
 #
 # The picture shows the first step: unit rows minus rows as they are, for each target, without and with Bessel's
-# correction (`bessel`).
+# correction.
 
 # %% alt="Paired differences between unit rows and rows as they are, on scenes (top, wide intervals) and CIFAR-10 (bottom, narrow ones). All intervals contain 0."
-names = {"unit_rows": {False: "rows as they are", True: "unit rows"}, "bessel": {False: "n", True: "n − 1"}}
+words = {False: "without Bessel's correction", True: "with Bessel's correction"}
 effects = {}
-figure, axes = plt.subplots(2, 1, figsize=(9, 5.6), layout="constrained", sharex=True)
-for ax, dataset in zip(axes, ("reference_code", "cifar10_reference_code"), strict=True):
-    code = read_table(RESULTS / f"ablation_{dataset}.csv").rename(columns={"off_diagonal_target": "target"})
+figure, axes = plt.subplots(2, 1, figsize=(9, 5.2), layout="constrained", sharex=True)
+for ax, (title, file) in zip(axes, {"scenes": "", "CIFAR-10": "cifar10_"}.items(), strict=True):
+    code = read_table(RESULTS / f"ablation_{file}reference_code.csv")
     code = code[code["evaluation"] == "linear"]
     assert (code["state"] == "finished").all() and code["seed"].nunique() == 5
     assert (code["learning_rate"] == 0.002).all()
     for step, other in (("unit_rows", "bessel"), ("bessel", "unit_rows")):
-        effects[dataset, step] = paired_differences(code, step, False, by=["target", other], names=names[step])
-    plot_differences(effects[dataset, "unit_rows"], ax).set_title(code["dataset"].iloc[0], pad=18)
-
+        effects[title, step] = paired_differences(code, step, False, by=["off_diagonal_target", other])
+    drawn = effects[title, "unit_rows"]
+    plot_differences(drawn, ax).set_title(title, pad=18)
+    ax.set_xlabel("unit rows minus rows as they are, in points (gray: ±1)")
+    ax.set_yticks(range(4), "target " + drawn["off_diagonal_target"].map("{:g}, ".format) + drawn["bessel"].map(words))
+_ = axes[0].set_xlabel("")
 # %% [markdown]
-# The next cell looks at both steps. For each it prints the smallest and the largest of the four mean differences, and
+# The next cell looks at both steps. For each it shows the smallest and the largest of the four mean differences, and
 # the ends of their 95 % intervals, in points.
 
 # %%
-every = pd.concat(effects, names=["grid", "step"])
+every = pd.concat(effects, names=["data", "step"])
 assert ((every["low"] < 0) & (every["high"] > 0)).all() and len(every) == 16
-ends = 100 * every.groupby(["grid", "step"]).agg(
-    smallest=("mean", "min"), largest=("mean", "max"), lowest_end=("low", "min"), highest_end=("high", "max")
-)
-print(ends.round(1).to_string())
-assert ends.loc["cifar10_reference_code"].abs().max(axis=None) < 1.2 and ends.loc["reference_code"].abs().max(axis=None) > 7
+columns = {"smallest": ("mean", "min"), "largest": ("mean", "max")}
+columns |= {"lowest end": ("low", "min"), "highest end": ("high", "max")}
+ends = 100 * every.groupby(["data", "step"], sort=False).agg(**columns)
+assert ends.loc["CIFAR-10"].abs().max(axis=None) < 1.2 and ends.loc["scenes"].abs().max(axis=None) > 7
+ends.round(1).rename({"unit_rows": "unit rows", "bessel": "Bessel's correction"})
 
 # %% [markdown]
 # **No effect of either step is shown.** All 16 intervals contain 0, without a correction for their number. On CIFAR-10
@@ -429,7 +461,8 @@ assert abs(mean_off(c) - 0.3) < 1e-4 and value < 1e-8 and bound < 1e-12
 # 2. Take free branches and the target $-0.1$ at $d = 8$. Is $\mathbf 1^\top C \mathbf 1$ negative? Why?
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
-# Solution. No. The target can be reached with ones on the diagonal: the loss is 0 and the sum is d + d (d - 1) t = 2.4.
+# Solution. No. The target can be reached with ones on the diagonal: the loss is 0 and the sum is
+# d + d (d - 1) t = 2.4.
 c, value = minimize(HSICSSLLoss(off_diagonal_target=-0.1), noise(8 * d, d), noise(8 * d, d))
 print(f"loss {value:.1e}, sum of all entries {c.sum():.3f}")
 assert value < 1e-8 and abs(c.sum().item() - 2.4) < 1e-2
@@ -438,8 +471,10 @@ assert value < 1e-8 and abs(c.sum().item() - 2.4) < 1e-2
 # 3. Train with two networks, one for each view, with `HSICSSLLoss` and with `BarlowTwinsLoss`. Does
 #    $\mathbf 1^\top C \mathbf 1$ become negative?
 
+
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
-# Solution. With the target -1 it does, and the diagonal stops near the 3/5 of section 3. With the target 0 neither happens.
+# Solution. With the target -1 it does, and the diagonal stops near the 3/5 of section 3. With the
+# target 0 neither happens.
 def train_two_networks(loss, d=32, size=16):
     """1'C1 and the mean diagonal, over the last ten steps of a training with a network for each view."""
     torch.manual_seed(0)

@@ -70,9 +70,15 @@ def close(a, b, tolerance=1e-10):
     return torch.allclose(torch.as_tensor(a), torch.as_tensor(b), rtol=tolerance, atol=tolerance)
 
 
+def kernel_table(name):
+    """A table of trainings, with the kernels named as in the text."""
+    table = read_table(RESULTS / f"ablation_{name}.csv")
+    return table.assign(kernel=table["kernel"].map({"linear": "linear", "gaussian": "Gaussian", "imq": "IMQ"}))
+
+
 def plot_samples(samples, pvalues):
     """Draw each sample with the p-values of the three kernels."""
-    axes = plt.subplots(1, 4, figsize=(9.6, 3.3), layout="constrained")[1]
+    axes = plt.subplots(1, 4, figsize=(9, 3.3), layout="constrained")[1]
     for ax, (sample, (x, y)) in zip(axes, samples.items(), strict=True):
         ax.plot(x, y, ".", color="C0", alpha=0.5)
         words = "\n".join(f"{name}: p = {value:.3f}" for name, value in pvalues[sample].items())
@@ -81,19 +87,20 @@ def plot_samples(samples, pvalues):
 
 def plot_limits(sigmas, ratio, wide):
     """Draw HSIC over its mean under permutation, and the limit of wide kernels."""
-    (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.8), layout="constrained")[1]
+    (left, right) = plt.subplots(1, 2, figsize=(9, 3.7), layout="constrained")[1]
     left.plot(sigmas, ratio, "o-", color="C0", markersize=4)
     left.set(xscale="log", xlabel="bandwidth σ", ylabel="HSIC / mean HSIC of permutations", title="circle")
     middle = (sigmas > 0.2).numpy()
     right.plot(sigmas[middle], wide[middle], "o-", color="C3", markersize=4)
-    right.set(xscale="log", yscale="log", xlabel="bandwidth σ", ylabel="σ⁴ HSIC / linear HSIC", title="wide kernels are linear")
+    right.set(xscale="log", yscale="log", xlabel="bandwidth σ", ylabel="σ⁴ HSIC / linear HSIC")
+    right.set_title("wide kernels are linear")
     for ax in (left, right):
         ax.axhline(1, color="0.4", linestyle="--", linewidth=1)
 
 
 def plot_hermite(x, c, rho):
     """Draw three Hermite features against the variable, C of six, and its diagonal beside powers of rho."""
-    axes = plt.subplots(1, 3, figsize=(9.8, 3.4), layout="constrained")[1]
+    axes = plt.subplots(1, 3, figsize=(9, 3.2), layout="constrained")[1]
     at = np.linspace(-2.5, 2.5, 200)
     for k in (1, 2, 3):
         axes[0].plot(at, hermite(at, k), label=f"$h_{k}$")
@@ -110,7 +117,7 @@ def plot_hermite(x, c, rho):
 
 def plot_meeting(dimensions):
     """Draw the kernel of SIGReg and the inverse multiquadric, and their largest difference against d."""
-    (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.8), layout="constrained")[1]
+    (left, right) = plt.subplots(1, 2, figsize=(9, 3.7), layout="constrained")[1]
     u = np.linspace(0, 6, 200)
     for number, d in enumerate((2, 8, 128)):
         left.plot(u, sigreg_kernel(u * d**0.5, d), color=f"C{number}", label=f"SIGReg, d = {d}")
@@ -138,7 +145,7 @@ def plot_orders(temperatures, remainders):
 
 def plot_dependence(whitened, tests):
     """Draw the most dependent pair of features, and the p-values of all pairs with two kernels."""
-    figure, axes = plt.subplots(1, 3, figsize=(9.8, 3.4), layout="constrained")
+    figure, axes = plt.subplots(1, 3, figsize=(9, 3.2), layout="constrained")
     strongest = tests.query("kernel == 'Gaussian'").sort_values("hsic").iloc[-1]
     i, j = int(strongest["i"]), int(strongest["j"])
     axes[0].plot(whitened[:, i], whitened[:, j], ".", color="C0", alpha=0.6)
@@ -153,7 +160,7 @@ def plot_dependence(whitened, tests):
 
 def plot_tuning(tuned):
     """Draw validation accuracy against the learning rate and against gamma: every run, and the means."""
-    axes = plt.subplots(1, 2, figsize=(9.6, 3.8), sharey=True, layout="constrained")[1]
+    axes = plt.subplots(1, 2, figsize=(9, 3.7), sharey=True, layout="constrained")[1]
     for ax, setting, label in zip(axes, ("learning_rate", "gamma"), ("learning rate", "weight γ"), strict=True):
         part = tuned[(tuned["tuned"] == setting) & (tuned["evaluation"] == "linear on validation")]
         values = sorted(part[setting].unique())
@@ -293,7 +300,8 @@ assert np.allclose(c, np.diag(rho ** np.arange(1, 7)), atol=1e-10)
 sample = torch.from_numpy(np.random.default_rng(0).standard_normal(300))[:, None]
 first, second = (torch.from_numpy(hermite(sample.numpy(), k)) for k in (1, 2))
 for name, kernel in {"linear": Linear(), "Gaussian": Gaussian()}.items():
-    print(f"{name}: p-value of h_1 and h_2 of one view {permutation_test(first, second, kernel, kernel).pvalue:.3f}")
+    pvalue = permutation_test(first, second, kernel, kernel).pvalue
+    print(f"{name} kernel: p-value of h_1 and h_2 of one view {pvalue:.3f}")
 assert permutation_test(first, second, Linear(), Linear()).pvalue > 0.05
 assert permutation_test(first, second).pvalue < 0.01
 
@@ -334,7 +342,8 @@ x, y, c = standardize(z_a), standardize(z_b), cross_correlation(z_a, z_b)
 pooled = torch.cat([x, y])
 
 terms = SSLHSICLoss("linear", gamma=1.0, standardized=True).terms(z_a, z_b)
-print("tr C =", round(c.trace().item(), 4), "  -dependence =", round(-terms["dependence"].item(), 4))
+print(f"tr C = {c.trace():.4f}")
+print(f"minus the dependence term = {-terms['dependence']:.4f}")
 assert close(-terms["dependence"], c.trace())
 assert close(terms["self_dependence"], (pooled.T @ pooled / (2 * n)).norm())
 assert close(BarlowTwinsLoss(1.0)(z_a, z_b), d - 2 * c.trace() + c.square().sum())
@@ -390,7 +399,7 @@ for gamma in (0.3, 3.0):
 
 # %%
 n = len(z_a)
-u, v = F.normalize(z_a + 2, dim=1), F.normalize(z_b + 2, dim=1)  # shifted, so that the third order is not too small
+u, v = F.normalize(z_a + 2, dim=1), F.normalize(z_b + 2, dim=1)  # shifted: a third order that is not too small
 w = torch.cat([u, v])
 off = ~torch.eye(2 * n, dtype=torch.bool)
 
@@ -450,7 +459,8 @@ differences = {d: difference(d) for d in (8, 32, 128, 1024)}
 plot_meeting(differences)
 
 # %%
-print({d: round(float(value), 4) for d, value in differences.items()})
+for d, value in differences.items():
+    print(f"{d:4} features: largest difference {value:.4f}")
 assert np.allclose(list(differences.values()), (0.0287, 0.0068, 0.0017, 0.0002), atol=1e-4)
 z = noise(40, 32)
 r = torch.cdist(z, z)
@@ -523,7 +533,8 @@ plot_dependence(whitened, tests)
 
 # %%
 significant = tests.assign(significant=tests["p"] <= 0.05).groupby("kernel")["significant"].mean()
-print(f"p <= 0.05: linear {significant['linear']:.0%}, Gaussian {significant['Gaussian']:.0%} of {len(pairs)} pairs")
+for name in ("linear", "Gaussian"):
+    print(f"{name} kernel: p <= 0.05 for {significant[name]:.0%} of {len(pairs)} pairs")
 assert significant["linear"] == 0 and significant["Gaussian"] > 0.3
 assert FAST or (significant["Gaussian"] > 2 / 3 and len(pairs) == 28)
 
@@ -546,26 +557,26 @@ assert FAST or (significant["Gaussian"] > 2 / 3 and len(pairs) == 28)
 # has a rate and a weight $\gamma$ of its own.
 
 # %% alt="Differences to the linear kernel with 95 percent intervals. Left, at one untuned rate: the Gaussian is seven and the IMQ ten points ahead. Right, tuned: about two points, and both intervals contain 0."
-untuned, tuned = (read_table(RESULTS / f"ablation_{name}.csv") for name in ("kernel", "tuned_kernel"))
+untuned, tuned = kernel_table("kernel"), kernel_table("tuned_kernel")
 results = {
     "one rate for all": untuned[untuned["evaluation"] == "linear"],
     "tuned": tuned[tuned["tuned"].isna() & (tuned["evaluation"] == "linear")],
 }
 found = {title: paired_differences(part, "kernel", "linear") for title, part in results.items()}
-figure, axes = plt.subplots(1, 2, figsize=(9.8, 3.2), layout="constrained", sharex=True)
+figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained", sharex=True)
 for ax, (title, frame) in zip(axes, found.items(), strict=True):
     plot_differences(frame, ax).set_title(title, y=1.1)
 
 # %%
 means = pd.DataFrame({title: part.groupby("kernel", sort=False)["accuracy"].mean() for title, part in results.items()})
-print((100 * means).round(1).to_string())
-points = {title: (100 * frame.set_index("second")["mean"]).round(1).to_dict() for title, frame in found.items()}
-print("points ahead of linear:", points)
-assert points["one rate for all"] == {"gaussian": 6.7, "imq": 10.1} and points["tuned"] == {"gaussian": 1.7, "imq": 2.2}
+ahead = pd.DataFrame({title: 100 * frame.set_index("second")["mean"] for title, frame in found.items()})
+assert ahead.round(1).to_dict("list") == {"one rate for all": [6.7, 10.1], "tuned": [1.7, 2.2]}
 assert (found["one rate for all"]["low"] > 0).all()
 assert (found["tuned"]["verdict"] == "not decided").all() and (found["tuned"]["low"] < 0).all()
 assert (means["tuned"] - means["one rate for all"]).between(0.265, 0.345).all()
 assert (50 * (found["tuned"]["high"] - found["tuned"]["low"])).between(3.5, 8).all()
+columns = {"accuracy in percent": 100 * means, "points ahead of linear": ahead.reindex(means.index, fill_value=0)}
+pd.concat(columns, axis=1).round(1)
 
 # %% [markdown]
 # **Tuning adds 27 to 34 points to every kernel**, several times the difference between kernels. So the left panel mainly
@@ -583,12 +594,11 @@ plot_tuning(tuned)
 # %%
 curves = tuned[(tuned["evaluation"] == "linear on validation") & (tuned["tuned"] == "gamma")]
 by_gamma = 100 * curves.groupby(["kernel", "gamma"], sort=False)["accuracy"].mean().unstack()
-print(by_gamma.round(1).to_string())
-ahead = by_gamma.loc["imq"] - by_gamma.loc["linear"]
-print("IMQ ahead of linear by gamma:", ahead.round(1).to_dict())
+ahead = by_gamma.loc["IMQ"] - by_gamma.loc["linear"]
 assert (by_gamma.idxmax(axis=1) == 2.0).all() and by_gamma.loc["linear", 2.0] - by_gamma.loc["linear", 1.0] > 5
 assert ahead[1.0] > 4 > 2 > ahead[2.0] and ahead[4.0] > 5
 assert all(choice["learning_rate"] == 0.032 and choice["gamma"] == 2.0 for choice in json.loads(tuned.attrs["chosen"]))
+pd.concat([by_gamma, ahead.to_frame("IMQ minus linear").T]).round(1).rename_axis(columns="γ")
 
 # %% [markdown]
 # **$\gamma$ alone moves the linear kernel by six points**, from $\gamma = 1$ to 2. At $\gamma = 1$ the mean of the IMQ is
@@ -602,15 +612,15 @@ assert all(choice["learning_rate"] == 0.032 and choice["gamma"] == 2.0 for choic
 # for every kernel on 5000 other images, by one run each. The five seeds below are others, on the official test split.
 
 # %% alt="Differences to the linear kernel on CIFAR-10 with 95 percent intervals. The Gaussian: minus 1.6 points, from minus 7 to plus 4. The IMQ: plus 0.5, an interval within one point of 0."
-cifar = read_table(RESULTS / "ablation_tuned_cifar10_kernel.csv")
+cifar = kernel_table("tuned_cifar10_kernel")
 cifar = cifar[cifar["tuned"].isna() & (cifar["evaluation"] == "linear")]
 differences = paired_differences(cifar, "kernel", "linear")
 runs = 100 * cifar.pivot(index="seed", columns="kernel", values="accuracy")
-print("accuracy of every run in percent:", runs.round(1), sep="\n")
+print("accuracy of every run in percent", runs[["linear", "Gaussian", "IMQ"]].round(1), sep="\n")
 _ = plot_differences(differences, plt.subplots(figsize=(7, 2.2), layout="constrained")[1])
 
-assert differences.set_index("second")["verdict"].to_dict() == {"gaussian": "not decided", "imq": "same within 1 point"}
-assert (runs < 60).sum().to_dict() == {"gaussian": 1, "imq": 0, "linear": 0} and 52 < runs.loc[4, "gaussian"] < 53
+assert differences.set_index("second")["verdict"].to_dict() == {"Gaussian": "not decided", "IMQ": "same within 1 point"}
+assert (runs < 60).sum().to_dict() == {"Gaussian": 1, "IMQ": 0, "linear": 0} and 52 < runs.loc[4, "Gaussian"] < 53
 assert runs.drop(index=4).min().min() > 61 and runs.drop(index=4).max().max() < 63.5
 
 # %% [markdown]
@@ -660,7 +670,8 @@ assert dependent > 0.1 and (FAST or dependent < significant["Gaussian"])
 # 3. Let $T$ go to 0 in section 5. Where does the slope $-3$ no longer hold, and why?
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
-# Solution. Gradually below T = 2: the expansion needs a small k = cosine / T. At T = 0.5 the local slope is off by more than 0.1.
+# Solution. Gradually below T = 2: the expansion needs a small k = cosine / T. At T = 0.5 the
+# local slope is off by more than 0.1.
 def third_order(temperature):
     others = (w @ w.T / temperature)[off].reshape(2 * n, -1)
     exact = others.exp().mean(dim=1).log().mean()
@@ -668,7 +679,8 @@ def third_order(temperature):
 
 
 local = {t: math.log2(third_order(t) / third_order(2 * t)) for t in (0.05, 0.1, 0.5, 2.0, 8.0)}
-print({f"T = {t}": f"slope {-slope:.2f}" for t, slope in local.items()})
+for t, slope in local.items():
+    print(f"T = {t:<4}  slope {-slope:.2f}")
 assert all(abs(local[t] - 3) < 0.1 for t in (2.0, 8.0)) and 0.1 < abs(local[0.5] - 3) < 0.3
 assert abs(local[0.05] - 3) > 0.3
 
@@ -676,7 +688,8 @@ assert abs(local[0.05] - 3) > 0.3
 # 4. Train with the linear kernel, $\gamma = 3$ and `standardized=False`. What happens to the scale of the projections?
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
-# Solution. They shrink. At gamma = 3 the sum of the two terms is positive, so a smaller scale means a smaller loss (section 4).
+# Solution. They shrink. At gamma = 3 the sum of the two terms is positive, so a smaller scale
+# means a smaller loss (section 4).
 run = fit(loss="ssl_hsic", loss_options={"kernel": "linear", "gamma": 3.0, "standardized": False})
 with torch.no_grad():
     after = run.projector(run.encoder(normalize(data.test.images[:images]))).std(dim=0).mean().item()

@@ -113,23 +113,25 @@ def show_loss(losses, independent):
 #
 # ### In an array
 #
-# Suppose you have handwritten digits as an array `(n, h, w)` (number of images, height, width), and labels for few of
+# Suppose you have handwritten digits as an array `(n, h, w)` (number of images, height, width), and labels for a few of
 # them. First use the images without labels. The *estimator* makes two random views of each image. It trains an encoder
 # with the Barlow Twins loss: projections of the two views should agree, and different projections should be
 # uncorrelated. Then fit a classifier on the features, with the labels.
 #
 # **Views say what should *not* matter.** The default views mirror half of the images and crop down to a fifth of an
 # image. A mirrored 2 is not a 2, so for digits use other views: no mirror, and crops that keep at least 60 % of the
-# image. The picture shows two views of each of ten images.
+# image. The picture shows two views of each of eight images.
 
-# %% alt="Ten handwritten digits in two rows, view A and view B: each pair shows the same digit, cropped and shifted differently."
+# %% alt="Eight handwritten digits in two rows, view A and view B: each pair shows the same digit, cropped and shifted differently."
 images, labels = load_digits(return_X_y=True)
 images = (images.reshape(-1, 8, 8) / 16).astype(np.float32)  # floats in [0, 1]; uint8 works too
-train_x, test_x, train_y, test_y = train_test_split(images, labels, test_size=0.3, stratify=labels, random_state=0)
+train_x, test_x, train_y, test_y = train_test_split(
+    images, labels, test_size=0.3, stratify=labels, random_state=0
+)
 
 gentle = TwoViews(8, scale=(0.6, 1.0), flip=0.0, brightness=0.2, contrast=0.2)
-view_a, view_b = gentle(torch.from_numpy(train_x[:10, None]), torch.Generator().manual_seed(0))
-_ = plot_pairs(view_a, view_b, n=10)
+view_a, view_b = gentle(torch.from_numpy(train_x[:8, None]), torch.Generator().manual_seed(0))
+_ = plot_pairs(view_a, view_b, n=8)
 
 # %% alt="Training curves of the estimator: the loss per feature falls, the mean diagonal of C rises towards 0.9, and the mean off-diagonal entry stays near 0."
 settings = {"views": gentle, "epochs": EPOCHS, "batch_size": 128, "projector": (256, 64), "random_state": 0}
@@ -203,7 +205,7 @@ assert score > 0.7
 # %% alt="Two rows of small square crops read back from the folder: buildings and sky of the photograph china, petals and dark leaves of the photograph flower."
 write_folder(FOLDER / "photographs", ("china", "flower"))
 data = from_folder(FOLDER / "photographs", size=32)
-print(f"{len(data.train)} training images, {len(data.test)} test images, classes {data.class_names}")
+print(f"{len(data.train)} training images and {len(data.test)} test images of {' and '.join(data.class_names)}")
 show_classes(data)
 assert data.train.images.shape[1:] == (3, 32, 32)
 
@@ -239,7 +241,7 @@ for name, verdict in verdicts.items():
     print(f"{name:15s} {verdict}")
 assert verdicts["one point"] == "complete collapse"
 assert verdicts["one direction"] == verdicts["copies"] == "dimensional collapse"
-_ = plot_diagnostics(diagnose(candidates["ours"]))
+_ = plot_diagnostics(diagnose(candidates["ours"]), plt.subplots(figsize=(8.2, 3.2), layout="constrained")[1])
 
 # %% [markdown]
 # `diagnose` finds the three faults. The board shows our own features, one measure a line: its value, the verdict, and
@@ -262,7 +264,7 @@ _ = plot_diagnostics(diagnose(candidates["ours"]))
 pair = gentle(torch.from_numpy(test_x[:, None]), generator)
 z_a, z_b = (encoder.projector_(extract_features(encoder.encoder_, view)).detach() for view in pair)
 frame = diagnose(z_a, z_b).set_index("diagnostic")
-frame.loc[["mean_diagonal", "feature_sum_covariance", "alignment", "lidar"], ["value", "verdict"]]
+frame.loc[["mean_diagonal", "feature_sum_covariance", "alignment", "lidar"], ["value", "verdict"]].round(2)
 
 # %% [markdown]
 # ### One page with everything
@@ -271,7 +273,7 @@ frame.loc[["mean_diagonal", "feature_sum_covariance", "alignment", "lidar"], ["v
 # scatter plot, diagnostics, a linear probe, CKA and tests of independence. The page needs no network, so you can send it
 # to your colleague. On a command line the same is
 #
-# ```
+# ```bash
 # hsic-lab inspect embeddings.npz
 # hsic-lab inspect view_a.npy view_b.npy --labels labels.csv --output page.html
 # ```
@@ -283,7 +285,7 @@ frame.loc[["mean_diagonal", "feature_sum_covariance", "alignment", "lidar"], ["v
 np.savez(FOLDER / "embeddings.npz", z_a=z_a, z_b=z_b, labels=test_y)
 page = write_report(read_embeddings(FOLDER / "embeddings.npz"), FOLDER / "page.html")
 text = page.read_text(encoding="utf-8")
-print(f"{page.name}: {len(text) / 1e3:.0f} kB, with the sections {re.findall('<h2>(.*?)</h2>', text)}")
+print(f"{page.name} has {len(text) / 1e3:.0f} kB and these sections:", *re.findall("<h2>(.*?)</h2>", text), sep="\n  ")
 assert not re.findall(r"(?:src|href)=\"(?!data:)|url\(|@import", text), "the page loads nothing from a network"
 
 # %% [markdown]
@@ -320,7 +322,8 @@ def shifted(images, generator):
 # %% alt="Heatmaps of C before training and after the last step. Before training all entries are near 0; afterwards the diagonal is near 1 and the other entries are larger than before."
 def own_network():
     torch.manual_seed(0)  # `train` seeds the networks that it makes; your own module is made here
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, 128), nn.BatchNorm1d(128), nn.ReLU(), nn.Linear(128, 96), nn.ReLU())
+    hidden = nn.Sequential(nn.Linear(64, 128), nn.BatchNorm1d(128), nn.ReLU())
+    return nn.Sequential(nn.Flatten(), hidden, nn.Linear(128, 96), nn.ReLU())
 
 
 mine = own_network()
@@ -335,7 +338,8 @@ before, after = (run.snapshots[step].diagonal().mean() for step in (0, last))
 probe = linear_probe(
     extract_features(run.encoder, data.train.images), train_y, extract_features(run.encoder, data.test.images), test_y
 )
-print(f"mean diagonal {before:.2f} -> {after:.2f}; linear probe {probe.accuracy:.3f} on {probe.n_test} test images")
+print(f"mean diagonal of C: {before:.2f} before training, {after:.2f} after it")
+print(f"linear probe: accuracy {probe.accuracy:.3f} on {probe.n_test} test images")
 assert run.encoder is mine and after > before and probe.accuracy > 0.8
 
 # %% [markdown]
@@ -350,7 +354,7 @@ assert run.encoder is mine and after > before and probe.accuracy > 0.8
 # ## 4. The loss alone
 #
 # If you have a training loop, one line of this library is enough. The losses are modules that take two tensors
-# `(n, d)`, the projections of the two views. Where the package lightly has a loss, its name and arguments are the same.
+# `(n, d)`, the projections of the two views. Where the package `lightly` has a loss, its name and arguments are the same.
 #
 # The next two cells are a whole training. Its images are *scenes*: the two images of a pair share only the handwritten
 # digit in front.
@@ -386,7 +390,8 @@ show_loss(losses, independent)
 
 # %%
 with torch.no_grad():
-    print({name: round(value.item(), 2) for name, value in criterion.terms(z_a, z_b).items()})
+    for name, value in criterion.terms(z_a, z_b).items():
+        print(f"{name} {value:.2f}")
     c = cross_correlation(z_a, z_b)
     by_hand = (1 - c.diagonal()).square().sum() + (c.square().sum() - c.diagonal().square().sum()) / 64
 assert abs(by_hand.item() - losses[-1]) < 1e-3 * losses[-1], "the loss consists of these two terms only"
@@ -409,7 +414,8 @@ for name, views in {"gentle views, mirrored": mirrored, "default views": None}.i
     other = SelfSupervisedEncoder(**settings | {"views": views})
     other.fit(train_x)
     accuracy[name] = few_label_accuracies(other.transform(train_x), other.transform(test_x)).mean()
-print({name: f"{value:.3f}" for name, value in accuracy.items()})
+for name, value in accuracy.items():
+    print(f"{name}: accuracy {value:.3f}")
 if not FAST:
     assert accuracy["default views"] < accuracy["gentle views"] - 0.1
     assert accuracy["default views"] < accuracy["gentle views, mirrored"] < accuracy["gentle views"]
@@ -422,7 +428,10 @@ if not FAST:
 pixels = torch.from_numpy(test_x.reshape(len(test_x), 64))
 constant = (pixels.std(dim=0) < 0.01).nonzero().flatten()
 print("verdict:", verdict := diagnose(pixels).attrs["verdict"])
-print("row and column of the nearly constant pixels:", [(int(p) // 8, int(p) % 8) for p in constant])
+for column in range(8):
+    rows = [str(pixel // 8) for pixel in constant.tolist() if pixel % 8 == column]
+    if rows:
+        print(f"nearly constant pixels of column {column}: rows {', '.join(rows)}")
 assert verdict == "redundant" and len(constant) and set((constant % 8).tolist()) <= {0, 7}
 
 # %% [markdown]
@@ -444,7 +453,8 @@ assert c_one.diagonal().mean() > 0.5 and (FAST or abs(c_one.diagonal().mean() - 
 #    Which value would it have if all similarities were equal?
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
-# Solution. About 5 for real pairs and 6 for shuffled ones. For equal similarities it is log(2 n - 1) = 5.54 with n = 128.
+# Solution. About 5 for real pairs and 6 for shuffled ones. For equal similarities it is log(2 n -
+# 1) = 5.54 with n = 128.
 with torch.no_grad():
     trained_value = NTXentLoss(temperature=0.5)(z_a, z_b).item()
     shuffled_value = NTXentLoss(temperature=0.5)(z_a, z_b.roll(1, dims=0)).item()

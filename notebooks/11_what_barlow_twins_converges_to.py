@@ -48,13 +48,19 @@ def normal(*shape):
     return torch.randn(*shape, dtype=torch.float64, generator=generator)
 
 
+def numbers(values, digits=3):
+    """The values of a vector in one line, without a minus sign before 0."""
+    return " ".join(f"{round(value, digits) + 0.0: .{digits}f}" for value in values.tolist())
+
+
 def minimize(loss, shape, starts=STARTS):
     """Minimize a loss over matrices of this shape by L-BFGS from random starts; return the best one."""
     found = []
     for _ in range(starts):
         w = normal(*shape).requires_grad_()
         optimizer = torch.optim.LBFGS(
-            [w], max_iter=1000, tolerance_grad=1e-11, tolerance_change=1e-15, history_size=20, line_search_fn="strong_wolfe"
+            [w], max_iter=1000, tolerance_grad=1e-11, tolerance_change=1e-15, history_size=20,
+            line_search_fn="strong_wolfe",
         )
 
         def closure(w=w, optimizer=optimizer):
@@ -70,13 +76,15 @@ def minimize(loss, shape, starts=STARTS):
 
 def plot_answer(solutions, rho, h):
     """Draw the agreement of each feature, and the shares of the canonical directions in each feature."""
-    figure, axes = plt.subplots(1, 3, figsize=(9.8, 3.5), layout="constrained", width_ratios=[1.1, 1, 1])
+    figure, axes = plt.subplots(1, 3, figsize=(9, 3.3), layout="constrained", width_ratios=[1.1, 1, 1])
     place, numbers = np.arange(d), range(1, d + 1)
     for number, (name, w) in enumerate(solutions.items()):
         c = (w * rho) @ w.T
-        axes[0].plot(place + 0.1 * number, c.diagonal(), "os"[number], color=PALETTE[3 * number], markersize=8, label=name)
+        mark, color = "os"[number], PALETTE[3 * number]
+        axes[0].plot(place + 0.1 * number, c.diagonal(), mark, color=color, markersize=8, label=name)
         image = axes[number + 1].imshow(w.square(), cmap="viridis", vmin=0, vmax=1)
-        axes[number + 1].set(title=name, xlabel="canonical direction", ylabel="feature", yticks=place, yticklabels=numbers)
+        axes[number + 1].set(title=name, xlabel="canonical direction", ylabel="feature")
+        axes[number + 1].set_yticks(place, numbers)
         axes[number + 1].set_xticks(range(len(rho)), range(1, len(rho) + 1))
     axes[0].axhline(h, color="0.4", linestyle="--", linewidth=1, label="$h$")
     axes[0].set(xlabel="feature", ylabel="agreement $C_{ii}$", ylim=(0, 1), xticks=place, xticklabels=numbers)
@@ -102,7 +110,7 @@ def plot_convexity(rho):
 
 def plot_weights(weights, smallest, unequal):
     """Draw the smallest singular value of W and the inequality of the diagonal against lambda."""
-    (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.6), layout="constrained")[1]
+    (left, right) = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")[1]
     left.plot(weights, smallest, "o-", color=PALETTE[0])
     left.set(ylabel="smallest singular value of $W$", ylim=(-0.03, 1.03))
     right.plot(weights, unequal, "o-", color=PALETTE[3])
@@ -113,7 +121,7 @@ def plot_weights(weights, smallest, unequal):
 
 def plot_eigenvalues(eigenvalues, losses):
     """Draw the generalized eigenvalues, and the smallest loss against the number of features."""
-    (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.6), layout="constrained")[1]
+    (left, right) = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")[1]
     k = np.arange(1, len(eigenvalues) + 1)
     left.bar(k, eigenvalues, color=PALETTE[0], width=0.6)
     left.set(xlabel="$k$", ylabel="generalized eigenvalue $\\mu_k$", xticks=k)
@@ -169,7 +177,9 @@ plot_answer(solutions, rho, h)
 w = solutions["Barlow Twins"]
 c = (w * rho) @ w.T
 values = {name: barlow_twins(one, rho, 1000.0).item() for name, one in solutions.items()}
-print("diagonal of C:", c.diagonal().numpy().round(4), " losses:", {name: round(value, 4) for name, value in values.items()})
+print("diagonal of C of Barlow Twins:", numbers(c.diagonal(), 4))
+for name, value in values.items():
+    print(f"loss of the {name} features: {value:.4f}")
 assert round(h, 4) == 0.8202 and (c.diagonal() - h).abs().max() < 1e-3
 assert abs(values["Barlow Twins"] - d * (1 - h) ** 2) < 1e-4 and round(d * (1 - h) ** 2, 4) == 0.0970
 assert round(values["canonical"], 4) == 0.1150
@@ -214,7 +224,8 @@ pair = torch.tensor([0.9, 0.4], dtype=torch.float64)
 w_pair = F.normalize(minimize(lambda w: barlow_twins(w, pair, 1e4), (2, 2)), dim=1)
 diagonal = ((w_pair * pair) @ w_pair.T).diagonal().sort().values
 equal = 2 * (1 - 2 / (1 / pair).sum()) ** 2
-print("diagonal of C:", diagonal.numpy().round(3), f" loss {barlow_twins(w_pair, pair, 1e4):.4f}, equal {equal:.4f}")
+print("diagonal of C:", numbers(diagonal))
+print(f"loss {barlow_twins(w_pair, pair, 1e4):.4f}; of equal features {equal:.4f}")
 assert round(equal.item(), 3) == 0.398 and abs(barlow_twins(w_pair, pair, 1e4) - 0.37) < 1e-3
 assert diagonal[1] - diagonal[0] > 0.4
 
@@ -233,7 +244,8 @@ def subspace_angle(w, basis):
 
 
 weights = (0.001, 0.01, 0.03, 1.0, 100.0) if FAST else (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)
-best = [F.normalize(minimize(lambda w, weight=weight: barlow_twins(w, rho, weight), (d, len(rho))), dim=1) for weight in weights]
+found = [minimize(lambda w, weight=weight: barlow_twins(w, rho, weight), (d, len(rho))) for weight in weights]
+best = [F.normalize(w, dim=1) for w in found]
 smallest = [torch.linalg.svdvals(w).min().item() for w in best]
 unequal = [np.ptp(((w * rho) @ w.T).diagonal().numpy()) for w in best]
 plot_weights(weights, smallest, unequal)
@@ -241,10 +253,12 @@ plot_weights(weights, smallest, unequal)
 # %%
 large = [number for number, weight in enumerate(weights) if weight >= 0.03]
 angles = [subspace_angle(best[number], solutions["canonical"]) for number in large]
-print("largest angle to the CCA subspace from lambda = 0.03 on:", f"{max(angles):.4f} degrees")
-print("smallest singular values:", dict(zip(weights, np.round(smallest, 3).tolist(), strict=True)))
+print(f"largest angle to the CCA subspace from lambda = 0.03 on: {max(angles):.4f} degrees")
+for weight, value in zip(weights, smallest, strict=True):
+    print(f"lambda = {weight:<7g} smallest singular value of W {value:.3f}")
 assert max(angles) < 0.1 and min(smallest[number] for number in large) > 0.3
-assert max(value for weight, value in zip(weights, smallest, strict=True) if weight < 0.02) < 0.05 and unequal[-1] < 1e-3
+assert max(value for weight, value in zip(weights, smallest, strict=True) if weight < 0.02) < 0.05
+assert unequal[-1] < 1e-3
 assert torch.linalg.svdvals(best[0])[1] < 0.05 and unequal[0] < 1e-3  # at 0.001 all rows are one, up to the sign
 
 # %% [markdown]
@@ -267,7 +281,8 @@ assert torch.linalg.svdvals(best[0])[1] < 0.05 and unequal[0] < 1e-3  # at 0.001
 
 # %%
 scenes = DigitScenes("train", size=16)
-first, second = (F.avg_pool2d(normalize(v), 2).flatten(1).double() for v in scenes.pairs(2048, 0, shared=("background",)))
+views = scenes.pairs(2048, 0, shared=("background",))
+first, second = (F.avg_pool2d(normalize(view), 2).flatten(1).double() for view in views)
 rows = torch.cat([first, second])
 rows = rows + normal(*rows.shape)
 centered = rows - rows.mean(dim=0)
@@ -278,7 +293,7 @@ x_a, x_b = white, white.roll(len(first), dims=0)  # each pair in both orders
 correlations, directions = torch.linalg.eigh(x_a.T @ x_b / len(x_a))
 order = correlations.argsort(descending=True)
 correlations, directions = correlations[order], directions[:, order]
-print("canonical correlations:", correlations[:8].numpy().round(3))
+print("canonical correlations:", numbers(correlations[:8]))
 assert torch.allclose(x_a.T @ x_a / len(x_a), torch.eye(20, dtype=torch.float64), atol=1e-10)
 
 # %% [markdown]
@@ -294,7 +309,8 @@ plot_answer({"canonical": torch.eye(8, dtype=torch.float64)[:d], "Barlow Twins":
 # %%
 diagonal = cross_correlation(x_a @ found.T, x_b @ found.T).diagonal()
 angle = subspace_angle(found, directions[:, :d].T)
-print("agreement:", diagonal.numpy().round(4), f" harmonic mean {h:.4f}, angle to the CCA subspace {angle:.2f} degrees")
+print(f"agreement of the features: {numbers(diagonal, 4)}; harmonic mean {h:.4f}")
+print(f"angle to the CCA subspace: {angle:.2f} degrees")
 assert correlations[d - 1] > 2 / 3 and (diagonal - h).abs().max() < 2e-3 and angle < 1
 assert abs(criterion(x_a @ found.T, x_b @ found.T).item() - d * (1 - h) ** 2) < 2e-3
 
@@ -349,12 +365,13 @@ z_a, z_b = inputs_a @ w, inputs_b @ w
 terms = SSLHSICLoss("linear", gamma=1.0).terms(z_a, z_b)
 assert torch.isclose(-terms["dependence"], (w.T @ A @ w).trace())
 assert torch.isclose(terms["self_dependence"] ** 2, (w.T @ B @ w).square().sum())
-spectral = -2 * (z_a * z_b).sum(dim=1).mean() + (z_a.T @ z_a / len(z_a) * (z_b.T @ z_b / len(z_b))).sum()  # over all pairs
+over_all_pairs = (z_a.T @ z_a / len(z_a) * (z_b.T @ z_b / len(z_b))).sum()
+spectral = -2 * (z_a * z_b).sum(dim=1).mean() + over_all_pairs
 assert torch.isclose(spectral, without_root(w))
 best_w = minimize(without_root, (q, 3), starts=2)
 variances = torch.linalg.eigvalsh(best_w.T @ B @ best_w).flip(0)
 assert np.allclose(variances, eigenvalues[:3], atol=1e-3)  # direction k has the variance mu_k
-print("smallest loss with 3 features:", round(losses[3], 6), " minus the sum of three squares:", round(expected[2], 6))
+print(f"smallest loss with 3 features {losses[3]:.6f}; minus the sum of three squares {expected[2]:.6f}")
 
 # %% [markdown]
 # For white inputs $B$ is the identity, and the $\mu_k$ are the canonical correlations: **these losses find the span of the leading
@@ -378,7 +395,7 @@ print("smallest loss with 3 features:", round(losses[3], 6), " minus the sum of 
 # Solution. The curve is not convex there, and the canonical features are best.
 low = torch.tensor([0.6, 0.5, 0.4], dtype=torch.float64)
 w = F.normalize(minimize(lambda w: barlow_twins(w, low, 1000.0), (3, 3)), dim=1)
-print("diagonal of C:", ((w * low) @ w.T).diagonal().sort().values.numpy().round(3))
+print("diagonal of C:", numbers(((w * low) @ w.T).diagonal().sort().values))
 assert torch.allclose(((w * low) @ w.T).diagonal().sort().values, low.flip(0), atol=1e-3)
 
 # %% [markdown]
@@ -389,7 +406,8 @@ assert torch.allclose(((w * low) @ w.T).diagonal().sort().values, low.flip(0), a
 # Solution. It is diagonal for every Q, and the sum is always that of 1 / rho.
 w = F.normalize(torch.linalg.qr(normal(3, 3)).Q / rho[:3].sqrt(), dim=1)  # D makes the rows of length 1
 c = (w * rho[:3]) @ w.T
-print(c.numpy().round(4), f"sum of 1 / C_ii: {(1 / c.diagonal()).sum():.6f}, of 1 / rho: {(1 / rho[:3]).sum():.6f}")
+print("C:", *(numbers(row, 4) for row in c), sep="\n  ")
+print(f"sum of 1 / C_ii: {(1 / c.diagonal()).sum():.6f}, of 1 / rho: {(1 / rho[:3]).sum():.6f}")
 assert torch.allclose(c, c.diagonal().diag(), atol=1e-10)
 assert torch.isclose((1 / c.diagonal()).sum(), (1 / rho[:3]).sum())
 
@@ -401,7 +419,7 @@ assert torch.isclose((1 / c.diagonal()).sum(), (1 / rho[:3]).sum())
 # Solution. C has rank 3, so the features must share directions: the off-diagonal entries stay away from 0.
 w = F.normalize(minimize(lambda w: barlow_twins(w, rho[:3], 0.25), (4, 3)), dim=1)
 c = (w * rho[:3]) @ w.T
-print(c.numpy().round(2))
+print("C:", *(numbers(row, 2) for row in c), sep="\n  ")
 assert torch.linalg.matrix_rank(c) == 3 and (c - c.diagonal().diag()).abs().max() > 0.1
 
 # %% [markdown]

@@ -39,6 +39,7 @@ DRAWS, PERMUTATIONS, STEPS = (3, 39, 60) if FAST else (10, 99, 300)
 # `unrelated` draws two independent samples of 64 inputs. It is folded.
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
+from collections import OrderedDict
 from itertools import pairwise
 
 import matplotlib.pyplot as plt
@@ -90,10 +91,11 @@ for width in widths:
         x, y = (network(2 * seed + side, width, 1, 16)(z).detach() for side, z in enumerate(unrelated(seed)))
         rows.append({"width": width} | {e: float(cka(x, y, estimator=e)) for e in ("biased", "unbiased")})
 by_width = pd.DataFrame(rows).groupby("width").mean()
-assert np.isclose(cka(np.eye(64), np.eye(64)[::-1].copy(), estimator="biased"), 1)  # orthogonal rows, in any order
+# In the extreme case the rows are orthogonal, in any order.
+assert np.isclose(cka(np.eye(64), np.eye(64)[::-1].copy(), estimator="biased"), 1)
 assert by_width["biased"].is_monotonic_increasing and by_width["biased"].iloc[-1] > 2 * by_width["biased"].iloc[0]
 assert by_width["unbiased"].abs().max() < 0.1
-by_width.style.format("{:.2f}")
+by_width.round(3)
 
 # %% [markdown]
 # **The biased CKA grows with the width, although all these networks are unrelated. The unbiased CKA stays near 0.**
@@ -133,12 +135,12 @@ for depth in depths:
     names = [f"body.{2 * i + 1}" for i in range(depth)]  # the ReLU layers
     for seed in range(4 * DRAWS):
         sides = (SeesHalf(side, 64, depth, seed) for side in (0, 1))
-        table = compare_models(*sides, torch.cat(list(unrelated(seed)), dim=1), names)
-        rows.append({"depth": depth, "mean of all pairs": table.to_numpy().mean(), "best pair": table.to_numpy().max()})
+        table = compare_models(*sides, torch.cat(list(unrelated(seed)), dim=1), names).to_numpy()
+        rows.append({"depth": depth, "mean of all pairs": table.mean(), "best pair": table.max()})
 by_depth = pd.DataFrame(rows).groupby("depth").mean()
 assert by_depth["best pair"].is_monotonic_increasing and by_depth["best pair"].iloc[-1] > 0.02
 assert by_depth["mean of all pairs"].abs().max() < 0.02
-by_depth.style.format("{:.3f}")
+by_depth.round(3) + 0.0
 
 # %% [markdown]
 # **The mean over all pairs of layers is near 0 at every depth, as it should be. The best pair grows with the depth.** It is
@@ -176,11 +178,12 @@ _ = plot_cka(tests[0], axes[1])
 # %%
 raw = min(test.similarity.to_numpy().min() for test in tests)
 significant = sum((test.adjusted <= 0.05).to_numpy().any() for test in tests)
-print(f"smallest CKA of all comparisons: {raw:.2f}; comparisons with a significant pair: {significant} of 20")
+print(f"smallest CKA of all comparisons: {raw:.2f}")
+print(f"comparisons with a significant pair: {significant} of 20")
 assert raw > 0.15 and significant <= 4  # one is expected
 assert max(test.calibrated.to_numpy().max() for test in tests) < 0.1
 assert all(((test.calibrated > 0) <= (test.pvalue <= 0.05)).all(axis=None) for test in tests)
-tests[0].adjusted.style.format("{:.2f}")
+tests[0].adjusted.round(2)
 
 # %% [markdown]
 # **All CKA values are above 0.15, although the networks share nothing. No calibrated score reaches 0.1.** A calibrated
@@ -208,14 +211,14 @@ generator = torch.Generator().manual_seed(0)
 x, y = torch.randn(2, 300, 20, generator=generator)
 shared = torch.randn(300, 1, generator=generator)
 values = {}
-for name, (a, b) in {"unrelated": (x, y), "one shared direction": (x + 3 * shared, y + 3 * shared)}.items():
-    values[name] = {
-        "CKA": float(cka(a, b)), "Procrustes": float(procrustes(a, b)), "mutual kNN": float(mutual_knn(a, b)),
-    }  # fmt: skip
+measures = {"CKA": cka, "Procrustes": procrustes, "mutual kNN": mutual_knn}
+samples = {"unrelated": (x, y), "one shared direction": (x + 3 * shared, y + 3 * shared)}
+for name, (a, b) in samples.items():
+    values[name] = {word: float(measure(a, b)) for word, measure in measures.items()}
 values = pd.DataFrame(values)
 assert values.loc["CKA", "one shared direction"] > 0.95 and values.loc["mutual kNN", "one shared direction"] < 0.5
 assert abs(values.loc["mutual kNN", "unrelated"] - 10 / 299) < 0.02
-values.style.format("{:.2f}")
+values.round(2)
 
 # %% [markdown]
 # **With the shared direction CKA is above 0.95: it sees the strong direction and little else.** Fewer than half of the
@@ -228,14 +231,14 @@ values.style.format("{:.2f}")
 #
 # Two small networks with different initial weights learn to read scikit-learn's handwritten digits (8 x 8 pixels). One is
 # twice as wide as the other. Both see the same images now. Which of their layers agree, before and after the training?
-# Layers are compared on 256 images that were not trained on. `0.1`, `0.3` and `0.5` are the three ReLU layers, and `1` is
-# the output.
+# Layers are compared on 256 images that were not trained on. `body.1`, `body.3` and `body.5` are the three ReLU
+# layers of a network.
 
 # %%
 digits = load_digits()
 pixels, labels = torch.from_numpy(digits.data).float() / 8 - 1, torch.from_numpy(digits.target)
 held_out = pixels[1300:1556]
-names = ["0.1", "0.3", "0.5", "1"]  # the three ReLU layers and the output
+names = ["body.1", "body.3", "body.5", "output"]  # the three ReLU layers and the output
 
 # %% [markdown]
 # The next cell defines the training: a linear layer on top of such a network tells the ten digits apart.
@@ -246,13 +249,15 @@ def trained(seed, width, steps):
     """Train a classifier with Adam on the first 1300 digits; return it with its accuracy on the others."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = nn.Sequential(network(seed, width, 3, 64), nn.Linear(width, 10))
+        parts = {"body": network(seed, width, 3, 64), "output": nn.Linear(width, 10)}
+        model = nn.Sequential(OrderedDict(parts))
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
     for _ in range(steps):
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(pixels[:1300]), labels[:1300]).backward()
         optimizer.step()
-    return model, float((model(pixels[1300:]).argmax(dim=1) == labels[1300:]).float().mean())
+    right = model(pixels[1300:]).argmax(dim=1) == labels[1300:]
+    return model, float(right.float().mean())
 
 
 # %% [markdown]
@@ -273,15 +278,18 @@ for ax, when in zip(axes, ("before", "after"), strict=True):
 
 # %%
 before, after = found["before", "cka"], found["after", "cka"]
-assert found["before", "tests"].adjusted.to_numpy().max() <= 0.05 and before.loc["0.1", "0.1"] > 0.7
-assert before.loc["1", "1"] < 0.5
+assert found["before", "tests"].adjusted.to_numpy().max() <= 0.05
+assert before.loc["body.1", "body.1"] > 0.7 and before.loc["output", "output"] < 0.5
 if not FAST:
-    assert after.loc["1", "1"] > 0.9 and after.to_numpy().min() > 0.85
+    assert after.loc["output", "output"] > 0.9 and after.to_numpy().min() > 0.85
     neighbors = found["after", "mutual_knn"]
     assert (np.diagonal(neighbors) > neighbors.to_numpy().max(axis=1) - 0.03).all()
-    assert neighbors.loc["0.1", "1"] < neighbors.loc["0.1", "0.1"] - 0.08
-pd.DataFrame({f"{measure}, {when}": np.diagonal(found[when, measure]) for when in ("before", "after")
-              for measure in ("cka", "mutual_knn", "procrustes")}, names).style.format("{:.2f}")  # fmt: skip
+    assert neighbors.loc["body.1", "output"] < neighbors.loc["body.1", "body.1"] - 0.08
+words = {"cka": "CKA", "mutual_knn": "mutual kNN", "procrustes": "Procrustes"}
+same_depth = {
+    (word, when): np.diagonal(found[when, measure]) for measure, word in words.items() for when in ("before", "after")
+}
+pd.DataFrame(same_depth, names).T.round(2)
 
 # %% [markdown]
 # You can read three things from this pair of networks.
@@ -303,12 +311,15 @@ pd.DataFrame({f"{measure}, {when}": np.diagonal(found[when, measure]) for when i
 # 1. How much does the biased CKA of unrelated networks of width 256 fall if there are 512 rows in place of 64?
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
-# Solution. By a factor of about 6 here. For independent samples the biased CKA is of the order 1/n, which would be a factor of 8.
+# Solution. By a factor of about 6 here. For independent samples the biased CKA is of the order
+# 1/n, which would be a factor of 8.
 falls = {}
 for n in (64, 512):
     x, y = (network(side, 256, 1, 16)(z).detach() for side, z in enumerate(unrelated(0, n)))
     falls[n] = float(cka(x, y, estimator="biased"))
-print({n: round(value, 3) for n, value in falls.items()}, f"factor {falls[64] / falls[512]:.1f}")
+for n, value in falls.items():
+    print(f"CKA of {n} rows: {value:.3f}")
+print(f"factor {falls[64] / falls[512]:.1f}")
 assert 4 < falls[64] / falls[512] < 9
 
 # %% [markdown]
@@ -331,8 +342,8 @@ class Shuffled(nn.Module):
 tests = compare_models(a, Shuffled(b), held_out, names, [f"model.{name}" for name in names], permutations=PERMUTATIONS)
 assert tests.similarity.abs().to_numpy().max() < 0.1 and tests.adjusted.to_numpy().min() > 0.05
 print(f"largest similarity {tests.similarity.abs().to_numpy().max():.2f}")
-tests.calibrated.style.format("{:.2f}")
+tests.calibrated.round(2)
 
 # %% [markdown]
-# This is the last notebook. The guides of the documentation (`docs/guides`) solve one task each, and
+# This is the last notebook. The [guides](../docs/guides/index.md) of the documentation solve one task each, and
 # [notebook 10](10_your_own_data.ipynb) shows how to use the library with your own data.
