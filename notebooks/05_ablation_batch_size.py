@@ -208,7 +208,7 @@ cifar_means = mean_by_size(reported["CIFAR-10"])
 assert (best[32] > best[256] + 4).all() and (means.loc["Barlow Twins"].round(1) == [35.0, 51.4]).all()
 assert ((cifar_means.max(axis=1) - cifar_means.min(axis=1)) < 7).all()
 shown = {"scenes, all runs": means, "scenes, runs that learned": best, "CIFAR-10": cifar_means}
-pd.concat(shown, axis=1).round(1).fillna("")
+pd.concat(shown, axis=1).round(1).astype(object).fillna("")
 
 # %% [markdown]
 # You may object that this selects the lucky runs. So look at the lowest rate, 0.001: there all tuning runs at a batch of
@@ -414,7 +414,7 @@ live["setting"] = live["loss"].map(NAMES) + ", batch " + live["batch_size"].asty
 # %% alt="Validation accuracy against the learning rate on handwritten digits of 8 by 8 pixels, a line for each loss and batch size."
 ax = plt.subplots(figsize=(7.6, 3.6), layout="constrained")[1]
 plot_ablation(live, "learning_rate", "setting", ax, evaluation="linear on validation")
-ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+_ = ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
 
 # %% [markdown]
 # This was chosen. `at_end` names a setting that was best at the end of its list.

@@ -250,7 +250,7 @@ to_two = paired_differences(depths, "projector", "512-128").set_index("second")
 assert (to_two["verdict"] == "not decided").all() and depths["seed"].nunique() == 5
 assert means.round(1).to_dict() == {"128": 59.7, "512-128": 60.3, "512-512-128": 59.4}
 assert round(100 * to_two["low"].min(), 1) == -1.9 and round(100 * to_two["high"].max(), 1) == 0.1
-pd.concat({"mean": means, **{name: 100 * to_two[name] for name in ("low", "high")}}, axis=1).round(1).fillna("")
+pd.concat({"mean": means, **{name: 100 * to_two[name] for name in ("low", "high")}}, axis=1).round(1).astype(object).fillna("")
 
 # %% [markdown]
 # Two layers have the highest mean. The intervals of the differences reach from $-1.9$ to $+0.1$ points, so three layers
@@ -310,7 +310,7 @@ points = 100 * to_rule[["mean", "low", "high"]].round(3)
 assert np.allclose(points["mean"], [-1.2, 0.5, 0.5]) and np.allclose(points["high"].max(), 1.1)
 means = 100 * weights.groupby("lambda_times_d")["accuracy"].mean()
 points.index = to_rule["second"].astype(float)
-pd.concat({"accuracy": means, **points}, axis=1).round(1).fillna("").rename_axis("λ d")
+pd.concat({"accuracy": means, **points}, axis=1).round(1).astype(object).fillna("").rename_axis("λ d")
 
 # %% [markdown]
 # $0.25/d$ is 1.2 points behind $1/d$, which is decided after Holm's correction. $4/d$ and $16/d$ are half a point ahead,
