@@ -302,7 +302,7 @@ def _table_figures(path: Path) -> dict[str, Any]:
 
 
 def _factors(frame: Any, factors: list[str]) -> list[str]:
-    """Return the factors of a table; if a row lacks one, they are joined in the new column "settings"."""
+    """Return the factors of a table; if a row lacks one, or they are not crossed, they are joined in "settings"."""
     places = {name: (frame[name].nunique(dropna=False), -place) for place, name in enumerate(factors)}
 
     def follows(name: str, other: str) -> bool:  # one level of `name` for each level of `other`
@@ -310,7 +310,8 @@ def _factors(frame: Any, factors: list[str]) -> list[str]:
         return places[name] < places[other] and levels.max() == 1
 
     factors = [name for name in factors if not any(follows(name, other) for other in factors)]
-    if not frame[factors].isna().any(axis=None):
+    crossed = len(frame[factors].drop_duplicates()) == frame[factors].nunique(dropna=False).prod()
+    if crossed and not frame[factors].isna().any(axis=None):
         return factors
     words = (", ".join(f"{k}={v}" for k, v in row.dropna().items()) for _, row in frame[factors].iterrows())
     frame["settings"] = list(words)

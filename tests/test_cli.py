@@ -442,3 +442,10 @@ def test_factors_that_only_some_rows_have_are_joined():
     frame = pd.DataFrame(rows, columns=["loss", "loss_options", "slices"])
     assert _factors(frame, ["loss", "loss_options", "slices"]) == ["settings"]
     assert frame["settings"].nunique() == 4
+
+
+def test_factors_that_are_not_crossed_are_joined():
+    frame = pd.DataFrame([("a", "x"), ("a", "y"), ("b", "y")], columns=["loss", "target"])
+    assert _factors(frame, ["loss", "target"]) == ["settings"]  # b has no x to be compared with
+    crossed = pd.DataFrame([("a", "x"), ("a", "y"), ("b", "x"), ("b", "y")], columns=["loss", "target"])
+    assert _factors(crossed, ["loss", "target"]) == ["loss", "target"] and "settings" not in crossed
