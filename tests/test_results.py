@@ -22,6 +22,7 @@ def of(name, cut=None):
 
 
 LOSSES = ("loss", "barlow_twins", "hsic_ssl")
+REPORTED = "tuned.isna() and evaluation == 'linear'"
 BOTH_OR_NEITHER = "(predictor == '64') == (target == 'stop_gradient')"
 
 # what is compared, the ablation on the scenes (cifar10_NAME: on CIFAR-10), a cut, the factor, second minus first
@@ -202,10 +203,13 @@ def test_tuned_kernels_widths_and_targets_are_those_of_their_tables():
         assert failed.empty or f"{len(failed)} of {len(reported)} of the {name[6:]} table" in " ".join(TEXT.split())
 
 
-def tuned_on_cifar10(name, factor, first, cut=None):
+def tuned_on_cifar10(name, factor, first):
     """Runs, means in percent by level and paired differences of a tuned table, once the page is seen to have them."""
     reported = reported_runs(f"tuned_cifar10_{name}")
-    reported = reported if cut is None else reported.query(cut)
+    if name == "symmetry":
+        ways = {("none", "same"): "neither", ("64", "same"): "predictor", ("64", "stop_gradient"): "both"}
+        asymmetry = pd.Series(zip(reported["predictor"], reported["target"], strict=True), reported.index).map(ways)
+        reported["setting"] = reported["loss"] + ", " + asymmetry
     assert reported["seed"].nunique() == 5
     means = 100 * reported.groupby(factor, sort=False)["accuracy"].mean()
     assert f"| {', '.join(f'{level}: {mean:.1f}' for level, mean in means.items())} |" in TEXT
@@ -257,6 +261,25 @@ def test_lambdas_on_cifar10_are_those_of_their_table():
     assert words in (ROOT / "README.md").read_text()
 
 
+def test_symmetry_on_cifar10_is_that_of_its_table():
+    reported, means, differences = tuned_on_cifar10("symmetry", "setting", "barlow_twins, neither")
+    mean, ahead = 100 * differences["mean"], differences["verdict"] == "barlow_twins, neither ahead"
+    assert ahead.to_dict() == {key: key != "barlow_twins, predictor" for key in mean.index}
+    both, siamese = mean["barlow_twins, both"], mean["negative_cosine, both"]
+    gain = paired_difference(reported, "setting", "negative_cosine, neither", "negative_cosine, both")
+    found = "{:+.1f} points [{:+.1f}, {:+.1f}]".format(*(100 * v for v in (gain.mean, gain.low, gain.high)))
+    text, readme = " ".join(TEXT.split()), (ROOT / "README.md").read_text()
+    assert f"together cost {-both:.1f} points" in text and f"(SimSiam: {found})" in text
+    assert f"Barlow Twins with neither is {-siamese:.1f} points ahead of SimSiam" in text
+    assert f"cost Barlow Twins {-both:.1f} points, and Barlow Twins without them is {-siamese:.1f} points" in readme
+    assert abs(means["negative_cosine, neither"] - 51.7) < 1 and "learns nothing without them" in readme  # untrained
+    then = cell("cifar10_symmetry", *DIFFERENCES[8][2:]), cell("cifar10_symmetry", *DIFFERENCES[6][2:])
+    now = (differences.loc[name] for name in ("negative_cosine, both", "barlow_twins, both"))
+    for before, row in zip(then, now, strict=True):
+        after = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * row[k] for k in ("mean", "low", "high")))
+        assert f"| {before} | {after}, decided |" in TEXT
+
+
 def test_kernels_on_cifar10_are_those_of_their_table():
     reported, _, differences = tuned_on_cifar10("kernel", "kernel", "linear")
     text = " ".join(TEXT.split())
@@ -296,6 +319,31 @@ def test_sentences_about_the_tuned_runs_are_those_of_their_tables():
         learned.append(100 * rows.groupby(["loss", "batch_size"])["accuracy"].mean())
     gains = learned[0] - learned[1]
     assert f"the accuracies are {gains.min():.0f} to {gains.max():.0f} points lower" in text
+
+
+def test_answers_that_changed_are_those_of_both_tables():
+    rows = [line for line in TEXT.splitlines() if line.startswith(("| Scenes: Gau", "| Scenes: inv", "| CIFAR-10: lam"))]
+    then = [cell("kernel", None, "kernel", "linear", kernel) for kernel in ("gaussian", "imq")]
+    then.append(cell("cifar10_lambda", "d == 128", "lambda_times_d", 1.0, 10.0))
+    now = [cell("tuned_kernel", REPORTED, "kernel", "linear", kernel) for kernel in ("gaussian", "imq")]
+    more = [cell("tuned_cifar10_lambda", REPORTED, "lambda_times_d", 1.0, times) for times in (4.0, 16.0)]
+    now.append(f"4/d: {more[0]}, 16/d: {more[1]}")
+    for row, first, second in zip(rows, then, now, strict=True):
+        assert first.strip("*") in row and f"| {second}, not decided |" in row and first.startswith("**")
+    before = 100 * of("batch_size", "loss == 'barlow_twins' and batch_size == 32 and evaluation == 'linear'")["accuracy"]
+    runs = 100 * reported_runs("tuned_batch_size").query("loss == 'barlow_twins' and batch_size == 32")["accuracy"]
+    words = f"{runs.mean():.1f} %; {runs[runs >= 22].mean():.1f} % without the three of five runs that learn nothing"
+    assert f"| {before.mean():.1f} % | {words} |" in TEXT and (runs < 22).sum() == 3
+    assert set(of("kernel")["learning_rate"]) == set(of("cifar10_lambda")["learning_rate"]) == {0.002}
+
+
+def test_no_tuning_at_a_batch_of_256_chose_a_rate_below_the_stated_one():
+    rates = []
+    for path in sorted((ROOT / "data/results").glob("ablation_tuned_*.csv")):
+        chosen = json.loads(read_table(path).attrs["chosen"])
+        rates += [one["learning_rate"] for one in chosen if one.get("batch_size", 256) == 256]
+    kernels = {one["learning_rate"] for one in json.loads(of("tuned_kernel").attrs["chosen"])}
+    assert f"chose a rate below {min(rates)}" in TEXT and kernels == {0.032}
 
 
 def test_the_default_learning_rate_is_the_best_of_its_table():
