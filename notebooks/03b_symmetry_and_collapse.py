@@ -236,12 +236,15 @@ for name in ("Barlow Twins", "VICReg", "NT-Xent"):
 # %% [markdown]
 # ## 2. The same question on longer runs
 #
-# The notebook reads the results of longer trainings with five seeds. One set of runs (`data/grids/symmetry.toml`) uses pairs of scenes that
-# share all but the background, the other (`data/grids/cifar10_symmetry.toml`) uses CIFAR-10. The measure is a linear probe on the class. The
-# bands in the figure are 95 % intervals of the mean over seeds.
+# The notebook reads the results of longer trainings with five seeds. The measure is a linear probe on the class.
 #
-# The difference of two settings is paired by seed: two runs with one seed start from the same weights and see the same images. The
-# last cell lists the differences to "neither" whose 95 % interval does not contain 0.
+# * *Digit scenes* (`data/grids/symmetry.toml`): pairs that share all but the background, at one learning rate for all.
+# * *CIFAR-10* (`data/grids/tuned_cifar10_symmetry.toml`): the learning rate of every setting was chosen on other images, by two runs. The
+#   stop-gradient alone is left out, because it only halves the gradient, and AdamW does not depend on the scale of the gradient.
+#
+# The bands in the figure are 95 % intervals of the mean over seeds. The difference of two settings is paired by seed: two runs with one
+# seed start from the same weights and see the same images. The last cell prints the differences to "neither" whose 95 % interval does not
+# contain 0.
 
 # %%
 ways = {("none", "same"): "neither", ("none", "stop_gradient"): "stop-gradient", ("64", "same"): "predictor",
@@ -250,42 +253,54 @@ methods = {"barlow_twins": "Barlow Twins", "negative_cosine": "negative cosine"}
 
 
 def read(name):
-    """A table of trainings with the columns `asymmetry` and `method`, in the order of `ways`."""
+    """The tested runs of a table, with the columns `asymmetry` and `method`, in the order of `ways`."""
     table = read_table(RESULTS / f"ablation_{name}.csv")
+    table = table[table["tuned"].isna()] if "tuned" in table else table
     assert (table["state"] == "finished").all() and table["seed"].nunique() == 5
-    table["asymmetry"] = [ways[way] for way in zip(table["predictor"].astype(str), table["target"], strict=True)]
-    table["method"] = table["loss"].map(methods)
+    asymmetry = [ways[way] for way in zip(table["predictor"].astype(str), table["target"], strict=True)]
+    table = table.assign(asymmetry=asymmetry, method=table["loss"].map(methods))
     return table.sort_values("asymmetry", key=lambda column: column.map(list(ways.values()).index), kind="stable")
 
-# %% alt="Probe accuracy of Barlow Twins and the negative cosine for four kinds of asymmetry, on digit scenes and on CIFAR-10. The negative cosine rises with both parts together; Barlow Twins falls slightly on the scenes and stays constant on CIFAR-10."
-tables = {"digit scenes": read("symmetry"), "CIFAR-10": read("cifar10_symmetry")}
-figure, axes = plt.subplots(1, 2, figsize=(9.6, 3.8), layout="constrained")
-gains = {}
+# %% alt="Probe accuracy of Barlow Twins and the negative cosine for several kinds of asymmetry. Left, digit scenes at one rate: the negative cosine rises steeply with both parts together, Barlow Twins falls slightly. Right, CIFAR-10, tuned: the negative cosine rises from 51 to 58 percent with both parts, Barlow Twins falls from 60 to 58."
+tables = {"digit scenes, one rate": read("symmetry"), "CIFAR-10, tuned": read("tuned_cifar10_symmetry")}
+axes = plt.subplots(1, 2, figsize=(9.6, 3.8), layout="constrained")[1]
 for ax, (title, table) in zip(axes, tables.items(), strict=True):
     plot_ablation(table, "asymmetry", "method", ax=ax).set_title(title)
     ax.tick_params(axis="x", labelsize="small")
-    for method, part in table.groupby("method"):
-        for way in ("stop-gradient", "predictor", "both"):
-            gains[title, method, way] = paired_difference(part, "asymmetry", "neither", way)
 axes[0].get_legend().remove()
 axes[1].get_legend().set_loc("center left")
 
 # %%
+gains = {}
+for title, table in tables.items():
+    for method, part in table.groupby("method"):
+        for way in [way for way in part["asymmetry"].unique() if way != "neither"]:
+            gains[title, method, way] = paired_difference(part, "asymmetry", "neither", way)
 shown = {key: round(100 * one.mean) for key, one in gains.items() if not one.low < 0 < one.high}
 for key, points in shown.items():
     print(*key, f"{points:+d} points", sep=", ")
+
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
+on_scenes, on_cifar = tables
 assert shown == {
-    ("digit scenes", "Barlow Twins", "predictor"): -4, ("digit scenes", "Barlow Twins", "both"): -6,
-    ("digit scenes", "negative cosine", "both"): 17, ("CIFAR-10", "negative cosine", "both"): 15,
+    (on_scenes, "Barlow Twins", "predictor"): -4, (on_scenes, "Barlow Twins", "both"): -6,
+    (on_scenes, "negative cosine", "both"): 17,
+    (on_cifar, "Barlow Twins", "both"): -2, (on_cifar, "negative cosine", "both"): 7,
 }
 for method in methods.values():
-    assert abs(gains["digit scenes", method, "stop-gradient"].mean) < 0.01
-assert all(abs(one.mean) < 0.006 for key, one in gains.items() if key[:2] == ("CIFAR-10", "Barlow Twins"))
+    assert abs(gains[on_scenes, method, "stop-gradient"].mean) < 0.01
+assert round(100 * gains[on_cifar, "Barlow Twins", "predictor"].mean) == -1 and len(gains) == 9
+named = tables[on_cifar].assign(setting=tables[on_cifar]["method"] + ", " + tables[on_cifar]["asymmetry"])
+siamese = paired_difference(named, "setting", "Barlow Twins, neither", "negative cosine, both")
+assert round(100 * siamese.mean, 1) == -2.4 and siamese.high < 0
 
 # %% [markdown]
-# **Only the negative cosine needs the asymmetry.** It gains 17 points on the scenes and 15 on CIFAR-10 from both parts together. Neither
-# part alone improves it measurably. Barlow Twins does not gain: on the scenes a predictor costs it about four points and both parts six;
-# on CIFAR-10 the differences are at most 0.6 points, and every interval contains 0.
+# **Only the negative cosine needs the asymmetry.** Both parts together bring it 17 points on the scenes and 7 on CIFAR-10; on the scenes
+# neither part alone improves it measurably.
+#
+# **Barlow Twins loses by it.** A predictor costs it about four points on the scenes, both parts six. On CIFAR-10 both parts cost two
+# points, though each setting has a rate of its own; the predictor alone costs one, which is not decided. There Barlow Twins with equal
+# branches is 2.4 points ahead of the negative cosine with both parts, which is SimSiam.
 #
 # ## 3. Which loss pulls a collapsed batch apart
 #
@@ -450,7 +465,7 @@ for name, loss in learners.items():
 table = pd.DataFrame(records).T
 for number, question in enumerate(("negatives", "large batch", "asymmetry")):
     table[f"Tsai et al.: {question}"] = [paper.get(name, "–––")[number] for name in table.index]
-table.fillna("").map(lambda cell: round(cell, 3) if isinstance(cell, float) else cell).T
+table.fillna("").map(lambda cell: round(cell, 3) if isinstance(cell, float) else cell).transpose()
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
 found = {name: (row["negatives"] == "pair by pair", row["large batch"] == "yes", row["asymmetry"] == "yes") for name, row in table.iterrows()}
