@@ -310,7 +310,7 @@ def _factors(frame: Any, factors: list[str]) -> list[str]:
         return places[name] < places[other] and levels.max() == 1
 
     factors = [name for name in factors if not any(follows(name, other) for other in factors)]
-    crossed = len(frame[factors].drop_duplicates()) == frame[factors].nunique(dropna=False).prod()
+    crossed = not factors or len(frame[factors].drop_duplicates()) == frame[factors].nunique(dropna=False).prod()
     if crossed and not frame[factors].isna().any(axis=None):
         return factors
     words = (", ".join(f"{k}={v}" for k, v in row.dropna().items()) for _, row in frame[factors].iterrows())

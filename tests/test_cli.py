@@ -449,3 +449,4 @@ def test_factors_that_are_not_crossed_are_joined():
     assert _factors(frame, ["loss", "target"]) == ["settings"]  # b has no x to be compared with
     crossed = pd.DataFrame([("a", "x"), ("a", "y"), ("b", "x"), ("b", "y")], columns=["loss", "target"])
     assert _factors(crossed, ["loss", "target"]) == ["loss", "target"] and "settings" not in crossed
+    assert _factors(crossed, []) == []
