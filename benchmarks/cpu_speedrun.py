@@ -2,7 +2,7 @@
 
     python benchmarks/cpu_speedrun.py runs/speed --seeds 5                        five losses and what needs no training
     python benchmarks/cpu_speedrun.py runs/one --rows barlow_twins untrained --threads 1  one loss on one core
-    python benchmarks/cpu_speedrun.py runs/try --rows barlow_twins --validate --epochs 2 --set view_size=32 width=32
+    python benchmarks/cpu_speedrun.py runs/try --rows barlow_twins --validate --epochs 2 --set width=32 --output try.csv
                                                                               to choose settings, or see what one gives
 
 Every row is a whole training of the recipe "cpu_speedrun" for so many epochs, with its own learning rate schedule,

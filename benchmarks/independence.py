@@ -323,7 +323,7 @@ def run_hyppo(python: str, x: np.ndarray, y: np.ndarray, reps: int) -> dict[str,
 def write(frame: pd.DataFrame, name: str, seeds: str) -> None:
     """The table, with the command, the seeds and the machine as comment lines above it."""
     path = RESULTS / f"independence_{name}.csv"
-    words = ["PYTHON" if before == "--hyppo" else word for before, word in pairwise(sys.argv)]
+    words = ["PYTHON" if before == "--hyppo" else word for before, word in pairwise(sys.argv)]  # not the local path
     header = [
         " ".join(["python benchmarks/independence.py", *words]),
         seeds,

@@ -240,7 +240,7 @@ for name in ("Barlow Twins", "VICReg", "NT-Xent"):
 #
 # * *Digit scenes* (`data/grids/symmetry.toml`): pairs that share all but the background, at one learning rate for all.
 # * *CIFAR-10* (`data/grids/tuned_cifar10_symmetry.toml`): the learning rate of every setting was chosen on other images, by two runs. The
-#   stop-gradient alone is left out, because it only halves the gradient, and AdamW does not depend on the scale of the gradient.
+#   stop-gradient alone is left out, because it only halves the gradient, to which AdamW is indifferent but for its small epsilon.
 #
 # The bands in the figure are 95 % intervals of the mean over seeds. The difference of two settings is paired by seed: two runs with one
 # seed start from the same weights and see the same images. The last cell prints the differences to "neither" whose 95 % interval does not
@@ -295,12 +295,13 @@ siamese = paired_difference(named, "setting", "Barlow Twins, neither", "negative
 assert round(100 * siamese.mean, 1) == -2.4 and siamese.high < 0
 
 # %% [markdown]
-# **Only the negative cosine needs the asymmetry.** Both parts together bring it 17 points on the scenes and 7 on CIFAR-10; on the scenes
-# neither part alone improves it measurably.
+# **Only the negative cosine gains from the asymmetry.** Both parts together bring it 17 points on the scenes and 7 on CIFAR-10; on the
+# scenes neither part alone improves it measurably.
 #
-# **Barlow Twins loses by it.** A predictor costs it about four points on the scenes, both parts six. On CIFAR-10 both parts cost two
-# points, though each setting has a rate of its own; the predictor alone costs one, which is not decided. There Barlow Twins with equal
-# branches is 2.4 points ahead of the negative cosine with both parts, which is SimSiam.
+# **Barlow Twins does not gain, and loses with both parts.** A predictor costs it about four points on the scenes, both parts six. On
+# CIFAR-10 both parts cost two points, though the rate was chosen for each setting; the predictor alone costs one, with an interval that
+# contains 0. There Barlow Twins with equal branches is 2.4 points ahead of the negative cosine with both parts, which is SimSiam. These
+# are nine intervals, not corrected for their number; the [results](../docs/results.md) have corrected p-values.
 #
 # ## 3. Which loss pulls a collapsed batch apart
 #
@@ -484,7 +485,7 @@ assert differ == [("NT-Xent", "large batch")]
 #
 # ## Summary
 #
-# * Losses that contrast do not collapse. The negative cosine needs predictor *and* stop-gradient.
+# * Losses that contrast do not collapse. The negative cosine needs predictor *and* stop-gradient in these trainings.
 # * The gradient of Barlow Twins grows as $1/s$ when a batch collapses. Those of VICReg and SIGReg vanish.
 # * The off-diagonal term of Barlow Twins is $\lambda\, d(d-1)/(n-1)$ on average for unrelated features. Consider this when you compare
 #   batch sizes.
