@@ -278,6 +278,9 @@ def test_symmetry_on_cifar10_is_that_of_its_table():
     assert f"SimSiam is {scenes[1:4]} points ahead, which is not decided" in readme and not scenes.startswith("**")
     chosen = [one["learning_rate"] for one in json.loads(reported.attrs["chosen"]) if one["loss"] != "barlow_twins"]
     assert chosen == [0.005, 0.005] and json.loads(reported.attrs["tune"])["learning_rate"][0] == 0.005
+    old, new = (of(f"{name}cifar10_symmetry") for name in ("", "tuned_"))
+    assert set(old["batch_size"]) == {64} and json.loads(new.attrs["base"])["batch_size"] == 256
+    assert set(new.loc[new["loss"] == "barlow_twins", "lambda_times_d"]) == {4.0}
     then = cell("cifar10_symmetry", *DIFFERENCES[8][2:]), cell("cifar10_symmetry", *DIFFERENCES[6][2:])
     now = (differences.loc[name] for name in ("negative_cosine, both", "barlow_twins, both"))
     for before, row in zip(then, now, strict=True):
@@ -398,6 +401,15 @@ def test_the_speedrun_is_that_of_its_table():
     whole = table[table["epochs"] == 48].iloc[0]
     spent = f"take {whole['cpu_seconds']:.0f} CPU seconds, less than ten minutes of two cores, and reach"
     assert f"{spent} {100 * whole['linear']:.1f} % (one seed)" in " ".join(TEXT.split()) and whole["cpu_seconds"] < 1200
+    guide, changes = (
+        " ".join((ROOT / name).read_text().split()) for name in ("docs/guides/training.md", "CHANGELOG.md")
+    )
+    words = f"{100 * whole['linear']:.0f} % accuracy (one seed), after about {whole['cpu_seconds'] / 60:.0f} minutes"
+    means = 100 * table[table["epochs"] < 48].groupby("encoder")["linear"].mean()
+    losses = means.drop("untrained")
+    assert words in guide and f"{losses.min():.1f} to {losses.max():.1f} % linear accuracy on CIFAR-10" in changes
+    last = f"{100 * whole['linear']:.1f} % after {whole['cpu_seconds']:.0f}"
+    assert f"({means['untrained']:.1f} % without training); {last}" in changes
 
 
 def test_what_each_setting_of_the_speedrun_gives_is_that_of_its_table():
