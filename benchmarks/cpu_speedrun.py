@@ -4,6 +4,8 @@
     python benchmarks/cpu_speedrun.py runs/one --rows barlow_twins untrained --threads 1  one loss on one core
     python benchmarks/cpu_speedrun.py runs/try --rows barlow_twins --validate --epochs 2 --set width=32 --output try.csv
                                                                               to choose settings, or see what one gives
+    python benchmarks/cpu_speedrun.py runs/none --rows untrained --images 15360 --set width=32 --seeds 5 --threads 1 \\
+        --output data/results/cpu_untrained.csv                               the encoder of the tuned CIFAR-10 grids
 
 Every row is a whole training of the recipe "cpu_speedrun" for so many epochs, with its own learning rate schedule,
 without labels, on all training images. The probe has the labels of the same images, chooses its penalty on a fifth of
@@ -35,16 +37,19 @@ from hsic_lab.training._config import processor
 LOSSES = ["barlow_twins", "hsic_ssl", "vicreg", "ssl_hsic", "nt_xent"]
 FIXED = ["untrained", "raw pixels"]
 HELD_OUT = 5_000
-KEY = ["encoder", "settings", "seed", "epochs", "threads", "split"]
+KEY = ["encoder", "settings", "seed", "epochs", "threads", "split", "labels"]
 
 
-def parts(validate: bool) -> tuple[ImageData, str]:
+def parts(validate: bool, images: int | None) -> tuple[ImageData, str]:
     """Images to train on and to answer on, and the name of the latter."""
     data = load("cifar10")
     if not validate:
-        return data, f"{data.name} test, {len(data.test)} images"
-    train, asked = data.train.subset(slice(HELD_OUT, None)), data.train.subset(slice(HELD_OUT))
-    return ImageData(f"cifar10[{HELD_OUT}:]", train, asked, data.class_names), f"cifar10 train[:{HELD_OUT}]"
+        first = ImageData(f"cifar10[:{images}]", data.train.subset(slice(images)), data.test, data.class_names)
+        return data if images is None else first, f"cifar10 test, {len(data.test)} images"
+    chosen = slice(HELD_OUT, None if images is None else HELD_OUT + images)
+    train, asked = data.train.subset(chosen), data.train.subset(slice(HELD_OUT))
+    name = f"cifar10[{HELD_OUT}:{chosen.stop or ''}]"
+    return ImageData(name, train, asked, data.class_names), f"cifar10 train[:{HELD_OUT}]"
 
 
 def linear(encoder: nn.Module, data: ImageData) -> dict[str, Any]:
@@ -65,11 +70,12 @@ def main() -> None:
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="other settings, values as JSON")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--validate", action="store_true")
+    parser.add_argument("--images", type=int, help="training images and labels, the first so many; left out: all")
     parser.add_argument("--output", type=Path, default=Path("data/results/cpu_speedrun.csv"))
     arguments = parser.parse_args()
     chosen = {one.partition("=")[0]: json.loads(one.partition("=")[2]) for one in arguments.set}
     torch.set_num_threads(arguments.threads)
-    data, split = parts(arguments.validate)
+    data, split = parts(arguments.validate, arguments.images)
     table = pd.read_csv(arguments.output) if arguments.output.exists() else pd.DataFrame(columns=KEY)
     seeds, budgets = range(arguments.seeds), sorted(arguments.epochs or [recipe("cpu_speedrun").epochs])
     plan = [(row, seed, epochs) for seed in seeds for epochs in budgets for row in arguments.rows if row in LOSSES]
@@ -77,7 +83,7 @@ def main() -> None:
     plan += [("raw pixels", 0, 0)] * ("raw pixels" in arguments.rows)
     for name, seed, epochs in plan:
         settings = "" if name == "raw pixels" else " ".join(arguments.set)
-        key = dict(zip(KEY, (name, settings or "recipe", seed, epochs, arguments.threads, split), strict=True))
+        key = dict(zip(KEY, (name, settings or "recipe", seed, epochs, arguments.threads, split, len(data.train)), strict=True))
         if (table[KEY] == pd.Series(key)).all(axis=1).any():
             continue
         row: dict[str, Any] = dict(key, pairs=0, seconds=0.0, cpu_seconds=0.0)
@@ -98,7 +104,7 @@ def main() -> None:
             row["pairs"], row["seconds"] = int(last["step"]) * config.batch_size, round(float(last["seconds"]), 1)
             row["cpu_seconds"] = round(time.process_time() - started, 1) if fresh else None
             encoder = run.encoder
-        row |= linear(encoder, data) | {"labels": len(data.train), "hardware": processor()}
+        row |= linear(encoder, data) | {"hardware": processor()}
         row |= {"torch": torch.__version__, "command": " ".join(["python", *sys.argv])}
         table = pd.DataFrame([*table.to_dict("records"), row])
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
