@@ -135,7 +135,7 @@ class TrainConfig:
     device : str, default "auto"
         "cpu", "cuda", "cuda:N" or "mps". "auto" is CUDA if there is one, else the CPU.
     precision : str, default "auto"
-        Precision of the networks. "auto" is float32, or bfloat16 if the hardware multiplies it; without, bfloat16 is slow.
+        Precision of the networks. "auto" is bfloat16 if the hardware multiplies it, else float32, which is then faster.
     compile : bool, default False
         Run the networks through `torch.compile`.
 
