@@ -83,7 +83,8 @@ def main() -> None:
     plan += [("raw pixels", 0, 0)] * ("raw pixels" in arguments.rows)
     for name, seed, epochs in plan:
         settings = "" if name == "raw pixels" else " ".join(arguments.set)
-        key = dict(zip(KEY, (name, settings or "recipe", seed, epochs, arguments.threads, split, len(data.train)), strict=True))
+        values = (name, settings or "recipe", seed, epochs, arguments.threads, split, len(data.train))
+        key = dict(zip(KEY, values, strict=True))
         if (table[KEY] == pd.Series(key)).all(axis=1).any():
             continue
         row: dict[str, Any] = dict(key, pairs=0, seconds=0.0, cpu_seconds=0.0)

@@ -265,7 +265,7 @@ def test_lambdas_on_cifar10_are_those_of_their_table():
 
 
 def test_symmetry_on_cifar10_is_that_of_its_table():
-    reported, means, differences = tuned_on_cifar10("symmetry", "setting", "barlow_twins, neither")
+    reported, _, differences = tuned_on_cifar10("symmetry", "setting", "barlow_twins, neither")
     mean, ahead = 100 * differences["mean"], differences["verdict"] == "barlow_twins, neither ahead"
     assert ahead.to_dict() == {key: key != "barlow_twins, predictor" for key in mean.index}
     both, siamese = mean["barlow_twins, both"], mean["negative_cosine, both"]

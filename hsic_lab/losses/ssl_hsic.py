@@ -53,7 +53,7 @@ class SSLHSICLoss(TwoViewLoss):
 
     def _terms(self, *views: Tensor) -> dict[str, Tensor]:
         z = torch.cat([standardize(view) for view in views] if self.standardized else views)
-        kernel = self.kernel.fit(z)
+        kernel = self.kernel.fit(z.detach().nan_to_num(0, 0, 0))  # NaN must reach the loss, as in all losses
         if isinstance(kernel, Linear):
             z = z - z.mean(dim=0)
             dependence, norm = _feature_dependence(z, len(views)), _cross_norm(z, z)

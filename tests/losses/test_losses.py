@@ -315,6 +315,16 @@ def test_nan_or_infinity_makes_the_loss_not_finite(name, bad, row):
     assert not loss(z_a, z_b).isfinite()
 
 
+@pytest.mark.parametrize("kernel", NAMED)
+@pytest.mark.parametrize("more", [{}, {"standardized": True}, {"random_features": 8}], ids=str)
+def test_nan_reaches_ssl_hsic_past_the_median_rule(kernel, more):
+    if kernel == "linear" and "random_features" in more:
+        pytest.skip("a linear kernel has no random features")
+    z_a, z_b = views()
+    z_a[2, 1] = float("nan")
+    assert SSLHSICLoss(kernel, **more)(z_a, z_b).isnan()
+
+
 @every_loss
 @pytest.mark.parametrize("autocast", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("noise", [0.5, 0.01])
