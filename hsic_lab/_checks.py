@@ -3,8 +3,9 @@
 import importlib
 import inspect
 import math
+import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from difflib import get_close_matches
 from numbers import Integral, Real
@@ -239,13 +240,19 @@ def default_dtype() -> torch.dtype:
     return torch.promote_types(torch.get_default_dtype(), torch.float32)
 
 
-def check_choice(value: str, accepted: tuple[str, ...], name: str) -> str:
+def check_choice(value: str, accepted: Collection[str], name: str) -> str:
     """Return `value` itself; ValueError if it is not one of `accepted`."""
     if not isinstance(value, str) or value not in accepted:
-        near = get_close_matches(value, accepted, 1) if isinstance(value, str) else ()
-        hint = "".join(f"; did you mean {one!r}?" for one in near)
+        hint = nearest(value, accepted)
         raise ValueError(f"{name} must be one of {', '.join(map(repr, accepted))}, got {value!r}{hint}")
     return value
+
+
+def nearest(value: object, accepted: Collection[str]) -> str:
+    """Return "; did you mean ...?" with the name that is spelled alike, but for case and punctuation, or ""."""
+    plain = {re.sub(r"[\W_]", "", name.lower()): name for name in accepted}
+    near = get_close_matches(re.sub(r"[\W_]", "", str(value).lower()), plain, 1)
+    return f"; did you mean {plain[near[0]]!r}?" if near else ""
 
 
 def no_autocast(tensor: Tensor) -> AbstractContextManager:

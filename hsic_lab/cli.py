@@ -163,11 +163,10 @@ def _train(
             given["dataset"] = full_name(given["dataset"])
         asked = lab.training.recipe(recipe, **given) if recipe else replace(config, **given)
         names = [field.name for field in fields(config)] if recipe else list(given)
-        changed = [name for name in names if getattr(asked, name) != getattr(config, name)]
-        source = metadata.get("source") or {}
-        changed += [name for name, value in loading.items() if source.get(name) != value]
-        if changed:
-            raise ValueError(f"--resume takes its settings from {folder}, got other {', '.join(changed)}")
+        pairs = {name: (getattr(config, name), getattr(asked, name)) for name in names}
+        pairs |= {name: ((metadata.get("source") or {}).get(name), value) for name, value in loading.items()}
+        if changed := [f"{name} {old!r}, not {new!r}" for name, (old, new) in pairs.items() if old != new]:
+            raise ValueError(f"--resume takes its settings from {folder}, which has {'; '.join(changed)}")
         data = None
     else:
         if resume:

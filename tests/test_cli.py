@@ -73,7 +73,7 @@ def test_a_finished_run_is_resumed_at_once_and_keeps_its_settings(run):
     assert same.returncode == 0 and same.stdout == run[1].stdout, "a job that is started twice"
     other = hsic_lab("train", run[0], "--resume", "--seed", "3", "--epochs", "2")
     assert other.returncode == 2 and "takes its settings from" in other.stderr
-    assert other.stderr.endswith("got other seed\n")
+    assert other.stderr.endswith("which has seed 0, not 3\n")
 
 
 def test_set_reaches_every_setting(tmp_path):
@@ -215,7 +215,7 @@ def test_a_run_keeps_how_its_images_were_loaded(tmp_path):
     assert code == 0 and "10 test images" in said, errors
     assert called("plot", run)[0] == 0 and len(read_embeddings(run).labels) == 10
     code, _, errors = called("train", run, *SMALL, "--dataset", tmp_path / "photos", "--size", "8", "--resume")
-    assert code == 2 and errors.endswith("got other size\n")
+    assert code == 2 and errors.endswith("which has size 16, not 8\n")
     for number in (0, 1, 2):
         (tmp_path / "photos" / "cats" / f"{number}.png").unlink()
     for arguments in (("probe", run), ("inspect", run)):

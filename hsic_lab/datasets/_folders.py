@@ -194,13 +194,18 @@ def read_classes(
 def _decode_to(path: Path, files: Sequence[Path], size: int | None, shape: tuple[int, ...]) -> None:
     """Write a new .npy file whose rows are the images, decoded on all cores, and the SHA-256 of the rows."""
     transparent: list[Path] = []
+    broken: list[tuple[Path, str]] = []
     array = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
     if hasattr(os, "posix_fallocate"):  # writing to a map of a full disk would kill the process
         with path.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
     def one(row: int) -> None:
-        image = decode(files[row], size, transparent)
+        try:
+            image = decode(files[row], size, transparent)
+        except ValueError as error:  # the others are looked at, so that all are named at once
+            broken.append((files[row], str(error)))
+            return
         if image.shape != array.shape[1:]:
             (h, w), (height, width) = image.shape[1:], array.shape[2:]
             found = printable(f"{files[row]} has {w} x {h} pixels, {files[0]} {width} x {height}")
@@ -208,6 +213,11 @@ def _decode_to(path: Path, files: Sequence[Path], size: int | None, shape: tuple
         array[row] = image
 
     thread_map(one, range(len(files)), desc="decoding", max_workers=os.cpu_count(), **progress_options(len(files)))
+    if broken:
+        (_, words), *others = sorted(broken)
+        names = [printable(file) for file, _ in others[:9]] + [f"{len(others) - 9} more"] * (len(others) > 9)
+        also = f". Nor can {', '.join(names)} be read: {len(broken)} of {len(files)} files" if others else ""
+        raise ValueError(words + also)
     array.flush()
     with path.open("ab") as end:  # `np.load` reads no further than the array
         end.write(hashlib.sha256(array.data).digest())

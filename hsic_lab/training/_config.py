@@ -1,5 +1,6 @@
 """Settings of a training, published recipes, and what is known about the machine."""
 
+import inspect
 import json
 import math
 import os
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 
 from hsic_lab import losses
-from hsic_lab._checks import check_choice, check_integer, check_number, check_type
+from hsic_lab._checks import check_choice, check_integer, check_number, check_type, nearest
 from hsic_lab.views import AUGMENTATIONS
 
 # lambda = 1 / d, the rule of Tsai et al. (2021), makes runs of different widths comparable.
@@ -191,7 +192,8 @@ class TrainConfig:
             try:
                 vars(self)[setting.name] = convert(value)
             except (TypeError, ValueError) as error:
-                raise ValueError(f"{setting.name} must be {accepted}, got {value!r}") from error
+                hint = nearest(value, re.findall(r"'(\w+)'", accepted))
+                raise ValueError(f"{setting.name} must be {accepted}, got {value!r}{hint}") from error
         if not self.projector:
             raise ValueError("projector must hold at least one width, got ()")
         if isinstance(self.view_size, tuple) and len(self.view_size) != self.views_per_image:
@@ -207,7 +209,8 @@ class TrainConfig:
         try:
             LOSSES[self.loss](**self.loss_arguments)
         except TypeError as error:
-            raise ValueError(f"loss {self.loss!r} does not take {self.loss_arguments}: {error}") from error
+            taken = ", ".join(inspect.signature(LOSSES[self.loss]).parameters)
+            raise ValueError(f"loss {self.loss!r} takes {taken}, got {self.loss_arguments}: {error}") from error
 
     @property
     def loss_arguments(self) -> dict[str, Any]:

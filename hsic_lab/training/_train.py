@@ -200,7 +200,8 @@ def _status_if_same(folder: Path, config: TrainConfig, data: ImageData | None, v
     stored, status, metadata, _ = settings_to_resume(folder)
     there, here = asdict(stored), asdict(config)
     if different := {name: (there[name], here[name]) for name in here if there[name] != here[name]}:
-        raise ValueError(f"{folder} holds a run with other settings (there, here): {different}")
+        words = "; ".join(f"{name} {old!r}, not {new!r}" for name, (old, new) in different.items())
+        raise ValueError(f"{folder} holds a run with other settings ({words}): resume it with its own")
     if data is not None and (old := metadata.get("pictures", data.fingerprint)) != data.fingerprint:
         raise ValueError(f"{folder} holds a run on other images, {old}; those of {data.name!r} are {data.fingerprint}")
     if "views" in metadata and (metadata["views"] == "custom") != (views is not None):

@@ -214,6 +214,21 @@ def test_failed_decoding_leaves_no_file(tmp_path, cache):
     assert sorted(os.listdir(tmp_path)) == ["test", "train"] and not list(cache.iterdir())
 
 
+def test_all_broken_images_are_named_at_once(tmp_path, cache):
+    tree(tmp_path)
+    for name in ("ant/1.png", "bee/0.png", "bee/2.png"):
+        (tmp_path / "train" / name).write_bytes(b"not an image")
+    with pytest.raises(ValueError, match=r"ant/1\.png is not an image") as caught:
+        from_folder(tmp_path)
+    places = [str(tmp_path / "train" / "bee" / name) for name in ("0.png", "2.png")]
+    assert str(caught.value).endswith(f". Nor can {', '.join(places)} be read: 3 of 12 files")
+    for number in range(12):
+        (tmp_path / "train" / "bee" / f"{number}.png").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"bee/6\.png, 3 more be read: 13 of 21 files$"):
+        from_folder(tmp_path)
+    assert not list(cache.iterdir())
+
+
 def no_space(*_):
     raise OSError(errno.ENOSPC, "No space left on device")
 
