@@ -196,7 +196,8 @@ def _with_settings(function: Callable[..., None]) -> Callable[..., None]:
         keyword = inspect.Parameter.KEYWORD_ONLY
         parameters.append(inspect.Parameter(name, keyword, default=None, annotation=annotation))
 
-    loading, meaning = inspect.signature(lab.datasets.from_folder).parameters, _meanings(lab.datasets.from_folder)
+    documented = lab.datasets.from_folder
+    loading, meaning = inspect.signature(documented, eval_str=True).parameters, _meanings(documented)
     for option, name in _LOADING.items():
         add(option, loading[name].annotation, f"For a folder of images: {meaning[name]}", loading[name].default)
     meaning = _meanings(lab.training.TrainConfig)
@@ -394,7 +395,7 @@ def inspect_file(
     columns of a .csv, .tsv or .parquet file are all features, or a_... and b_... for two views; Parquet may hold
     columns of vectors. Labels are called labels, label, y, targets or target. A file that is not clear is refused.
     """
-    page = output or file.resolve().with_name(f"{file.resolve().name}.html")
+    page = output or file.resolve().with_name("-vs-".join(p.resolve().name for p in (file, against) if p) + ".html")
     if page.suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"the page needs a name ending in .html, got {page}")
     if atlas is not None and atlas.resolve() in [path.resolve() for path in (file, second, labels, against) if path]:

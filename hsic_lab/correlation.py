@@ -1,5 +1,7 @@
 """Standardization of features and the cross-correlation matrix C of two views."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -111,7 +113,7 @@ class CorrelationSummary:
     n_constant: int  # features whose row or column of C is 0: constant in a view; d above does not count them
 
     @classmethod
-    def from_matrix(cls, c: ArrayLike, n: int) -> "CorrelationSummary":
+    def from_matrix(cls, c: ArrayLike, n: int) -> CorrelationSummary:
         """Summarize a matrix `c` of shape (d, d) that was computed from `n` pairs, with n at least 2."""
         c = square_matrix(c)
         n, a, b = check_integer("n, the number of pairs,", n, 2), c.any(axis=1), c.any(axis=0)

@@ -1,5 +1,7 @@
 """Data sets from folders of images, which are decoded once, and from arrays."""
 
+from __future__ import annotations
+
 import hashlib
 import math
 import os
@@ -262,11 +264,12 @@ def from_folder(
         no folder have no classes at all. The absolute path is the name of the set.
     size : int or None, default None
         Pixels to which the shorter side is resized before the central square is cut out. None keeps images of one size.
-    test_fraction, seed : float, int, default 0.2, 0
-        Part of each class that is held out at random, rounded down, and the seed of the choice.
+    test_fraction : float, default 0.2
+        Part of each class that is held out at random, rounded down, if there is no folder for tests.
+    seed : int, default 0
+        Seed of the choice of the images that are held out.
     train_folder : str or None, default None
-        The folder in ``path`` to train on, if the names do not say it; "." if all folders in ``path`` are classes. A
-        part of it is held out if there is no folder for tests.
+        The folder in ``path`` to train on, if the names do not say it; "." if all folders in ``path`` are classes.
     """
     if not str(check_type("path", path, str, PathLike)):
         raise ValueError("expected the path of a folder of images, got ''")

@@ -21,7 +21,7 @@ VERDICTS = (*FAULTS, "redundant", "healthy", "not judged")
 KINDS = ("unknown", "projections", "features", "data")
 _RANK_SHARE, _VARIANCE_SHARE = 0.13, 0.7  # of dimensional collapse; benchmarks/verdicts.py measures their error rates
 _SUMMARY = ("share_above_noise", "rank_above_noise", "effective_rank", "dead_features", "redundancy", "mean_diagonal")
-_REDUNDANT = "The features are correlated: C is larger off the diagonal than for independent features, and than on it. "
+_REDUNDANT = "The features are correlated: squares of C off its diagonal, less those of chance, exceed those on it. "
 _FEW = "The rows differ, but in far fewer directions than there are features. "
 # The words for a verdict, and those that replace them for one kind of features.
 EXPLANATIONS = {

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from hsic_lab._checks import (  # isort: skip
 from hsic_lab.correlation import l2_normalize
 from hsic_lab.views import normalize
 
-Data = ArrayLike | Tensor
+Data: TypeAlias = "ArrayLike | Tensor"  # a string, because `help` would show the long union behind ArrayLike
 
 NEIGHBORS, TEMPERATURE = 200, 0.5
 _BLOCK_ELEMENTS = 1 << 24  # similarities in one block: 64 MiB in float32

@@ -224,6 +224,7 @@ def few_label_curve(
     per_class, seeds : sequence of int, and int, default 5
         Numbers of labeled rows of each class, and number of draws.
     """
+    check_type("features", features, Mapping)
     per_class, seeds = [check_integer("per_class", m, 1) for m in per_class], check_integer("seeds", seeds, 1)
     if not per_class:
         raise ValueError("per_class must hold at least one number of rows, got none")

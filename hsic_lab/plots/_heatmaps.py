@@ -1,5 +1,7 @@
 """Heatmaps of cross-correlation matrices, CKA tables and confusion matrices."""
 
+from __future__ import annotations
+
 from collections.abc import Collection, Mapping, Sequence
 from itertools import cycle
 from typing import Any

@@ -1,5 +1,7 @@
 """Plots of samples: spectra, embeddings and pairs of images."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from typing import Any
 

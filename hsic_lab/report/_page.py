@@ -139,7 +139,8 @@ def report_html(found: Embeddings, other: Embeddings | None = None) -> str:
     """Return the text of the page; the template escapes all values."""
     LOG.info("Diagnostics of %d rows and %d features ...", *found.z_a.shape)
     frame = diagnose(found.z_a, found.z_b, kind=found.kind)
-    LOG.info("%s\nPrediction of the labels ...", frame)
+    labeled = found.labels is not None or found.target is not None
+    LOG.info("%s\n%s", frame, "Prediction of the labels ..." if labeled else "No labels to predict.")
     probe, probe_note = probe_table(found, other)
     if len(depth := depth_table(found)):
         LOG.info("%s", depth.to_string(index=False, float_format="{:.3f}".format))

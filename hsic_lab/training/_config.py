@@ -80,8 +80,8 @@ class TrainConfig:
     loss : str, default "barlow_twins"
         Name of the loss, a key of `LOSSES`.
     lambda_param : float or None, default None
-        Weight of the redundancy term. None leaves it to the loss: 1/d for HSIC_SSL and, other than the 0.005 of
-        `BarlowTwinsLoss` by itself, for Barlow Twins.
+        Weight of the redundancy term. None means 1/d for Barlow Twins and HSIC_SSL, and the default of any other loss.
+        Used by itself, `BarlowTwinsLoss` has 0.005.
     loss_options, loss_scale : dict, float, default {}, 1
         Further arguments of the loss, and a factor that multiplies all its terms.
     views : str, default "default"
@@ -97,8 +97,10 @@ class TrainConfig:
         scenes are pairs.
     shared : tuple of str, default ("digit",)
         Factors that the two views of a digit scene have in common. Other data sets ignore it.
-    encoder, stem : str, default "conv", "cifar"
-        Encoder; "custom" is a module given to `train`. Stem of a ResNet: "cifar" for about 32 pixels, else "imagenet".
+    encoder : str, default "conv"
+        Encoder; "custom" is a module given to `train`.
+    stem : str, default "cifar"
+        First layers of a ResNet: "cifar" for images of about 32 pixels, else "imagenet".
     width : int, default 16
         Channels of the first convolution of the "conv" and "pooled" encoders.
     projector : tuple of int, default (512, 128)

@@ -297,6 +297,7 @@ def test_command_writes_beside_the_file_or_to_the_given_path(tmp_path, monkeypat
     default = tmp_path / "a.npy.html"
     assert code == 0 and said.out.splitlines()[-1] == str(default) and default.is_file()
     assert str(diagnose(A)) in caplog.text, "the verdict and its numbers"
+    assert "No labels to predict." in caplog.text and "Prediction of the labels" not in caplog.text
     page = tmp_path / "page.html"
     code, said = inspect(
         monkeypatch, capsys, tmp_path / "a.npy", tmp_path / "b.npy", "--labels", tmp_path / "labels.npy",
@@ -576,7 +577,7 @@ def test_different_numbers_of_rows_are_refused_with_both(tmp_path, monkeypatch, 
     np.save(tmp_path / "b.npy", B[:77])
     code, said = inspect(monkeypatch, capsys, tmp_path / "a.npy", "--against", tmp_path / "b.npy")
     assert code == 2 and re.search(r"b\.npy, must have a row for each of the 240 rows, got 77", said.err)
-    assert not (tmp_path / "a.npy.html").exists()
+    assert not list(tmp_path.glob("*.html"))
 
 
 def test_command_compares_two_tables_and_drops_columns_of_either(tmp_path, monkeypatch, capsys, caplog):
@@ -586,7 +587,7 @@ def test_command_compares_two_tables_and_drops_columns_of_either(tmp_path, monke
     files = tmp_path / "a.parquet", "--against", tmp_path / "b.parquet"
     code, said = inspect(monkeypatch, capsys, *files, "--drop", "image_id", "--label-column", "kind")
     assert code == 0, said.err
-    page = page_of(tmp_path / "a.parquet.html")
+    page = page_of(tmp_path / "a.parquet-vs-b.parquet.html")
     assert [row[:2] for row in page.tables[2][1:]] == [
         [z, e] for z in "AB" for e in ("linear probe", "13 nearest neighbors")
     ]

@@ -291,7 +291,7 @@ def test_resume_refuses_other_settings_and_returns_a_finished_run(tmp_path, monk
     run = train(config(**changes), tmp_path, images(), False, resume=True)
     again = train(config(**changes), tmp_path, images(), False, resume=True)
     assert_same(run, again)
-    with pytest.raises(ValueError, match="other settings.*seed 0, not 5"):
+    with pytest.raises(ValueError, match=r"other settings.*seed 0, not 5"):
         train(config(seed=5, **changes), tmp_path, images(), False, resume=True)
     others = images()
     others.train.images[5] += 1
