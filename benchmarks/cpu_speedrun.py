@@ -6,6 +6,8 @@
                                                                               to choose settings, or see what one gives
     python benchmarks/cpu_speedrun.py runs/none --rows untrained --images 15360 --set width=32 --seeds 5 --threads 1 \\
         --output data/results/cpu_untrained.csv                               the encoder of the tuned CIFAR-10 grids
+    python benchmarks/cpu_speedrun.py runs/none --rows untrained --images 2560 --set 'encoder="resnet18"' --seeds 3 \\
+        --threads 1 --output data/results/cpu_untrained.csv                   that of the grid cifar10_resnet18
 
 Every row is a whole training of the recipe "cpu_speedrun" for so many epochs, with its own learning rate schedule,
 without labels, on all training images. The probe has the labels of the same images, chooses its penalty on a fifth of
@@ -29,10 +31,10 @@ from torch import nn
 
 from hsic_lab._io import replace_file
 from hsic_lab.datasets import ImageData, load
-from hsic_lab.encoders import PooledEncoder
 from hsic_lab.evaluation import extract_features, linear_probe
 from hsic_lab.training import recipe, train_or_load
 from hsic_lab.training._config import processor
+from hsic_lab.training._setup import make_networks
 
 LOSSES = ["barlow_twins", "hsic_ssl", "vicreg", "ssl_hsic", "nt_xent"]
 FIXED = ["untrained", "raw pixels"]
@@ -91,8 +93,7 @@ def main() -> None:
         if name == "raw pixels":
             encoder: nn.Module = nn.Flatten()
         elif name == "untrained":
-            torch.manual_seed(seed)
-            encoder = PooledEncoder(recipe("cpu_speedrun", **chosen).width)
+            encoder, _ = make_networks(recipe("cpu_speedrun", seed=seed, **chosen), data.train.images.shape[1])
         else:
             changes = {"loss": name, "seed": seed, "epochs": epochs, "dataset": data.name, "device": "cpu"}
             if name != "barlow_twins":  # the weight of the recipe was chosen for Barlow Twins

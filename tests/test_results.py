@@ -133,7 +133,7 @@ def test_tuned_comparisons_are_those_of_their_table(name):
 
 def test_sentences_about_the_tuned_batch_sizes_on_cifar10():
     reported, text = reported_runs("tuned_cifar10_batch_size"), " ".join(TEXT.split())
-    untrained = 100 * pd.read_csv(ROOT / "data/results/cpu_untrained.csv")["linear"]
+    untrained = 100 * untrained_encoders("width=32")
     words = f"reaches {untrained.mean():.1f} % (five seeds, {untrained.min():.1f} to {untrained.max():.1f} %,"
     assert words in text and len(untrained) == 5
     assert 100 * reported["accuracy"].min() > untrained.max() and reported["seed"].nunique() == 5
@@ -192,7 +192,8 @@ def test_failures_of_the_tuned_comparison_are_those_of_its_table():
 
 def test_tuned_kernels_widths_and_targets_are_those_of_their_tables():
     tables = ("tuned_kernel", "kernel", "linear", []), ("tuned_width", "d", 64, ["loss"])
-    for name, factor, first, by in (*tables, ("tuned_target", "off_diagonal_target", 0.0, [])):
+    more = ("tuned_target", "off_diagonal_target", 0.0, []), ("tuned_depth", "projector", "256-128", [])
+    for name, factor, first, by in (*tables, *more):
         table = of(name)
         reported = table[table["tuned"].isna() & (table["evaluation"] == "linear")]
         assert (table["state"] == "finished").all() and reported["seed"].nunique() == 5
@@ -206,28 +207,89 @@ def test_tuned_kernels_widths_and_targets_are_those_of_their_tables():
         assert failed.empty or f"{len(failed)} of {len(reported)} of the {name[6:]} table" in " ".join(TEXT.split())
 
 
-def tuned_on_cifar10(name, factor, first):
-    """Runs, means in percent by level and paired differences of a tuned table, once the page is seen to have them."""
-    reported = reported_runs(f"tuned_cifar10_{name}")
-    if name == "symmetry":
+def tuned_differences(name, factor, first, by=()):
+    """Runs and paired differences of a tuned table, once the page is seen to have them."""
+    reported = reported_runs(name)
+    if name.endswith("symmetry"):
         ways = {("none", "same"): "neither", ("64", "same"): "predictor", ("64", "stop_gradient"): "both"}
         asymmetry = pd.Series(zip(reported["predictor"], reported["target"], strict=True), reported.index).map(ways)
         reported["setting"] = reported["loss"] + ", " + asymmetry
+    if name == "tuned_lambda":
+        reported["rule"] = reported["lambda_times_d"].map(lambda c: "0.005" if pd.isna(c) else f"{c:g}/d")
     assert reported["seed"].nunique() == 5
-    means = 100 * reported.groupby(factor, sort=False)["accuracy"].mean()
-    assert f"| {', '.join(f'{level}: {mean:.1f}' for level, mean in means.items())} |" in TEXT
-    differences = paired_differences(reported, factor, first)
+    differences = paired_differences(reported, factor, first, by=list(by))
     for row in differences.to_dict("records"):
         found = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * row[k] for k in ("mean", "low", "high")))
-        words = f"| `tuned_cifar10_{name}` | {row['second']} minus {first} | {found} | {row['p_holm']:.2g}"
-        assert f"{words} | {row['verdict']} |" in TEXT
-    return reported, means, differences.set_index("second")
+        words = "".join(f"{column} = {row[column]}, " for column in by) + f"{row['second']} minus {first}"
+        assert f"| `{name}` | {words} | {found} | {row['p_holm']:.2g} | {row['verdict']} |" in TEXT
+    return reported, differences.set_index([*by, "second"])
 
 
-@pytest.mark.parametrize("name", ["target", "width", "depth", "lambda", "kernel", "symmetry"])
-def test_what_was_tuned_on_cifar10_is_that_of_the_head_of_the_table(name):
-    head = of(f"tuned_cifar10_{name}").attrs
-    row = next(line for line in TEXT.splitlines() if line.startswith(f"| `tuned_cifar10_{name}` |")).split("|")
+def tuned_on_cifar10(name, factor, first):
+    """Runs, means in percent by level and paired differences of a tuned table, once the page is seen to have them."""
+    reported, differences = tuned_differences(f"tuned_cifar10_{name}", factor, first)
+    means = 100 * reported.groupby(factor, sort=False)["accuracy"].mean()
+    assert f"| {', '.join(f'{level}: {mean:.1f}' for level, mean in means.items())} |" in TEXT
+    return reported, means, differences
+
+
+def test_symmetry_on_the_scenes_is_that_of_its_table():
+    reported, differences = tuned_differences("tuned_symmetry", "setting", "barlow_twins, neither")
+    mean, text = 100 * reported.groupby("setting")["accuracy"].mean(), " ".join(TEXT.split())
+    names = [f"barlow_twins, {way}" for way in ("neither", "predictor", "both")]
+    words = "{:.1f} % without asymmetry, {:.1f} % with a predictor and {:.1f} % with both parts"
+    assert words.format(*mean[names]) in text
+    alone, siamese = (f"negative_cosine, {way}" for way in ("neither", "both"))
+    assert f"has {mean[alone]:.1f} % without and {mean[siamese]:.1f} % with both parts" in text
+    gain = paired_difference(reported, "setting", alone, siamese)
+    assert (
+        "(SimSiam: {:+.1f} points [{:+.1f}, {:+.1f}], not".format(*(100 * v for v in (gain.mean, gain.low, gain.high)))
+        in text
+    )
+    decided = differences.index[differences["verdict"] != "not decided"]
+    assert decided.tolist() == [alone]
+    behind, before = -100 * differences.loc[siamese, "mean"], cell("symmetry", *DIFFERENCES[8][2:])
+    assert (
+        f"SimSiam was {before[1:4]} points ahead of Barlow Twins; with the rate tuned for each it is {behind:.1f}"
+        in text
+    )
+    assert f"it is {behind:.1f} points ahead of SimSiam, which is not decided" in (ROOT / "README.md").read_text()
+
+
+def test_the_short_comparison_with_a_resnet_is_that_of_its_table():
+    table, text = of("cifar10_resnet18"), " ".join(TEXT.split())
+    assert set(table["steps"]) == {60} and set(table["n_train"]) == {2560} and set(table["n_test"]) == {2000}
+    means = 100 * table.groupby(["loss", "evaluation"])["accuracy"].mean()
+    for loss in ("barlow_twins", "hsic_ssl"):
+        assert f"| {loss} | {means[loss, 'linear']:.1f} | {means[loss, 'knn']:.1f} |" in TEXT
+    for evaluation, words in (
+        ("linear", "{} points {} by the linear probe, {}"),
+        ("knn", "{} {} by nearest neighbors, {}"),
+    ):
+        row = paired_differences(table, "loss", "barlow_twins", evaluation=evaluation).iloc[0]
+        mean, *interval = (f"{100 * row[k]:+.1f}" for k in ("mean", "low", "high"))
+        verdict = row["verdict"].replace("same within 1 point", "the same within one point")
+        assert words.format(mean, f"[{', '.join(interval)}]", verdict) in text, evaluation
+    untrained = 100 * untrained_encoders('encoder="resnet18"')
+    assert f"| untrained | {untrained.mean():.1f} | – |" in TEXT and len(untrained) == 3
+
+
+def untrained_encoders(settings):
+    table = pd.read_csv(ROOT / "data/results/cpu_untrained.csv")
+    return table.loc[table["settings"] == settings, "linear"]
+
+
+TUNED = [
+    f"tuned_{place}{name}"
+    for place in ("", "cifar10_")
+    for name in ("target", "width", "depth", "lambda", "kernel", "symmetry")
+]
+
+
+@pytest.mark.parametrize("name", TUNED)
+def test_what_was_tuned_is_that_of_the_head_of_the_table(name):
+    head = of(name).attrs
+    row = next(line for line in TEXT.splitlines() if line.startswith(f"| `{name}` |")).split("|")
     tuned, runs = row[3], int(row[4])
     numbers = [int(word) for word in re.findall(r"\((\d+)", tuned)]
     assert numbers == [len(values) for values in json.loads(head["tune"]).values()]
@@ -275,12 +337,10 @@ def test_symmetry_on_cifar10_is_that_of_its_table():
     assert f"together cost {-both:.1f} points" in text and f"(SimSiam: {found}, not among" in text
     assert f"Barlow Twins with neither is {-siamese:.1f} points ahead of SimSiam" in text
     assert f"cost Barlow Twins {-both:.1f} points, and Barlow Twins without them is {-siamese:.1f} points" in readme
-    untrained = 100 * pd.read_csv(ROOT / "data/results/cpu_untrained.csv")["linear"]
+    untrained = 100 * untrained_encoders("width=32")
     alone = 100 * reported.loc[reported["setting"] == "negative_cosine, neither", "accuracy"]
     assert alone.mean() < untrained.max() and "stays at the level of an untrained" in readme
     assert f"brings at most {100 * differences.loc['barlow_twins, predictor', 'high']:.1f} points" in text
-    scenes = cell("symmetry", *DIFFERENCES[8][2:])
-    assert f"SimSiam is {scenes[1:4]} points ahead, which is not decided" in readme and not scenes.startswith("**")
     chosen = [one["learning_rate"] for one in json.loads(reported.attrs["chosen"]) if one["loss"] != "barlow_twins"]
     assert chosen == [0.005, 0.005] and json.loads(reported.attrs["tune"])["learning_rate"][0] == 0.005
     old, new = (of(f"{name}cifar10_symmetry") for name in ("", "tuned_"))
@@ -334,6 +394,29 @@ def test_sentences_about_the_tuned_runs_are_those_of_their_tables():
     assert f"the accuracies are {gains.min():.0f} to {gains.max():.0f} points lower" in text
 
 
+def test_symmetry_on_the_scenes_at_one_rate_and_tuned_is_that_of_both_tables():
+    reported, _ = tuned_differences("tuned_symmetry", "setting", "barlow_twins, neither")
+    pairs = [
+        (loss, way)
+        for loss, way in (("barlow_twins", "predictor"), ("barlow_twins", "both"), ("negative_cosine", "both"))
+    ]
+    for (loss, way), row in zip(pairs, DIFFERENCES[5:8], strict=True):
+        now = paired_difference(reported, "setting", f"{loss}, neither", f"{loss}, {way}")
+        after = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * v for v in (now.mean, now.low, now.high)))
+        assert f"| {cell('symmetry', *row[2:]).strip('*')} | {after}, not decided |" in TEXT, row[0]
+    old, new = of("symmetry"), json.loads(reported.attrs["base"])
+    assert set(old["learning_rate"]) == {0.001} and set(old["batch_size"]) == {new["batch_size"]} == {64}
+    chosen = [one["learning_rate"] for one in json.loads(reported.attrs["chosen"])]
+    assert chosen[-1] == 0.001 and chosen[0] == 0.006
+    now = 100 * reported.groupby("setting")["accuracy"].mean()
+    then = 100 * old[old["evaluation"] == "linear"].groupby(["loss", "predictor", "target"])["accuracy"].mean()
+    text, first = " ".join(TEXT.split()), then["barlow_twins", "none", "same"]
+    assert f"has {now['barlow_twins, neither']:.1f} % in place of {first:.1f} %; SimSiam" in text
+    first = then["negative_cosine", "64", "stop_gradient"]
+    assert f"has {now['negative_cosine, both']:.1f} % in place of {first:.1f} %. In the other" in text
+    assert set(old["precision"]) == {"bfloat16"} and set(reported["precision"]) == {"float32"}
+
+
 def test_answers_at_one_rate_and_tuned_are_those_of_both_tables():
     starts = "| Scenes: Gaussian", "| Scenes: inverse", "| CIFAR-10: lambda"
     rows = [line for line in TEXT.splitlines() if line.startswith(starts)]
@@ -351,7 +434,10 @@ def test_only_the_tables_of_batch_sizes_offered_the_first_rate_and_did_not_choos
     offered = []
     for path in sorted((ROOT / "data/results").glob("ablation_tuned_*.csv")):
         table = read_table(path)
-        chosen = [one for one in json.loads(table.attrs["chosen"]) if one.get("batch_size", 256) == 256]
+        usual = json.loads(table.attrs["base"]).get("batch_size", 256)
+        chosen = [one for one in json.loads(table.attrs["chosen"]) if one.get("batch_size", usual) == 256]
+        if usual != 256:
+            continue
         assert min(one["learning_rate"] for one in chosen) > 0.002
         if table.loc[table["tuned"] == "learning_rate", "learning_rate"].min() <= 0.002:
             offered.append(path.stem)
