@@ -245,8 +245,8 @@ for name in ("Barlow Twins", "VICReg", "NT-Xent"):
 # * *CIFAR-10* (`data/grids/tuned_cifar10_symmetry.toml`): two random views of each image.
 #
 # The bands in the figure are 95 % intervals of the mean over seeds. The difference of two settings is paired by seed: two runs with one
-# seed start from the same weights and see the same images. The last cell prints the differences to "neither" whose 95 % interval does not
-# contain 0.
+# seed start from the same weights and see the same images. The table below the figure has the differences to "neither" in points, with
+# their 95 % intervals.
 
 # %%
 ways = {("none", "same"): "neither", ("64", "same"): "predictor", ("64", "stop_gradient"): "both"}
@@ -278,7 +278,7 @@ for title, table in tables.items():
         for way in [way for way in part["asymmetry"].unique() if way != "neither"]:
             gains[title, method, way] = paired_difference(part, "asymmetry", "neither", way)
 points = {key: 100 * np.array([one.mean, one.low, one.high]) for key, one in gains.items()}
-pd.DataFrame(points, index=["difference to neither, points", "low", "high"]).T.round(1)
+pd.DataFrame(points, index=["points", "low", "high"]).T.round(1)
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
 assert {key: round(mean, 1) for key, (mean, low, high) in points.items() if not low < 0 < high} == {
