@@ -5,6 +5,7 @@
 
 import datetime
 import decimal
+import inspect
 import math
 import re
 import traceback
@@ -549,6 +550,14 @@ def test_every_public_function_has_a_row_or_a_reason():
         if callable(getattr(module, name))
     }
     assert len(public) > 100 and public - named == set()
+
+
+def test_help_shows_short_types():
+    """`ArrayLike` written out is a union of several hundred characters, once for every argument."""
+    for module in map(partial(getattr, hsic_lab), hsic_lab._MODULES):
+        for function in (getattr(module, name) for name in getattr(module, "__all__", ())):
+            if inspect.isroutine(function) or inspect.isclass(function):
+                assert "_SupportsArray" not in str(inspect.signature(function)), function
 
 
 def test_rows_have_different_names():
