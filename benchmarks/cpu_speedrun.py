@@ -45,13 +45,17 @@ KEY = ["encoder", "settings", "seed", "epochs", "threads", "split", "labels"]
 def parts(validate: bool, images: int | None) -> tuple[ImageData, str]:
     """Images to train on and to answer on, and the name of the latter."""
     data = load("cifar10")
-    if not validate:
-        first = ImageData(f"cifar10[:{images}]", data.train.subset(slice(images)), data.test, data.class_names)
-        return data if images is None else first, f"cifar10 test, {len(data.test)} images"
-    chosen = slice(HELD_OUT, None if images is None else HELD_OUT + images)
-    train, asked = data.train.subset(chosen), data.train.subset(slice(HELD_OUT))
-    name = f"cifar10[{HELD_OUT}:{chosen.stop or ''}]"
-    return ImageData(name, train, asked, data.class_names), f"cifar10 train[:{HELD_OUT}]"
+    start = HELD_OUT if validate else 0
+    if images is not None and not 0 < images <= len(data.train) - start:
+        raise ValueError(f"--images must be in 1..{len(data.train) - start}, got {images}")
+    test, split = data.test, f"cifar10 test, {len(data.test)} images"
+    if validate:
+        test, split = data.train.subset(slice(HELD_OUT)), f"cifar10 train[:{HELD_OUT}]"
+    elif images is None:
+        return data, split
+    end = None if images is None else start + images
+    name = f"cifar10[{start or ''}:{end or ''}]"
+    return ImageData(name, data.train.subset(slice(start, end)), test, data.class_names), split
 
 
 def linear(encoder: nn.Module, data: ImageData) -> dict[str, Any]:
@@ -78,6 +82,7 @@ def main() -> None:
     chosen = {one.partition("=")[0]: json.loads(one.partition("=")[2]) for one in arguments.set}
     torch.set_num_threads(arguments.threads)
     data, split = parts(arguments.validate, arguments.images)
+    subset = [] if arguments.images is None else [f"images={arguments.images}"]
     table = pd.read_csv(arguments.output) if arguments.output.exists() else pd.DataFrame(columns=KEY)
     seeds, budgets = range(arguments.seeds), sorted(arguments.epochs or [recipe("cpu_speedrun").epochs])
     plan = [(row, seed, epochs) for seed in seeds for epochs in budgets for row in arguments.rows if row in LOSSES]
@@ -99,7 +104,7 @@ def main() -> None:
             if name != "barlow_twins":  # the weight of the recipe was chosen for Barlow Twins
                 changes["lambda_param"] = None
             config = recipe("cpu_speedrun", **changes | chosen)
-            folder = arguments.folder / "_".join([name, *arguments.set, f"epochs={epochs}", f"seed={seed}"])
+            folder = arguments.folder / "_".join([name, *arguments.set, *subset, f"epochs={epochs}", f"seed={seed}"])
             fresh, started = not folder.exists(), time.process_time()
             run = train_or_load(config, folder, data)
             last = run.history.iloc[-1]

@@ -239,7 +239,7 @@ for name in ("Barlow Twins", "VICReg", "NT-Xent"):
 #
 # The notebook reads the results of longer trainings with five seeds. The measure is a linear probe on the class. The learning rate of
 # every setting was chosen on other images, by two runs. The stop-gradient alone is left out, because it only halves the gradient, to
-# which AdamW is indifferent but for its small epsilon.
+# which AdamW is indifferent but for its small epsilon. The negative cosine with the predictor alone is in section 1 only.
 #
 # * *Digit scenes* (`data/grids/tuned_symmetry.toml`): pairs that share all but the background.
 # * *CIFAR-10* (`data/grids/tuned_cifar10_symmetry.toml`): two random views of each image.
@@ -295,10 +295,10 @@ siamese = tables["digit scenes"].query("method == 'negative cosine' and asymmetr
 assert round(100 * np.ptp(siamese["accuracy"])) == 18
 
 # %% [markdown]
-# **Only the negative cosine gains from the asymmetry.** Both parts together bring it 6.7 points on CIFAR-10. On the scenes the mean gain is
+# **The negative cosine gains from the asymmetry on CIFAR-10:** both parts together bring it 6.7 points. On the scenes the mean gain is
 # 11.5 points, but its interval contains 0, because the five runs with both parts lie up to 18 points apart.
 #
-# **Barlow Twins does not gain, and loses with both parts on CIFAR-10:** 2.4 points. On the scenes the mean falls by two points with a
+# **Barlow Twins is not seen to gain, and loses with both parts on CIFAR-10:** 2.4 points. On the scenes the mean falls by two points with a
 # predictor and by four with both parts; these intervals contain 0. Barlow Twins with equal branches is ahead of the negative cosine with both
 # parts, which is SimSiam: by 2.4 points on CIFAR-10, and by 6.0 on the scenes, where the interval contains 0. These
 # are six intervals and two more, not corrected for their number; the [results](../docs/results.md) have corrected p-values.

@@ -270,8 +270,8 @@ def check_name(name: str) -> None:
     """Raise ValueError, listing the accepted names, for a name that :func:`load` does not know."""
     name = os.fspath(check_type("the data set", name, str, os.PathLike))
     if name not in LOADERS and not (name and Path(name).expanduser().is_dir()):
-        accepted = f"accepted are {sorted(LOADERS)} and the path of a folder, which {name!r} is not"
-        raise ValueError(f"unknown data set {name!r}; {accepted}{nearest(name, LOADERS)}")
+        accepted = f"there is no such folder, and data sets are {', '.join(sorted(LOADERS))}"
+        raise ValueError(f"unknown data set {name!r}: {accepted}{nearest(name, LOADERS)}")
 
 
 def full_name(name: str) -> str:

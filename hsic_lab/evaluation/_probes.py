@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 from joblib import Parallel, delayed
+from numpy.typing import ArrayLike  # noqa: F401  for the string that is Data
 from scipy.special import logsumexp
 from scipy.stats import entropy
 from sklearn import config_context

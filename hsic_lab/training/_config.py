@@ -212,7 +212,7 @@ class TrainConfig:
             LOSSES[self.loss](**self.loss_arguments)
         except TypeError as error:
             taken = ", ".join(inspect.signature(LOSSES[self.loss]).parameters)
-            raise ValueError(f"loss {self.loss!r} takes {taken}, got {self.loss_arguments}: {error}") from error
+            raise ValueError(f"loss {self.loss!r} takes only {taken}, got {self.loss_arguments}") from error
 
     @property
     def loss_arguments(self) -> dict[str, Any]:
