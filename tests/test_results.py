@@ -292,6 +292,8 @@ def test_the_short_comparison_with_a_resnet_is_that_of_its_table():
         assert words.format(mean, f"[{', '.join(interval)}]", verdict) in text, evaluation
     untrained = 100 * untrained_encoders('encoder="resnet18"')
     assert f"| untrained | {untrained.mean():.1f} | – |" in TEXT and len(untrained) == 3
+    gains = means.xs("linear", level="evaluation") - untrained.mean()
+    assert gains.between(2, 3).all() and "only two to three points above the untrained network" in text
 
 
 def untrained_encoders(settings):
