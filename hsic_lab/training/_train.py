@@ -201,7 +201,7 @@ def _status_if_same(folder: Path, config: TrainConfig, data: ImageData | None, v
     there, here = asdict(stored), asdict(config)
     if different := {name: (there[name], here[name]) for name in here if there[name] != here[name]}:
         words = "; ".join(f"{name} {old!r}, not {new!r}" for name, (old, new) in different.items())
-        raise ValueError(f"{folder} holds a run with other settings ({words}): resume it with its own")
+        raise ValueError(f"{folder} holds a run with other settings ({words}), with which it can be resumed")
     if data is not None and (old := metadata.get("pictures", data.fingerprint)) != data.fingerprint:
         raise ValueError(f"{folder} holds a run on other images, {old}; those of {data.name!r} are {data.fingerprint}")
     if "views" in metadata and (metadata["views"] == "custom") != (views is not None):

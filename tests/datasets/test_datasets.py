@@ -222,7 +222,7 @@ def parts(train, test):
 @pytest.mark.parametrize(
     "call, error, message",
     [
-        (lambda: load("imagenet"), ValueError, r"'imagenet'.*\['cifar10', 'cifar100', 'digit_scenes', 'digits', "),
+        (lambda: load("imagenet"), ValueError, r"'imagenet'.*cifar10, cifar100, .*mean 'tiny_imagenet'\?"),
         (lambda: load("digits", n_train=5), TypeError, "n_train"),
         (lambda: load("digit_scenes", n_train=0), ValueError, "got 0"),
         (lambda: digit_index("all"), ValueError, "'all'"),

@@ -360,7 +360,7 @@ def test_damaged_settings_are_read_from_the_checkpoint(tmp_path, whole):
     (tmp_path / SETTINGS).write_text((tmp_path / SETTINGS).read_text()[:-9])
     with pytest.raises(ValueError, match=r"run\.json is damaged .*resume the training"):
         Run.load(tmp_path)
-    with pytest.raises(ValueError, match=r"other settings \(seed 0, not 1\): resume it"):
+    with pytest.raises(ValueError, match=r"other settings \(seed 0, not 1\), with which"):
         tiny(tmp_path, seed=1)
     with pytest.warns(
         UserWarning, match=r"run\.json is damaged .*: its settings are those of the checkpoint at step 9"

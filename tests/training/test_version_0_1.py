@@ -61,7 +61,7 @@ def test_interrupted_run_resumes_to_the_finished_one(tmp_path):
 def test_other_settings_are_refused_on_resume(tmp_path):
     shutil.copytree(FOLDER / "interrupted", tmp_path / "run")
     config = replace(Run.load(tmp_path / "run").config, seed=1)
-    with pytest.raises(ValueError, match="'seed': \\(0, 1\\)"):
+    with pytest.raises(ValueError, match="seed 0, not 1"):
         train(config, tmp_path / "run", progress=False, resume=True)
 
 
