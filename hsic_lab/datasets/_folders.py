@@ -125,7 +125,7 @@ def decode_all(files: Sequence[Path], size: int | None, root: Path) -> Tensor:
     """Return images as one uint8 tensor (n, 3, h, w), mapped from a file in the cache folder."""
     from pooch import os_cache
 
-    shape = (len(files), *((3, size, size) if size else decode(files[0], size, []).shape))
+    shape = (len(files), *((3, size, size) if size else _first_readable(files)[1]))
     n_bytes = math.prod(shape)
     if n_bytes > CACHE_BYTES:
         found = f"{root}: {len(files)} decoded images of {shape[3]} x {shape[2]} pixels take {n_bytes / 2**30:.1f} GiB"
@@ -145,6 +145,14 @@ def decode_all(files: Sequence[Path], size: int | None, root: Path) -> Tensor:
         if (images := _kept_images(kept, shape)) is None:
             raise FileNotFoundError(f"another process removed {kept}: load the images again")
     return images
+
+
+def _first_readable(files: Sequence[Path]) -> tuple[Path, tuple[int, ...]]:
+    """The first image that can be read, and its shape; ValueError if there is none. `_decode_to` names the others."""
+    for file in files:
+        with suppress(ValueError):
+            return file, decode(file, None, []).shape
+    return files[0], decode(files[0], None, []).shape
 
 
 def _kept_images(path: Path, shape: tuple[int, ...]) -> Tensor | None:
@@ -210,7 +218,7 @@ def _decode_to(path: Path, files: Sequence[Path], size: int | None, shape: tuple
             return
         if image.shape != array.shape[1:]:
             (h, w), (height, width) = image.shape[1:], array.shape[2:]
-            found = printable(f"{files[row]} has {w} x {h} pixels, {files[0]} {width} x {height}")
+            found = printable(f"{files[row]} has {w} x {h} pixels, {_first_readable(files)[0]} {width} x {height}")
             raise ValueError(f"{found}: size=64 (--size 64), for instance, resizes and crops all to one square")
         array[row] = image
 
