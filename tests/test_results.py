@@ -252,6 +252,8 @@ def test_symmetry_on_the_scenes_is_that_of_its_table():
     assert f"{words}, which is not decided" in (ROOT / "README.md").read_text()
     seeds = reported[reported["setting"] == siamese].set_index("seed")["accuracy"]
     assert "have {:.2f} and {:.2f} % there, as here".format(*(100 * seeds[[1, 2]])) in text
+    before = of("symmetry_float32", "evaluation == 'linear'").set_index("seed")
+    assert set(before["hsic_lab"]) == {"0.1.0"} and before["accuracy"].equals(seeds[[1, 2]])
 
 
 def test_depths_and_lambdas_on_the_scenes_are_those_of_their_tables():
@@ -439,6 +441,9 @@ def test_symmetry_on_the_scenes_at_one_rate_and_tuned_is_that_of_both_tables():
     both = "loss == 'negative_cosine' and predictor == '64' and target == 'stop_gradient' and evaluation == 'linear'"
     before, after = (table.query(both).set_index("seed") for table in (old, reported))
     assert before["run"].equals(after["run"]), "the same settings"
+    guide = " ".join((ROOT / "docs" / "guides" / "training.md").read_text().split())
+    percent = [f"{100 * table['accuracy'].mean():.1f} % in" for table in (before, after)]
+    assert f"reaches {percent[0]} bfloat16 and {percent[1]} float32" in guide
     fallen = 100 * (before["accuracy"] - after["accuracy"])
     assert "fall by {:.0f} and {:.0f} points".format(*fallen[[1, 2]]) in text
     assert set(old["precision"]) == {"bfloat16"} and set(reported["precision"]) == {"float32"}

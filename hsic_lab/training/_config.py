@@ -211,8 +211,9 @@ class TrainConfig:
         try:
             LOSSES[self.loss](**self.loss_arguments)
         except TypeError as error:
-            taken = ", ".join(inspect.signature(LOSSES[self.loss]).parameters)
-            raise ValueError(f"loss {self.loss!r} takes only {taken}, got {self.loss_arguments}") from error
+            taken = inspect.signature(LOSSES[self.loss]).parameters
+            reason = f": it takes only {', '.join(taken)}" if self.loss_arguments.keys() - taken else f": {error}"
+            raise ValueError(f"loss {self.loss!r} does not take {self.loss_arguments}{reason}") from error
 
     @property
     def loss_arguments(self) -> dict[str, Any]:

@@ -159,7 +159,7 @@ def test_key_depends_on_settings_and_data_only():
         ("base = {learning_rate_rule = ['sqrt']}", r"learning_rate_rule must be one of .*, got \['sqrt'\]"),
         ("base = {loss_options = 3}", "loss_options must be a dictionary that JSON can hold, got 3"),
         ("base = {loss_options = 3, kernel = 'linear'}", "loss_options must be a dictionary that JSON can hold, got 3"),
-        ("base = {loss_options = {widht = 1}}", "got {'widht': 1}"),
+        ("base = {loss_options = {widht = 1}}", "does not take {'widht': 1}"),
         ("base = {width = {a = 1}}", "width must be a whole number of at least 1, got {'a': 1}"),
     ],
 )
