@@ -18,6 +18,12 @@ def test_the_probe_table_is_the_committed_one():
     assert rows == [(name, f"{row['mean']:.3f}", f"{row['std']:.3f}") for name, row in summary.iterrows()]
 
 
+def test_the_accuracies_in_float32_are_those_of_their_table():
+    means = probe_summary(pd.read_csv(ROOT / "data/results/demo/probe_float32.csv"))["mean"]
+    words = f"in float32, the last two rows were {means['Barlow Twins']:.3f} and {means['HSIC_SSL']:.3f}"
+    assert words in " ".join(TEXT.split())
+
+
 def test_every_link_inside_the_project_leads_somewhere():
     links = re.findall(r"\]\((?!https?:)([^)#]+)\)", TEXT)
     assert links
