@@ -243,16 +243,15 @@ def default_dtype() -> torch.dtype:
 def check_choice(value: str, accepted: Collection[str], name: str) -> str:
     """Return `value` itself; ValueError if it is not one of `accepted`."""
     if not isinstance(value, str) or value not in accepted:
-        hint = nearest(value, accepted)
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, accepted))}, got {value!r}{hint}")
+        raise ValueError(f"{name} must be one of {str([*accepted])[1:-1]}, got {value!r}{near(value, accepted)}")
     return value
 
 
-def nearest(value: object, accepted: Collection[str]) -> str:
+def near(value: object, accepted: Collection[str]) -> str:
     """Return "; did you mean ...?" with the name that is spelled alike, but for case and punctuation, or ""."""
     plain = {re.sub(r"[\W_]", "", name.lower()): name for name in accepted}
-    near = get_close_matches(re.sub(r"[\W_]", "", str(value).lower()), plain, 1)
-    return f"; did you mean {plain[near[0]]!r}?" if near else ""
+    found = get_close_matches(re.sub(r"[\W_]", "", str(value).lower()), plain, 1)
+    return "".join(f"; did you mean {plain[one]!r}?" for one in found)
 
 
 def no_autocast(tensor: Tensor) -> AbstractContextManager:

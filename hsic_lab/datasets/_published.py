@@ -21,7 +21,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from hsic_lab._checks import check_type, nearest
+from hsic_lab._checks import check_type, near
 from hsic_lab._io import sole_process
 from hsic_lab.datasets._folders import find_classes, from_folder, read_classes
 from hsic_lab.datasets._images import UNKNOWN, ImageData, Images
@@ -270,8 +270,8 @@ def check_name(name: str) -> None:
     """Raise ValueError, listing the accepted names, for a name that :func:`load` does not know."""
     name = os.fspath(check_type("the data set", name, str, os.PathLike))
     if name not in LOADERS and not (name and Path(name).expanduser().is_dir()):
-        accepted = f"there is no such folder, and data sets are {', '.join(sorted(LOADERS))}"
-        raise ValueError(f"unknown data set {name!r}: {accepted}{nearest(name, LOADERS)}")
+        others = ", ".join(sorted(LOADERS)) + near(name, LOADERS)
+        raise ValueError(f"unknown data set {name!r}: there is no such folder, and data sets are {others}")
 
 
 def full_name(name: str) -> str:

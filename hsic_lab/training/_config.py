@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from hsic_lab import losses
-from hsic_lab._checks import check_choice, check_integer, check_number, check_type, nearest
+from hsic_lab._checks import check_choice, check_integer, check_number, check_type, near
 from hsic_lab.views import AUGMENTATIONS
 
 # lambda = 1 / d, the rule of Tsai et al. (2021), makes runs of different widths comparable.
@@ -194,7 +194,7 @@ class TrainConfig:
             try:
                 vars(self)[setting.name] = convert(value)
             except (TypeError, ValueError) as error:
-                hint = nearest(value, re.findall(r"'(\w+)'", accepted))
+                hint = near(value, re.findall(r"'(\w+)'", accepted))
                 raise ValueError(f"{setting.name} must be {accepted}, got {value!r}{hint}") from error
         if not self.projector:
             raise ValueError("projector must hold at least one width, got ()")

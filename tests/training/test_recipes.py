@@ -149,9 +149,9 @@ def test_missing_tensorboard_is_explained(monkeypatch, tmp_path):
 
 def test_loss_receives_its_options(tmp_path):
     assert make_loss(TrainConfig(loss="nt_xent", loss_options={"temperature": 0.2})).temperature == 0.2
-    with pytest.raises(ValueError, match="'nt_xent' does not take .*: it takes only temperature, "):
+    with pytest.raises(ValueError, match=r"'nt_xent' does not take .*: it takes only temperature, "):
         TrainConfig(loss="nt_xent", lambda_param=0.1)
-    with pytest.raises(ValueError, match="does not take .*: gather_distributed must be of type bool, got int 3"):
+    with pytest.raises(ValueError, match=r"does not take .*: gather_distributed must be of type bool, got int 3"):
         TrainConfig(loss_options={"gather_distributed": 3})
     assert np.isclose(make_loss(TrainConfig(lambda_param=0.3)).lambda_param, 0.3)
 
