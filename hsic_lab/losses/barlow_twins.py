@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from hsic_lab._checks import check_choice, check_number
+from hsic_lab._checks import check_choice, check_number, check_type
 from hsic_lab.correlation import cross_correlation
 from hsic_lab.losses._base import TwoViewLoss
 from hsic_lab.losses._off_diagonal import CONTRASTS, ROUTES, split_squared_norm
@@ -142,7 +142,7 @@ class ReferenceCodeLoss(TwoViewLoss):
         super().__init__(gather_distributed)
         self.off_diagonal_target = check_number("off_diagonal_target", off_diagonal_target)
         self.lambda_param = None if lambda_param is None else check_number("lambda_param", lambda_param, 0)
-        self.unit_rows, self.bessel = unit_rows, bessel
+        self.unit_rows, self.bessel = check_type("unit_rows", unit_rows, bool), check_type("bessel", bessel, bool)
 
     def _terms(self, z_a: Tensor, z_b: Tensor) -> dict[str, Tensor]:
         (n, d), target = z_a.shape, self.off_diagonal_target

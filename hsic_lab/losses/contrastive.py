@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hsic_lab._checks import check_choice, check_number, matmul, no_autocast
+from hsic_lab._checks import check_choice, check_number, check_type, matmul, no_autocast
 from hsic_lab._distributed import all_gather_rows
 from hsic_lab.losses._base import TwoViewLoss, pair_sum
 from hsic_lab.losses._off_diagonal import ROUTES, split_squared_norm
@@ -74,7 +74,8 @@ class SupConLoss(TwoViewLoss):
 
     def __init__(self, temperature: float = 0.5, gather_distributed: bool = True, rescale: bool = True) -> None:
         super().__init__(gather_distributed)
-        self.temperature, self.rescale = check_number("temperature", temperature, 0, above=True), rescale
+        self.temperature = check_number("temperature", temperature, 0, above=True)
+        self.rescale = check_type("rescale", rescale, bool)
 
     def forward(self, z_a: Tensor, z_b: Tensor, *more: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return the loss of views of shape (n, d); `labels` are integers of shape (n,), None for n classes."""

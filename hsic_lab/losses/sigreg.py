@@ -63,7 +63,7 @@ class SIGRegLoss(TwoViewLoss):
         self.slices = None if slices is None else check_integer("slices", slices, 1)
         self.global_views = None if global_views is None else check_integer("global_views", global_views, 1)
         if slices is not None:
-            self._generator = torch.Generator().manual_seed(seed)
+            self._generator = torch.Generator().manual_seed(check_integer("seed", seed, 0))
 
     def _terms(self, *views: Tensor) -> dict[str, Tensor]:
         n, d = views[0].shape

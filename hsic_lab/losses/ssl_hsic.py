@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from hsic_lab._checks import check_number, is_whole, matmul
+from hsic_lab._checks import check_integer, check_number, check_type, is_whole, matmul
 from hsic_lab.correlation import standardize
 from hsic_lab.hsic import center
 from hsic_lab.kernels import Kernel, Linear, named
@@ -42,14 +42,14 @@ class SSLHSICLoss(TwoViewLoss):
     ) -> None:  # fmt: skip
         super().__init__(gather_distributed)
         self.kernel = kernel if isinstance(kernel, Kernel) else named(kernel)
-        self.gamma, self.standardized = check_number("gamma", gamma, 0), standardized
+        self.gamma, self.standardized = check_number("gamma", gamma, 0), check_type("standardized", standardized, bool)
         self.random_features = random_features
         if random_features is not None:
             if not is_whole(random_features) or random_features < 2 or random_features % 2:
                 raise ValueError(f"random_features must be an even number of at least 2, got {random_features!r}")
             if isinstance(self.kernel, Linear):
                 raise ValueError(f"a linear kernel is its own feature map, got random_features={random_features!r}")
-            self._generator = torch.Generator().manual_seed(seed)
+            self._generator = torch.Generator().manual_seed(check_integer("seed", seed, 0))
 
     def _terms(self, *views: Tensor) -> dict[str, Tensor]:
         z = torch.cat([standardize(view) for view in views] if self.standardized else views)
@@ -63,8 +63,7 @@ class SSLHSICLoss(TwoViewLoss):
         else:
             gram = kernel.gram(z, None)
             pairs = torch.cat([gram.diagonal(len(views[0]) * shift) for shift in range(1, len(views))])
-            # The gradient of the norm is 0 for a collapsed projection; that of the root of a sum would be infinite.
-            dependence, norm = pairs.mean() - gram.mean(), torch.linalg.norm(center(gram)) / len(z)
+            dependence, norm = pairs.mean() - gram.mean(), _norm(center(gram)) / len(z)
         return {"dependence": -dependence, "self_dependence": self.gamma * norm}
 
     def get_extra_state(self) -> Tensor:
@@ -91,4 +90,10 @@ def _feature_dependence(phi: Tensor, views: int) -> Tensor:
 def _cross_norm(x: Tensor, y: Tensor) -> Tensor:
     """`||X'Y||_F / N`; if x is y, from the smaller of the p x p and the N x N matrix."""
     product = matmul(x, x.T) if x is y and x.shape[1] > len(x) else matmul(x.T, y)
-    return torch.linalg.norm(product) / len(x)
+    return _norm(product) / len(x)
+
+
+def _norm(x: Tensor) -> Tensor:
+    """Frobenius norm; its gradient at 0, a collapsed projection, is 0."""
+    square = x.square().sum()  # `torch.linalg.norm` rounds by 1e-4 for a million entries in float32
+    return square.where(square > 0, 1).sqrt() * (square > 0)

@@ -111,6 +111,23 @@ def test_linear_ssl_hsic_compares_the_trace_of_c_with_a_covariance():
     close(terms["self_dependence"], (pooled.T @ pooled / 32).norm())
 
 
+@pytest.mark.parametrize("kernel", ["linear", "imq"])
+def test_norm_of_a_large_matrix_is_exact_in_float32(kernel):
+    n, d = (600, 1024) if kernel == "linear" else (1024, 64)
+    a, loss = data(n, d).float(), SSLHSICLoss(kernel)
+    single, double = (loss.terms(z, z.flip(1))["self_dependence"].double() for z in (a, a.double()))
+    close(single, double, 2e-6)
+
+
+def test_gradients_of_a_collapsed_or_partly_constant_projection_are_finite():
+    for kernel in ("linear", "gaussian"):
+        for z in (torch.ones(8, 3), data(8, 3) * torch.tensor([1.0, 0, 0])):
+            z = z.double().requires_grad_()
+            (first,) = torch.autograd.grad(SSLHSICLoss(kernel)(z, z), z, create_graph=True)
+            (second,) = torch.autograd.grad(first.square().sum(), z)
+            assert first.isfinite().all() and second.isfinite().all()
+
+
 def test_kernel_features_and_gram_agree_for_the_linear_kernel():
     class Products(Kernel):
         def gram(self, x, y):
@@ -330,6 +347,12 @@ def test_arguments_that_are_not_accepted_are_quoted(call, message):
         (lambda: SupConLoss()(*views(), np.arange(16)), "view 3 must be a torch.Tensor, got ndarray"),
         (lambda: BarlowTwinsLoss()(*views(), torch.arange(16)), "view 3 must be floating point, got torch.int64"),
         (lambda: NTXentLoss(0.5, 4096), "gather_distributed must be of type bool, got int 4096"),
+        (lambda: SupConLoss(rescale="no"), "rescale must be of type bool, got str 'no'"),
+        (lambda: SSLHSICLoss(standardized="no"), "standardized must be of type bool, got str 'no'"),
+        (lambda: ReferenceCodeLoss(unit_rows="no"), "unit_rows must be of type bool, got str 'no'"),
+        (lambda: ReferenceCodeLoss(bessel=0), "bessel must be of type bool, got int 0"),
+        (lambda: SIGRegLoss(slices=8, seed=None), "seed must be an integer of at least 0, got None"),
+        (lambda: SSLHSICLoss(random_features=8, seed="a"), "seed must be an integer of at least 0, got 'a'"),
     ],
 )
 def test_arguments_of_another_type_are_quoted(call, message):
