@@ -196,6 +196,8 @@ class MinibatchCKA:
                 x, y = torch.cat([old_x, x]), torch.cat([old_y, y])
             else:
                 self._sums += self._weighted(old_x, old_y)
+        if self._kernels is None and len(x) >= 4:
+            self._kernels = self.kernel_x.fit(x), self.kernel_y.fit(y)
         self._latest = x.clone(), y.clone()  # the caller may reuse its buffers
 
     def compute(self) -> Tensor:
@@ -206,8 +208,7 @@ class MinibatchCKA:
 
     def _weighted(self, x: Tensor, y: Tensor) -> Tensor:
         """Rows times HSIC(x, y), HSIC(x, x) and HSIC(y, y)."""
-        if self._kernels is None:
-            self._kernels = self.kernel_x.fit(x), self.kernel_y.fit(y)
+        assert self._kernels is not None  # a batch is weighted once it has 4 rows, and fitted then
         parts = _parts(x, y, *self._kernels, "unbiased", "auto")
         return len(x) * torch.stack(parts).double().cpu()
 

@@ -333,6 +333,11 @@ def test_median_rule_is_fitted_to_the_first_batch_and_forgotten_on_reset():
         fixed.update(a, b / 5)
     metric = minibatch(x, y, sizes, Gaussian())
     torch.testing.assert_close(metric.compute(), fixed.compute())
+    metric = minibatch(x[:20], y[:20] * 5, [20], Gaussian())
+    metric.compute()
+    metric.update(x[20:22], y[20:22] * 5)  # joins the batch before it
+    alone = minibatch(x[:22], y[:22] * 5, [20, 2], Gaussian())
+    torch.testing.assert_close(metric.compute(), alone.compute(), rtol=0, atol=0)
     metric.reset()
     metric.update(x * 100, y)
     torch.testing.assert_close(metric.compute(), minibatch(x, y, [40], Gaussian()).compute())
