@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t
 
-from hsic_lab._checks import check_type, require_columns
+from hsic_lab._checks import require_columns
 
 MARGIN = 0.01  # accuracies whose difference is below one point count as the same
 
@@ -69,10 +69,7 @@ def paired_difference(
     >>> print(paired_difference(frame.assign(evaluation="linear"), "loss", "a", "b"))
     b minus a: +2.5 points, 95 % interval -3.9 to +8.9, 2 seeds: no difference shown
     """
-    check_type("frame", frame, pd.DataFrame)
-    if unknown := [column for column in (factor, value) if not isinstance(column, str) or column not in frame]:
-        raise ValueError(f"the frame lacks the column {unknown[0]!r}, it has {list(frame.columns)}")
-    frame = _chosen(frame, evaluation)
+    frame = _chosen(frame, evaluation, factor, value)
     differences = _differences(frame, factor, first, second, value)
     if differences.isna().all():
         raise ValueError(f"no seed has a finished run of both {first!r} and {second!r}")
@@ -141,9 +138,9 @@ def paired_differences(
     >>> table[["second", "mean", "p_holm", "verdict"]].round(3).to_dict("list")
     {'second': ['b', 'c'], 'mean': [0.05, 0.0], 'p_holm': [0.026, 1.0], 'verdict': ['b ahead', 'not decided']}
     """
-    frame, names, rows = _chosen(frame, evaluation), names or {}, []
+    frame, names, rows = _chosen(frame, evaluation, factor, value, *by), names or {}, []
     for key, part in frame.groupby(list(by), sort=False, dropna=False) if by else [((), frame)]:
-        for level in part[factor].where(part[factor].notna(), None).drop_duplicates():
+        for level in (None if pd.isna(level) else level for level in part[factor].drop_duplicates()):
             if level != first:
                 words = names.get(first, str(first)), names.get(level, str(level))
                 one = _tested(_differences(part, factor, first, level, value), words, value)
@@ -184,7 +181,7 @@ def summarize(
     by : sequence of str
         Columns that form the groups: all factors that vary. A seed that occurs twice in a group is an error.
     """
-    chosen = _chosen(frame, evaluation)
+    chosen = _chosen(frame, evaluation, value, *by)
     if len(twice := chosen[chosen.duplicated([*by, "seed"])]):
         group, seed = twice.iloc[0][list(by)].to_dict(), twice["seed"].iloc[0]
         raise ValueError(f"seed {seed} occurs twice in {group}: add every factor that varies to `by`")
@@ -202,9 +199,9 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
     return float(x.mean()), float(x.mean() - half), float(x.mean() + half)
 
 
-def _chosen(frame: pd.DataFrame, evaluation: str) -> pd.DataFrame:
-    """The rows of one evaluation."""
-    require_columns(frame, ["evaluation"])
+def _chosen(frame: pd.DataFrame, evaluation: str, *columns: str) -> pd.DataFrame:
+    """The rows of one evaluation, of a frame with these columns."""
+    require_columns(frame, ["evaluation", "seed", *columns])
     if (chosen := frame[frame["evaluation"] == evaluation]).empty:
         raise ValueError(f"the frame has no evaluation {evaluation!r}, it has {sorted(frame['evaluation'].unique())}")
     return chosen

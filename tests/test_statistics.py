@@ -69,8 +69,15 @@ def test_ambiguous_frames_are_refused():
     with pytest.raises(ValueError, match=r"seed 0 of loss = 'a' occurs twice: .* one level of size$"):
         sizes = (frame.assign(size=size)[["size", *frame.columns]] for size in (8, 64))
         paired_difference(pd.concat(sizes), "loss", "a", "b")
-    with pytest.raises(ValueError, match="lacks the column 'los'"):
-        paired_difference(frame, "los", "a", "b")
+    for ask in (
+        lambda: paired_difference(frame, "los", "a", "b"),
+        lambda: paired_differences(frame, "los", "a"),
+        lambda: paired_differences(frame, "loss", "a", by=["los"]),
+        lambda: paired_differences(frame, "loss", "a", value="los"),
+        lambda: summarize(frame, ["los"]),
+    ):
+        with pytest.raises(ValueError, match=r"lacks the columns \['los'\]"):
+            ask()
     with pytest.raises(ValueError, match="no evaluation 'knn'"):
         paired_difference(frame, "loss", "a", "b", evaluation="knn")
     with pytest.raises(ValueError, match="no seed has a finished run of both"):
@@ -103,6 +110,11 @@ def test_an_empty_cell_is_a_level():
     frame = table([0.1, 0.2, 0.4], [0.2, 0.2, 0.9]).assign(kernel=lambda f: f["loss"].map({"a": None, "b": "gaussian"}))
     found = paired_difference(frame, "kernel", None, "gaussian")
     assert str(found).startswith("gaussian minus None: +20.0 points")
+    frame = frame.assign(lambda_param=lambda f: f["loss"].map({"a": None, "b": 0.1}))
+    assert frame["lambda_param"].dtype == float
+    (forward,), (back,) = (paired_differences(frame, "lambda_param", level).to_dict("records") for level in (None, 0.1))
+    assert forward["mean"] == -back["mean"] == pytest.approx(0.2)
+    assert (forward["first"], forward["second"]) == ("None", "0.1")
 
 
 def test_p_values_are_those_of_scipy():
