@@ -13,6 +13,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
+from hsic_lab._checks import check_number
 from hsic_lab.datasets import ImageData, Images, from_arrays
 from hsic_lab.evaluation import extract_features
 from hsic_lab.training import Run, TrainConfig, train
@@ -32,7 +33,7 @@ class CorruptedRows:
     """
 
     def __init__(self, corruption: float = 0.3) -> None:
-        if not 0 < corruption < 1:
+        if not 0 < check_number("corruption", corruption) < 1:
             raise ValueError(f"corruption must be a share between 0 and 1, got {corruption!r}")
         self.corruption = corruption
 

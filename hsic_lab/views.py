@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from functools import partial
+from numbers import Real
 from typing import Any
 
 import torch
@@ -221,7 +222,7 @@ def _probabilities(name: str, value: Probability) -> Range:
 
 def _interval(name: str, value: Range, high: float) -> Range:
     """The two numbers, checked to be 0 < low <= high."""
-    pair = hasattr(value, "__len__") and not isinstance(value, str) and len(value) == 2
+    pair = hasattr(value, "__len__") and len(value) == 2 and all(isinstance(number, Real) for number in value)
     if not pair or not (0 < value[0] <= value[1] <= high and math.isfinite(value[1])):
         bound = f"0 < low <= high <= {high:g}" if math.isfinite(high) else "0 < low <= high, finite"
         raise ValueError(f"{name} must be a pair with {bound}, got {value!r}")

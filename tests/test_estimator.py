@@ -221,8 +221,8 @@ def test_corruption_replaces_entries_within_columns_with_the_given_probability()
         assert ((view != rows).float().mean(dim=0) - 0.3 * (1 - 1 / 4000)).abs().max() < 4 * (0.21 / 4000) ** 0.5
     both = ((view_a != rows) & (view_b != rows)).float().mean()
     assert abs(both - 0.09) < 4 * (0.09 * 0.91 / 12_000) ** 0.5, "independent of each other"
-    for bad in (0, 1, float("nan")):
-        with pytest.raises(ValueError, match="share between 0 and 1"):
+    for bad in (0, 1, float("nan"), "x"):
+        with pytest.raises(ValueError, match=f"corruption must be a .*, got {bad!r}"):
             CorruptedRows(bad)
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from hsic_lab._checks import check_integer, is_constant, seeded, to_array
+from hsic_lab._checks import check_integer, check_number, is_constant, seeded, to_array
 from hsic_lab.hsic import center, dhsic
 from hsic_lab.hsic._estimators import at_origin, paired_samples, require_digits
 from hsic_lab.kernels import Gaussian, Kernel, kernel_or, require_finite
@@ -215,8 +215,9 @@ def aggregated_test(
     >>> permutation_test(x, torch.sin(20 * x)).pvalue, aggregated_test(x, torch.sin(20 * x)).pvalue
     (0.401, 0.006)
     """
-    if not scales or min(scales) <= 0:
-        raise ValueError(f"scales must be positive numbers, at least one, got {scales}")
+    if isinstance(scales, str) or not len(scales):
+        raise ValueError(f"scales must be positive numbers, at least one, got {scales!r}")
+    scales = tuple(check_number("each of scales", scale, 0, above=True) for scale in scales)
     x, y, kernel_x, kernel_y = fitted(x, y, kernel_x, kernel_y, at_least=4)
     kernels_x, kernels_y = _scaled(kernel_x, scales), _scaled(kernel_y, scales)
     values, rounding = _permuted([(kernels_x, x), (kernels_y, y)], permutations, groups, seed)

@@ -226,7 +226,7 @@ def test_aggregated_over_one_pair_is_the_permutation_test():
     for seed in range(5):
         x, y = normal(40, 1, seed), normal(40, 1, 50 + seed)
         single = permutation_test(x, y, permutations=99, seed=seed)
-        assert aggregated_test(x, y, scales=(1.0,), permutations=99, seed=seed).pvalue == single.pvalue
+        assert aggregated_test(x, y, scales=np.ones(1), permutations=99, seed=seed).pvalue == single.pvalue
 
 
 def level_by_bisection(shares, level):
@@ -597,6 +597,8 @@ def test_level_holds_if_the_diagonals_dominate(n):
         (permutation_test, {"groups": np.full(20, np.nan)}, "20 labels that are NaN"),
         (aggregated_test, {"scales": ()}, "scales"),
         (aggregated_test, {"scales": (1.0, -2.0)}, "-2.0"),
+        (aggregated_test, {"scales": "abc"}, "scales .* got 'abc'"),
+        (aggregated_test, {"scales": ("a",)}, "each of scales must be a number above 0, got 'a'"),
         (spectral_test, {"draws": 0}, "got 0"),
         (block_test, {"block_size": 3}, "got 3"),
         (block_test, {"block_size": 11}, "got 11"),

@@ -370,6 +370,7 @@ def test_settings_that_are_not_accepted_are_quoted(options, error, words):
     [
         ({"scale": 0.2}, "scale must be a pair with 0 < low <= high <= 1, got 0.2"),
         ({"ratio": "12"}, "ratio must be a pair with 0 < low <= high, finite, got '12'"),
+        ({"scale": ("a", 1)}, r"scale must be a pair with 0 < low <= high <= 1, got \('a', 1\)"),
         ({"flip": "yes"}, r"flip must be a number in \[0, 1\], got 'yes'"),
         ({"jitter": None}, r"jitter must be a number in \[0, 1\], got None"),
         ({"hue": True}, r"hue must be a number in \[0, 0.5\], got True"),
