@@ -201,19 +201,19 @@ class Grid:
                 raise ValueError(f"two combinations of the grid {self.name!r} are the same training: {factors}")
         return list(planned.values())
 
-    def plan_tuning(self, place: int, chosen: Sequence[Mapping[str, Any]]) -> dict[tuple[int, int], list[Planned]]:
-        """The trainings, one a seed, for each value of the setting at `place` in every level's tune.
+    def plan_tuning(self, place: int, chosen: Sequence[Mapping[str, Any]]) -> list[tuple[int, str, Any, list[Planned]]]:
+        """Level, name and value of the setting at `place` in every level's tune, and the trainings, one a seed.
 
-        The keys are the level and the place of the value; `chosen` holds the settings known so far of each level.
+        `chosen` holds the settings known so far of each level.
         """
         data = {name: n for name, n in self.data.items() if name != "n_test"}
-        plan = {}
-        for level, ((factors, tune), known) in enumerate(zip(self.levels, chosen, strict=True)):
-            for name, values in [*tune.items()][place : place + 1]:
-                for number, value in enumerate(values):
-                    settings = {**factors, **known, name: value}
-                    plan[level, number] = [self._one(settings, s, data, {"tuned": name}) for s in self.tune_seed_list]
-        return plan
+        return [
+            (level, name, value, [self._one({**factors, **known, name: value}, seed, data, {"tuned": name})
+                                  for seed in self.tune_seed_list])
+            for level, ((factors, tune), known) in enumerate(zip(self.levels, chosen, strict=True))
+            for name, values in [*tune.items()][place : place + 1]
+            for value in values
+        ]  # fmt: skip
 
     def _one(self, factors: dict[str, Any], seed: int, data: dict[str, Any], more: Mapping[str, str] = {}) -> Planned:
         return Planned(make_config({**self.base, **factors, "seed": seed}), factors | dict(more), data)

@@ -9,7 +9,8 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cache, lru_cache
-from itertools import chain, takewhile
+from itertools import groupby, takewhile
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from tqdm.auto import tqdm
 from hsic_lab import __version__
 from hsic_lab._checks import check_type
 from hsic_lab._io import progress_options, remove_leftovers, replace_file, sole_process
-from hsic_lab.ablation._grids import Grid, Level, Planned, read_grid
+from hsic_lab.ablation._grids import Grid, Planned, read_grid
 from hsic_lab.cka import cka_or_nan
 from hsic_lab.correlation import off_diagonal
 from hsic_lab.datasets import LOADERS, ImageData, data_folder, load
@@ -50,10 +51,11 @@ def run_ablation(
 ) -> pd.DataFrame:  # fmt: skip
     """Train and evaluate every run of a grid; a grid that is not accepted raises ValueError before anything is trained.
 
-    If the grid has a `tune`, its settings are chosen first, with other seeds and on validation images. Every run is
-    kept in ``folder/KEY``, where KEY is a hash of its settings and data. A second call does only what is missing, an
-    interrupted training continues from its last checkpoint, grids share the runs they have in common, and several
-    processes can work on one folder. A run that fails is a row of the table; the others go on.
+    If the grid has a `tune`, its settings are chosen first, with other seeds and on validation images, among the values
+    of which no run fails. Every run is kept in ``folder/KEY``, where KEY is a hash of its settings and data. A second
+    call does only what is missing, an interrupted training continues from its last checkpoint, grids share the runs
+    they have in common, and several processes can work on one folder. A run that fails is a row of the table; the
+    others go on.
 
     Parameters
     ----------
@@ -95,12 +97,13 @@ def run_ablation(
     frames, options = [], (folder, data, retry_failed, n_jobs, progress)
     for place in places:
         tried = grid.plan_tuning(place, chosen)
-        plan = plan_runs([*chain(*tried.values())], grid, data)
+        plan = plan_runs([run for *_, runs in tried for run in runs], grid, data)
         found = _run_all(plan, tuple(grid.evaluate[:1]), f"{grid.name}, tuning {place + 1} of {len(places)}", *options)
         frames += _table(plan, found, grid.name)
-        scores = np.reshape([rows[0]["accuracy"] for rows in found], (len(tried), -1)).mean(axis=1)
-        states = [rows[0]["state"] for rows in found[:: len(grid.tune_seed_list)]]
-        _choose(dict(zip(tried, zip(scores, states, strict=True), strict=True)), place, levels, chosen)
+        firsts = iter([rows[0] for rows in found])
+        results = [(level, name, value, [next(firsts) for _ in runs]) for level, name, value, runs in tried]
+        for level, group in groupby(results, itemgetter(0)):
+            chosen[level] |= _best(levels[level][0], *zip(*group, strict=True))
     plan = plan_runs(grid.plan(chosen), grid, data)
     frames += _table(plan, _run_all(plan, (*grid.evaluate, *[LAYERS] * grid.layers), grid.name, *options), grid.name)
     frame = pd.DataFrame(frames)
@@ -112,20 +115,14 @@ def run_ablation(
     return frame
 
 
-def _choose(
-    found: Mapping[tuple[int, int], tuple[float, str]],
-    place: int,
-    levels: Sequence[Level],
-    chosen: list[dict[str, Any]],
-) -> None:
-    """Add the value of the setting at `place` with the highest score to the settings `chosen` for each level."""
-    for level, (factors, tune) in enumerate(levels):
-        for name, values in [*tune.items()][place : place + 1]:
-            scores = np.array([found[level, number][0] for number in range(len(values))])
-            if np.isnan(scores).all():
-                where = f"tunes {name} for {factors}" if factors else f"tunes {name}"
-                raise ValueError(f"no run that {where} has a result: {found[level, 0][1]}")
-            chosen[level][name] = values[int(np.nanargmax(scores))]
+def _best(factors: dict[str, Any], _: Any, names: Names, values: Sequence, rows: Sequence[Rows]) -> dict[str, Any]:
+    """The setting whose value has the highest mean over its rows, one a seed; a value of which one failed is out."""
+    means = [np.mean([row["accuracy"] for row in seeds]) for seeds in rows]
+    if np.isnan(means).all():
+        what = f"{names[0]} for {factors}" if factors else names[0]
+        reason = next(row["state"] for seeds in rows for row in seeds if np.isnan(row["accuracy"]))
+        raise ValueError(f"no value of {what} has a result of every tuning run: {reason}")
+    return {names[0]: values[int(np.nanargmax(means))]}
 
 
 def _run_all(
@@ -272,12 +269,12 @@ def cut(data: ImageData, sizes: Mapping[str, Any]) -> ImageData:
         words = "n_train plus n_validation" if held else "n_train"
         found = f"{n} + {held}" if held else n
         raise ValueError(f"{words} must be at most the {len(train)} images of {data.name}, got {found}")
-    train, rest = train.split(n)
     if held:
-        return replace(data, train=train, test=rest.split(held)[0])
-    if (n := sizes.get("n_test", len(test))) > len(test):
-        raise ValueError(f"n_test must be at most the {len(test)} images of {data.name}, got {n}")
-    return replace(data, train=train, test=test.split(n)[0])
+        train, rest = train.split(n)
+        return replace(data, train=train, test=rest.sample(held))
+    if (n_test := sizes.get("n_test", len(test))) > len(test):
+        raise ValueError(f"n_test must be at most the {len(test)} images of {data.name}, got {n_test}")
+    return replace(data, train=train.sample(n), test=test.sample(n_test))
 
 
 def _evaluate(run: Run, data: ImageData, evaluations: Names, split: str) -> Rows:

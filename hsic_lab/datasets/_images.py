@@ -50,16 +50,19 @@ class Images:
 
     def sample(self, n: int) -> Images:
         """Return n images, or all if there are fewer: the first n, or evenly spaced ones if the classes are sorted."""
-        return self.split(n)[0]
+        return self if n >= len(self) else self.subset(self._sampled(n))
 
     def split(self, n: int) -> tuple[Images, Images]:
         """Return the n images of `sample`, and the others in their order."""
+        sampled = self._sampled(n)
+        others = torch.ones_like(self.labels, dtype=torch.bool).index_fill_(0, sampled, False)
+        return self.subset(sampled), self.subset(others)
+
+    def _sampled(self, n: int) -> Tensor:
         n = min(n, len(self))
         by_class = int((self.labels.diff() != 0).sum()) < len(self.labels.unique())  # one block of rows a class
         positions = torch.arange(n, device=self.labels.device)
-        positions = positions * len(self) // max(1, n) if by_class else positions
-        others = torch.ones_like(self.labels, dtype=torch.bool).index_fill_(0, positions, False)
-        return self.subset(positions), self.subset(others)
+        return positions * len(self) // max(1, n) if by_class else positions
 
     def subset(self, index: Tensor | slice | list[int]) -> Images:
         """Return the images at ``index``, in its order: positions, a boolean mask of shape (n,), or a slice."""

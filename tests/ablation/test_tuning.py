@@ -143,7 +143,7 @@ def test_diverged_values_are_not_chosen_and_a_level_without_any_is_an_error(tmp_
     frame = run_ablation(settings, tmp_path / "a", progress=False)
     assert frame.attrs["chosen"] == [{"learning_rate": 0.01, "at_end": []}]
     fail_at([0.001, 0.01, 0.1])
-    with pytest.raises(ValueError, match=r"no run that tunes learning_rate has a result: "):
+    with pytest.raises(ValueError, match="no value of learning_rate has a result of every tuning run: finished"):
         run_ablation(settings, tmp_path / "b", progress=False)
 
 
@@ -203,9 +203,11 @@ def test_bad_tuning_is_refused_before_anything_trains(tmp_path, changes, words):
 def test_tuning_is_planned_level_by_level():
     grid = Grid(**SETTINGS)
     plan = grid.plan_tuning(1, [{"learning_rate": rate} for rate in (1, 2, 3, 4, 5, 6)])
-    assert [key for key in plan] == [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1), (2, 2), (3, 0), (3, 1), (3, 2)]
-    assert [one.config.learning_rate for one in plan[2, 0]] == [3, 3]
-    assert plan[2, 2][0].config.loss_options == {"temperature": 1.0} and plan[2, 2][0].data == {
+    assert [level for level, *_ in plan] == [0, 0, 1, 1, 2, 2, 2, 3, 3, 3]
+    assert [(name, value) for _, name, value, _ in plan[4:7]] == [("temperature", v) for v in (0.1, 0.5, 1.0)]
+    runs = plan[6][3]
+    assert [one.config.learning_rate for one in runs] == [3, 3]
+    assert runs[0].config.loss_options == {"temperature": 1.0} and runs[0].data == {
         "n_train": 256, "n_validation": 300,
     }  # fmt: skip
     assert "n_validation" not in grid.plan()[0].data
@@ -220,5 +222,5 @@ def test_the_reason_of_a_tuning_without_results_is_named(tmp_path):
         "tune": {"learning_rate": [0.01]},
         "data": {"n_train": 64, "n_validation": 10**6},
     }
-    with pytest.raises(ValueError, match="has a result: failed: ValueError: n_"):
+    with pytest.raises(ValueError, match="every tuning run: failed: ValueError: n_"):
         run_ablation(settings, tmp_path, progress=False)

@@ -189,7 +189,24 @@ def test_sample_keeps_all_classes_of_a_sorted_split():
     ordered = Images(torch.zeros(60, 1, 2, 2, dtype=torch.uint8), labels)
     assert ordered.sample(6).labels.tolist() == [0, 0, 1, 1, 2, 2]
     assert ordered.subset(torch.arange(60) * 7 % 60).sample(6).labels.tolist() == labels[torch.arange(6) * 7].tolist()
-    assert len(ordered.sample(100)) == 60, "at most all"
+    assert ordered.sample(100) is ordered, "at most all, and no copy"
+
+
+def test_sample_reads_only_its_own_images():
+    """A split may be larger than the memory: a memory map of a folder of images."""
+    read = []
+
+    class Mapped(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, function, types, args=(), kwargs=None):
+            found = super().__torch_function__(function, types, args, kwargs or {})
+            if function is torch.Tensor.__getitem__:
+                read.append(len(found))
+            return found
+
+    images = torch.zeros(60, 1, 2, 2, dtype=torch.uint8).as_subclass(Mapped)
+    assert len(Images(images, torch.arange(60) // 20).sample(6)) == 6
+    assert sum(read) == 6
 
 
 @pytest.mark.parametrize("folder", ["finished", "interrupted"])
