@@ -273,7 +273,7 @@ def _with_labels(found: Embeddings, values: np.ndarray | Tensor, source: str) ->
         raise ValueError(f"{found.name}: {n} rows need as many labels, got {values.shape}")
     if values.dtype.kind in "OS":
         values = np.array([v.decode(errors="replace") if isinstance(v, bytes) else v for v in values], object)
-    table = (pd.DataFrame() if found.table is None else found.table).assign(label=values)
+    table = (pd.DataFrame({"row": range(n)}) if found.table is None else found.table).assign(label=values)
     given = ~pd.isna(values) & (values != "" if values.dtype.kind in "OU" else True)
     labels = np.asarray(pd.Series(values[given]).infer_objects())
     if not len(labels):

@@ -276,12 +276,18 @@ def _spectrum(z_a: Tensor, z_b: Tensor | None) -> dict[str, Any]:
 def _principal_axes(found: Embeddings, other: Embeddings | None, kept: Sequence[float] = ()) -> dict[str, Any]:
     """Return the dots of a sample of the rows on two axes, those of the labels or of both embeddings compared.
 
-    The result is empty if all rows are equal. `kept` is that of `comparison_table`.
+    Rows have their numbers in the source. The result is empty if all rows are equal. `kept` is that of
+    `comparison_table`.
     """
     z = [_compared(found), _compared(other)] if other else [found.z_a if found.features is None else found.features]
     if not any((part != part[:1]).any() for part in z):
         return {}
     rows = sample(len(z[0]), PAIRED_ROWS)
+    numbers, table = np.arange(len(z[0])), found.table
+    if table is not None:
+        if len(table) > len(z[0]):  # rows without a label are left out
+            table = table[table["label"].notna() & (table["label"] != "")]
+        numbers = table["row"].to_numpy()
     step = -(-len(rows) // DOTS)
     labels = np.array([]) if found.labels is None or len(found.labels) != len(z[0]) else found.labels[rows].astype(str)
     common = sorted(pd.Series(labels, dtype=object).value_counts().index[: len(PALETTE)])
@@ -292,7 +298,7 @@ def _principal_axes(found: Embeddings, other: Embeddings | None, kept: Sequence[
     colors = dict(zip(common, PALETTE, strict=False))
     dots = []
     for i, row in enumerate(rows[::step]):
-        words = f"Row {row}" + (f", label {labels[i * step]}" if len(labels) else "")
+        words = f"Row {numbers[row]}" + (f", label {labels[i * step]}" if len(labels) else "")
         words += f": {kept[i * step]:.0%} of its neighbors kept" if len(kept) else ""
         color = colors.get(labels[i * step]) if len(labels) else PALETTE[0]
         dots.append({"words": words, "color": color, "places": [place[i].round(1).tolist() for place in places]})

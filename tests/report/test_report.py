@@ -20,7 +20,7 @@ from hsic_lab.datasets import load
 from hsic_lab.diagnostics import diagnose, rankme
 from hsic_lab.evaluation import extract_features
 from hsic_lab.plots import plot_embedding
-from hsic_lab.report import Embeddings, write_atlas, write_report
+from hsic_lab.report import Embeddings, read_embeddings, write_atlas, write_report
 from hsic_lab.report._page import (
     _cells,
     as_embeddings,
@@ -570,6 +570,22 @@ def test_dots_of_many_rows_are_a_sample(monkeypatch):
     monkeypatch.setattr("hsic_lab.report._page.DOTS", 100)
     page = report_html(Embeddings(A), Embeddings(B))
     assert page.count("data-words") == 80 and "Row 237: " in page
+
+
+@pytest.mark.parametrize("given", ["in the table", "in another file"])
+def test_dots_have_the_numbers_of_their_rows_in_the_source(tmp_path, given):
+    """Rows without a label have no dot, and those after them keep their numbers."""
+    table = pd.DataFrame(A[:12].numpy(), columns=[f"f{i}" for i in range(D)])
+    labels = pd.DataFrame({"label": [None] * 3 + ["a", "b"] * 4 + [None]})
+    if given == "in the table":
+        table.join(labels).to_csv(tmp_path / "x.csv", index=False)
+        found = read_embeddings(tmp_path / "x.csv")
+    else:
+        table.to_csv(tmp_path / "x.csv", index=False)
+        labels.fillna("").to_csv(tmp_path / "y.csv", index=False)
+        found = read_embeddings(tmp_path / "x.csv", labels=tmp_path / "y.csv")
+    shown = re.findall(r"Row (\d+), label (\w)", report_html(found))
+    assert shown == [(str(row), "ab"[(row - 3) % 2]) for row in range(3, 11)]
 
 
 def test_different_numbers_of_rows_are_refused_with_both(tmp_path, monkeypatch, capsys):
