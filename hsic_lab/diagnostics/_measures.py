@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from functools import reduce
 
 import numpy as np
 import pandas as pd
@@ -14,11 +15,11 @@ from hsic_lab._checks import (  # isort: skip
 )  # fmt: skip
 from hsic_lab.cka import cka_or_nan
 from hsic_lab.correlation import _BLOCK_ELEMENTS, column_moments, l2_normalize, row_blocks
-from hsic_lab.kernels import Delta, Gaussian
+from hsic_lab.kernels import Delta, Gaussian, Linear
 
 Features = Tensor | np.ndarray
 UNIFORMITY_ROWS = 8192  # 34 million pairs
-_STRIP, _TILE_ROWS = 512, 1024
+_TILE_ROWS = 1024
 
 
 def rankme(z: Features, center: bool = True) -> float:
@@ -83,7 +84,7 @@ def lidar(views: Features | Sequence[Features], delta: float = 1e-4) -> float:
     # The q - 1 contrasts between the views of an image span the differences of the views from their mean.
     contrasts = torch.as_tensor(helmert(q), device=stacked.device)
     blocks = stacked.split(max(1, _BLOCK_ELEMENTS // (q * d)))
-    within = _gram(((contrasts @ block.double()).flatten(0, 1) for block in blocks), d, stacked.device)
+    within = _gram((contrasts @ block.double()).flatten(0, 1) for block in blocks)
     within = within / (n * (q - 1)) + delta * torch.eye(d, dtype=torch.float64, device=stacked.device)
     lower, failed = torch.linalg.cholesky_ex(within)
     if failed:
@@ -95,7 +96,7 @@ def lidar(views: Features | Sequence[Features], delta: float = 1e-4) -> float:
         whitened = torch.linalg.solve_triangular(lower, torch.cat(list(centered)).T, upper=False)
         gram = whitened.T @ whitened
     else:
-        half = torch.linalg.solve_triangular(lower, _gram(centered, d, stacked.device), upper=False)
+        half = torch.linalg.solve_triangular(lower, _gram(centered), upper=False)
         gram = torch.linalg.solve_triangular(lower, half.T, upper=False)
     return entropy_rank(_eigenvalues(gram, max(n, d)))
 
@@ -120,7 +121,7 @@ def covariance_spectrum(z: Features, center: bool = True) -> Tensor:
     else:
         columns = torch.arange(d, device=z.device).split(max(1, _BLOCK_ELEMENTS // n))
         parts = (((z[:, some].double() - origin[some]) * alive[some]).T for some in columns)
-    return _eigenvalues(_gram(parts, min(n, d), z.device) / n, max(n, d))
+    return _eigenvalues(_gram(parts) / n, max(n, d))
 
 
 def entropy_rank(weights: Tensor) -> float:
@@ -153,15 +154,9 @@ def power_law(eigenvalues: Tensor, first: int, last: int) -> float:
     return -float((weights * x) @ y / ((weights * x) @ x))
 
 
-def _gram(parts: Iterable[Tensor], size: int, device: torch.device) -> Tensor:
-    """The sum of P'P over parts P (m, size), in float64."""
-    total = torch.zeros(size, size, dtype=torch.float64, device=device)
-    for part in parts:
-        # Strips of the upper triangle need five eighths of the products at 2048 columns.
-        for start in range(0, size, _STRIP):
-            strip = slice(start, start + _STRIP)
-            total[strip, start:].addmm_(part[:, strip].T, part[:, start:])
-    return total.triu() + total.triu(1).T
+def _gram(parts: Iterable[Tensor]) -> Tensor:
+    """The sum of P'P over parts P (m, size)."""
+    return reduce(Tensor.add_, (Linear().gram(part.T, None) for part in parts))
 
 
 def _eigenvalues(gram: Tensor, side: int) -> Tensor:
