@@ -1,13 +1,13 @@
 """Encoders, whose output features are evaluated, and the projector between them and the loss."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hsic_lab._checks import check_choice, check_integer, check_type, is_whole
+from hsic_lab._checks import check_choice, check_integer, is_whole
 
 _BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}  # residual blocks in each of the four stages
 
@@ -111,7 +111,7 @@ class ResNetEncoder(nn.Module):
     """ResNet (He et al. 2016, arXiv:1512.03385) without its classifier.
 
     Parameters are named and initialized as in torchvision, without ``fc``. The ``resnet50.pth`` of the official Barlow
-    Twins release loads into ``ResNetEncoder(50, "imagenet")``; for weights with a classifier see `without_classifier`.
+    Twins release loads into ``ResNetEncoder(50, "imagenet")``; drop a classifier's ``fc.weight`` and ``fc.bias`` first.
 
     Parameters
     ----------
@@ -188,10 +188,3 @@ def _convolution(before: int, after: int, size: int, stride: int) -> nn.Conv2d:
 def _check_images(images: Tensor, channels: int) -> None:
     if images.dim() != 4 or images.shape[1] != channels:
         raise ValueError(f"images must have shape (n, {channels}, h, w), got {tuple(images.shape)}")
-
-
-def without_classifier(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the state dict of a torchvision ResNet without ``fc``, for a strict `ResNetEncoder.load_state_dict`."""
-    return {
-        name: value for name, value in check_type("weights", weights, Mapping).items() if not name.startswith("fc.")
-    }

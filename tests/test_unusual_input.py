@@ -169,7 +169,6 @@ ARRAYS: dict[str, tuple[Callable, tuple]] = {
         lambda x, y: evaluation.few_label_curve({"a": (x, Y)}, y, LABELS, per_class=(6,), seeds=1)[["accuracy"]],
         (X, LABELS),
     ),
-    "confusion": (evaluation.confusion, (LABELS, LABELS)),
     "extract_features": (lambda i: evaluation.extract_features(Net(), i), (IMAGES.numpy(),)),
     "normalize": (views.normalize, (IMAGES.numpy(),)),
     "TwoViews": (lambda i: views.TwoViews(8)(i, torch.Generator().manual_seed(0)), (IMAGES.numpy(),)),
@@ -179,7 +178,6 @@ ARRAYS: dict[str, tuple[Callable, tuple]] = {
     "plot_embedding": (plots.plot_embedding, (X, LABELS)),
     "plot_spectrum": (plots.plot_spectrum, (np.array([3.0, 2.0, 1.0]),)),
     "SupConLoss": (lambda a, b, y: losses.SupConLoss()(a, b, labels=y), (X, Y, LABELS)),
-    "feature_pair": (lambda x, y: explorer.feature_pair(x, y, 0, 1).correlation, (X, Y)),
     "plot_pairs": (lambda a, b: plots.plot_pairs(a, b, 4), (IMAGES.numpy(), IMAGES.numpy())),
 } | {name: (loss, (X, Y)) for name, loss in LOSSES.items()}
 
@@ -360,9 +358,7 @@ CHOICES = {
     "stem": lambda v: hsic_lab.ResNetEncoder(18, v),
     "features of a table": lambda v: evaluation.probe_table(v, LABELS, LABELS),
     "Cs": lambda v: evaluation.linear_probe(X, LABELS, Y, LABELS, Cs=v),
-    "history": plots.plot_history,
     "panels": plots.compare_cross_correlations,
-    "pairs": plots.plot_views,
     "cka frame": plots.plot_cka,
     "probe frame": plots.plot_probe,
     "ablation frame": lambda v: plots.plot_ablation(v, "level"),
@@ -379,7 +375,6 @@ CHOICES = {
     "write_table": lambda v: ablation.write_table(v, v, "unused.csv", "command"),
     "probe_summary": evaluation.probe_summary,
     "few_label_summary": evaluation.few_label_summary,
-    "plot_confusion": plots.plot_confusion,
     "plot_diagnostics": plots.plot_diagnostics,
     "plot_differences": plots.plot_differences,
     "plot_few_labels": plots.plot_few_labels,
@@ -389,12 +384,10 @@ CHOICES = {
     "write_report": lambda v: report.write_report(v, "unused.csv"),
     "write_atlas": lambda v: report.write_atlas(v, "unused.csv"),
     "CorrelationExplorer": explorer.CorrelationExplorer,
-    "without_classifier": encoders.without_classifier,
     "status": datasets.status,
     "download": datasets.download,
     "Run": training.Run.load,
     "train_or_load": lambda v: training.train_or_load(v, "unused"),
-    "columns": lambda v: plots.plot_history(FRAME, columns=v),
     "Sum": lambda v: kernels.Sum(v, v),
     "generator": lambda v: views.TwoViews(8)(IMAGES, v),
 }
@@ -515,7 +508,6 @@ def cells(row: str) -> Iterator[tuple[str, str]]:
 TENSORS = {
     *LOSSES,
     "SupConLoss",
-    "feature_pair",
     "standardize",
     "cross_correlation",
     "extract_features",
@@ -529,7 +521,7 @@ ROWS = [*ARRAYS, *INTEGERS, *NUMBERS, *CHOICES]
 
 # Public names without a row of their own, and why.
 ELSEWHERE = {
-    "results and containers, which functions of this library make": "Callback Event FeaturePair ImageData Images "
+    "results and containers, which functions of this library make": "Callback Event ImageData Images "
     "Kernel LayerTests PairedDifference ProbeResult TestResult Embeddings TwoViewLoss",
     "kernels and losses that the rows of the others cover": "InverseMultiquadric Linear Product",
     "checked tensors only, in every step of a training": "center off_diagonal squared_distances",

@@ -1,4 +1,4 @@
-"""Linear probes: logistic regression on frozen features, tables of probes, few-label curves, confusion matrix."""
+"""Linear probes: logistic regression on frozen features, tables of probes, few-label curves."""
 
 import os
 import warnings
@@ -16,7 +16,6 @@ from scipy.stats import entropy
 from sklearn import config_context
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import confusion_matrix
 from sklearn.model_selection import train_test_split
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -259,27 +258,3 @@ def _probe_rows(features: Pairs, train_y, test_y, draws: Sequence[tuple], n_jobs
     table = [{"representation": name} | columns | vars(result) for (name, (columns, *_)), result in results]
     shown = ["representation", *draws[0][0], "accuracy", "C", "n_train", "n_test"]
     return pd.DataFrame(table, columns=shown).assign(chance=chance_accuracy(train_y, test_y))
-
-
-def confusion(test_y: Data, predictions: Data, class_names: Sequence[str] | None = None) -> pd.DataFrame:
-    """Confusion matrix: counts of test rows by true class and predicted class.
-
-    Parameters
-    ----------
-    test_y, predictions : array-like or Tensor of shape (n,)
-        True labels (rows of the result) and predicted labels (columns).
-    class_names : sequence of str or None
-        Names of the labels 0, 1, ...; None for the sorted labels that occur.
-    """
-    test_y, predictions = as_labels("test_y", test_y), as_labels("predictions", predictions)
-    if (test_y.dtype.kind == "U") != (predictions.dtype.kind == "U"):
-        both = "test_y and predictions must both be strings or both numbers"
-        raise ValueError(f"{both}, got {test_y[0]!r}, {predictions[0]!r}")
-    if len(test_y) != len(predictions):
-        raise ValueError(f"test_y and predictions must have the same length, got {len(test_y)}, {len(predictions)}")
-    found = np.union1d(test_y, predictions)
-    labels = found if class_names is None else np.arange(len(class_names))
-    if len(nameless := np.setdiff1d(found, labels)):
-        raise ValueError(f"class_names must name the labels 0 to {len(labels) - 1}, got also {nameless.tolist()}")
-    axes = [pd.Index(list(labels if class_names is None else class_names), name=name) for name in ("true", "predicted")]
-    return pd.DataFrame(confusion_matrix(test_y, predictions, labels=labels), *axes)

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from hsic_lab import correlation as correlations
-from hsic_lab._checks import as_samples, check_views, to_array
+from hsic_lab._checks import as_samples, to_array
 from hsic_lab._io import replace_file
 from hsic_lab.evaluation import extract_features
 from hsic_lab.explorer._html import data_url, explorer_fragment, explorer_page, image_bytes
@@ -30,7 +30,7 @@ from hsic_lab.plots._samples import unit_images
 from hsic_lab.training import Event, Run
 from hsic_lab.training._setup import KEPT_SAMPLES, SNAPSHOT_PAIRS, data_of, held_out_pairs
 
-__all__ = ["CorrelationExplorer", "FeaturePair", "explorer_fragment", "feature_pair"]
+__all__ = ["CorrelationExplorer", "explorer_fragment"]
 
 Projections = tuple[Tensor, Tensor]
 Source = Run | str | os.PathLike | Projections
@@ -39,50 +39,6 @@ _SCRIPTS = ("heatmap.js", "charts.js", "store.js", "panel.js", "explorer.js")  #
 _BINS = 400  # of the histograms, over [-1, 1]
 _POINTS = 2000  # at most, in a scatter plot
 _LARGE = 1024  # features; above, the still image of a notebook has the heatmaps alone, for a spectrum takes seconds
-
-
-@dataclass(frozen=True)
-class FeaturePair:
-    """Feature i of view A and feature j of view B over the same n images: the standardized `x` and `y` of shape (n,).
-
-    `correlation` is ``C_ij``, the mean of ``x * y``. `extremes_a, extremes_b` are the indices of the images with the
-    lowest values of `x` and of `y`, then of those with the highest.
-    """
-
-    x: np.ndarray
-    y: np.ndarray
-    correlation: float
-    extremes_a: np.ndarray
-    extremes_b: np.ndarray
-
-
-def feature_pair(z_a: Tensor, z_b: Tensor, i: int, j: int, extremes: int = 4) -> FeaturePair:
-    """Return the samples behind the entry ``C_ij`` of a cross-correlation matrix.
-
-    Parameters
-    ----------
-    z_a, z_b : Tensor of shape (n, d)
-        Projections of the two views.
-    i, j, extremes : int, extremes 4 by default
-        A feature of view A and one of view B, 0 to d - 1; the number of images at each end, at most n / 2.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from hsic_lab.explorer import feature_pair
-    >>> feature_pair(torch.eye(3), torch.eye(3), 0, 0).extremes_a.tolist()
-    [1, 0]
-    """
-    check_views(z_a, z_b)
-    d = z_a.shape[1]
-    if not (0 <= i < d and 0 <= j < d):
-        raise ValueError(f"features are numbered 0 to {d - 1}, got ({i}, {j})")
-    if extremes < 1:
-        raise ValueError(f"extremes must be at least 1, got {extremes}")
-    x, y = (to_array(correlations.standardize(z[:, [k]])[:, 0]).astype(float) for z, k in ((z_a, i), (z_b, j)))
-    count = min(extremes, len(x) // 2)
-    ends = (np.argsort(values, kind="stable")[[*range(count), *range(-count, 0)]] for values in (x, y))
-    return FeaturePair(x, y, float(np.mean(x * y)), *ends)
 
 
 @dataclass(eq=False)
@@ -365,12 +321,13 @@ class CorrelationExplorer(anywidget.AnyWidget):
             return answer | {"note": f"The images cannot be projected: {error}"}
         if found is None:
             return answer
-        pair = feature_pair(*found[1:], i, j)
-        answer |= {"at": found[0], "n": len(pair.x), "correlation": pair.correlation}
-        answer |= {axis: getattr(pair, axis)[:_POINTS].astype(np.float32).tobytes() for axis in "xy"}
-        if images is not None:
-            answer |= {"images_a": _image_urls(images[0], pair.extremes_a)}
-            answer |= {"images_b": _image_urls(images[1], pair.extremes_b)}
+        x, y = (to_array(correlations.standardize(z[:, [k]])[:, 0]) for z, k in zip(found[1:], (i, j), strict=True))
+        answer |= {"at": found[0], "n": len(x), "correlation": float(np.mean(x.astype(float) * y))}
+        answer |= {"x": x[:_POINTS].astype(np.float32).tobytes(), "y": y[:_POINTS].astype(np.float32).tobytes()}
+        if images is not None:  # those of the lowest and of the highest values
+            ends = [*range(count := min(4, len(x) // 2)), *range(-count, 0)]
+            answer |= {"images_a": _image_urls(images[0], np.argsort(x, kind="stable")[ends])}
+            answer |= {"images_b": _image_urls(images[1], np.argsort(y, kind="stable")[ends])}
         return answer
 
     def _send_orders(self) -> None:

@@ -5,11 +5,9 @@ import io
 from typing import Any
 
 import matplotlib.pyplot as plt
-import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import ArrayLike
 
 PALETTE = sns.color_palette("colorblind").as_hex()
 DIVERGING = "RdBu_r"
@@ -52,13 +50,6 @@ def dashed_line(ax: Axes, value: float, label: str, *, vertical: bool = False, *
     coordinates = ("data", "axes fraction") if vertical else ("axes fraction", "data")
     text |= {"textcoords": "offset points", "color": QUIET, "fontsize": "small", "annotation_clip": False}
     ax.annotate(label, (value, 1) if vertical else (1, value), xycoords=coordinates, **text)
-
-
-def draw_band(ax: Axes, x: ArrayLike, frame: pd.DataFrame, number: int, label: str) -> None:
-    """Draw the column `mean` of the frame with the band from `low` to `high`, in the color of this number."""
-    color = PALETTE[number % len(PALETTE)]
-    ax.fill_between(x, frame["low"], frame["high"], color=color, alpha=0.15, linewidth=0)
-    ax.plot(x, frame["mean"], color=color, marker="osD^vPX*"[number % 8], markersize=5, label=plain(label))
 
 
 def png_text(figure: Figure, **look: Any) -> str:

@@ -1,7 +1,6 @@
 """Plots of training histories, probes, ablations and diagnostics."""
 
-from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from collections.abc import Mapping
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -15,46 +14,8 @@ from hsic_lab._checks import check_integer, check_type, require_columns
 from hsic_lab._statistics import summarize
 
 from hsic_lab.plots._canvas import (  # isort: skip
-    PALETTE, QUIET, SEQUENTIAL, axes_or_new, dashed_line, draw_band, plain, value_label,
+    PALETTE, QUIET, SEQUENTIAL, axes_or_new, dashed_line, plain, value_label,
 )  # fmt: skip
-
-
-Runs: TypeAlias = pd.DataFrame | Mapping[str, pd.DataFrame]  # one run, or several by name
-
-
-def plot_history(frame: Runs, ax: Axes | None = None, columns: Sequence[str] = ("loss",)) -> Axes:
-    """Training curves: each of `columns` against the column ``step``.
-
-    A color is a run, or a column if there is one run. A line style is a column. Nothing is averaged.
-
-    Parameters
-    ----------
-    frame : DataFrame or mapping of str to DataFrame
-        One run, or several runs by name; a step occurs once in a run.
-    ax, columns : Axes or None, sequence of str, default ("loss",)
-        Where to draw, a new figure by default; the columns to draw.
-
-    Examples
-    --------
-    >>> import pandas as pd
-    >>> from hsic_lab.plots import plot_history
-    >>> ax = plot_history(pd.DataFrame({"step": [0, 10, 20], "loss": [64.0, 30.0, 12.0]}))
-    """
-    runs = _runs(frame, columns)
-    ax = axes_or_new(ax, 5.2, 3.4)
-    names = [plain(column.replace("_", "-")) for column in columns]
-    for i, (run_name, run) in enumerate(runs.items()):
-        for j, (column, name) in enumerate(zip(columns, names, strict=True)):
-            run_words = plain(run_name) if run_name else ""
-            label = name if not run_name else run_words if len(columns) == 1 else f"{run_words}, {name}"
-            color, style = (j, 0) if len(runs) == 1 else (i, j)
-            look = {"color": PALETTE[color % len(PALETTE)], "linestyle": ("-", "--", ":", "-.")[style % 4]}
-            ax.plot(run["step"], run[column], label=label, linewidth=1.8, **look)
-    ax.set(xlabel="training step", ylabel=", ".join(names))
-    ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    if len(runs) > 1 or len(columns) > 1:
-        ax.legend(frameon=False)
-    return ax
 
 
 def history_figure(runs: Mapping[str, pd.DataFrame], dimension: int) -> Figure:
@@ -71,39 +32,33 @@ def history_figure(runs: Mapping[str, pd.DataFrame], dimension: int) -> Figure:
         width d of C, at least 2.
     """
     dimension = check_integer("dimension", dimension, 2)
-    whole = all("rms_off_diagonal" in run and run["rms_off_diagonal"].notna().all() for run in _runs(runs, []).values())
-    runs = _runs(runs, ["loss", "diagonal", other := "rms_off_diagonal" if whole else "off_diagonal"])
+    if not check_type("runs", runs, Mapping):
+        raise ValueError("runs must hold at least one history, got none")
+    for run in runs.values():
+        require_columns(run, ["step", "loss", "diagonal"])
+    whole = all("rms_off_diagonal" in run and run["rms_off_diagonal"].notna().all() for run in runs.values())
+    off_diagonal = "rms_off_diagonal" if whole else "off_diagonal"
+    for run in runs.values():
+        require_columns(run, [off_diagonal])
     figure, axes = plt.subplot_mosaic("ld;lo", figsize=(9.5, 4.0), layout="constrained")
     loss, diagonal, off = axes.values()
-    plot_history({name: run.assign(loss=run["loss"] / dimension) for name, run in runs.items()}, loss)
+    for k, (name, run) in enumerate(runs.items()):
+        for ax, values in ((loss, run["loss"] / dimension), (diagonal, run["diagonal"]), (off, run[off_diagonal])):
+            ax.plot(run["step"], values, label=plain(name), color=PALETTE[k % len(PALETTE)], linewidth=1.8)
+    for ax in (loss, off):
+        ax.set_xlabel("training step")
+        ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     loss.set(ylabel="loss / d", title="loss per feature")
-    titles = {"diagonal": "mean diagonal of C", other: f"{'rms' if whole else 'mean'} off-diagonal of C"}
-    for ax, (column, title) in zip((diagonal, off), titles.items(), strict=True):
-        plot_history(runs, ax, [column]).set(ylabel="", title=title)
-        if (legend := ax.get_legend()) is not None:
-            legend.remove()
-    diagonal.set_xlabel("")
+    diagonal.set(title="mean diagonal of C")
+    off.set(title=f"{'rms' if whole else 'mean'} off-diagonal of C")
+    if len(runs) > 1:
+        loss.legend(frameon=False)
     diagonal.tick_params(labelbottom=False)
     dashed_line(diagonal, 1, "", xytext=(4, 0))
     dashed_line(off, 0, "" if whole else "0", xytext=(4, 0), va="bottom")
     if not whole:
         dashed_line(off, -1 / (dimension - 1), "−1/(d−1)", xytext=(4, 0), va="top")
     return figure
-
-
-def _runs(frame: Runs, columns: Sequence[str]) -> dict[str, pd.DataFrame]:
-    """Return the runs by name, sorted by step; a single run has the name ""."""
-    runs = dict(frame) if isinstance(frame, Mapping) else {"": frame}
-    for run in runs.values():
-        check_type("frame", run, pd.DataFrame)
-    check_type("columns", columns, list, tuple)
-    if not runs or not all(len(run) for run in runs.values()):
-        raise ValueError(f"every run must hold rows, got { {name: len(run) for name, run in runs.items()} }")
-    for run in runs.values():
-        require_columns(run, ["step", *columns])
-        if len(twice := run.loc[run["step"].duplicated(), "step"]):
-            raise ValueError(f"step {twice.iloc[0]} occurs twice in one run: give several runs as a mapping")
-    return {name: run.sort_values("step") for name, run in runs.items()}
 
 
 def plot_ablation(
@@ -139,7 +94,9 @@ def plot_ablation(
     lines = [("", table)] if hue is None else table.groupby(hue, sort=False, dropna=False)
     for number, (name, rows) in enumerate(lines):
         rows = rows.sort_values("position")
-        draw_band(ax, rows["position"], rows, number, "none" if pd.isna(name) else str(name))
+        color, label = PALETTE[number % len(PALETTE)], "none" if pd.isna(name) else plain(name)
+        ax.fill_between(rows["position"], rows["low"], rows["high"], color=color, alpha=0.15, linewidth=0)
+        ax.plot(rows["position"], rows["mean"], color=color, marker="osD^vPX*"[number % 8], markersize=5, label=label)
     if numeric:
         ax.set_xscale("log", base=2)
         ax.xaxis.set_minor_locator(NullLocator())

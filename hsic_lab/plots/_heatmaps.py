@@ -1,4 +1,4 @@
-"""Heatmaps of cross-correlation matrices, CKA tables and confusion matrices."""
+"""Heatmaps of cross-correlation matrices and CKA tables."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 from hsic_lab._checks import check_number, check_type
@@ -97,28 +97,6 @@ def plot_cka(frame: Any, ax: Axes | None = None) -> Axes:
     name = frame.attrs.get("measure", "CKA")
     label = f"calibrated {name}" + "\n–: within chance" * ("–" in texts) if tested else name
     ax.figure.colorbar(image, ax=ax, shrink=0.75, label=label, extend="min" if values.min() < -1e-6 else "neither")
-    return ax
-
-
-def plot_confusion(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Heatmap of a confusion matrix: colors are shares of the true class; up to 20 classes, cells show their counts.
-
-    Parameters
-    ----------
-    frame, ax : DataFrame, Axes or None
-        Counts of ``confusion``, a row for each true class, a column for each predicted class; and where to draw.
-    """
-    counts = check_type("frame", frame, pd.DataFrame).to_numpy()
-    if counts.shape[0] != counts.shape[1] or not counts.size:
-        raise ValueError(f"frame must be square with at least one class, got shape {counts.shape}")
-    if not (np.isfinite(counts).all() and (counts >= 0).all()):
-        raise ValueError("frame must hold counts, got entries that are negative or not finite")
-    size = min(max(0.42 * len(counts), 2.0), 7)
-    ax = axes_or_new(ax, size + 2.2, size + 0.9)
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    texts = [f"{count}" if count else "" for count in counts.flat] if len(counts) <= 20 else []
-    image = _draw_cells(ax, frame, shares, texts, ("predicted class", "true class"))
-    ax.figure.colorbar(image, ax=ax, shrink=0.75, label="share of the true class", format=PercentFormatter(1))
     return ax
 
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 from sklearn.decomposition import PCA
 
-from hsic_lab._checks import as_tensor, check_integer, check_type, to_array
+from hsic_lab._checks import as_tensor, check_integer, to_array
 from hsic_lab.plots._canvas import PALETTE, QUIET, axes_or_new, plain
 
 _MAX_COLORS = 20  # more classes cannot be told apart
@@ -131,24 +128,6 @@ def plot_pairs(view_a: ArrayLike, view_b: ArrayLike, n: int = 8, ax: Axes | None
     ax.grid(False)
     ax.spines[:].set_visible(False)
     return ax
-
-
-def plot_views(pairs: Mapping[str, tuple[ArrayLike, ArrayLike]], n: int = 8) -> Figure:
-    """Figure of pairs of views under several augmentations, one row of `plot_pairs` for each.
-
-    Parameters
-    ----------
-    pairs, n : mapping of str to (array-like, array-like), int, default 8
-        The two views by the name of the augmentation, as in `plot_pairs`, and the number of pairs in a row.
-    """
-    if not check_type("pairs", pairs, Mapping):
-        raise ValueError("pairs must hold at least one pair of views, got none")
-    size = (1.1 * n + 0.6, 2.6 * len(pairs))
-    figure, axes = plt.subplots(len(pairs), figsize=size, squeeze=False, layout="constrained")
-    for ax, (title, pair) in zip(axes[:, 0], pairs.items(), strict=True):
-        view_a, view_b = check_type(f"pairs[{title!r}]", pair, tuple, list)
-        plot_pairs(view_a, view_b, n, ax).set_title(plain(title, 80))
-    return figure
 
 
 def unit_images(images: ArrayLike, name: str = "images") -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Linear probes on any device, few-label curves and their intervals, and the confusion matrix."""
+"""Linear probes on any device, few-label curves and their intervals."""
 
 import math
 import os
@@ -18,7 +18,6 @@ from hsic_lab.diagnostics import rankme
 from hsic_lab.encoders import MLPProjector
 from hsic_lab.evaluation import _probes as probes
 from hsic_lab.evaluation import (
-    confusion,
     extract_features,
     extract_layers,
     few_label_curve,
@@ -180,18 +179,6 @@ def test_interval_of_the_summary_is_students():
     assert math.isnan(row.loc[50, "low"]) and row.loc[50, "mean"] == 0.5
 
 
-# --- confusion
-
-
-def test_confusion_counts_true_rows_and_predicted_columns():
-    true, predicted = np.array([0, 0, 1, 2, 2, 2]), np.array([0, 1, 1, 2, 0, 2])
-    frame = confusion(true, predicted, ["ant", "bee", "cat", "dog"])
-    assert frame.to_numpy().tolist() == [[1, 1, 0, 0], [0, 1, 0, 0], [1, 0, 2, 0], [0, 0, 0, 0]]
-    assert frame.loc["cat", "ant"] == 1 and (frame.index.name, frame.columns.name) == ("true", "predicted")
-    words = confusion(torch.tensor([3, 7]), [7, 7])
-    assert words.loc[3, 7] == 1 and words.to_numpy().sum() == 2
-
-
 X, Y = np.arange(20.0).reshape(10, 2), np.arange(10) % 2
 
 
@@ -209,8 +196,6 @@ X, Y = np.arange(20.0).reshape(10, 2), np.arange(10) % 2
         (lambda: few_label_curve({"a": (X, X[:, :1])}, Y, Y, (5,)), "2 features and test_x 1"),
         (lambda: few_label_curve(X, Y, Y, (5,)), "features must be of type Mapping"),
         (lambda: few_label_curve({"a": (X, X)}, Y, Y, (5.0,)), "got 5.0"),
-        (lambda: confusion(Y, Y[:3]), "got 10, 3"),
-        (lambda: confusion(Y, Y, ["a"]), r"0 to 0, got also \[1\]"),
     ],
 )
 def test_bad_probe_input_is_refused(call, quoted):

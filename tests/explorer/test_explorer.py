@@ -22,7 +22,7 @@ from PIL import Image
 
 from hsic_lab.correlation import cross_correlation, feature_order, standardize
 from hsic_lab.datasets import load
-from hsic_lab.explorer import CorrelationExplorer, explorer_fragment, feature_pair
+from hsic_lab.explorer import CorrelationExplorer, explorer_fragment
 from hsic_lab.explorer._html import explorer_data
 from hsic_lab.plots import DIVERGING, PALETTE
 from hsic_lab.training import Event, Run, TrainConfig, train
@@ -99,8 +99,11 @@ def test_cell_shows_samples_and_images():
     assert len(behind["x"]) == len(behind["y"]) == behind["n"] == 30
     np.testing.assert_allclose(np.mean(behind["x"] * behind["y"]), behind["correlation"], atol=1e-6)
     for key, view, column in (("a", images[0], z_a[:, 2]), ("b", images[1], z_b[:, 4])):
-        np.testing.assert_array_equal(shown_image(behind[f"images_{key}"][-1]), view[column.argmax()].permute(1, 2, 0))
-        np.testing.assert_array_equal(shown_image(behind[f"images_{key}"][0]), view[column.argmin()].permute(1, 2, 0))
+        ranked = column.argsort(stable=True)
+        for url, row in zip(behind[f"images_{key}"], [*ranked[:4], *ranked[-4:]], strict=True):
+            np.testing.assert_array_equal(shown_image(url), view[row].permute(1, 2, 0))
+    few = samples(CorrelationExplorer(z_a[:5], z_b[:5], tuple(view[:5] for view in images)), 0, 2, 4)
+    assert len(few["images_a"]) == len(few["images_b"]) == 4, "no image at both ends"
     without = samples(CorrelationExplorer(z_a, z_b), 0, 2, 4)
     assert without["note"] == "" and "images_a" not in without and len(without["x"]) == 30
 
@@ -430,21 +433,6 @@ def test_large_matrix_is_answered_quickly():
     answers(explorer, kind="matrix", panel=0, step=0)
     assert time.perf_counter() - started < 2  # 0.15 s on an idle core
     assert Image.open(io.BytesIO(base64.b64decode(explorer._repr_mimebundle_()[0]["image/png"]))).width > 300
-
-
-def test_feature_pair_has_the_samples_and_extremes_of_an_entry():
-    generator = torch.Generator().manual_seed(0)
-    z_a, z_b = (torch.randn(50, 7, generator=generator) for _ in range(2))
-    pair = feature_pair(z_a, z_b, 2, 6, extremes=3)
-    assert pair.correlation == pytest.approx(float(cross_correlation(z_a, z_b)[2, 6]), abs=1e-6)
-    assert pair.correlation == pytest.approx(np.corrcoef(z_a[:, 2], z_b[:, 6])[0, 1], abs=1e-6)
-    ranked = np.argsort(z_a[:, 2].numpy())
-    np.testing.assert_array_equal(pair.extremes_a, [*ranked[:3], *ranked[-3:]])
-    np.testing.assert_array_equal(pair.extremes_b, np.argsort(z_b[:, 6].numpy())[[0, 1, 2, -3, -2, -1]])
-    few = feature_pair(z_a[:5], z_b[:5], 0, 0, extremes=4)
-    assert len(few.extremes_a) == 4  # no image at both ends
-    with pytest.raises(ValueError, match=r"0 to 6, got \(7, 0\)"):
-        feature_pair(z_a, z_b, 7, 0)
 
 
 def test_data_for_a_small_element(tmp_path):

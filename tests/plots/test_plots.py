@@ -21,11 +21,9 @@ from hsic_lab.plots import (
     history_figure,
     plot_cross_correlation,
     plot_embedding,
-    plot_history,
     plot_pairs,
     plot_probe,
     plot_spectrum,
-    plot_views,
 )
 from hsic_lab.plots._heatmaps import matrix_figure
 from hsic_lab.plots._samples import unit_images
@@ -52,7 +50,6 @@ IMAGES = np.random.default_rng(0).uniform(-1, 1, (9, 3, 8, 8))
 
 DRAW = {
     "cross_correlation": lambda **kw: plot_cross_correlation(matrix(8), **kw),
-    "history": lambda **kw: plot_history(history(), **kw),
     "probe": lambda **kw: plot_probe(probes(), **kw),
     "spectrum": lambda **kw: plot_spectrum(np.arange(1, 5), **kw),
     "pairs": lambda **kw: plot_pairs(IMAGES, IMAGES, **kw),
@@ -144,28 +141,6 @@ def test_one_row_of_panels():
 # --- curves
 
 
-def test_one_run_draws_a_line_per_column():
-    ax = plot_history(history(), columns=["diagonal", "off_diagonal"])
-    first, second = ax.get_lines()
-    np.testing.assert_array_equal(first.get_xydata(), history()[["step", "diagonal"]])
-    np.testing.assert_array_equal(second.get_xydata(), history()[["step", "off_diagonal"]])
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["diagonal", "off-diagonal"]
-    assert first.get_color() != second.get_color()
-
-
-def test_colors_are_runs_and_line_styles_are_columns():
-    lines = plot_history({"a": history(), "b": history(0.1)}, columns=["loss", "diagonal"]).get_lines()
-    assert [line.get_label() for line in lines] == ["a, loss", "a, diagonal", "b, loss", "b, diagonal"]
-    assert lines[0].get_color() == lines[1].get_color() != lines[2].get_color()
-    assert lines[0].get_linestyle() == lines[2].get_linestyle() != lines[1].get_linestyle()
-    np.testing.assert_array_equal(lines[3].get_xydata(), history(0.1)[["step", "diagonal"]])
-
-
-def test_unsorted_steps_are_drawn_in_order():
-    line = plot_history(history().iloc[::-1]).get_lines()[0]
-    np.testing.assert_array_equal(line.get_xydata(), history()[["step", "loss"]])
-
-
 @pytest.mark.parametrize("missing", ["no column", "from a later step on", None])
 def test_history_figure_draws_the_rms_that_every_history_has(missing):
     runs = {name: history(x).assign(rms_off_diagonal=0.1 + x) for name, x in (("a", 0.0), ("b", 0.1))}
@@ -244,13 +219,11 @@ EYE = np.eye(2)
         (lambda: plot_cross_correlation(np.eye(2), limit=0.0), "got 0.0"),
         (lambda: compare_cross_correlations({}), "none"),
         (lambda: compare_cross_correlations({"a": {"x": EYE}, "b": {"y": EYE}}), r"\['x'\].*\['y'\]"),
-        (lambda: plot_history(history().drop(columns="step")), r"\['step'\]"),
-        (lambda: plot_history(history(), columns=["accuracy"]), "accuracy"),
-        (lambda: plot_history(pd.concat([history(), history()])), "step 0 occurs twice"),
-        (lambda: plot_history({}), r"got \{\}"),
+        (lambda: history_figure({"a": history().drop(columns="step")}, 8), r"\['step'\]"),
+        (lambda: history_figure({}, 8), "at least one history"),
         (lambda: history_figure({"a": history()}, 1), "got 1"),
         (lambda: history_figure({"a": history().drop(columns="off_diagonal")}, 8), "off_diagonal"),
-        (lambda: history_figure({"a": history(), "b": history()[:0]}, 8), "'b': 0"),
+        (lambda: history_figure({"a": history(), "b": history()[:0]}, 8), "at least one row, got none"),
         (lambda: plot_probe(probes().drop(columns="chance")), "chance"),
         (lambda: plot_probe(probes().head(0)), "none"),
         (lambda: plot_spectrum(np.zeros(3)), "0.0 to 0.0"),
@@ -298,17 +271,6 @@ def test_arrays_of_every_layout_are_drawn(form):
 
 def test_palette_is_color_blind_safe():
     assert PALETTE[:3] == ["#0173b2", "#de8f05", "#029e73"]
-
-
-def test_plot_views_has_a_titled_row_for_every_augmentation():
-    views = IMAGES[:4]
-    figure = plot_views({"plain": (views, views), "negative": (-views, -views)}, n=3)
-    assert [ax.get_title() for ax in figure.axes] == ["plain", "negative"]
-    plain, negative = (ax.images[0].get_array() for ax in figure.axes)
-    height = IMAGES.shape[2]
-    assert np.allclose(plain[:height, :height] + negative[:height, :height], 1)
-    with pytest.raises(ValueError, match="got none"):
-        plot_views({})
 
 
 @pytest.mark.parametrize("diagonal", [np.full(100, 0.9), *np.random.default_rng(0).uniform(size=(12, 100))])

@@ -14,22 +14,20 @@ from matplotlib.text import Text
 from hsic_lab.ablation import paired_difference
 from hsic_lab.diagnostics import diagnose
 from hsic_lab.diagnostics._diagnose import FAULTS
-from hsic_lab.evaluation import confusion, few_label_summary
+from hsic_lab.evaluation import few_label_summary
 from hsic_lab.plots import (
     compare_cross_correlations,
+    history_figure,
     plot_ablation,
     plot_ablation_map,
     plot_cka,
-    plot_confusion,
     plot_cross_correlation,
     plot_diagnostics,
     plot_differences,
     plot_embedding,
     plot_few_labels,
-    plot_history,
     plot_probe,
     plot_spectrum,
-    plot_views,
 )
 from hsic_lab.plots._canvas import PALETTE, plain
 from hsic_lab.plots._heatmaps import matrix_figure
@@ -45,11 +43,9 @@ def curve():
     return pd.DataFrame(rows)
 
 
-COUNTS = confusion([0, 0, 0, 1, 1], [0, 0, 1, 1, 1], ["ant", "bee", "cat"])
 FRAME = diagnose(torch.ones(20, 3), torch.randn(20, 3, generator=torch.Generator().manual_seed(0)))
 DRAW = {
     "few_labels": lambda **kw: plot_few_labels(curve(), **kw),
-    "confusion": lambda **kw: plot_confusion(COUNTS, **kw),
     "diagnostics": lambda **kw: plot_diagnostics(FRAME, **kw),
 }
 
@@ -78,16 +74,6 @@ def test_few_label_lines_are_means_with_intervals():
             assert edges.min() == pytest.approx(summary.loc[(name, m), "low"])
             assert edges.max() == pytest.approx(summary.loc[(name, m), "high"])
     assert ax.get_lines()[2].get_ydata()[0] == 0.1
-
-
-def test_confusion_colors_are_shares_and_texts_are_counts():
-    ax = plot_confusion(COUNTS)
-    np.testing.assert_allclose(ax.images[0].get_array(), [[2 / 3, 1 / 3, 0], [0, 1, 0], [0, 0, 0]])
-    assert [text.get_text() for text in ax.texts] == ["2", "1", "", "", "2", "", "", "", ""]
-    assert ax.images[0].get_clim() == (0, 1)
-    assert [text.get_text() for text in ax.get_xticklabels()] == ["ant", "bee", "cat"]
-    many = plot_confusion(pd.DataFrame(np.eye(90, dtype=int)))
-    assert not many.texts and len(many.get_xticks()) == 30
 
 
 def test_diagnostics_show_the_texts_of_the_frame():
@@ -175,21 +161,19 @@ def table_with(name):
 def drawings(name):
     """Plots with a text of the user, and in how many texts of the figure it must occur."""
     z = np.random.default_rng(0).normal(size=(20, 3))
-    frame, column, history = table_with(name), f"{name} column", pd.DataFrame({"step": [0, 1], name: [1.0, 2.0]})
+    frame, column = table_with(name), f"{name} column"
+    history = pd.DataFrame(np.ones((2, 4)), columns=["step", "loss", "diagonal", "off_diagonal"])
     factor = diagnose(torch.tensor(z), factors=pd.DataFrame({name: np.arange(20) % 2}))
     labels, square = np.array([name, "other"] * 10), pd.DataFrame(np.eye(2), index=[name, "b"], columns=[name, "b"])
     difference = paired_difference(frame, column, "other", name)
     return {
         "embedding": (plot_embedding(z, labels), 1),
         "spectrum": (plot_spectrum(z, label=name), 1),
-        "views": (plot_views({name: (np.zeros((9, 1, 4, 4)),) * 2}).axes[0], 1),
         "matrix": (plot_cross_correlation(np.eye(3), title=name), 1),
         "matrices": (matrix_figure({name: np.eye(3), "other": np.eye(3)}, 50).axes[0], 2),
         "compare": (compare_cross_correlations({name: np.eye(3)}).axes[0], 1),
         "cka": (plot_cka(square), 2),
-        "confusion": (plot_confusion(square.astype(int)), 2),
-        "history": (plot_history(history, columns=[name]), 1),
-        "histories": (plot_history({name: history, "b": history}, columns=[name]), 2),
+        "histories": (history_figure({name: history, "b": history}, 4).axes[0], 1),
         "ablation": (plot_ablation(frame, column), 2),
         "ablation lines": (plot_ablation(frame, "width", column), 2),
         "ablation map": (plot_ablation_map(frame, column, "width"), 2),
@@ -218,8 +202,6 @@ def test_texts_of_the_user_are_never_formulas_and_stay_in_the_legend(text):
     [
         (lambda: plot_few_labels(curve().drop(columns="chance")), r"\['chance'\]"),
         (lambda: plot_few_labels(curve().head(0)), "got none"),
-        (lambda: plot_confusion(COUNTS.head(2)), r"\(2, 3\)"),
-        (lambda: plot_confusion(-COUNTS), "negative"),
         (lambda: plot_diagnostics(FRAME.drop(columns="verdict")), r"\['verdict'\]"),
     ],
 )
