@@ -55,6 +55,7 @@ import torch
 from scipy.stats import t as student_t
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import ConfusionMatrixDisplay
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -63,7 +64,6 @@ from hsic_lab.demo import demo_config
 from hsic_lab.diagnostics import diagnose, factor_dependence, rankme
 from hsic_lab.encoders import ConvEncoder
 from hsic_lab.evaluation import (
-    confusion,
     extract_features,
     extract_layers,
     few_label_curve,
@@ -72,7 +72,7 @@ from hsic_lab.evaluation import (
     linear_probe,
     probe_table,
 )
-from hsic_lab.plots import plot_confusion, plot_diagnostics, plot_few_labels, set_theme
+from hsic_lab.plots import plot_diagnostics, plot_few_labels, set_theme
 from hsic_lab.training import train_or_load
 from hsic_lab.views import normalize
 
@@ -183,16 +183,17 @@ neighbors.to_frame().round(3)
 # reason is that kNN takes the features as they are, and cannot weigh some directions more than others.
 #
 # A single accuracy does not show which classes are confused. The confusion matrix does. It has a row for each true
-# digit and a column for each predicted digit. A number counts test images, and a color is the share of its row. The
-# diagonal has the correct predictions. The cell after it prints the most frequent errors.
+# digit and a column for each predicted digit. Numbers and colors count test images. The diagonal has the correct
+# predictions. The cell after it prints the most frequent errors.
 
 # %% alt="Confusion matrix of the ten digits for the Barlow Twins encoder. Most counts lie on the diagonal. The next cell prints the most frequent errors."
 train_x, test_x = features["Barlow Twins"]
 probe = linear_probe(train_x, train_y, test_x, test_y)
 assert FAST or probe.accuracy > neighbors["Barlow Twins"]
-counts = confusion(test_y, probe.predictions, [str(digit) for digit in range(10)])
+shown = ConfusionMatrixDisplay.from_predictions(test_y, probe.predictions, cmap="cividis", colorbar=False)
+counts = pd.DataFrame(shown.confusion_matrix)
 assert np.trace(counts) / counts.to_numpy().sum() == probe.accuracy
-plot_confusion(counts);
+shown.ax_.grid(False)
 
 # %%
 off = counts.where(~np.eye(10, dtype=bool)).stack().sort_values(ascending=False)
