@@ -275,7 +275,8 @@ def test_depths_and_lambdas_on_the_scenes_are_those_of_their_tables():
     failed = runs[runs["accuracy"] < 0.22]
     assert set(failed["seed"]) == {3} and f"{len(failed)} of {len(runs)} of the lambda table" in text
     chosen = [one["learning_rate"] for one in json.loads(runs.attrs["chosen"])]
-    assert chosen == [0.004, 0.008, 0.004, 0.004, 0.004, 0.004]
+    assert chosen == [0.002, 0.008, 0.002, 0.004, 0.002, 0.004], "three of six are 0.002"
+    assert not any(one["at_end"] for one in json.loads(runs.attrs["chosen"]))
 
 
 def test_the_short_comparison_with_a_resnet_is_that_of_its_table():
