@@ -210,6 +210,8 @@ def _chosen(frame: pd.DataFrame, evaluation: str, *columns: str) -> pd.DataFrame
 def probe_summary(table: pd.DataFrame) -> pd.DataFrame:
     """Mean and standard deviation (divisor m - 1, NaN for one split) of a `probe_table` over its splits."""
     require_columns(table, ["representation", "accuracy"])
+    if "per_class" in table:
+        raise ValueError("the table has several numbers of labels, the column per_class: use few_label_summary")
     return table.groupby("representation", sort=False)["accuracy"].agg(mean="mean", std="std", splits="size")
 
 

@@ -155,7 +155,9 @@ def _train(
         name, equals, text = setting.partition("=")
         if not equals:
             raise ValueError(f"--set must be NAME=VALUE, got {setting!r}")
-        given[name.strip()] = _parse(name.strip(), text)
+        if (name := name.strip()) in given:
+            raise ValueError(f"{name} is given twice: {given[name]!r} and --set {setting}")
+        given[name] = _parse(name, text)
     loading = {name: given.pop(option) for option, name in _LOADING.items() if option in given}
     if resume and (folder / SETTINGS).exists():
         config, _, metadata, *_ = settings_to_resume(folder)
@@ -260,13 +262,16 @@ def plot(
     In place of a run, FOLDER can be a table of `hsic-lab ablate`: its accuracies and tuning curves are drawn.
     """
     if folder.is_file():
+        if html:
+            raise ValueError(f"--html shows C of a run, {folder} is a table")
         print(*lab.demo.save_figures(_table_figures(folder), output or folder.parent), sep="\n")
         return
     run = lab.training.Run.load(folder)
     if not run.snapshots:
         raise ValueError(f"{folder} holds no snapshot of C: its training stopped before the first step")
     if html:
-        print(lab.CorrelationExplorer(run).save_html((output or folder) / "explorer.html"))
+        page = output if output and output.suffix.lower() in (".html", ".htm") else (output or folder) / "explorer.html"
+        print(lab.CorrelationExplorer(run).save_html(page))
         return
     lab.plots.set_theme()
     ends = min(run.snapshots), max(run.snapshots)  # a resumed run may have lost the first ones
@@ -307,7 +312,8 @@ def _factors(frame: Any, factors: list[str]) -> list[str]:
 
     def follows(name: str, other: str) -> bool:  # one level of `name` for each level of `other`
         levels = frame.groupby(other, dropna=False)[name].nunique(dropna=False)
-        return places[name] < places[other] and levels.max() == 1
+        whole = places[name][0] == 1 or not frame[other].isna().any()  # rows without `other` need `name`
+        return places[name] < places[other] and levels.max() == 1 and whole
 
     factors = [name for name in factors if not any(follows(name, other) for other in factors)]
     crossed = not factors or len(frame[factors].drop_duplicates()) == frame[factors].nunique(dropna=False).prod()
@@ -320,18 +326,12 @@ def _factors(frame: Any, factors: list[str]) -> list[str]:
 
 def _differences(frame: Any, factor: str, others: list[str], evaluation: str) -> str:
     """Return the differences between the first level of a factor and the others, as text."""
-    first = frame[factor].iloc[0]
-    table = lab.ablation.paired_differences(frame, factor, first, by=others, evaluation=evaluation)
-    table[["mean", "low", "high"]] *= 100
-    shown = [*others, "second", "first", "mean", "low", "high", "seeds", "p_holm", "verdict"]
-    return (
-        table[shown]
-        .rename(columns={"second": factor, "first": "minus"})
-        .to_string(
-            index=False,
-            formatters=dict.fromkeys(("mean", "low", "high"), "{:+.1f}".format) | {"p_holm": "{:.2g}".format},
-        )
-    )
+    points = ["mean", "low", "high"]
+    table = lab.ablation.paired_differences(frame, factor, frame[factor].iloc[0], by=others, evaluation=evaluation)
+    table[points] *= 100
+    table = table[[*others, "second", "first", *points, "seeds", "p_holm", "verdict"]]
+    forms = dict.fromkeys(points, "{:+.1f}".format) | {"p_holm": "{:.2g}".format}
+    return table.rename(columns={"second": factor, "first": "minus"}).to_string(index=False, formatters=forms)
 
 
 @app.command(epilog="Example: hsic-lab ablate lambda.toml --jobs 2")
@@ -366,7 +366,7 @@ def ablate(
             print(f"Differences of {evaluation} accuracy in points, paired by seed, with 95 % intervals:")
             print(_differences(reported, factor, [name for name in factors if name != factor], evaluation))
     print(f"Left in {output}; next: hsic-lab plot {output}")
-    states = frame.drop_duplicates("run")["state"]
+    states = frame.groupby("run", sort=False)["state"].min()  # "failed: ..." if an evaluation failed
     if len(failed := states[states != "finished"].value_counts()):
         reasons = (f"  {state} ({count} of them)" for state, count in failed.items())
         print(f"{failed.sum()} of {len(states)} runs failed:", *reasons, sep="\n", file=sys.stderr)

@@ -10,18 +10,22 @@ import time
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import replace
 from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
-from hsic_lab import demo
+from hsic_lab import ablation, demo
+from hsic_lab.ablation import read_table
 from hsic_lab.cli import _factors, main
 from hsic_lab.datasets import from_arrays, load
 from hsic_lab.datasets._published import SOURCES
 from hsic_lab.report import read_embeddings
 from hsic_lab.training import Run, TrainConfig, train
+
+ROOT = Path(__file__).parents[1]
 
 
 def hsic_lab(*arguments, cwd=None) -> subprocess.CompletedProcess:
@@ -90,6 +94,8 @@ def test_set_reaches_every_setting(tmp_path):
     more = ("--set", 'loss_options={"gather_distributed": false}', "--set", "bias_learning_rate=null")
     done = hsic_lab("train", tmp_path / "run", "--dataset", "digits", "--epochs", "1", *options, *more)
     assert done.returncode == 0, done.stderr
+    code, _, errors = called("train", tmp_path / "other", *options, "--set", "loss=vicreg")
+    assert code == 2 and "loss is given twice: 'negative_cosine' and --set loss=vicreg" in errors
     config = TrainConfig.from_json(json.loads((tmp_path / "run" / "run.json").read_text())["config"])
     assert (config.target, config.predictor, config.width) == ("stop_gradient", (6,), 1)
     assert config.loss_options == {"gather_distributed": False} and config.bias_learning_rate is None
@@ -152,6 +158,16 @@ def test_plot(run, tmp_path):
     assert done.returncode == 0, done.stderr
     for name in ("correlation.png", "training.png"):
         assert (tmp_path / "pictures" / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_plot_html_takes_the_name_of_a_page_or_a_folder(run, tmp_path):
+    for output in (tmp_path / "c.html", tmp_path / "new"):
+        page = output if output.suffix else output / "explorer.html"
+        code, said, errors = called("plot", run[0], "--html", "--output", output)
+        assert code == 0 and said == f"{page}\n" and page.read_text().startswith("<!DOCTYPE html>"), errors
+    table = ROOT / "data" / "results" / "ablation_lambda.csv"
+    code, _, errors = called("plot", table, "--html", "--output", tmp_path)
+    assert code == 2 and f"--html shows C of a run, {table} is a table" in errors
 
 
 def test_plot_takes_the_first_snapshot_that_is_left(run, tmp_path):
@@ -442,6 +458,30 @@ def test_factors_that_only_some_rows_have_are_joined():
     frame = pd.DataFrame(rows, columns=["loss", "loss_options", "slices"])
     assert _factors(frame, ["loss", "loss_options", "slices"]) == ["settings"]
     assert frame["settings"].nunique() == 4
+
+
+def test_levels_of_the_projects_own_tables_have_names():
+    """Rows of lambda_param have no lambda_times_d: the name of such a level says what is set."""
+    frame = read_table(ROOT / "data" / "results" / "ablation_cifar10_lambda.csv")
+    assert _factors(frame, ["lambda_times_d", "lambda_param"]) == ["settings"]
+    names = [f"lambda_times_d={times}" for times in (0.1, 1.0, 10.0)] + ["lambda_param=0.005"]
+    assert frame["settings"].drop_duplicates().tolist() == names
+
+
+def test_a_failed_evaluation_is_a_failed_run(tmp_path, monkeypatch):
+    (tmp_path / "grid.toml").write_text(
+        'base = { dataset = "digits", epochs = 1, width = 1, projector = [4] }\nevaluate = ["linear", "knn"]\n'
+    )
+    run = ablation.run_ablation
+
+    def with_failed_knn(*arguments, **options):
+        frame = run(*arguments, **options)
+        frame.loc[frame["evaluation"] == "knn", ["accuracy", "state"]] = np.nan, "failed: no neighbors"
+        return frame
+
+    monkeypatch.setattr(ablation, "run_ablation", with_failed_knn)
+    code, _, errors = called("ablate", tmp_path / "grid.toml", "--folder", tmp_path / "runs")
+    assert code == 1 and "1 of 1 runs failed:\n  failed: no neighbors (1 of them)" in errors
 
 
 def test_factors_that_are_not_crossed_are_joined():

@@ -7,6 +7,7 @@ from scipy import stats
 
 from hsic_lab._statistics import _holm, mean_interval
 from hsic_lab.ablation import paired_difference, paired_differences, summarize
+from hsic_lab.evaluation import probe_summary
 
 
 def table(first, second, **columns):
@@ -169,3 +170,9 @@ def test_differences_of_every_level_stand_in_one_table():
         paired_differences(frame[frame["loss"] == "a"], "loss", "a", by=["size"])
     with pytest.raises(ValueError, match="seed 0 of loss = 'a' occurs twice"):
         paired_differences(frame, "loss", "a")
+
+
+def test_numbers_of_labels_are_not_averaged():
+    table = pd.DataFrame({"representation": "pixels", "per_class": [10, 90], "accuracy": [0.2, 0.8]})
+    with pytest.raises(ValueError, match="per_class: use few_label_summary"):
+        probe_summary(table)

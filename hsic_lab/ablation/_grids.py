@@ -192,14 +192,17 @@ class Grid:
 
         They are ordered by seed, so that an unfinished ablation has complete replications first.
         """
-        planned: dict[str, Planned] = {}
+        planned: list[Planned] = []
+        seen: set[str] = set()
         data = {name: n for name, n in self.data.items() if name != "n_validation"}
         added = chosen or [{} for _ in self.levels]
         for seed, ((factors, _), more) in itertools.product(self.seed_list, zip(self.levels, added, strict=True)):
             one = self._one({**factors, **more}, seed, data)
-            if planned.setdefault(one.key, one) is not one:
+            if one.key in seen and not chosen:  # tuned levels may choose the same settings
                 raise ValueError(f"two combinations of the grid {self.name!r} are the same training: {factors}")
-        return list(planned.values())
+            seen.add(one.key)
+            planned.append(one)
+        return planned
 
     def plan_tuning(self, place: int, chosen: Sequence[Mapping[str, Any]]) -> list[tuple[int, str, Any, list[Planned]]]:
         """Level, name and value of the setting at `place` in every level's tune, and the trainings, one a seed.

@@ -76,9 +76,10 @@ def run_ablation(
     -------
     DataFrame
         One row per run and evaluation: `grid, run` (the key), the factors of the grid, `dataset, loss, batch_size,
-        epochs, seed, learning_rate, d`; `evaluation` ("linear" or "knn"), `accuracy, protocol`; `state` ("finished", or
-        "failed: reason" with missing values); of C on held-out pairs the means `diagonal` and `off_diagonal`, and
-        `energy`, the squared norm of the off-diagonal; `steps`; `seconds` of training; `rankme` of the test features;
+        epochs, seed, learning_rate, d`, where a rule has changed a `learning_rate` that is neither a factor nor tuned;
+        `evaluation` ("linear" or "knn"), `accuracy, protocol`; `state` ("finished", or "failed: reason" with missing
+        values); of C on held-out pairs the means `diagonal` and `off_diagonal`, and `energy`, the squared norm of the
+        off-diagonal; `steps`; `seconds` of training; `rankme` of the test features;
         `hardware, threads, torch, hsic_lab, precision, split, n_train, n_test`. With a `tune`, also rows of its runs:
         `tuned` is the setting that was tried, and `evaluation` ends in " on validation"; ``attrs["chosen"]`` lists the
         factors and chosen settings of each combination, and "at_end", those whose best value is the first or last.
@@ -132,7 +133,7 @@ def _run_all(
     """Read or make the rows of each training of a plan, in its order."""
     options = evaluations, retry_failed
     results: dict[str, Rows | None] = {one.key: _stored_rows(one, folder / one.key, *options) for one in plan}
-    missing = [one for one in plan if results[one.key] is None]
+    missing = [one for one in {one.key: one for one in plan}.values() if results[one.key] is None]
     tasks = [delayed(_run_one)(one, folder / one.key, data, *options, os.getpid()) for one in missing]
     made = zip(missing, Parallel(n_jobs=n_jobs, return_as="generator")(tasks), strict=True)
     shown = progress_options(len(plan))
@@ -155,6 +156,8 @@ def plan_runs(plan: list[Planned], grid: Grid, data: ImageData | None) -> list[P
     """The plan with the full name of each data set and, unless it is published, a digest of its content."""
     if data is None and "dataset" not in {*grid.base, *grid.factors}:
         raise ValueError('a grid must name its data set, for instance base.dataset = "digit_scenes"')
+    if data is not None and "dataset" in grid.factors:
+        raise ValueError(f"dataset cannot vary in a grid for images of your own, {data.name!r}")
     known: dict[str, tuple[str, dict[str, str]]] = {}
     for name in {one.config.dataset for one in plan}:
         if data is not None:
@@ -313,9 +316,9 @@ def _evaluate(run: Run, data: ImageData, evaluations: Names, split: str) -> Rows
 def _settings(one: Planned, grid: str) -> dict[str, Any]:
     """The columns of a run's settings."""
     settings = {"grid": grid, "run": one.key} | one.factors
-    for name in ("dataset", "loss", "batch_size", "epochs", "seed"):
+    for name in ("dataset", "loss", "batch_size", "epochs", "seed", "learning_rate"):
         settings.setdefault(name, getattr(one.config, name))
-    settings |= {"learning_rate": one.config.learning_rate, "d": one.config.projector[-1]}  # the rate after any rule
+    settings["d"] = one.config.projector[-1]
     for name, value in settings.items():
         if isinstance(value, list | tuple):
             settings[name] = "-".join(map(str, value)) or "none"

@@ -287,7 +287,8 @@ def from_folder(
     size = None if size is None else check_integer("size", size, 1)
     roots, unread = _find_splits(path, train_folder), Counter[str]()
     loose = [_only_images(sorted(file for file in root.iterdir() if not file.is_dir()), unread) for root in roots]
-    apart = [folder for folder in subfolders(path) if folder.name.lower() in UNLABELLED and roots != [folder]]
+    inside = [folder for parent in {path: 0, **dict.fromkeys(roots)} for folder in subfolders(parent)]
+    apart = [folder for folder in inside if folder.name.lower() in UNLABELLED and roots != [folder]]
     unlabelled = [file for folder in apart for file in find_images(folder, unread)]
     flat = all(loose) and not any(set(subfolders(root)) - set(apart) for root in roots)
     splits = [{"": files} for files in loose] if flat else [find_classes(root, unread, apart) for root in roots]

@@ -135,6 +135,7 @@ def _image_views(images: Tensor | Sequence[Tensor] | None) -> Projections | None
     """Return checked images of both views, from a pair or from one tensor for both."""
     if images is None:
         return None
+    images = torch.as_tensor(images) if isinstance(images, np.ndarray) else images
     if not isinstance(images, Tensor) and len(images) != 2:
         raise ValueError(f"images must be one tensor or a pair of tensors, got {len(images)}")
     a, b = (images, images) if isinstance(images, Tensor) else map(torch.as_tensor, images)

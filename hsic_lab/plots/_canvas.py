@@ -2,6 +2,8 @@
 
 import base64
 import io
+import textwrap
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -30,6 +32,11 @@ def plain(text: object, most: int = 32) -> str:
     half = most // 2
     words = words if len(words) <= most else f"{words[:half]} … {words[len(words) - most + half + 3 :]}"
     return (" " if words.startswith("_") else "") + words.replace("$", r"\$")  # a legend leaves out names like _x
+
+
+def level_names(levels: Sequence[object]) -> list[str]:
+    """The texts of the levels of a factor: what `plain` would shorten stands in several lines, so that all differ."""
+    return [plain(text if len(text) <= 32 else textwrap.fill(text, 24), 88) for text in map(str, levels)]
 
 
 def axes_or_new(ax: Axes | None, width: float, height: float) -> Axes:

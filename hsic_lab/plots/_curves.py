@@ -1,6 +1,7 @@
 """Plots of training histories, probes, ablations and diagnostics."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -10,11 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
 
-from hsic_lab._checks import check_integer, check_type, require_columns
+from hsic_lab._checks import check_choice, check_integer, check_type, require_columns
 from hsic_lab._statistics import summarize
 
 from hsic_lab.plots._canvas import (  # isort: skip
-    PALETTE, QUIET, SEQUENTIAL, axes_or_new, dashed_line, plain, value_label,
+    PALETTE, QUIET, SEQUENTIAL, axes_or_new, dashed_line, level_names, plain, value_label,
 )  # fmt: skip
 
 
@@ -83,30 +84,39 @@ def plot_ablation(
     if evaluation.endswith(" on validation"):
         require_columns(frame, ["tuned"])
         frame = frame[frame["tuned"] == x]
-    frame = frame[frame["layer"].notna()].assign(evaluation=evaluation) if x == "layer" else frame
+    if x == "layer":
+        check_choice(evaluation, ("linear",), "evaluation of the layers")
+        frame = frame[frame["layer"].notna()].assign(evaluation=evaluation)
     table = summarize(frame, [x] if hue is None else [hue, x], value=value, evaluation=evaluation)
     if table[x].isna().any():
         raise ValueError(f"the column {x!r} is empty in some rows: give every row a level")
-    ax = axes_or_new(ax, 5.6, 3.6)
     numeric = pd.api.types.is_numeric_dtype(table[x]) and table[x].min() > 0
     codes, levels = pd.factorize(table[x])
     table = table.assign(position=table[x] if numeric else codes)
-    lines = [("", table)] if hue is None else table.groupby(hue, sort=False, dropna=False)
-    for number, (name, rows) in enumerate(lines):
-        rows = rows.sort_values("position")
-        color, label = PALETTE[number % len(PALETTE)], "none" if pd.isna(name) else plain(name)
+    lines = {"": table} if hue is None else dict(iter(table.groupby(hue, sort=False, dropna=False)))
+    labels = level_names(["none" if pd.isna(name) else name for name in lines])
+    names = [f"{value:g}" for value in levels] if numeric else level_names(levels)
+    crowded, beside = sum(len(max(name.split("\n"), key=len)) for name in names) > 60, any("\n" in n for n in labels)
+    deepest, in_legend = 1 + max(name.count("\n") for name in names), "\n".join(labels).count("\n") + 1  # lines of text
+    width = max(7.8 if beside else 5.6, crowded * (0.19 * deepest * len(names) + 1))
+    ax = axes_or_new(ax, width, max(5.0 if crowded else 3.6, beside * (0.22 * in_legend + 0.8)))
+    for number, (label, rows) in enumerate(zip(labels, lines.values(), strict=True)):
+        rows, color = rows.sort_values("position"), PALETTE[number % len(PALETTE)]
         ax.fill_between(rows["position"], rows["low"], rows["high"], color=color, alpha=0.15, linewidth=0)
         ax.plot(rows["position"], rows["mean"], color=color, marker="osD^vPX*"[number % 8], markersize=5, label=label)
     if numeric:
         ax.set_xscale("log", base=2)
         ax.xaxis.set_minor_locator(NullLocator())
-    ax.set_xticks(levels if numeric else range(len(levels)), [f"{v:g}" if numeric else plain(v) for v in levels])
+    ax.set_xticks(
+        levels if numeric else range(len(levels)), names, **({"rotation": 90, "fontsize": "small"} if crowded else {})
+    )
     ax.set(xlabel=plain(x.replace("_", " ")), ylabel=value_label(value, evaluation))
     if value == "accuracy":
         ax.yaxis.set_major_formatter(PercentFormatter(1))
         ax.set_ylim(*np.clip(ax.get_ylim(), 0, 1))  # the band of two seeds may leave the range of an accuracy
     if hue is not None:
-        ax.legend(title=plain(hue.replace("_", " ")), frameon=False, fontsize="small")
+        place: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1, 0.5)} if beside else {}
+        ax.legend(title=plain(hue.replace("_", " ")), frameon=False, fontsize="small", **place)
     return ax
 
 
@@ -127,7 +137,7 @@ def plot_ablation_map(
     table = summarize(frame, [row, column], value=value, evaluation=evaluation)
     orders = [table[name].drop_duplicates().tolist() for name in (row, column)]
     means = table.pivot(index=row, columns=column, values="mean").reindex(index=orders[0], columns=orders[1])
-    means = means.rename(index=plain, columns=plain)
+    means = means.set_axis(level_names(means.index)).set_axis(level_names(means.columns), axis=1)
     ax = axes_or_new(ax, 1.0 * means.shape[1] + 2.6, max(0.6 * means.shape[0] + 1.4, 3.2))  # room for the bar's label
     form, ticks = (".1%", PercentFormatter(1)) if value == "accuracy" else (".3g", None)
     bar = {"label": value_label(value, evaluation), "format": ticks}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
@@ -81,12 +82,13 @@ def plot_embedding(z: ArrayLike, labels: ArrayLike | None = None, ax: Axes | Non
     if classes is None:
         ax.scatter(x, y, color="C0", **look)
     else:
-        classes = classes[shown]
-        names, counts = np.unique(classes, return_counts=True)
+        classes, missing = classes[shown], pd.isna(classes[shown])
+        names, counts = np.unique(classes[~missing], return_counts=True)
         colored = sorted(names[np.argsort(-counts, kind="stable")[:_MAX_COLORS]])
-        rest = ~np.isin(classes, colored)
-        if rest.any():
-            ax.scatter(x[rest], y[rest], color=QUIET, label=f"others ({len(names) - _MAX_COLORS})", **look)
+        for rest, label in ((missing, "no label"), (~missing & ~np.isin(classes, colored), "others")):
+            if rest.any():
+                label += f" ({len(names) - _MAX_COLORS})" if label == "others" else ""
+                ax.scatter(x[rest], y[rest], color=QUIET, label=label, **look)
         palette = sns.color_palette("colorblind" if len(colored) <= 10 else "husl", len(colored))
         for name, color in zip(colored, palette, strict=True):
             ax.scatter(x[classes == name], y[classes == name], color=color, label=plain(name), **look)

@@ -120,11 +120,16 @@ def data_of(name: str, metadata: Mapping[str, Any]) -> ImageData:
         remedy = "if the run was trained on arrays, evaluate it in Python with its data"
         raise ValueError(f"the data of the run, {name!r}, are neither a known data set nor a folder: {remedy}")
     data = load(name, **metadata.get("source") or {})  # older runs lack it
-    if (old := metadata.get("pictures", data.fingerprint)) != data.fingerprint:
-        raise ValueError(f"the run was trained on other images, {old}; those of {name!r} are {data.fingerprint}")
-    if (old := metadata.get("judged", data.judged)) != data.judged:  # older runs lack it
-        raise ValueError(f"the run had other test images or labels, {old}; those of {name!r} are {data.judged}")
+    check_images(metadata, data)
     return data
+
+
+def check_images(metadata: Mapping[str, Any], data: ImageData, run: str = "the run") -> None:
+    """Raise ValueError if a run with these `metadata` had other images or labels; older runs do not know some."""
+    if (old := metadata.get("pictures", data.fingerprint)) != data.fingerprint:
+        raise ValueError(f"{run} was trained on other images, {old}; those of {data.name!r} are {data.fingerprint}")
+    if (old := metadata.get("judged", data.judged)) != data.judged:
+        raise ValueError(f"{run} had other test images or labels, {old}; those of {data.name!r} are {data.judged}")
 
 
 def held_out_pairs(data: ImageData, config: TrainConfig, device: torch.device, views: Any = None) -> list[Tensor]:

@@ -155,7 +155,8 @@ def train(
 def train_or_load(config: TrainConfig, folder: str | Path, data: ImageData | None = None, progress: bool = True) -> Run:
     """The finished run of these settings: read from the folder, or trained, or resumed.
 
-    The parameters are those of `train`. FileExistsError is raised if `folder` holds a run of other settings or images.
+    The parameters are those of `train`. FileExistsError is raised if `folder` holds a run of other settings or of other
+    images than `data`; the images of a finished run are not loaded to compare them.
     """
     folder = Path(folder)
     if (folder / SETTINGS).exists():
@@ -202,8 +203,8 @@ def _status_if_same(folder: Path, config: TrainConfig, data: ImageData | None, v
     if different := {name: (there[name], here[name]) for name in here if there[name] != here[name]}:
         words = "; ".join(f"{name} {old!r}, not {new!r}" for name, (old, new) in different.items())
         raise ValueError(f"{folder} holds a run with other settings ({words}), with which it can be resumed")
-    if data is not None and (old := metadata.get("pictures", data.fingerprint)) != data.fingerprint:
-        raise ValueError(f"{folder} holds a run on other images, {old}; those of {data.name!r} are {data.fingerprint}")
+    if data is not None:
+        setup.check_images(metadata, data, f"the run in {folder}")
     if "views" in metadata and (metadata["views"] == "custom") != (views is not None):
         raise ValueError(f"{folder} holds a run with{'out' * (views is not None)} views of its own: give the same")
     return status

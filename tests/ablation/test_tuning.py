@@ -213,6 +213,29 @@ def test_tuning_is_planned_level_by_level():
     assert "n_validation" not in grid.plan()[0].data
 
 
+def test_levels_that_choose_the_same_settings_share_the_runs(tmp_path):
+    """Under a rule two batch sizes and two rates can be one training; both levels get its rows."""
+    settings = {
+        "cross": {"learning_rate_rule": ["fixed", "linear"]}, "include": [], "seeds": 1, "tune_seeds": 1,
+        "base": BASE | {"batch_size": 64}, "tune": {"learning_rate": [0.001, 0.004]},
+    }  # fmt: skip
+    grid = Grid(**SETTINGS | settings)
+    plan = grid.plan([{"learning_rate": 0.001}, {"learning_rate": 0.004}])
+    assert len({one.key for one in plan}) == 1
+    assert [one.factors["learning_rate_rule"] for one in plan] == ["fixed", "linear"]
+    found = ablation_runs._run_all(plan, ("knn",), "", tmp_path, None, False, None, False)
+    table = pd.DataFrame(ablation_runs._table(plan, found, "g"))
+    assert table["learning_rate"].tolist() == [0.001, 0.004], "as they were chosen"
+    assert table["accuracy"].nunique() == 1 and len(table) == 2
+
+
+def test_data_sets_cannot_vary_for_images_of_ones_own(tmp_path):
+    settings = SETTINGS | {"cross": {"dataset": ["digits", "digit_scenes"]}, "tune": {}, "include": []}
+    data = load("digits")
+    with pytest.raises(ValueError, match="dataset cannot vary in a grid for images of your own, 'digits'"):
+        run_ablation({**settings, "data": {}}, tmp_path, data=data, progress=False)
+
+
 def test_the_reason_of_a_tuning_without_results_is_named(tmp_path):
     settings = SETTINGS | {
         "cross": {},

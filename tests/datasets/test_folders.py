@@ -51,6 +51,9 @@ def test_splits_labels_and_order(tmp_path):
         assert getattr(data, split).labels.tolist() == [0, 0, 0, 1, 1, 1]
     assert data.unlabelled.labels.tolist() == [-1] and [len(part) for part in data.trained_on] == [6, 1]
     assert torch.equal(load(str(tmp_path)).train.images, data.train.images), "load takes a folder's path"
+    (tmp_path / "unlabelled").rename(tmp_path / "train" / "unlabelled")
+    within = from_folder(tmp_path)
+    assert within.class_names == ("ant", "bee") and torch.equal(within.unlabelled.images, data.unlabelled.images)
 
 
 def test_held_out_split_is_stratified_and_seeded(tmp_path):

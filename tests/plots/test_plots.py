@@ -19,6 +19,8 @@ from hsic_lab.plots import (
     PALETTE,
     compare_cross_correlations,
     history_figure,
+    plot_ablation,
+    plot_ablation_map,
     plot_cross_correlation,
     plot_embedding,
     plot_pairs,
@@ -325,3 +327,33 @@ def test_unit_images_from_bytes_and_floats_agree():
     ]:
         with pytest.raises(ValueError, match=words):
             unit_images(bad)
+
+
+def test_levels_with_long_names_stay_apart():
+    """The names of the project's own table of symmetry differ only in the middle."""
+    middle = [f"loss=barlow_twins, predictor={one}, target=same" for one in ("none", "64")]
+    frame = pd.DataFrame([{"settings": name, "x": x, "seed": 0, "accuracy": 0.5, "evaluation": "linear"}
+                          for name in middle for x in ("a", "b")])  # fmt: skip
+    for ax in (plot_ablation(frame, "settings", "x"), plot_ablation_map(frame, "settings", "x").yaxis.axes):
+        axis = ax.xaxis if ax.get_xlabel() == "settings" else ax.yaxis
+        assert [text.get_text().replace("\n", " ") for text in axis.get_ticklabels()] == middle
+    legend = plot_ablation(frame, "x", "settings").get_legend()
+    assert [text.get_text().replace("\n", " ") for text in legend.get_texts()] == middle
+    plt.close("all")
+
+
+def test_layers_are_drawn_by_the_linear_probe_only():
+    frame = pd.DataFrame({"layer": ["encoder", "projector 1"], "seed": 0, "accuracy": [0.9, 0.8],
+                          "evaluation": ["linear", "linear of projector 1"]})  # fmt: skip
+    np.testing.assert_array_equal(plot_ablation(frame, "layer").get_lines()[0].get_ydata(), [0.9, 0.8])
+    with pytest.raises(ValueError, match="evaluation of the layers must be one of 'linear', got 'knn'"):
+        plot_ablation(frame, "layer", evaluation="knn")
+    plt.close("all")
+
+
+def test_rows_without_a_label_are_named():
+    z = np.random.default_rng(0).normal(size=(20, 3))
+    ax = plot_embedding(z, np.array([0.0, 1.0] * 9 + [np.nan] * 2))
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["no label", "0.0", "1.0"]
+    assert [len(dots.get_offsets()) for dots in ax.collections] == [2, 9, 9]
+    plt.close("all")

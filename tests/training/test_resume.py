@@ -5,6 +5,8 @@ import multiprocessing
 import random
 import signal
 import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -297,3 +299,7 @@ def test_resume_refuses_other_settings_and_returns_a_finished_run(tmp_path, monk
     others.train.images[5] += 1
     with pytest.raises(ValueError, match=r"on other images, 64 x 3 x 8 x 8 \(\w+\); those of 'pictures' are 64 x 3"):
         train(config(**changes), tmp_path, others, False, resume=True)
+    others = replace(images(), test=images().test.subset(slice(32)))
+    for call in (partial(train, resume=True), train_or_load):  # C would be of other held-out pairs
+        with pytest.raises((ValueError, FileExistsError), match="had other test images or labels, 64 x 3 x 8 x 8"):
+            call(config(**changes), tmp_path, others, progress=False)
