@@ -107,9 +107,8 @@ def plot_ablation(
     if numeric:
         ax.set_xscale("log", base=2)
         ax.xaxis.set_minor_locator(NullLocator())
-    ax.set_xticks(
-        levels if numeric else range(len(levels)), names, **({"rotation": 90, "fontsize": "small"} if crowded else {})
-    )
+    ax.set_xticks(levels if numeric else range(len(levels)), names, rotation=90 if crowded else 0)
+    ax.tick_params(axis="x", labelsize="small" if crowded else "medium")
     ax.set(xlabel=plain(x.replace("_", " ")), ylabel=value_label(value, evaluation))
     if value == "accuracy":
         ax.yaxis.set_major_formatter(PercentFormatter(1))
