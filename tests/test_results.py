@@ -463,18 +463,41 @@ def test_answers_at_one_rate_and_tuned_are_those_of_both_tables():
     assert set(of("kernel")["learning_rate"]) == set(of("cifar10_lambda")["learning_rate"]) == {0.002}
 
 
-def test_only_the_tables_of_batch_sizes_offered_the_first_rate_and_did_not_choose_it():
-    offered = []
+def test_few_tuned_tables_offered_the_first_rate_at_a_batch_of_256():
+    took = {}
     for path in sorted((ROOT / "data/results").glob("ablation_tuned_*.csv")):
         table = read_table(path)
         usual = json.loads(table.attrs["base"]).get("batch_size", 256)
         chosen = [one for one in json.loads(table.attrs["chosen"]) if one.get("batch_size", usual) == 256]
-        if usual != 256:
-            continue
-        assert min(one["learning_rate"] for one in chosen) > 0.002
-        if table.loc[table["tuned"] == "learning_rate", "learning_rate"].min() <= 0.002:
-            offered.append(path.stem)
-    assert offered == ["ablation_tuned_batch_size", "ablation_tuned_cifar10_batch_size"]
+        tried = table[(table["tuned"] == "learning_rate") & (table["batch_size"] == 256)]
+        if usual == 256 and tried["learning_rate"].min() <= 0.002:
+            took[path.stem.removeprefix("ablation_tuned_")] = [one["learning_rate"] <= 0.002 for one in chosen]
+    assert list(took) == ["batch_size", "cifar10_batch_size", "lambda"]
+    assert [sum(low) for low in took.values()] == [0, 0, 3] and len(took["lambda"]) == 6
+
+
+def test_a_longer_warmup_is_that_of_its_table():
+    reported, text = reported_runs("tuned_warmup"), " ".join(TEXT.split())
+    assert (reported["d"] == 128).all() and set(reported["precision"]) == {"float32"}
+    differences = paired_differences(reported, "warmup_epochs", 1.5, by=["loss", "batch_size"])
+    for row in differences.to_dict("records"):
+        runs = reported[(reported["loss"] == row["loss"]) & (reported["batch_size"] == row["batch_size"])]
+        accuracy = runs.groupby("warmup_epochs")["accuracy"]
+        cells = [f"{100 * a.mean():.1f} ({(a < 0.22).sum()})" for _, a in accuracy]
+        gain = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * row[k] for k in ("mean", "low", "high")))
+        assert f"| {row['loss']} | {row['batch_size']} | {' | '.join(cells)} | {gain} |" in TEXT
+    assert set(differences["verdict"]) == {"not decided"} and len(differences) == 4
+    small = reported[reported["batch_size"] == 32].pivot(
+        index=["loss", "seed"], columns="warmup_epochs", values="accuracy"
+    )
+    gains = 100 * small[(small >= 0.22).all(axis=1) & (small.index.get_level_values("seed") != 3)].diff(axis=1)[4.0]
+    assert f"are {gains.min():.0f} to {gains.max():.0f} points better there" in text and len(gains) == 5
+    failed = small.loc[(slice(None), [1, 3]), :]
+    assert f"at or below {100 * failed.max().max():.1f} % with either" in text
+    chosen = [
+        (one["batch_size"], one["warmup_epochs"], one["learning_rate"]) for one in json.loads(reported.attrs["chosen"])
+    ]
+    assert sorted(chosen)[:4] == [(32, 1.5, 0.0025)] * 2 + [(32, 4.0, 0.006)] * 2
 
 
 def test_gaps_of_the_tuning_runs_are_those_of_their_tables():
