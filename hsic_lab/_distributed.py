@@ -37,8 +37,20 @@ class _AllGatherRows(Function):
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> Tensor:
-        dist.all_reduce(total := gradient.clone(memory_format=torch.contiguous_format))
-        return total[ctx.mine]
+        return _SumRows.apply(gradient, ctx.mine)
+
+
+class _SumRows(Function):
+    """Sum a tensor over all processes and return rows of it; as a function, so that it can be differentiated again."""
+
+    @staticmethod
+    def forward(ctx, rows: Tensor, mine: slice) -> Tensor:
+        dist.all_reduce(total := rows.clone(memory_format=torch.contiguous_format))
+        return total[mine]
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        return _AllGatherRows.apply(gradient), None
 
 
 def world_size() -> int:

@@ -39,6 +39,13 @@ def step(network, loss, *views):
     return value.detach(), [parameter.grad.clone() for parameter in network.parameters()]
 
 
+def penalty(loss, *views):
+    """The gradient of a gradient penalty: a second derivative of the loss."""
+    network, views = model(), [view.clone().requires_grad_() for view in views]
+    gradients = torch.autograd.grad(loss(*(network(view).tanh() for view in views)), views, create_graph=True)
+    return torch.autograd.grad(sum(one.square().sum() for one in gradients), network.weight)[0]
+
+
 def run_processes(rank, folder):
     torch.set_num_threads(1)
     for world_size, rows in ROWS.items():
@@ -50,7 +57,11 @@ def run_processes(rank, folder):
         network = torch.nn.parallel.DistributedDataParallel(model())
         found = {name: step(network, loss, a, b) for name, loss in CALLS.items()}
         found |= {f"{name}, 3 views": step(network, loss, a, b, c) for name, (loss, _, _) in LOSSES.items()}
-        torch.save({"losses": found, "rows": all_gather_rows(a)}, f"{folder}/{world_size}_{rank}.pt")
+        penalties = {name: penalty(loss, a, b) for name, loss in CALLS.items()}
+        for gradient in penalties.values():
+            dist.all_reduce(gradient)
+        parts = {"losses": found, "penalties": penalties, "rows": all_gather_rows(a)}
+        torch.save(parts, f"{folder}/{world_size}_{rank}.pt")
         del network
         dist.barrier()
         dist.destroy_process_group()
@@ -71,6 +82,9 @@ def test_processes_give_loss_and_gradient_of_one(folder, world_size, rank):
     for name, loss in CALLS.items():
         expected = step(model(), loss, a, b)
         torch.testing.assert_close(found["losses"][name], expected, rtol=1e-10, atol=1e-10, msg=name)
+        # The gradients of the views are k-fold, as DistributedDataParallel expects them, and their squares k^2-fold.
+        expected = world_size**2 * penalty(loss, a, b)
+        torch.testing.assert_close(found["penalties"][name], expected, rtol=1e-9, atol=1e-9, msg=f"penalty, {name}")
     for name, (loss, _, _) in LOSSES.items():
         expected = step(model(), loss, a, b, c)
         torch.testing.assert_close(found["losses"][f"{name}, 3 views"], expected, rtol=1e-10, atol=1e-10, msg=name)
