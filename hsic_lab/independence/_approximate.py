@@ -100,9 +100,8 @@ def block_test(
             require_finite(torch.stack([kernel(z[rows]) for rows in blocks]), kernel)
     largest = float(values.abs().max()) or 1.0  # over it, the squares neither overflow nor vanish
     mean, error = float(values.mean()), largest * float((values / largest).std() / len(values) ** 0.5)
-    unit = kernel_x(x[blocks[0]]).abs().max().double() * kernel_y(y[blocks[0]]).abs().max()
-    if error <= 1e-12 * float(unit):  # equal values up to rounding, if they have not vanished by underflow
-        require_unit(unit)
+    if error <= 1e-12 * largest:  # equal values up to rounding, if they have not vanished by underflow
+        require_unit(kernel_x(x[blocks[0]]).abs().max().double() * kernel_y(y[blocks[0]]).abs().max())
         return TestResult(mean, 1.0, method)
     distribution = stats.t(len(values) - 1, scale=error)
     return TestResult(mean, float(distribution.sf(mean)), method, distribution=distribution)

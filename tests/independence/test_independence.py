@@ -214,6 +214,11 @@ def test_block_statistic_is_the_mean_of_unbiased_hsic_over_shuffled_blocks():
     assert result.pvalue == pytest.approx(stats.t(4).sf(score), rel=1e-9)
 
 
+def test_blocks_that_differ_by_rounding_count_as_equal():
+    x = (torch.arange(100) % 2).double()
+    assert {block_test(x, 3 * x + 0.1, block_size=50, seed=seed).pvalue for seed in range(5)} == {1.0}
+
+
 def test_block_test_finds_dependence_in_sorted_rows():
     x = torch.linspace(-3, 3, 2000, dtype=torch.float64)
     assert block_test(x, x.square()).pvalue < 1e-4

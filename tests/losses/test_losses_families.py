@@ -128,6 +128,25 @@ def test_gradients_of_a_collapsed_or_partly_constant_projection_are_finite():
             assert first.isfinite().all() and second.isfinite().all()
 
 
+@pytest.mark.parametrize("loss", [NTXentLoss(), SupConLoss(), NegativeCosineSimilarity(), ReferenceCodeLoss(),
+                                  SpectralContrastiveLoss()], ids=repr)  # fmt: skip
+def test_a_row_of_zeros_has_finite_derivatives(loss):
+    """A projection after a dead ReLU; its direction is not defined, and it asks for no change."""
+    z_a, z_b = views(8, 16, dtype=torch.float32)
+    z_a[3] = 0
+    z_a.requires_grad_()
+    (first,) = torch.autograd.grad(loss(z_a, z_b), z_a, create_graph=True)
+    (second,) = torch.autograd.grad(first.square().sum(), z_a)
+    assert first[3].norm() < 10 * first.norm(dim=1).median() and second.isfinite().all()
+
+
+@pytest.mark.parametrize("loss", [NTXentLoss(), SupConLoss(), NegativeCosineSimilarity()], ids=repr)
+@pytest.mark.parametrize("scale", [1e-30, 1e-13, 1e19, 1e30])
+def test_the_length_of_rows_does_not_matter_at_any_scale(loss, scale):
+    z_a, z_b = views(8, 16, dtype=torch.float32)
+    close(loss(scale * z_a, scale * z_b), loss(z_a, z_b), 1e-6)
+
+
 def test_kernel_features_and_gram_agree_for_the_linear_kernel():
     class Products(Kernel):
         def gram(self, x, y):
