@@ -37,9 +37,10 @@ class Embeddings:
     """The features of a page: one or two finite views `z_a, z_b` of shape (n, d), n at least 4 and d from 2 to 8192.
 
     `labels` of shape (n,) are integers or strings. `features` of shape (m, p) are the rows of the labels if these are
-    not the rows of `z_a`; for a run, the features of its encoder. `target` of shape (n,) is a continuous quantity in
-    place of labels, NaN where it is missing. `rows` is the number of rows of the source if `z_a` is a sample of them.
-    The page has the title `name` and shows the remark `note`. `kind` is that of `diagnose`, `columns` name features.
+    not the rows of `z_a`; for a run, the features of its encoder. If some rows have no label, `labelled` are the
+    numbers of those of `z_a` that have one, and `features` are these. `target` of shape (n,) is a continuous quantity
+    in place of labels, NaN where it is missing. `rows` is the number of rows of the source if `z_a` is a sample of
+    them. The page has the title `name` and the remark `note`. `kind` is that of `diagnose`, `columns` name features.
     `layers` are the features of a run by depth, of the rows of `features`; `table` has columns that are no features.
     """
 
@@ -55,6 +56,7 @@ class Embeddings:
     columns: Sequence[str] = ()
     layers: Mapping[str, Tensor] | None = None
     table: pd.DataFrame | None = None
+    labelled: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         views = [z for z in (self.z_a, self.z_b) if z is not None]
@@ -120,12 +122,17 @@ def read_embeddings(
         notes = f"{found.name}: {found.note}", f"{other.name}: {other.note}"
         note = ". ".join((*notes, f"Features are paired by {'name' if named else 'position'}"))
         name, z_b = f"{found.name} and {other.name}", other.z_a[:, places] if named else other.z_a
-        found = replace(given[0] if given else found, z_a=found.z_a, z_b=z_b, name=name, note=note)
+        taken = given[0] if given else found
+        own: Any = {"z_a": found.z_a, "columns": found.columns, "table": found.table}
+        own["features"] = None if taken.labelled is None else found.z_a[taken.labelled]
+        if taken is other:
+            own["table"] = own["table"].assign(label=pd.DataFrame(taken.table)["label"])
+        found = replace(taken, z_b=z_b, name=name, note=note, **own)
     if labels is None:
         return found
     if found.rows is not None:
         raise ValueError(f"{labels}: rows were sampled, so the labels must be in the file of the embeddings")
-    plain = replace(found, labels=None, features=None, target=None)
+    plain = replace(found, labels=None, features=None, target=None, labelled=None)
     plain = plain if found.layers is None else replace(plain, layers=None, table=None)  # of other rows than the views
     return _with_labels(plain, *_read_labels(Path(labels), label, len(plain.z_a)))
 
@@ -298,8 +305,9 @@ def _with_labels(found: Embeddings, values: np.ndarray | Tensor, source: str) ->
         raise ValueError(f"the labels of {source} hold {pair}, which differ in spaces only")
     words = "".join(f". The text {label!r} is a class" for label in classes if label.strip().lower() in MISSING)
     note = f"{found.note}. Labels: {source}, {len(classes)} classes: {_few(classes)}{words}{missing}"
-    features = found.z_a[torch.from_numpy(given)] if missing else None
-    return replace(found, labels=labels, features=features, note=note, table=table)
+    labelled = np.flatnonzero(given) if missing else None
+    features = None if labelled is None else found.z_a[labelled]
+    return replace(found, labels=labels, features=features, note=note, table=table, labelled=labelled)
 
 
 def _few(names: Iterable[str]) -> str:

@@ -226,6 +226,19 @@ def test_different_labels_in_two_files_raise(tmp_path):
         read_embeddings(tmp_path / "a.npz", tmp_path / "b.npz")
 
 
+@pytest.mark.parametrize("missing", [[], [5]])
+def test_labels_of_the_second_file_are_those_of_the_rows_of_the_first(tmp_path, missing):
+    first = written(frame(file=list("abcdefghijkl")), tmp_path / "a.csv")
+    labels = [None if row in missing else "xyz"[row % 3] for row in range(12)]
+    second = written(frame(B, label=labels).rename(columns={"f0": "g0"}), tmp_path / "b.csv")
+    found = read_embeddings(first, second, drop=["file"], view_b="[fg]*")
+    known = [row for row in range(12) if row not in missing]
+    assert found.labels.tolist() == [labels[row] for row in known]
+    features = found.z_a if found.features is None else found.features
+    np.testing.assert_allclose(features, A[known], rtol=1e-6)
+    assert found.columns == ["f0", "f1", "f2"] and list(found.table) == ["row", "file", "label"]
+
+
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.uint16, np.uint64, np.float16])
 def test_quantized_embeddings_are_read_without_warnings(tmp_path, dtype):
