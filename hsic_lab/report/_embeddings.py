@@ -182,8 +182,14 @@ def read_one(
         if unused := [name for name in columns if name not in used]:
             notes.append(f"Left out: {_few(unused)}")
         names = [] if len(kept[views[0][0]].shape) == 2 else list(map(printable, views[0]))
-        beside = [name for name in unused if suffix in TABLES and len(columns[name].shape) == 1]
-        table = pd.DataFrame({"row": np.arange(n)[rows]} | {name: columns[name].load()[rows] for name in beside})
+        beside: dict[str, Any] = {"row": np.arange(n)[rows], "label": None}  # a column of such a name gets another one
+        for name in unused if suffix in TABLES else []:
+            if len(columns[name].shape) == 1:
+                free = name
+                while free in beside:
+                    free += "_"
+                beside[free] = columns[name].load()[rows]
+        table = pd.DataFrame(beside).drop(columns="label")
         taken: Any = {"name": printable(path.name), "note": ". ".join(notes), "columns": names, "table": table}
         found = Embeddings(z[0], z[1] if len(z) == 2 else None, rows=n if len(z[0]) < n else None, **taken)
         return found if label is None else _with_labels(found, kept[label].load()[rows], repr(label))

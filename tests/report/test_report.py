@@ -655,6 +655,17 @@ def test_atlas_has_axes_labels_and_columns_that_are_no_features(tmp_path, monkey
     np.testing.assert_allclose(np.abs(atlas[["projection_x", "projection_y"]]), np.abs(oracle), atol=1e-4)
 
 
+def test_columns_with_names_of_the_atlas_get_another_name(tmp_path):
+    more = {"row": np.arange(N) + 1000, "row_": "x", "label": "y", "species": LABELS}
+    table = pd.DataFrame(A.numpy()).add_prefix("f").assign(**more)
+    table.to_csv(tmp_path / "x.csv", index=False)
+    found = read_embeddings(tmp_path / "x.csv", drop=["row*", "label"], label="species")
+    atlas = pd.read_parquet(write_atlas(found, tmp_path / "atlas.parquet"))
+    assert atlas["row"].tolist() == [*range(N)] and atlas["label"].tolist() == table["species"].tolist()
+    assert atlas["row_"].tolist() == table["row"].tolist() and atlas["row__"][0] == "x" and atlas["label_"][0] == "y"
+    assert f"Row {N - 1}, label" in report_html(found)
+
+
 def test_atlas_of_arrays_files_and_runs(tmp_path):
     read = lambda source: pd.read_parquet(write_atlas(source, tmp_path / "new" / "atlas.parquet"))  # noqa: E731
     assert list(read(A)) == ["projection_x", "projection_y", "row"] and len(read(A)) == N
