@@ -111,9 +111,9 @@ def read_embeddings(
             raise ValueError(f"two files must hold one view each; {path if found.z_b is not None else second} has two")
         if found.rows != other.rows:
             raise ValueError(f"the views must have the same shape; {path} and {second} have different numbers of rows")
-        given = [one for one in (found, other) if one.labels is not None or one.target is not None]
-        texts = [np.asarray(one.labels if one.target is None else one.target).astype(str) for one in given]
-        if labels is None and len(texts) == 2 and not np.array_equal(texts[0], texts[1]):
+        known = [pd.Series(z.target) if z.labels is None else known_labels(z, len(z.z_a)) for z in (found, other)]
+        texts = pd.concat(known, axis=1, join="inner").dropna().map(str)
+        if labels is None and (texts[0] != texts[1]).any():
             raise ValueError(f"the labels in {path} and {second} differ: their rows are not the same images in order")
         sources = (found, view_a or ""), (other, view_b or "")
         a, b = ([name.removeprefix(p.split("*")[0]) for name in one.columns] for one, p in sources)
@@ -122,12 +122,12 @@ def read_embeddings(
         notes = f"{found.name}: {found.note}", f"{other.name}: {other.note}"
         note = ". ".join((*notes, f"Features are paired by {'name' if named else 'position'}"))
         name, z_b = f"{found.name} and {other.name}", other.z_a[:, places] if named else other.z_a
-        taken = given[0] if given else found
-        own: Any = {"z_a": found.z_a, "columns": found.columns, "table": found.table}
-        own["features"] = None if taken.labelled is None else found.z_a[taken.labelled]
-        if taken is other:
-            own["table"] = own["table"].assign(label=pd.DataFrame(taken.table)["label"])
-        found = replace(taken, z_b=z_b, name=name, note=note, **own)
+        found = replace(found, z_b=z_b, name=name, note=note)
+        if found.labels is None and found.target is None:
+            features = None if other.labelled is None else found.z_a[other.labelled]
+            table = pd.DataFrame(found.table).join(pd.DataFrame(other.table).filter(["label"]))
+            taken: Any = {name: getattr(other, name) for name in ("labels", "target", "labelled")}
+            found = replace(found, features=features, table=table, **taken)
     if labels is None:
         return found
     if found.rows is not None:
@@ -314,6 +314,12 @@ def _with_labels(found: Embeddings, values: np.ndarray | Tensor, source: str) ->
     labelled = np.flatnonzero(given) if missing else None
     features = None if labelled is None else found.z_a[labelled]
     return replace(found, labels=labels, features=features, note=note, table=table, labelled=labelled)
+
+
+def known_labels(found: Embeddings, n: int) -> pd.Series:
+    """Return the labels by the numbers of their rows; none if they are of other rows than these `n`."""
+    labels: Any = [] if found.labels is None or (found.labelled is None and len(found.labels) != n) else found.labels
+    return pd.Series(labels, found.labelled, dtype=object)
 
 
 def _few(names: Iterable[str]) -> str:

@@ -32,7 +32,7 @@ from hsic_lab.kernels import Delta, Gaussian, Linear
 from hsic_lab.plots import DIVERGING, PALETTE, plot_cross_correlation, plot_spectrum
 from hsic_lab.plots._canvas import png_text
 from hsic_lab.plots._samples import principal_axes
-from hsic_lab.report._embeddings import Embeddings, read_embeddings, real_floats, sample
+from hsic_lab.report._embeddings import Embeddings, known_labels, read_embeddings, real_floats, sample
 from hsic_lab.training import Run
 
 Source = Embeddings | Run | Tensor | np.ndarray | tuple | str | Path
@@ -210,12 +210,12 @@ def _comparison(found: Embeddings, other: Embeddings) -> dict[str, Any]:
     """Return the comparison with other embeddings of the same rows: its table with a warning, and C."""
     x, y = _compared(found), _compared(other)
     table = comparison_table(x, y)
-    warning, labels = table.attrs["warning"], (found.labels, other.labels)
-    if labels[0] is not None and labels[1] is not None and len(labels[0]) == len(labels[1]):
-        # The classes may have other names in the other file, such as 1 and 1.0, or be finer.
-        pairs = pd.DataFrame(dict(zip("ab", labels, strict=True))).value_counts()
-        differ = len(labels[0]) - max(int(pairs.groupby(side).max().sum()) for side in "ab")
-        warning = f"The rows may be in another order: {differ} labels differ. {warning}" if differ else warning
+    # The classes may have other names in the other file, such as 1 and 1.0, or be finer.
+    known = [known_labels(one, len(x)) for one in (found, other)]
+    pairs = pd.concat(known, axis=1, join="inner", keys=["a", "b"]).value_counts()
+    differ = pairs.sum() - max(pairs.groupby(side).max().sum() for side in "ab")
+    warning = table.attrs["warning"]
+    warning = f"The rows may be in another order: {differ} labels differ. {warning}" if differ else warning
     words = table.drop(columns="rows").to_string(index=False, float_format="{:.4g}".format)
     LOG.info("%s", f"{words}\n{warning}".strip("\n"))
     shown = {"other": other, "comparison": _cells(table), "warning": warning, "kept": table.attrs["kept"]}

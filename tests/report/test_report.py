@@ -572,6 +572,20 @@ def test_dots_of_many_rows_are_a_sample(monkeypatch):
     assert page.count("data-words") == 80 and "Row 237: " in page
 
 
+def test_labels_are_compared_where_both_files_have_one(tmp_path, caplog):
+    """They are equal but for the names of the classes, and another one is missing in each file."""
+    for name, z, row, labels in (("a", A, 3, LABELS), ("b", B, 90, LABELS), ("c", B, 90, LABELS[ORDER])):
+        table = pd.DataFrame(z.numpy()).add_prefix("f").assign(label=labels.astype(float))
+        table.loc[row, "label"] = None
+        table.to_csv(tmp_path / f"{name}.csv", index=False)
+    a, b, c = (tmp_path / f"{name}.csv" for name in "abc")
+    assert "another order" not in report_html(*map(read_embeddings, (a, b)))
+    assert "labels differ" in report_html(*map(read_embeddings, (a, c)))
+    assert len(read_embeddings(a, b).labels) == N - 1 and read_embeddings(a, b).z_b is not None
+    with pytest.raises(ValueError, match="their rows are not the same images"):
+        read_embeddings(a, c)
+
+
 @pytest.mark.parametrize("given", ["in the table", "in another file"])
 def test_dots_have_the_numbers_of_their_rows_in_the_source(tmp_path, given):
     """Rows without a label have no dot, and those after them keep their numbers."""
