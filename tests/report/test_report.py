@@ -553,6 +553,24 @@ def test_labels_that_differ_name_the_order_of_the_rows():
         assert "another order" not in report_html(Embeddings(A, labels=LABELS), Embeddings(B, labels=same))
 
 
+def test_row_without_a_label_takes_no_labels_from_a_comparison(tmp_path):
+    table = pd.DataFrame(A.numpy()).add_prefix("f").assign(label=[f"class {label}" for label in LABELS])
+    table.loc[3, "label"] = None
+    table.to_csv(tmp_path / "x.csv", index=False)
+    found = read_embeddings(tmp_path / "x.csv")
+    probe, _ = probe_table(found, Embeddings(MIXED))
+    assert probe["features"].tolist() == ["A", "A", "B", "B"]
+    assert probe["accuracy"].min() > 0.8, "the rows of B are those of the labels"
+    page = report_html(found, Embeddings(MIXED))
+    dots = re.findall(r'"(?: style="fill:(#\w+)")? data-words="Row (\d+)(?:, label class (\d))?:', page)
+    assert [(int(row), label) for _, row, label in dots] == [
+        (row, "" if row == 3 else str(label)) for row, label in enumerate(LABELS)
+    ]
+    assert dots[3][0] == "" and len({color for color, *_ in dots}) == 4
+    words = words_of(page)
+    assert "Labels and their prediction are of 239 rows with a label" in words and "Other rows have the color" in words
+
+
 def test_page_of_two_embeddings_links_their_rows_and_draws_c_of_any_widths():
     labels = np.array(["<b>", "plain", "x"])[LABELS]
     page = report_html(Embeddings(A, labels=labels, name="one"), Embeddings(MIXED, name="<two>"))
