@@ -155,7 +155,7 @@ def read_table(path: Path, label: str | None, header: bool = True) -> dict[str, 
 
 
 def _values(column: pa.ChunkedArray, shape: tuple[int, ...], is_text: bool) -> np.ndarray:
-    """Return a column; text as numbers if all but MISSING is written as whole numbers are, or some are not whole."""
+    """Return a column; text as numbers if all are written whole or some are not whole. Beside numbers MISSING is ""."""
     column = pa.compute.list_flatten(column) if len(shape) == 2 else column
     values = np.asarray(column.to_pandas()).reshape(shape)
     if not is_text:
@@ -164,5 +164,6 @@ def _values(column: pa.ChunkedArray, shape: tuple[int, ...], is_text: bool) -> n
     there = ~text.str.strip().str.lower().isin(["", *MISSING])
     whole = text[there].str.fullmatch(r" *(0|-?[1-9]\d{0,14}) *").all()
     numbers = pd.to_numeric(text, errors="coerce").where(there)
-    numeric = whole or (np.isfinite(numbers[there]).all() and (numbers[there] % 1).any())
-    return numbers.to_numpy() if there.any() and numeric else values
+    if not there.any() or not np.isfinite(numbers[there]).all():
+        return values
+    return (numbers if whole or (numbers % 1).any() else text.where(there, "")).to_numpy()

@@ -578,14 +578,14 @@ def test_files_of_labels_with_other_columns_are_refused(tmp_path, ending):
 
 
 @pytest.mark.parametrize("word", ["NA", "nan", "NaN", "N/A", "null", "None", " na "])
-@pytest.mark.parametrize("numbers", [[0.5, -2, 1e3], [0, 1, 7]])
+@pytest.mark.parametrize("numbers", [[0.5, -2, 1e3], [0, 1, 7], ["0.0", "1.0", "01"]])
 def test_words_for_missing_are_missing_beside_numbers_and_classes_beside_text(tmp_path, word, numbers):
     texts = [word if i in (2, 7) else str(numbers[i % 3]) for i in range(12)]
     path = written(frame(y=texts), tmp_path / "x.csv")
     found = read_embeddings(path)
-    assert "2 of 12 labels are missing" in found.note and (found.target is None) == (numbers[0] == 0)
+    assert "2 of 12 labels are missing" in found.note and (found.target is None) == (numbers[0] != 0.5)
     values = found.labels if found.target is None else found.target[np.isfinite(found.target)]
-    assert values.tolist() == [float(text) for text in texts if text != word]
+    assert values.tolist() == [numbers[i % 3] for i in range(12) if texts[i] != word]
     texts[0] = "cat"
     found = read_embeddings(written(frame(y=texts), path))
     assert found.labels.tolist() == texts and f"The text {word!r} is a class" in found.note
