@@ -3,7 +3,7 @@
 import itertools
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -328,9 +328,10 @@ def _few(names: Iterable[str]) -> str:
     return ", ".join(map(repr, names)) if len(names) <= 8 else f"{names[0]!r} to {names[-1]!r} ({len(names)})"
 
 
-def _matching(names: Iterable[str], pattern: str, elsewhere: bool = False) -> list[str]:
-    """Return the names that match the pattern, at least one unless it may be `elsewhere`."""
-    if not (found := [name for name in names if fnmatchcase(name, pattern)]) and not elsewhere:
+def _matching(names: Collection[str], pattern: str, elsewhere: bool = False) -> list[str]:
+    """Return the name, or the names that match the pattern, at least one unless it may be `elsewhere`."""
+    found = [pattern] if pattern in names else [name for name in names if fnmatchcase(name, pattern)]
+    if not found and not elsewhere:
         raise ValueError(f"no column or array is called {pattern!r}; there are {_few(names) or 'none'}")
     return found
 

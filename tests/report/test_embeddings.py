@@ -373,6 +373,15 @@ def test_views_and_labels_may_be_chosen(tmp_path):
         read_embeddings(written(frame(label=LABELS, target=LABELS), tmp_path / "two.csv"))
 
 
+def test_exact_name_wins_over_a_pattern(tmp_path):
+    names = ["x0", "x[0]", "x1", "y[0]", "y0", "y[1]"]
+    path = written(pd.DataFrame(np.column_stack([A, B]), columns=names), tmp_path / "x.csv")
+    assert read_embeddings(path, drop=["x[0]", "y[0]"]).columns == ["x0", "x1", "y0", "y[1]"]
+    assert read_embeddings(path, drop=["x[01]"]).columns == ["x[0]", "y[0]", "y0", "y[1]"]
+    np.savez(tmp_path / "x.npz", **{"z[0]": A, "z0": B})
+    assert torch.equal(read_embeddings(tmp_path / "x.npz", view_a="z[0]").z_a, torch.from_numpy(A))
+
+
 SPLITS = [("X_train", "X_test"), ("train", "val"), ("xTrain", "xTest"), ("z", "z_validation"), ("Xtr", "Xte")]
 
 
