@@ -251,6 +251,8 @@ def _load(columns: dict[str, Column], view: list[str], rows: Any, suspicious: bo
     parts = []
     for name in view:
         values = columns[name].load()
+        if isinstance(columns[name].dtype, np.dtype) and values.dtype == object:  # integers and missing values
+            values = values.astype(float)
         if suspicious and values.ndim == 1 and np.isfinite(values[0]) and values[0] % 1 == 0:  # few features are whole
             steps = np.diff(ordered := np.sort(values))
             in_order = np.array_equal(ordered, values) or np.array_equal(ordered, values[::-1])

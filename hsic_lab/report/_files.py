@@ -157,7 +157,7 @@ def read_table(path: Path, label: str | None, header: bool = True) -> dict[str, 
 def _values(column: pa.ChunkedArray, shape: tuple[int, ...], is_text: bool) -> np.ndarray:
     """Return a column; text as numbers if all are written whole or some are not whole. Beside numbers MISSING is ""."""
     column = pa.compute.list_flatten(column) if len(shape) == 2 else column
-    values = np.asarray(column.to_pandas()).reshape(shape)
+    values = np.asarray(column.to_pandas(integer_object_nulls=True)).reshape(shape)  # labels may be above 2^53
     if not is_text:
         return values
     text = pd.Series(values)

@@ -650,6 +650,17 @@ def test_labels_of_every_kind_in_parquet_may_be_missing(tmp_path, values):
     assert len(set(found.labels.tolist())) == 2
 
 
+def test_large_integers_beside_missing_ones_stay_exact(tmp_path):
+    labels = pa.array([2**53 + 1, 2**53, None] * 4)
+    columns = {f"f{i}": pa.array(column) for i, column in enumerate(A.T)}
+    pq.write_table(pa.table({**columns, "label": labels}), tmp_path / "x.parquet")
+    assert read_embeddings(tmp_path / "x.parquet").labels.tolist() == [2**53 + 1, 2**53] * 4
+    for name, values in (("f3", labels), ("z", pa.array([[1, 2], [3, None], [1, 1]] * 4))):
+        pq.write_table(pa.table({**columns, name: values}), tmp_path / "x.parquet")
+        with pytest.raises(ValueError, match=r"4 of 12 rows are not, first row [12]"):
+            read_embeddings(tmp_path / "x.parquet", view_a="*" if name == "f3" else name)
+
+
 def test_first_line_of_labels_is_a_label_if_every_row_needs_one(tmp_path):
     values = ["0", "1", "1"] * 4
     np.save(tmp_path / "x.npy", A)
