@@ -3,7 +3,7 @@
 import itertools
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -37,9 +37,10 @@ class Embeddings:
     """The features of a page: one or two finite views `z_a, z_b` of shape (n, d), n at least 4 and d from 2 to 8192.
 
     `labels` of shape (n,) are integers or strings. `features` of shape (m, p) are the rows of the labels if these are
-    not the rows of `z_a`; for a run, the features of its encoder. `target` of shape (n,) is a continuous quantity in
-    place of labels, NaN where it is missing. `rows` is the number of rows of the source if `z_a` is a sample of them.
-    The page has the title `name` and shows the remark `note`. `kind` is that of `diagnose`, `columns` name features.
+    not the rows of `z_a`; for a run, the features of its encoder. If some rows have no label, `labelled` are the
+    numbers of those of `z_a` that have one, and `features` are these. `target` of shape (n,) is a continuous quantity
+    in place of labels, NaN where it is missing. `rows` is the number of rows of the source if `z_a` is a sample of
+    them. The page has the title `name` and the remark `note`. `kind` is that of `diagnose`, `columns` name features.
     `layers` are the features of a run by depth, of the rows of `features`; `table` has columns that are no features.
     """
 
@@ -55,6 +56,7 @@ class Embeddings:
     columns: Sequence[str] = ()
     layers: Mapping[str, Tensor] | None = None
     table: pd.DataFrame | None = None
+    labelled: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         views = [z for z in (self.z_a, self.z_b) if z is not None]
@@ -109,9 +111,9 @@ def read_embeddings(
             raise ValueError(f"two files must hold one view each; {path if found.z_b is not None else second} has two")
         if found.rows != other.rows:
             raise ValueError(f"the views must have the same shape; {path} and {second} have different numbers of rows")
-        given = [one for one in (found, other) if one.labels is not None or one.target is not None]
-        texts = [np.asarray(one.labels if one.target is None else one.target).astype(str) for one in given]
-        if labels is None and len(texts) == 2 and not np.array_equal(texts[0], texts[1]):
+        known = [pd.Series(z.target) if z.labels is None else known_labels(z, len(z.z_a)) for z in (found, other)]
+        texts = pd.concat(known, axis=1, join="inner").dropna().map(str)
+        if labels is None and (texts[0] != texts[1]).any():
             raise ValueError(f"the labels in {path} and {second} differ: their rows are not the same images in order")
         sources = (found, view_a or ""), (other, view_b or "")
         a, b = ([name.removeprefix(p.split("*")[0]) for name in one.columns] for one, p in sources)
@@ -120,12 +122,17 @@ def read_embeddings(
         notes = f"{found.name}: {found.note}", f"{other.name}: {other.note}"
         note = ". ".join((*notes, f"Features are paired by {'name' if named else 'position'}"))
         name, z_b = f"{found.name} and {other.name}", other.z_a[:, places] if named else other.z_a
-        found = replace(given[0] if given else found, z_a=found.z_a, z_b=z_b, name=name, note=note)
+        found = replace(found, z_b=z_b, name=name, note=note)
+        if found.labels is None and found.target is None:
+            features = None if other.labelled is None else found.z_a[other.labelled]
+            table = pd.DataFrame(found.table).join(pd.DataFrame(other.table).filter(["label"]))
+            taken: Any = {name: getattr(other, name) for name in ("labels", "target", "labelled")}
+            found = replace(found, features=features, table=table, **taken)
     if labels is None:
         return found
     if found.rows is not None:
         raise ValueError(f"{labels}: rows were sampled, so the labels must be in the file of the embeddings")
-    plain = replace(found, labels=None, features=None, target=None)
+    plain = replace(found, labels=None, features=None, target=None, labelled=None)
     plain = plain if found.layers is None else replace(plain, layers=None, table=None)  # of other rows than the views
     return _with_labels(plain, *_read_labels(Path(labels), label, len(plain.z_a)))
 
@@ -175,8 +182,14 @@ def read_one(
         if unused := [name for name in columns if name not in used]:
             notes.append(f"Left out: {_few(unused)}")
         names = [] if len(kept[views[0][0]].shape) == 2 else list(map(printable, views[0]))
-        beside = [name for name in unused if suffix in TABLES and len(columns[name].shape) == 1]
-        table = pd.DataFrame({"row": np.arange(n)[rows]} | {name: columns[name].load()[rows] for name in beside})
+        beside: dict[str, Any] = {"row": np.arange(n)[rows], "label": None}  # a column of such a name gets another one
+        for name in unused if suffix in TABLES else []:
+            if len(columns[name].shape) == 1:
+                free = name
+                while free in beside:
+                    free += "_"
+                beside[free] = columns[name].load()[rows]
+        table = pd.DataFrame(beside).drop(columns="label")
         taken: Any = {"name": printable(path.name), "note": ". ".join(notes), "columns": names, "table": table}
         found = Embeddings(z[0], z[1] if len(z) == 2 else None, rows=n if len(z[0]) < n else None, **taken)
         return found if label is None else _with_labels(found, kept[label].load()[rows], repr(label))
@@ -238,6 +251,8 @@ def _load(columns: dict[str, Column], view: list[str], rows: Any, suspicious: bo
     parts = []
     for name in view:
         values = columns[name].load()
+        if isinstance(columns[name].dtype, np.dtype) and values.dtype == object:  # integers and missing values
+            values = values.astype(float)
         if suspicious and values.ndim == 1 and np.isfinite(values[0]) and values[0] % 1 == 0:  # few features are whole
             steps = np.diff(ordered := np.sort(values))
             in_order = np.array_equal(ordered, values) or np.array_equal(ordered, values[::-1])
@@ -298,8 +313,15 @@ def _with_labels(found: Embeddings, values: np.ndarray | Tensor, source: str) ->
         raise ValueError(f"the labels of {source} hold {pair}, which differ in spaces only")
     words = "".join(f". The text {label!r} is a class" for label in classes if label.strip().lower() in MISSING)
     note = f"{found.note}. Labels: {source}, {len(classes)} classes: {_few(classes)}{words}{missing}"
-    features = found.z_a[torch.from_numpy(given)] if missing else None
-    return replace(found, labels=labels, features=features, note=note, table=table)
+    labelled = np.flatnonzero(given) if missing else None
+    features = None if labelled is None else found.z_a[labelled]
+    return replace(found, labels=labels, features=features, note=note, table=table, labelled=labelled)
+
+
+def known_labels(found: Embeddings, n: int) -> pd.Series:
+    """Return the labels by the numbers of their rows; none if they are of other rows than these `n`."""
+    labels: Any = [] if found.labels is None or (found.labelled is None and len(found.labels) != n) else found.labels
+    return pd.Series(labels, found.labelled, dtype=object)
 
 
 def _few(names: Iterable[str]) -> str:
@@ -308,9 +330,10 @@ def _few(names: Iterable[str]) -> str:
     return ", ".join(map(repr, names)) if len(names) <= 8 else f"{names[0]!r} to {names[-1]!r} ({len(names)})"
 
 
-def _matching(names: Iterable[str], pattern: str, elsewhere: bool = False) -> list[str]:
-    """Return the names that match the pattern, at least one unless it may be `elsewhere`."""
-    if not (found := [name for name in names if fnmatchcase(name, pattern)]) and not elsewhere:
+def _matching(names: Collection[str], pattern: str, elsewhere: bool = False) -> list[str]:
+    """Return the name, or the names that match the pattern, at least one unless it may be `elsewhere`."""
+    found = [pattern] if pattern in names else [name for name in names if fnmatchcase(name, pattern)]
+    if not found and not elsewhere:
         raise ValueError(f"no column or array is called {pattern!r}; there are {_few(names) or 'none'}")
     return found
 

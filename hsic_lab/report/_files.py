@@ -155,14 +155,15 @@ def read_table(path: Path, label: str | None, header: bool = True) -> dict[str, 
 
 
 def _values(column: pa.ChunkedArray, shape: tuple[int, ...], is_text: bool) -> np.ndarray:
-    """Return a column; text as numbers if all but MISSING is written as whole numbers are, or some are not whole."""
+    """Return a column; text as numbers if all are written whole or some are not whole. Beside numbers MISSING is ""."""
     column = pa.compute.list_flatten(column) if len(shape) == 2 else column
-    values = np.asarray(column.to_pandas()).reshape(shape)
+    values = np.asarray(column.to_pandas(integer_object_nulls=True)).reshape(shape)  # labels may be above 2^53
     if not is_text:
         return values
     text = pd.Series(values)
     there = ~text.str.strip().str.lower().isin(["", *MISSING])
     whole = text[there].str.fullmatch(r" *(0|-?[1-9]\d{0,14}) *").all()
     numbers = pd.to_numeric(text, errors="coerce").where(there)
-    numeric = whole or (np.isfinite(numbers[there]).all() and (numbers[there] % 1).any())
-    return numbers.to_numpy() if there.any() and numeric else values
+    if not there.any() or not np.isfinite(numbers[there]).all():
+        return values
+    return (numbers if whole or (numbers % 1).any() else text.where(there, "")).to_numpy()

@@ -32,7 +32,7 @@ from hsic_lab.kernels import Delta, Gaussian, Linear
 from hsic_lab.plots import DIVERGING, PALETTE, plot_cross_correlation, plot_spectrum
 from hsic_lab.plots._canvas import png_text
 from hsic_lab.plots._samples import principal_axes
-from hsic_lab.report._embeddings import Embeddings, read_embeddings, real_floats, sample
+from hsic_lab.report._embeddings import Embeddings, known_labels, read_embeddings, real_floats, sample
 from hsic_lab.training import Run
 
 Source = Embeddings | Run | Tensor | np.ndarray | tuple | str | Path
@@ -210,12 +210,12 @@ def _comparison(found: Embeddings, other: Embeddings) -> dict[str, Any]:
     """Return the comparison with other embeddings of the same rows: its table with a warning, and C."""
     x, y = _compared(found), _compared(other)
     table = comparison_table(x, y)
-    warning, labels = table.attrs["warning"], (found.labels, other.labels)
-    if labels[0] is not None and labels[1] is not None and len(labels[0]) == len(labels[1]):
-        # The classes may have other names in the other file, such as 1 and 1.0, or be finer.
-        pairs = pd.DataFrame(dict(zip("ab", labels, strict=True))).value_counts()
-        differ = len(labels[0]) - max(int(pairs.groupby(side).max().sum()) for side in "ab")
-        warning = f"The rows may be in another order: {differ} labels differ. {warning}" if differ else warning
+    # The classes may have other names in the other file, such as 1 and 1.0, or be finer.
+    known = [known_labels(one, len(x)) for one in (found, other)]
+    pairs = pd.concat(known, axis=1, join="inner", keys=["a", "b"]).value_counts()
+    differ = pairs.sum() - max(pairs.groupby(side).max().sum() for side in "ab")
+    warning = table.attrs["warning"]
+    warning = f"The rows may be in another order: {differ} labels differ. {warning}" if differ else warning
     words = table.drop(columns="rows").to_string(index=False, float_format="{:.4g}".format)
     LOG.info("%s", f"{words}\n{warning}".strip("\n"))
     shown = {"other": other, "comparison": _cells(table), "warning": warning, "kept": table.attrs["kept"]}
@@ -283,26 +283,24 @@ def _principal_axes(found: Embeddings, other: Embeddings | None, kept: Sequence[
     if not any((part != part[:1]).any() for part in z):
         return {}
     rows = sample(len(z[0]), PAIRED_ROWS)
-    numbers, table = np.arange(len(z[0])), found.table
-    if table is not None:
-        if len(table) > len(z[0]):  # rows without a label are left out
-            table = table[table["label"].notna() & (table["label"] != "")]
-        numbers = table["row"].to_numpy()
+    # Alone, rows without a label are left out; of a comparison they have the color of the text.
+    numbers = np.arange(len(z[0])) if other or found.labelled is None else found.labelled
+    labels = known_labels(found, len(z[0])).map(str).reindex(numbers[rows], fill_value="")
+    numbers = numbers if found.table is None else found.table["row"].to_numpy()[numbers]
     step = -(-len(rows) // DOTS)
-    labels = np.array([]) if found.labels is None or len(found.labels) != len(z[0]) else found.labels[rows].astype(str)
-    common = sorted(pd.Series(labels, dtype=object).value_counts().index[: len(PALETTE)])
+    common = sorted(labels[labels != ""].value_counts().index[: len(PALETTE)])
     axes, shares = zip(*map(_axes, z), strict=True)
     axes = [part[rows[::step]] for part in axes]
     axes[-1] *= np.where((axes[0] * axes[-1]).sum(axis=0) < 0, -1, 1)  # the sign of an axis has no meaning
     places = [20 + 360 * (part - part.min(axis=0)) / (np.ptp(part, axis=0).max() or 1) for part in axes]
     colors = dict(zip(common, PALETTE, strict=False))
     dots = []
-    for i, row in enumerate(rows[::step]):
-        words = f"Row {numbers[row]}" + (f", label {labels[i * step]}" if len(labels) else "")
+    for i, (row, label) in enumerate(zip(rows[::step], labels[::step], strict=True)):
+        words = f"Row {numbers[row]}" + (f", label {label}" if label else "")
         words += f": {kept[i * step]:.0%} of its neighbors kept" if len(kept) else ""
-        color = colors.get(labels[i * step]) if len(labels) else PALETTE[0]
+        color = colors.get(label) if colors else PALETTE[0]
         dots.append({"words": words, "color": color, "places": [place[i].round(1).tolist() for place in places]})
-    return {"dots": dots, "shares": shares, "legend": colors, "others": len(set(labels)) > len(common)}
+    return {"dots": dots, "shares": shares, "legend": colors, "others": not labels.isin(common).all()}
 
 
 def similarity_table(z_a: Tensor, z_b: Tensor | None, reference: Tensor | None) -> pd.DataFrame:
@@ -351,8 +349,9 @@ def probe_table(found: Embeddings, other: Embeddings | None = None) -> tuple[pd.
     if found.labels is None:
         return pd.DataFrame(), ""
     given = {"A": found.z_a if found.features is None else found.features}
-    if other is not None and len(_compared(other)) == len(given["A"]):
-        given["B"] = _compared(other)
+    if other is not None:
+        z = _compared(other)[slice(None) if found.labelled is None else found.labelled]
+        given |= {"B": z} if len(z) == len(given["A"]) else {}
     kept, note = _probed_rows(found.labels, given)
     if not len(kept):
         return pd.DataFrame(), note

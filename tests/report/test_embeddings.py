@@ -226,6 +226,19 @@ def test_different_labels_in_two_files_raise(tmp_path):
         read_embeddings(tmp_path / "a.npz", tmp_path / "b.npz")
 
 
+@pytest.mark.parametrize("missing", [[], [5]])
+def test_labels_of_the_second_file_are_those_of_the_rows_of_the_first(tmp_path, missing):
+    first = written(frame(file=list("abcdefghijkl")), tmp_path / "a.csv")
+    labels = [None if row in missing else "xyz"[row % 3] for row in range(12)]
+    second = written(frame(B, label=labels).rename(columns={"f0": "g0"}), tmp_path / "b.csv")
+    found = read_embeddings(first, second, drop=["file"], view_b="[fg]*")
+    known = [row for row in range(12) if row not in missing]
+    assert found.labels.tolist() == [labels[row] for row in known]
+    features = found.z_a if found.features is None else found.features
+    np.testing.assert_allclose(features, A[known], rtol=1e-6)
+    assert found.columns == ["f0", "f1", "f2"] and list(found.table) == ["row", "file", "label"]
+
+
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.uint16, np.uint64, np.float16])
 def test_quantized_embeddings_are_read_without_warnings(tmp_path, dtype):
@@ -358,6 +371,15 @@ def test_views_and_labels_may_be_chosen(tmp_path):
             read_embeddings(path, **wrong)
     with pytest.raises(ValueError, match="'label' and 'target' may be the labels"):
         read_embeddings(written(frame(label=LABELS, target=LABELS), tmp_path / "two.csv"))
+
+
+def test_exact_name_wins_over_a_pattern(tmp_path):
+    names = ["x0", "x[0]", "x1", "y[0]", "y0", "y[1]"]
+    path = written(pd.DataFrame(np.column_stack([A, B]), columns=names), tmp_path / "x.csv")
+    assert read_embeddings(path, drop=["x[0]", "y[0]"]).columns == ["x0", "x1", "y0", "y[1]"]
+    assert read_embeddings(path, drop=["x[01]"]).columns == ["x[0]", "y[0]", "y0", "y[1]"]
+    np.savez(tmp_path / "x.npz", **{"z[0]": A, "z0": B})
+    assert torch.equal(read_embeddings(tmp_path / "x.npz", view_a="z[0]").z_a, torch.from_numpy(A))
 
 
 SPLITS = [("X_train", "X_test"), ("train", "val"), ("xTrain", "xTest"), ("z", "z_validation"), ("Xtr", "Xte")]
@@ -565,14 +587,14 @@ def test_files_of_labels_with_other_columns_are_refused(tmp_path, ending):
 
 
 @pytest.mark.parametrize("word", ["NA", "nan", "NaN", "N/A", "null", "None", " na "])
-@pytest.mark.parametrize("numbers", [[0.5, -2, 1e3], [0, 1, 7]])
+@pytest.mark.parametrize("numbers", [[0.5, -2, 1e3], [0, 1, 7], ["0.0", "1.0", "01"]])
 def test_words_for_missing_are_missing_beside_numbers_and_classes_beside_text(tmp_path, word, numbers):
     texts = [word if i in (2, 7) else str(numbers[i % 3]) for i in range(12)]
     path = written(frame(y=texts), tmp_path / "x.csv")
     found = read_embeddings(path)
-    assert "2 of 12 labels are missing" in found.note and (found.target is None) == (numbers[0] == 0)
+    assert "2 of 12 labels are missing" in found.note and (found.target is None) == (numbers[0] != 0.5)
     values = found.labels if found.target is None else found.target[np.isfinite(found.target)]
-    assert values.tolist() == [float(text) for text in texts if text != word]
+    assert values.tolist() == [numbers[i % 3] for i in range(12) if texts[i] != word]
     texts[0] = "cat"
     found = read_embeddings(written(frame(y=texts), path))
     assert found.labels.tolist() == texts and f"The text {word!r} is a class" in found.note
@@ -626,6 +648,17 @@ def test_labels_of_every_kind_in_parquet_may_be_missing(tmp_path, values):
     found = read_embeddings(written(frame().assign(y=pd.Series(values * 4, dtype=object)), tmp_path / "x.parquet"))
     assert len(found.labels) == 8 == len(found.features) and "4 of 12 labels are missing" in found.note
     assert len(set(found.labels.tolist())) == 2
+
+
+def test_large_integers_beside_missing_ones_stay_exact(tmp_path):
+    labels = pa.array([2**53 + 1, 2**53, None] * 4)
+    columns = {f"f{i}": pa.array(column) for i, column in enumerate(A.T)}
+    pq.write_table(pa.table({**columns, "label": labels}), tmp_path / "x.parquet")
+    assert read_embeddings(tmp_path / "x.parquet").labels.tolist() == [2**53 + 1, 2**53] * 4
+    for name, values in (("f3", labels), ("z", pa.array([[1, 2], [3, None], [1, 1]] * 4))):
+        pq.write_table(pa.table({**columns, name: values}), tmp_path / "x.parquet")
+        with pytest.raises(ValueError, match=r"4 of 12 rows are not, first row [12]"):
+            read_embeddings(tmp_path / "x.parquet", view_a="*" if name == "f3" else name)
 
 
 def test_first_line_of_labels_is_a_label_if_every_row_needs_one(tmp_path):

@@ -553,6 +553,24 @@ def test_labels_that_differ_name_the_order_of_the_rows():
         assert "another order" not in report_html(Embeddings(A, labels=LABELS), Embeddings(B, labels=same))
 
 
+def test_row_without_a_label_takes_no_labels_from_a_comparison(tmp_path):
+    table = pd.DataFrame(A.numpy()).add_prefix("f").assign(label=[f"class {label}" for label in LABELS])
+    table.loc[3, "label"] = None
+    table.to_csv(tmp_path / "x.csv", index=False)
+    found = read_embeddings(tmp_path / "x.csv")
+    probe, _ = probe_table(found, Embeddings(MIXED))
+    assert probe["features"].tolist() == ["A", "A", "B", "B"]
+    assert probe["accuracy"].min() > 0.8, "the rows of B are those of the labels"
+    page = report_html(found, Embeddings(MIXED))
+    dots = re.findall(r'"(?: style="fill:(#\w+)")? data-words="Row (\d+)(?:, label class (\d))?:', page)
+    assert [(int(row), label) for _, row, label in dots] == [
+        (row, "" if row == 3 else str(label)) for row, label in enumerate(LABELS)
+    ]
+    assert dots[3][0] == "" and len({color for color, *_ in dots}) == 4
+    words = words_of(page)
+    assert "Labels and their prediction are of 239 rows with a label" in words and "Other rows have the color" in words
+
+
 def test_page_of_two_embeddings_links_their_rows_and_draws_c_of_any_widths():
     labels = np.array(["<b>", "plain", "x"])[LABELS]
     page = report_html(Embeddings(A, labels=labels, name="one"), Embeddings(MIXED, name="<two>"))
@@ -570,6 +588,20 @@ def test_dots_of_many_rows_are_a_sample(monkeypatch):
     monkeypatch.setattr("hsic_lab.report._page.DOTS", 100)
     page = report_html(Embeddings(A), Embeddings(B))
     assert page.count("data-words") == 80 and "Row 237: " in page
+
+
+def test_labels_are_compared_where_both_files_have_one(tmp_path, caplog):
+    """They are equal but for the names of the classes, and another one is missing in each file."""
+    for name, z, row, labels in (("a", A, 3, LABELS), ("b", B, 90, LABELS), ("c", B, 90, LABELS[ORDER])):
+        table = pd.DataFrame(z.numpy()).add_prefix("f").assign(label=labels.astype(float))
+        table.loc[row, "label"] = None
+        table.to_csv(tmp_path / f"{name}.csv", index=False)
+    a, b, c = (tmp_path / f"{name}.csv" for name in "abc")
+    assert "another order" not in report_html(*map(read_embeddings, (a, b)))
+    assert "labels differ" in report_html(*map(read_embeddings, (a, c)))
+    assert len(read_embeddings(a, b).labels) == N - 1 and read_embeddings(a, b).z_b is not None
+    with pytest.raises(ValueError, match="their rows are not the same images"):
+        read_embeddings(a, c)
 
 
 @pytest.mark.parametrize("given", ["in the table", "in another file"])
@@ -653,6 +685,17 @@ def test_atlas_has_axes_labels_and_columns_that_are_no_features(tmp_path, monkey
     assert atlas["image"][7] == "7.png" and atlas["label"].isna().tolist() == [i == 3 for i in range(N)]
     oracle = PCA(2, svd_solver="full").fit_transform(A.numpy())
     np.testing.assert_allclose(np.abs(atlas[["projection_x", "projection_y"]]), np.abs(oracle), atol=1e-4)
+
+
+def test_columns_with_names_of_the_atlas_get_another_name(tmp_path):
+    more = {"row": np.arange(N) + 1000, "row_": "x", "label": "y", "species": LABELS}
+    table = pd.DataFrame(A.numpy()).add_prefix("f").assign(**more)
+    table.to_csv(tmp_path / "x.csv", index=False)
+    found = read_embeddings(tmp_path / "x.csv", drop=["row*", "label"], label="species")
+    atlas = pd.read_parquet(write_atlas(found, tmp_path / "atlas.parquet"))
+    assert atlas["row"].tolist() == [*range(N)] and atlas["label"].tolist() == table["species"].tolist()
+    assert atlas["row_"].tolist() == table["row"].tolist() and atlas["row__"][0] == "x" and atlas["label_"][0] == "y"
+    assert f"Row {N - 1}, label" in report_html(found)
 
 
 def test_atlas_of_arrays_files_and_runs(tmp_path):
