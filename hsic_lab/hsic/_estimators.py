@@ -137,7 +137,7 @@ def zero_diagonal(gram: Tensor) -> Tensor:
     return gram.diagonal_scatter(gram.new_zeros(len(gram)))
 
 
-def _constant(kernel: Kernel, x: Tensor) -> Tensor:
+def median_entry(kernel: Kernel, x: Tensor) -> Tensor:
     """A median entry of the Gram. Without it HSIC is the same, but a large one would cancel in `from_sums`."""
     return kernel.gram(x.detach()[:: len(x) // 64 + 1], None).median()
 
@@ -183,7 +183,7 @@ def _exact(x: Tensor, y: Tensor, kernel_x: Kernel, kernel_y: Kernel, unbiased: b
             # Centering one Gram would do; centering both keeps large constants of a kernel out of the rounding error.
             return (center(gram_x) * center(gram_y)).mean()
         sides = (gram_x, kernel_x, x), (gram_y, kernel_y, y)
-        gram_x, gram_y = ((gram - _constant(kernel, z)).fill_diagonal_(0) for gram, kernel, z in sides)
+        gram_x, gram_y = ((gram - median_entry(kernel, z)).fill_diagonal_(0) for gram, kernel, z in sides)
         trace, rows_x, rows_y = (gram_x * gram_y).sum(), gram_x.sum(dim=1), gram_y.sum(dim=1)
     return from_sums(trace, rows_x.sum(), rows_y.sum(), rows_x @ rows_y, n, unbiased).to(dtype)
 
@@ -193,7 +193,7 @@ def _tiled(x: Tensor, y: Tensor, kernel_x: Kernel, kernel_y: Kernel, unbiased: b
     blocks_x, blocks_y = x.split(size), y.split(size)
     trace = x.new_zeros((), dtype=torch.float64)
     rows_x, rows_y = [trace] * len(blocks_x), [trace] * len(blocks_x)
-    constants = _constant(kernel_x, x), _constant(kernel_y, y)
+    constants = median_entry(kernel_x, x), median_entry(kernel_y, y)
 
     def tile(x_i: Tensor, x_j: Tensor | None, y_i: Tensor, y_j: Tensor | None) -> tuple[Tensor, ...]:
         k, l = kernel_x.gram(x_i, x_j) - constants[0], kernel_y.gram(y_i, y_j) - constants[1]

@@ -19,7 +19,7 @@ from torch import Tensor
 from hsic_lab._checks import (  # isort: skip
     check_choice, check_integer, check_type, default_dtype, factor_values, is_constant, no_autocast, seeded,
 )  # fmt: skip
-from hsic_lab.hsic._estimators import at_origin, center, from_sums, hsic, require_digits
+from hsic_lab.hsic._estimators import at_origin, center, from_sums, hsic, median_entry, require_digits
 from hsic_lab.kernels import Delta, Kernel, Linear, kernel_or, require_finite
 
 Index: TypeAlias = Tensor | slice
@@ -161,7 +161,7 @@ def hsic_matrix(
     sides = _fitted_columns(x, "x", kernel_x), _fitted_columns(y, "y", kernel_y)
     # Both sides need one dtype, and labels have none.
     dtype = torch.float64 if torch.float64 in {z.dtype for side in sides for _, z in side} else torch.float32
-    grams_x, grams_y = ([gram_part(*pair, dtype) for pair in side] for side in sides)
+    grams_x, grams_y = ([_shifted_part(*pair, dtype) for pair in side] for side in sides)
     n, n_y = (len(side[0][1]) for side in sides)
     if n < (least := 4 if unbiased or permutations is not None else 2) or n != n_y:
         raise ValueError(f"x and y must have the same number of rows, at least {least}, got {n} and {n_y}")
@@ -191,8 +191,8 @@ def hsic_matrix(
             return require_finite(values, kernel_x, kernel_y)
         self_x = from_sums(xx, totals_x, totals_x, rows_x.square().sum(dim=1), n, unbiased)
         self_y = from_sums(yy, totals_y, totals_y, rows_y.square().sum(dim=1), n, unbiased)
-        # Values below this are the rounding error of the sums.
-        alive = (self_x > 1e-12 * xx / n**2)[:, None] & (self_y > 1e-12 * yy / n**2)
+        rounding = max(1e-12, 16 * torch.finfo(dtype).eps) / n**2  # of the sums
+        alive = (self_x > rounding * xx)[:, None] & (self_y > rounding * yy)
         return torch.where(alive, values / (self_x[:, None] * self_y).clamp_min(0).sqrt(), 0.0)
 
 
@@ -223,6 +223,12 @@ def gram_part(kernel: Kernel, z: Tensor, dtype: torch.dtype) -> Callable[[Index,
     if is_constant(z):  # exactly 0, instead of rounding
         return lambda i, j: torch.zeros(len(z[i]), len(z[j]), dtype=dtype, device=z.device)
     return lambda i, j: kernel.gram(z[i], z[j]).to(dtype)
+
+
+def _shifted_part(kernel: Kernel, z: Tensor, dtype: torch.dtype) -> Callable[[Index, Index], Tensor]:
+    """`gram_part` less one constant, which HSIC does not depend on and a wide kernel would lose its digits to."""
+    part, constant = gram_part(kernel, z, dtype), 0 if is_constant(z) else median_entry(kernel, z).to(dtype)
+    return lambda i, j: part(i, j) - constant
 
 
 class ShiftedGram:

@@ -4,6 +4,7 @@ import itertools
 import math
 from decimal import Decimal
 from fractions import Fraction
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ import torch
 from scipy import stats
 
 from hsic_lab._checks import factor_values
+from hsic_lab.cka import cka
 from hsic_lab.hsic import _joint as joint
 from hsic_lab.hsic import dhsic, hsic, hsic_matrix
 from hsic_lab.independence import dhsic_test, permutation_test
@@ -292,3 +294,17 @@ def test_permutations_of_the_matrix_are_an_integer(options):
         hsic_matrix(sample(9, 1), sample(9, 1, 1), **options)
     with pytest.raises(ValueError, match="at least 4, got 3"):
         hsic_matrix(sample(3, 1), sample(3, 1, 1), permutations=9)
+
+
+@pytest.mark.parametrize("estimator", ["biased", "unbiased"])
+@pytest.mark.parametrize("bandwidth", [1.0, 10.0, 100.0, 300.0])
+def test_wide_kernels_keep_their_digits_in_float32(bandwidth, estimator):
+    """All entries of such a Gram are nearly 1: products of them would round what HSIC is made of."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(200, 1, generator=generator)
+    y = x + torch.randn(200, 1, generator=generator)
+    kernel = Gaussian(bandwidth)
+    double = (x.double(), y.double(), kernel, kernel, estimator)
+    close = partial(torch.testing.assert_close, rtol=5e-3, atol=0)
+    close(hsic_matrix(x, y, kernel, kernel, estimator)[0, 0], hsic(*double))
+    close(hsic_matrix(x, y, kernel, kernel, estimator, normalized=True)[0, 0], cka(*double))
