@@ -77,7 +77,7 @@ def paired_difference(
 
 
 def _differences(frame: pd.DataFrame, factor: str, first: Any, second: Any, value: str) -> pd.Series:
-    """Second minus first by seed, missing where a run failed."""
+    """Second minus first by seed, missing where a run failed or its value is not finite."""
     sides = []
     for level in (first, second):
         side = frame[frame[factor].isna() if level is None else frame[factor] == level]
@@ -89,7 +89,7 @@ def _differences(frame: pd.DataFrame, factor: str, first: Any, second: Any, valu
             raise ValueError(f"seed {twice.iloc[0]} of {factor} = {level!r} occurs twice: keep one level of {several}")
         sides.append(side.set_index("seed")[value])
     both = pd.concat(sides, axis=1, keys=["first", "second"])
-    return both["second"] - both["first"]
+    return (both["second"] - both["first"]).replace([np.inf, -np.inf], np.nan)
 
 
 def _tested(differences: pd.Series, names: tuple[str, str], value: str) -> PairedDifference:

@@ -172,6 +172,12 @@ def test_differences_of_every_level_stand_in_one_table():
         paired_differences(frame, "loss", "a")
 
 
+def test_a_value_that_is_not_finite_counts_as_failed():
+    frame = table([1.0, 2.0, 3.0], [1.5, np.inf, 3.7]).rename(columns={"accuracy": "loss_value"})
+    found = paired_difference(frame, "loss", "a", "b", value="loss_value")
+    assert found.mean == pytest.approx(0.6) and found.n_failed == 1 and 0 < found.p < 1
+
+
 def test_numbers_of_labels_are_not_averaged():
     table = pd.DataFrame({"representation": "pixels", "per_class": [10, 90], "accuracy": [0.2, 0.8]})
     with pytest.raises(ValueError, match="per_class: use few_label_summary"):
