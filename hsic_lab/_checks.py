@@ -99,8 +99,8 @@ def factor_values(column: ArrayLike | Tensor, name: str = "column") -> tuple[Ten
     """Return a table's column as a tensor `(n,)`, and whether its values are labels: the rule for what a column means.
 
     Integers, booleans, strings, bytes and categories are labels. Floats and decimals are numbers; dates, times and
-    durations are seconds after the smallest one. Missing values, numbers as text of which some are not whole, and
-    columns of other or mixed types raise an error.
+    durations are seconds after the smallest one. Missing values and columns of other or mixed types raise an error, and
+    so do texts of which more than half are numbers, some of them not whole.
     """
     if isinstance(column, Tensor):
         return column, not column.is_floating_point()
@@ -110,10 +110,12 @@ def factor_values(column: ArrayLike | Tensor, name: str = "column") -> tuple[Ten
     if missing := int(series.isna().sum()):
         raise ValueError(f"{name} holds {missing} missing values (None, NaN or NaT) in {len(series)} rows")
     kind = pd.api.types.infer_dtype(series)
-    if kind == "string" and (numbers := pd.to_numeric(series, errors="coerce")).notna().all() and (numbers % 1).any():
-        raise ValueError(
-            f"{name} holds numbers as text, {series.iloc[0]!r}, ...: convert them, or make them categories"
-        )
+    if kind == "string":
+        numbers = pd.to_numeric(series.str.replace(",", ".", regex=False), errors="coerce")
+        if 2 * numbers.count() > len(series) and (numbers.dropna() % 1).any():
+            words = f"numbers as text, {series[numbers.notna()].iloc[0]!r}, ..."
+            words += "".join(f", and {text!r}" for text in series[numbers.isna()].head(1))
+            raise ValueError(f"{name} holds {words}: convert them, or make them categories")
     if kind in ("integer", "boolean", "string", "bytes", "categorical"):
         return torch.from_numpy(pd.factorize(series)[0]), True
     if kind in ("floating", "decimal", "mixed-integer-float"):

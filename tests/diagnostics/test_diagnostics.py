@@ -193,6 +193,10 @@ def test_numbers_as_text_are_neither_numbers_nor_labels():
     for call in (lambda v: factor_dependence(x, v), lambda v: hsic_matrix(x, v)):
         with pytest.raises(ValueError, match=r"\['v'\] holds numbers as text, '[-.0-9]+'.*: convert them"):
             call(pd.DataFrame({"v": text}))
+        with pytest.raises(ValueError, match=r"numbers as text, '[-.0-9]+', ..., and '\?': convert them"):
+            call(pd.DataFrame({"v": ["?", *text[1:]]}))
+        with pytest.raises(ValueError, match=r"numbers as text, '[-,0-9]+'"):
+            call(pd.DataFrame({"v": text.str.replace(".", ",")}))
         call(pd.DataFrame({"v": text.astype(float), "category": text.astype("category"), "code": ["01", "1"] * 30}))
 
 
