@@ -3,6 +3,7 @@
 import math
 import sys
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -117,7 +118,9 @@ def _estimates(samples: Any, estimator: str, route: str) -> tuple[list[Tensor], 
             diagonals = [z.square().sum(dim=1, dtype=torch.float64) for z in rows]
             values, tolerance = [], 1 / n
             for i, j in pairs:
-                squared_norm = Linear().gram(rows[i].T, None if i == j else rows[j].T).double().square().sum()
+                parts = zip(rows[i].split(8192), rows[j].split(8192), strict=True)  # as in `row_product`
+                products = [Linear().gram(a.T, None if i == j else b.T) for a, b in parts]
+                squared_norm = reduce(torch.add, products).double().square().sum()
                 # The columns are centered, so rows of the Grams without diagonals sum to minus the diagonals.
                 a, b = diagonals[i] * unbiased, diagonals[j] * unbiased
                 values.append(from_sums(squared_norm - a @ b, -a.sum(), -b.sum(), a @ b, n, unbiased))

@@ -14,7 +14,8 @@ from scipy.spatial.distance import squareform
 from torch import Tensor
 
 from hsic_lab._checks import (  # isort: skip
-    as_tensor, at_least_float32, check_choice, check_integer, check_view, check_views, is_transformed, matmul, to_array,
+    as_tensor, at_least_float32, check_choice, check_integer, check_view, check_views, is_transformed, row_product,
+    to_array,
 )  # fmt: skip
 
 __all__ = [
@@ -94,7 +95,7 @@ def cross_correlation(z_a: Tensor, z_b: Tensor) -> Tensor:
     """
     check_views(z_a, z_b)
     dtype = torch.promote_types(z_a.dtype, z_b.dtype)
-    return matmul(standardize(z_a.to(dtype)).T, standardize(z_b.to(dtype))) / len(z_a)
+    return row_product(standardize(z_a.to(dtype)), standardize(z_b.to(dtype))) / len(z_a)
 
 
 @dataclass(frozen=True)

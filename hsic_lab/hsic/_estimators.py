@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from hsic_lab._checks import check_choice, check_integer, default_dtype, is_constant, matmul, no_autocast
+from hsic_lab._checks import (  # isort: skip
+    check_choice, check_integer, default_dtype, is_constant, matmul, no_autocast, row_product,
+)  # fmt: skip
 
 from hsic_lab.kernels import (  # isort: skip
     DistanceInduced, Gaussian, InverseMultiquadric, Kernel, Laplace, Linear, Polynomial, Product, Sum, kernel_or,
@@ -171,7 +173,7 @@ def _exact(x: Tensor, y: Tensor, kernel_x: Kernel, kernel_y: Kernel, unbiased: b
     dtype = x.dtype if x.is_floating_point() else y.dtype if y.is_floating_point() else default_dtype()
     if route == "primal":
         if not unbiased:
-            return (matmul((x - x.mean(dim=0)).T, y - y.mean(dim=0)) / n).square().sum()
+            return (row_product(x - x.mean(dim=0), y - y.mean(dim=0)) / n).square().sum()
         trace = _trace_of_pairs(x, y)
         # The sum of the other rows, without the digits that an outlier would cost in float32.
         rows_x, rows_y = ((z * (z.sum(dim=0, dtype=torch.float64) - z)).sum(dim=1) for z in (x, y))
@@ -277,7 +279,7 @@ class StreamingLinearHSIC:
             self._add(CenteredRows(x), CenteredRows(y))
 
     def _add(self, x: CenteredRows, y: CenteredRows) -> None:
-        xy = (x.narrow.T @ y.narrow).double()
+        xy = row_product(x.narrow, y.narrow).double()
         sums = x.squares.sum(), y.squares.sum(), x.squares @ y.squares, y.squares @ x.rows, x.squares @ y.rows
         chunk = _Moments(len(x.rows), x.mean, y.mean, *sums, xy)
         if self._moments is not None and self._moments.xy.shape != chunk.xy.shape:

@@ -1,9 +1,13 @@
 """The tiled route, the block estimator and the stream against the dual route."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 
+from hsic_lab.cka import cka
+from hsic_lab.correlation import cross_correlation
 from hsic_lab.hsic import StreamingLinearHSIC, hsic
 from hsic_lab.kernels import Delta, DistanceInduced, Gaussian, InverseMultiquadric, Laplace, Linear, Polynomial
 
@@ -130,3 +134,16 @@ def test_stream_is_accurate_in_float32_and_rejects_other_widths():
     assert stream.compute("unbiased").item() == pytest.approx(exact.item(), rel=1e-4)
     with pytest.raises(ValueError, match=r"\(3, 2\) columns in the chunks before, now \(2, 2\)"):
         stream.update(x[:, :2], y)
+
+
+def test_a_million_rows_keep_their_digits_in_float32():
+    """One float32 product over so many rows is off by 5e-4."""
+    z = torch.randn(1_000_000, 2, generator=torch.Generator().manual_seed(0))
+    w = z + torch.randn(1_000_000, 2, generator=torch.Generator().manual_seed(1))
+    close = partial(torch.testing.assert_close, rtol=1e-5, atol=0, check_dtype=False)
+    close(cross_correlation(z, z).diagonal(), torch.ones(2))
+    close(hsic(z, w), hsic(z.double(), w.double()))
+    close(cka(z, w), cka(z.double(), w.double()))
+    stream = StreamingLinearHSIC()
+    stream.update(z, w)
+    close(stream.compute(), hsic(z.double(), w.double()))
