@@ -167,7 +167,7 @@ def check_type(name: str, value: Any, *accepted: type) -> Any:
 def require_columns(frame: pd.DataFrame, columns: Sequence[str]) -> None:
     """Raise ValueError if the frame lacks one of `columns` or has no rows."""
     check_type("frame", frame, pd.DataFrame)
-    if missing := [column for column in columns if column not in frame]:
+    if missing := [column for column in columns if not isinstance(column, str) or column not in frame]:
         raise ValueError(f"the frame lacks the columns {missing}, it has {list(frame.columns)}")
     if not len(frame):
         raise ValueError("frame must hold at least one row, got none")
