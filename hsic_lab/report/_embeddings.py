@@ -22,7 +22,7 @@ from hsic_lab.training import Run
 from hsic_lab.training._setup import data_of, held_out_pairs
 
 from hsic_lab.report._files import (  # isort: skip
-    ARRAYS, LABELS, MAX_VALUES, MISSING, TABLES, VIEWS, Column, named_errors, read_arrays, read_table,
+    ARRAYS, LABELS, MAX_VALUES, MISSING, TABLES, VIEWS, Column, named_errors, read_columns, read_table,
 )  # fmt: skip
 
 MIN_ROWS, MAX_FEATURES = 4, 1 << 13  # C of more features has over 256 MiB in float32
@@ -96,14 +96,16 @@ def read_embeddings(
         files at most 2^29 values, and texts at most 2^28 bytes.
     label, drop, view_a, view_b : str, sequence of str, str, str, optional
         The column or array with the labels; those to leave out; those of the views, as patterns like ``emb_*``. Of two
-        files `view_a` is in the first and `view_b` in the second. Chosen columns are not refused as an index. Columns
-        of two files are paired by name if both have the same names, else by position; the note says which.
+        files `view_a` is in the first and `view_b` in the second. Each choice is in one of the files at least. Chosen
+        columns are not refused as an index. Columns of two files are paired by name if both have the same names, else
+        by position; the note says which.
     """
     drop = [drop] if isinstance(drop, str) else drop
     if view_b is not None and view_a is None and second is None:
         raise ValueError(f"view B, {view_b!r}, is chosen: choose view A of the file too, --view-a")
     path = Path(check_type("path", path, str, os.PathLike))
-    found = read_one(path, label, drop, view_a, None if second else view_b, labels is not None)
+    files = [Path(file) for file in (path, second, labels) if file is not None]
+    found = read_one(path, label, drop, view_a, None if second else view_b, len(files) > 1)
     if second is not None:
         _refuse_splits([path.stem, Path(second).stem], "files")
         other = read_one(Path(second), label, drop, view_b, None, True)
@@ -128,13 +130,19 @@ def read_embeddings(
             table = pd.DataFrame(found.table).join(pd.DataFrame(other.table).filter(["label"]))
             taken: Any = {name: getattr(other, name) for name in ("labels", "target", "labelled")}
             found = replace(found, features=features, table=table, **taken)
-    if labels is None:
-        return found
-    if found.rows is not None:
-        raise ValueError(f"{labels}: rows were sampled, so the labels must be in the file of the embeddings")
-    plain = replace(found, labels=None, features=None, target=None, labelled=None)
-    plain = plain if found.layers is None else replace(plain, layers=None, table=None)  # of other rows than the views
-    return _with_labels(plain, *_read_labels(Path(labels), label, len(plain.z_a)))
+    if labels is not None:
+        if found.rows is not None:
+            raise ValueError(f"{labels}: rows were sampled, so the labels must be in the file of the embeddings")
+        plain = replace(found, labels=None, features=None, target=None, labelled=None)
+        plain = plain if found.layers is None else replace(plain, layers=None, table=None)  # of other rows than views
+        found = _with_labels(plain, *_read_labels(Path(labels), label, len(plain.z_a)))
+    if len(files) > 1 and (label or drop):  # each may be in any of the files, but in one at least
+        names = [name for file in files if file.is_file() for name in read_columns(file, label)]
+        for pattern in drop:
+            _matching(names, pattern)
+        if label:
+            _label_name(names, label)
+    return found
 
 
 def _read_run(folder: Path) -> Embeddings:
@@ -160,13 +168,13 @@ def read_one(
 ) -> Embeddings:
     """Return the embeddings of one file or run; what is chosen as labels or dropped may be `elsewhere`."""
     if path.is_dir():
-        if label or drop or view_a or view_b:
+        if view_a or view_b or ((label or drop) and not elsewhere):
             raise ValueError(f"{path} is a run: columns and arrays are chosen in files only")
         return _read_run(path)
     if (suffix := path.suffix.lower()) not in (*ARRAYS, *TABLES):
         raise ValueError(f"{path}: accepted are files ending in {', '.join((*ARRAYS, *TABLES))} and run folders")
     with named_errors(path):
-        columns = read_table(path, label) if suffix in TABLES else read_arrays(path)
+        columns = read_columns(path, label)
         dropped = {name for pattern in drop for name in _matching(columns, pattern, elsewhere)}
         kept = {name: column for name, column in columns.items() if name not in dropped}
         label = _label_name(kept, None if elsewhere and label not in columns else label)
@@ -195,7 +203,7 @@ def read_one(
         return found if label is None else _with_labels(found, kept[label].load()[rows], repr(label))
 
 
-def _label_name(names: dict[str, Column], label: str | None) -> str | None:
+def _label_name(names: Collection[str], label: str | None) -> str | None:
     """Return the name of the labels, None if there are none; ValueError if the choice is not clear."""
     if label is not None and label not in names:
         raise ValueError(f"there is no column or array {label!r} for the labels; there are {_few(names)}")
@@ -268,7 +276,7 @@ def _read_labels(path: Path, label: str | None, n: int) -> tuple[Any, str]:
     if (suffix := path.suffix.lower()) not in (".npy", *TABLES):
         raise ValueError(f"{path}: labels are read from .npy, .csv, .tsv and .parquet")
     with named_errors(path):
-        columns = read_table(path, label) if suffix in TABLES else read_arrays(path)
+        columns = read_columns(path, label)
         name = next(iter(columns)) if len(columns) == 1 else _label_name(columns, label)
         if name is None:
             raise ValueError(f"expected one column, or one called {', '.join(LABELS)}; found {_few(columns)}")

@@ -382,6 +382,22 @@ def test_exact_name_wins_over_a_pattern(tmp_path):
     assert torch.equal(read_embeddings(tmp_path / "x.npz", view_a="z[0]").z_a, torch.from_numpy(A))
 
 
+def test_choices_must_be_in_one_of_the_files(tmp_path):
+    first = written(frame(price=A[:, 0], kind=LABELS), tmp_path / "a.csv")
+    second = written(frame(B, cost=B[:, 0]), tmp_path / "b.csv")
+    labels = written(pd.DataFrame({"class": LABELS[::-1]}), tmp_path / "l.csv")
+    for given in ([first, None, labels], [first, second, labels], [first, second]):
+        drop = ["price", *(["co*"] if second in given else [])]
+        found = read_embeddings(*given, label="kind", drop=drop)
+        assert found.z_a.shape == (12, 3)
+        assert found.labels.tolist() == (LABELS[::-1] if labels in given else LABELS).tolist()
+        with pytest.raises(ValueError, match="no column or array is called 'prise'; there are"):
+            read_embeddings(*given, label="kind", drop=[*drop, "prise"])
+        with pytest.raises(ValueError, match="no column or array 'species' for the labels; there are"):
+            read_embeddings(*given, label="species", drop=["kind", *drop])
+    assert read_embeddings(second, first, label="kind", drop=["price", "cost"]).labels.tolist() == LABELS.tolist()
+
+
 SPLITS = [("X_train", "X_test"), ("train", "val"), ("xTrain", "xTest"), ("z", "z_validation"), ("Xtr", "Xte")]
 
 

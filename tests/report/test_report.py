@@ -642,7 +642,7 @@ def test_command_compares_two_tables_and_drops_columns_of_either(tmp_path, monke
     assert "CKA (linear)" in caplog.text and "they depend on each other" in caplog.text
 
 
-def test_run_is_probed_by_depth_and_compared_with_another(tmp_path, caplog):
+def test_run_is_probed_by_depth_and_compared_with_another(tmp_path, monkeypatch, capsys, caplog):
     config = TrainConfig(dataset="digits", epochs=1, width=1, projector=(12, 6), precision="float32")
     runs = [train(replace(config, seed=seed), tmp_path / str(seed), progress=False) for seed in (0, 1)]
     found = as_embeddings(runs[0])
@@ -664,6 +664,13 @@ def test_run_is_probed_by_depth_and_compared_with_another(tmp_path, caplog):
     depth = page.tables[3]
     assert depth[0][:2] == ["layer", "accuracy"] and [row[0] for row in depth[1:]] == table["layer"].tolist()
     assert "(features of the encoder)" in " ".join(page.words)
+    table = pd.DataFrame(found.features.numpy()).add_prefix("f").assign(species=found.labels)
+    table.to_csv(tmp_path / "x.csv", index=False)
+    choice = "--label-column", "species", "--against"
+    code, said = inspect(monkeypatch, capsys, tmp_path / "x.csv", *choice, tmp_path / "0")
+    assert code == 0, said.err
+    code, said = inspect(monkeypatch, capsys, tmp_path / "0", *choice, tmp_path / "x.csv")
+    assert code == 2 and "is a run: columns and arrays are chosen in files only" in said.err
 
 
 # The rows with two axes, for other tools.
