@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import ArrayLike
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
@@ -195,9 +194,16 @@ def row_blocks(z: Tensor) -> Iterator[Tensor]:
     return (block.double() for block in z.split(max(1, _BLOCK_ELEMENTS // z.shape[1])))
 
 
-def l2_normalize(name: str, x: Tensor) -> Tensor:
-    """The rows of `x` `(n, p)` scaled to length 1; ValueError for a row of zeros."""
+def l2_normalize(z: Tensor) -> Tensor:
+    """The rows of `z` `(n, d)` scaled to length 1; a row of zeros stays, and its derivatives are 0."""
+    # Dividing by the largest entry first keeps the squares of tiny and huge features in the float range.
+    largest = torch.linalg.vector_norm(z.detach(), torch.inf, dim=1, keepdim=True)
+    z = z / largest.masked_fill(largest == 0, torch.inf)
+    return z * z.square().sum(dim=1, keepdim=True).clamp(min=0.5).rsqrt()
+
+
+def directions(name: str, x: Tensor) -> Tensor:
+    """`l2_normalize` of `x`; ValueError for a row of zeros."""
     if len(zero := (x == 0).all(dim=1).nonzero()[:, 0]):
         raise ValueError(f"{name} has {len(zero)} zero rows, which have no direction; the first is row {zero[0]}")
-    # Dividing by the largest entry first keeps the squares of tiny and huge features in the float range.
-    return F.normalize(x / x.abs().amax(dim=1, keepdim=True), dim=1)
+    return l2_normalize(x)

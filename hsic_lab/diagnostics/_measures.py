@@ -14,7 +14,7 @@ from hsic_lab._checks import (  # isort: skip
     as_samples, check_integer, check_number, check_views, drawn_rows, factor_values, no_autocast,
 )  # fmt: skip
 from hsic_lab.cka import cka_or_nan
-from hsic_lab.correlation import _BLOCK_ELEMENTS, column_moments, l2_normalize, row_blocks
+from hsic_lab.correlation import _BLOCK_ELEMENTS, column_moments, directions, row_blocks
 from hsic_lab.kernels import Delta, Gaussian, Linear
 
 Features = Tensor | np.ndarray
@@ -183,7 +183,7 @@ def alignment(z_a: Features, z_b: Features, power: float = 2) -> float:
     """
     z_a, z_b = as_views(z_a, z_b)
     power = check_number("power", power, 0, above=True)
-    distances = (l2_normalize("z_a", z_a) - l2_normalize("z_b", z_b)).norm(dim=1)
+    distances = (directions("z_a", z_a) - directions("z_b", z_b)).norm(dim=1)
     return float(distances.pow(power).mean(dtype=torch.float64))
 
 
@@ -204,7 +204,7 @@ def uniformity(z: Features, t: float = 2, max_rows: int = UNIFORMITY_ROWS, seed:
     t, max_rows = check_number("t", t, 0, above=True), check_integer("max_rows", max_rows, 0)
     if min(len(z), max_rows) < 2:
         raise ValueError(f"needs at least 2 rows, got shape {tuple(z.shape)} and max_rows {max_rows}")
-    u = l2_normalize("z", drawn_rows(z, max_rows, check_integer("seed", seed, 0)))
+    u = directions("z", drawn_rows(z, max_rows, check_integer("seed", seed, 0)))
     sums = []
     with no_autocast(u):
         for start in range(0, len(u), _TILE_ROWS):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from hsic_lab._checks import (  # isort: skip
     as_labels, as_tensor, at_least_float32, check_integer, check_number, check_type, finite_rows, with_float64,
 )  # fmt: skip
-from hsic_lab.correlation import l2_normalize
+from hsic_lab.correlation import directions
 from hsic_lab.views import normalize
 
 Data: TypeAlias = "ArrayLike | Tensor"  # a string, because `help` would show the long union behind ArrayLike
@@ -155,7 +155,7 @@ def knn_accuracy(
     if k > len(train):
         warnings.warn(f"k = {k} is larger than the {len(train)} training rows: all of them vote", stacklevel=2)
     classes, codes = np.unique(train_y, return_inverse=True)
-    bank, queries = l2_normalize("train_x", train), l2_normalize("test_x", test.to(train))
+    bank, queries = directions("train_x", train), directions("test_x", test.to(train))
     class_of, predictions = torch.as_tensor(codes, device=train.device), []
     for block in queries.split(max(1, _BLOCK_ELEMENTS // len(bank))):
         similarity, neighbors = (block @ bank.T).topk(min(k, len(bank)), dim=1)

@@ -70,14 +70,6 @@ class TwoViewLoss(nn.Module):
         return views
 
 
-def unit_rows(z: Tensor) -> Tensor:
-    """Rows of length 1 at any scale; a row of zeros stays, and its derivatives are 0."""
-    largest = z.detach().abs().amax(dim=1, keepdim=True)
-    z = z / largest.where(largest > 0, 1)
-    square = z.square().sum(dim=1, keepdim=True)
-    return z * (square.where(square > 0, 1).rsqrt() * (square > 0))
-
-
 def pair_sum(x: Sequence[Tensor] | Tensor) -> Tensor:
     """The sum over v < w of the products `x_v x_w` of V tensors, from V - 1 products; for V = 1, `x^2`."""
     products = [one * before for one, before in zip(x[1:], accumulate(x), strict=False)]

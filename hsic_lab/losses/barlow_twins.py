@@ -3,8 +3,8 @@
 from torch import Tensor
 
 from hsic_lab._checks import check_choice, check_number, check_type
-from hsic_lab.correlation import cross_correlation
-from hsic_lab.losses._base import TwoViewLoss, unit_rows
+from hsic_lab.correlation import cross_correlation, l2_normalize
+from hsic_lab.losses._base import TwoViewLoss
 from hsic_lab.losses._off_diagonal import CONTRASTS, ROUTES, split_squared_norm
 
 
@@ -146,7 +146,7 @@ class ReferenceCodeLoss(TwoViewLoss):
     def _terms(self, z_a: Tensor, z_b: Tensor) -> dict[str, Tensor]:
         (n, d), target = z_a.shape, self.off_diagonal_target
         if self.unit_rows:
-            z_a, z_b = unit_rows(z_a), unit_rows(z_b)
+            z_a, z_b = l2_normalize(z_a), l2_normalize(z_b)
         c = cross_correlation(z_a, z_b) * ((n - 1) / n if self.bessel else 1.0)
         off = (c - target - (c.diagonal() - target).diag_embed()).square().sum()
         return {"invariance": (1 - c.diagonal()).square().sum(), "redundancy": _weight(self.lambda_param, d) * off}

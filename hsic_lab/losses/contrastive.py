@@ -8,7 +8,8 @@ from torch import Tensor
 
 from hsic_lab._checks import check_choice, check_number, check_type, matmul, no_autocast
 from hsic_lab._distributed import all_gather_rows
-from hsic_lab.losses._base import TwoViewLoss, pair_sum, unit_rows
+from hsic_lab.correlation import l2_normalize
+from hsic_lab.losses._base import TwoViewLoss, pair_sum
 from hsic_lab.losses._off_diagonal import ROUTES, split_squared_norm
 
 
@@ -33,7 +34,7 @@ class NTXentLoss(TwoViewLoss):
         self.temperature = check_number("temperature", temperature, 0, above=True)
 
     def _terms(self, *views: Tensor) -> dict[str, Tensor]:
-        rows, count, n = [unit_rows(z) for z in views], len(views), len(views[0])
+        rows, count, n = [l2_normalize(z) for z in views], len(views), len(views[0])
         alignment = (pair_sum(rows).sum(dim=1) / self.temperature).mean() / (count * (count - 1) / 2)
         z = torch.cat(rows)
         logits = _without_itself(matmul(z, z.T) / self.temperature, -math.inf)
@@ -100,7 +101,7 @@ class SupConLoss(TwoViewLoss):
             return self._terms(*views, labels=labels)
 
     def _terms(self, *views: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        z = unit_rows(torch.cat(views))
+        z = l2_normalize(torch.cat(views))
         labels = labels.repeat(len(views))
         same = _without_itself(labels[:, None] == labels, False).to(z.dtype)
         scale = self.temperature if self.rescale else 1.0
@@ -164,7 +165,7 @@ class NegativeCosineSimilarity(TwoViewLoss):
 
     def _terms(self, *views: Tensor) -> dict[str, Tensor]:
         pairs = len(views) * (len(views) - 1) / 2
-        return {"alignment": -pair_sum([unit_rows(z) for z in views]).sum(dim=1).mean() / pairs}
+        return {"alignment": -pair_sum([l2_normalize(z) for z in views]).sum(dim=1).mean() / pairs}
 
     def expected_if_independent(self, n: int, d: int) -> float:
         """Return 0, for uniformly distributed directions; with mean direction c in both views it is ``-||c||^2``."""
