@@ -5,7 +5,7 @@ import inspect
 import math
 import re
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from difflib import get_close_matches
 from functools import reduce
@@ -272,7 +272,7 @@ def matmul(x: Tensor, y: Tensor) -> Tensor:
     return (_Product if torch.compiler.is_compiling() else _ProductWithForwardMode).apply(x, y)
 
 
-def row_product(x: Tensor, y: Tensor) -> Tensor:
+def row_product(x: Tensor, y: Tensor, matmul: Callable[[Tensor, Tensor], Tensor] = matmul) -> Tensor:
     """Return ``x'y`` of matrices with any number of rows: one float32 product of a million loses three digits."""
     return reduce(torch.add, [matmul(a.T, b) for a, b in zip(x.split(8192), y.split(8192), strict=True)])
 

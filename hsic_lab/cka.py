@@ -3,13 +3,13 @@
 import math
 import sys
 from collections.abc import Sequence
-from functools import reduce
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hsic_lab._checks import CallableModule, check_choice, default_dtype, is_constant, no_autocast
+from hsic_lab._checks import CallableModule, check_choice, default_dtype, is_constant, no_autocast, row_product
 from hsic_lab.hsic import StreamingLinearHSIC, hsic
 from hsic_lab.hsic._estimators import DUAL_ROWS, CenteredRows, at_origin, center, from_sums, paired_samples
 from hsic_lab.kernels import DistanceInduced, Kernel, Linear, kernel_or, require_finite
@@ -118,9 +118,8 @@ def _estimates(samples: Any, estimator: str, route: str) -> tuple[list[Tensor], 
             diagonals = [z.square().sum(dim=1, dtype=torch.float64) for z in rows]
             values, tolerance = [], 1 / n
             for i, j in pairs:
-                parts = zip(rows[i].split(8192), rows[j].split(8192), strict=True)  # as in `row_product`
-                products = [Linear().gram(a.T, None if i == j else b.T) for a, b in parts]
-                squared_norm = reduce(torch.add, products).double().square().sum()
+                product = row_product(rows[i], rows[j], partial(_linear_gram, equal=i == j))
+                squared_norm = product.double().square().sum()
                 # The columns are centered, so rows of the Grams without diagonals sum to minus the diagonals.
                 a, b = diagonals[i] * unbiased, diagonals[j] * unbiased
                 values.append(from_sums(squared_norm - a @ b, -a.sum(), -b.sum(), a @ b, n, unbiased))
@@ -132,6 +131,10 @@ def _estimates(samples: Any, estimator: str, route: str) -> tuple[list[Tensor], 
             tolerance = 16 * n * torch.finfo(values[0].dtype).eps
     limits = (tolerance * diagonal.detach().double().square().mean() for diagonal in diagonals)
     return values, [unbiased and bool(v <= limit) for v, limit in zip(values, limits, strict=False)]
+
+
+def _linear_gram(x: Tensor, y: Tensor, equal: bool) -> Tensor:
+    return Linear().gram(x, None if equal else y.T)
 
 
 def centered_gram(x: Tensor, kernel: Kernel, estimator: str) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
-from hsic_lab._checks import is_transformed, matmul, no_autocast
+from hsic_lab._checks import is_transformed, matmul, no_autocast, row_product
 from hsic_lab.correlation import reciprocal_norm, standardize_with_scale
 from hsic_lab.losses._base import pair_sum
 
@@ -84,7 +84,7 @@ def _over_pairs_of_images(views: Views, route: str) -> tuple[Tensor, Tensor, Ten
     top = pair_sum(lengths).detach().topk(min(_HEAD, n, d)).indices
     products = pair_sum([matmul(x[top], x.T).scatter(1, top[:, None], 0) for x in views])
     views, lengths = tuple(x.index_fill(0, top, 0) for x in views), lengths.index_fill(1, top, 0)
-    squared_norm = reduce(torch.add, [matmul(views[i].T, views[j]).square().sum() for i, j in pairs])
+    squared_norm = reduce(torch.add, [row_product(views[i], views[j]).square().sum() for i, j in pairs])
     rest = squared_norm - pair_sum(lengths).sum()
     return diagonal, (2 * products.sum() - products[:, top].sum() + rest) / n**2, total
 
@@ -119,7 +119,7 @@ def _by_autograd(route: str, weights: tuple[float, float] | None, *views: Tensor
     """The formulas of `_Split`, which autograd differentiates to any order in any mode."""
     views, n, pairs = _standardized(views) if weights else views, len(views[0]), _pairs(views)
     if route == "primal":
-        c = torch.stack([matmul(views[i].T, views[j]) for i, j in pairs]) / n
+        c = torch.stack([row_product(views[i], views[j]) for i, j in pairs]) / n
         diagonal = c.diagonal(dim1=1, dim2=2)
         others = c - diagonal.diag_embed()
         return _terms(weights, diagonal, others.square().sum(), others.sum())
@@ -176,7 +176,7 @@ def _primal(views: Any, with_total: bool) -> tuple[Any, tuple[Tensor, ...]]:
         views -= views.mean(dim=1, keepdim=True)
         scales = reciprocal_norm(mean, views.square().sum(dim=1, keepdim=True), n)
     x, s = views.unbind(), scales.unbind()
-    matrices = [(x[i].T @ x[j]).mul_(s[i].T).mul_(s[j]) for i, j in _pairs(x)]
+    matrices = [row_product(x[i], x[j], torch.matmul).mul_(s[i].T).mul_(s[j]) for i, j in _pairs(x)]
     diagonal = torch.stack([c.diagonal() for c in matrices])
     squared_norm = reduce(torch.add, [c.square().fill_diagonal_(0).sum() for c in matrices])
     total = reduce(torch.add, [c.clone().fill_diagonal_(0).sum() for c in matrices]) if with_total else None

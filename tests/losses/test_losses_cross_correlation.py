@@ -167,3 +167,20 @@ def test_squares_that_overflow_are_not_taken_for_constant_features():
     for far in (0, 1e25):
         z_a[:, 2] = far + 1e24 * views(64, 1, seed=7, dtype=torch.float32)[0][:, 0]
         assert not BarlowTwinsLoss(route="primal")(z_a, z_b).isfinite()
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [BarlowTwinsLoss(), VICRegLoss(), VICRegLoss(contrast="samples", route="primal")],
+    ids=["barlow_twins", "vicreg", "vicreg_samples"],
+)
+def test_a_million_rows_keep_their_digits_in_float32(loss):
+    """One float32 product over so many rows loses up to three digits."""
+    generator = torch.Generator().manual_seed(0)
+    z_a, z_b = 0.5 * torch.randn(2, 1_000_000, 2, generator=generator) + 1
+    z_b = z_a + z_b
+    found, exact = loss.terms(z_a, z_b), loss.terms(z_a.double(), z_b.double())
+    large = [name for name in exact if exact[name] > 0.1]  # the others are squares of correlations of 1e-4
+    assert large
+    for name in large:
+        torch.testing.assert_close(found[name].double(), exact[name], rtol=1e-5, atol=0)
