@@ -299,8 +299,8 @@ def _with_labels(found: Embeddings, values: np.ndarray | Tensor, source: str) ->
     table = (pd.DataFrame({"row": range(n)}) if found.table is None else found.table).assign(label=values)
     given = ~pd.isna(values) & (values != "" if values.dtype.kind in "OU" else True)
     labels = np.asarray(pd.Series(values[given]).infer_objects())
-    if not len(labels):
-        raise ValueError(f"the labels of {source} are all missing")
+    if len(labels) < MIN_ROWS:
+        raise ValueError(f"the labels of {source}: {len(labels)} of {n} rows have one, {MIN_ROWS} are needed at least")
     words = f". {n - len(labels)} of {n} labels are missing: what needs labels uses the other rows"
     missing = words if len(labels) < n else ""
     if labels.dtype.kind == "f":
