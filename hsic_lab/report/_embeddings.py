@@ -67,9 +67,10 @@ class Embeddings:
             finite_rows(self.name, z)
         if len(shapes := {tuple(z.shape): 0 for z in views}) > 1:
             raise ValueError(f"{self.name}: the views must have the same shape, got {' and '.join(map(str, shapes))}")
-        expected = len(self.z_a if self.features is None else self.features)
-        if self.labels is not None and self.labels.shape != (expected,):
-            raise ValueError(f"{self.name}: {expected} rows need as many labels, got {self.labels.shape}")
+        judged = self.z_a if self.features is None else self.features
+        for values, rows, what in ((self.labels, judged, "labels"), (self.target, self.z_a, "values of the target")):
+            if values is not None and values.shape != (len(rows),):
+                raise ValueError(f"{self.name}: {len(rows)} rows need as many {what}, got {values.shape}")
 
 
 def read_embeddings(

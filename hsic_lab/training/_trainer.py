@@ -81,9 +81,12 @@ def make_monitor(kind: str, data: ImageData) -> Callable[[nn.Module], dict[str, 
     labels, seed = data.train.labels.cpu().numpy(), 0
     n, queries = len(labels), min(QUERIES, max(1, len(labels) // 5))
     sizes = {"train_size": min(BANK, n - queries), "test_size": queries}
-    bank, asked = train_test_split(np.arange(n), **sizes, stratify=labels, random_state=seed)
-    if kind == "linear":  # classes too small for a probe are an error before the training, not during it
-        linear_probe(torch.zeros(len(bank), 1), labels[bank], torch.zeros(1, 1), labels[asked[:1]], seed=seed)
+    try:  # classes that are too small are an error before the training, not during it
+        bank, asked = train_test_split(np.arange(n), **sizes, stratify=labels, random_state=seed)
+        if kind == "linear":
+            linear_probe(torch.zeros(len(bank), 1), labels[bank], torch.zeros(1, 1), labels[asked[:1]], seed=seed)
+    except ValueError as error:
+        raise ValueError(f"monitor {kind!r} cannot divide the training images of {data.name!r}: {error}") from error
     protocol = {
         "protocol": knn_protocol(len(bank)) if kind == "knn" else "linear probe",
         "split": "training images, labels of the bank only", "n_bank": len(bank), "n_queries": len(asked),

@@ -204,10 +204,13 @@ def test_unused_arrays_are_named(tmp_path):
         ({"z_a": A, "z_b": B[:9]}, r"got \(12, 3\) and \(9, 3\)"),
         ({"z_a": A, "labels": LABELS[:9]}, r"12 rows need as many labels, got \(9,\)"),
         ({"z_a": A, "features": B[:9], "labels": LABELS}, "9 rows need as many labels"),
+        ({"z_a": A, "target": A[:9, 0]}, r"12 rows need as many values of the target, got \(9,\)"),
     ],
 )
 def test_embeddings_that_do_not_match_raise(values, words):
-    tensors = {name: value if name == "labels" else torch.from_numpy(value) for name, value in values.items()}
+    tensors = {
+        name: value if name in ("labels", "target") else torch.from_numpy(value) for name, value in values.items()
+    }
     with pytest.raises(ValueError, match=words):
         Embeddings(**tensors)
 

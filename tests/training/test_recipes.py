@@ -175,3 +175,6 @@ def test_monitor_warns_of_collapsed_features_and_refuses_small_classes():
         make_monitor("linear", replace(data, train=Images(data.train.images, few)))
     with pytest.raises(ValueError, match=r"at least 2 training rows, class [1-4] has 1"):
         make_monitor("linear", replace(data, train=Images(data.train.images, labels)))
+    labels[:8] = torch.arange(8)  # one image each
+    with pytest.raises(ValueError, match=f"monitor 'knn' cannot divide the training images of '{data.name}': .*member"):
+        make_monitor("knn", replace(data, train=Images(data.train.images, labels)))
