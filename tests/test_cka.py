@@ -469,3 +469,37 @@ def test_cka_with_one_distant_row_is_accurate(route):
     stream.update(x.float(), y.float())
     with pytest.raises(ValueError, match="feed float64"):
         stream.compute()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("offset", [0.0, 1e3, 3e4])
+@pytest.mark.parametrize(
+    ("kernel", "gram_of"),
+    [
+        (Linear() + Delta(), lambda products, equal: products + equal),
+        (Polynomial(2), lambda products, _: (products + 1) ** 2),
+        (Linear() + Polynomial(2), lambda products, _: products + (products + 1) ** 2),
+    ],
+    ids=["linear_delta", "polynomial", "linear_polynomial"],
+)
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_kernels_of_the_origin_keep_their_digits_far_from_it(kernel, gram_of, estimator, offset, dtype):
+    generator = torch.Generator().manual_seed(0)
+    whole = torch.randint(-8, 9, (2, 30, 2), generator=generator).double() / 4  # exact in float32 beside the offset
+    x, y = whole[0] + offset, whole[0] / 2 + whole[1] + offset
+    x_exact, y_exact = (z.numpy().astype(np.longdouble) for z in (x, y))
+
+    def centered(z):
+        gram = gram_of(z @ z.T, (z[:, None] == z[None]).all(axis=-1))
+        if estimator == "biased":
+            return gram - gram.mean(0) - gram.mean(1)[:, None] + gram.mean()
+        np.fill_diagonal(gram, 0)
+        rows, n = gram.sum(0), len(gram)
+        gram = gram - (rows + rows[:, None]) / (n - 2) + rows.sum() / ((n - 1) * (n - 2))
+        np.fill_diagonal(gram, 0)
+        return gram
+
+    a, b = centered(x_exact), centered(y_exact)
+    exact = (a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum())
+    found = cka(x.to(dtype), y.to(dtype), kernel, kernel, estimator)
+    assert found.item() == pytest.approx(float(exact), abs=1e-6)

@@ -112,10 +112,10 @@ def _rough_middle(x: Tensor) -> Tensor:
 
 
 def _origin_dependence(kernel: Kernel) -> int:
-    """0 for functions of ``x - x'``, 1 for `Linear`, `DistanceInduced` and sums, 2 for powers, 3 for others."""
+    """0 for functions of ``x - x'``, 1 for `Linear`, `DistanceInduced`, sums, 2 for powers, mixtures, 3 for others."""
     if isinstance(kernel, Sum | Product):
-        largest = max(map(_origin_dependence, (kernel.first, kernel.second)))
-        return max(2, largest) if largest and isinstance(kernel, Product) else largest
+        low, high = sorted(map(_origin_dependence, (kernel.first, kernel.second)))
+        return 2 if (low and high == 3 > low) or (high in (1, 2) and isinstance(kernel, Product)) else high
     if isinstance(kernel, Gaussian | Laplace | InverseMultiquadric):
         return 0
     return 1 if isinstance(kernel, Linear | DistanceInduced) else 2 if isinstance(kernel, Polynomial) else 3
