@@ -319,8 +319,8 @@ def _factors(frame: Any, factors: list[str]) -> list[str]:
     crossed = not factors or len(frame[factors].drop_duplicates()) == frame[factors].nunique(dropna=False).prod()
     if crossed and not frame[factors].isna().any(axis=None):
         return factors
-    words = (", ".join(f"{k}={v}" for k, v in row.dropna().items()) for _, row in frame[factors].iterrows())
-    frame["settings"] = list(words)
+    rows = (row.dropna().astype(str).str.removesuffix(".0") for _, row in frame[factors].iterrows())
+    frame["settings"] = [", ".join(f"{name}={level}" for name, level in row.items()) for row in rows]
     return ["settings"]
 
 
