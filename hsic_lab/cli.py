@@ -319,8 +319,8 @@ def _factors(frame: Any, factors: list[str]) -> list[str]:
     crossed = not factors or len(frame[factors].drop_duplicates()) == frame[factors].nunique(dropna=False).prod()
     if crossed and not frame[factors].isna().any(axis=None):
         return factors
-    rows = (row.dropna().astype(str).str.removesuffix(".0") for _, row in frame[factors].iterrows())
-    frame["settings"] = [", ".join(f"{name}={level}" for name, level in row.items()) for row in rows]
+    levels = frame[factors].convert_dtypes().astype(object)  # whole numbers beside missing values are no decimals
+    frame["settings"] = [", ".join(f"{k}={v}" for k, v in row.dropna().items()) for _, row in levels.iterrows()]
     return ["settings"]
 
 
@@ -404,7 +404,7 @@ def inspect_file(
     views, (n, d) = "one view" if found.z_b is None else "two views", found.z_a.shape
     # On standard output is the path of the page alone.
     print(f"{found.name}: {views} of {n} rows and {d} features. {found.note}", file=sys.stderr)
-    other = None if against is None else lab.report._embeddings.read_one(against, label, drop or (), None, None, True)
+    other = None if against is None else lab.report._embeddings.read_one(against, label, drop or (), None, None, [])
     if atlas is not None:
         print("For --x projection_x --y projection_y:", lab.report.write_atlas(found, atlas), file=sys.stderr)
     logging.basicConfig(format="%(message)s")

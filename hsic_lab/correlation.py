@@ -197,7 +197,7 @@ def row_blocks(z: Tensor) -> Iterator[Tensor]:
 def l2_normalize(z: Tensor) -> Tensor:
     """The rows of `z` `(n, d)` scaled to length 1; a row of zeros stays, and its derivatives are 0."""
     # Dividing by the largest entry first keeps the squares of tiny and huge features in the float range.
-    largest = torch.linalg.vector_norm(z.detach(), torch.inf, dim=1, keepdim=True)
+    largest = z.detach().abs().amax(dim=1, keepdim=True)
     z = z / largest.masked_fill(largest == 0, torch.inf)
     return z * z.square().sum(dim=1, keepdim=True).clamp(min=0.5).rsqrt()
 

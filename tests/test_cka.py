@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hsic_lab.cka import MinibatchCKA, StreamingLinearCKA, cka, u_center
 from hsic_lab.compare import compare_models
 from hsic_lab.hsic import StreamingLinearHSIC, hsic
-from hsic_lab.kernels import Delta, DistanceInduced, Gaussian, Linear, Polynomial
+from hsic_lab.kernels import Delta, DistanceInduced, Gaussian, InverseMultiquadric, Kernel, Linear, Polynomial
 
 ESTIMATORS = ("biased", "unbiased")
 KERNELS = {"linear": Linear(), "gaussian": Gaussian(3.0), "median": Gaussian(), "distance": DistanceInduced()}
@@ -503,3 +503,22 @@ def test_kernels_of_the_origin_keep_their_digits_far_from_it(kernel, gram_of, es
     exact = (a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum())
     found = cka(x.to(dtype), y.to(dtype), kernel, kernel, estimator)
     assert found.item() == pytest.approx(float(exact), abs=1e-6)
+
+
+def test_a_kernel_of_ones_own_gets_the_dtype_of_the_samples_in_sums_too():
+    weights = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+
+    class Own(Kernel):
+        def gram(self, x, y):
+            return torch.tanh(x @ weights) @ torch.tanh((x if y is None else y) @ weights).T
+
+    x, y = (z.float() for z in samples(p=5, q=5))
+    for kernel in (Own(), Own() + Linear(), Own() * Linear(), Own() + Polynomial(2), Delta() + Own()):
+        assert 0 < cka(x, y, kernel, kernel).item() < 1 and hsic(x, y, kernel, kernel).dtype == torch.float32
+
+
+@pytest.mark.parametrize("kernel", [Gaussian(100.0), InverseMultiquadric(100.0)], ids=repr)
+def test_wide_kernels_of_few_rows_are_as_exact_in_float32_as_in_float64(kernel):
+    x, y = (z.float() for z in samples(4, 200, 200))
+    exact = cka(x.double(), y.double(), kernel, kernel).item()
+    assert cka(x, y, kernel, kernel).item() == pytest.approx(exact, abs=1e-6)

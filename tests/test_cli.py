@@ -458,13 +458,16 @@ def test_factors_that_only_some_rows_have_are_joined():
     frame = pd.DataFrame(rows, columns=["loss", "loss_options", "slices"])
     assert _factors(frame, ["loss", "loss_options", "slices"]) == ["settings"]
     assert frame["settings"].nunique() == 4 and frame["settings"].iloc[-1] == "loss=c, slices=256"
+    frame = pd.DataFrame([("v1.0", None), ("v1", 2.0), ("v1", None)], columns=["dataset", "slices"])
+    assert _factors(frame, ["dataset", "slices"]) == ["settings"]
+    assert frame["settings"].tolist() == ["dataset=v1.0", "dataset=v1, slices=2", "dataset=v1"]
 
 
 def test_levels_of_the_projects_own_tables_have_names():
     """Rows of lambda_param have no lambda_times_d: the name of such a level says what is set."""
     frame = read_table(ROOT / "data" / "results" / "ablation_cifar10_lambda.csv")
     assert _factors(frame, ["lambda_times_d", "lambda_param"]) == ["settings"]
-    names = [f"lambda_times_d={times}" for times in (0.1, 1, 10)] + ["lambda_param=0.005"]
+    names = [f"lambda_times_d={times}" for times in (0.1, 1.0, 10.0)] + ["lambda_param=0.005"]
     assert frame["settings"].drop_duplicates().tolist() == names
 
 

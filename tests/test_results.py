@@ -549,7 +549,9 @@ def test_the_speedrun_is_that_of_its_table():
     table = table.drop(older.index)
     assert set(table["settings"]) == {"recipe"}
     raw = table.set_index("encoder").loc["raw pixels"]
-    assert raw["C"] == table["C"].min() and "For raw pixels it chose the strongest of its three" in " ".join(TEXT.split())
+    assert raw["C"] == table["C"].min() and "For raw pixels it chose the strongest of its three" in " ".join(
+        TEXT.split()
+    )
     trained = table[table["epochs"] > 0]
     assert "All five losses pass 70 %" in TEXT and trained["encoder"].nunique() == 5 and trained["linear"].min() > 0.7
     assert table[table["epochs"] == 10].groupby("encoder")["seed"].nunique().eq(5).all()

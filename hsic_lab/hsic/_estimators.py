@@ -11,7 +11,7 @@ from hsic_lab._checks import (  # isort: skip
 )  # fmt: skip
 
 from hsic_lab.kernels import (  # isort: skip
-    DistanceInduced, Gaussian, InverseMultiquadric, Kernel, Laplace, Linear, Polynomial, Product, Sum, kernel_or,
+    Delta, DistanceInduced, Gaussian, InverseMultiquadric, Kernel, Laplace, Linear, Polynomial, Product, Sum, kernel_or,
     middle, require_finite,
 )  # fmt: skip
 
@@ -71,7 +71,7 @@ def hsic(
         x, y = at_origin(x, kernel_x), at_origin(y, kernel_y)
         kernel_x, kernel_y = kernel_x.fit(x), kernel_y.fit(y)
         for kernel, some in ((kernel_x, x.detach()[:: len(x) // 64 + 1]), (kernel_y, y.detach()[:: len(y) // 64 + 1])):
-            if _origin_dependence(kernel) == 2 and not is_constant(some):
+            if _origin_dependence(kernel) == 3 and not is_constant(some):
                 require_digits(center(gram := kernel.gram(some, None)), gram, kernel)
         if estimator == "block" and block_size:
             count = len(x) // block_size
@@ -99,7 +99,7 @@ def paired_samples(x: Tensor, y: Tensor, kernel_x: Kernel, kernel_y: Kernel, at_
 def at_origin(x: Tensor, kernel: Kernel) -> Tensor:
     """`x` minus its `middle` where only the rounding of HSIC depends on the origin, in float64 for `Polynomial`."""
     dependence, origin = _origin_dependence(kernel), _rough_middle if isinstance(kernel, Linear) else middle
-    return x - origin(x) if dependence == 1 else x.double() if dependence == 2 else x
+    return x - origin(x) if dependence == 2 else x.double() if dependence == 3 else x
 
 
 def _rough_middle(x: Tensor) -> Tensor:
@@ -112,13 +112,17 @@ def _rough_middle(x: Tensor) -> Tensor:
 
 
 def _origin_dependence(kernel: Kernel) -> int:
-    """0 for functions of ``x - x'``, 1 for `Linear`, `DistanceInduced`, sums, 2 for powers, mixtures, 3 for others."""
+    """How a kernel depends on the origin.
+
+    0: a function of ``x - x'``. 1: also of rounding, `Delta`. 2: `Linear`, `DistanceInduced` and sums. 3: powers, and
+    sums of `Delta` and 2. 4: a kernel of one's own.
+    """
     if isinstance(kernel, Sum | Product):
         low, high = sorted(map(_origin_dependence, (kernel.first, kernel.second)))
-        return 2 if (low and high == 3 > low) or (high in (1, 2) and isinstance(kernel, Product)) else high
-    if isinstance(kernel, Gaussian | Laplace | InverseMultiquadric):
-        return 0
-    return 1 if isinstance(kernel, Linear | DistanceInduced) else 2 if isinstance(kernel, Polynomial) else 3
+        return 3 if high == 2 and (low == 1 or isinstance(kernel, Product)) else high
+    if isinstance(kernel, Gaussian | Laplace | InverseMultiquadric | Delta):
+        return int(isinstance(kernel, Delta))
+    return 2 if isinstance(kernel, Linear | DistanceInduced) else 3 if isinstance(kernel, Polynomial) else 4
 
 
 def center(gram: Tensor) -> Tensor:

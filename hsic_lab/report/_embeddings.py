@@ -105,11 +105,17 @@ def read_embeddings(
     if view_b is not None and view_a is None and second is None:
         raise ValueError(f"view B, {view_b!r}, is chosen: choose view A of the file too, --view-a")
     path = Path(check_type("path", path, str, os.PathLike))
-    files = [Path(file) for file in (path, second, labels) if file is not None]
-    found = read_one(path, label, drop, view_a, None if second else view_b, len(files) > 1)
-    if second is not None:
+    seen: list[str] = []  # the names in all files
+    several = seen if second is not None or labels is not None else None
+    found = read_one(path, label, drop, view_a, None if second else view_b, several)
+    other = None if second is None else read_one(Path(second), label, drop, view_b, None, several)
+    given = None if labels is None else _read_labels(Path(labels), label, len(found.z_a), seen)
+    if several:
+        for pattern in drop:
+            _matching(several, pattern)
+        _label_name(several, label) if label else None
+    if second is not None and other is not None:
         _refuse_splits([path.stem, Path(second).stem], "files")
-        other = read_one(Path(second), label, drop, view_b, None, True)
         if found.z_b is not None or other.z_b is not None:
             raise ValueError(f"two files must hold one view each; {path if found.z_b is not None else second} has two")
         if found.rows != other.rows:
@@ -131,18 +137,12 @@ def read_embeddings(
             table = pd.DataFrame(found.table).join(pd.DataFrame(other.table).filter(["label"]))
             taken: Any = {name: getattr(other, name) for name in ("labels", "target", "labelled")}
             found = replace(found, features=features, table=table, **taken)
-    if labels is not None:
+    if given is not None:
         if found.rows is not None:
             raise ValueError(f"{labels}: rows were sampled, so the labels must be in the file of the embeddings")
         plain = replace(found, labels=None, features=None, target=None, labelled=None)
         plain = plain if found.layers is None else replace(plain, layers=None, table=None)  # of other rows than views
-        found = _with_labels(plain, *_read_labels(Path(labels), label, len(plain.z_a)))
-    if len(files) > 1 and (label or drop):  # each may be in any of the files, but in one at least
-        names = [name for file in files if file.is_file() for name in read_columns(file, label)]
-        for pattern in drop:
-            _matching(names, pattern)
-        if label:
-            _label_name(names, label)
+        found = _with_labels(plain, *given)
     return found
 
 
@@ -165,20 +165,22 @@ def _read_run(folder: Path) -> Embeddings:
 
 
 def read_one(
-    path: Path, label: str | None, drop: Iterable[str], view_a: str | None, view_b: str | None, elsewhere: bool
+    path: Path, label: str | None, drop: Iterable[str], view_a: str | None, view_b: str | None, seen: list[str] | None
 ) -> Embeddings:
-    """Return the embeddings of one file or run; what is chosen as labels or dropped may be `elsewhere`."""
+    """Return the embeddings of one file or run; with `seen`, which gets the names, choices may be in another file."""
     if path.is_dir():
-        if view_a or view_b or ((label or drop) and not elsewhere):
+        if view_a or view_b or ((label or drop) and seen is None):
             raise ValueError(f"{path} is a run: columns and arrays are chosen in files only")
         return _read_run(path)
     if (suffix := path.suffix.lower()) not in (*ARRAYS, *TABLES):
         raise ValueError(f"{path}: accepted are files ending in {', '.join((*ARRAYS, *TABLES))} and run folders")
     with named_errors(path):
         columns = read_columns(path, label)
-        dropped = {name for pattern in drop for name in _matching(columns, pattern, elsewhere)}
+        dropped = {name for pattern in drop for name in _matching(columns, pattern, seen is not None)}
         kept = {name: column for name, column in columns.items() if name not in dropped}
-        label = _label_name(kept, None if elsewhere and label not in columns else label)
+        label = None if label and seen is not None and label not in columns else _label_name(kept, label)
+        if seen is not None:
+            seen += [name for name in columns if name not in seen]
         views = _views(kept, label, view_a, view_b, suffix in TABLES)
         n, d = (*kept[views[0][0]].shape, len(views[0]))[:2]
         used = {*itertools.chain(*views), *([] if label is None else [label])}
@@ -272,8 +274,11 @@ def _load(columns: dict[str, Column], view: list[str], rows: Any, suspicious: bo
     return real_floats(parts[0] if parts[0].ndim == 2 else np.column_stack(parts), _few(view))
 
 
-def _read_labels(path: Path, label: str | None, n: int) -> tuple[Any, str]:
-    """Return the labels for `n` rows and the name of the file, whose first line may be one of them, not their name."""
+def _read_labels(path: Path, label: str | None, n: int, seen: list[str]) -> tuple[Any, str]:
+    """Return the labels for `n` rows and the name of the file, whose first line may be one of them, not their name.
+
+    Unnamed labels are those that are chosen, whatever their name.
+    """
     if (suffix := path.suffix.lower()) not in (".npy", *TABLES):
         raise ValueError(f"{path}: labels are read from .npy, .csv, .tsv and .parquet")
     with named_errors(path):
@@ -284,10 +289,12 @@ def _read_labels(path: Path, label: str | None, n: int) -> tuple[Any, str]:
         if others := [other for other in columns if other != name and (label is None or INDEX.fullmatch(other))]:
             remedy = f"give {name!r} alone, in the order of the rows; or --label-column {name!r} if none is an index"
             raise ValueError(f"rows are matched by position, {_few(others)} not compared: {remedy}")
-        values = columns[name].checked(name)()
+        values, source = columns[name].checked(name)(), printable(path)
         if suffix in (".csv", ".tsv") and len(columns) == 1 and len(values) == n - 1 and name in values.astype(str):
-            return read_table(path, label, header=False)["label"].load(), f"{printable(path)} without a header"
-        return values, printable(path)
+            columns = read_table(path, label, header=False)
+            values, source, suffix = columns["label"].load(), f"{source} without a header", ".npy"
+        seen += [str(label)] if suffix == ".npy" else columns
+        return values, source
 
 
 def _with_labels(found: Embeddings, values: np.ndarray | Tensor, source: str) -> Embeddings:
@@ -301,7 +308,8 @@ def _with_labels(found: Embeddings, values: np.ndarray | Tensor, source: str) ->
     given = ~pd.isna(values) & (values != "" if values.dtype.kind in "OU" else True)
     labels = np.asarray(pd.Series(values[given]).infer_objects())
     if len(labels) < MIN_ROWS:
-        raise ValueError(f"the labels of {source}: {len(labels)} of {n} rows have one, {MIN_ROWS} are needed at least")
+        few = f"{len(labels)} of {n} rows have one, at least {MIN_ROWS} are needed"
+        raise ValueError(f"the labels of {source}: {few}; leave these labels out")
     words = f". {n - len(labels)} of {n} labels are missing: what needs labels uses the other rows"
     missing = words if len(labels) < n else ""
     if labels.dtype.kind == "f":

@@ -399,6 +399,18 @@ def test_choices_must_be_in_one_of_the_files(tmp_path):
         with pytest.raises(ValueError, match="no column or array 'species' for the labels; there are"):
             read_embeddings(*given, label="species", drop=["kind", *drop])
     assert read_embeddings(second, first, label="kind", drop=["price", "cost"]).labels.tolist() == LABELS.tolist()
+    with pytest.raises(ValueError, match="no column or array is called 'zzz'"):  # and not the shapes that follow
+        read_embeddings(first, second, label="kind", drop=["zzz"])
+    np.save(tmp_path / "l.npy", LABELS[::-1])
+    assert read_embeddings(second, None, tmp_path / "l.npy", label="species").labels.tolist() == LABELS[::-1].tolist()
+
+
+def test_chosen_labels_of_the_second_file_win_over_usual_names_in_the_first(tmp_path):
+    half = [*LABELS[:8], *[None] * 4]
+    first = written(frame(y=pd.Series(half, dtype=object)), tmp_path / "a.csv")
+    second = written(frame(B, kind=LABELS[::-1]), tmp_path / "b.csv")
+    found = read_embeddings(first, second, label="kind")
+    assert found.labels.tolist() == LABELS[::-1].tolist() and "Left out: 'y'" in found.note
 
 
 SPLITS = [("X_train", "X_test"), ("train", "val"), ("xTrain", "xTest"), ("z", "z_validation"), ("Xtr", "Xte")]
@@ -461,7 +473,7 @@ def test_rows_without_labels_are_left_out_of_what_needs_labels(tmp_path, labels,
     assert "6 of 12 labels are missing" in found.note
     for count in (0, 3):  # no test of independence has so few rows
         few = [*half.dropna()[:count], *[None] * (12 - count)]
-        with pytest.raises(ValueError, match=f"labels of 'y': {count} of 12 rows have one, 4 are needed at least"):
+        with pytest.raises(ValueError, match=f"labels of 'y': {count} of 12 rows have one, at least 4 are needed"):
             read_embeddings(written(frame().assign(y=few), tmp_path / f"few.{ending}"))
 
 
