@@ -105,10 +105,7 @@ def _parts(x: Tensor, y: Tensor, kernel_x: Kernel, kernel_y: Kernel, estimator: 
 
 
 def _estimates(samples: Any, estimator: str, route: str, last: bool = False) -> tuple[list[Tensor], list[bool]]:
-    """HSIC(x, x), HSIC(y, y) and HSIC(x, y); whether HSIC(x, x) and HSIC(y, y) are too small beside the diagonals.
-
-    Too small to be exact, or if no other attempt follows this `last` one, no more than rounding.
-    """
+    """HSIC(x, x), HSIC(y, y), HSIC(x, y); whether the first two are too small to be exact, at `last` only rounding."""
     (x, _), n, unbiased, pairs = samples[0], len(samples[0][0]), estimator == "unbiased", ((0, 0), (1, 1), (0, 1))
     diagonals: Sequence[Tensor]
     with no_autocast(x):

@@ -112,11 +112,7 @@ def _rough_middle(x: Tensor) -> Tensor:
 
 
 def _origin_dependence(kernel: Kernel) -> int:
-    """How a kernel depends on the origin.
-
-    0: a function of ``x - x'``. 1: also of rounding, `Delta`. 2: `Linear`, `DistanceInduced` and sums. 3: powers, and
-    sums of `Delta` and 2. 4: a kernel of one's own.
-    """
+    """0: functions of ``x - x'``, 1: `Delta`, which a shift may round, 2: `Linear` and such, 3: powers, 4: others."""
     if isinstance(kernel, Sum | Product):
         low, high = sorted(map(_origin_dependence, (kernel.first, kernel.second)))
         return 3 if high == 2 and (low == 1 or isinstance(kernel, Product)) else high

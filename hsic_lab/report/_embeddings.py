@@ -22,7 +22,7 @@ from hsic_lab.training import Run
 from hsic_lab.training._setup import data_of, held_out_pairs
 
 from hsic_lab.report._files import (  # isort: skip
-    ARRAYS, LABELS, MAX_VALUES, MISSING, TABLES, VIEWS, Column, named_errors, read_columns, read_table,
+    ARRAYS, LABELS, MAX_VALUES, MISSING, TABLES, VIEWS, Column, named_errors, read_arrays, read_table,
 )  # fmt: skip
 
 MIN_ROWS, MAX_FEATURES = 4, 1 << 13  # C of more features has over 256 MiB in float32
@@ -175,7 +175,7 @@ def read_one(
     if (suffix := path.suffix.lower()) not in (*ARRAYS, *TABLES):
         raise ValueError(f"{path}: accepted are files ending in {', '.join((*ARRAYS, *TABLES))} and run folders")
     with named_errors(path):
-        columns = read_columns(path, label)
+        columns = read_table(path, label) if suffix in TABLES else read_arrays(path)
         dropped = {name for pattern in drop for name in _matching(columns, pattern, seen is not None)}
         kept = {name: column for name, column in columns.items() if name not in dropped}
         label = None if label and seen is not None and label not in columns else _label_name(kept, label)
@@ -275,14 +275,11 @@ def _load(columns: dict[str, Column], view: list[str], rows: Any, suspicious: bo
 
 
 def _read_labels(path: Path, label: str | None, n: int, seen: list[str]) -> tuple[Any, str]:
-    """Return the labels for `n` rows and the name of the file, whose first line may be one of them, not their name.
-
-    Unnamed labels are those that are chosen, whatever their name.
-    """
+    """Return the labels for `n` rows and the name of the file, whose first line may be one of them, not their name."""
     if (suffix := path.suffix.lower()) not in (".npy", *TABLES):
         raise ValueError(f"{path}: labels are read from .npy, .csv, .tsv and .parquet")
     with named_errors(path):
-        columns = read_columns(path, label)
+        columns = read_table(path, label) if suffix in TABLES else read_arrays(path)
         name = next(iter(columns)) if len(columns) == 1 else _label_name(columns, label)
         if name is None:
             raise ValueError(f"expected one column, or one called {', '.join(LABELS)}; found {_few(columns)}")
@@ -293,7 +290,7 @@ def _read_labels(path: Path, label: str | None, n: int, seen: list[str]) -> tupl
         if suffix in (".csv", ".tsv") and len(columns) == 1 and len(values) == n - 1 and name in values.astype(str):
             columns = read_table(path, label, header=False)
             values, source, suffix = columns["label"].load(), f"{source} without a header", ".npy"
-        seen += [str(label)] if suffix == ".npy" else columns
+        seen += [str(label)] if suffix == ".npy" else columns  # any name is right for unnamed labels
         return values, source
 
 
@@ -308,8 +305,7 @@ def _with_labels(found: Embeddings, values: np.ndarray | Tensor, source: str) ->
     given = ~pd.isna(values) & (values != "" if values.dtype.kind in "OU" else True)
     labels = np.asarray(pd.Series(values[given]).infer_objects())
     if len(labels) < MIN_ROWS:
-        few = f"{len(labels)} of {n} rows have one, at least {MIN_ROWS} are needed"
-        raise ValueError(f"the labels of {source}: {few}; leave these labels out")
+        raise ValueError(f"{len(labels)} of {n} rows have labels in {source}, {MIN_ROWS} are needed: leave it out")
     words = f". {n - len(labels)} of {n} labels are missing: what needs labels uses the other rows"
     missing = words if len(labels) < n else ""
     if labels.dtype.kind == "f":

@@ -66,11 +66,6 @@ def named_errors(path: Path) -> Iterator[None]:
         raise ValueError(words if path.name in words else f"{printable(path)} cannot be read: {words}") from error
 
 
-def read_columns(path: Path, label: str | None) -> dict[str, Column]:
-    """Return the columns of a table, or the arrays of another file."""
-    return read_table(path, label) if path.suffix.lower() in TABLES else read_arrays(path)
-
-
 def read_arrays(path: Path) -> dict[str, Column]:
     """Return the arrays of a file, of which the headers alone are read: compressed ones may unpack to any size."""
     if path.suffix.lower() == ".npy":  # np.load would take any text for a pickle, open_memmap refuses both

@@ -473,7 +473,7 @@ def test_rows_without_labels_are_left_out_of_what_needs_labels(tmp_path, labels,
     assert "6 of 12 labels are missing" in found.note
     for count in (0, 3):  # no test of independence has so few rows
         few = [*half.dropna()[:count], *[None] * (12 - count)]
-        with pytest.raises(ValueError, match=f"labels of 'y': {count} of 12 rows have one, at least 4 are needed"):
+        with pytest.raises(ValueError, match=f"{count} of 12 rows have labels in 'y', 4 are needed"):
             read_embeddings(written(frame().assign(y=few), tmp_path / f"few.{ending}"))
 
 
