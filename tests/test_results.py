@@ -587,6 +587,22 @@ def test_what_each_setting_of_the_speedrun_gives_is_that_of_its_table():
         assert f"| {words} | {row['epochs']} | {row['cpu_seconds']:.0f} | {100 * row['linear']:.1f} |" in TEXT
 
 
+def test_what_more_views_of_an_image_give_is_that_of_their_table():
+    table = pd.read_csv(ROOT / "data/results/cpu_speedrun_views.csv")
+    names = "two of 16 pixels", "four of 16 pixels", "two of 16 and two of 12 pixels"
+    same = table[["encoder", "seed", "split", "labels", "hardware", "threads"]].drop_duplicates()
+    assert len(same) == 1 and same["split"].item() == "cifar10 train[:5000]"
+    assert table["settings"].str.startswith('precision="float32"').all()
+    assert table["settings"].str.contains("views_per_image=4").tolist() == [False, True, True]
+    for name, row in zip(names, table.to_dict("records"), strict=True):
+        assert f"| {name} | {row['epochs']} | {row['cpu_seconds']:.0f} | {100 * row['linear']:.1f} |" in TEXT
+    ahead = 100 * (table["linear"] - table["linear"][0]).max()
+    longer = 100 * (table["cpu_seconds"][2] / table["cpu_seconds"][0] - 1)
+    assert f"at most {ahead:.1f} points ahead of two, the last row in {longer:.0f} % more time" in " ".join(
+        TEXT.split()
+    )
+
+
 def test_speed_of_the_losses_is_that_of_its_table():
     table = pd.read_csv(ROOT / "data/results/losses_cpu.csv")
     times = table.pivot_table(index=["n", "d"], columns="loss", values="best_milliseconds", dropna=False)
