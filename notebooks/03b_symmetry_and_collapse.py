@@ -238,8 +238,8 @@ for name in ("Barlow Twins", "VICReg", "NT-Xent"):
 # ## 2. The same question on longer runs
 #
 # The notebook reads the results of longer trainings with five seeds. The measure is a linear probe on the class. The learning rate of
-# every setting was chosen on other images, by two runs. The stop-gradient alone is left out, because it only halves the gradient, to
-# which AdamW is indifferent but for its small epsilon. The negative cosine with the predictor alone is in section 1 only.
+# every setting was chosen on other images, by five runs on the scenes and by two on CIFAR-10. The stop-gradient alone is left out, because
+# it only halves the gradient, to which AdamW is indifferent but for its small epsilon. The negative cosine with the predictor alone is in section 1 only.
 #
 # * *Digit scenes* (`data/grids/tuned_symmetry.toml`): pairs that share all but the background.
 # * *CIFAR-10* (`data/grids/tuned_cifar10_symmetry.toml`): two random views of each image.
@@ -262,7 +262,7 @@ def read(name):
     table = table.assign(asymmetry=asymmetry, method=table["loss"].map(methods))
     return table.sort_values("asymmetry", key=lambda column: column.map(list(ways.values()).index), kind="stable")
 
-# %% alt="Probe accuracy of Barlow Twins and the negative cosine for several kinds of asymmetry. Left, digit scenes: the negative cosine rises from 26 to 38 percent with both parts, in a wide band; Barlow Twins falls from 44 to 40. Right, CIFAR-10: the negative cosine rises from 51 to 58 percent with both parts, Barlow Twins falls from 60 to 58."
+# %% alt="Probe accuracy of Barlow Twins and the negative cosine for several kinds of asymmetry. Left, digit scenes: the negative cosine rises from 24 to 37 percent with both parts; Barlow Twins falls from 44 to 42. Right, CIFAR-10: the negative cosine rises from 51 to 58 percent with both parts, Barlow Twins falls from 60 to 58."
 tables = {"digit scenes": read("tuned_symmetry"), "CIFAR-10": read("tuned_cifar10_symmetry")}
 axes = plt.subplots(1, 2, figsize=(9.6, 3.8), layout="constrained")[1]
 for ax, (title, table) in zip(axes, tables.items(), strict=True):
@@ -283,25 +283,24 @@ pd.DataFrame(points, index=["points", "low", "high"]).T.round(1)
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
 assert {key: round(mean, 1) for key, (mean, low, high) in points.items() if not low < 0 < high} == {
     ("CIFAR-10", "Barlow Twins", "both"): -2.4, ("CIFAR-10", "negative cosine", "both"): 6.7,
+    ("digit scenes", "negative cosine", "both"): 12.5,
 }
-assert points["digit scenes", "negative cosine", "both"].round(1).tolist() == [11.5, -1.4, 24.4] and len(points) == 6
-assert {round(points[where, "Barlow Twins", "predictor"][0]) for where in tables} == {-2, -1}
-assert round(points["digit scenes", "Barlow Twins", "both"][0]) == -4
-for where, ahead in (("digit scenes", 6.0), ("CIFAR-10", 2.4)):
+assert points["digit scenes", "negative cosine", "both"].round().tolist() == [12, 4, 21] and len(points) == 6
+assert [points["digit scenes", "Barlow Twins", way][0].round(1) for way in ("predictor", "both")] == [-0.2, -1.7]
+for where, ahead in (("digit scenes", 7.3), ("CIFAR-10", 2.4)):
     named = tables[where].assign(setting=tables[where]["method"] + ", " + tables[where]["asymmetry"])
     siamese = paired_difference(named, "setting", "negative cosine, both", "Barlow Twins, neither")
-    assert round(100 * siamese.mean, 1) == ahead and (siamese.low > 0) == (where == "CIFAR-10")
-siamese = tables["digit scenes"].query("method == 'negative cosine' and asymmetry == 'both' and evaluation == 'linear'")
-assert round(100 * np.ptp(siamese["accuracy"])) == 18
+    assert round(100 * siamese.mean, 1) == ahead and siamese.low > 0
+    assert where == "CIFAR-10" or round(100 * siamese.low, 1) == 0.2
 
 # %% [markdown]
-# **The negative cosine gains from the asymmetry on CIFAR-10:** both parts together bring it 6.7 points. On the scenes the mean gain is
-# 11.5 points, but its interval contains 0, because the five runs with both parts lie up to 18 points apart.
+# **The negative cosine gains from the asymmetry:** both parts together bring it 6.7 points on CIFAR-10 and 12.5 on the scenes, where the
+# interval is wide, from 4 to 21.
 #
-# **Barlow Twins is not seen to gain, and loses with both parts on CIFAR-10:** 2.4 points. On the scenes the mean falls by two points with a
-# predictor and by four with both parts; these intervals contain 0. Barlow Twins with equal branches is ahead of the negative cosine with both
-# parts, which is SimSiam: by 2.4 points on CIFAR-10, and by 6.0 on the scenes, where the interval contains 0. These
-# are six intervals and two more, not corrected for their number; the [results](../docs/results.md) have corrected p-values.
+# **Barlow Twins is not seen to gain, and loses with both parts on CIFAR-10:** 2.4 points. On the scenes the mean falls by 0.2 points with a
+# predictor and by 1.7 with both parts; these intervals contain 0. Barlow Twins with equal branches is ahead of the negative cosine with both
+# parts, which is SimSiam: by 2.4 points on CIFAR-10, and by 7.3 on the scenes, where the interval starts at 0.2. These are six intervals
+# and two more, not corrected for their number. The [results](../docs/results.md) have corrected p-values: the 7.3 points are not decided there.
 #
 # ## 3. Which loss pulls a collapsed batch apart
 #

@@ -247,13 +247,41 @@ def test_symmetry_on_the_scenes_is_that_of_its_table():
         in text
     )
     decided = differences.index[differences["verdict"] != "not decided"]
-    assert decided.tolist() == [alone]
-    words = f"Barlow Twins without them is {-100 * differences.loc[siamese, 'mean']:.1f} points ahead of SimSiam"
+    behind = differences.loc[siamese]
+    assert decided.tolist() == [alone] and behind["high"] < 0 < behind["p_holm"] - 0.05
+    words = f"SimSiam is {-100 * behind['mean']:.1f} points behind Barlow Twins without asymmetry; the interval excludes 0"
+    assert f"{words}, but the corrected p-value is {behind['p_holm']:.2g}" in text
+    words = f"Barlow Twins without them is {-100 * behind['mean']:.1f} points ahead of SimSiam"
     assert f"{words}, which is not decided" in (ROOT / "README.md").read_text()
-    seeds = reported[reported["setting"] == siamese].set_index("seed")["accuracy"]
-    assert "have {:.2f} and {:.2f} % there, as here".format(*(100 * seeds[[1, 2]])) in text
-    before = of("symmetry_float32", "evaluation == 'linear'").set_index("seed")
-    assert set(before["hsic_lab"]) == {"0.1.0"} and before["accuracy"].equals(seeds[[1, 2]])
+    ends = {one["learning_rate"]: one for one in json.loads(reported.attrs["chosen"]) if one["at_end"]}
+    assert list(ends) == [0.04] and (ends[0.04]["loss"], ends[0.04]["target"]) == ("barlow_twins", "same")
+    assert (
+        ends[0.04]["predictor"] == [64]
+        and "inside the list but 0.04, the highest, for Barlow Twins with a pred" in text
+    )
+
+
+def test_the_earlier_symmetry_table_and_its_precision_are_those_of_the_page():
+    text, reported = " ".join(TEXT.split()), of("tuned_symmetry_two_runs", REPORTED)
+    rates, seeds = (json.loads(reported.attrs[key]) for key in ("tune", "tune_seeds"))
+    assert len(seeds) == 2 and rates == {"learning_rate": [0.001, 0.0025, 0.006, 0.015]}
+    means = 100 * reported.groupby(["loss", "predictor", "target"], sort=False)["accuracy"].mean()
+    words = "has {:.1f}, {:.1f} and {:.1f} % for Barlow Twins, and {:.1f} and {:.1f} % for the negative cosine"
+    assert words.format(*means) in text
+    both = "loss == 'negative_cosine' and predictor == '64' and target == 'stop_gradient'"
+    old = of("symmetry", f"evaluation == 'linear' and {both}").set_index("seed")
+    new = reported.query(both).set_index("seed")
+    assert old["run"].equals(new["run"]) and set(new["learning_rate"]) == {0.001}, "the same settings"
+    assert set(old["precision"]) == {"bfloat16"} and set(new["precision"]) == {"float32"}
+    percent = [100 * table["accuracy"].mean() for table in (old, new)]
+    assert f"SimSiam has {percent[1]:.1f} % in float32" in text
+    guide = " ".join((ROOT / "docs" / "guides" / "training.md").read_text().split())
+    assert "reaches {:.1f} % in bfloat16 and {:.1f} % in float32".format(*percent) in guide
+    fallen = 100 * (old["accuracy"] - new["accuracy"])
+    assert "fall by {:.0f} and {:.0f} points".format(*fallen[[1, 2]]) in text
+    assert "have {:.2f} and {:.2f} % there, too".format(*(100 * new["accuracy"][[1, 2]])) in text
+    first = of("symmetry_float32", "evaluation == 'linear'").set_index("seed")
+    assert set(first["hsic_lab"]) == {"0.1.0"} and first["accuracy"].equals(new["accuracy"][[1, 2]])
 
 
 def test_depths_and_lambdas_on_the_scenes_are_those_of_their_tables():
@@ -421,32 +449,27 @@ def test_sentences_about_the_tuned_runs_are_those_of_their_tables():
 
 def test_symmetry_on_the_scenes_at_one_rate_and_tuned_is_that_of_both_tables():
     reported, _ = tuned_differences("tuned_symmetry", "setting", "barlow_twins, neither")
-    pairs = [
-        (loss, way)
-        for loss, way in (("barlow_twins", "predictor"), ("barlow_twins", "both"), ("negative_cosine", "both"))
-    ]
+    pairs = ("barlow_twins", "predictor"), ("barlow_twins", "both"), ("negative_cosine", "both")
+    text, after = " ".join(TEXT.split()), {}
     for (loss, way), row in zip(pairs, DIFFERENCES[5:8], strict=True):
         now = paired_difference(reported, "setting", f"{loss}, neither", f"{loss}, {way}")
-        after = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * v for v in (now.mean, now.low, now.high)))
-        assert f"| {cell('symmetry', *row[2:]).strip('*')} | {after}, not decided |" in TEXT, row[0]
+        after[loss, way] = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * v for v in (now.mean, now.low, now.high)))
+        before = cell("symmetry", *row[2:]).strip("*")
+        if now.low < 0 < now.high:
+            assert f"| {before} | {after[loss, way]}, not decided |" in TEXT, row[0]
+        else:
+            assert loss == "negative_cosine" and f"{before.split()[0]} points then, is {after[loss, way]} now" in text
+    assert len(after) == 3
     old, new = of("symmetry"), json.loads(reported.attrs["base"])
     assert set(old["learning_rate"]) == {0.001} and set(old["batch_size"]) == {new["batch_size"]} == {64}
     chosen = [one["learning_rate"] for one in json.loads(reported.attrs["chosen"])]
-    assert chosen[-1] == 0.001 and chosen[0] == 0.006
+    assert chosen[-1] == 0.0025 and chosen[0] == 0.006
     now = 100 * reported.groupby("setting")["accuracy"].mean()
     then = 100 * old[old["evaluation"] == "linear"].groupby(["loss", "predictor", "target"])["accuracy"].mean()
-    text, first = " ".join(TEXT.split()), then["barlow_twins", "none", "same"]
+    first = then["barlow_twins", "none", "same"]
     assert f"has {now['barlow_twins, neither']:.1f} % in place of {first:.1f} %. SimSiam" in text
     first = then["negative_cosine", "64", "stop_gradient"]
-    assert f"it has {now['negative_cosine, both']:.1f} % in place of {first:.1f} %. This is the precision" in text
-    both = "loss == 'negative_cosine' and predictor == '64' and target == 'stop_gradient' and evaluation == 'linear'"
-    before, after = (table.query(both).set_index("seed") for table in (old, reported))
-    assert before["run"].equals(after["run"]), "the same settings"
-    guide = " ".join((ROOT / "docs" / "guides" / "training.md").read_text().split())
-    percent = [f"{100 * table['accuracy'].mean():.1f} % in" for table in (before, after)]
-    assert f"reaches {percent[0]} bfloat16 and {percent[1]} float32" in guide
-    fallen = 100 * (before["accuracy"] - after["accuracy"])
-    assert "fall by {:.0f} and {:.0f} points".format(*fallen[[1, 2]]) in text
+    assert f"SimSiam chose 0.0025 and has {now['negative_cosine, both']:.1f} % in place of {first:.1f} %" in text
     assert set(old["precision"]) == {"bfloat16"} and set(reported["precision"]) == {"float32"}
 
 
