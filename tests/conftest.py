@@ -20,3 +20,14 @@ def _close_figures():
     yield
     if pyplot := sys.modules.get("matplotlib.pyplot"):
         pyplot.close("all")
+
+
+def pytest_collection_modifyitems(items):
+    """The longest tests come first: at the end the other processes would wait for them."""
+    long = (
+        "test_the_wheel_runs_the_demo",
+        "test_quickstart_runs",
+        "test_explorer_notebook",
+        "test_executes_in_the_fast",
+    )
+    items.sort(key=lambda item: not item.name.startswith(long))

@@ -249,7 +249,9 @@ def test_symmetry_on_the_scenes_is_that_of_its_table():
     decided = differences.index[differences["verdict"] != "not decided"]
     behind = differences.loc[siamese]
     assert decided.tolist() == [alone] and behind["high"] < 0 < behind["p_holm"] - 0.05
-    words = f"SimSiam is {-100 * behind['mean']:.1f} points behind Barlow Twins without asymmetry; the interval excludes 0"
+    words = (
+        f"SimSiam is {-100 * behind['mean']:.1f} points behind Barlow Twins without asymmetry; the interval excludes 0"
+    )
     assert f"{words}, but the corrected p-value is {behind['p_holm']:.2g}" in text
     words = f"Barlow Twins without them is {-100 * behind['mean']:.1f} points ahead of SimSiam"
     assert f"{words}, which is not decided" in (ROOT / "README.md").read_text()
