@@ -68,11 +68,7 @@ def hsic(
     check_choice(route, ("auto", "primal", "dual", "tiled"), "route")
     dtype = next((z.dtype for z in (x, y) if z.is_floating_point()), default_dtype())
     with no_autocast(x):
-        x, y = at_origin(x, kernel_x), at_origin(y, kernel_y)
-        kernel_x, kernel_y = kernel_x.fit(x), kernel_y.fit(y)
-        for kernel, some in ((kernel_x, x.detach()[:: len(x) // 64 + 1]), (kernel_y, y.detach()[:: len(y) // 64 + 1])):
-            if _origin_dependence(kernel) == 3 and not is_constant(some):
-                require_digits(center(gram := kernel.gram(some, None)), gram, kernel)
+        (x, kernel_x), (y, kernel_y) = fit_at_origin(x, kernel_x), fit_at_origin(y, kernel_y)
         if estimator == "block" and block_size:
             count = len(x) // block_size
             blocks = zip(x.tensor_split(count), y.tensor_split(count), strict=True)
@@ -100,6 +96,15 @@ def at_origin(x: Tensor, kernel: Kernel) -> Tensor:
     """`x` minus its `middle` where only the rounding of HSIC depends on the origin, in float64 for `Polynomial`."""
     dependence, origin = _origin_dependence(kernel), _rough_middle if isinstance(kernel, Linear) else middle
     return x - origin(x) if dependence == 2 else x.double() if dependence == 3 else x
+
+
+def fit_at_origin(x: Tensor, kernel: Kernel) -> tuple[Tensor, Kernel]:
+    """`at_origin` and the kernel fitted to it; ValueError if its powers of the sample have no digits."""
+    x = at_origin(x, kernel)
+    kernel, some = kernel.fit(x), x.detach()[:: len(x) // 64 + 1]
+    if _origin_dependence(kernel) == 3 and not is_constant(some):
+        require_digits(center(gram := kernel.gram(some, None)), gram, kernel)
+    return x, kernel
 
 
 def _rough_middle(x: Tensor) -> Tensor:
@@ -139,9 +144,11 @@ def zero_diagonal(gram: Tensor) -> Tensor:
     return gram.diagonal_scatter(gram.new_zeros(len(gram)))
 
 
-def median_entry(kernel: Kernel, x: Tensor) -> Tensor:
-    """A median entry of the Gram. Without it HSIC is the same, but a large one would cancel in `from_sums`."""
-    return kernel.gram(x.detach()[:: len(x) // 64 + 1], None).median()
+def rough_rows(kernel: Kernel, x: Tensor) -> Tensor:
+    """r `(n,)`: Grams minus ``r_i + r_j`` have the same HSIC, but no large rows or constant cancel in `from_sums`."""
+    some = slice(None, None, len(x) // 16 + 1)
+    rows = kernel.gram(x.detach(), x.detach()[some]).median(dim=1).values  # a mean would spread an outlier to all rows
+    return rows - rows[some].median() / 2
 
 
 def _trace_of_pairs(x: Tensor, y: Tensor) -> Tensor:
@@ -184,8 +191,8 @@ def _exact(x: Tensor, y: Tensor, kernel_x: Kernel, kernel_y: Kernel, unbiased: b
         if not unbiased:
             # Centering one Gram would do; centering both keeps large constants of a kernel out of the rounding error.
             return (center(gram_x) * center(gram_y)).mean()
-        sides = (gram_x, kernel_x, x), (gram_y, kernel_y, y)
-        gram_x, gram_y = ((gram - median_entry(kernel, z)).fill_diagonal_(0) for gram, kernel, z in sides)
+        sides = (gram_x, rough_rows(kernel_x, x)), (gram_y, rough_rows(kernel_y, y))
+        gram_x, gram_y = ((gram - rows[:, None] - rows).fill_diagonal_(0) for gram, rows in sides)
         trace, rows_x, rows_y = (gram_x * gram_y).sum(), gram_x.sum(dim=1), gram_y.sum(dim=1)
     return from_sums(trace, rows_x.sum(), rows_y.sum(), rows_x @ rows_y, n, unbiased).to(dtype)
 
@@ -195,10 +202,11 @@ def _tiled(x: Tensor, y: Tensor, kernel_x: Kernel, kernel_y: Kernel, unbiased: b
     blocks_x, blocks_y = x.split(size), y.split(size)
     trace = x.new_zeros((), dtype=torch.float64)
     rows_x, rows_y = [trace] * len(blocks_x), [trace] * len(blocks_x)
-    constants = median_entry(kernel_x, x), median_entry(kernel_y, y)
+    rough_x, rough_y = rough_rows(kernel_x, x).split(size), rough_rows(kernel_y, y).split(size)
 
-    def tile(x_i: Tensor, x_j: Tensor | None, y_i: Tensor, y_j: Tensor | None) -> tuple[Tensor, ...]:
-        k, l = kernel_x.gram(x_i, x_j) - constants[0], kernel_y.gram(y_i, y_j) - constants[1]
+    def tile(x_i: Tensor, x_j: Tensor | None, y_i: Tensor, y_j: Tensor | None, i: int, j: int) -> tuple[Tensor, ...]:
+        k = kernel_x.gram(x_i, x_j) - rough_x[i][:, None] - rough_x[j]
+        l = kernel_y.gram(y_i, y_j) - rough_y[i][:, None] - rough_y[j]
         if unbiased and x_j is None:
             k, l = zero_diagonal(k), zero_diagonal(l)
         return tuple(s.double() for s in (k.sum(dim=1), l.sum(dim=1), (k * l).sum(dim=1), k.sum(dim=0), l.sum(dim=0)))
@@ -206,7 +214,8 @@ def _tiled(x: Tensor, y: Tensor, kernel_x: Kernel, kernel_y: Kernel, unbiased: b
     for i in range(len(blocks_x)):
         for j in range(i, len(blocks_x)):
             x_j, y_j = (None, None) if i == j else (blocks_x[j], blocks_y[j])
-            sums = checkpoint(tile, blocks_x[i], x_j, blocks_y[i], y_j, use_reentrant=False, preserve_rng_state=False)
+            given = blocks_x[i], x_j, blocks_y[i], y_j, i, j
+            sums = checkpoint(tile, *given, use_reentrant=False, preserve_rng_state=False)
             rows_x[i], rows_y[i] = rows_x[i] + sums[0], rows_y[i] + sums[1]
             trace = trace + sums[2].sum() * (1 if i == j else 2)
             if i != j:

@@ -19,7 +19,7 @@ from torch import Tensor
 from hsic_lab._checks import (  # isort: skip
     check_choice, check_integer, check_type, default_dtype, factor_values, is_constant, no_autocast, seeded,
 )  # fmt: skip
-from hsic_lab.hsic._estimators import at_origin, center, from_sums, hsic, median_entry, require_digits
+from hsic_lab.hsic._estimators import at_origin, center, fit_at_origin, from_sums, hsic, require_digits, rough_rows
 from hsic_lab.kernels import Delta, Kernel, Linear, kernel_or, require_finite
 
 Index: TypeAlias = Tensor | slice
@@ -213,8 +213,8 @@ def _fitted_columns(x: Table, name: str, kernel: Kernel) -> Fitted:
     fitted = []
     for key, column in columns.items():
         own = kernel if column.is_floating_point() else Delta()
-        column = at_origin(own.samples(column.detach(), key), own)
-        fitted.append((own.fit(column), column))
+        column, own = fit_at_origin(own.samples(column.detach(), key), own)
+        fitted.append((own, column))
     return fitted
 
 
@@ -226,9 +226,12 @@ def gram_part(kernel: Kernel, z: Tensor, dtype: torch.dtype) -> Callable[[Index,
 
 
 def _shifted_part(kernel: Kernel, z: Tensor, dtype: torch.dtype) -> Callable[[Index, Index], Tensor]:
-    """`gram_part` less one constant, which HSIC does not depend on and a wide kernel would lose its digits to."""
-    part, constant = gram_part(kernel, z, dtype), 0 if is_constant(z) else median_entry(kernel, z).to(dtype)
-    return lambda i, j: part(i, j) - constant
+    """`gram_part` less the rows that HSIC does not depend on, and that would cost it digits."""
+    part = gram_part(kernel, z, dtype)
+    if is_constant(z):
+        return part
+    rows = rough_rows(kernel, z).to(dtype)
+    return lambda i, j: part(i, j) - rows[i, None] - rows[j]
 
 
 class ShiftedGram:

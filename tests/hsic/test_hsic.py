@@ -365,11 +365,50 @@ def test_powers_keep_their_digits_far_from_the_origin(kernel, route):
     assert unbiased.item() == pytest.approx(hsic(x.double(), y.double(), kernel, kernel, "unbiased").item(), rel=1e-5)
 
 
+def centered_exactly(gram, estimator):
+    """``H K H``, or for the unbiased estimator K without its diagonal and with rows that sum to 0."""
+    n, kept = len(gram), 1 - np.eye(len(gram)) * (estimator == "unbiased")
+    total, rows = (gram * kept).sum(), (gram * kept).sum(axis=1)
+    a, b = (n - 2, (n - 1) * (n - 2)) if estimator == "unbiased" else (n, n**2)
+    return kept * (gram - rows[:, None] / a - rows / a + total / b)
+
+
+@pytest.mark.parametrize(("offset", "rel"), [(0, 1e-13), (1e4, 1e-9), (1e6, 2e-6), (1e7, 5e-4)])
+@pytest.mark.parametrize("estimator", ["biased", "unbiased"])
+@pytest.mark.parametrize("kernel", [Polynomial(), Polynomial() + Linear()], ids=repr)
+def test_every_route_keeps_the_digits_of_powers_that_float64_has(kernel, estimator, offset, rel):
+    """Rows of such Grams are larger than what HSIC is made of by up to the offset squared."""
+    x = offset + sample(60, 1)
+    y = x + sample(60, 1, seed=1)
+    inner = [z.numpy().astype(np.longdouble) @ z.numpy().astype(np.longdouble).T for z in (x, y)]
+    k, l = (centered_exactly((p + 1) ** 2 + p * isinstance(kernel, Sum), estimator) for p in inner)
+    value, own = (k * l).sum(), np.sqrt((k * k).sum() * (l * l).sum())
+    divisor = 60 * 57 if estimator == "unbiased" else 3600
+    for route in ("dual", "tiled"):
+        got = hsic(x, y, kernel, kernel, estimator, route, block_size=16).item()
+        assert got == pytest.approx(float(value / divisor), rel=rel)
+    assert hsic_matrix(x, y, kernel, kernel, estimator).item() == pytest.approx(float(value / divisor), rel=rel)
+    normalized = hsic_matrix(x, y, kernel, kernel, estimator, normalized=True).item()
+    assert normalized == pytest.approx(float(value / own), rel=rel)
+
+
+@pytest.mark.parametrize("route", ["dual", "tiled"])
+def test_an_outlier_costs_a_wide_kernel_no_digits_of_the_unbiased_estimator(route):
+    x, y = (z.float() for z in dependent(700, 1, 1))
+    x[0], y[1] = 1e3, -1e3
+    exact = hsic(x.double(), y.double(), Gaussian(100.0), Gaussian(100.0), "unbiased").item()
+    assert hsic(x, y, Gaussian(100.0), Gaussian(100.0), "unbiased", route).item() == pytest.approx(exact, rel=1e-5)
+    matrix = hsic_matrix(x, y, Gaussian(100.0), Gaussian(100.0), "unbiased")
+    assert matrix.item() == pytest.approx(exact, rel=1e-5)
+
+
 def test_powers_without_digits_are_refused():
     x, y = dependent(50)
     for estimator in ("biased", "unbiased"):
         with pytest.raises(ValueError, match=r"Polynomial.*up to rounding error: standardize"):
             hsic(1e9 + x, y, Polynomial(), Gaussian(), estimator)
+        with pytest.raises(ValueError, match=r"Polynomial.*up to rounding error: standardize"):
+            hsic_matrix(y, 1e9 + x, Polynomial(), Polynomial(), estimator)
     assert hsic(torch.full_like(x, 1e9), y, Polynomial(), Gaussian()) == 0
 
 
