@@ -23,7 +23,7 @@ class PairedDifference:
     low: float
     high: float
     differences: pd.Series  # second minus first, by seed
-    n_failed: int = 0  # seeds that are left out because a run failed
+    n_failed: int = 0  # seeds that are left out: a run failed or is not there
     value: str = "accuracy"
     p: float = np.nan  # of the two-sided t test that the mean is 0
     p_same: float = np.nan  # of the two one-sided t tests that the mean is beyond -MARGIN or MARGIN; accuracies only
@@ -33,7 +33,7 @@ class PairedDifference:
         mean, low, high = (f"{100 * v:+.1f}" if points else f"{v:+.3g}" for v in (self.mean, self.low, self.high))
         text = f"{self.second} minus {self.first}: {mean} {'points' if points else self.value}, "
         text += (f"95 % interval {low} to {high}, " if n > 1 else "") + f"{n} seed{'s' * (n != 1)}"
-        return text + (f" ({self.n_failed} more lost to failed runs)" if self.n_failed else "") + f": {self.verdict}"
+        return text + (f" ({self.n_failed} without a run of both)" if self.n_failed else "") + f": {self.verdict}"
 
     @property
     def verdict(self) -> str:

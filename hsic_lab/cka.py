@@ -56,7 +56,7 @@ def cka(
     for name, sample in (("x", x), ("y", y)):
         if is_constant(sample):
             raise ValueError(f"{name} is constant: all {len(sample)} rows are equal, and CKA is not defined")
-    return _ratio(xy, xx, yy)
+    return _ratio(xy, xx, yy).to(next((z.dtype for z in (x, y) if z.is_floating_point()), default_dtype()))
 
 
 def cka_or_nan(x: Tensor, y: Tensor, kernel_x: Kernel | None = None, kernel_y: Kernel | None = None) -> float:
@@ -98,8 +98,7 @@ def _parts(x: Tensor, y: Tensor, kernel_x: Kernel, kernel_y: Kernel, estimator: 
         # The unbiased HSIC leaves out the diagonal, nearly all of the Gram here: take it off first, in float64.
         samples = tuple((z.double() if z.is_floating_point() else z, kernel) for z, kernel in samples)
         values, small = _estimates(samples, estimator, "dual" if n <= 4096 else "tiled", last=True)
-    dtype = x.dtype if x.is_floating_point() else y.dtype if y.is_floating_point() else default_dtype()
-    xx, yy, xy = require_finite(torch.stack(values).to(dtype), kernel_x, kernel_y)
+    xx, yy, xy = require_finite(torch.stack(values), kernel_x, kernel_y)
     xx, yy = (v * (not s and not is_constant(z)) for v, s, z in zip((xx, yy), small, (x, y), strict=True))
     return xy * ((xx != 0) & (yy != 0)), xx, yy
 
@@ -110,7 +109,7 @@ def _estimates(samples: Any, estimator: str, route: str, last: bool = False) -> 
     diagonals: Sequence[Tensor]
     with no_autocast(x):
         if route == "dual":
-            grams, diagonals = zip(*(centered_gram(z, kernel, estimator) for z, kernel in samples), strict=True)
+            grams, diagonals = zip(*(gram_and_diagonal(z, kernel, estimator) for z, kernel in samples), strict=True)
             values = [grams[i].flatten() @ grams[j].flatten() / (n * (n - 3) if unbiased else n**2) for i, j in pairs]
             eps = torch.finfo(diagonals[0].dtype).eps
             tolerance = (1024 * eps) ** 2 if last else 16 * eps  # HSIC(x, x) is a mean of squares
@@ -138,7 +137,7 @@ def _linear_gram(x: Tensor, y: Tensor, equal: bool) -> Tensor:
     return Linear().gram(x, None if equal else y.T)
 
 
-def centered_gram(x: Tensor, kernel: Kernel, estimator: str) -> tuple[Tensor, Tensor]:
+def gram_and_diagonal(x: Tensor, kernel: Kernel, estimator: str) -> tuple[Tensor, Tensor]:
     """Centered Gram in float64, and the diagonal before; inner products are HSIC times n (n - 3), or n^2 if biased."""
     gram = kernel.gram(at_origin(x, kernel), None)
     return u_center(gram) if estimator == "unbiased" else center(gram.double()), gram.detach().diagonal()

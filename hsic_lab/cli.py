@@ -158,7 +158,7 @@ def _train(
         if (name := name.strip()) in given:
             raise ValueError(f"{name} is given twice: {given[name]!r} and --set {setting}")
         given[name] = _parse(name, text)
-    loading = {name: given.pop(option) for option, name in _LOADING.items() if option in given}
+    loading = {option: given.pop(option) for option in _LOADING if option in given}
     if resume and (folder / SETTINGS).exists():
         config, _, metadata, *_ = settings_to_resume(folder)
         if "dataset" in given:
@@ -166,7 +166,7 @@ def _train(
         asked = lab.training.recipe(recipe, **given) if recipe else replace(config, **given)
         names = [field.name for field in fields(config)] if recipe else list(given)
         pairs = {name: (getattr(config, name), getattr(asked, name)) for name in names}
-        pairs |= {name: ((metadata.get("source") or {}).get(name), value) for name, value in loading.items()}
+        pairs |= {name: ((metadata.get("source") or {}).get(_LOADING[name]), loading[name]) for name in loading}
         if changed := [f"{name} {old!r}, not {new!r}" for name, (old, new) in pairs.items() if old != new]:
             raise ValueError(f"--resume takes its settings from {folder}, which has {'; '.join(changed)}")
         data = None
@@ -177,7 +177,7 @@ def _train(
         if first and recipe is None and "dataset" not in given:
             others = [n for n in lab.datasets.LOADERS if n != config.dataset and lab.datasets.status(n) == "ready"]
             print(f"Data set: {config.dataset}. Others found, for --dataset: {', '.join(others)}")
-        data = lab.datasets.load(config.dataset, **loading) if loading else None
+        data = lab.datasets.load(config.dataset, **{_LOADING[n]: loading[n] for n in loading}) if loading else None
     loggers = [lab.training.TensorBoardLogger(tensorboard)] if tensorboard else []
     run = lab.training.train(config, folder, data, resume=resume, callbacks=loggers)
     if first:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from hsic_lab.cka import centered_gram
+from hsic_lab.cka import gram_and_diagonal
 from hsic_lab.evaluation._features import check_images, evaluating, model_input
 from hsic_lab.hsic._estimators import paired_samples
 from hsic_lab.kernels import Kernel, Linear, kernel_or, require_finite, squared_distances
@@ -333,7 +333,7 @@ class _Layers:
         if self.measure != "cka":
             z = _neighbors(x, self.k) if self.measure == "mutual_knn" else _coordinates(x)
             return z, z.square().sum()
-        gram, _ = centered_gram(x, kernel, "unbiased" if self.unbiased else "biased")
+        gram, _ = gram_and_diagonal(x, kernel, "unbiased" if self.unbiased else "biased")
         own = gram.square().sum()
         if self.sampled_features:
             if p == 1:

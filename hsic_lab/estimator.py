@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from hsic_lab._checks import check_number
 from hsic_lab.datasets import ImageData, Images, from_arrays
+from hsic_lab.encoders import MLPProjector
 from hsic_lab.evaluation import extract_features
 from hsic_lab.training import Run, TrainConfig, train
 from hsic_lab.training._run import SETTINGS
-from hsic_lab.training._setup import SNAPSHOT_PAIRS, Views, seeded
+from hsic_lab.training._setup import SNAPSHOT_PAIRS, Views, torch_seed
 
 
 class CorruptedRows:
@@ -163,12 +164,9 @@ class SelfSupervisedEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
             return None
         if self.encoder != "auto":
             raise ValueError(f"encoder must be 'auto' or a module where X holds rows, got {self.encoder!r}")
-        layers: list[nn.Module] = []
         width = 16 * self.width
-        with seeded(seed):
-            for n in (self.n_features_in_, width):
-                layers += [nn.Linear(n, width, bias=False), nn.BatchNorm1d(width), nn.ReLU(inplace=True)]
-        return nn.Sequential(*layers)
+        with torch_seed(seed):
+            return nn.Sequential(*list(MLPProjector([self.n_features_in_, width, width, 1]))[:-1])  # its hidden layers
 
     def _keep(self, run: Run) -> None:
         """Set the fitted attributes."""

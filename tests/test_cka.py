@@ -189,8 +189,12 @@ def test_error_quotes_hsic_that_is_not_positive():
     x, y = samples()
     with pytest.raises(ValueError, match=r"HSIC\(y, y\) is 0, not positive"):
         cka(x, y, None, Gaussian(1e-6))
-    with pytest.raises(ValueError, match=r"Polynomial\(degree=3, offset=1.0\).*leaves the range of torch.float32"):
-        cka(x.float() * 1e15, y.float(), Polynomial(3))
+    with pytest.raises(ValueError, match=r"Polynomial\(degree=3, offset=1.0\).*leaves the range of torch.float64"):
+        cka(x * 1e60, y, Polynomial(3))
+    wide = cka(x.float() * 1e15, y.float(), Polynomial(3))
+    assert wide.item() == pytest.approx(
+        cka(x.float().double() * 1e15, y.float().double(), Polynomial(3)).item(), rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -274,6 +278,13 @@ def test_minibatch_cka_of_one_batch_equals_cka(kernel):
     x, y = samples()
     k = KERNELS[kernel]
     torch.testing.assert_close(minibatch(x, y, [30], k).compute(), cka(x, y, k, k), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("unit", [1e-15, 1e-11, 1e12, 1e17])
+def test_units_of_float32_do_not_change_minibatch_cka(unit):
+    x, y = (z.float() for z in samples())
+    expected = cka((unit * x).double(), y.double())
+    torch.testing.assert_close(minibatch(unit * x, y, [30]).compute(), expected, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("kernel", ["linear", "gaussian"])

@@ -232,6 +232,10 @@ def test_a_run_keeps_how_its_images_were_loaded(tmp_path):
     assert called("plot", run)[0] == 0 and len(read_embeddings(run).labels) == 10
     code, _, errors = called("train", run, *SMALL, "--dataset", tmp_path / "photos", "--size", "8", "--resume")
     assert code == 2 and errors.endswith("which has size 16, not 8\n")
+    code, _, errors = called("train", run, "--resume", "--seed", "99", "--split-seed", "3")
+    assert code == 2 and errors.endswith("which has seed 0, not 99\n"), "the seed of the run, not of the split"
+    code, _, errors = called("train", run, "--resume", "--split-seed", "4")
+    assert code == 2 and errors.endswith("which has split_seed 3, not 4\n")
     for number in (0, 1, 2):
         (tmp_path / "photos" / "cats" / f"{number}.png").unlink()
     for arguments in (("probe", run), ("inspect", run)):
@@ -392,6 +396,7 @@ def test_data_get_says_what_is_there(tmp_path):
         (("train", "new", "--dataset", "mnist"), "'mnist'"),
         (("train", "new", "--dataset", ""), "''"),
         (("train", "new", "--dataset", "digits", "--size", "8"), "digits has no option 'size'"),
+        (("train", "new", "--dataset", "cifar10", "--size", "8"), "cifar10 has no option 'size'"),
         (("data", "mnist"), "'mnist'"),
         (("train", "new", "--device", "foo"), "device must be auto, cpu, mps, cuda or cuda:N, got 'foo'"),
         (("data", "show", "digits", "--size", "32"), "digits has no option 'size'"),

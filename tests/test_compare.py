@@ -491,6 +491,12 @@ def test_plot_shows_the_table_from_0_to_1_with_its_labels():
     plt.close("all")
 
 
+def test_a_layer_of_any_name_is_drawn():
+    frame = table(2, 2).set_axis(["calibrated", "attrs"], axis=1)
+    assert [t.get_text() for t in plot_cka(frame).get_xticklabels()] == ["calibrated", "attrs"]
+    plt.close("all")
+
+
 def test_plot_of_many_layers_labels_some_and_prints_no_values():
     ax = plt.subplots()[1]
     assert plot_cka(table(100, 20), ax) is ax

@@ -102,7 +102,7 @@ def test_bad_matrices_are_refused(c, words):
         lambda m: CorrelationSummary.from_matrix(m, 10),
         feature_order,
         spectrum,
-        lambda m: matrix_figure({"": m}, 9),
+        lambda m: matrix_figure({"": m}, {"": 9}, 1.0, {"": np.arange(3)}),
     ):
         with pytest.raises(ValueError, match=words):
             act(c)
@@ -115,4 +115,4 @@ def test_bad_choices_are_refused():
         with pytest.raises(ValueError, match=f"must be an integer of at least 2, got {min(n, d)}"):
             expected_squared_norm(n, d)
     with pytest.raises(ValueError, match="at least one"):
-        matrix_figure({}, 10)
+        matrix_figure({}, {}, 1.0, {})

@@ -47,8 +47,8 @@ def test_paired_interval_is_that_of_the_paired_t_test_and_covers():
         ([0.5, 0.6, 0.7], "b minus a: +0.0 points, 95 % interval +0.0 to +0.0, 3 seeds: no difference shown"),
         ([0.71, 0.80, 0.91], "b is ahead"),
         ([0.31, 0.40, 0.51], "a is ahead"),
-        ([0.6], "b minus a: +10.0 points, 1 seed (2 more lost to failed runs): one seed shows no difference"),
-        ([np.nan, 0.61, 0.7], "2 seeds (1 more lost to failed runs)"),
+        ([0.6], "b minus a: +10.0 points, 1 seed (2 without a run of both): one seed shows no difference"),
+        ([np.nan, 0.61, 0.7], "2 seeds (1 without a run of both)"),
     ],
 )
 def test_verdict_of_the_interval(second, words):

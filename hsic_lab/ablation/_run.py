@@ -104,7 +104,8 @@ def run_ablation(
         firsts = iter([rows[0] for rows in found])
         results = [(level, name, value, [next(firsts) for _ in runs]) for level, name, value, runs in tried]
         for level, group in groupby(results, itemgetter(0)):
-            chosen[level] |= _best(levels[level][0], *zip(*group, strict=True))
+            _, (name, *_), values, runs = zip(*group, strict=True)
+            chosen[level][name] = _best(levels[level][0], name, values, runs)
     plan = plan_runs(grid.plan(chosen), grid, data)
     frames += _table(plan, _run_all(plan, (*grid.evaluate, *[LAYERS] * grid.layers), grid.name, *options), grid.name)
     frame = pd.DataFrame(frames)
@@ -116,14 +117,14 @@ def run_ablation(
     return frame
 
 
-def _best(factors: dict[str, Any], _: Any, names: Names, values: Sequence, rows: Sequence[Rows]) -> dict[str, Any]:
-    """The setting whose value has the highest mean over its rows, one a seed; a value of which one failed is out."""
+def _best(factors: dict[str, Any], name: str, values: Sequence, rows: Sequence[Rows]) -> Any:
+    """The value with the highest mean over its rows, one a seed; a value of which a run failed is out."""
     means = [np.mean([row["accuracy"] for row in seeds]) for seeds in rows]
     if np.isnan(means).all():
-        what = f"{names[0]} for {factors}" if factors else names[0]
+        what = f"{name} for {factors}" if factors else name
         reason = next(row["state"] for seeds in rows for row in seeds if np.isnan(row["accuracy"]))
         raise ValueError(f"no value of {what} has a result of every tuning run: {reason}")
-    return {names[0]: values[int(np.nanargmax(means))]}
+    return values[int(np.nanargmax(means))]
 
 
 def _run_all(
@@ -283,7 +284,7 @@ def cut(data: ImageData, sizes: Mapping[str, Any]) -> ImageData:
 def _evaluate(run: Run, data: ImageData, evaluations: Names, split: str) -> Rows:
     """One row per evaluation of a finished run on the test images, which are those of the split "test" or another."""
     projector = run.projector if LAYERS in evaluations else torch.nn.Sequential()
-    train, test = (extract_layers(run.encoder, projector, split.images) for split in (data.train, data.test))
+    train, test = (extract_layers(run.encoder, projector, part.images) for part in (data.train, data.test))
     train_x, test_x, train_y, test_y = train["encoder"], test["encoder"], data.train.labels, data.test.labels
     c = run.snapshots[max(run.snapshots)].double().numpy()
     off = off_diagonal(c)
@@ -327,9 +328,9 @@ def _settings(one: Planned, grid: str) -> dict[str, Any]:
     return settings
 
 
-def write_table(frame: pd.DataFrame, grid: Grid, path: Path, command: str) -> None:
+def write_table(frame: pd.DataFrame, grid: Grid, path: str | os.PathLike, command: str) -> None:
     """Write a table of `run_ablation` as CSV, below lines with "#" that hold the grid and the command that made it."""
-    check_type("grid", grid, Grid)
+    path, grid = Path(check_type("path", path, str, os.PathLike)), check_type("grid", grid, Grid)
     parts: dict[str, Any] = {name: getattr(grid, name) for name in ("base", "cross", "include", "data")}
     if "chosen" in frame.attrs:
         parts |= {"tune": grid.tune, "tune_seeds": list(grid.tune_seed_list), "chosen": frame.attrs["chosen"]}

@@ -285,6 +285,7 @@ def from_folder(
     if not path.is_dir():
         raise FileNotFoundError(f"no folder {path}: expected one with a sub-folder of images a class")
     size = None if size is None else check_integer("size", size, 1)
+    test_fraction, seed = _checked_split(test_fraction, seed)
     roots, unread = _find_splits(path, train_folder), Counter[str]()
     loose = [_only_images(sorted(file for file in root.iterdir() if not file.is_dir()), unread) for root in roots]
     inside = [folder for parent in {path: 0, **dict.fromkeys(roots)} for folder in subfolders(parent)]
@@ -303,7 +304,7 @@ def from_folder(
         parts, names = [Images(part.images, torch.full_like(part.labels, UNKNOWN)) for part in parts], ()
     train, test = parts if len(parts) == 2 else _hold_out(parts[0], test_fraction, seed)
     without_labels = Images(rest, torch.full((len(rest),), UNKNOWN)) if len(rest) else None
-    options = {"size": size, "test_fraction": float(test_fraction), "seed": int(seed), "train_folder": train_folder}
+    options = {"size": size, "test_fraction": test_fraction, "seed": seed, "train_folder": train_folder}
     return ImageData(str(path), train, test, names, without_labels, source=options)
 
 
@@ -404,12 +405,15 @@ def _class_numbers(labels: np.ndarray, known: np.ndarray) -> Tensor:
     return torch.from_numpy(np.searchsorted(known, labels).astype(np.int64))
 
 
+def _checked_split(test_fraction: float, seed: int) -> tuple[float, int]:
+    if (fraction := check_number("test_fraction", test_fraction, 0, above=True)) >= 1:
+        raise ValueError(f"test_fraction must be a number between 0 and 1, got {test_fraction!r}")
+    return fraction, check_integer("seed", seed, 0)
+
+
 def _hold_out(whole: Images, fraction: float, seed: int) -> tuple[Images, Images]:
     """Return a training and a test split: `fraction` of each class is held out, rounded down; the order stays."""
-    fraction = check_number("test_fraction", fraction, 0, above=True)
-    if fraction >= 1:
-        raise ValueError(f"test_fraction must be a number between 0 and 1, got {fraction!r}")
-    seed = check_integer("seed", seed, 0)
+    fraction, seed = _checked_split(fraction, seed)
     shuffle = torch.randperm(len(whole), generator=torch.Generator().manual_seed(seed))
     held_out = torch.zeros(len(whole), dtype=torch.bool)
     for label in whole.labels.unique():

@@ -246,10 +246,13 @@ def load(name: str, folder: str | os.PathLike | None = None, **options: Any) -> 
     check_name(name)
     if name not in LOADERS:
         return from_folder(name, **options)
-    if unknown := sorted(options.keys() - signature(LOADERS[name]).parameters.keys()):
+    if unknown := sorted(options.keys() - (() if name in SOURCES else signature(LOADERS[name]).parameters.keys())):
         raise TypeError(f"{name} has no option {unknown[0]!r}")
     if name not in SOURCES:
-        return replace(LOADERS[name](**options), source={key: int(value) for key, value in options.items()})
+        return replace(
+            LOADERS[name](**options),
+            source={key: None if value is None else int(value) for key, value in options.items()},
+        )
     path, source = data_folder(folder) / SOURCES[name].folder, SOURCES[name]
     if missing := source.missing(path.parent):
         raise FileNotFoundError(

@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits, load_sample_images
 from torch import Tensor
 from torch.nn import functional as F
 
-from hsic_lab._checks import check_choice, is_whole
+from hsic_lab._checks import check_choice, check_integer
 from hsic_lab.datasets._images import Images
 
 
@@ -65,9 +65,7 @@ class DigitScenes:
     """
 
     def __init__(self, split: str = "train", size: int = 32) -> None:
-        if not (is_whole(size) and size >= 8):
-            raise ValueError(f"size must be a whole number of at least 8 pixels, got {size!r}")
-        self.split, self.size = split, size
+        self.split, self.size = split, check_integer("size", size, 8)
         labels = torch.from_numpy(load_digits().target.astype(np.int64))
         index = digit_index(split)
         self._members = index[torch.argsort(labels[index], stable=True)]  # the split's digits, sorted by class
@@ -82,9 +80,7 @@ class DigitScenes:
         scene sides from the top left; its color "red", "green", "blue" (0..1); the place "crop_x", "crop_y" (0..1) of
         the square crop from the left (top) edge to the other; its side "crop_scale" (0.3..0.9), in photograph heights.
         """
-        if n < 1:
-            raise ValueError(f"the number of scenes must be at least 1, got {n}")
-        generator = _as_generator(generator)
+        n, generator = check_integer("n", n, 1), _as_generator(generator)
         device = generator.device
         u = torch.rand(11, n, generator=generator, device=device)  # the same count for any `shared`
         if label is None:

@@ -12,7 +12,6 @@ import torch
 from joblib import Parallel, delayed
 from numpy.typing import ArrayLike  # noqa: F401  for the string that is Data
 from scipy.special import logsumexp
-from scipy.stats import entropy
 from sklearn import config_context
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
@@ -22,9 +21,10 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
-from hsic_lab._checks import as_labels, check_integer, check_number, check_type, with_float64
+from hsic_lab._checks import as_labels, check_integer, check_number, check_type, to_array, with_float64
 from hsic_lab.cka import cka_or_nan
-from hsic_lab.correlation import column_moments, to_array
+from hsic_lab.correlation import column_moments
+from hsic_lab.diagnostics import rankme
 from hsic_lab.evaluation._features import Data, chance_accuracy, check_splits, extract_features
 
 VALIDATION = 0.2
@@ -198,12 +198,7 @@ def probe_table(
         one_hot = torch.from_numpy(test_y[:, None] == np.unique(test_y)).double()
         for name, (train_x, test_x) in features.items():
             x = check_splits(train_x, train_y, test_x, test_y)[1].cpu().double()
-            mean, variance = column_moments(x)
-            centered = (x - mean) * (variance > 0)
-            gram = centered.T @ centered if len(x) > x.shape[1] else centered @ centered.T
-            spectrum = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
-            rank = float(np.exp(entropy(spectrum))) if spectrum.any() else 0.0
-            table.loc[table["representation"] == name, ["cka_labels", "rankme"]] = cka_or_nan(x, one_hot), rank
+            table.loc[table["representation"] == name, ["cka_labels", "rankme"]] = cka_or_nan(x, one_hot), rankme(x)
     return table
 
 

@@ -215,11 +215,11 @@ def aggregated_test(
     >>> permutation_test(x, torch.sin(20 * x)).pvalue, aggregated_test(x, torch.sin(20 * x)).pvalue
     (0.401, 0.006)
     """
-    if isinstance(scales, str) or not len(scales):
+    factors = [check_number("each of scales", scale, 0, above=True) for scale in np.ravel(scales).tolist()]
+    if not factors:
         raise ValueError(f"scales must be positive numbers, at least one, got {scales!r}")
-    scales = tuple(check_number("each of scales", scale, 0, above=True) for scale in scales)
     x, y, kernel_x, kernel_y = fitted(x, y, kernel_x, kernel_y, at_least=4)
-    kernels_x, kernels_y = _scaled(kernel_x, scales), _scaled(kernel_y, scales)
+    kernels_x, kernels_y = _scaled(kernel_x, factors), _scaled(kernel_y, factors)
     values, rounding = _permuted([(kernels_x, x), (kernels_y, y)], permutations, groups, seed)
     count = values.shape[1]
     # For each pairing and each pair of kernels: the share of pairings whose HSIC is at least as large, up to rounding.

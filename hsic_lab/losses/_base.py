@@ -4,11 +4,12 @@ import inspect
 from collections.abc import Callable, Sequence
 from functools import reduce
 from itertools import accumulate, combinations
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hsic_lab._checks import check_type, check_views, no_autocast
+from hsic_lab._checks import check_integer, check_type, check_views, no_autocast
 from hsic_lab._distributed import all_gather_rows, world_size
 
 
@@ -51,6 +52,9 @@ class TwoViewLoss(nn.Module):
         """Return the smallest loss of two identical views (n, d); NotImplementedError if no closed form is known."""
         raise NotImplementedError(f"no closed form of the smallest {type(self).__name__} is known for these settings")
 
+    def _check_shape(self, n: int, d: int) -> None:
+        check_integer("n", n, self.min_rows), check_integer("d", d, 1)
+
     def extra_repr(self) -> str:
         names = inspect.signature(type(self)).parameters
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names if hasattr(self, name))
@@ -68,6 +72,20 @@ class TwoViewLoss(nn.Module):
             needed = f"at least {self.min_rows} row{'s' * (self.min_rows > 1)}"
             raise ValueError(f"{type(self).__name__} needs {needed}, got shape {tuple(views[0].shape)}")
         return views
+
+
+class RandomLoss(TwoViewLoss):
+    """Base class of losses that may draw at random; a resumed training continues the draws of its generator."""
+
+    _generator: Any = None
+
+    def get_extra_state(self) -> Tensor:
+        """Return the state of the generator, empty without one."""
+        return torch.empty(0) if self._generator is None else self._generator.get_state()
+
+    def set_extra_state(self, state: Tensor) -> None:
+        if self._generator is not None and len(state):
+            self._generator.set_state(state)
 
 
 def pair_sum(x: Sequence[Tensor] | Tensor) -> Tensor:

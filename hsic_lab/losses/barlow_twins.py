@@ -54,6 +54,7 @@ class HSICSSLLoss(TwoViewLoss):
 
     def expected_if_independent(self, n: int, d: int) -> float:
         """Return the expected loss of independent views of any distribution: ``C_ij^2`` has mean ``1 / (n - 1)``."""
+        self._check_shape(n, d)
         off = d * (d - 1) / (n - 1) if self.contrast == "dimensions" else d**2 / (n * (n - 1))
         return d + d / (n - 1) + _weight(self.lambda_param, d) * (off + d * (d - 1) * self.off_diagonal_target**2)
 
@@ -63,6 +64,7 @@ class HSICSSLLoss(TwoViewLoss):
         For the contrast "samples" it is only known for target 0 and d >= n - 1, else NotImplementedError is raised. For
         "dimensions" at target 0 it is 0 if d <= n - 1, else ``lambda (d^2 / (n - 1) - d)`` (Welch bound).
         """
+        self._check_shape(n, d)
         t, rank, weight = self.off_diagonal_target, min(n - 1, d), _weight(self.lambda_param, d)
         if self.contrast == "samples":
             return weight * d**2 / (n * (n - 1)) if t == 0 and d >= n - 1 else super().lower_bound(n, d)

@@ -46,10 +46,10 @@ class NTXentLoss(TwoViewLoss):
 
     def lower_bound(self, n: int, d: int) -> float:
         """Return the loss at the regular simplex of n images; known for d >= n - 1."""
+        self._check_shape(n, d)
         if d < n - 1:
             return super().lower_bound(n, d)
-        t = self.temperature
-        return -1 / t + math.log(math.exp(1 / t) + (2 * n - 2) * math.exp(-1 / (t * (n - 1))))
+        return math.log1p((2 * n - 2) * math.exp(-n / (self.temperature * (n - 1)))) if n > 1 else 0.0
 
 
 class SupConLoss(TwoViewLoss):
@@ -144,10 +144,12 @@ class SpectralContrastiveLoss(TwoViewLoss):
 
     def expected_if_independent(self, n: int, d: int) -> float:
         """Return the expected loss of independent views with uniformly distributed directions and long rows."""
+        self._check_shape(n, d)
         return self.mu / d
 
     def lower_bound(self, n: int, d: int) -> float:
         """Return the smallest loss of identical views."""
+        self._check_shape(n, d)
         # Rows have full length or length 0; the m rows of full length are orthogonal or a tight frame (Welch bound).
         return min(-2 * m / n + self.mu * max(0.0, m * (m / d - 1)) / (n * (n - 1)) for m in range(n + 1))
 

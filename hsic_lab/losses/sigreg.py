@@ -11,14 +11,14 @@ from torch import Tensor
 
 from hsic_lab._checks import check_integer, check_number, matmul
 from hsic_lab.kernels import squared_distances
-from hsic_lab.losses._base import TwoViewLoss
+from hsic_lab.losses._base import RandomLoss
 
 _T = torch.linspace(0, 3, 17, dtype=torch.float64)  # frequencies of the authors' quadrature
 _GAUSSIAN = torch.exp(-_T.square() / 2)  # characteristic function of N(0, 1), and the weight of the integral
 _WEIGHTS = _GAUSSIAN * torch.tensor([1, *[2] * 15, 1]) * 3 / 16  # trapezoids over -3..3
 
 
-class SIGRegLoss(TwoViewLoss):
+class SIGRegLoss(RandomLoss):
     """Loss of LeJEPA (Balestriero and LeCun 2025, arXiv:2511.08544): similar views, normally distributed features.
 
     ``(1 - lambda) mean_v |z_v - mean_w z_w|^2 / d + lambda n mean_v T(Z_v)``. For one direction u, the Epps-Pulley
@@ -94,14 +94,6 @@ class SIGRegLoss(TwoViewLoss):
         integral = exact if self.slices is None else float(_WEIGHTS @ (1 - _GAUSSIAN.square()))
         spread = 1 if self.global_views == 1 else 1 - 1 / (self.global_views or 2)
         return (1 - self.lambda_param) * spread + self.lambda_param * integral
-
-    def get_extra_state(self) -> Tensor:
-        """Return the state of the generator of directions, so that a resumed training continues its draws."""
-        return torch.empty(0) if self.slices is None else self._generator.get_state()
-
-    def set_extra_state(self, state: Tensor) -> None:
-        if len(state):
-            self._generator.set_state(state)
 
 
 def _sliced_distance(z: Tensor, directions: Tensor) -> Tensor:

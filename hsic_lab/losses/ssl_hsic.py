@@ -3,14 +3,14 @@
 import torch
 from torch import Tensor
 
-from hsic_lab._checks import check_integer, check_number, check_type, is_whole, matmul
+from hsic_lab._checks import check_integer, check_number, check_type, matmul
 from hsic_lab.correlation import standardize
 from hsic_lab.hsic import center
 from hsic_lab.kernels import Kernel, Linear, named
-from hsic_lab.losses._base import TwoViewLoss, pair_sum
+from hsic_lab.losses._base import RandomLoss, pair_sum
 
 
-class SSLHSICLoss(TwoViewLoss):
+class SSLHSICLoss(RandomLoss):
     """SSL-HSIC loss (Li et al. 2021, arXiv:2106.08320, equation 5): projections that depend on the image's identity.
 
     ``-HSIC(Z, Y) + gamma sqrt(HSIC(Z, Z))``, where Z are the N = nV projections of V >= 2 views of n images and Y is
@@ -45,7 +45,7 @@ class SSLHSICLoss(TwoViewLoss):
         self.gamma, self.standardized = check_number("gamma", gamma, 0), check_type("standardized", standardized, bool)
         self.random_features = random_features
         if random_features is not None:
-            if not is_whole(random_features) or random_features < 2 or random_features % 2:
+            if check_integer("random_features", random_features, 2) % 2:
                 raise ValueError(f"random_features must be an even number of at least 2, got {random_features!r}")
             if isinstance(self.kernel, Linear):
                 raise ValueError(f"a linear kernel is its own feature map, got random_features={random_features!r}")
@@ -65,14 +65,6 @@ class SSLHSICLoss(TwoViewLoss):
             pairs = torch.cat([gram.diagonal(len(views[0]) * shift) for shift in range(1, len(views))])
             dependence, norm = pairs.mean() - gram.mean(), _norm(center(gram)) / len(z)
         return {"dependence": -dependence, "self_dependence": self.gamma * norm}
-
-    def get_extra_state(self) -> Tensor:
-        """Return the state of the generator of random features, so that a resumed training continues its draws."""
-        return torch.empty(0) if self.random_features is None else self._generator.get_state()
-
-    def set_extra_state(self, state: Tensor) -> None:
-        if len(state):
-            self._generator.set_state(state)
 
     def _random_features(self, kernel: Kernel, z: Tensor, count: int) -> Tensor:
         """Centered features `(N, count)`; the expectation of their products is the centered kernel."""

@@ -64,6 +64,7 @@ class VICRegLoss(TwoViewLoss):
 
     def expected_if_independent(self, n: int, d: int) -> float:
         """Return the expected loss of independent views of standard normal features (without eps)."""
+        self._check_shape(n, d)
         # E max(0, 1 - s) for (n-1) s^2 ~ chi^2(n-1), from the distribution functions of chi^2(n-1) and chi^2(n) at n-1.
         half = (n - 1) / 2
         mean_ratio = math.exp(math.lgamma(n / 2) - math.lgamma(half)) / math.sqrt(half)
@@ -75,6 +76,7 @@ class VICRegLoss(TwoViewLoss):
 
     def lower_bound(self, n: int, d: int) -> float:
         """Return the smallest loss of identical views with equal variances, without eps; 0 if d <= n - 1."""
+        self._check_shape(n, d)
         if self.contrast == "samples":
             return super().lower_bound(n, d)
         excess = max(0.0, d / (n - 1) - 1)

@@ -132,7 +132,6 @@ def plot_ablation_map(
     frame, ax, value, evaluation
         As in `plot_ablation`.
     """
-    require_columns(frame, [row, column, value])
     table = summarize(frame, [row, column], value=value, evaluation=evaluation)
     orders = [table[name].drop_duplicates().tolist() for name in (row, column)]
     means = table.pivot(index=row, columns=column, values="mean").reindex(index=orders[0], columns=orders[1])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from itertools import cycle
 from typing import Any
 
@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 from hsic_lab._checks import check_number, check_type
-from hsic_lab.correlation import CorrelationSummary, feature_order, off_diagonal, spectrum, square_matrix
+from hsic_lab.correlation import CorrelationSummary, off_diagonal, spectrum, square_matrix
 from hsic_lab.plots._canvas import DIVERGING, PALETTE, QUIET, SEQUENTIAL, axes_or_new, plain
 from hsic_lab.plots._samples import plot_spectrum
 
@@ -83,8 +83,8 @@ def plot_cka(frame: Any, ax: Axes | None = None) -> Axes:
     frame, ax : DataFrame or LayerTests, Axes or None
         A result of ``compare_models``, a row for each layer of model a, a column for each one of b; and where to draw.
     """
-    tested = hasattr(frame, "calibrated")
-    frame = check_type("frame", getattr(frame, "calibrated", frame), pd.DataFrame)
+    tested = not isinstance(frame, pd.DataFrame)
+    frame = check_type("frame", getattr(frame, "calibrated", frame) if tested else frame, pd.DataFrame)
     if frame.empty:
         raise ValueError(f"frame must hold at least one row and column, got shape {frame.shape}")
     values = frame.to_numpy(dtype=np.float64)
@@ -93,7 +93,17 @@ def plot_cka(frame: Any, ax: Axes | None = None) -> Axes:
     cell = 0.46 if (annotated := values.size <= 144) else 0.2
     ax = axes_or_new(ax, *(min(max(cell * count, 1.5), 8) + 2.4 for count in values.shape[::-1]))
     texts = ["–" if tested and not value else f"{value:z.2f}" for value in values.flat] if annotated else []
-    image = _draw_cells(ax, frame, values, texts, ("model b", "model a"))
+    image = ax.imshow(values, cmap=SEQUENTIAL, norm=Normalize(0, 1), interpolation="nearest")
+    for axis, labels, words in ((ax.xaxis, frame.columns, "model b"), (ax.yaxis, frame.index, "model a")):
+        shown = range(0, len(labels), -(-len(labels) // 39))
+        axis.set_ticks(list(shown), [plain(labels[i]) for i in shown], fontsize="small" if len(labels) <= 39 else 7)
+        axis.set_label_text(words)
+    if max(len(str(label)) for label in frame.columns) > 2:
+        ax.tick_params(axis="x", rotation=90)
+    for ((i, j), value), text in zip(np.ndenumerate(values), texts, strict=False):
+        ink = "white" if value < 0.45 else "black"
+        ax.text(j, i, text, ha="center", va="center", color=ink, fontsize="x-small")
+    ax.grid(False)
     name = frame.attrs.get("measure", "CKA")
     label = f"calibrated {name}" + "\n–: within chance" * ("–" in texts) if tested else name
     ax.figure.colorbar(image, ax=ax, shrink=0.75, label=label, extend="min" if values.min() < -1e-6 else "neither")
@@ -101,23 +111,20 @@ def plot_cka(frame: Any, ax: Axes | None = None) -> Axes:
 
 
 def matrix_figure(
-    panels: Mapping[str, ArrayLike], n: int | Mapping[str, int], limit: float = 1.0,
-    order: str | Mapping[str, np.ndarray] = "index",
-) -> Figure:  # fmt: skip
+    panels: Mapping[str, ArrayLike], n: Mapping[str, int], limit: float, order: Mapping[str, np.ndarray]
+) -> Figure:
     """Heatmaps of several matrices C (d, d) on one color scale, with their histograms and spectra.
 
-    `n` is the number of pairs behind the matrices, one for all or by title. `order` is an argument of `feature_order`,
-    or the permutation of the features by title. The gray band of off-diagonal entries is ``2/sqrt(n-1)`` around 0.
+    `n` is the number of pairs behind each matrix, by title, and `order` the permutation of its features. The gray band
+    of off-diagonal entries is ``2/sqrt(n-1)`` around 0.
     """
     norm, matrices = _diverging_norm(limit), _matrices(panels)
-    pairs = n if isinstance(n, Mapping) else dict.fromkeys(matrices, n)
-    summaries = {title: CorrelationSummary.from_matrix(c, pairs[title]) for title, c in matrices.items()}
+    summaries = {title: CorrelationSummary.from_matrix(c, n[title]) for title, c in matrices.items()}
     figure = plt.figure(figsize=(4.1 * len(matrices) + 4.1, 5.8), layout=ConstrainedLayoutEngine(w_pad=0.12))
     grid = figure.add_gridspec(3, len(matrices) + 1, width_ratios=[1] * len(matrices) + [0.85])
     heatmaps = [figure.add_subplot(grid[:, column]) for column in range(len(matrices))]
     for ax, (title, c) in zip(heatmaps, matrices.items(), strict=True):
-        positions = feature_order(c, order) if isinstance(order, str) else order[title]
-        image = _draw_matrix(ax, c[np.ix_(positions, positions)], norm, title)
+        image = _draw_matrix(ax, c[np.ix_(order[title], order[title])], norm, title)
         summary = summaries[title]
         words = f"1ᵀC1 = {summary.total:.1f}".replace("-", "−")
         words += f"\nΣ off-diagonal² = {summary.off_diagonal_squared_norm:.1f}"
@@ -133,22 +140,6 @@ def matrix_figure(
     for ax in (diagonal, rest, values):
         ax.set_title(ax.get_title(), fontsize="medium")
     return figure
-
-
-def _draw_cells(ax: Axes, frame: pd.DataFrame, values: np.ndarray, texts: list[str], names: Sequence[str]) -> AxesImage:
-    """Draw values from 0 to 1 as cells with texts, labeled by the frame; `names` are those of the axes."""
-    image = ax.imshow(values, cmap=SEQUENTIAL, norm=Normalize(0, 1), interpolation="nearest")
-    for axis, labels, name in ((ax.xaxis, frame.columns, names[0]), (ax.yaxis, frame.index, names[1])):
-        shown = range(0, len(labels), -(-len(labels) // 39))
-        axis.set_ticks(list(shown), [plain(labels[i]) for i in shown], fontsize="small" if len(labels) <= 39 else 7)
-        axis.set_label_text(name)
-    if max(len(str(label)) for label in frame.columns) > 2:
-        ax.tick_params(axis="x", rotation=90)
-    for ((i, j), value), text in zip(np.ndenumerate(values), texts, strict=False):
-        ink = "white" if value < 0.45 else "black"
-        ax.text(j, i, text, ha="center", va="center", color=ink, fontsize="x-small")
-    ax.grid(False)
-    return image
 
 
 def _matrices(panels: Mapping[str, ArrayLike]) -> dict[str, np.ndarray]:

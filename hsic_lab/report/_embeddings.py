@@ -22,7 +22,7 @@ from hsic_lab.training import Run
 from hsic_lab.training._setup import data_of, held_out_pairs
 
 from hsic_lab.report._files import (  # isort: skip
-    ARRAYS, LABELS, MAX_VALUES, MISSING, TABLES, VIEWS, Column, named_errors, read_arrays, read_table,
+    ARRAYS, LABELS, MAX_VALUES, MISSING, TABLES, VIEWS, Column, named_errors, read_columns,
 )  # fmt: skip
 
 MIN_ROWS, MAX_FEATURES = 4, 1 << 13  # C of more features has over 256 MiB in float32
@@ -101,7 +101,10 @@ def read_embeddings(
         columns are not refused as an index. Columns of two files are paired by name if both have the same names, else
         by position; the note says which.
     """
+    check_type("drop", drop, str, list, tuple)
     drop = [drop] if isinstance(drop, str) else drop
+    for name, choice in {"label": label, "view_a": view_a, "view_b": view_b}.items():
+        check_type(name, "" if choice is None else choice, str)
     if view_b is not None and view_a is None and second is None:
         raise ValueError(f"view B, {view_b!r}, is chosen: choose view A of the file too, --view-a")
     path = Path(check_type("path", path, str, os.PathLike))
@@ -175,7 +178,7 @@ def read_one(
     if (suffix := path.suffix.lower()) not in (*ARRAYS, *TABLES):
         raise ValueError(f"{path}: accepted are files ending in {', '.join((*ARRAYS, *TABLES))} and run folders")
     with named_errors(path):
-        columns = read_table(path, label) if suffix in TABLES else read_arrays(path)
+        columns = read_columns(path, label)
         dropped = {name for pattern in drop for name in _matching(columns, pattern, seen is not None)}
         kept = {name: column for name, column in columns.items() if name not in dropped}
         label = None if label and seen is not None and label not in columns else _label_name(kept, label)
@@ -279,7 +282,7 @@ def _read_labels(path: Path, label: str | None, n: int, seen: list[str]) -> tupl
     if (suffix := path.suffix.lower()) not in (".npy", *TABLES):
         raise ValueError(f"{path}: labels are read from .npy, .csv, .tsv and .parquet")
     with named_errors(path):
-        columns = read_table(path, label) if suffix in TABLES else read_arrays(path)
+        columns = read_columns(path, label)
         name = next(iter(columns)) if len(columns) == 1 else _label_name(columns, label)
         if name is None:
             raise ValueError(f"expected one column, or one called {', '.join(LABELS)}; found {_few(columns)}")
@@ -288,7 +291,7 @@ def _read_labels(path: Path, label: str | None, n: int, seen: list[str]) -> tupl
             raise ValueError(f"rows are matched by position, {_few(others)} not compared: {remedy}")
         values, source = columns[name].checked(name)(), printable(path)
         if suffix in (".csv", ".tsv") and len(columns) == 1 and len(values) == n - 1 and name in values.astype(str):
-            columns = read_table(path, label, header=False)
+            columns = read_columns(path, label, header=False)
             values, source, suffix = columns["label"].load(), f"{source} without a header", ".npy"
         seen += [str(label)] if suffix == ".npy" else columns  # any name is right for unnamed labels
         return values, source

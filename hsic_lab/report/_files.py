@@ -66,7 +66,7 @@ def named_errors(path: Path) -> Iterator[None]:
         raise ValueError(words if path.name in words else f"{printable(path)} cannot be read: {words}") from error
 
 
-def read_arrays(path: Path) -> dict[str, Column]:
+def _read_arrays(path: Path) -> dict[str, Column]:
     """Return the arrays of a file, of which the headers alone are read: compressed ones may unpack to any size."""
     if path.suffix.lower() == ".npy":  # np.load would take any text for a pickle, open_memmap refuses both
         array = np.lib.format.open_memmap(path, mode="r")
@@ -112,8 +112,10 @@ def read_arrays(path: Path) -> dict[str, Column]:
     return {name: Column(tuple(v.shape), v.dtype, partial(values.get, name)) for name, v in values.items()}
 
 
-def read_table(path: Path, label: str | None, header: bool = True) -> dict[str, Column]:
-    """Return the columns of a table. In text files the labels and a lone column are read as text: 01 and 1 differ."""
+def read_columns(path: Path, label: str | None, header: bool = True) -> dict[str, Column]:
+    """Return arrays, or columns of a table. In text files labels and a lone column are text: 01 and 1 differ."""
+    if path.suffix.lower() not in TABLES:
+        return _read_arrays(path)
     text: list[str] = []
     if path.suffix.lower() == ".parquet":
         file = pa.parquet.ParquetFile(path)

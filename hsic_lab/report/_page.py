@@ -23,8 +23,7 @@ from hsic_lab.cka import cka_or_nan
 from hsic_lab.correlation import CorrelationSummary, cross_correlation, standardize
 from hsic_lab.diagnostics import covariance_spectrum, diagnose
 from hsic_lab.diagnostics._diagnose import FAULTS
-from hsic_lab.evaluation import knn_accuracy, linear_probe
-from hsic_lab.evaluation import probe_table as probe_splits
+from hsic_lab.evaluation import knn_accuracy, linear_probe, probe_table
 from hsic_lab.evaluation._features import chance_accuracy, default_neighbors
 from hsic_lab.explorer import CorrelationExplorer, explorer_fragment
 from hsic_lab.independence import TestResult, gamma_test, permutation_test
@@ -141,7 +140,7 @@ def report_html(found: Embeddings, other: Embeddings | None = None) -> str:
     frame = diagnose(found.z_a, found.z_b, kind=found.kind)
     labeled = found.labels is not None or found.target is not None
     LOG.info("%s\n%s", frame, "Prediction of the labels ..." if labeled else "No labels to predict.")
-    probe, probe_note = probe_table(found, other)
+    probe, probe_note = page_probes(found, other)
     if len(depth := depth_table(found)):
         LOG.info("%s", depth.to_string(index=False, float_format="{:.3f}".format))
     LOG.info("Similarity and tests ...")
@@ -341,7 +340,7 @@ def independence_table(found: Embeddings) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["question", "test", "rows", "statistic", "pvalue", "answer"])
 
 
-def probe_table(found: Embeddings, other: Embeddings | None = None) -> tuple[pd.DataFrame, str]:
+def page_probes(found: Embeddings, other: Embeddings | None = None) -> tuple[pd.DataFrame, str]:
     """Return the accuracies on random splits of a linear probe and of nearest neighbors, and which rows were used.
 
     The features of `other` are B, those of `found` are A.
@@ -377,7 +376,7 @@ def depth_table(found: Embeddings) -> pd.DataFrame:
         return pd.DataFrame()
     train, test = train_test_split(kept, test_size=0.3, stratify=found.labels[kept], random_state=0)
     parts = {name: (z[train], z[test]) for name, z in found.layers.items()}
-    table = probe_splits(parts, found.labels[train], found.labels[test], SPLITS, layers=True)
+    table = probe_table(parts, found.labels[train], found.labels[test], SPLITS, layers=True)
     layers = table.assign(std=table["accuracy"]).groupby("representation", sort=False)
     columns = {"accuracy": "mean", "std": "std", "chance": "first", "cka_labels": "first", "rankme": "first"}
     names = {"representation": "layer", "cka_labels": "CKA with labels", "rankme": "RankMe"}

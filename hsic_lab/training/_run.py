@@ -186,6 +186,8 @@ def _read(path: Path, reader: Callable[[Path], Any], digests: Mapping[str, str])
         return reader(path)
     except FileNotFoundError:
         raise MissingFile(f"{path} is missing: the run was never saved whole; {advice}") from None
+    except (OSError, MemoryError):  # of the machine: the file may be whole
+        raise
     except Exception as error:
         raise DamagedRun(f"{path} is damaged ({error}); {advice}") from error
 
@@ -235,6 +237,8 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
             if _digest(weights) != content["tensors"]:
                 raise ValueError(f"the digest of {weights.name} does not match the one in {path.name}")
             checkpoint = Checkpoint(content["step"], load_file(weights), content["values"])
+        except (PermissionError, MemoryError):
+            raise
         except Exception as error:
             damaged.append(f"checkpoint {path} is damaged ({error})")
         else:

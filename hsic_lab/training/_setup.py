@@ -120,11 +120,11 @@ def data_of(name: str, metadata: Mapping[str, Any]) -> ImageData:
         remedy = "if the run was trained on arrays, evaluate it in Python with its data"
         raise ValueError(f"the data of the run, {name!r}, are neither a known data set nor a folder: {remedy}")
     data = load(name, **metadata.get("source") or {})  # older runs lack it
-    check_images(metadata, data)
+    check_same_images(metadata, data)
     return data
 
 
-def check_images(metadata: Mapping[str, Any], data: ImageData, run: str = "the run") -> None:
+def check_same_images(metadata: Mapping[str, Any], data: ImageData, run: str = "the run") -> None:
     """Raise ValueError if a run with these `metadata` had other images or labels; older runs do not know some."""
     if (old := metadata.get("pictures", data.fingerprint)) != data.fingerprint:
         raise ValueError(f"{run} was trained on other images, {old}; those of {data.name!r} are {data.fingerprint}")
@@ -158,7 +158,7 @@ def prepared(view: Tensor, device: torch.device) -> Tensor:
 
 
 @contextmanager
-def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
+def torch_seed(seed: int, device: torch.device | None = None) -> Iterator[None]:
     """Seed the global generators of the CPU and of the device for the block; afterwards they are as before."""
     cuda = [device] if device is not None and device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda), ExitStack() as after:
@@ -193,7 +193,7 @@ def make_networks(config: TrainConfig, channels: int, encoder: Any = None, featu
     if (config.encoder == "custom") != (encoder is not None):
         given = "no module" if encoder is None else "a module"
         raise ValueError(f"encoder must be 'custom' exactly if a module is given, got {config.encoder!r} and {given}")
-    with seeded(config.seed), float32_default():
+    with torch_seed(config.seed), float32_default():
         if config.encoder in ("conv", "pooled"):
             encoder = (ConvEncoder if config.encoder == "conv" else PooledEncoder)(config.width, channels)
         elif encoder is None:
@@ -204,7 +204,7 @@ def make_networks(config: TrainConfig, channels: int, encoder: Any = None, featu
 def make_predictor(config: TrainConfig) -> nn.Module | None:
     """The predictor of the settings, initialized by their seed; None if they have no predictor."""
     d = config.projector[-1]
-    with seeded(config.seed + 1):
+    with torch_seed(config.seed + 1):
         return MLPProjector([d, *config.predictor, d]) if config.predictor else None
 
 

@@ -175,7 +175,7 @@ def new_run(config: TrainConfig, folder: Path, data: ImageData, encoder: Any = N
     """A run with initialized networks; its metadata describe the data and the machine."""
     images, device, features = data.train.images, pick_device(config.device), {}
     if encoder is not None:  # layers that take their widths from the first images draw their weights here
-        with setup.seeded(config.seed, device):
+        with setup.torch_seed(config.seed, device):
             features = {"features": extract_features(encoder.float(), images[:2]).shape[1]}
     networks = setup.make_networks(config, images.shape[1], encoder, features.get("features"))
     metadata = {
@@ -204,7 +204,7 @@ def _status_if_same(folder: Path, config: TrainConfig, data: ImageData | None, v
         words = "; ".join(f"{name} {old!r}, not {new!r}" for name, (old, new) in different.items())
         raise ValueError(f"{folder} holds a run with other settings ({words}), with which it can be resumed")
     if data is not None:
-        setup.check_images(metadata, data, f"the run in {folder}")
+        setup.check_same_images(metadata, data, f"the run in {folder}")
     if "views" in metadata and (metadata["views"] == "custom") != (views is not None):
         raise ValueError(f"{folder} holds a run with{'out' * (views is not None)} views of its own: give the same")
     return status

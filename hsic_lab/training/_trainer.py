@@ -208,7 +208,7 @@ class Trainer:
         def forward(i: int) -> Outputs:
             # All views are one batch for batch normalization. Dropout can be resumed: its seed depends on the step.
             seed = setup.seed_of(self.config.seed, self.step_count, i, rank(), 1)
-            with setup.seeded(seed, self.device), self.autocast:
+            with setup.torch_seed(seed, self.device), self.autocast:
                 p, z = self.forward(*parts[i])
                 if self.target is None:
                     return p, z
@@ -223,7 +223,7 @@ class Trainer:
         if len(parts) == 1:
             loss(outputs := [forward(0)]).backward()
         else:
-            _, outputs = backward_in_parts(self.network, forward, len(parts), loss)
+            outputs = backward_in_parts(self.network, forward, len(parts), loss)
         z_a, z_b, *_ = setup.join_views([part[1] for part in outputs], len(views))
         return {name: value.detach() for name, value in terms.items()}, z_a.detach(), z_b.detach()
 
@@ -273,7 +273,7 @@ class Trainer:
         folder = self.run.folder
         if (checkpoint := files.load_checkpoint(folder / files.FOLDER)) is not None:
             own = {"config": asdict(self.config), "pictures": self.run.metadata["pictures"]}
-            kept = own | checkpoint.values  # checkpoints of version 0.2 do not say whose they are
+            kept = own | checkpoint.values  # early checkpoints do not say whose they are
             if TrainConfig.from_json(kept["config"]) != self.config or kept["pictures"] != own["pictures"]:
                 raise ValueError(f"{folder / files.FOLDER} is of a run with other settings or images: move it away")
             try:
@@ -293,8 +293,8 @@ class Trainer:
             print(f"Resuming {folder} after step {self.step_count} of {self.steps}", flush=True)
 
 
-def backward_in_parts(network: nn.Module, forward: Callable, parts: int, loss: Callable) -> tuple[Tensor, list[Any]]:
-    """Loss of a whole batch, detached, and outputs; the gradient is computed with one part in memory at a time.
+def backward_in_parts(network: nn.Module, forward: Callable, parts: int, loss: Callable) -> list[Any]:
+    """Outputs of a whole batch; the gradient of its loss is computed with one part in memory at a time.
 
     Gradient caching, Gao et al. (2021), arXiv:2101.06983: every part runs without a graph, the loss is differentiated
     with respect to all outputs, and each part runs again with a graph. `forward(i)` must return the same both times.
@@ -305,15 +305,14 @@ def backward_in_parts(network: nn.Module, forward: Callable, parts: int, loss: C
         for buffer, before in zip(network.buffers(), buffers, strict=True):
             buffer.copy_(before)
     leaves = [tuple(output.detach().requires_grad_() for output in part) for part in outputs]
-    value = loss(leaves)
-    value.backward()
+    loss(leaves).backward()
     no_sync = getattr(network, "no_sync", nullcontext)  # DistributedDataParallel exchanges gradients once, at the end
     for i in range(parts):
         with no_sync() if i < parts - 1 else nullcontext():
             pairs = zip(forward(i), leaves[i], strict=True)
             used = [(output, leaf.grad) for output, leaf in pairs if output.requires_grad and leaf.grad is not None]
             torch.autograd.backward([output for output, _ in used], [gradient for _, gradient in used])
-    return value.detach(), outputs
+    return outputs
 
 
 @contextmanager

@@ -133,7 +133,7 @@ def test_layers_of_the_projector_are_probed(tmp_path):
     )
     np.testing.assert_allclose(ax.get_lines()[1].get_ydata(), means)
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["encoder", "projector 1", "projector 2"]
-    write_table(frame, one, tmp_path / "tiny.csv", "hsic-lab ablate")
+    write_table(frame, one, str(tmp_path / "tiny.csv"), "hsic-lab ablate")
     app(["plot", str(tmp_path / "tiny.csv"), "--output", str(tmp_path / "figures")], standalone_mode=False)
     names = ["tiny_knn.png", "tiny_layers.png", "tiny_linear.png"]
     assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == names
@@ -263,6 +263,24 @@ def test_failure_of_the_machine_is_no_result(tmp_path, monkeypatch, error):
         tmp_path.glob("*/*.json")
     )
     assert run_ablation(grid(cross={}), tmp_path, progress=False)["state"].tolist() == ["finished"]
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EMFILE, "Too many open files"), MemoryError()])
+def test_a_finished_run_that_cannot_be_read_for_now_is_kept(tmp_path, monkeypatch, error):
+    first = run_ablation(grid(cross={}), tmp_path, progress=False)
+    weights = tmp_path / first["run"][0] / "run" / WEIGHTS
+    (weights.parents[1] / RESULT).unlink()
+    before = weights.stat()
+
+    def fails(path):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr("hsic_lab.training._run.load_file", fails)
+        frame = run_ablation(grid(cross={}), tmp_path, progress=False)
+    assert frame["state"].tolist() == [f"failed: {type(error).__name__}: {error}"]
+    assert run_ablation(grid(cross={}), tmp_path, progress=False)["accuracy"].tolist() == first["accuracy"].tolist()
+    assert (weights.stat().st_ino, weights.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
 @pytest.mark.parametrize("retry_failed", [False, True])

@@ -148,6 +148,7 @@ def test_digit_scenes_splits_and_options():
     assert torch.equal(again.train.images, data.train.images)
     assert torch.equal(longer.test.images, data.test.images)  # the test split does not depend on n_train
     assert not torch.equal(other.train.images, data.train.images)
+    assert load("digit_scenes", n_train=8, n_test=8, n_validation=None).source["n_validation"] is None
     assert not np.allclose(data.train.factors["x"], data.test.factors["x"])  # the splits' draws differ
 
 
@@ -241,6 +242,7 @@ def parts(train, test):
     [
         (lambda: load("imagenet"), ValueError, r"'imagenet'.*cifar10, cifar100, .*mean 'tiny_imagenet'\?"),
         (lambda: load("digits", n_train=5), TypeError, "n_train"),
+        (lambda: load("cifar10", path="elsewhere"), TypeError, "cifar10 has no option 'path'"),
         (lambda: load("digit_scenes", n_train=0), ValueError, "got 0"),
         (lambda: digit_index("all"), ValueError, "'all'"),
         (lambda: Images(PIXELS.double(), LABELS), TypeError, "torch.float64"),

@@ -212,6 +212,7 @@ def test_other_sizes_show_the_same_scene(size):
         (lambda s: DigitScenes("valid"), ValueError, "'valid'"),
         (lambda s: DigitScenes(size=4), ValueError, "4"),
         (lambda s: s.draw(0, 0), ValueError, "got 0"),
+        (lambda s: s.draw(1.5, 0), TypeError, "n must be an integer of at least 1, got 1.5"),
         (lambda s: s.draw_pairs(4, 0, ("digit", "shape")), ValueError, r"\['shape'\].*'background', 'class'"),
         (lambda s: s.pairs(4, 0, ("x",)), ValueError, r"\['x'\].*'position'"),
         (lambda s: s.draw_pairs(4, 0, "digit"), TypeError, "collection"),

@@ -337,6 +337,14 @@ def test_bad_arrays(call, words):
         call()
 
 
+@pytest.mark.parametrize(("option", "words"), [({"test_fraction": 7}, "got 7"), ({"seed": -3}, "got -3")])
+def test_options_of_the_split_are_checked_where_the_folders_make_it(tmp_path, option, words):
+    for split in ("train", "test"):
+        save(tmp_path / split / "a" / "0.png")
+    with pytest.raises(ValueError, match=words):
+        from_folder(tmp_path, **option)
+
+
 def test_arrays_with_negative_strides_or_foreign_byte_order():
     bgr = RNG.integers(0, 256, (10, 6, 5, 3), dtype=np.uint8)
     rgb = bgr[..., ::-1]

@@ -601,6 +601,7 @@ def test_level_holds_if_the_diagonals_dominate(n):
         *((test, {"groups": np.arange(20)}, "20 groups for 20 rows") for test in (permutation_test, aggregated_test)),
         (permutation_test, {"groups": np.full(20, np.nan)}, "20 labels that are NaN"),
         (aggregated_test, {"scales": ()}, "scales"),
+        (aggregated_test, {"scales": -0.5}, "each of scales must be a number above 0, got -0.5"),
         (aggregated_test, {"scales": (1.0, -2.0)}, "-2.0"),
         (aggregated_test, {"scales": "abc"}, "scales .* got 'abc'"),
         (aggregated_test, {"scales": ("a",)}, "each of scales must be a number above 0, got 'a'"),

@@ -304,6 +304,25 @@ def test_lower_bound_is_the_minimum_of_identical_views(loss, n, d):
     assert min(ends) == pytest.approx(loss.lower_bound(n, d), abs=tolerance)
 
 
+@pytest.mark.parametrize("loss", [BarlowTwinsLoss(), VICRegLoss(), HSICSSLLoss()], ids=repr)
+def test_reference_values_need_two_rows(loss):
+    for value in (loss.expected_if_independent, loss.lower_bound):
+        with pytest.raises(ValueError, match="n must be an integer of at least 2, got 1"):
+            value(1, 8)
+        with pytest.raises(ValueError, match="d must be an integer of at least 1, got 0"):
+            value(8, 0)
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 0.07, 0.5])
+def test_lower_bound_of_nt_xent_at_any_temperature(temperature):
+    one = data(1, 4)
+    assert NTXentLoss(temperature).lower_bound(1, 4) == float(NTXentLoss(temperature)(one, one)) == 0
+    simplex = (torch.eye(6) - 1 / 6).double()
+    assert float(NTXentLoss(temperature)(simplex, simplex)) == pytest.approx(
+        NTXentLoss(temperature).lower_bound(6, 6), abs=1e-9
+    )
+
+
 def test_unknown_reference_values_are_not_implemented():
     with pytest.raises(NotImplementedError, match="independent views depends on the data for NTXentLoss"):
         NTXentLoss().expected_if_independent(8, 4)
@@ -344,7 +363,6 @@ def test_unknown_reference_values_are_not_implemented():
             lambda: HSICSSLLoss(off_diagonal_target=float("nan")),
             "off_diagonal_target must be a number that is finite, got nan",
         ),
-        (lambda: SSLHSICLoss(random_features=8.0), "an even number of at least 2, got 8.0"),
     ],
 )
 def test_arguments_that_are_not_accepted_are_quoted(call, message):
@@ -371,6 +389,7 @@ def test_arguments_that_are_not_accepted_are_quoted(call, message):
         (lambda: ReferenceCodeLoss(unit_rows="no"), "unit_rows must be of type bool, got str 'no'"),
         (lambda: ReferenceCodeLoss(bessel=0), "bessel must be of type bool, got int 0"),
         (lambda: SIGRegLoss(slices=8, seed=None), "seed must be an integer of at least 0, got None"),
+        (lambda: SSLHSICLoss(random_features=8.0), "an integer of at least 2, got 8.0"),
         (lambda: SSLHSICLoss(random_features=8, seed="a"), "seed must be an integer of at least 0, got 'a'"),
     ],
 )

@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import torch
 
+from hsic_lab.correlation import feature_order
 from hsic_lab.plots import (
     DIVERGING,
     PALETTE,
@@ -282,9 +283,14 @@ def test_caption_of_a_diagonal_matrix_has_off_diagonal_zero(diagonal):
     plt.close(axes.figure)
 
 
+def figure_of(panels, n=50, limit=1.0, order="index"):
+    orders = {title: feature_order(c, order) for title, c in panels.items()}
+    return matrix_figure(panels, dict.fromkeys(panels, n), limit, orders)
+
+
 def test_matrix_figure_shows_ordered_matrices_on_one_scale():
     panels = {"one": matrix(12), "two": matrix(20, 1)}
-    figure = matrix_figure(panels, {"one": 50, "two": 100}, limit=0.5, order="diagonal")
+    figure = figure_of(panels, limit=0.5, order="diagonal")
     images = [ax.get_images()[0] for ax in figure.axes if ax.get_images()]
     for image, c in zip(images, panels.values(), strict=True):
         order = np.argsort(-np.diagonal(c), kind="stable")
@@ -296,7 +302,7 @@ def test_matrix_figure_shows_ordered_matrices_on_one_scale():
 
 
 def test_matrix_figure_takes_more_panels_than_colors_and_numpy_integers():
-    figure = matrix_figure({f"{i}": matrix(4, i) for i in range(12)}, np.int64(50))
+    figure = figure_of({f"{i}": matrix(4, i) for i in range(12)}, np.int64(50))
     histogram = next(ax for ax in figure.axes if ax.get_title() == "diagonal")
     assert len(histogram.patches) == 12
     plt.close(figure)
@@ -305,14 +311,14 @@ def test_matrix_figure_takes_more_panels_than_colors_and_numpy_integers():
 def test_histograms_and_captions_leave_constant_features_out():
     c, padded = matrix(12), np.zeros((15, 15))
     padded[:12, :12] = c
-    found, alone = (matrix_figure({"c": each}, 50).axes for each in (padded, c))
+    found, alone = (figure_of({"c": each}).axes for each in (padded, c))
     for with_constants, expected in zip(found, alone, strict=True):
         assert [text.get_text() for text in with_constants.texts] == [text.get_text() for text in expected.texts]
         if expected.get_title() in ("diagonal", "off-diagonal"):
             drawn, wanted = (ax.patches[-1].get_xy() for ax in (with_constants, expected))
             np.testing.assert_allclose(drawn, wanted)
     assert "without 3 constant features" in next(ax for ax in found if ax.get_title() == "diagonal").get_xlabel()
-    assert matrix_figure({"c": np.zeros((4, 4))}, 50).axes, "all features are constant"
+    assert figure_of({"c": np.zeros((4, 4))}).axes, "all features are constant"
     plt.close("all")
 
 

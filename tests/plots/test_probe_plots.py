@@ -170,7 +170,7 @@ def drawings(name):
         "embedding": (plot_embedding(z, labels), 1),
         "spectrum": (plot_spectrum(z, label=name), 1),
         "matrix": (plot_cross_correlation(np.eye(3), title=name), 1),
-        "matrices": (matrix_figure({name: np.eye(3), "other": np.eye(3)}, 50).axes[0], 2),
+        "matrices": (matrix_figure({name: np.eye(3)}, {name: 50}, 1.0, {name: np.arange(3)}).axes[0], 1),
         "compare": (compare_cross_correlations({name: np.eye(3)}).axes[0], 1),
         "cka": (plot_cka(square), 2),
         "histories": (history_figure({name: history, "b": history}, 4).axes[0], 1),

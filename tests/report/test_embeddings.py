@@ -405,6 +405,13 @@ def test_choices_must_be_in_one_of_the_files(tmp_path):
     assert read_embeddings(second, None, tmp_path / "l.npy", label="species").labels.tolist() == LABELS[::-1].tolist()
 
 
+@pytest.mark.parametrize("choice", ["drop", "label", "view_a"])
+def test_choices_of_another_type_are_named(tmp_path, choice):
+    path = written(frame(), tmp_path / "a.csv")
+    with pytest.raises(TypeError, match=f"{choice} must be .*got int 5"):
+        read_embeddings(path, **{choice: 5})
+
+
 def test_chosen_labels_of_the_second_file_win_over_usual_names_in_the_first(tmp_path):
     half = [*LABELS[:8], *[None] * 4]
     first = written(frame(y=pd.Series(half, dtype=object)), tmp_path / "a.csv")

@@ -45,16 +45,18 @@ def gradient(config, size, norm=False, count=2):
         p, z = online(*parts[i])
         return (p, z, target(*parts[i])) if target else (p, z)
 
+    totals = []
+
     def value(outputs):
         columns = [join_views(column, count) for column in zip(*outputs, strict=True)]
-        return sum(loss_terms(loss, config, columns[0], columns[-1]).values())
+        totals.append(sum(loss_terms(loss, config, columns[0], columns[-1]).values()))
+        return totals[-1]
 
     if size >= N:
-        total = value([forward(0)])
-        total.backward()
+        value([forward(0)]).backward()
     else:
-        total, _ = backward_in_parts(online, forward, len(parts), value)
-    return total.detach(), {name: p.grad for name, p in online.named_parameters()}, dict(online.named_buffers())
+        backward_in_parts(online, forward, len(parts), value)
+    return totals[-1].detach(), {name: p.grad for name, p in online.named_parameters()}, dict(online.named_buffers())
 
 
 TARGETS = [((), "same"), ((6,), "same"), ((), "stop_gradient"), ((6,), "stop_gradient"), ((6,), "momentum")]
