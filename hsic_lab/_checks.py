@@ -49,7 +49,8 @@ def as_tensor(x: ArrayLike | Tensor, name: str = "x", *, shared: bool = False) -
         return x
     x = to_array(x, name)
     if x.dtype.kind not in "fiub":
-        raise TypeError(f"{name} must hold real numbers, got dtype {x.dtype}")
+        remedy = "" if x.dtype.kind in "cmM" else "; codes of labels are np.unique(labels, return_inverse=True)[1]"
+        raise TypeError(f"{name} must hold real numbers, got dtype {x.dtype}{remedy}")
     wrapped = x.dtype.kind in "ib" or x.dtype.itemsize == 1 or (x.dtype.kind == "f" and x.dtype.itemsize <= 8)
     if min(x.strides, default=0) < 0 or not x.dtype.isnative or not (shared or x.flags.writeable) or not wrapped:
         x = np.array(x, x.dtype.newbyteorder("=") if wrapped else np.int64 if x.dtype.kind == "u" else float, order="C")
@@ -134,7 +135,7 @@ def factor_values(column: ArrayLike | Tensor, name: str = "column") -> tuple[Ten
 def finite_rows(name: str, x: Tensor) -> Tensor:
     """Return `x` `(n, p)` itself; ValueError if a value is not finite."""
     if len(bad := (~x.isfinite()).any(dim=1).nonzero()[:, 0]):
-        raise ValueError(f"{name} must be finite: {len(bad)} of {len(x)} rows are not, first row {bad[0]}")
+        raise ValueError(f"{name} must be finite: {len(bad)} of {len(x)} rows are not, first row {bad[0]} (from 0)")
     return x
 
 

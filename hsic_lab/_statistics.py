@@ -126,7 +126,7 @@ def paired_differences(
         The columns `by`; `first, second, mean, low, high, value, seeds, n_failed`; `p` of the paired t test; `p_same`
         of two one-sided tests (Schuirmann 1987) that the difference is beyond 1 point, for accuracies; `p_holm` and
         `p_same_holm`, both corrected for the number of rows (Holm 1979); and `verdict`: which level is ahead if
-        `p_holm` is below 0.05, "same within 1 point" if `p_same_holm` is, else "not decided".
+        `p_holm` is below 0.05, "same within 1 point" if `p_same_holm` is, else "not decided"; "no result" of no seed.
 
     Examples
     --------
@@ -151,10 +151,10 @@ def paired_differences(
     for name in ("p", "p_same"):
         table[f"{name}_holm"] = _holm(table[name].to_numpy())
     ahead = np.where(table["mean"] > 0, table["second"], table["first"])
-    same = np.where(table["p_same_holm"] < 0.05, f"same within {100 * MARGIN:g} point", "not decided")
-    table["verdict"] = np.where(
-        table["p_holm"] < 0.05, ahead + (" ahead" if value == "accuracy" else " has more"), same
-    )
+    ahead += " ahead" if value == "accuracy" else " has more"
+    rest = np.where(table["seeds"] > 0, "not decided", "no result")
+    rest = np.where(table["p_same_holm"] < 0.05, f"same within {100 * MARGIN:g} point", rest)
+    table["verdict"] = np.where(table["p_holm"] < 0.05, ahead, rest)
     return table
 
 

@@ -131,8 +131,8 @@ def train() -> None:
     """Train an encoder and keep the run in FOLDER.
 
     Without options it trains Barlow Twins on digit scenes. --set reaches the settings without an option of their own:
-    SimSiam is --loss negative_cosine --set target=stop_gradient --set predictor=[64]. Several processes:
-    torchrun --nproc-per-node 4 --no-python hsic-lab train FOLDER.
+    SimSiam is --loss negative_cosine --set target=stop_gradient --set predictor=[64]. Where a text says None, leave the
+    option out. Several processes: torchrun --nproc-per-node 4 --no-python hsic-lab train FOLDER.
     """
 
 
@@ -220,13 +220,13 @@ def _meanings(documented: Any) -> dict[str, str]:
 
 
 def _parse(name: str, text: str) -> Any:
-    """Return the value of a setting: widths joined by '-', TOML, JSON, or the text itself."""
+    """Return the value of a setting: widths joined by '-' or ',', TOML, JSON, or the text itself."""
     from hsic_lab._checks import check_choice
 
     kinds = {field.name: field.type for field in fields(lab.training.TrainConfig)}
     kind, value = kinds[check_choice(name, tuple(kinds), "the name in --set")], text
-    if kind == tuple[int, ...] and re.fullmatch(r"\d+(-\d+)*", text):
-        return tuple(map(int, text.split("-")))
+    if kind == tuple[int, ...] and re.fullmatch(r"\d+([-,]\d+)*", text):
+        return tuple(map(int, re.split("[-,]", text)))
     for parse in (json.loads, lambda text: tomllib.loads(f"value = {text}")["value"]):
         with suppress(ValueError):
             value = parse(text)

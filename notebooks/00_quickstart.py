@@ -17,7 +17,7 @@
 # with *HSIC_SSL* (Tsai et al. 2021, arXiv 2104.13712). Both losses are functions of one matrix. Its entry $C_{ij}$ is the correlation
 # of feature $i$ of view A with feature $j$ of view B.
 #
-# The runs are those of `make demo`; without them you train for about two minutes. Folded cells hold imports and checks.
+# The runs are those of `make demo`; without them you train for two to ten minutes. Folded cells hold imports and checks.
 
 # %% tags=["parameters"]
 import os

@@ -18,7 +18,7 @@
 # 4. Four encoders whose views share a digit, a position, a color or a background: the features keep what the views share.
 # 5. A linear training that you can predict: it learns one direction at a time.
 #
-# **What you need**: [notebook 00](00_quickstart.ipynb), or at least its matrix, and about two minutes. If `make demo` has trained
+# **What you need**: [notebook 00](00_quickstart.ipynb), or at least its matrix, and two to ten minutes. If `make demo` has trained
 # the two encoders, the notebook reads them from `runs/demo/`. Otherwise it trains them. The explorer is interactive in JupyterLab
 # and on the page of this notebook in the documentation. On GitHub you see an image of it.
 

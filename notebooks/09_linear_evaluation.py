@@ -29,7 +29,7 @@
 # which loss is better.
 #
 # **What you need.** [Notebook 00](00_quickstart.ipynb), and a few minutes on two CPU cores. If `make demo` has trained
-# the encoders, they are read from `runs/demo/`. Otherwise they are trained here, which takes about two minutes more.
+# the encoders, they are read from `runs/demo/`. Otherwise they are trained here, which takes two to ten minutes more.
 
 # %% tags=["parameters"]
 import os

@@ -166,6 +166,8 @@ def test_differences_of_every_level_stand_in_one_table():
     assert (found["mean"][0], found["low"][0], found["p"][0]) == (one.mean, one.low, one.p)
     assert found["p_holm"][0] == one.p and np.isnan(found["p_holm"][1])  # one seed has no p-value and is not counted
     assert found["verdict"].tolist() == ["B ahead", "not decided"]
+    lost = table([0.5, 0.6], [np.nan, np.nan], size=4)
+    assert paired_differences(lost, "loss", "a")[["seeds", "verdict"]].to_numpy().tolist() == [[0, "no result"]]
     with pytest.raises(ValueError, match="no level other than 'a'"):
         paired_differences(frame[frame["loss"] == "a"], "loss", "a", by=["size"])
     with pytest.raises(ValueError, match="seed 0 of loss = 'a' occurs twice"):

@@ -66,9 +66,9 @@ def plot_ablation(
     frame: pd.DataFrame, x: str, hue: str | None = None, ax: Axes | None = None, *, value: str = "accuracy",
     evaluation: str = "linear",
 ) -> Axes:  # fmt: skip
-    """Mean over seeds of `value` against the factor `x`, with 95 % t intervals as bands.
+    """Mean over seeds of `value` against the factor `x`, with 95 % t intervals: bands, or bars if `x` holds names.
 
-    Positive numbers have a logarithmic axis; other levels stand in the order of the table. One seed has no band.
+    Positive numbers have a logarithmic axis; other levels stand in the order of the table. One seed has no interval.
 
     Parameters
     ----------
@@ -100,10 +100,17 @@ def plot_ablation(
     deepest, in_legend = 1 + max(name.count("\n") for name in names), "\n".join(labels).count("\n") + 1  # lines of text
     width = max(7.8 if beside else 5.6, crowded * (0.19 * deepest * len(names) + 1))
     ax = axes_or_new(ax, width, max(5.0 if crowded else 3.6, beside * (0.22 * in_legend + 0.8)))
+    ordered = x == "layer" or pd.api.types.is_numeric_dtype(table[x])
     for number, (label, rows) in enumerate(zip(labels, lines.values(), strict=True)):
-        rows, color = rows.sort_values("position"), PALETTE[number % len(PALETTE)]
-        ax.fill_between(rows["position"], rows["low"], rows["high"], color=color, alpha=0.15, linewidth=0)
-        ax.plot(rows["position"], rows["mean"], color=color, marker="osD^vPX*"[number % 8], markersize=5, label=label)
+        rows = rows.sort_values("position")
+        look = {"color": PALETTE[number % len(PALETTE)], "marker": "osD^vPX*"[number % 8], "markersize": 5}
+        if ordered:
+            ax.fill_between(rows["position"], rows["low"], rows["high"], color=look["color"], alpha=0.15, linewidth=0)
+            ax.plot(rows["position"], rows["mean"], label=label, **look)
+        else:  # nothing lies between two names
+            beside_it = 0.4 * ((number + 0.5) / len(lines) - 0.5)
+            half = rows[["low", "high"]].sub(rows["mean"], axis=0).abs().T.to_numpy()
+            ax.errorbar(rows["position"] + beside_it, rows["mean"], half, label=label, ls="", capsize=3, **look)
     if numeric:
         ax.set_xscale("log", base=2)
         ax.xaxis.set_minor_locator(NullLocator())

@@ -163,8 +163,8 @@ def _read_run(folder: Path) -> Embeddings:
     if data.class_names:
         labels = judged.labels.numpy()
         table["label"] = np.take(data.class_names, labels)
-    more: Any = {"name": printable(f"{folder} on {data.name}"), "kind": "projections", "layers": layers, "table": table}
-    return Embeddings(z_a, z_b, labels, layers["encoder"], **more)
+    more: Any = {"note": printable(run.unfinished), "kind": "projections", "layers": layers, "table": table}
+    return Embeddings(z_a, z_b, labels, layers["encoder"], printable(f"{folder} on {data.name}"), **more)
 
 
 def read_one(

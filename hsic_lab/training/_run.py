@@ -78,6 +78,13 @@ class Run:
         kept = f"{len(self.history)} rows of history, {len(self.snapshots)} snapshots"
         return f"Run({str(self.folder)!r}, {self.config.loss}, {self.status}, {kept})"
 
+    @property
+    def unfinished(self) -> str:
+        """What is to be said of weights of a training that has not finished; empty if it has."""
+        words = f"{self.folder} is {self.status}, not finished: its weights are those of step"
+        advice = f"or later; `hsic-lab train {self.folder} --resume` goes on"
+        return "" if self.status == "finished" else f"{words} {max(self.snapshots, default=0)} {advice}"
+
     def save(self) -> None:
         """Write all files of the folder. Each file is replaced as a whole; `run.json` then holds their digests."""
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -101,15 +108,18 @@ class Run:
 
     @classmethod
     def load(cls, folder: str | os.PathLike, encoder: nn.Module | None = None) -> "Run":
-        """Read the folder of a run. `encoder` is your own module if it was trained with one; it gets the weights."""
+        """Read the folder of a run; warn if it is unfinished. `encoder` is your own module, which gets the weights."""
         path = Path(check_type("folder", folder, str, os.PathLike)) / SETTINGS
         before = path.read_bytes() if path.is_file() else b""
         try:
-            return cls._load(Path(folder), encoder)
+            run = cls._load(Path(folder), encoder)
         except DamagedRun:
             if path.read_bytes() == before:
                 raise
-        return cls.load(folder, encoder)  # a process that trains has saved the run between two of the files
+            return cls.load(folder, encoder)  # a process that trains has saved the run between two of the files
+        if run.unfinished:
+            warnings.warn(run.unfinished, stacklevel=2)
+        return run
 
     @classmethod
     def _load(cls, folder: Path, encoder: nn.Module | None) -> "Run":

@@ -191,7 +191,7 @@ def make_loss(config: TrainConfig) -> TwoViewLoss:
 def make_networks(config: TrainConfig, channels: int, encoder: Any = None, features: Any = None) -> tuple[Any, Any]:
     """Encoder and projector as the seed initializes them; for "custom" the encoder given, with `features` outputs."""
     if (config.encoder == "custom") != (encoder is not None):
-        given = "no module" if encoder is None else "a module"
+        given = "no module (Run.load(folder, encoder=...) takes yours)" if encoder is None else "a module"
         raise ValueError(f"encoder must be 'custom' exactly if a module is given, got {config.encoder!r} and {given}")
     with torch_seed(config.seed), float32_default():
         if config.encoder in ("conv", "pooled"):

@@ -110,7 +110,7 @@ def train(
             }, device,
         )  # fmt: skip
         if found and not resume:
-            raise FileExistsError(f"{folder} already holds a run: resume it, remove it, or choose another folder")
+            raise FileExistsError(f"{folder} already holds a run: resume it (--resume), remove it, or choose another")
         if found == "finished":
             run = Run.load(folder, encoder)
             with suppress(OSError):  # left by a process that was killed at the end; the disk may be read-only

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import stats
 
 from hsic_lab.correlation import feature_order
 from hsic_lab.plots import (
@@ -345,6 +346,22 @@ def test_levels_with_long_names_stay_apart():
         assert [text.get_text().replace("\n", " ") for text in axis.get_ticklabels()] == middle
     legend = plot_ablation(frame, "x", "settings").get_legend()
     assert [text.get_text().replace("\n", " ") for text in legend.get_texts()] == middle
+    plt.close("all")
+
+
+def test_nothing_is_drawn_between_names():
+    rows = [{"kernel": kernel, "loss": loss, "seed": seed, "accuracy": accuracy, "evaluation": "linear"}
+            for kernel, loss, values in (("imq", "a", (0.5, 0.7)), ("none", "a", (0.6, 0.8)), ("imq", "b", (0.1, 0.3)))
+            for seed, accuracy in enumerate(values)]  # fmt: skip
+    ax = plot_ablation(pd.DataFrame(rows), "kernel", "loss")
+    assert len(ax.containers) == 2
+    for (line, _, (bars,)), means in zip(ax.containers, ([0.6, 0.7], [0.2]), strict=True):
+        assert line.get_linestyle() == "None" and line.get_ydata().tolist() == pytest.approx(means)
+        for segment, mean in zip(bars.get_segments(), means, strict=True):
+            low, high = segment[:, 1]
+            assert (low + high) / 2 == pytest.approx(mean)
+            assert (high - low) / 2 == pytest.approx(stats.t.ppf(0.975, 1) * 0.1)
+    assert abs(ax.containers[0][0].get_xdata()[0] - ax.containers[1][0].get_xdata()[0]) > 0.1, "side by side"
     plt.close("all")
 
 

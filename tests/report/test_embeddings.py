@@ -129,6 +129,11 @@ def test_run_gives_its_projections_and_encoder_features(tmp_path):
     np.save(tmp_path / "labels.npy", np.arange(445) % 2)
     own = read_embeddings(tmp_path / "run", labels=tmp_path / "labels.npy")
     assert own.features is None and own.layers is None and own.table["label"].tolist() == own.labels.tolist()
+    assert found.note == ""
+    run.status = "interrupted"
+    run.save()
+    with pytest.warns(UserWarning, match="run is interrupted, not finished"):
+        assert "run is interrupted, not finished" in read_embeddings(tmp_path / "run").note
     train(
         TrainConfig(dataset="digits", epochs=1, projector=(6,)), tmp_path / "own", None, False,
         encoder=ConvEncoder(1, 1),
