@@ -234,9 +234,9 @@ def _parse(name: str, text: str) -> Any:
 
 
 @app.command(epilog="Example: hsic-lab probe runs/first")
-def probe(folder: RunFolder, splits: Annotated[int, typer.Option(help="Number of random subsets.")] = 3) -> None:
+def probe(folder: RunFolder, splits: Annotated[int, typer.Option(help="Number of random training sets.")] = 3) -> None:
     """Evaluate the frozen features of a run on the test split: linear probe and weighted nearest neighbors."""
-    from hsic_lab.evaluation._features import default_neighbors
+    from hsic_lab.evaluation._features import default_neighbors, knn_protocol
     from hsic_lab.training._setup import data_of
 
     run = lab.training.Run.load(folder)
@@ -245,10 +245,10 @@ def probe(folder: RunFolder, splits: Annotated[int, typer.Option(help="Number of
         raise ValueError(f"{data.name} has no labels to predict: `hsic-lab inspect {folder}` needs none")
     train, test = (lab.evaluation.extract_features(run.encoder, part.images) for part in (data.train, data.test))
     table = lab.evaluation.probe_table({run.config.loss: (train, test)}, data.train.labels, data.test.labels, splits)
+    print(f"Linear probe, accuracy on {len(data.test)} test images, trained on random 80 % of the others:")
     print(lab.evaluation.probe_summary(table).to_string())
-    k = default_neighbors(len(data.train))
     accuracy = lab.evaluation.knn_accuracy(train, data.train.labels, test, data.test.labels)
-    print(f"weighted kNN, k = {k}, temperature 0.5: {accuracy:.4f} on {len(data.test)} test images")
+    print(f"{knn_protocol(default_neighbors(len(train)))}: {accuracy:.4f} on {len(data.test)} test images")
 
 
 @app.command(epilog="Examples: hsic-lab plot runs/first --output figures; hsic-lab plot lambda.csv")

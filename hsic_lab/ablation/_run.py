@@ -298,7 +298,7 @@ def _evaluate(run: Run, data: ImageData, evaluations: Names, split: str) -> Rows
     for name in evaluations:
         if name == "knn":
             k = min(NEIGHBORS, len(train_x))  # not the default: tables stay comparable
-            row = {"evaluation": name, "accuracy": float("nan"), "protocol": knn_protocol(len(train_x))} | shared
+            row = {"evaluation": name, "accuracy": float("nan"), "protocol": knn_protocol(k)} | shared
             try:
                 row["accuracy"] = knn_accuracy(train_x, train_y, test_x, test_y, k=k)
             except ValueError as error:  # features of zeros have no neighbors, and the linear probe may still answer

@@ -127,9 +127,9 @@ def default_neighbors(n_train: int) -> int:
     return min(NEIGHBORS, max(1, round(n_train**0.5)))
 
 
-def knn_protocol(n_train: int) -> str:
-    """Describe the nearest-neighbor evaluation of ablations with `n_train` training rows."""
-    return f"weighted kNN, k = {min(NEIGHBORS, n_train)}, temperature {TEMPERATURE}"
+def knn_protocol(k: int) -> str:
+    """Describe the nearest-neighbor evaluation with `k` neighbors."""
+    return f"weighted kNN, k = {k}, temperature {TEMPERATURE}"
 
 
 def knn_accuracy(

@@ -87,8 +87,9 @@ def make_monitor(kind: str, data: ImageData) -> Callable[[nn.Module], dict[str, 
             linear_probe(torch.zeros(len(bank), 1), labels[bank], torch.zeros(1, 1), labels[asked[:1]], seed=seed)
     except ValueError as error:
         raise ValueError(f"monitor {kind!r} cannot divide the training images of {data.name!r}: {error}") from error
+    k = min(NEIGHBORS, len(bank))
     protocol = {
-        "protocol": knn_protocol(len(bank)) if kind == "knn" else "linear probe",
+        "protocol": knn_protocol(k) if kind == "knn" else "linear probe",
         "split": "training images, labels of the bank only", "n_bank": len(bank), "n_queries": len(asked),
         "split_seed": seed,
     }  # fmt: skip
@@ -100,10 +101,7 @@ def make_monitor(kind: str, data: ImageData) -> Callable[[nn.Module], dict[str, 
     def monitor(encoder: nn.Module) -> dict[str, Any]:
         try:
             parts = features(encoder, bank), labels[bank], features(encoder, asked), labels[asked]
-            if kind == "knn":
-                accuracy = knn_accuracy(*parts, k=min(NEIGHBORS, len(bank)))
-            else:
-                accuracy = linear_probe(*parts, seed=seed).accuracy
+            accuracy = knn_accuracy(*parts, k=k) if kind == "knn" else linear_probe(*parts, seed=seed).accuracy
         except ValueError as error:  # features may collapse while the training goes on
             warnings.warn(f"the monitor cannot evaluate the features: {error}", stacklevel=2)
             accuracy = float("nan")
