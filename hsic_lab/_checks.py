@@ -49,7 +49,7 @@ def as_tensor(x: ArrayLike | Tensor, name: str = "x", *, shared: bool = False) -
         return x
     x = to_array(x, name)
     if x.dtype.kind not in "fiub":
-        remedy = "" if x.dtype.kind in "cmM" else "; codes of labels are np.unique(labels, return_inverse=True)[1]"
+        remedy = "" if x.dtype.kind not in "USO" else "; codes of labels are np.unique(labels, return_inverse=True)[1]"
         raise TypeError(f"{name} must hold real numbers, got dtype {x.dtype}{remedy}")
     wrapped = x.dtype.kind in "ib" or x.dtype.itemsize == 1 or (x.dtype.kind == "f" and x.dtype.itemsize <= 8)
     if min(x.strides, default=0) < 0 or not x.dtype.isnative or not (shared or x.flags.writeable) or not wrapped:

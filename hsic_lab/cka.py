@@ -10,8 +10,11 @@ import torch
 from torch import Tensor
 
 from hsic_lab._checks import CallableModule, check_choice, default_dtype, is_constant, no_autocast, row_product
-from hsic_lab.hsic import StreamingLinearHSIC, hsic
-from hsic_lab.hsic._estimators import DUAL_ROWS, CenteredRows, at_origin, center, from_sums, paired_samples
+from hsic_lab.hsic import StreamingLinearHSIC
+
+from hsic_lab.hsic._estimators import (  # isort: skip
+    DUAL_ROWS, TILE_ROWS, CenteredRows, at_origin, center, exact, fit_at_origin, from_sums, paired_samples,
+)  # fmt: skip
 from hsic_lab.kernels import DistanceInduced, Kernel, Linear, kernel_or, require_finite
 
 __all__ = ["MinibatchCKA", "StreamingLinearCKA", "cka"]
@@ -124,8 +127,8 @@ def _estimates(samples: Any, estimator: str, route: str, last: bool = False) -> 
                 a, b = diagonals[i] * unbiased, diagonals[j] * unbiased
                 values.append(from_sums(squared_norm - a @ b, -a.sum(), -b.sum(), a @ b, n, unbiased))
         else:
-            sides = [(samples[i], samples[j]) for i, j in pairs]
-            values = [hsic(x, y, kernel_x, kernel_y, estimator, route) for (x, kernel_x), (y, kernel_y) in sides]
+            (z, kernels) = zip(*(fit_at_origin(*sample) for sample in samples), strict=True)
+            values = [exact(z[i], z[j], kernels[i], kernels[j], unbiased, route, TILE_ROWS) for i, j in pairs]
             blocks = ((at_origin(z.detach(), kernel).split(256), kernel) for z, kernel in samples)
             diagonals = [torch.cat([kernel.gram(z, None).diagonal() for z in block]) for block, kernel in blocks]
             tolerance = 16 * n * torch.finfo(values[0].dtype).eps

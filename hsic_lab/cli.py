@@ -225,7 +225,7 @@ def _parse(name: str, text: str) -> Any:
 
     kinds = {field.name: field.type for field in fields(lab.training.TrainConfig)}
     kind, value = kinds[check_choice(name, tuple(kinds), "the name in --set")], text
-    if kind == tuple[int, ...] and re.fullmatch(r"\d+([-,]\d+)*", text):
+    if kind == tuple[int, ...] and re.fullmatch(r"\d+([-,] *\d+)*", text):
         return tuple(map(int, re.split("[-,]", text)))
     for parse in (json.loads, lambda text: tomllib.loads(f"value = {text}")["value"]):
         with suppress(ValueError):
@@ -245,7 +245,7 @@ def probe(folder: RunFolder, splits: Annotated[int, typer.Option(help="Number of
         raise ValueError(f"{data.name} has no labels to predict: `hsic-lab inspect {folder}` needs none")
     train, test = (lab.evaluation.extract_features(run.encoder, part.images) for part in (data.train, data.test))
     table = lab.evaluation.probe_table({run.config.loss: (train, test)}, data.train.labels, data.test.labels, splits)
-    print(f"Linear probe, accuracy on {len(data.test)} test images, trained on random 80 % of the others:")
+    print(f"Linear probe, accuracy on {len(data.test)} test images, trained on 80 % of the {len(data.train)} others:")
     print(lab.evaluation.probe_summary(table).to_string())
     accuracy = lab.evaluation.knn_accuracy(train, data.train.labels, test, data.test.labels)
     print(f"{knn_protocol(default_neighbors(len(train)))}: {accuracy:.4f} on {len(data.test)} test images")

@@ -125,7 +125,7 @@ class SelfSupervisedEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
                 self._keep(train(config, folder, data, bool(self.verbose), encoder=encoder, views=views))
             except KeyboardInterrupt:
                 if (folder / SETTINGS).exists():  # otherwise nothing was trained
-                    self._keep(Run.load(folder, encoder))
+                    self._keep(Run._load(folder, encoder))  # without its warning
                 raise
         return self
 

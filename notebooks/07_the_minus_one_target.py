@@ -126,10 +126,10 @@ def plot_optima(targets, swept, free, d):
 # rate and then $\lambda$ were chosen on validation scenes, with three seeds.
 #
 # The pictures show five *other* seeds on test scenes. Left: the mean accuracy of a linear probe, with its 95 % t
-# interval as a band. Right: the differences to the target 0 in points of accuracy, paired by seed, with 95 % intervals.
+# interval as a bar. Right: the differences to the target 0 in points of accuracy, paired by seed, with 95 % intervals.
 # An open dot is not significant after Holm's correction for the four comparisons. The gray stripe is $\pm 1$ point.
 
-# %% alt="Left: test accuracy against the target, means between 39 and 46 percent with wide bands. Right: four paired differences to the target 0; all intervals contain 0, and that of the target -1 is the widest."
+# %% alt="Left: test accuracy against the target, means between 39 and 46 percent with long bars. Right: four paired differences to the target 0; all intervals contain 0, and that of the target -1 is the widest."
 table = read_table(RESULTS / "ablation_tuned_target.csv")
 reported = table[table["tuned"].isna() & (table["evaluation"] == "linear")]
 assert (reported["state"] == "finished").all() and reported["seed"].nunique() == 5

@@ -197,6 +197,16 @@ def test_error_quotes_hsic_that_is_not_positive():
     )
 
 
+@pytest.mark.parametrize("route", ["dual", "tiled"])
+@pytest.mark.parametrize("estimator", ["biased", "unbiased"])
+def test_units_of_float32_do_not_change_cka_on_any_route(route, estimator):
+    x, y = (z.float() for z in samples())
+    for unit in (1.0, 1e4, 1e15):
+        exact = cka((unit * x).double(), y.double(), Polynomial(3), Gaussian(2.0), estimator, "dual")
+        got = cka(unit * x, y, Polynomial(3), Gaussian(2.0), estimator, route)
+        assert got.item() == pytest.approx(exact.item(), rel=1e-4) and got.dtype == torch.float32
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("n", [5, 50, 64, 100, 333])
 def test_cka_of_rows_at_equal_distances_is_rejected_in_every_dtype(n, dtype):

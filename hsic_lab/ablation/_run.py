@@ -34,7 +34,7 @@ from hsic_lab.evaluation import extract_layers, knn_accuracy, linear_probe
 from hsic_lab.evaluation._features import NEIGHBORS, knn_protocol
 from hsic_lab.training import Run, TrainConfig, train_or_load
 from hsic_lab.training._config import pick_device, processor
-from hsic_lab.training._run import SETTINGS, DamagedRun, remove_run
+from hsic_lab.training._run import SETTINGS, DamagedRun, of_the_machine, remove_run
 
 RESULT, LOCK = "result.json", "lock"
 LAYERS = "layers"  # beside the names of the evaluations of a run
@@ -254,9 +254,8 @@ def _train_and_evaluate(one: Planned, folder: Path, data: ImageData | None, eval
     except Exception as error:  # the failure is the result of this run, and the other runs go on
         result = {"accuracy": float("nan"), "state": f"failed: {type(error).__name__}: {error}"}
         result |= {"seconds": time.perf_counter() - started} | made_with
-        # A full disk says nothing about the settings; a lack of memory is of several types in torch.
-        full = isinstance(error, OSError | MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
-        return [{"evaluation": name} | result for name in evaluations if name != LAYERS], not full
+        lasting = not (isinstance(error, OSError) or of_the_machine(error))
+        return [{"evaluation": name} | result for name in evaluations if name != LAYERS], lasting
 
 
 @lru_cache(maxsize=2)  # a process that makes many runs reads its images once

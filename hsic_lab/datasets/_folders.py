@@ -285,7 +285,7 @@ def from_folder(
     if not path.is_dir():
         raise FileNotFoundError(f"no folder {path}: expected one with a sub-folder of images a class")
     size = None if size is None else check_integer("size", size, 1)
-    test_fraction, seed = _checked_split(test_fraction, seed)
+    test_fraction, seed = check_number("test_fraction", test_fraction, 0, 1), check_integer("seed", seed, 0)
     roots, unread = _find_splits(path, train_folder), Counter[str]()
     loose = [_only_images(sorted(file for file in root.iterdir() if not file.is_dir()), unread) for root in roots]
     inside = [folder for parent in {path: 0, **dict.fromkeys(roots)} for folder in subfolders(parent)]
@@ -405,15 +405,12 @@ def _class_numbers(labels: np.ndarray, known: np.ndarray) -> Tensor:
     return torch.from_numpy(np.searchsorted(known, labels).astype(np.int64))
 
 
-def _checked_split(test_fraction: float, seed: int) -> tuple[float, int]:
-    if (fraction := check_number("test_fraction", test_fraction, 0, above=True)) >= 1:
-        raise ValueError(f"test_fraction must be a number between 0 and 1, got {test_fraction!r}")
-    return fraction, check_integer("seed", seed, 0)
-
-
 def _hold_out(whole: Images, fraction: float, seed: int) -> tuple[Images, Images]:
     """Return a training and a test split: `fraction` of each class is held out, rounded down; the order stays."""
-    fraction, seed = _checked_split(fraction, seed)
+    fraction = check_number("test_fraction", fraction, 0, above=True)
+    if fraction >= 1:
+        raise ValueError(f"test_fraction must be a number between 0 and 1, got {fraction!r}")
+    seed = check_integer("seed", seed, 0)
     shuffle = torch.randperm(len(whole), generator=torch.Generator().manual_seed(seed))
     held_out = torch.zeros(len(whole), dtype=torch.bool)
     for label in whole.labels.unique():

@@ -72,9 +72,9 @@ def hsic(
         if estimator == "block" and block_size:
             count = len(x) // block_size
             blocks = zip(x.tensor_split(count), y.tensor_split(count), strict=True)
-            value = torch.stack([_exact(*block, kernel_x, kernel_y, True, route, TILE_ROWS) for block in blocks]).mean()
+            value = torch.stack([exact(*block, kernel_x, kernel_y, True, route, TILE_ROWS) for block in blocks]).mean()
         else:
-            value = _exact(x, y, kernel_x, kernel_y, estimator == "unbiased", route, block_size or TILE_ROWS)
+            value = exact(x, y, kernel_x, kernel_y, estimator == "unbiased", route, block_size or TILE_ROWS)
         return require_finite(value.to(dtype), kernel_x, kernel_y)
 
 
@@ -98,12 +98,12 @@ def at_origin(x: Tensor, kernel: Kernel) -> Tensor:
     return x - origin(x) if dependence == 2 else x.double() if dependence == 3 else x
 
 
-def fit_at_origin(x: Tensor, kernel: Kernel) -> tuple[Tensor, Kernel]:
+def fit_at_origin(x: Tensor, kernel: Kernel, name: str = "this sample") -> tuple[Tensor, Kernel]:
     """`at_origin` and the kernel fitted to it; ValueError if its powers of the sample have no digits."""
     x = at_origin(x, kernel)
     kernel, some = kernel.fit(x), x.detach()[:: len(x) // 64 + 1]
     if _origin_dependence(kernel) == 3 and not is_constant(some):
-        require_digits(center(gram := kernel.gram(some, None)), gram, kernel)
+        require_digits(center(gram := kernel.gram(some, None)), gram, kernel, name)
     return x, kernel
 
 
@@ -132,10 +132,10 @@ def center(gram: Tensor) -> Tensor:
     return (gram - rows).sub_(columns - rows.mean(dim=-2, keepdim=True))  # in place: one array of the size of gram
 
 
-def require_digits(centered: Tensor, gram: Tensor, kernel: Kernel) -> Tensor:
+def require_digits(centered: Tensor, gram: Tensor, kernel: Kernel, name: str = "this sample") -> Tensor:
     """The centered Gram itself; ValueError if it has fewer than three digits, because the entries of `gram` cancel."""
     if float(centered.detach().abs().max()) <= 1e3 * torch.finfo(gram.dtype).eps * float(gram.detach().abs().max()):
-        raise ValueError(f"{kernel!r} is constant on this sample up to rounding error: standardize the sample")
+        raise ValueError(f"{kernel!r} is constant on {name} up to rounding error: standardize the sample")
     return centered
 
 
@@ -147,8 +147,9 @@ def zero_diagonal(gram: Tensor) -> Tensor:
 def rough_rows(kernel: Kernel, x: Tensor) -> Tensor:
     """r `(n,)`: Grams minus ``r_i + r_j`` have the same HSIC, but no large rows or constant cancel in `from_sums`."""
     some = slice(None, None, len(x) // 16 + 1)
-    rows = kernel.gram(x.detach(), x.detach()[some]).median(dim=1).values  # a mean would spread an outlier to all rows
-    return rows - rows[some].median() / 2
+    gram = kernel.gram(x.detach(), x.detach()[some])
+    rows, largest = gram.median(dim=1).values, gram.abs().max()  # a mean would spread an outlier to all rows
+    return rows - rows[some].median() / 2 + largest - largest  # with the last digit of entries: differences are exact
 
 
 def _trace_of_pairs(x: Tensor, y: Tensor) -> Tensor:
@@ -169,7 +170,7 @@ def from_sums(trace: Tensor, total_x: Tensor, total_y: Tensor, cross: Tensor, n:
     return (trace + total_x * total_y / n**2 - 2 / n * cross) / n**2
 
 
-def _exact(x: Tensor, y: Tensor, kernel_x: Kernel, kernel_y: Kernel, unbiased: bool, route: str, size: int) -> Tensor:
+def exact(x: Tensor, y: Tensor, kernel_x: Kernel, kernel_y: Kernel, unbiased: bool, route: str, size: int) -> Tensor:
     """Either estimator by one route, for checked samples and fitted kernels."""
     n, p, q = len(x), x.shape[1], y.shape[1]
     linear = isinstance(kernel_x, Linear) and isinstance(kernel_y, Linear)
@@ -177,7 +178,6 @@ def _exact(x: Tensor, y: Tensor, kernel_x: Kernel, kernel_y: Kernel, unbiased: b
         raise ValueError(f"the primal route needs two linear kernels, got {kernel_x!r} and {kernel_y!r}")
     if route == "auto":
         route = "primal" if linear and p * q <= n * (p + q) else "dual" if n <= DUAL_ROWS else "tiled"
-    dtype = x.dtype if x.is_floating_point() else y.dtype if y.is_floating_point() else default_dtype()
     if route == "primal":
         if not unbiased:
             return (row_product(x - x.mean(dim=0), y - y.mean(dim=0)) / n).square().sum()
@@ -187,14 +187,14 @@ def _exact(x: Tensor, y: Tensor, kernel_x: Kernel, kernel_y: Kernel, unbiased: b
     elif route == "tiled":
         trace, rows_x, rows_y = _tiled(x, y, kernel_x, kernel_y, unbiased, size)
     else:
-        gram_x, gram_y = kernel_x.gram(x, None).to(dtype), kernel_y.gram(y, None).to(dtype)
+        gram_x, gram_y = kernel_x.gram(x, None), kernel_y.gram(y, None)
         if not unbiased:
             # Centering one Gram would do; centering both keeps large constants of a kernel out of the rounding error.
             return (center(gram_x) * center(gram_y)).mean()
         sides = (gram_x, rough_rows(kernel_x, x)), (gram_y, rough_rows(kernel_y, y))
         gram_x, gram_y = ((gram - rows[:, None] - rows).fill_diagonal_(0) for gram, rows in sides)
         trace, rows_x, rows_y = (gram_x * gram_y).sum(), gram_x.sum(dim=1), gram_y.sum(dim=1)
-    return from_sums(trace, rows_x.sum(), rows_y.sum(), rows_x @ rows_y, n, unbiased).to(dtype)
+    return from_sums(trace, rows_x.sum(), rows_y.sum(), (rows_x * rows_y).sum(), n, unbiased)
 
 
 def _tiled(x: Tensor, y: Tensor, kernel_x: Kernel, kernel_y: Kernel, unbiased: bool, size: int) -> tuple[Tensor, ...]:

@@ -213,7 +213,7 @@ def _fitted_columns(x: Table, name: str, kernel: Kernel) -> Fitted:
     fitted = []
     for key, column in columns.items():
         own = kernel if column.is_floating_point() else Delta()
-        column, own = fit_at_origin(own.samples(column.detach(), key), own)
+        column, own = fit_at_origin(own.samples(column.detach(), key), own, key)
         fitted.append((own, column))
     return fitted
 

@@ -84,7 +84,7 @@ class RandomLoss(TwoViewLoss):
         return torch.empty(0) if self._generator is None else self._generator.get_state()
 
     def set_extra_state(self, state: Tensor) -> None:
-        if self._generator is not None and len(state):
+        if len(state):
             self._generator.set_state(state)
 
 

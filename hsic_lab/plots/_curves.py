@@ -100,7 +100,7 @@ def plot_ablation(
     deepest, in_legend = 1 + max(name.count("\n") for name in names), "\n".join(labels).count("\n") + 1  # lines of text
     width = max(7.8 if beside else 5.6, crowded * (0.19 * deepest * len(names) + 1))
     ax = axes_or_new(ax, width, max(5.0 if crowded else 3.6, beside * (0.22 * in_legend + 0.8)))
-    ordered = x == "layer" or pd.api.types.is_numeric_dtype(table[x])
+    ordered = x == "layer" or pd.to_numeric(table[x].astype(str), errors="coerce").notna().all()
     for number, (label, rows) in enumerate(zip(labels, lines.values(), strict=True)):
         rows = rows.sort_values("position")
         look = {"color": PALETTE[number % len(PALETTE)], "marker": "osD^vPX*"[number % 8], "markersize": 5}

@@ -1,5 +1,6 @@
 """A training run on disk, and the checkpoints of an unfinished one."""
 
+import errno
 import hashlib
 import json
 import os
@@ -30,6 +31,7 @@ KEPT = 2  # the newest checkpoint, and the one before it in case the newest is d
 LOCK = "train.lock"  # held while a process trains
 _STEP = "step_"
 Settings = tuple[TrainConfig, str, dict[str, Any], dict[str, str]]  # config, status, metadata, digests of files
+_LACKS = {errno.EACCES, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EPERM}  # not the fault of a file
 
 
 class DamagedRun(ValueError):
@@ -81,9 +83,8 @@ class Run:
     @property
     def unfinished(self) -> str:
         """What is to be said of weights of a training that has not finished; empty if it has."""
-        words = f"{self.folder} is {self.status}, not finished: its weights are those of step"
-        advice = f"or later; `hsic-lab train {self.folder} --resume` goes on"
-        return "" if self.status == "finished" else f"{words} {max(self.snapshots, default=0)} {advice}"
+        words = f"{self.folder} is not finished ({self.status}): its weights are those of step"
+        return "" if self.status == "finished" else f"{words} {max(self.snapshots, default=0)} or later"
 
     def save(self) -> None:
         """Write all files of the folder. Each file is replaced as a whole; `run.json` then holds their digests."""
@@ -194,12 +195,18 @@ def _read(path: Path, reader: Callable[[Path], Any], digests: Mapping[str, str])
         if path.name in digests and _digest(path) != digests[path.name]:
             raise ValueError(f"its digest is not the one in {SETTINGS}")
         return reader(path)
-    except FileNotFoundError:
-        raise MissingFile(f"{path} is missing: the run was never saved whole; {advice}") from None
-    except (OSError, MemoryError):  # of the machine: the file may be whole
-        raise
     except Exception as error:
+        if isinstance(error, FileNotFoundError) and not path.exists():
+            raise MissingFile(f"{path} is missing: the run was never saved whole; {advice}") from None
+        if of_the_machine(error) or isinstance(error, FileNotFoundError):  # how safetensors says "too many open files"
+            raise
         raise DamagedRun(f"{path} is damaged ({error}); {advice}") from error
+
+
+def of_the_machine(error: Exception) -> bool:
+    """Whether a lack of memory, disk or permission made the error, and nothing is known of files or settings."""
+    memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
+    return memory or getattr(error, "errno", None) in _LACKS
 
 
 def _on_cpu(state: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -247,9 +254,9 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
             if _digest(weights) != content["tensors"]:
                 raise ValueError(f"the digest of {weights.name} does not match the one in {path.name}")
             checkpoint = Checkpoint(content["step"], load_file(weights), content["values"])
-        except (PermissionError, MemoryError):
-            raise
         except Exception as error:
+            if of_the_machine(error):
+                raise
             damaged.append(f"checkpoint {path} is damaged ({error})")
         else:
             for message in damaged:

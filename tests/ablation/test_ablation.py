@@ -265,7 +265,9 @@ def test_failure_of_the_machine_is_no_result(tmp_path, monkeypatch, error):
     assert run_ablation(grid(cross={}), tmp_path, progress=False)["state"].tolist() == ["finished"]
 
 
-@pytest.mark.parametrize("error", [OSError(errno.EMFILE, "Too many open files"), MemoryError()])
+@pytest.mark.parametrize(
+    "error", [*LACKS[1:], OSError(errno.EMFILE, "Too many open files"), FileNotFoundError("No file")]
+)
 def test_a_finished_run_that_cannot_be_read_for_now_is_kept(tmp_path, monkeypatch, error):
     first = run_ablation(grid(cross={}), tmp_path, progress=False)
     weights = tmp_path / first["run"][0] / "run" / WEIGHTS

@@ -392,6 +392,31 @@ def test_every_route_keeps_the_digits_of_powers_that_float64_has(kernel, estimat
     assert normalized == pytest.approx(float(value / own), rel=rel)
 
 
+POWERS = Polynomial(), Polynomial() + Gaussian()
+
+
+@pytest.mark.parametrize("estimator", ["biased", "unbiased", "block"])
+@pytest.mark.parametrize("route", ["dual", "tiled"])
+@pytest.mark.parametrize("kernel", [Linear(), Gaussian(1.0), InverseMultiquadric(1.0), *POWERS], ids=repr)
+def test_kernels_of_two_precisions_meet_in_float32(kernel, route, estimator):
+    """Powers are computed in float64, the other kernels of float32 samples in float32."""
+    x, y = (100 + z.float() for z in dependent(40, 2, 2))
+    for power in POWERS:
+        for a, b, kernel_a, kernel_b in ((x, y, kernel, power), (y, x, power, kernel)):
+            value = hsic(a, b, kernel_a, kernel_b, estimator, route, block_size=10)
+            exact = hsic(a.double(), b.double(), kernel_a, kernel_b, estimator, "dual", block_size=10)
+            assert value.dtype == torch.float32
+            assert value.item() == pytest.approx(exact.item(), rel=2e-5)
+    labels = torch.arange(40) % 3
+    torch.set_default_dtype(torch.float64)
+    try:
+        value = hsic(x, labels, kernel, Delta(), estimator, route, block_size=10)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    exact = hsic(x.double(), labels, kernel, Delta(), estimator, route, block_size=10)
+    assert value.item() == pytest.approx(exact.item(), rel=2e-5) and value.dtype == torch.float32
+
+
 @pytest.mark.parametrize("route", ["dual", "tiled"])
 def test_an_outlier_costs_a_wide_kernel_no_digits_of_the_unbiased_estimator(route):
     x, y = (z.float() for z in dependent(700, 1, 1))
@@ -407,8 +432,8 @@ def test_powers_without_digits_are_refused():
     for estimator in ("biased", "unbiased"):
         with pytest.raises(ValueError, match=r"Polynomial.*up to rounding error: standardize"):
             hsic(1e9 + x, y, Polynomial(), Gaussian(), estimator)
-        with pytest.raises(ValueError, match=r"Polynomial.*up to rounding error: standardize"):
-            hsic_matrix(y, 1e9 + x, Polynomial(), Polynomial(), estimator)
+        with pytest.raises(ValueError, match=r"Polynomial.* on y\['far'\] up to rounding error: standardize"):
+            hsic_matrix(y, {"far": 1e9 + x[:, 0]}, Polynomial(), Polynomial(), estimator)
     assert hsic(torch.full_like(x, 1e9), y, Polynomial(), Gaussian()) == 0
 
 

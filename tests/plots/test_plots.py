@@ -349,6 +349,14 @@ def test_levels_with_long_names_stay_apart():
     plt.close("all")
 
 
+def test_levels_that_are_numbers_have_lines_and_booleans_have_none():
+    for levels, lines in ((["-1", "0"], 1), ([-1, 0], 1), ([True, False], 0)):
+        frame = pd.DataFrame({"level": levels, "seed": 0, "accuracy": [0.9, 0.8], "evaluation": "linear"})
+        drawn = plot_ablation(frame, "level").get_lines()
+        assert sum(line.get_linestyle() == "-" for line in drawn) == lines
+    plt.close("all")
+
+
 def test_nothing_is_drawn_between_names():
     rows = [{"kernel": kernel, "loss": loss, "seed": seed, "accuracy": accuracy, "evaluation": "linear"}
             for kernel, loss, values in (("imq", "a", (0.5, 0.7)), ("none", "a", (0.6, 0.8)), ("imq", "b", (0.1, 0.3)))

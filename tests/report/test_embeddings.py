@@ -132,8 +132,8 @@ def test_run_gives_its_projections_and_encoder_features(tmp_path):
     assert found.note == ""
     run.status = "interrupted"
     run.save()
-    with pytest.warns(UserWarning, match="run is interrupted, not finished"):
-        assert "run is interrupted, not finished" in read_embeddings(tmp_path / "run").note
+    with pytest.warns(UserWarning, match=r"run is not finished \(interrupted\)"):
+        assert "run is not finished (interrupted)" in read_embeddings(tmp_path / "run").note
     train(
         TrainConfig(dataset="digits", epochs=1, projector=(6,)), tmp_path / "own", None, False,
         encoder=ConvEncoder(1, 1),
