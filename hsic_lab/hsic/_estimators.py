@@ -188,6 +188,7 @@ def exact(x: Tensor, y: Tensor, kernel_x: Kernel, kernel_y: Kernel, unbiased: bo
         trace, rows_x, rows_y = _tiled(x, y, kernel_x, kernel_y, unbiased, size)
     else:
         gram_x, gram_y = kernel_x.gram(x, None), kernel_y.gram(y, None)
+        gram_x, gram_y = (gram.to(torch.promote_types(gram_x.dtype, gram_y.dtype)) for gram in (gram_x, gram_y))
         if not unbiased:
             # Centering one Gram would do; centering both keeps large constants of a kernel out of the rounding error.
             return (center(gram_x) * center(gram_y)).mean()

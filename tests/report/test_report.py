@@ -27,7 +27,7 @@ from hsic_lab.report._page import (
     comparison_table,
     depth_table,
     independence_table,
-    probe_table,
+    page_probes,
     report_html,
     similarity_table,
 )
@@ -158,13 +158,13 @@ def test_unrelated_views_have_no_similarity_and_no_dependence():
 def test_probe_leaves_out_rare_classes_and_notes_it():
     labels = LABELS.astype(str)
     labels[:5] = "rare"
-    table, note = probe_table(Embeddings(A, labels=labels))
+    table, note = page_probes(Embeddings(A, labels=labels))
     assert table["train rows"].tolist() == [164] * 2 and table["test rows"].tolist() == [71] * 2
     left_out = "1 of 4 classes have fewer than 10 of the 240 rows sampled and are left out."
     assert note == f"235 of 240 rows were used; {left_out}"
-    table, note = probe_table(Embeddings(A, labels=np.arange(N)))
+    table, note = page_probes(Embeddings(A, labels=np.arange(N)))
     assert table.empty and note.endswith("there is nothing to predict.")
-    table, _ = probe_table(Embeddings(torch.cat([A[:-1], torch.zeros(1, D)]), labels=LABELS))
+    table, _ = page_probes(Embeddings(torch.cat([A[:-1], torch.zeros(1, D)]), labels=LABELS))
     assert table["evaluation"].tolist() == ["linear probe"], "a zero row has no neighbors"
 
 
@@ -558,7 +558,7 @@ def test_row_without_a_label_takes_no_labels_from_a_comparison(tmp_path):
     table.loc[3, "label"] = None
     table.to_csv(tmp_path / "x.csv", index=False)
     found = read_embeddings(tmp_path / "x.csv")
-    probe, _ = probe_table(found, Embeddings(MIXED))
+    probe, _ = page_probes(found, Embeddings(MIXED))
     assert probe["features"].tolist() == ["A", "A", "B", "B"]
     assert probe["accuracy"].min() > 0.8, "the rows of B are those of the labels"
     page = report_html(found, Embeddings(MIXED))
