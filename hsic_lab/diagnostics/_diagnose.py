@@ -111,10 +111,10 @@ class Diagnosis(DataFrame):
     def __str__(self) -> str:
         (n, d), kind = self.attrs["shape"], self.attrs["kind"]
         first = f"Verdict: {self.attrs['verdict']} ({n} rows, {d} features{'' if kind == 'unknown' else f', {kind}'})"
-        rows = zip(*(self[name] for name in ("diagnostic", "value", "verdict", "threshold")), strict=True)
+        bounds = self["threshold"].replace("none", "").str.replace(" .* = ", " ", regex=True)  # without their formulas
+        rows = zip(self["diagnostic"], self["value"], self["verdict"], bounds, strict=True)
         shown = (row for row in rows if row[0] in _SUMMARY or row[2] in FAULTS)
-        lines = [f"  {name:22} {value:10.4g}   {verdict}" + f" (healthy: {bound})" * (bound != "none")
-                 for name, value, verdict, bound in shown]  # fmt: skip
+        lines = [f"  {name:22} {x:10.4g}   {verdict}{b and f' (healthy: {b})'}" for name, x, verdict, b in shown]
         return "\n".join([first, *textwrap.wrap(self.attrs["explanation"], 100), *lines])
 
 

@@ -343,14 +343,16 @@ def test_text_of_a_diagnosis_is_short(views):
     frame = diagnose(*views, kind="features")
     lines = str(frame).splitlines()
     assert lines[0] == f"Verdict: {frame.attrs['verdict']} (600 rows, 16 features, features)"
-    assert len(lines) <= 14 and max(map(len, lines)) <= 130
+    assert len(lines) <= 14 and max(map(len, lines)) <= 100
     table = frame.set_index("diagnostic")
     numbers = {line.split()[0]: line.split(maxsplit=2)[1:] for line in lines if line.startswith("  ")}
     assert len(numbers) >= 5
     for name, (value, words) in numbers.items():
         verdict, _, bound = words.removesuffix(")").partition(" (healthy: ")
         assert [value, verdict] == [f"{table['value'][name]:.4g}", table["verdict"][name]]
-        assert bound == table["threshold"][name].replace("none", "")
+        rule, _, rest = table["threshold"][name].replace("none", "").partition(", or")
+        words = rule.split()
+        assert bound == " ".join([*words[:1], *words[-1:]]) + (f", or{rest}" if rest else "")
     faults = frame.loc[frame["verdict"].isin(FAULTS), "diagnostic"]
     assert set(faults) <= set(numbers)
     assert str(frame.head(2)) == repr(frame.head(2)), "a selection is a plain table"
