@@ -160,7 +160,7 @@ def _train(
         given[name] = _parse(name, text)
     loading = {option: given.pop(option) for option in _LOADING if option in given}
     if resume and (folder / SETTINGS).exists():
-        config, _, metadata, *_ = settings_to_resume(folder)
+        config, _, metadata, *_ = settings_to_resume(folder.absolute())
         if "dataset" in given:
             given["dataset"] = full_name(given["dataset"])
         asked = lab.training.recipe(recipe, **given) if recipe else replace(config, **given)

@@ -3,10 +3,12 @@
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import replace
 from importlib.metadata import version
@@ -359,6 +361,24 @@ def test_requeued_job_goes_on_though_its_settings_were_damaged(tmp_path, monkeyp
     assert done.returncode == 0 and "after step 2 of 4" in done.stdout, done.stderr
     for _ in range(2):
         assert hsic_lab(*line, cwd=tmp_path).returncode == 0, "nothing has changed"
+
+
+def test_edited_settings_are_told_once_on_resume(run, tmp_path):
+    shutil.copytree(run[0], tmp_path / "run")
+    path = tmp_path / "run" / "run.json"
+    path.write_text(path.read_text().replace('"threads": ', '"threads": 1'))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("default")  # as outside tests
+        done = hsic_lab("train", "run", "--resume", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [str(one.message) for one in told] == [f"{path} was changed since the training wrote it"]
+
+
+def test_run_needs_a_folder(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    code, _, errors = called("train", tmp_path / "file", "--dataset", "digits")
+    assert code == 2 and f"{tmp_path / 'file'} is a file: a run needs a folder" in errors
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_tuned_table_is_told_and_drawn(tmp_path):

@@ -159,41 +159,48 @@ def hsic_matrix(
     unbiased = check_choice(estimator, ("biased", "unbiased"), "estimator") == "unbiased"
     kernel_x, kernel_y = kernel_or(Linear(), kernel_x, "kernel_x"), kernel_or(Linear(), kernel_y, "kernel_y")
     sides = _fitted_columns(x, "x", kernel_x), _fitted_columns(y, "y", kernel_y)
-    # Both sides need one dtype, and labels have none.
-    dtype = torch.float64 if torch.float64 in {z.dtype for side in sides for _, z in side} else torch.float32
-    grams_x, grams_y = ([_shifted_part(*pair, dtype) for pair in side] for side in sides)
     n, n_y = (len(side[0][1]) for side in sides)
     if n < (least := 4 if unbiased or permutations is not None else 2) or n != n_y:
         raise ValueError(f"x and y must have the same number of rows, at least {least}, got {n} and {n_y}")
-    if permutations is not None:
-        values = hsic_matrix(x, y, kernel_x, kernel_y, estimator, normalized)
-        # In float32 equal pairings would differ.
-        exact = [[(k, z.double() if z.is_floating_point() else z) for k, z in side] for side in sides]
-        return PairTests(values, *_pair_pvalues(exact[0], exact[1], permutations, seed))
-    with torch.no_grad(), no_autocast(sides[0][0][1]):
-        xy = xx = yy = torch.zeros((), dtype=torch.float64)
-        row_sums: list[tuple[Tensor, Tensor]] = []
-        size = max(1, _ENTRIES // (n * max(len(grams_x), len(grams_y))))
-        for start in range(0, n, size):
-            rows = slice(start, min(start + size, n))
-            k, l = (torch.stack([gram(rows, slice(None)) for gram in grams]) for grams in (grams_x, grams_y))
-            if unbiased:
-                k.diagonal(start, 1, 2).zero_(), l.diagonal(start, 1, 2).zero_()
-            row_sums.append((k.sum(dim=2).double(), l.sum(dim=2).double()))
-            # One product for each row: a float32 sum of millions of terms would cost four digits.
-            xy = xy + torch.bmm(k.transpose(0, 1), l.permute(1, 2, 0)).sum(dim=0, dtype=torch.float64)
-            xx = xx + k.square().sum(dim=2).sum(dim=1, dtype=torch.float64)
-            yy = yy + l.square().sum(dim=2).sum(dim=1, dtype=torch.float64)
-        rows_x, rows_y = (torch.cat(sums, dim=1) for sums in zip(*row_sums, strict=True))
-        totals_x, totals_y = rows_x.sum(dim=1), rows_y.sum(dim=1)
-        values = from_sums(xy, totals_x[:, None], totals_y, rows_x @ rows_y.T, n, unbiased)
-        if not normalized:
-            return require_finite(values, kernel_x, kernel_y)
-        self_x = from_sums(xx, totals_x, totals_x, rows_x.square().sum(dim=1), n, unbiased)
-        self_y = from_sums(yy, totals_y, totals_y, rows_y.square().sum(dim=1), n, unbiased)
-        rounding = max(1e-12, 16 * torch.finfo(dtype).eps) / n**2  # of the sums
-        alive = (self_x > rounding * xx)[:, None] & (self_y > rounding * yy)
-        return torch.where(alive, values / (self_x[:, None] * self_y).clamp_min(0).sqrt(), 0.0)
+    with no_autocast(sides[0][0][1]):
+        values = _pair_values(*sides, (kernel_x, kernel_y), unbiased, normalized)
+    if permutations is None:
+        return values
+    # In float32 equal pairings would differ.
+    exact = [[(k, z.double() if z.is_floating_point() else z) for k, z in side] for side in sides]
+    return PairTests(values, *_pair_pvalues(exact[0], exact[1], permutations, seed))
+
+
+@torch.no_grad()
+def _pair_values(side_x: Fitted, side_y: Fitted, given: Sequence[Kernel], unbiased: bool, normalized: bool) -> Tensor:
+    """HSIC of all pairs of columns `(p, q)`, or CKA, from blocks of rows; errors name the `given` kernels."""
+    n, sides = len(side_x[0][1]), (side_x, side_y)
+    # Both sides need one dtype, and labels have none.
+    dtype = torch.float64 if torch.float64 in {z.dtype for side in sides for _, z in side} else torch.float32
+    grams_x, grams_y = ([_shifted_part(*pair, dtype) for pair in side] for side in sides)
+    xy = xx = yy = torch.zeros((), dtype=torch.float64)
+    row_sums: list[tuple[Tensor, Tensor]] = []
+    size = max(1, _ENTRIES // (n * max(len(grams_x), len(grams_y))))
+    for start in range(0, n, size):
+        rows = slice(start, min(start + size, n))
+        k, l = (torch.stack([gram(rows, slice(None)) for gram in grams]) for grams in (grams_x, grams_y))
+        if unbiased:
+            k.diagonal(start, 1, 2).zero_(), l.diagonal(start, 1, 2).zero_()
+        row_sums.append((k.sum(dim=2).double(), l.sum(dim=2).double()))
+        # One product for each row: a float32 sum of millions of terms would cost four digits.
+        xy = xy + torch.bmm(k.transpose(0, 1), l.permute(1, 2, 0)).sum(dim=0, dtype=torch.float64)
+        xx = xx + k.square().sum(dim=2).sum(dim=1, dtype=torch.float64)
+        yy = yy + l.square().sum(dim=2).sum(dim=1, dtype=torch.float64)
+    rows_x, rows_y = (torch.cat(sums, dim=1) for sums in zip(*row_sums, strict=True))
+    totals_x, totals_y = rows_x.sum(dim=1), rows_y.sum(dim=1)
+    values = require_finite(from_sums(xy, totals_x[:, None], totals_y, rows_x @ rows_y.T, n, unbiased), *given)
+    if not normalized:
+        return values
+    self_x = from_sums(xx, totals_x, totals_x, rows_x.square().sum(dim=1), n, unbiased)
+    self_y = from_sums(yy, totals_y, totals_y, rows_y.square().sum(dim=1), n, unbiased)
+    rounding = max(1e-12, 16 * torch.finfo(dtype).eps) / n**2  # of the sums
+    alive = (self_x > rounding * xx)[:, None] & (self_y > rounding * yy)
+    return torch.where(alive, values / (self_x[:, None] * self_y).clamp_min(0).sqrt(), 0.0)
 
 
 def _fitted_columns(x: Table, name: str, kernel: Kernel) -> Fitted:

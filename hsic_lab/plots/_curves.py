@@ -115,6 +115,8 @@ def plot_ablation(
         ax.set_xscale("log", base=2)
         ax.xaxis.set_minor_locator(NullLocator())
     ax.set_xticks(levels if numeric else range(len(levels)), names, rotation=90 if crowded else 0)
+    if not ordered:
+        ax.set_xlim(-0.5, len(levels) - 0.5)
     ax.tick_params(axis="x", labelsize="small" if crowded else "medium")
     ax.set(xlabel=plain(x.replace("_", " ")), ylabel=value_label(value, evaluation))
     if value == "accuracy":

@@ -154,7 +154,7 @@ def read_settings(folder: Path) -> Settings:
                 raise ValueError("it lacks config, state, facts or the number of channels, or one is of another type")
         own, older = digests.pop(SETTINGS, None), not digests and len(settings) == 3  # older runs have no digests
         if own != _text_digest(json.dumps(settings | {"sha256": digests})) and not (own is None and older):
-            warnings.warn(f"{path} was changed since the training wrote it", stacklevel=4)
+            warnings.warn(f"{path} was changed since the training wrote it", stacklevel=1)
         return TrainConfig.from_json(config), state, facts, digests
 
     return _read(folder / SETTINGS, parse, {})
@@ -168,7 +168,7 @@ def settings_to_resume(folder: Path) -> Settings:
         kept = load_checkpoint(folder / FOLDER)
         if kept is None or "config" not in kept.values:
             raise
-        warnings.warn(f"{error}: its settings are those of the checkpoint at step {kept.step}", stacklevel=3)
+        warnings.warn(f"{error}: its settings are those of the checkpoint at step {kept.step}", stacklevel=1)
         facts = kept.values.get("facts", {"pictures": kept.values["pictures"]})  # early checkpoints lack the others
         return TrainConfig.from_json(kept.values["config"]), "running", facts, {}
 
@@ -259,8 +259,8 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
                 raise
             damaged.append(f"checkpoint {path} is damaged ({error})")
         else:
-            for message in damaged:
-                warnings.warn(f"{message}; the one before it is used", stacklevel=2)
+            for message in damaged:  # all warnings of this module are of one place, so that Python says each once
+                warnings.warn(f"{message}; the one before it is used", stacklevel=1)
             return checkpoint
     if damaged:
         raise DamagedRun(f"{'; '.join(damaged)}. No other is left: remove {folder} to start over")

@@ -193,6 +193,8 @@ def _status_if_same(folder: Path, config: TrainConfig, data: ImageData | None, v
 
     FileExistsError if there are files of a run but no settings: they may be all that somebody has.
     """
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file: a run needs a folder")
     kept = [name for name in (*FILES, MONITOR, FOLDER) if (folder / name).exists()]
     if not (folder / SETTINGS).exists():  # looked for last: another process writes it first
         if kept:
