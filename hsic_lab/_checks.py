@@ -30,7 +30,7 @@ def as_samples(x: ArrayLike | Tensor, name: str, *, labels: bool = False) -> Ten
     if not x.is_floating_point():
         if labels:
             return x
-        raise TypeError(f"{name} must be floating point, got {x.dtype}: use {name}.double() or the kernel Delta()")
+        raise TypeError(f"{name} must be floating point, got {x.dtype}: convert it, or take Delta() for labels")
     # The sum of finite values may overflow, too, but takes a tenth of the time of looking at every value.
     if not x.detach().sum().isfinite() and not (finite := torch.isfinite(x.detach())).all():
         raise ValueError(f"{name} holds {int((~finite).sum())} values that are NaN or infinite")
@@ -83,6 +83,8 @@ def to_array(x: ArrayLike | Tensor, name: str = "x") -> np.ndarray:
             return x.astype(np.int64 if content == "integer" else np.float64)
         if content in ("string", "boolean"):
             return x.astype(str if content == "string" else bool)
+        if missing := int(pd.isna(x).sum()):
+            raise ValueError(f"{name} holds {missing} missing values")
         raise TypeError(f"{name} must hold numbers of one kind or strings, got objects of kind {content}")
     return x
 

@@ -15,7 +15,7 @@ from hsic_lab.hsic import StreamingLinearHSIC
 from hsic_lab.hsic._estimators import (  # isort: skip
     DUAL_ROWS, TILE_ROWS, CenteredRows, at_origin, center, exact, fit_at_origin, from_sums, paired_samples,
 )  # fmt: skip
-from hsic_lab.kernels import DistanceInduced, Kernel, Linear, kernel_or, require_finite
+from hsic_lab.kernels import DistanceInduced, Kernel, Linear, kernel_or, power_below, require_finite
 
 __all__ = ["MinibatchCKA", "StreamingLinearCKA", "cka"]
 
@@ -77,14 +77,13 @@ def _checked_parts(
     check_choice(route, ("auto", "primal", "dual", "tiled"), "route")
     x, y = paired_samples(x, y, kernel_x, kernel_y, at_least=2 if estimator == "biased" else 4)
     scale_free = Linear, DistanceInduced
-    x, y = (near_one(z) if isinstance(kernel, scale_free) else z for z, kernel in ((x, kernel_x), (y, kernel_y)))
-    return x, y, *_parts(x, y, kernel_x.fit(x), kernel_y.fit(y), estimator, route)
-
-
-def near_one(x: Tensor) -> Tensor:
-    """`x` divided by the power of two below its largest entry, so that its squares neither overflow nor vanish."""
-    largest = float(x.detach().abs().max())
-    return x / 2.0 ** math.floor(math.log2(largest)) if largest else x
+    # Near 1 their squares neither overflow nor vanish.
+    x, y = (
+        z / power_below(float(z.detach().abs().max())) if isinstance(kernel, scale_free) else z
+        for z, kernel in ((x, kernel_x), (y, kernel_y))
+    )
+    (_, kernel_x), (_, kernel_y) = fit_at_origin(x, kernel_x, "x"), fit_at_origin(y, kernel_y, "y")
+    return x, y, *_parts(x, y, kernel_x, kernel_y, estimator, route)
 
 
 def _parts(x: Tensor, y: Tensor, kernel_x: Kernel, kernel_y: Kernel, estimator: str, route: str) -> tuple[Tensor, ...]:
@@ -206,7 +205,7 @@ class MinibatchCKA:
             else:
                 self._sums += self._weighted(old_x, old_y)
         if self._kernels is None and len(x) >= 4:
-            self._kernels = self.kernel_x.fit(x), self.kernel_y.fit(y)
+            self._kernels = fit_at_origin(x, self.kernel_x, "x")[1], fit_at_origin(y, self.kernel_y, "y")[1]
         self._latest = x.clone(), y.clone()  # the caller may reuse its buffers
 
     def compute(self) -> Tensor:

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hsic_lab._checks import (  # isort: skip
-    as_samples, check_choice, check_integer, check_number, check_type, default_dtype, drawn_rows, is_transformed,
-    is_vmapped, matmul, no_autocast,
+    as_samples, check_choice, check_integer, check_number, check_type, default_dtype, drawn_rows, is_constant,
+    is_transformed, is_vmapped, matmul, no_autocast,
 )  # fmt: skip
 
 __all__ = [
@@ -108,7 +108,10 @@ class Polynomial(Kernel):
 
 @dataclass(frozen=True)
 class Delta(Kernel):
-    """Kernel of class labels: 1 where two rows are equal, 0 elsewhere. Accepts integers and booleans."""
+    """Kernel of class labels: 1 where two rows are equal, 0 elsewhere. Accepts integers and booleans.
+
+    It does not know that 41 is near 42: measurements, such as ages, are floats and take another kernel.
+    """
 
     def samples(self, x: Tensor | np.ndarray, name: str) -> Tensor:
         return as_samples(x, name, labels=True)
@@ -119,6 +122,11 @@ class Delta(Kernel):
         for column_x, column_y in zip(x.T, y.T, strict=True):
             equal &= column_x[:, None] == column_y
         return equal.to(x.dtype if x.is_floating_point() else default_dtype())
+
+
+def power_below(value: float) -> float:
+    """The largest power of two that is not above a positive number, 1 for 0: to divide by it is exact."""
+    return 2.0 ** (math.frexp(value)[1] - 1) if value else 1.0
 
 
 @dataclass(frozen=True)
@@ -146,10 +154,13 @@ class _Scaled(Kernel):
         object.__setattr__(fitted, "bandwidth", positive.nan_to_num(1.0).where(median == 0, median))
         return fitted
 
-
-def _times(distances: Tensor, factor: float | Tensor) -> Tensor:
-    """The product, in place unless the gradient of a learnable factor needs the distances."""
-    return distances * factor if isinstance(factor, Tensor) else distances.mul_(factor)
+    def _squares(self, x: Tensor, y: Tensor | None, factor: float) -> Tensor:
+        """`squared_distances` times ``factor / bandwidth^2``, which no unit of the samples makes overflow or vanish."""
+        s = self.bandwidth
+        unit = s.detach() / (2 * torch.frexp(1.0 * s.detach())[0]) if isinstance(s, Tensor) else power_below(s)
+        distances, factor = squared_distances(x / unit, None if y is None else y / unit), factor / (s / unit) ** 2
+        # In place unless the gradient of a learnable bandwidth needs the distances.
+        return distances * factor if isinstance(s, Tensor) else distances.mul_(factor)
 
 
 @dataclass(frozen=True)
@@ -161,7 +172,7 @@ class Gaussian(_Scaled):
     """
 
     def gram(self, x: Tensor, y: Tensor | None) -> Tensor:
-        return _times(squared_distances(x, y), -0.5 / self.bandwidth**2).exp_()
+        return self._squares(x, y, -0.5).exp_()
 
     def frequencies(self, p: int, count: int, generator: torch.Generator) -> Tensor:
         return _normal(p, count, generator=generator) / self.bandwidth
@@ -189,7 +200,7 @@ class InverseMultiquadric(_Scaled):
     """Inverse multiquadric kernel ``k(x, x') = c / sqrt(c^2 + ||x - x'||^2)`` with bandwidth c as in `Gaussian`."""
 
     def gram(self, x: Tensor, y: Tensor | None) -> Tensor:
-        return _times(squared_distances(x, y), 1 / self.bandwidth**2).add_(1).rsqrt_()
+        return self._squares(x, y, 1.0).add_(1).rsqrt_()
 
     def frequencies(self, p: int, count: int, generator: torch.Generator) -> Tensor:
         # c (c^2 + r^2)^-1/2 = E exp(-t r^2) for 2 t c^2 ~ chi-square(1). Given t, w is normal with variance 2 t.
@@ -327,14 +338,15 @@ def median_distance(x: Tensor, norm: int = 2) -> float:
     x = as_samples(x, "x").detach()
     if len(x) < 2:
         raise ValueError(f"the median distance needs at least 2 rows, got shape {tuple(x.shape)}")
-    distances = F.pdist(drawn_rows(x, MEDIAN_ROWS), p=norm)
+    rows = drawn_rows(x, MEDIAN_ROWS)
+    unit = power_below(float(rows.abs().max()))
+    distances = F.pdist(rows / unit, p=norm)
     median = distances.median()
-    if median == 0:
-        distances = distances[distances > 0]
-        median = distances.median() if len(distances) else torch.ones(())
-    if not median.isfinite():
-        raise ValueError(f"the median distance of this sample leaves the range of {x.dtype}: standardize the sample")
-    return float(median)
+    if median == 0 and len(positive := distances[distances > 0]):
+        median = positive.median()
+    elif median == 0 and not is_constant(rows):
+        raise ValueError(f"all distances of this sample leave the range of {x.dtype}: standardize the sample")
+    return unit * float(median) or 1.0
 
 
 def kernel_or(default: "Kernel", kernel: "Kernel | None", name: str) -> "Kernel":

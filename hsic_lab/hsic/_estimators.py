@@ -101,10 +101,14 @@ def at_origin(x: Tensor, kernel: Kernel) -> Tensor:
 def fit_at_origin(x: Tensor, kernel: Kernel, name: str = "this sample") -> tuple[Tensor, Kernel]:
     """`at_origin` and the kernel fitted to it; ValueError if its powers of the sample have no digits."""
     x = at_origin(x, kernel)
-    kernel, some = kernel.fit(x), x.detach()[:: len(x) // 64 + 1]
-    if _origin_dependence(kernel) == 3 and not is_constant(some):
-        require_digits(center(gram := kernel.gram(some, None)), gram, kernel, name)
-    return x, kernel
+    if _origin_dependence(kernel) == 3:
+        if is_constant(x):
+            return x - x.detach(), kernel.fit(x)  # HSIC is 0 at any origin, here without rounding
+        some = x.detach()[:: len(x) // 64 + 1]
+        gram = kernel.fit(x).gram(some, None)
+        if not is_constant(some):
+            require_digits(center(gram), gram, kernel, name)
+    return x, kernel.fit(x)
 
 
 def _rough_middle(x: Tensor) -> Tensor:

@@ -59,8 +59,8 @@ def dhsic(*samples: Tensor, kernels: Sequence[Kernel] | None = None) -> Tensor:
     """
     if len(samples) < 2:
         raise ValueError(f"needs at least 2 samples, got {len(samples)}")
-    kernels = [Linear()] * len(samples) if kernels is None else list(check_type("kernels", kernels, list, tuple))
-    kernels = [check_type(f"kernels[{i}]", kernel, Kernel) for i, kernel in enumerate(kernels)]
+    given = [None] * len(samples) if kernels is None else check_type("kernels", kernels, list, tuple)
+    kernels = [kernel_or(Linear(), kernel, f"kernels[{i}]") for i, kernel in enumerate(given)]
     if len(kernels) != len(samples):
         raise ValueError(f"needs one kernel per sample, got {len(kernels)} kernels for {len(samples)} samples")
     checked = [k.samples(x, f"samples[{i}]") for i, (k, x) in enumerate(zip(kernels, samples, strict=True))]
@@ -138,17 +138,19 @@ def hsic_matrix(
     Parameters
     ----------
     x, y : Tensor, ndarray, DataFrame or mapping of names to columns, p and q columns of n rows
-        Columns of integers, booleans, strings or categories are labels and take the kernel `Delta`. Decimals are
-        numbers, dates and durations seconds. A missing value is an error.
+        Columns of integers, booleans, strings or categories are labels and take the kernel `Delta`; make integers that
+        measure something, such as ages, floats. Decimals are numbers, dates and durations seconds. A missing value is
+        an error. Rows are paired by position, not by the index of a frame.
     kernel_x, kernel_y, estimator
         As in `hsic`, without "block". The kernels are for floating columns; a median rule is fitted to every column.
     normalized : bool, default False
         Divide by ``sqrt(HSIC(x_i, x_i) HSIC(y_j, y_j))``: CKA, or 0 where one of the two is not positive.
     permutations, seed : int or None, and int
         Also test every pair of columns with at least so many permutations of the rows of `y`, as `permutation_test`
-        does (n at least 4). The adjusted p-values are those of the step-down method of Westfall and Young (1993) on
-        standardized values: the probability of one or more adjusted p-values ``<= a`` among the independent pairs is at
-        most a, if the columns of these pairs are independent of each other jointly, x from y.
+        does (n at least 4), but with linear kernels, which detect correlation only, unless others are given. The
+        adjusted p-values are those of the step-down method of Westfall and Young (1993) on standardized values: the
+        probability of one or more adjusted p-values ``<= a`` among the independent pairs is at most a, if the columns
+        of these pairs are independent of each other jointly, x from y.
 
     Examples
     --------
@@ -162,13 +164,14 @@ def hsic_matrix(
     n, n_y = (len(side[0][1]) for side in sides)
     if n < (least := 4 if unbiased or permutations is not None else 2) or n != n_y:
         raise ValueError(f"x and y must have the same number of rows, at least {least}, got {n} and {n_y}")
+    exact = [[(k, z.double() if z.is_floating_point() else z) for k, z in side] for side in sides]
+    largest = [float(z.abs().max()) for side in sides for _, z in side if z.is_floating_point()]
+    in_range = all(size == 0 or 1e-8 < size < 1e8 for size in largest)  # fourth powers, in float32
     with no_autocast(sides[0][0][1]):
-        values = _pair_values(*sides, (kernel_x, kernel_y), unbiased, normalized)
+        values = _pair_values(*(sides if in_range else exact), (kernel_x, kernel_y), unbiased, normalized)
     if permutations is None:
         return values
-    # In float32 equal pairings would differ.
-    exact = [[(k, z.double() if z.is_floating_point() else z) for k, z in side] for side in sides]
-    return PairTests(values, *_pair_pvalues(exact[0], exact[1], permutations, seed))
+    return PairTests(values, *_pair_pvalues(exact[0], exact[1], permutations, seed))  # equal ones differ in float32
 
 
 @torch.no_grad()
@@ -207,13 +210,16 @@ def _fitted_columns(x: Table, name: str, kernel: Kernel) -> Fitted:
     """The fitted kernel of each column of a table, and the column `(n, 1)` as its kernel accepts it."""
     if isinstance(x, pd.DataFrame) and not x.columns.is_unique:
         raise ValueError(f"{name} must have columns of different names, got {list(x.columns)}")
+    x = x.to_frame() if isinstance(x, pd.Series) else x
     if isinstance(x, pd.DataFrame | Mapping):
         given = {f"{name}[{key!r}]": x[key] for key in x}
     elif isinstance(x, Tensor | np.ndarray) and x.ndim in (1, 2):
         table = x if x.ndim == 2 else x[:, None]
         given = {f"{name}[:, {i}]": table[:, i] for i in range(table.shape[1])}
     else:
-        raise TypeError(f"{name} must be a table: a tensor, array, data frame or mapping, got {type(x).__name__}")
+        shape = f" of shape {tuple(x.shape)}" if isinstance(x, Tensor | np.ndarray) else ""
+        accepted = "a tensor or array (n, p), data frame or mapping"
+        raise TypeError(f"{name} must be a table: {accepted}, got {type(x).__name__}{shape}")
     columns = {key: factor_values(column, key)[0] for key, column in given.items()}
     if len(lengths := {len(column) for column in columns.values()}) != 1:
         raise ValueError(f"{name} needs one or more columns of one length, got lengths {sorted(lengths)}")

@@ -26,7 +26,7 @@ Labels = Tensor | np.ndarray | Sequence
 Sides = Sequence[tuple[Sequence[Kernel], Tensor]]  # of x and of y: its kernels and its sample
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TestResult:
     """Result of a test of independence, with SciPy's names; a large statistic speaks against independence.
 
@@ -164,7 +164,8 @@ def dhsic_test(
     >>> dhsic_test(a, b, a ^ b, kernels=[Delta()] * 3).pvalue  # pairwise independent, jointly dependent
     0.001
     """
-    kernels = [Gaussian()] * len(samples) if kernels is None else kernels
+    given: Sequence[Any] = [None] * len(samples) if kernels is None else kernels
+    kernels = [Gaussian() if kernel is None else kernel for kernel in given]
     dhsic(*samples, kernels=kernels)  # type: ignore[arg-type]  # checks the samples
     checked = [kernel.samples(z, "samples") for kernel, z in zip(kernels, samples, strict=True)]
     parts = [gram_parts(kernel, z) for kernel, z in zip(kernels, checked, strict=True)]
