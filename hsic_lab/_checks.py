@@ -187,15 +187,16 @@ def check_integer(name: str, value: Any, low: int, high: int = 2**63 - 1) -> int
 
 
 def check_number(
-    name: str, value: object, low: float = -math.inf, high: float = math.inf, above: bool = False
+    name: str, value: object, low: float = -math.inf, high: float = math.inf, above: bool = False, below: bool = False
 ) -> float:
-    """Return `value` as a finite float; ValueError if it is none or not in [low, high], with `above` (low, high]."""
+    """Return `value` as a finite float in [low, high], without low if `above` and high if `below`; else ValueError."""
     value = _item(value)
     number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
-    if math.isfinite(number) and (low < number if above else low <= number) and number <= high:
+    at_end = (above and number == low) or (below and number == high)
+    if math.isfinite(number) and low <= number <= high and not at_end:
         return number
     bound = f"above {low:g}" if above else f"of at least {low:g}" if low > -math.inf else "that is finite"
-    bound = bound if high == math.inf else f"in {'(' if above else '['}{low:g}, {high:g}]"
+    bound = bound if high == math.inf else f"in {'(' if above else '['}{low:g}, {high:g}{')' if below else ']'}"
     raise ValueError(f"{name} must be a number {bound}, got {value!r}")
 
 

@@ -1,6 +1,7 @@
 """Atomic file writes, locks, what killed writes leave behind, and progress bars."""
 
 import builtins
+import io
 import math
 import os
 import re
@@ -80,14 +81,11 @@ def sole_process(path: Path, wait: bool = False, remove: bool = False) -> Iterat
         lock.release()
 
 
-class _Lines:
+class _Lines(io.TextIOBase):
     """A log: what would overwrite a line in a terminal is a line of its own."""
 
-    def write(self, text: str) -> None:
-        sys.stderr.write(text.replace("\r", "\n"))
-
-    def flush(self) -> None:
-        sys.stderr.flush()
+    def write(self, text: str) -> int:
+        return sys.stderr.write(text.replace("\r", "\n"))
 
 
 def progress_options(total: int) -> dict[str, Any]:

@@ -97,7 +97,7 @@ def _tested(differences: pd.Series, names: tuple[str, str], value: str) -> Paire
     mean, low, high = mean_interval(x)
     p = p_same = np.nan
     if len(x) > 1:
-        error, freedom = x.std(ddof=1) / np.sqrt(len(x)), len(x) - 1
+        error, freedom = x.sem(), len(x) - 1
         with np.errstate(divide="ignore", invalid="ignore"):  # equal differences have no error
             p = np.nan_to_num(2 * t.sf(abs(mean) / error, freedom), nan=1.0)
             if value == "accuracy":
@@ -111,6 +111,11 @@ def paired_differences(
 ) -> pd.DataFrame:  # fmt: skip
     """Paired differences between one level of a factor and each other, for every level of other factors.
 
+    The columns are those of `by`; `first, second, mean, low, high, value, seeds, n_failed`; `p` of the paired t test;
+    `p_same` of two one-sided tests (Schuirmann 1987) that the difference is beyond 1 point, for accuracies; `p_holm`
+    and `p_same_holm`, both corrected for the number of rows (Holm 1979); and `verdict`: which level is ahead if
+    `p_holm` is below 0.05, "same within 1 point" if `p_same_holm` is, else "not decided"; "no result" of no seed.
+
     Parameters
     ----------
     frame, factor, first, value, evaluation
@@ -119,14 +124,6 @@ def paired_differences(
         Columns of the other factors that vary; each combination of their levels is compared by itself.
     names : mapping or None
         Names of the levels in the table.
-
-    Returns
-    -------
-    DataFrame
-        The columns `by`; `first, second, mean, low, high, value, seeds, n_failed`; `p` of the paired t test; `p_same`
-        of two one-sided tests (Schuirmann 1987) that the difference is beyond 1 point, for accuracies; `p_holm` and
-        `p_same_holm`, both corrected for the number of rows (Holm 1979); and `verdict`: which level is ahead if
-        `p_holm` is below 0.05, "same within 1 point" if `p_same_holm` is, else "not decided"; "no result" of no seed.
 
     Examples
     --------
@@ -192,11 +189,9 @@ def summarize(
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
     """Mean and 95 % t interval of the values that are not missing; the interval of one value is NaN."""
-    x = pd.Series(values, dtype=np.float64).dropna().to_numpy()
-    if len(x) < 2:
-        return (float(x[0]) if len(x) else np.nan), np.nan, np.nan
-    half = t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x))
-    return float(x.mean()), float(x.mean() - half), float(x.mean() + half)
+    x = pd.Series(values, dtype=np.float64).dropna()
+    mean, half = float(x.mean()), float(t.ppf(0.975, len(x) - 1) * x.sem())
+    return mean, mean - half, mean + half
 
 
 def _chosen(frame: pd.DataFrame, evaluation: str, *columns: str) -> pd.DataFrame:

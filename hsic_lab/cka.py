@@ -28,6 +28,8 @@ def cka(
 
     It is 1 for equal samples. With linear kernels it does not change under rotations, shifts and isotropic scaling. It
     raises ValueError if HSIC(x, x) or HSIC(y, y) is not positive: a constant sample, or a bandwidth that does not fit.
+    The result is a tensor of shape (), differentiable in `x`, `y` and bandwidths. Reference: Kornblith et al. (2019),
+    "Similarity of Neural Network Representations Revisited", arXiv:1905.00414.
 
     Parameters
     ----------
@@ -38,15 +40,6 @@ def cka(
     estimator : {"unbiased", "biased"}, default "unbiased"
         "unbiased" (debiased CKA, n at least 4) is within [-1, 1] and near 0 for independent samples. "biased" is within
         [0, 1] and grows towards 1 with p / n even for independent samples: do not compare it between different n.
-
-    Returns
-    -------
-    Tensor of shape ()
-        CKA; differentiable in `x`, `y` and bandwidths.
-
-    References
-    ----------
-    Kornblith et al. (2019), "Similarity of Neural Network Representations Revisited", arXiv:1905.00414.
 
     Examples
     --------
@@ -82,13 +75,13 @@ def _checked_parts(
         z / power_below(float(z.detach().abs().max())) if isinstance(kernel, scale_free) else z
         for z, kernel in ((x, kernel_x), (y, kernel_y))
     )
-    (_, kernel_x), (_, kernel_y) = fit_at_origin(x, kernel_x, "x"), fit_at_origin(y, kernel_y, "y")
+    (kernel_x, _), (kernel_y, _) = fit_at_origin(kernel_x, x, "x"), fit_at_origin(kernel_y, y, "y")
     return x, y, *_parts(x, y, kernel_x, kernel_y, estimator, route)
 
 
 def _parts(x: Tensor, y: Tensor, kernel_x: Kernel, kernel_y: Kernel, estimator: str, route: str) -> tuple[Tensor, ...]:
     """HSIC(x, y), HSIC(x, x) and HSIC(y, y) for fitted kernels, exactly 0 where the value is only rounding."""
-    samples: Any = (x, kernel_x), (y, kernel_y)
+    samples: Any = (kernel_x, x), (kernel_y, y)
     (n, p), q = x.shape, y.shape[1]
     linear = isinstance(kernel_x, Linear) and isinstance(kernel_y, Linear)
     if linear and (route == "primal" or (route == "auto" and (p + q <= n or n > DUAL_ROWS) and p * q <= n * (p + q))):
@@ -98,7 +91,7 @@ def _parts(x: Tensor, y: Tensor, kernel_x: Kernel, kernel_y: Kernel, estimator: 
         values, small = _estimates(samples, estimator, "dual" if route == "auto" and n <= DUAL_ROWS else route)
     if any(small):
         # The unbiased HSIC leaves out the diagonal, nearly all of the Gram here: take it off first, in float64.
-        samples = tuple((z.double() if z.is_floating_point() else z, kernel) for z, kernel in samples)
+        samples = tuple((kernel, z.double() if z.is_floating_point() else z) for kernel, z in samples)
         values, small = _estimates(samples, estimator, "dual" if n <= 4096 else "tiled", last=True)
     xx, yy, xy = require_finite(torch.stack(values), kernel_x, kernel_y)
     xx, yy = (v * (not s and not is_constant(z)) for v, s, z in zip((xx, yy), small, (x, y), strict=True))
@@ -107,11 +100,11 @@ def _parts(x: Tensor, y: Tensor, kernel_x: Kernel, kernel_y: Kernel, estimator: 
 
 def _estimates(samples: Any, estimator: str, route: str, last: bool = False) -> tuple[list[Tensor], list[bool]]:
     """HSIC(x, x), HSIC(y, y), HSIC(x, y); whether the first two are too small to be exact, at `last` only rounding."""
-    (x, _), n, unbiased, pairs = samples[0], len(samples[0][0]), estimator == "unbiased", ((0, 0), (1, 1), (0, 1))
+    x, n, unbiased, pairs = samples[0][1], len(samples[0][1]), estimator == "unbiased", ((0, 0), (1, 1), (0, 1))
     diagonals: Sequence[Tensor]
     with no_autocast(x):
         if route == "dual":
-            grams, diagonals = zip(*(gram_and_diagonal(z, kernel, estimator) for z, kernel in samples), strict=True)
+            grams, diagonals = zip(*(gram_and_diagonal(kernel, z, estimator) for kernel, z in samples), strict=True)
             values = [grams[i].flatten() @ grams[j].flatten() / (n * (n - 3) if unbiased else n**2) for i, j in pairs]
             eps = torch.finfo(diagonals[0].dtype).eps
             tolerance = (1024 * eps) ** 2 if last else 16 * eps  # HSIC(x, x) is a mean of squares
@@ -126,10 +119,10 @@ def _estimates(samples: Any, estimator: str, route: str, last: bool = False) -> 
                 a, b = diagonals[i] * unbiased, diagonals[j] * unbiased
                 values.append(from_sums(squared_norm - a @ b, -a.sum(), -b.sum(), a @ b, n, unbiased))
         else:
-            (z, kernels) = zip(*(fit_at_origin(*sample) for sample in samples), strict=True)
+            kernels, z = zip(*(fit_at_origin(*sample) for sample in samples), strict=True)
             values = [exact(z[i], z[j], kernels[i], kernels[j], unbiased, route, TILE_ROWS) for i, j in pairs]
-            blocks = ((at_origin(z.detach(), kernel).split(256), kernel) for z, kernel in samples)
-            diagonals = [torch.cat([kernel.gram(z, None).diagonal() for z in block]) for block, kernel in blocks]
+            blocks = ((kernel, at_origin(kernel, z.detach()).split(256)) for kernel, z in samples)
+            diagonals = [torch.cat([kernel.gram(z, None).diagonal() for z in block]) for kernel, block in blocks]
             tolerance = 16 * n * torch.finfo(values[0].dtype).eps
     limits = (tolerance * diagonal.detach().double().square().mean() for diagonal in diagonals)
     return values, [unbiased and bool(v <= limit) for v, limit in zip(values, limits, strict=False)]
@@ -139,9 +132,9 @@ def _linear_gram(x: Tensor, y: Tensor, equal: bool) -> Tensor:
     return Linear().gram(x, None if equal else y.T)
 
 
-def gram_and_diagonal(x: Tensor, kernel: Kernel, estimator: str) -> tuple[Tensor, Tensor]:
+def gram_and_diagonal(kernel: Kernel, x: Tensor, estimator: str) -> tuple[Tensor, Tensor]:
     """Centered Gram in float64, and the diagonal before; inner products are HSIC times n (n - 3), or n^2 if biased."""
-    gram = kernel.gram(at_origin(x, kernel), None)
+    gram = kernel.gram(at_origin(kernel, x), None)
     return u_center(gram) if estimator == "unbiased" else center(gram.double()), gram.detach().diagonal()
 
 
@@ -205,7 +198,7 @@ class MinibatchCKA:
             else:
                 self._sums += self._weighted(old_x, old_y)
         if self._kernels is None and len(x) >= 4:
-            self._kernels = fit_at_origin(x, self.kernel_x, "x")[1], fit_at_origin(y, self.kernel_y, "y")[1]
+            self._kernels = fit_at_origin(self.kernel_x, x, "x")[0], fit_at_origin(self.kernel_y, y, "y")[0]
         self._latest = x.clone(), y.clone()  # the caller may reuse its buffers
 
     def compute(self) -> Tensor:

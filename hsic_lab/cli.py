@@ -290,19 +290,18 @@ def _table_figures(path: Path) -> dict[str, Any]:
     if not factors:
         raise ValueError(f"{path} has no factor: its grid varies nothing")
     lab.plots.set_theme()
+    for names in (factors, factors[1:]):
+        if len(names) > 1:  # they share the color of a line
+            frame[", ".join(names)] = frame[names].astype(str).agg(", ".join, axis=1)
     figures = {}
     for evaluation, part in frame[~frame["evaluation"].str.contains(" of ")].groupby("evaluation", sort=False):
         validation = evaluation.endswith(" on validation")
         for x in part["tuned"].unique() if validation else factors[:1]:
-            lines = factors if validation else factors[1:]
-            hue = ", ".join(lines)
-            part = part.assign(**{hue: part[lines].astype(str).agg(", ".join, axis=1)}) if len(lines) > 1 else part
+            hue = ", ".join(factors if validation else factors[1:])
             name = f"{path.stem}_tuning_{x}.png" if validation else f"{path.stem}_{evaluation}.png"
             figures[name] = lab.plots.plot_ablation(part, x, hue or None, evaluation=evaluation).figure
     if "layer" in frame:
-        hue = ", ".join(factors)
-        part = frame.assign(**{hue: frame[factors].astype(str).agg(", ".join, axis=1)}) if len(factors) > 1 else frame
-        figures[f"{path.stem}_layers.png"] = lab.plots.plot_ablation(part, "layer", hue).figure
+        figures[f"{path.stem}_layers.png"] = lab.plots.plot_ablation(frame, "layer", ", ".join(factors)).figure
     return figures
 
 

@@ -52,6 +52,12 @@ def compare_models(
     Of an output that is no tensor, `last_hidden_state` is taken, else the first entry of a tuple or the only tensor of
     a dict; the label of the layer says which, as in ``lstm[0]``.
 
+    The layers of `model_a` are the index of the table, those of `model_b` its columns. With `permutations` the result
+    is a named tuple ``similarity, pvalue, adjusted, calibrated`` of such tables. `pvalue` is ``(1 + #) / (1 +
+    permutations)`` with the number # of permuted values that reach the observed one. `adjusted` compares with the
+    largest standardized value of all pairs (Westfall and Young 1993). `calibrated` is ``max(0, (s - t) / (1 - t))`` for
+    the similarity s and the 95 % quantile t of observed and permuted values (arXiv:2602.14486).
+
     Parameters
     ----------
     model_a, model_b : Module
@@ -83,15 +89,6 @@ def compare_models(
     permutations, seed : int or None, and int
         Also test every pair of layers: compute the similarity so many times, 19 or more, with the rows of `model_b`
         permuted within each batch. One permutation serves all pairs.
-
-    Returns
-    -------
-    DataFrame or LayerTests
-        Similarity with the layers of `model_a` as index and those of `model_b` as columns; with `permutations` a named
-        tuple ``similarity, pvalue, adjusted, calibrated`` of such tables. `pvalue` is ``(1 + #) / (1 + permutations)``
-        with the number # of permuted values that reach the observed one. `adjusted` compares with the largest
-        standardized value of all pairs (Westfall and Young 1993). `calibrated` is ``max(0, (s - t) / (1 - t))`` for the
-        similarity s and the 95 % quantile t of observed and permuted values (arXiv:2602.14486).
 
     Examples
     --------
@@ -333,7 +330,7 @@ class _Layers:
         if self.measure != "cka":
             z = _neighbors(x, self.k) if self.measure == "mutual_knn" else _coordinates(x)
             return z, z.square().sum()
-        gram, _ = gram_and_diagonal(x, kernel, "unbiased" if self.unbiased else "biased")
+        gram, _ = gram_and_diagonal(kernel, x, "unbiased" if self.unbiased else "biased")
         own = gram.square().sum()
         if self.sampled_features:
             if p == 1:

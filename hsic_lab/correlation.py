@@ -30,17 +30,13 @@ def standardize(z: Tensor) -> Tensor:
     """Scale every column to mean 0 and variance 1 over the batch.
 
     ``(z - mean) / std`` with ``std = sqrt(sum (z - mean)^2 / n)``, so that equal views correlate to exactly 1 at every
-    n. A column that is constant up to rounding becomes 0 and gets the gradient 0.
+    n. A column that is constant up to rounding becomes 0 and gets the gradient 0. NaN and infinite values make their
+    column NaN.
 
     Parameters
     ----------
     z : Tensor of shape (n, d)
         Floating point, n at least 2. Half precision is raised to float32.
-
-    Returns
-    -------
-    Tensor of shape (n, d)
-        The standardized columns. NaN and infinite values make their column NaN.
     """
     check_view("z", z)
     if len(z) < 2:
@@ -73,17 +69,13 @@ def _is_rounding(square: Tensor, value: Tensor, tolerance: float) -> Tensor:
 def cross_correlation(z_a: Tensor, z_b: Tensor) -> Tensor:
     """Correlations ``C = standardize(z_a)' standardize(z_b) / n`` of the features of two views.
 
-    This is equation 2 of Zbontar et al. (2021), "Barlow Twins", arXiv:2103.03230.
+    This is equation 2 of Zbontar et al. (2021), "Barlow Twins", arXiv:2103.03230. Rows of C, a (d, d) tensor, belong to
+    the features of `z_a`. Constant features have correlation 0.
 
     Parameters
     ----------
     z_a, z_b : Tensor of shape (n, d)
         Two views; rows of one index are one image. The narrower dtype is raised to the wider.
-
-    Returns
-    -------
-    Tensor of shape (d, d)
-        C; rows belong to the features of `z_a`. Constant features have correlation 0.
 
     Examples
     --------
@@ -145,7 +137,7 @@ def spectrum(c: ArrayLike) -> np.ndarray:
 
 
 def feature_order(c: ArrayLike, by: str = "index") -> np.ndarray:
-    """Order of the features that makes a heatmap of C readable.
+    """Order of the features that makes a heatmap of C readable: its row and column p are feature ``order[p]``.
 
     Parameters
     ----------
@@ -154,11 +146,6 @@ def feature_order(c: ArrayLike, by: str = "index") -> np.ndarray:
     by : {"index", "diagonal", "cluster"}, default "index"
         "index" keeps the given order. "diagonal" puts the features on which the views agree best first. "cluster" puts
         related features side by side: the leaves of average linkage on the distance ``1 - (C + C') / 2``.
-
-    Returns
-    -------
-    ndarray of shape (d,)
-        A permutation: row and column p of the heatmap are feature ``order[p]``.
     """
     c, by = square_matrix(c), check_choice(by, ORDERS, "order")
     if by == "index":

@@ -31,11 +31,11 @@ def demo_config(loss: str, epochs: int = EPOCHS) -> TrainConfig:
     return TrainConfig(dataset="digit_scenes", loss=loss, epochs=epochs)
 
 
-def demo_probe(runs: Mapping[str, Run], data: ImageData, path: Path | None = None, n_jobs: Any = None) -> pd.DataFrame:
+def demo_probe(runs: Mapping[str, Run], data: ImageData, path: Path, n_jobs: int | None = None) -> pd.DataFrame:
     """Return the probe accuracy of raw pixels, an untrained encoder and the runs; kept in `path` for equal inputs."""
     weights = (title.encode() + (run.folder / WEIGHTS).read_bytes() for title, run in runs.items())
     inputs = "sha256:" + hashlib.sha256(b"".join([data.fingerprint.encode(), *weights])).hexdigest()
-    if path is not None and path.exists():
+    if path.exists():
         with suppress(ValueError):  # a damaged table is made again
             kept = pd.read_csv(path)
             if set(kept.get("inputs", ())) == {f"{inputs} {len(kept)} rows"}:
@@ -47,10 +47,7 @@ def demo_probe(runs: Mapping[str, Run], data: ImageData, path: Path | None = Non
         features[title] = tuple(extract_features(encoder, images) for images in splits)
     labels, half = data.train.labels, len(data.train) // 2  # a fit of 3072 pixels gains nothing from all rows
     table = probe_table(features, labels, data.test.labels, splits=3, n_train=half, n_jobs=n_jobs)
-    if path is not None:
-        replace_file(
-            path, lambda temporary: table.assign(inputs=f"{inputs} {len(table)} rows").to_csv(temporary, index=False)
-        )
+    replace_file(path, partial(table.assign(inputs=f"{inputs} {len(table)} rows").to_csv, index=False))
     return table
 
 

@@ -33,10 +33,9 @@ class ConvEncoder(nn.Sequential):
     def __init__(self, width: int = 16, channels: int = 3) -> None:
         width, channels = check_integer("width", width, 1), check_integer("channels", channels, 1)
         layers: list[nn.Module] = []
-        before = channels
-        for after, stride in ((width, 1), (width, 2), (2 * width, 1), (2 * width, 2), (4 * width, 1), (4 * width, 1)):
+        sizes = pairwise([channels, width, width, 2 * width, 2 * width, 4 * width, 4 * width])
+        for (before, after), stride in zip(sizes, (1, 2, 1, 2, 1, 1), strict=True):
             layers += [_convolution(before, after, 3, stride), nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
-            before = after
         super().__init__(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten())
         self.channels, self.out_features = channels, 16 * width
 
@@ -130,9 +129,8 @@ class ResNetEncoder(nn.Module):
         if not is_whole(depth) or depth not in _BLOCKS:
             raise ValueError(f"depth must be one of {', '.join(map(str, _BLOCKS))}, got {depth!r}")
         check_choice(stem, ("cifar", "imagenet"), "stem")
-        channels = check_integer("channels", channels, 1)
-        self.channels = channels
-        self.conv1 = _convolution(channels, 64, *((3, 1) if stem == "cifar" else (7, 2)))
+        self.channels = check_integer("channels", channels, 1)
+        self.conv1 = _convolution(self.channels, 64, *((3, 1) if stem == "cifar" else (7, 2)))
         self.maxpool = nn.Identity() if stem == "cifar" else nn.MaxPool2d(3, 2, 1)
         self.bn1, self.relu = nn.BatchNorm2d(64), nn.ReLU(inplace=True)
         factor = 4 if depth == 50 else 1  # output channels of a block, over its width

@@ -34,9 +34,7 @@ class CorruptedRows:
     """
 
     def __init__(self, corruption: float = 0.3) -> None:
-        if not 0 < check_number("corruption", corruption) < 1:
-            raise ValueError(f"corruption must be a share between 0 and 1, got {corruption!r}")
-        self.corruption = corruption
+        self.corruption = check_number("corruption", corruption, 0, 1, above=True, below=True)
 
     def __call__(self, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return two views of rows ``(m, p)``, on whose device the generator is."""

@@ -393,14 +393,19 @@ def factor(
     generator = torch.Generator().manual_seed(seed)
     with no_autocast(x):
         if method == "fourier":
-            angles = matmul(x, kernel.frequencies(x.shape[1], rank // 2, generator).to(x))
-            return torch.cat([angles.cos(), angles.sin()], dim=1) * (2 / rank) ** 0.5
+            return fourier_features(kernel, x, rank, generator)
         # In float64: float32 rounds the distances of far rows by more than the small eigenvalues of the pivots' Gram.
         x = x.double() if x.is_floating_point() else x
         candidates = x[torch.randperm(len(x), generator=generator)[:rank].to(x.device)] if method == "nystrom" else x
         chosen = candidates[_pivots(kernel, candidates, rank, tolerance)]
         lower = torch.linalg.cholesky(kernel.gram(chosen, None))
         return torch.linalg.solve_triangular(lower, kernel.gram(chosen, x), upper=False).T.to(dtype)
+
+
+def fourier_features(kernel: Kernel, x: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Features (n, count) ``sqrt(2 / count) [cos(x W), sin(x W)]`` with random W, whose products are k on average."""
+    angles = matmul(x, kernel.frequencies(x.shape[1], count // 2, generator).to(x))
+    return torch.cat([angles.cos(), angles.sin()], dim=1) * (2 / count) ** 0.5
 
 
 @torch.no_grad()

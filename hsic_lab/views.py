@@ -140,7 +140,7 @@ class TwoViews:
         chunk = n if device.type != "cpu" else max(1, 2**18 // (channels * height * width))  # 1 MiB, for the L2 cache
         with torch.autocast(device.type, enabled=False):  # autocast would round the pixels
             if color:
-                matrix, offset = (part.split(n) for part in self._draw_color(jitter, channels))
+                colors = [self._draw_color(part, channels, view % 2) for view, part in enumerate(jitter.split(n))]
                 luma = (_YIQ[0] if channels == 3 else torch.ones(1)).to(device, torch.float32)
             for begin in range(0, n, chunk):
                 rows = slice(begin, begin + chunk)
@@ -150,9 +150,9 @@ class TwoViews:
                     pixels = resize_rows(narrow, *(x[rows] for x in down)).flatten(2)
                     out = views[view][rows].flatten(2)
                     if color:
-                        gray = pixels.mean(dim=2) @ luma
-                        shift = (offset[view][rows] * gray).div_(half).sub_(1)[:, None, None]
-                        torch.baddbmm(shift, matrix[view][rows] / half, pixels, out=out)
+                        matrix, offset = (part[rows] for part in colors[view])
+                        shift = (offset * (pixels.mean(dim=2) @ luma)).div_(half).sub_(1)[:, None, None]
+                        torch.baddbmm(shift, matrix / half, pixels, out=out)
                     else:
                         torch.div(pixels, half, out=out).sub_(1)
                     out.clamp_(-1, 1)
@@ -170,23 +170,18 @@ class TwoViews:
             chosen = (uniforms[:, 2] < self.solarize[view]).nonzero().squeeze(1)
             views[chosen] = views[chosen].abs().neg_()  # inverts above the middle 0, as Pillow's `solarize`
 
-    def _draw_color(self, uniforms: Tensor, channels: int) -> tuple[Tensor, Tensor]:
-        """Color matrices `(m, c, c)` and offsets `(m,)` from `(m, 6)` uniform numbers."""
+    def _draw_color(self, uniforms: Tensor, channels: int, view: int) -> tuple[Tensor, Tensor]:
+        """Color matrices `(m, c, c)` and offsets `(m,)` of view a or b, from `(m, 6)` uniform numbers."""
         strengths = (self.brightness, self.contrast, self.saturation)
         low = uniforms.new_tensor([max(0.0, 1 - v) for v in strengths] + [-self.hue])
         high = uniforms.new_tensor([1 + v for v in strengths] + [self.hue])
         factors = uniforms[:, :4] * (high - low) + low
-        jittered = (uniforms[:, 4] < self._by_view(self.jitter, uniforms))[:, None]
+        jittered = (uniforms[:, 4] < self.jitter[view])[:, None]
         factors = torch.where(jittered, factors, factors.new_tensor([1.0, 1.0, 1.0, 0.0]))
         brightness, contrast, saturation, hue = factors.unbind(1)
-        saturation = saturation.masked_fill(uniforms[:, 5] < self._by_view(self.grayscale, uniforms), 0.0)
+        saturation = saturation.masked_fill(uniforms[:, 5] < self.grayscale[view], 0.0)
         matrix, offset = color_maps(brightness, contrast, saturation, hue)
         return (matrix if channels == 3 else (brightness * contrast)[:, None, None]), offset
-
-    def _by_view(self, pair: Range, like: Tensor) -> Tensor:
-        """One probability for each row of `like`, which has as many rows of each view, one view after the other."""
-        count = len(self._sides)
-        return like.new_tensor([pair[view % 2] for view in range(count)]).repeat_interleave(len(like) // count)
 
 
 def _sides(size: int | Sequence[int]) -> tuple[int, ...]:

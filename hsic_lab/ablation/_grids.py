@@ -122,17 +122,17 @@ class Grid:
         own = [table["tune"] for table in self.include if "tune" in table]
         if not all(isinstance(table, dict) for table in own):
             raise ValueError(f"the tune of an include must be a table of names and values, got {own!r}")
-        for name in itertools.chain(self.base, self.factors, self.tune, *own):
+        tuned = [self.tune, *own]
+        for name in itertools.chain(self.base, self.factors, *tuned):
             if name == "seed":
                 raise ValueError("seed is not a setting of the grid: `seeds` says how many, or which")
             check_choice(name, (*FIELDS, *SHORTHANDS), "a setting of the grid")
-        for where, name, values in [(w, n, v) for w in ("cross", "tune") for n, v in getattr(self, w).items()] + [
-            ("tune", n, v) for table in own for n, v in table.items()
-        ]:
-            if not isinstance(values, list) or not values:
-                raise ValueError(f"{where}.{name} must be a list of at least one value, got {values!r}")
-            if len(set(map(json.dumps, values))) < len(values):
-                raise ValueError(f"{where}.{name} must hold each value once, got {values!r}")
+        for where, table in (("cross", self.cross), *(("tune", table) for table in tuned)):
+            for name, values in table.items():
+                if not isinstance(values, list) or not values:
+                    raise ValueError(f"{where}.{name} must be a list of at least one value, got {values!r}")
+                if len(set(map(json.dumps, values))) < len(values):
+                    raise ValueError(f"{where}.{name} must hold each value once, got {values!r}")
         for name, value in self.data.items():
             check_choice(name, ("n_train", "n_test", "n_validation"), "an entry of data")
             if not is_whole(value) or value < 1:
@@ -149,7 +149,7 @@ class Grid:
             if not (len({*seeds}) == len(seeds) > 0 if several else is_whole(seeds) and seeds > 0):
                 raise ValueError(f"{name} must be a number from 1 on, or distinct numbers from 0 on, got {seeds!r}")
         combinations = math.prod(map(len, self.cross.values())) * max(1, len(self.include))
-        tried = sum(len(values) for table in (self.tune, *own) for values in table.values())
+        tried = sum(len(values) for table in tuned for values in table.values())
         n, n_tune = (one if isinstance(one, int) else len(one) for one in (self.seeds, self.tune_seeds))
         if (total := combinations * (n + tried * n_tune)) > MOST:
             raise ValueError(f"a grid must have at most {MOST} trainings, got {total}, with {n} seeds")
@@ -159,7 +159,7 @@ class Grid:
             raise ValueError(f"a grid with tune must name data.n_validation, a number of images, got {self.data}")
         if shared := {*self.seed_list} & {*self.tune_seed_list}:
             raise ValueError(f"seeds and tune_seeds must differ, both have {sorted(shared)}")
-        if both := {*self.factors} & {*itertools.chain(self.tune, *own)}:
+        if both := {*self.factors} & {*itertools.chain(*tuned)}:
             raise ValueError(f"a setting is a factor or tuned, not both: {', '.join(sorted(both))}")
 
     @property
@@ -192,16 +192,14 @@ class Grid:
 
         They are ordered by seed, so that an unfinished ablation has complete replications first.
         """
-        planned: list[Planned] = []
-        seen: set[str] = set()
-        data = {name: n for name, n in self.data.items() if name != "n_validation"}
-        added = chosen or [{} for _ in self.levels]
-        for seed, ((factors, _), more) in itertools.product(self.seed_list, zip(self.levels, added, strict=True)):
-            one = self._one({**factors, **more}, seed, data)
-            if one.key in seen and not chosen:  # tuned levels may choose the same settings
-                raise ValueError(f"two combinations of the grid {self.name!r} are the same training: {factors}")
-            seen.add(one.key)
-            planned.append(one)
+        data, levels = {name: n for name, n in self.data.items() if name != "n_validation"}, self.levels
+        both = zip(levels, chosen or [{} for _ in levels], strict=True)
+        settings = [{**factors, **more} for (factors, _), more in both]
+        planned = [self._one(factors, seed, data) for seed in self.seed_list for factors in settings]
+        first = {one.key: one for one in reversed(planned)}
+        if len(first) < len(planned) and not chosen:  # tuned levels may choose the same settings
+            twice = next(one.factors for one in planned if first[one.key] is not one)
+            raise ValueError(f"two combinations of the grid {self.name!r} are the same training: {twice}")
         return planned
 
     def plan_tuning(self, place: int, chosen: Sequence[Mapping[str, Any]]) -> list[tuple[int, str, Any, list[Planned]]]:

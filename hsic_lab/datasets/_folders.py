@@ -407,9 +407,7 @@ def _class_numbers(labels: np.ndarray, known: np.ndarray) -> Tensor:
 
 def _hold_out(whole: Images, fraction: float, seed: int) -> tuple[Images, Images]:
     """Return a training and a test split: `fraction` of each class is held out, rounded down; the order stays."""
-    fraction = check_number("test_fraction", fraction, 0, above=True)
-    if fraction >= 1:
-        raise ValueError(f"test_fraction must be a number between 0 and 1, got {fraction!r}")
+    fraction = check_number("test_fraction", fraction, 0, 1, above=True, below=True)
     seed = check_integer("seed", seed, 0)
     shuffle = torch.randperm(len(whole), generator=torch.Generator().manual_seed(seed))
     held_out = torch.zeros(len(whole), dtype=torch.bool)

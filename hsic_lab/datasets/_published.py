@@ -249,17 +249,14 @@ def load(name: str, folder: str | os.PathLike | None = None, **options: Any) -> 
     if unknown := sorted(options.keys() - (() if name in SOURCES else signature(LOADERS[name]).parameters.keys())):
         raise TypeError(f"{name} has no option {unknown[0]!r}")
     if name not in SOURCES:
-        return replace(
-            LOADERS[name](**options),
-            source={key: None if value is None else int(value) for key, value in options.items()},
-        )
+        whole = {key: None if value is None else int(value) for key, value in options.items()}
+        return replace(LOADERS[name](**options), source=whole)
     path, source = data_folder(folder) / SOURCES[name].folder, SOURCES[name]
     if missing := source.missing(path.parent):
-        raise FileNotFoundError(
-            f"{source.title} is incomplete or absent: no {', '.join(missing)} in {path.absolute()}. "
-            f"`hsic-lab data get {name}` downloads it. Or unpack {' '.join(source.downloads)} into "
-            f"{path.parent.absolute()}, or set HSIC_LAB_DATA to the folder that holds {source.folder}."
-        )
+        found = f"there is no {', '.join(missing)} in {path.absolute()}"
+        by_hand = f"unpack {' '.join(source.downloads)} into {path.parent.absolute()}"
+        remedy = f"Or {by_hand}, or set HSIC_LAB_DATA to the folder that holds {source.folder}."
+        raise FileNotFoundError(f"{status(name, folder)}; {found}. {remedy}")
     try:
         place = {} if folder is None else {"folder": os.path.abspath(path.parent)}
         return replace(LOADERS[name](path), source=place)

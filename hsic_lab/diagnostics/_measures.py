@@ -147,11 +147,9 @@ def power_law(eigenvalues: Tensor, first: int, last: int) -> float:
         raise ValueError(f"the ranks must be 1 <= first < last, got first {first} and last {last}")
     if last > positive:
         raise ValueError(f"last must be at most {positive}, the number of eigenvalues above 0, got {last}")
-    ranks = torch.arange(first, last + 1, dtype=torch.float64, device=eigenvalues.device)
-    x, y = ranks.log(), eigenvalues[first - 1 : last].log()
-    weights = 1 / ranks / (1 / ranks).sum()
-    x, y = x - weights @ x, y - weights @ y
-    return -float((weights * x) @ y / ((weights * x) @ x))
+    ranks = np.arange(first, last + 1)
+    logs = eigenvalues[first - 1 : last].log().cpu().numpy()
+    return -float(np.polyfit(np.log(ranks), logs, 1, w=ranks**-0.5)[0])  # which squares the weights
 
 
 def _gram(parts: Iterable[Tensor]) -> Tensor:

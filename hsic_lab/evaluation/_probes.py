@@ -86,8 +86,7 @@ def linear_probe(
         raise ValueError(f"Cs must hold at least one value, got {Cs!r}")
     if not (variance := column_moments(train)[1]).isfinite().all():
         raise ValueError(f"features reach {float(train.abs().max()):.3g}, and their squares overflow: rescale them")
-    if check_number("validation", validation, 0, 1, above=True) == 1:
-        raise ValueError(f"validation must be a share below 1, got {validation}")
+    validation = check_number("validation", validation, 0, 1, above=True, below=True)
     seed = check_integer("seed", seed, 0, 2**32 - 1)
     # The line search of the solver is reliable in float64, for a quarter more time than in float32.
     x = _for_sklearn(train.double().masked_fill(variance == 0, 0))

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from hsic_lab import correlation as correlations
-from hsic_lab._checks import as_samples, to_array
+from hsic_lab._checks import as_samples, check_number, to_array
 from hsic_lab._io import replace_file
 from hsic_lab.evaluation import extract_features
 from hsic_lab.explorer._html import data_url, explorer_fragment, explorer_page, image_bytes
@@ -122,8 +122,7 @@ def _panel(name: str, source: Run | Projections, images: Projections | None) -> 
         n = source.metadata.get("held_out_pairs", SNAPSHOT_PAIRS)  # old runs lack it
         return _Panel(source.snapshots, n, source, images=images)
     if not (isinstance(source, tuple) and len(source) == 2):
-        wanted = "a Run, its folder or a pair of projections (z_a, z_b)"
-        raise TypeError(f"{name!r} must be {wanted}, got {type(source).__name__}")
+        raise TypeError(f"{name!r} must be a Run, its folder or a pair (z_a, z_b), got {type(source).__name__}")
     z_a, z_b = (as_samples(z, f"{view} of {name!r}").detach() for view, z in zip(("z_a", "z_b"), source, strict=True))
     if images is not None and len(images[0]) != len(z_a):
         raise ValueError(f"every row needs an image, got {len(images[0])} images and {len(z_a)} rows of {name!r}")
@@ -258,9 +257,7 @@ class CorrelationExplorer(anywidget.AnyWidget):
 
     @traitlets.validate("limit")
     def _positive(self, proposal: dict) -> float:
-        if not 0 < proposal["value"] < float("inf"):
-            raise ValueError(f"limit must be positive and finite, got {proposal['value']}")
-        return proposal["value"]
+        return check_number("limit", proposal["value"], 0, above=True)
 
     @traitlets.validate("cell")
     def _known_cell(self, proposal: dict) -> list[int]:

@@ -1,7 +1,6 @@
 """The explorer as a part of an HTML page: the script and the style of the widget, fed from data in the page."""
 
 import base64
-import html
 import io
 import json
 import zlib
@@ -9,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jinja2
 import numpy as np
 from PIL import Image
 from torch import Tensor
@@ -22,20 +22,13 @@ if TYPE_CHECKING:
 _PAIRS, _SIDE, _COLUMNS = 256, 64, 16  # pairs whose samples are embedded; pixels and columns of their images
 _LEVELS = (4096, 1024, 256, 128, 64)  # entries of C are rounded to multiples of 1 / level, the finest that fits
 _BYTES, _PNG_BYTES = 14_300_000, 200_000  # of a page but for what is small; of images, above which JPEG is used
-_PAGE = """<!DOCTYPE html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>:root {{ color-scheme: light dark; }} body {{ font-family: system-ui, sans-serif; margin: 12px; }}
-h1 {{ font-size: 1.3rem; margin: 0 0 8px; overflow-wrap: anywhere; }}</style>
-<h1>{title}</h1>
-{fragment}
-"""
 
 
 def explorer_page(explorer: "CorrelationExplorer") -> str:
     """Return a whole HTML page."""
-    title = html.escape("Cross-correlation matrix: " + ", ".join(explorer._panels))
-    return _PAGE.format(title=title, fragment=explorer_fragment(explorer))
+    pages = jinja2.Environment(loader=jinja2.PackageLoader("hsic_lab", "explorer"), autoescape=True)
+    title = "Cross-correlation matrix: " + ", ".join(explorer._panels)
+    return pages.get_template("page.html").render(title=title, fragment=explorer_fragment(explorer))
 
 
 def explorer_fragment(explorer: "CorrelationExplorer") -> str:

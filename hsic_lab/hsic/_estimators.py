@@ -60,15 +60,14 @@ def hsic(
     """
     check_choice(estimator, ("biased", "unbiased", "block"), "estimator")
     kernel_x, kernel_y = kernel_or(Linear(), kernel_x, "kernel_x"), kernel_or(Linear(), kernel_y, "kernel_y")
-    if block_size is not None:
-        block_size = check_integer("block_size", block_size, 1)
+    block_size = None if block_size is None else check_integer("block_size", block_size, 1)
     x, y = paired_samples(x, y, kernel_x, kernel_y, at_least=2 if estimator == "biased" else 4)
     if estimator == "block" and not 4 <= (block_size or 0) <= len(x):
         raise ValueError(f"the block estimator needs block_size between 4 and the {len(x)} rows, got {block_size}")
     check_choice(route, ("auto", "primal", "dual", "tiled"), "route")
     dtype = next((z.dtype for z in (x, y) if z.is_floating_point()), default_dtype())
     with no_autocast(x):
-        (x, kernel_x), (y, kernel_y) = fit_at_origin(x, kernel_x), fit_at_origin(y, kernel_y)
+        (kernel_x, x), (kernel_y, y) = fit_at_origin(kernel_x, x), fit_at_origin(kernel_y, y)
         if estimator == "block" and block_size:
             count = len(x) // block_size
             blocks = zip(x.tensor_split(count), y.tensor_split(count), strict=True)
@@ -92,23 +91,21 @@ def paired_samples(x: Tensor, y: Tensor, kernel_x: Kernel, kernel_y: Kernel, at_
     return x, y
 
 
-def at_origin(x: Tensor, kernel: Kernel) -> Tensor:
+def at_origin(kernel: Kernel, x: Tensor) -> Tensor:
     """`x` minus its `middle` where only the rounding of HSIC depends on the origin, in float64 for `Polynomial`."""
     dependence, origin = _origin_dependence(kernel), _rough_middle if isinstance(kernel, Linear) else middle
     return x - origin(x) if dependence == 2 else x.double() if dependence == 3 else x
 
 
-def fit_at_origin(x: Tensor, kernel: Kernel, name: str = "this sample") -> tuple[Tensor, Kernel]:
-    """`at_origin` and the kernel fitted to it; ValueError if its powers of the sample have no digits."""
-    x = at_origin(x, kernel)
-    if _origin_dependence(kernel) == 3:
-        if is_constant(x):
-            return x - x.detach(), kernel.fit(x)  # HSIC is 0 at any origin, here without rounding
-        some = x.detach()[:: len(x) // 64 + 1]
-        gram = kernel.fit(x).gram(some, None)
-        if not is_constant(some):
-            require_digits(center(gram), gram, kernel, name)
-    return x, kernel.fit(x)
+def fit_at_origin(kernel: Kernel, x: Tensor, name: str = "this sample") -> tuple[Kernel, Tensor]:
+    """The kernel fitted to `at_origin`, and that; ValueError if its powers of the sample have no digits."""
+    x = at_origin(kernel, x)
+    kernel, some = kernel.fit(x), x.detach()[:: len(x) // 64 + 1]
+    if _origin_dependence(kernel) == 3 and is_constant(x):
+        return kernel, x - x.detach()  # HSIC is 0 at any origin, here without rounding
+    if _origin_dependence(kernel) == 3 and not is_constant(some):
+        require_digits(center(gram := kernel.gram(some, None)), gram, kernel, name)
+    return kernel, x
 
 
 def _rough_middle(x: Tensor) -> Tensor:
@@ -310,5 +307,5 @@ class StreamingLinearHSIC:
         n, total = m.n, require_finite(m.xy.square().sum(), Linear())
         if not unbiased:
             return total / n**2
-        # Song et al. (2012), equation 5. Rows are centered, so the row sums of the Grams without diagonals are -a, -b.
-        return (total - m.ab * (n / (n - 2)) + m.a * m.b / ((n - 1) * (n - 2))) / (n * (n - 3))
+        # The rows are centered, so the row sums of the Grams without diagonals are -a and -b.
+        return from_sums(total - m.ab, -m.a, -m.b, m.ab, n, unbiased)

@@ -79,7 +79,7 @@ def gram_parts(kernel: Kernel, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tenso
     """C `(n, n)`, r `(n,)` and m `()` of the Gram ``C_ij + r_i + r_j + m``, rows of mean 0, and C's rounding error."""
     x = x.double() if x.is_floating_point() else x
     kernel = kernel.fit(x)
-    gram, near = require_finite(kernel.gram(x, None).double(), kernel), at_origin(x, kernel)
+    gram, near = require_finite(kernel.gram(x, None).double(), kernel), at_origin(kernel, x)
     rows = gram.mean(dim=1)
     if is_constant(x):  # exactly 0, instead of rounding
         return gram - gram, rows - rows, rows.mean(), rows.mean() * 0
@@ -168,7 +168,8 @@ def hsic_matrix(
     largest = [float(z.abs().max()) for side in sides for _, z in side if z.is_floating_point()]
     in_range = all(size == 0 or 1e-8 < size < 1e8 for size in largest)  # fourth powers, in float32
     with no_autocast(sides[0][0][1]):
-        values = _pair_values(*(sides if in_range else exact), (kernel_x, kernel_y), unbiased, normalized)
+        side_x, side_y = sides if in_range else exact
+        values = _pair_values(side_x, side_y, (kernel_x, kernel_y), unbiased, normalized)
     if permutations is None:
         return values
     return PairTests(values, *_pair_pvalues(exact[0], exact[1], permutations, seed))  # equal ones differ in float32
@@ -223,12 +224,9 @@ def _fitted_columns(x: Table, name: str, kernel: Kernel) -> Fitted:
     columns = {key: factor_values(column, key)[0] for key, column in given.items()}
     if len(lengths := {len(column) for column in columns.values()}) != 1:
         raise ValueError(f"{name} needs one or more columns of one length, got lengths {sorted(lengths)}")
-    fitted = []
-    for key, column in columns.items():
-        own = kernel if column.is_floating_point() else Delta()
-        column, own = fit_at_origin(own.samples(column.detach(), key), own, key)
-        fitted.append((own, column))
-    return fitted
+    kernels = [kernel if column.is_floating_point() else Delta() for column in columns.values()]
+    own = zip(kernels, columns.items(), strict=True)
+    return [fit_at_origin(k, k.samples(column.detach(), key), key) for k, (key, column) in own]
 
 
 def gram_part(kernel: Kernel, z: Tensor, dtype: torch.dtype) -> Callable[[Index, Index], Tensor]:

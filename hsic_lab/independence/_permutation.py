@@ -248,7 +248,7 @@ def fitted(
     x, y = paired_samples(x, y, kernel_x, kernel_y, at_least)
     # In float32 a nearly constant Gram would be rounding error after centering, and equal pairings would differ.
     x, y = (z.double() if z.is_floating_point() else z for z in (x, y))
-    x, y = at_origin(x, kernel_x), at_origin(y, kernel_y)
+    x, y = at_origin(kernel_x, x), at_origin(kernel_y, y)
     return x, y, kernel_x.fit(x), kernel_y.fit(y)
 
 

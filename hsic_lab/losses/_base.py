@@ -63,9 +63,8 @@ class TwoViewLoss(nn.Module):
         """The views, checked, in float32 or better, with the rows of all processes."""
         for position, other in enumerate(views[1:], 2):
             check_views(views[0], other, "z_b" if position == 2 else f"view {position}")
-        if any(z.dtype != torch.float32 for z in views):
-            dtype = reduce(torch.promote_types, (z.dtype for z in views), torch.float32)
-            views = tuple(z.to(dtype) for z in views)
+        dtype = reduce(torch.promote_types, (z.dtype for z in views), torch.float32)
+        views = tuple(z.to(dtype) for z in views)
         if self.gather_distributed and world_size() > 1:
             views = all_gather_rows(torch.stack(views, dim=1)).unbind(dim=1)
         if len(views[0]) < self.min_rows:

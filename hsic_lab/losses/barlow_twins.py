@@ -12,12 +12,11 @@ class HSICSSLLoss(TwoViewLoss):
     """HSIC_SSL loss: pulls the diagonal of C to 1 and the other entries to `off_diagonal_target`.
 
     ``sum_i (1 - C_ii)^2 + lambda sum_{i != j} (C_ij - t)^2``, where C is the ``(d, d)`` cross-correlation of the two
-    views over the batch and t is `off_diagonal_target`: -1 here, 0 in `BarlowTwinsLoss`. The two losses differ by
-    ``lambda [d (d - 1) t^2 - 2 t (1'C1 - tr C)]``, where ``1'C1`` is the covariance of the feature sums of the two
-    views. The target -1 cannot be reached: if C is positive semi-definite with unit diagonal, the mean of its
-    off-diagonal entries is at least ``-1 / (d - 1)``. For a target other than 0, `terms` also returns "feature_sum",
-    ``-2 lambda t (1'C1 - tr C)``, and "constant", ``lambda d (d - 1) t^2``. Reference: Tsai et al. (2021),
-    arXiv:2104.13712, equation 5; the authors' code differs from it, see `ReferenceCodeLoss`.
+    views over the batch and t is `off_diagonal_target`: -1 here, 0 in `BarlowTwinsLoss`. The two losses differ by two
+    `terms`: "feature_sum", ``-2 lambda t (1'C1 - tr C)``, where ``1'C1`` is the covariance of the feature sums of the
+    two views, and "constant", ``lambda d (d - 1) t^2``. The target -1 cannot be reached: if C is positive semi-definite
+    with unit diagonal, the mean of its off-diagonal entries is at least ``-1 / (d - 1)``. Reference: Tsai et al.
+    (2021), arXiv:2104.13712, equation 5; the authors' code differs from it, see `ReferenceCodeLoss`.
 
     Parameters
     ----------
@@ -83,10 +82,9 @@ class BarlowTwinsLoss(HSICSSLLoss):
     """Barlow Twins loss (Zbontar et al. 2021, arXiv:2103.03230): pulls the diagonal of C to 1, other entries to 0.
 
     ``sum_i (1 - C_ii)^2 + lambda sum_{i != j} C_ij^2``, where C is the ``(d, d)`` cross-correlation of the two views
-    over the batch. With linear kernels ``HSIC = ||C||_F^2``, so the second term is ``lambda (HSIC - sum_i C_ii^2)``:
-    the loss never needs more than the smaller of C and two (n, n) Gram matrices. Rescaling or shifting a feature does
-    not change the loss. `terms` returns the two summands, "invariance" and "redundancy". `expected_if_independent` and
-    `lower_bound` return reference values: the loss of independent views, and the smallest loss of identical views.
+    over the batch. With linear kernels ``HSIC = ||C||_F^2``, so the second term is ``lambda (HSIC - sum_i C_ii^2)``.
+    Rescaling or shifting a feature does not change the loss. `terms` returns the two summands, "invariance" and
+    "redundancy"; `expected_if_independent` and `lower_bound` return values to compare the loss with.
 
     Parameters
     ----------

@@ -6,7 +6,7 @@ from torch import Tensor
 from hsic_lab._checks import check_integer, check_number, check_type, matmul
 from hsic_lab.correlation import standardize
 from hsic_lab.hsic import center
-from hsic_lab.kernels import Kernel, Linear, named
+from hsic_lab.kernels import Kernel, Linear, fourier_features, named
 from hsic_lab.losses._base import RandomLoss, pair_sum
 
 
@@ -56,36 +56,22 @@ class SSLHSICLoss(RandomLoss):
         kernel = self.kernel.fit(z.detach().nan_to_num(0, 0, 0))  # NaN must reach the loss, as in all losses
         if isinstance(kernel, Linear):
             z = z - z.mean(dim=0)
-            dependence, norm = _feature_dependence(z, len(views)), _cross_norm(z, z)
+            dependence = _feature_dependence(z, len(views))
+            product = matmul(z, z.T) if z.shape[1] > len(z) else matmul(z.T, z)  # the smaller of the two
         elif self.random_features is not None:
-            first, second = (self._random_features(kernel, z, self.random_features) for _ in range(2))
-            dependence, norm = _feature_dependence(first, len(views)), _cross_norm(first, second)
+            draws = (fourier_features(kernel, z, self.random_features, self._generator) for _ in range(2))
+            first, second = (phi - phi.mean(dim=0) for phi in draws)
+            dependence, product = _feature_dependence(first, len(views)), matmul(first.T, second)
         else:
             gram = kernel.gram(z, None)
             pairs = torch.cat([gram.diagonal(len(views[0]) * shift) for shift in range(1, len(views))])
-            dependence, norm = pairs.mean() - gram.mean(), _norm(center(gram)) / len(z)
-        return {"dependence": -dependence, "self_dependence": self.gamma * norm}
-
-    def _random_features(self, kernel: Kernel, z: Tensor, count: int) -> Tensor:
-        """Centered features `(N, count)`; the expectation of their products is the centered kernel."""
-        angles = matmul(z, kernel.frequencies(z.shape[1], count // 2, self._generator).to(z))
-        phi = torch.cat([angles.cos(), angles.sin()], dim=1) * (2 / count) ** 0.5
-        return phi - phi.mean(dim=0)
+            dependence, product = pairs.mean() - gram.mean(), center(gram)
+        square = product.square().sum()  # `torch.linalg.norm` rounds by 1e-4 for a million entries in float32
+        norm = square.where(square > 0, 1).sqrt() * (square > 0)  # with gradient 0 at 0, a collapsed projection
+        return {"dependence": -dependence, "self_dependence": self.gamma / len(z) * norm}
 
 
 def _feature_dependence(phi: Tensor, views: int) -> Tensor:
     """Mean of `phi_p . phi_q` over two views of one image, for centered features: the mean over all pairs is 0."""
     parts = phi.unflatten(0, (views, -1))
     return 2 * pair_sum(parts).sum() / (len(phi) * (views - 1))
-
-
-def _cross_norm(x: Tensor, y: Tensor) -> Tensor:
-    """`||X'Y||_F / N`; if x is y, from the smaller of the p x p and the N x N matrix."""
-    product = matmul(x, x.T) if x is y and x.shape[1] > len(x) else matmul(x.T, y)
-    return _norm(product) / len(x)
-
-
-def _norm(x: Tensor) -> Tensor:
-    """Frobenius norm; its gradient at 0, a collapsed projection, is 0."""
-    square = x.square().sum()  # `torch.linalg.norm` rounds by 1e-4 for a million entries in float32
-    return square.where(square > 0, 1).sqrt() * (square > 0)

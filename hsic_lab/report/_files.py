@@ -102,9 +102,8 @@ def _read_arrays(path: Path) -> dict[str, Column]:
         raise ValueError(f"expected a tensor, two tensors or a dictionary of tensors, got {type(content).__name__}")
     given = {str(name): value for name, value in content.items() if isinstance(value, Tensor | list)}
     if not given:
-        raise ValueError(
-            f"it holds no tensor and no list, only {', '.join(map(repr, content)) or 'an empty dictionary'}"
-        )
+        names = ", ".join(map(repr, content)) or "an empty dictionary"
+        raise ValueError(f"it holds no tensor and no list, only {names}")
     for name, value in given.items():
         if isinstance(value, Tensor) and value.layout != torch.strided:
             raise ValueError(f"{name!r} is sparse, {value.layout}: save its to_dense()")

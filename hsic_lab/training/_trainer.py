@@ -124,8 +124,7 @@ class Trainer:
         if world_size() > 1:  # it sends the weights of process 0; a user's own encoder may have weights without use
             own = config.encoder == "custom"
             self.network = nn.parallel.DistributedDataParallel(self.online, find_unused_parameters=own)
-        momentum = config.target_momentum if config.target == "momentum" else None
-        self.target = None if momentum is None else setup.TargetNetwork(self.online, momentum)
+        self.target = setup.TargetNetwork(self.online, config.target_momentum) if config.target == "momentum" else None
         self.loss = setup.make_loss(config)
         targets = {} if self.target is None else {"target": self.target}
         self.networks = nn.ModuleDict({"online": self.online, "loss": self.loss} | targets)  # what a checkpoint holds
@@ -138,6 +137,24 @@ class Trainer:
         self.check_folder: Callable[[], None] = lambda: None  # raises if the folder is no longer that of this process
         self.rows: list[dict[str, float]] = []
         self.monitor_rows: list[dict[str, Any]] = []
+
+    def run_to_the_end(self, held_out: Sequence[Tensor], progress: bool) -> None:
+        """Make the updates that are left; the run is stored with its status whatever happens."""
+        run = self.run
+        try:
+            with stop_requests() as stop:
+                self.fit(held_out, stop, progress and self.writes)
+            run.status = "finished"  # also if a signal came during the last step
+        except BaseException as error:
+            run.status = "interrupted" if isinstance(error, KeyboardInterrupt | SystemExit) else f"failed: {error}"
+            raise
+        finally:
+            self.online.eval()
+            self.save_run()
+        if self.writes:
+            files.remove_checkpoints(run.folder / files.FOLDER)
+        if stop:
+            raise stop_error(stop)
 
     def fit(self, held_out: Sequence[Tensor], stop: Sequence[int], progress: bool) -> None:
         """Make the updates that are left. A signal noted in `stop` ends the training after the present step."""

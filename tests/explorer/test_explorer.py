@@ -382,7 +382,7 @@ BAD = {
         r"d at least 2, .*, got \(1, 1\)",
     ),
     "views of two shapes": (lambda _: CorrelationExplorer(Z[0], Z[1][:9]), ValueError, r"\(30, 6\) and \(9, 6\)"),
-    "one view": (lambda _: CorrelationExplorer(Z[0]), TypeError, r"pair of projections \(z_a, z_b\), got Tensor"),
+    "one view": (lambda _: CorrelationExplorer(Z[0]), TypeError, r"pair \(z_a, z_b\), got Tensor"),
     "images of other rows": (
         lambda _: CorrelationExplorer(*Z, images=pixels(20)),
         ValueError,
@@ -400,7 +400,7 @@ BAD = {
         ValueError,
         "'a_run' has no snapshot",
     ),
-    "limit": (lambda _: CorrelationExplorer(*Z, limit=0.0), ValueError, "limit must be positive and finite, got 0.0"),
+    "limit": (lambda _: CorrelationExplorer(*Z, limit=0.0), ValueError, "limit must be a number above 0, got 0.0"),
 }
 
 
