@@ -30,7 +30,7 @@ def as_samples(x: ArrayLike | Tensor, name: str, *, labels: bool = False) -> Ten
     if not x.is_floating_point():
         if labels:
             return x
-        raise TypeError(f"{name} must be floating point, got {x.dtype}: convert it, or take Delta() for labels")
+        raise TypeError(f"{name} must be floating point, got {x.dtype}: convert it; labels take the kernel Delta()")
     # The sum of finite values may overflow, too, but takes a tenth of the time of looking at every value.
     if not x.detach().sum().isfinite() and not (finite := torch.isfinite(x.detach())).all():
         raise ValueError(f"{name} holds {int((~finite).sum())} values that are NaN or infinite")

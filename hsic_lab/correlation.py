@@ -58,7 +58,8 @@ def reciprocal_norm(value: Tensor, squared_norm: Tensor, n: int) -> Tensor:
     constant = _is_rounding(squared_norm, value, 4 * n**0.5 * torch.finfo(value.dtype).eps)
     if squared_norm.requires_grad or is_transformed():
         squared_norm = squared_norm.masked_fill(constant, 1)  # else the derivative of the root would be infinite
-    return (squared_norm.sqrt() / squared_norm).masked_fill_(constant, 0)
+    size = squared_norm.detach()  # without it the derivative of the root would overflow for tiny columns
+    return (size.sqrt() / size * (squared_norm / size).rsqrt()).masked_fill(constant, 0)
 
 
 def _is_rounding(square: Tensor, value: Tensor, tolerance: float) -> Tensor:
@@ -165,6 +166,12 @@ def square_matrix(c: ArrayLike) -> np.ndarray:
     if bad := (~np.isfinite(c.astype(np.float32) ** 2)).sum():
         raise ValueError(f"c and its squares must be finite in float32, {bad} of its {c.size} entries are not")
     return c
+
+
+def uneven(x: Tensor) -> bool:
+    """Whether a column's standard deviation is above 100 times their median, as if its unit were another one."""
+    variance = column_moments(x)[1]
+    return bool((variance > 1e4 * variance[variance > 0].median()).any()) if variance.any() else False
 
 
 def column_moments(z: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
-from hsic_lab._checks import check_number
+from hsic_lab._checks import check_number, check_type
 from hsic_lab.datasets import ImageData, Images, from_arrays
 from hsic_lab.encoders import MLPProjector
 from hsic_lab.evaluation import extract_features
@@ -110,8 +110,9 @@ class SelfSupervisedEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         config = TrainConfig(
             **{k: getattr(self, k) for k in ("loss", "lambda_param", "width", "epochs", "learning_rate", "device")},
             encoder=self.encoder if isinstance(self.encoder, str) and self.encoder != "auto" else "conv",
-            projector=tuple(self.projector), batch_size=min(self.batch_size, len(rows)), snapshots=2,
-            checkpoint_every=self.epochs, seed=check_random_state(self.random_state).randint(np.iinfo(np.int32).max),
+            projector=tuple(check_type("projector", self.projector, list, tuple)),
+            batch_size=min(self.batch_size, len(rows)), snapshots=2, checkpoint_every=self.epochs,
+            seed=check_random_state(self.random_state).randint(np.iinfo(np.int32).max),
         )  # fmt: skip
         images = self._images(rows)
         data = ImageData("X", images, images.subset(slice(SNAPSHOT_PAIRS)), ("unknown",))

@@ -543,3 +543,15 @@ def test_wide_kernels_of_few_rows_are_as_exact_in_float32_as_in_float64(kernel):
     x, y = (z.float() for z in samples(4, 200, 200))
     exact = cka(x.double(), y.double(), kernel, kernel).item()
     assert cka(x, y, kernel, kernel).item() == pytest.approx(exact, abs=1e-6)
+
+
+@pytest.mark.parametrize("offset", [1e8, 1e12])
+@pytest.mark.parametrize("estimator", ["biased", "unbiased"])
+def test_powers_without_digits_are_refused_as_by_hsic(estimator, offset):
+    x = torch.randn(60, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match="is constant on x up to rounding error"):
+        cka(x + offset, x, Polynomial(2), Polynomial(2), estimator=estimator)
+    with pytest.raises(ValueError, match="is constant on y up to rounding error"):
+        cka(x, x + offset, Polynomial(2), Polynomial(2), estimator=estimator)
+    with pytest.raises(ValueError, match="is constant on x up to rounding error"):
+        MinibatchCKA(Polynomial(2), Polynomial(2)).update(x + offset, x)

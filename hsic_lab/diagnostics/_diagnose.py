@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hsic_lab._checks import as_samples, check_choice, no_autocast
 from hsic_lab.cka import cka_or_nan
-from hsic_lab.correlation import column_moments, standardize
+from hsic_lab.correlation import column_moments, standardize, uneven
 from hsic_lab.diagnostics import _measures as measures
 from hsic_lab.diagnostics._measures import Features, as_views, covariance_spectrum, entropy_rank, noise_edge
 from hsic_lab.losses._off_diagonal import split_squared_norm
@@ -169,7 +169,8 @@ def diagnose(
             rows.append(_unjudged(f"cka_{factor}", value, meaning))
     frame = Diagnosis(rows, columns=["diagnostic", "value", "verdict", "threshold", "meaning"])
     verdict = min(frame["verdict"], key=VERDICTS.index)
-    explanation = EXPLANATIONS.get(f"{verdict} of {kind}", EXPLANATIONS[verdict])
+    words = "data" if kind == "unknown" and any(map(uneven, (x, y))) else kind
+    explanation = EXPLANATIONS.get(f"{verdict} of {words}", EXPLANATIONS[verdict])
     frame.attrs = {"verdict": verdict, "explanation": explanation, "kind": kind, "shape": (n, d)}
     return frame
 

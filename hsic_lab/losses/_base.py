@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hsic_lab._checks import check_integer, check_type, check_views, no_autocast
+from hsic_lab._checks import check_integer, check_type, check_views, is_transformed, no_autocast
 from hsic_lab._distributed import all_gather_rows, world_size
 
 
@@ -66,6 +66,8 @@ class TwoViewLoss(nn.Module):
         dtype = reduce(torch.promote_types, (z.dtype for z in views), torch.float32)
         views = tuple(z.to(dtype) for z in views)
         if self.gather_distributed and world_size() > 1:
+            if is_transformed():
+                raise NotImplementedError("torch.func cannot reach other processes: take gather_distributed=False")
             views = all_gather_rows(torch.stack(views, dim=1)).unbind(dim=1)
         if len(views[0]) < self.min_rows:
             needed = f"at least {self.min_rows} row{'s' * (self.min_rows > 1)}"
@@ -74,7 +76,10 @@ class TwoViewLoss(nn.Module):
 
 
 class RandomLoss(TwoViewLoss):
-    """Base class of losses that may draw at random; a resumed training continues the draws of its generator."""
+    """Base class of losses that may draw at random; a resumed training continues the draws of its generator.
+
+    Gradient checkpointing computes the loss twice, with other draws: leave the loss out of the checkpointed part.
+    """
 
     _generator: Any = None
 
@@ -83,8 +88,10 @@ class RandomLoss(TwoViewLoss):
         return torch.empty(0) if self._generator is None else self._generator.get_state()
 
     def set_extra_state(self, state: Tensor) -> None:
+        if len(state) and self._generator is None:
+            raise ValueError(f"the state is of a loss that draws at random; {self} does not")
         if len(state):
-            self._generator.set_state(state)
+            self._generator.set_state(state.to("cpu", torch.uint8))
 
 
 def pair_sum(x: Sequence[Tensor] | Tensor) -> Tensor:

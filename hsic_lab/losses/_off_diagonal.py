@@ -46,9 +46,10 @@ def split_squared_norm(
 
 
 def column_blocks(z: Tensor) -> list[slice]:
-    """Slices that cover the columns of `z` `(n, d)`: blocks that fit the cache of a CPU, one block on a GPU."""
+    """Slices that cover the columns of `z` `(n, d)`: blocks that fit the cache of a CPU, else one block."""
     n, d = z.shape
-    width = d if z.is_cuda else max(64, _BLOCK_ELEMENTS // n)  # pieces of fewer than 64 columns are read slowly
+    one = z.is_cuda or torch.compiler.is_compiling()  # compiled, a number of blocks that depends on n would be a guard
+    width = d if one else max(64, _BLOCK_ELEMENTS // n)  # pieces of fewer than 64 columns are read slowly
     return [slice(start, start + width) for start in range(0, d, width)]
 
 
@@ -110,7 +111,8 @@ def _dual_without_head(views: Views) -> tuple[Tensor, Tensor, Tensor]:
 
 def _split(route: str, weights: tuple[float, float] | None, *views: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """`split_squared_norm` over pairs of features, by the function below where it is faster and torch allows it."""
-    transformed = is_transformed() or forward_ad._current_level >= 0
+    without = torch.compiler.is_compiling() and not (torch.is_grad_enabled() and any(z.requires_grad for z in views))
+    transformed = is_transformed() or forward_ad._current_level >= 0 or without  # a compiled function needs a gradient
     by_autograd = transformed or (route == "primal" and weights is None)
     return (_by_autograd if by_autograd else _Split.apply)(route, weights, *views)
 
@@ -149,7 +151,8 @@ class _Split(Function):
 
     @staticmethod
     def backward(ctx, *gradients):
-        views, (diagonal, *saved) = ctx.saved_tensors[: ctx.n_views], ctx.saved_tensors[ctx.n_views :]
+        tensors = ctx.saved_tensors  # read once, as checkpointing asks
+        views, (diagonal, *saved) = tensors[: ctx.n_views], tensors[ctx.n_views :]
         weights, standardized, count = ctx.weights or (1, 1), ctx.weights is not None, len(diagonal)
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # a second derivative may follow
             results, pull, *_ = torch.func.vjp(partial(_by_autograd, ctx.route, ctx.weights), *views)

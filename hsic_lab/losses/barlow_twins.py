@@ -48,7 +48,7 @@ class HSICSSLLoss(TwoViewLoss):
         terms = {"invariance": invariance, "redundancy": redundancy}
         if target != 0:
             terms["feature_sum"] = feature_sum
-            terms["constant"] = invariance.new_tensor(weight * d * (d - 1) * target**2)
+            terms["constant"] = invariance.new_tensor(weight * d * (d - 1) * target * target)
         return terms
 
     def expected_if_independent(self, n: int, d: int) -> float:

@@ -137,7 +137,8 @@ class SpectralContrastiveLoss(TwoViewLoss):
     def _terms(self, *views: Tensor) -> dict[str, Tensor]:
         n, d = views[0].shape
         route = {"auto": "auto", "primal": "dual", "dual": "primal"}[self.route]  # because the batch is transposed
-        rows = (z * z.square().sum(dim=1, keepdim=True).clamp_min(self.mu).div(self.mu).rsqrt() for z in views)
+        squares = (z.square().sum(dim=1, keepdim=True).clamp_min(self.mu).div(self.mu) for z in views)
+        rows = (z * (s.sqrt() / s) for z, s in zip(views, squares, strict=True))  # NaN if a square overflowed
         diagonal, squared_norm, _ = split_squared_norm(*(x.T for x in rows), route=route)
         contrast = d**2 / (n * (n - 1) * self.mu) * squared_norm
         return {"alignment": -2 * d / self.mu * diagonal.mean(), "contrast": contrast}

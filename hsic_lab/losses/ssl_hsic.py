@@ -1,7 +1,7 @@
 """SSL-HSIC: the dependence between projections and the identity of their images, with any kernel."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hsic_lab._checks import check_integer, check_number, check_type, matmul
 from hsic_lab.correlation import standardize
@@ -31,7 +31,8 @@ class SSLHSICLoss(RandomLoss):
     seed, gather_distributed : int, default 0, bool, default True
         Seed of the random features, the same in all processes; the other as in `BarlowTwinsLoss`.
     standardized : bool, default False
-        Standardize the features of each view first. A linear kernel needs it, else the scale shrinks or grows forever.
+        Standardize the features of each view first. A linear kernel needs it, and so does the median rule in a long
+        training: no gradient flows through the median, so else the scale of the projections may grow forever.
     """
 
     many_views = True
@@ -43,6 +44,8 @@ class SSLHSICLoss(RandomLoss):
         super().__init__(gather_distributed)
         self.kernel = kernel if isinstance(kernel, Kernel) else named(kernel)
         self.gamma, self.standardized = check_number("gamma", gamma, 0), check_type("standardized", standardized, bool)
+        for place, bandwidth in enumerate(_learnable(self.kernel)):
+            self.register_parameter(f"bandwidth_{place}", bandwidth)
         self.random_features = random_features
         if random_features is not None:
             if check_integer("random_features", random_features, 2) % 2:
@@ -69,6 +72,14 @@ class SSLHSICLoss(RandomLoss):
         square = product.square().sum()  # `torch.linalg.norm` rounds by 1e-4 for a million entries in float32
         norm = square.where(square > 0, 1).sqrt() * (square > 0)  # with gradient 0 at 0, a collapsed projection
         return {"dependence": -dependence, "self_dependence": self.gamma / len(z) * norm}
+
+
+def _learnable(kernel: Kernel) -> list[nn.Parameter]:
+    """The parameters in a kernel, and in the kernels that it is made of."""
+    found: list[nn.Parameter] = []
+    for value in vars(kernel).values():
+        found += [value] if isinstance(value, nn.Parameter) else _learnable(value) if isinstance(value, Kernel) else []
+    return found
 
 
 def _feature_dependence(phi: Tensor, views: int) -> Tensor:

@@ -26,6 +26,7 @@ from hsic_lab.report._files import (  # isort: skip
 )  # fmt: skip
 
 MIN_ROWS, MAX_FEATURES = 4, 1 << 13  # C of more features has over 256 MiB in float32
+RARE = 20  # from so many rows on, whole numbers that differ in more than half of them are no classes
 INDEX = re.compile(
     r"(?i:(|.*[_ .-])(id|ids|idx|index|rows?|[gu]uid|uid)|rowid|unnamed.*|__index_level_\d+__|)|.*[a-z]I[dD]s?"
 )
@@ -67,6 +68,7 @@ class Embeddings:
             finite_rows(self.name, z)
         if len(shapes := {tuple(z.shape): 0 for z in views}) > 1:
             raise ValueError(f"{self.name}: the views must have the same shape, got {' and '.join(map(str, shapes))}")
+        check_type("labels", self.labels, np.ndarray, type(None))
         judged = self.z_a if self.features is None else self.features
         for values, rows, what in ((self.labels, judged, "labels"), (self.target, self.z_a, "values of the target")):
             if values is not None and values.shape != (len(rows),):
@@ -86,8 +88,9 @@ def read_embeddings(
     * folder of a run: projections of its held-out pairs; features of test images with their labels
 
     Labels are in an array or column ``labels, label, y, targets`` or ``target``; in text files 01 and 1 are two
-    classes. Numbers of which some are not whole are a continuous target. Rows without a label are left out of what
-    needs labels. The note says what was taken. A file that is not clear raises ValueError. Nothing is unpickled.
+    classes. Numbers are a continuous target if some are not whole, or if more than half of 20 or more differ. Rows
+    without a label are left out of what needs labels. The note says what was taken. A file that is not clear raises
+    ValueError. Nothing is unpickled.
 
     Parameters
     ----------
@@ -236,6 +239,9 @@ def _views(
         return views
     if not patterns:
         names = [name for name in names if name not in LABELS]
+        if len(names) < 2 and not any("vectors" in str(columns[name].dtype) for name in names):
+            there = f"only {names[0]!r}" if names else "none"
+            raise ValueError(f"a view needs 2 to {MAX_FEATURES} columns of features, there is {there}")
         for name in names:
             kind, fault = columns[name].dtype, ""
             if name.lower() in (*LABELS, *(() if label else ("class", "classes"))):
@@ -243,7 +249,8 @@ def _views(
             elif INDEX.fullmatch(name):
                 fault = "looks like an index, not a feature:"
             elif not isinstance(kind, np.dtype):
-                fault = f"holds {kind}, not numbers: if these are labels --label-column, else"
+                text = _first_text(columns[name])
+                fault = f"holds {kind}, not numbers{text}: if these are labels --label-column, else"
             if fault:
                 raise ValueError(f"column {name!r} {fault} leave it out, --drop {name!r}")
         _refuse_splits(names, "columns")
@@ -258,6 +265,13 @@ def _views(
             raise ValueError(f"every column of a view needs a partner in the other one; {(a | b)[alone[0]]!r} has none")
         views[1] = [b[key] for key in a]
     return views
+
+
+def _first_text(column: Column) -> str:
+    """Return the first text of a column of numbers, in words; nothing if most of it is text."""
+    values = pd.Series(column.load())
+    texts = values[pd.to_numeric(values, errors="coerce").isna() & values.notna()]
+    return f" ({texts.iloc[0]!r} in row {texts.index[0]}, from 0)" if 0 < 2 * len(texts) <= len(values) else ""
 
 
 def _load(columns: dict[str, Column], view: list[str], rows: Any, suspicious: bool) -> Tensor:
@@ -311,14 +325,17 @@ def _with_labels(found: Embeddings, values: np.ndarray | Tensor, source: str) ->
         raise ValueError(f"{len(labels)} of {n} rows have labels in {source}, {MIN_ROWS} are needed: leave it out")
     words = f". {n - len(labels)} of {n} labels are missing: what needs labels uses the other rows"
     missing = words if len(labels) < n else ""
-    if labels.dtype.kind == "f":
-        if not np.isfinite(labels).all():
-            raise ValueError(f"the labels of {source} must be finite, got {labels[~np.isfinite(labels)][0]}")
-        if (labels % 1).any():
+    if labels.dtype.kind == "f" and not np.isfinite(labels).all():
+        raise ValueError(f"the labels of {source} must be finite, got {labels[~np.isfinite(labels)][0]}")
+    if labels.dtype.kind in "iuf":
+        whole, different = not (labels % 1).any(), len(labels) >= RARE and 2 * len(np.unique(labels)) > len(labels)
+        if different or not whole:
             target = np.full(n, np.nan)
             target[given] = labels
             words = f"Continuous target: {source}, {labels.min():g} to {labels.max():g}; a probe needs classes"
+            words += ", and most of these whole numbers differ" * whole
             return replace(found, target=target, note=f"{found.note}. {words}{missing}", table=table)
+    if labels.dtype.kind == "f":
         labels = labels.astype(np.int64)  # pandas keeps integers as floats in a column with missing values
     if labels.dtype.kind == "O":
         Column((n, max(len(str(label)) for label in pd.unique(labels))), np.dtype("U1")).checked(source)

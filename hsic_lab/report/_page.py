@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from torch import Tensor
 import hsic_lab
 from hsic_lab._io import replace_file
 from hsic_lab.cka import cka_or_nan
-from hsic_lab.correlation import CorrelationSummary, cross_correlation, standardize
+from hsic_lab.correlation import CorrelationSummary, cross_correlation, standardize, uneven
 from hsic_lab.diagnostics import covariance_spectrum, diagnose
 from hsic_lab.diagnostics._diagnose import FAULTS
 from hsic_lab.evaluation import knn_accuracy, linear_probe, probe_table
@@ -320,9 +321,12 @@ def independence_table(found: Embeddings) -> pd.DataFrame:
 
     def test(question: str, run: Callable[..., TestResult], most: int, x: Tensor, y: Tensor, **options: Any) -> None:
         chosen = sample(len(x), most)
+        apart = [z.ndim == 2 and uneven(z) for z in (x, y)]
+        x, y = (standardize(z) if other_units else z for z, other_units in zip((x, y), apart, strict=True))
         result = run(x[chosen], y[chosen], **options)
+        method = result.method + "; columns standardized, because their spreads differ" * any(apart)
         answer = "no: they depend on each other" if result.pvalue <= 0.01 else "nothing speaks against it"
-        rows.append((question, result.method, len(chosen), result.statistic, result.pvalue, answer))
+        rows.append((question, method, len(chosen), result.statistic, result.pvalue, answer))
 
     if found.z_b is not None:
         question = "are the views independent?"
@@ -331,8 +335,11 @@ def independence_table(found: Embeddings) -> pd.DataFrame:
     if found.labels is not None:
         x = found.z_a if found.features is None else found.features
         codes = torch.from_numpy(np.unique(found.labels, return_inverse=True)[1])
-        options = {"kernel_y": Delta(), "permutations": PERMUTATIONS}
-        test("are features and labels independent?", permutation_test, TEST_ROWS, x, codes, **options)
+        options, question = {"kernel_y": Delta(), "permutations": PERMUTATIONS}, "are features and labels independent?"
+        if len(codes.unique()) < len(codes):
+            test(question, permutation_test, TEST_ROWS, x, codes, **options)
+        else:
+            rows.append((question, "none", len(codes), math.nan, math.nan, "cannot be tested: no label occurs twice"))
     if found.target is not None:
         y = torch.from_numpy(found.target).to(found.z_a.dtype)
         x, y = found.z_a[y.isfinite()], y[y.isfinite()]

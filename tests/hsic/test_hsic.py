@@ -3,6 +3,7 @@
 import itertools
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -448,3 +449,41 @@ def test_labels_are_compared_in_float32_or_better_whatever_the_default_type(dtyp
         torch.set_default_dtype(torch.float32)
     assert value.dtype == torch.float32
     assert torch.equal(value, expected)
+
+
+UNITS = [(torch.float32, unit) for unit in (1e-30, 1e-21, 3e-12, 1e12, 8e18, 1e19, 1e30)]
+UNITS += [(torch.float64, unit) for unit in (1e-300, 1e-160, 7e153, 1e250)]
+
+
+@pytest.mark.parametrize(("dtype", "unit"), UNITS, ids=str)
+@pytest.mark.parametrize("kernel", [Gaussian(), InverseMultiquadric(), Laplace(), Gaussian() * Laplace()], ids=repr)
+def test_a_median_bandwidth_gives_the_same_in_every_unit(kernel, dtype, unit):
+    x, y = (z.to(dtype) for z in dependent(40))
+    expected = torch.stack([hsic(x, y, kernel, kernel), *hsic_matrix(x, y, kernel, kernel).flatten()])
+    x, y = x * unit, y * unit
+    found = torch.stack([hsic(x, y, kernel, kernel), *hsic_matrix(x, y, kernel, kernel).flatten()])
+    torch.testing.assert_close(found, expected, rtol=1e-5 if dtype == torch.float32 else 1e-12, atol=0)
+
+
+@pytest.mark.parametrize("unit", [1e-30, 1e-12, 3e-12, 1e12, 1e25])
+def test_matrix_of_linear_kernels_is_exact_in_every_unit_of_float32(unit):
+    x, y = ((unit * z).float() for z in dependent(40))
+    exact = hsic_matrix(x.double(), y.double(), normalized=True)
+    torch.testing.assert_close(hsic_matrix(x, y, normalized=True), exact, rtol=1e-6, atol=1e-9)
+    values = hsic_matrix(x.double(), y.double())
+    torch.testing.assert_close(hsic_matrix(x, y) / unit**4, values / unit**4, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("route", ["dual", "tiled"])
+@pytest.mark.parametrize("estimator", ["biased", "unbiased"])
+def test_powers_of_a_constant_sample_far_from_zero_have_hsic_0(estimator, route):
+    x = torch.full((60, 1), 1e8 + 0.1, dtype=torch.float64)
+    assert hsic(x, sample(60, 1), Polynomial(3), Gaussian(), estimator, route) == 0
+
+
+def test_matrix_takes_a_series_and_names_the_shape_of_what_it_does_not_take():
+    x, y = dependent(20, 1, 1)
+    series = pd.Series(x[:, 0].numpy(), name="x")
+    assert torch.equal(hsic_matrix(series, y), hsic_matrix(x, y))
+    with pytest.raises(TypeError, match=r"got Tensor of shape \(20, 1, 1\)"):
+        hsic_matrix(x[:, :, None], y)

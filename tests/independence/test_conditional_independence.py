@@ -179,3 +179,9 @@ def test_labels_constants_and_seeds():
         conditional_test(y, y, z[1:])
     with pytest.raises(TypeError, match=r"z must be floating point, got torch.int64.*the kernel Delta"):
         conditional_test(y, y, labels)
+
+
+@pytest.mark.parametrize("unit", [2.0**-530, 2.0**530])
+def test_regressions_are_those_of_any_unit(unit):
+    x, y, z = (normal(40, 1, seed) for seed in range(3))
+    assert conditional_test(unit * x, y, z).pvalue == conditional_test(x, y, z).pvalue

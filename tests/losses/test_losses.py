@@ -1,5 +1,6 @@
 """Properties of every loss of two or more views, for the losses of `losses_table`."""
 
+import copy
 from itertools import combinations, permutations
 
 import numpy as np
@@ -7,13 +8,15 @@ import pytest
 import torch
 import torch.autograd.forward_ad as fwd
 from losses_table import LOSSES, data, off, views
+from torch.utils.checkpoint import checkpoint
 
 from hsic_lab import losses
-from hsic_lab.kernels import NAMED
+from hsic_lab.kernels import NAMED, Gaussian, Laplace
 from hsic_lab.losses import (
     HSICSSLLoss,
     NegativeCosineSimilarity,
     NTXentLoss,
+    ReferenceCodeLoss,
     SIGRegLoss,
     SpectralContrastiveLoss,
     SSLHSICLoss,
@@ -502,3 +505,95 @@ def test_numbers_of_numpy_and_torch_are_those_of_python(name, option):
         loss = kind(**{option: number})
         assert repr(loss) == repr(expected) and isinstance(getattr(loss, option), float)
         assert torch.equal(loss(*views(8, 4)), expected(*views(8, 4)))
+
+
+@every_loss
+def test_gradient_of_a_checkpointed_loss_is_the_same(name):
+    loss, (z_a, z_b) = LOSSES[name][0], views()
+    if getattr(loss, "_generator", None) is not None:
+        pytest.skip("it draws again")
+
+    def checkpointed(z_a, z_b):
+        return checkpoint(loss, z_a, z_b, use_reentrant=False)
+
+    torch.testing.assert_close(gradients(checkpointed, z_a, z_b), gradients(loss, z_a, z_b), rtol=1e-12, atol=1e-14)
+
+
+@pytest.fixture
+def nothing_compiled():
+    torch._dynamo.reset()
+
+
+@pytest.mark.usefixtures("nothing_compiled")
+def test_several_targets_compile_in_one_process():
+    z = views()
+    for target in (-1.0, -0.5, -0.25):
+        loss = HSICSSLLoss(off_diagonal_target=target)
+        for dynamic in (None, True):
+            compiled = torch.compile(loss, dynamic=dynamic, backend="aot_eager")
+            torch.testing.assert_close(compiled(*z), loss(*z), rtol=1e-12, atol=0)
+
+
+@pytest.mark.usefixtures("nothing_compiled")
+@pytest.mark.parametrize("route", ["primal", "dual"])
+def test_compiled_loss_needs_no_gradient(route):
+    loss, z = HSICSSLLoss(route=route), views()
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(*z), loss(*z), rtol=1e-12, atol=0)
+    torch.testing.assert_close(compiled(*z), loss(*z), rtol=1e-12, atol=0)
+
+
+@pytest.mark.usefixtures("nothing_compiled")
+def test_compiled_dual_route_takes_many_batch_sizes():
+    loss = HSICSSLLoss(route="dual")
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    for n in range(20, 32):  # the tenth guard on a number of rows would be an error
+        z = [z.requires_grad_() for z in views(n, 40)]
+        torch.testing.assert_close(compiled(*z), loss(*z), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(
+    "loss", [SSLHSICLoss(standardized=True), HSICSSLLoss(contrast="samples"), ReferenceCodeLoss(), HSICSSLLoss()]
+)
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_a_tiny_column_has_its_gradient(loss, create_graph):
+    scale = torch.ones(5).index_fill(0, torch.tensor([2]), 1e-13)
+    z_a, z_b = (z.float() * scale for z in views(64, 5))
+    x, y = z_a.clone().requires_grad_(), z_a.double().requires_grad_()
+    (found,) = torch.autograd.grad(loss(x, z_b), x, create_graph=create_graph)
+    (exact,) = torch.autograd.grad(loss(y, z_b.double()), y)
+    torch.testing.assert_close((found * scale).double(), exact * scale, rtol=1e-4, atol=1e-6)
+
+
+def test_learnable_bandwidths_are_parameters_of_the_loss():
+    bandwidths = [torch.nn.Parameter(torch.tensor(value)) for value in (0.5, 2.0)]
+    loss = SSLHSICLoss(Gaussian(bandwidths[0]) * Gaussian() + Laplace(bandwidths[1]))
+    assert [id(one) for one in loss.parameters()] == [id(one) for one in bandwidths]
+    loss(*(z.float() for z in views())).backward()
+    assert all(one.grad for one in loss.parameters())
+    other = copy.deepcopy(loss)
+    with torch.no_grad():
+        other.bandwidth_0.fill_(3.0)
+    assert other.kernel.first.first.bandwidth == 3 and loss.kernel.first.first.bandwidth == 0.5
+
+
+def test_state_of_another_kind_of_loss_is_refused():
+    state = SIGRegLoss(slices=4).state_dict()
+    with pytest.raises(ValueError, match=r"draws at random; SIGRegLoss\(.*slices=None.*\) does not"):
+        SIGRegLoss().load_state_dict(state)
+    other, drawn = SIGRegLoss(slices=4, seed=1), SIGRegLoss(slices=4)
+    other.load_state_dict({name: value.float() for name, value in state.items()})  # as a cast of all tensors leaves it
+    assert other(*views()) == drawn(*views())
+
+
+def test_spectral_loss_of_rows_that_overflow_is_nan():
+    assert SpectralContrastiveLoss()(*(1e25 * z.float() for z in views())).isnan()
+
+
+def test_transforms_do_not_reach_other_processes(monkeypatch):
+    monkeypatch.setattr("hsic_lab.losses._base.world_size", lambda: 2)
+    z_a, z_b = views()
+    with pytest.raises(NotImplementedError, match="take gather_distributed=False"):
+        torch.func.grad(HSICSSLLoss())(z_a, z_b)
+    assert torch.func.grad(HSICSSLLoss(gather_distributed=False))(z_a, z_b).isfinite().all()

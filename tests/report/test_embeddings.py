@@ -108,9 +108,10 @@ def test_same_rows_of_both_views_are_sampled_from_large_files(tmp_path, monkeypa
         read_embeddings(tmp_path / "a.npy", tmp_path / "longer.npy")
     for reader in (module, files):
         monkeypatch.setattr(reader, "MAX_VALUES", 2000)
-    frame(np.arange(2400.0).reshape(800, 3), label=np.arange(800)).to_parquet(tmp_path / "c.parquet", index=False)
+    frame(np.arange(2400.0).reshape(800, 3), label=np.arange(800) // 4).to_parquet(tmp_path / "c.parquet", index=False)
     drawn = read_embeddings(tmp_path / "c.parquet")
-    assert drawn.rows == 800 and len(drawn.z_a) == 666 and (drawn.z_a[:, 0] / 3).tolist() == drawn.labels.tolist()
+    assert drawn.rows == 800 and len(drawn.z_a) == 666
+    assert (drawn.z_a[:, 0] // 12).tolist() == drawn.labels.tolist()
     for reader in (module, files):
         monkeypatch.setattr(reader, "MAX_VALUES", 20)
     np.savez(tmp_path / "d.npz", z)
@@ -749,3 +750,36 @@ def test_file_without_tensors_is_refused_in_words(tmp_path, content, words):
         torch.save(content, tmp_path / "x.pt")
     with pytest.raises(ValueError, match=f"x.pt cannot be read: {words}"):
         read_embeddings(tmp_path / "x.pt")
+
+
+def test_whole_numbers_that_nearly_all_differ_are_a_continuous_target(tmp_path):
+    values = np.random.default_rng(0).normal(size=(60, 3))
+    target = (1000 * values[:, 0]).round().astype(int)
+    found = read_embeddings(written(frame(values, y=target), tmp_path / "x.csv"))
+    assert found.labels is None and found.target.tolist() == target.tolist()
+    assert "a probe needs classes, and most of these whole numbers differ" in found.note
+    classes = np.repeat(np.arange(30), 2)  # half of the rows
+    assert read_embeddings(written(frame(values, y=classes), tmp_path / "x.csv")).labels.tolist() == classes.tolist()
+    few = read_embeddings(written(frame(values[:19], y=np.arange(19)), tmp_path / "x.csv"))
+    assert few.labels.tolist() == list(range(19))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("f\n" + "0.5\n" * 5, "a view needs 2 to 8192 columns of features, there is only 'f'"),
+        ("f,label\n" + "0.5,a\n" * 5, "a view needs 2 to 8192 columns of features, there is only 'f'"),
+        ("label\n" + "a\n" * 5, "a view needs 2 to 8192 columns of features, there is none"),
+        ("f|g\n" + "1|2\n" * 5, r"columns must be separated by ',', the first line is 'f\|g'"),
+        ("f,g\n" + "1,2\n" * 5 + "3,?\n", r"'g' holds string, not numbers \('\?' in row 5, from 0\)"),
+    ],
+)
+def test_what_a_table_lacks_is_said(tmp_path, text, words):
+    (tmp_path / "x.csv").write_text(text)
+    with pytest.raises(ValueError, match=words):
+        read_embeddings(tmp_path / "x.csv")
+
+
+def test_labels_of_embeddings_are_an_array():
+    with pytest.raises(TypeError, match="labels must be of type ndarray or NoneType, got Tensor"):
+        Embeddings(torch.randn(6, 2), labels=torch.arange(6) % 2)

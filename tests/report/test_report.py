@@ -720,3 +720,23 @@ def test_atlas_of_arrays_files_and_runs(tmp_path):
     assert read(run)["label"].tolist() == [str(label) for label in load("digits").test.labels.tolist()]
     with pytest.raises(ValueError, match=r"a name ending in \.parquet, got .*atlas\.csv"):
         write_atlas(A, tmp_path / "atlas.csv")
+
+
+def test_columns_of_other_units_do_not_hide_a_dependence(tmp_path):
+    noise = np.random.default_rng(0)
+    x = noise.normal(size=(200, 3))
+    table = pd.DataFrame(x, columns=["f1", "f2", "f3"]).assign(salary=noise.normal(5e4, 1.5e4, 200))
+    table.assign(label=np.where(x[:, 0] > 0, "a", "b")).to_csv(tmp_path / "units.csv", index=False)
+    found = read_embeddings(tmp_path / "units.csv")
+    (row,) = independence_table(found).to_dict("records")
+    assert row["pvalue"] < 0.01 and row["test"].endswith("columns standardized, because their spreads differ")
+    words = words_of(report_html(found))
+    assert "If the columns have different units, divide each by its standard deviation" in words
+    without = replace(found, z_a=found.z_a[:, :3], columns=found.columns[:3])
+    assert "standardized" not in independence_table(without)["test"][0]
+
+
+def test_labels_that_occur_once_cannot_be_tested():
+    z = torch.randn(30, 3, generator=torch.Generator().manual_seed(0))
+    (row,) = independence_table(Embeddings(z, labels=np.array([f"row {i}" for i in range(30)]))).to_dict("records")
+    assert row["answer"] == "cannot be tested: no label occurs twice" and np.isnan(row["pvalue"])
