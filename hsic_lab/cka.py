@@ -15,7 +15,7 @@ from hsic_lab.hsic import StreamingLinearHSIC
 from hsic_lab.hsic._estimators import (  # isort: skip
     DUAL_ROWS, TILE_ROWS, CenteredRows, at_origin, center, exact, fit_at_origin, from_sums, paired_samples,
 )  # fmt: skip
-from hsic_lab.kernels import DistanceInduced, Kernel, Linear, kernel_or, power_below, require_finite
+from hsic_lab.kernels import DistanceInduced, Kernel, Linear, kernel_or, near_one, require_finite
 
 __all__ = ["MinibatchCKA", "StreamingLinearCKA", "cka"]
 
@@ -70,11 +70,7 @@ def _checked_parts(
     check_choice(route, ("auto", "primal", "dual", "tiled"), "route")
     x, y = paired_samples(x, y, kernel_x, kernel_y, at_least=2 if estimator == "biased" else 4)
     scale_free = Linear, DistanceInduced
-    # Near 1 their squares neither overflow nor vanish.
-    x, y = (
-        z / power_below(float(z.detach().abs().max())) if isinstance(kernel, scale_free) else z
-        for z, kernel in ((x, kernel_x), (y, kernel_y))
-    )
+    x, y = (near_one(z) if isinstance(kernel, scale_free) else z for z, kernel in ((x, kernel_x), (y, kernel_y)))
     (kernel_x, _), (kernel_y, _) = fit_at_origin(kernel_x, x, "x"), fit_at_origin(kernel_y, y, "y")
     return x, y, *_parts(x, y, kernel_x, kernel_y, estimator, route)
 

@@ -83,7 +83,7 @@ def compare_models(
     sampled_features : bool, default False
         Correct unbiased linear CKA for features that are a random sample of many, as recorded neurons are (Chun et al.
         2025, arXiv:2502.15104): HSIC(x, x) loses the products of features with themselves. The two models' features
-        must be sampled independently. The ratio overshoots and is not clipped at 1: for features that are random linear
+        must be sampled independently. The ratio can exceed 1 and is not clipped: for features that are random linear
         functions of four variables, with a true CKA of 1, it is 1.11 on average for 8 features, with a standard
         deviation of 0.27 (uncorrected 0.66), and 1.02 for 32 features, with one of 0.06 (uncorrected 0.88).
     permutations, seed : int or None, and int
@@ -176,12 +176,7 @@ def procrustes(x: Tensor, y: Tensor) -> Tensor:
     It is 1 if a rotation, a shift and a scale turn one sample into the other, and the largest share that they reach:
     ``1 - min ||X R - Y||_F^2 / 2`` over rotations R for samples of norm 1. Biased linear `cka` has the squares of the
     same s_k, ``HSIC = sum_k s_k^2 / n^2``, so it weighs the strongest directions more. Like biased CKA it grows with
-    the number of columns.
-
-    Parameters
-    ----------
-    x, y : Tensor of shape (n, p), (n, q)
-        Samples whose rows belong together.
+    the number of columns. Samples are those of `mutual_knn`.
 
     Examples
     --------

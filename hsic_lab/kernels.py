@@ -129,6 +129,11 @@ def power_below(value: float) -> float:
     return 2.0 ** (math.frexp(value)[1] - 1) if value else 1.0
 
 
+def near_one(x: Tensor) -> Tensor:
+    """`x` over the power of two below its largest entry: its squares neither overflow nor vanish."""
+    return x / power_below(float(x.detach().abs().max()))
+
+
 @dataclass(frozen=True)
 class _Scaled(Kernel):
     """Base of the kernels of a distance, which have a bandwidth."""
@@ -330,7 +335,7 @@ def _repaired_square(x: Tensor, y: Tensor, origin: Tensor) -> Tensor:
 
 
 def median_distance(x: Tensor, norm: int = 2) -> float:
-    """Median of the ``n (n - 1) / 2`` distances between different rows of `x` (n, p), the lower one of two.
+    """Median of the ``n (n - 1) / 2`` distances between different rows of `x` (n, p); of two middle ones, the lower.
 
     Above 2000 rows, 2000 drawn with a fixed seed are used. `norm` is 1 or 2. If the median is 0, it is taken over the
     positive distances; if all rows are equal, it is 1.

@@ -148,9 +148,8 @@ def hsic_matrix(
     permutations, seed : int or None, and int
         Also test every pair of columns with at least so many permutations of the rows of `y`, as `permutation_test`
         does (n at least 4), but with linear kernels, which detect correlation only, unless others are given. The
-        adjusted p-values are those of the step-down method of Westfall and Young (1993) on standardized values: the
-        probability of one or more adjusted p-values ``<= a`` among the independent pairs is at most a, if the columns
-        of these pairs are independent of each other jointly, x from y.
+        adjusted p-values (step-down method of Westfall and Young 1993) control the family-wise error: at most a share a
+        of all tables has one ``<= a`` among its independent pairs, if their columns are independent jointly, x from y.
 
     Examples
     --------
@@ -181,7 +180,7 @@ def _pair_values(side_x: Fitted, side_y: Fitted, given: Sequence[Kernel], unbias
     n, sides = len(side_x[0][1]), (side_x, side_y)
     # Both sides need one dtype, and labels have none.
     dtype = torch.float64 if torch.float64 in {z.dtype for side in sides for _, z in side} else torch.float32
-    grams_x, grams_y = ([_shifted_part(*pair, dtype) for pair in side] for side in sides)
+    grams_x, grams_y = ([gram_part(*pair, dtype, shifted=True) for pair in side] for side in sides)
     xy = xx = yy = torch.zeros((), dtype=torch.float64)
     row_sums: list[tuple[Tensor, Tensor]] = []
     size = max(1, _ENTRIES // (n * max(len(grams_x), len(grams_y))))
@@ -229,20 +228,17 @@ def _fitted_columns(x: Table, name: str, kernel: Kernel) -> Fitted:
     return [fit_at_origin(k, k.samples(column.detach(), key), key) for k, (key, column) in own]
 
 
-def gram_part(kernel: Kernel, z: Tensor, dtype: torch.dtype) -> Callable[[Index, Index], Tensor]:
-    """A function that gives some rows and columns of the Gram of `z` for a fitted kernel; 0 if all rows are equal."""
+def gram_part(kernel: Kernel, z: Tensor, dtype: torch.dtype, shifted: bool = False) -> Callable[[Index, Index], Tensor]:
+    """A function that gives some rows and columns of the Gram of `z` for a fitted kernel; 0 if all rows are equal.
+
+    With `shifted`, less the rows that HSIC does not depend on, and that would cost it digits.
+    """
     if is_constant(z):  # exactly 0, instead of rounding
         return lambda i, j: torch.zeros(len(z[i]), len(z[j]), dtype=dtype, device=z.device)
-    return lambda i, j: kernel.gram(z[i], z[j]).to(dtype)
-
-
-def _shifted_part(kernel: Kernel, z: Tensor, dtype: torch.dtype) -> Callable[[Index, Index], Tensor]:
-    """`gram_part` less the rows that HSIC does not depend on, and that would cost it digits."""
-    part = gram_part(kernel, z, dtype)
-    if is_constant(z):
-        return part
+    if not shifted:
+        return lambda i, j: kernel.gram(z[i], z[j]).to(dtype)
     rows = rough_rows(kernel, z).to(dtype)
-    return lambda i, j: part(i, j) - rows[i, None] - rows[j]
+    return lambda i, j: kernel.gram(z[i], z[j]).to(dtype) - rows[i, None] - rows[j]
 
 
 class ShiftedGram:

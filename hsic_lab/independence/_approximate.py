@@ -10,7 +10,7 @@ from hsic_lab._checks import check_integer, is_constant, seeded
 from hsic_lab.hsic import hsic
 from hsic_lab.hsic._joint import require_unit
 from hsic_lab.independence._permutation import Samples, TestResult, _scaled, centered_gram, fitted, sampled_result
-from hsic_lab.kernels import Gaussian, Kernel, kernel_or, power_below, require_finite
+from hsic_lab.kernels import Gaussian, Kernel, kernel_or, near_one, require_finite
 
 SCALES, RIDGES = (0.1, 0.3, 1.0, 3.0), (1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0)  # of the regressions on z
 
@@ -159,8 +159,7 @@ def conditional_test(
     for sample in (x, y):
         if sample.is_floating_point() and not is_constant(sample):
             sample = sample - sample.mean(dim=0)
-            scaled = sample / power_below(float(sample.abs().max()))  # products stay in range
-            sample = _residuals(scaled @ scaled.T, bases) @ sample
+            sample = _residuals(near_one(sample) @ near_one(sample).T, bases) @ sample
         left.append(sample)
     kernel_x, kernel_y = (kernel_or(Gaussian(), k, "").fit(v) for k, v in zip((kernel_x, kernel_y), left, strict=True))
     gram_x, gram_y, unit = _scaled_grams(left[0], left[1], kernel_x, kernel_y)

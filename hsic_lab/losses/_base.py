@@ -16,10 +16,10 @@ from hsic_lab._distributed import all_gather_rows, world_size
 class TwoViewLoss(nn.Module):
     """Base class of the losses of two or more views; a subclass implements ``_terms``.
 
-    Losses and their gradients are computed in float32 or better under any autocast. They are differentiable to any
-    order and in any mode of torch; compiled by ``torch.compile``, which refuses more, once. For V > 2 views, which are
-    further arguments, a loss of two views is the mean over the V (V - 1) / 2 pairs; a subclass with `many_views`
-    computes it from all views at once. `gather_distributed` is as in `BarlowTwinsLoss`.
+    Losses and their gradients are computed in float32 or better under any autocast. They can be differentiated to any
+    order, in forward and reverse mode; under ``torch.compile``, which has no second derivatives, once. For V > 2 views,
+    which are further arguments, a loss of two views is the mean over the V (V - 1) / 2 pairs; a subclass with
+    `many_views` computes it from all views at once. `gather_distributed` is as in `BarlowTwinsLoss`.
     """
 
     many_views = False
@@ -76,10 +76,7 @@ class TwoViewLoss(nn.Module):
 
 
 class RandomLoss(TwoViewLoss):
-    """Base class of losses that may draw at random; a resumed training continues the draws of its generator.
-
-    Gradient checkpointing computes the loss twice, with other draws: leave the loss out of the checkpointed part.
-    """
+    """Base class of losses that may draw at random; a resumed training continues the draws of its generator."""
 
     _generator: Any = None
 
@@ -88,10 +85,10 @@ class RandomLoss(TwoViewLoss):
         return torch.empty(0) if self._generator is None else self._generator.get_state()
 
     def set_extra_state(self, state: Tensor) -> None:
-        if len(state) and self._generator is None:
-            raise ValueError(f"the state is of a loss that draws at random; {self} does not")
-        if len(state):
+        if self._generator is not None:
             self._generator.set_state(state.to("cpu", torch.uint8))
+        elif len(state):
+            raise ValueError(f"the state is of a loss that draws at random; {self} does not")
 
 
 def pair_sum(x: Sequence[Tensor] | Tensor) -> Tensor:

@@ -111,12 +111,11 @@ def plot_ablation(
             beside_it = 0.4 * ((number + 0.5) / len(lines) - 0.5)
             half = rows[["low", "high"]].sub(rows["mean"], axis=0).abs().T.to_numpy()
             ax.errorbar(rows["position"] + beside_it, rows["mean"], half, label=label, ls="", capsize=3, **look)
+            ax.set_xlim(-0.5, len(levels) - 0.5)
     if numeric:
         ax.set_xscale("log", base=2)
         ax.xaxis.set_minor_locator(NullLocator())
     ax.set_xticks(levels if numeric else range(len(levels)), names, rotation=90 if crowded else 0)
-    if not ordered:
-        ax.set_xlim(-0.5, len(levels) - 0.5)
     ax.tick_params(axis="x", labelsize="small" if crowded else "medium")
     ax.set(xlabel=plain(x.replace("_", " ")), ylabel=value_label(value, evaluation))
     if value == "accuracy":

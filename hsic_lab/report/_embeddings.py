@@ -100,9 +100,9 @@ def read_embeddings(
         files at most 2^29 values, and texts at most 2^28 bytes.
     label, drop, view_a, view_b : str, sequence of str, str, str, optional
         The column or array with the labels; those to leave out; those of the views, as patterns like ``emb_*``. Of two
-        files `view_a` is in the first and `view_b` in the second. Each choice is in one of the files at least. Chosen
-        columns are not refused as an index. Columns of two files are paired by name if both have the same names, else
-        by position; the note says which.
+        files `view_a` is in the first and `view_b` in the second. Each choice must be in one of the files at least. A
+        column that is chosen may look like an index. Columns of two files are paired by name if both have the same
+        names, else by position; the note says which.
     """
     check_type("drop", drop, str, list, tuple)
     drop = [drop] if isinstance(drop, str) else drop
@@ -249,7 +249,9 @@ def _views(
             elif INDEX.fullmatch(name):
                 fault = "looks like an index, not a feature:"
             elif not isinstance(kind, np.dtype):
-                text = _first_text(columns[name])
+                values = pd.Series(columns[name].load()).astype(str)
+                texts = values[pd.to_numeric(values, errors="coerce").isna()].head(1)
+                text = "".join(f" ({text!r} in row {row}, from 0)" for row, text in texts.items())
                 fault = f"holds {kind}, not numbers{text}: if these are labels --label-column, else"
             if fault:
                 raise ValueError(f"column {name!r} {fault} leave it out, --drop {name!r}")
@@ -265,13 +267,6 @@ def _views(
             raise ValueError(f"every column of a view needs a partner in the other one; {(a | b)[alone[0]]!r} has none")
         views[1] = [b[key] for key in a]
     return views
-
-
-def _first_text(column: Column) -> str:
-    """Return the first text of a column of numbers, in words; nothing if most of it is text."""
-    values = pd.Series(column.load())
-    texts = values[pd.to_numeric(values, errors="coerce").isna() & values.notna()]
-    return f" ({texts.iloc[0]!r} in row {texts.index[0]}, from 0)" if 0 < 2 * len(texts) <= len(values) else ""
 
 
 def _load(columns: dict[str, Column], view: list[str], rows: Any, suspicious: bool) -> Tensor:
