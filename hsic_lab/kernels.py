@@ -162,8 +162,10 @@ class _Scaled(Kernel):
     def _squares(self, x: Tensor, y: Tensor | None, factor: float) -> Tensor:
         """`squared_distances` times ``factor / bandwidth^2``, which no unit of the samples makes overflow or vanish."""
         s = self.bandwidth
-        unit = s.detach() / (2 * torch.frexp(1.0 * s.detach())[0]) if isinstance(s, Tensor) else power_below(s)
-        distances, factor = squared_distances(x / unit, None if y is None else y / unit), factor / (s / unit) ** 2
+        if isinstance(s, Tensor) or not 1e-6 < s < 1e6:  # else the squares stay in range anyway
+            unit = s.detach() / (2 * torch.frexp(1.0 * s.detach())[0]) if isinstance(s, Tensor) else power_below(s)
+            x, y, s = x / unit, None if y is None else y / unit, s / unit
+        distances, factor = squared_distances(x, y), factor / s**2
         # In place unless the gradient of a learnable bandwidth needs the distances.
         return distances * factor if isinstance(s, Tensor) else distances.mul_(factor)
 

@@ -63,8 +63,9 @@ class TwoViewLoss(nn.Module):
         """The views, checked, in float32 or better, with the rows of all processes."""
         for position, other in enumerate(views[1:], 2):
             check_views(views[0], other, "z_b" if position == 2 else f"view {position}")
-        dtype = reduce(torch.promote_types, (z.dtype for z in views), torch.float32)
-        views = tuple(z.to(dtype) for z in views)
+        if any(z.dtype != torch.float32 for z in views):
+            dtype = reduce(torch.promote_types, (z.dtype for z in views), torch.float32)
+            views = tuple(z.to(dtype) for z in views)
         if self.gather_distributed and world_size() > 1:
             if is_transformed():
                 raise NotImplementedError("torch.func cannot reach other processes: take gather_distributed=False")

@@ -48,8 +48,8 @@ def split_squared_norm(
 def column_blocks(z: Tensor) -> list[slice]:
     """Slices that cover the columns of `z` `(n, d)`: blocks that fit the cache of a CPU, else one block."""
     n, d = z.shape
-    one = z.is_cuda or torch.compiler.is_compiling()  # compiled, a number of blocks that depends on n would be a guard
-    width = d if one else max(64, _BLOCK_ELEMENTS // n)  # pieces of fewer than 64 columns are read slowly
+    # Pieces of fewer than 64 columns are read slowly. Compiled, a number of blocks that depends on n would be a guard.
+    width = d if z.is_cuda or torch.compiler.is_compiling() else max(64, _BLOCK_ELEMENTS // n)
     return [slice(start, start + width) for start in range(0, d, width)]
 
 

@@ -76,10 +76,8 @@ class SSLHSICLoss(RandomLoss):
 
 def _learnable(kernel: Kernel) -> list[nn.Parameter]:
     """The parameters in a kernel, and in the kernels that it is made of."""
-    found: list[nn.Parameter] = []
-    for value in vars(kernel).values():
-        found += [value] if isinstance(value, nn.Parameter) else _learnable(value) if isinstance(value, Kernel) else []
-    return found
+    parts = [value for value in vars(kernel).values() if isinstance(value, nn.Parameter | Kernel)]
+    return [one for part in parts for one in ([part] if isinstance(part, nn.Parameter) else _learnable(part))]
 
 
 def _feature_dependence(phi: Tensor, views: int) -> Tensor:

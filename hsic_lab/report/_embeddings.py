@@ -240,8 +240,7 @@ def _views(
     if not patterns:
         names = [name for name in names if name not in LABELS]
         if len(names) < 2 and not any("vectors" in str(columns[name].dtype) for name in names):
-            there = f"only {names[0]!r}" if names else "none"
-            raise ValueError(f"a view needs 2 to {MAX_FEATURES} columns of features, there is {there}")
+            raise ValueError(f"a view needs 2 to {MAX_FEATURES} columns of features, found {_few(names) or 'none'}")
         for name in names:
             kind, fault = columns[name].dtype, ""
             if name.lower() in (*LABELS, *(() if label else ("class", "classes"))):

@@ -767,9 +767,9 @@ def test_whole_numbers_that_nearly_all_differ_are_a_continuous_target(tmp_path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("f\n" + "0.5\n" * 5, "a view needs 2 to 8192 columns of features, there is only 'f'"),
-        ("f,label\n" + "0.5,a\n" * 5, "a view needs 2 to 8192 columns of features, there is only 'f'"),
-        ("label\n" + "a\n" * 5, "a view needs 2 to 8192 columns of features, there is none"),
+        ("f\n" + "0.5\n" * 5, "a view needs 2 to 8192 columns of features, found 'f'"),
+        ("f,label\n" + "0.5,a\n" * 5, "a view needs 2 to 8192 columns of features, found 'f'"),
+        ("label\n" + "a\n" * 5, "a view needs 2 to 8192 columns of features, found none"),
         ("f|g\n" + "1|2\n" * 5, r"columns must be separated by ',', the first line is 'f\|g'"),
         ("f,g\n" + "1,2\n" * 5 + "3,?\n", r"'g' holds string, not numbers \('\?' in row 5, from 0\)"),
     ],
