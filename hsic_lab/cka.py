@@ -13,7 +13,8 @@ from hsic_lab._checks import CallableModule, check_choice, default_dtype, is_con
 from hsic_lab.hsic import StreamingLinearHSIC
 
 from hsic_lab.hsic._estimators import (  # isort: skip
-    DUAL_ROWS, TILE_ROWS, CenteredRows, at_origin, center, exact, fit_at_origin, from_sums, paired_samples,
+    DUAL_ROWS, TILE_ROWS, CenteredRows, at_origin, center, exact, fit_at_origin, fitted_kernel, from_sums,
+    paired_samples,
 )  # fmt: skip
 from hsic_lab.kernels import DistanceInduced, Kernel, Linear, kernel_or, near_one, require_finite
 
@@ -71,8 +72,7 @@ def _checked_parts(
     x, y = paired_samples(x, y, kernel_x, kernel_y, at_least=2 if estimator == "biased" else 4)
     scale_free = Linear, DistanceInduced
     x, y = (near_one(z) if isinstance(kernel, scale_free) else z for z, kernel in ((x, kernel_x), (y, kernel_y)))
-    (kernel_x, _), (kernel_y, _) = fit_at_origin(kernel_x, x, "x"), fit_at_origin(kernel_y, y, "y")
-    return x, y, *_parts(x, y, kernel_x, kernel_y, estimator, route)
+    return x, y, *_parts(x, y, fitted_kernel(kernel_x, x, "x"), fitted_kernel(kernel_y, y, "y"), estimator, route)
 
 
 def _parts(x: Tensor, y: Tensor, kernel_x: Kernel, kernel_y: Kernel, estimator: str, route: str) -> tuple[Tensor, ...]:
@@ -194,7 +194,7 @@ class MinibatchCKA:
             else:
                 self._sums += self._weighted(old_x, old_y)
         if self._kernels is None and len(x) >= 4:
-            self._kernels = fit_at_origin(self.kernel_x, x, "x")[0], fit_at_origin(self.kernel_y, y, "y")[0]
+            self._kernels = fitted_kernel(self.kernel_x, x, "x"), fitted_kernel(self.kernel_y, y, "y")
         self._latest = x.clone(), y.clone()  # the caller may reuse its buffers
 
     def compute(self) -> Tensor:

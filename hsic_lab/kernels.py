@@ -159,15 +159,21 @@ class _Scaled(Kernel):
         object.__setattr__(fitted, "bandwidth", positive.nan_to_num(1.0).where(median == 0, median))
         return fitted
 
-    def _squares(self, x: Tensor, y: Tensor | None, factor: float) -> Tensor:
-        """`squared_distances` times ``factor / bandwidth^2``, which no unit of the samples makes overflow or vanish."""
+    def _in_range(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None, float | Tensor]:
+        """Samples and bandwidth over a power of two if the bandwidth's square may leave the range: that is exact."""
         s = self.bandwidth
-        if isinstance(s, Tensor) or not 1e-6 < s < 1e6:  # else the squares stay in range anyway
-            unit = s.detach() / (2 * torch.frexp(1.0 * s.detach())[0]) if isinstance(s, Tensor) else power_below(s)
-            x, y, s = x / unit, None if y is None else y / unit, s / unit
-        distances, factor = squared_distances(x, y), factor / s**2
+        hidden = isinstance(s, Tensor) and (torch.compiler.is_compiling() or is_transformed())
+        if hidden or 1e-15 < (size := float(s.detach() if isinstance(s, Tensor) else s)) < 1e15:
+            return x, y, s
+        unit = power_below(min(size, torch.finfo(x.dtype).max))
+        return x / unit, None if y is None else y / unit, s / unit
+
+    def _squares(self, x: Tensor, y: Tensor | None, factor: float) -> Tensor:
+        """`squared_distances` times ``factor / bandwidth^2``."""
+        x, y, s = self._in_range(x, y)
+        distances, scale = squared_distances(x, y), factor / s**2
         # In place unless the gradient of a learnable bandwidth needs the distances.
-        return distances * factor if isinstance(s, Tensor) else distances.mul_(factor)
+        return distances * scale if isinstance(s, Tensor) else distances.mul_(scale)
 
 
 @dataclass(frozen=True)
@@ -195,7 +201,8 @@ class Laplace(_Scaled):
     _norm = 1
 
     def gram(self, x: Tensor, y: Tensor | None) -> Tensor:
-        return (torch.cdist(x, x if y is None else y, p=1) / -self.bandwidth).exp_()
+        x, y, s = self._in_range(x, y)
+        return (torch.cdist(x, x if y is None else y, p=1) / -s).exp_()
 
     def frequencies(self, p: int, count: int, generator: torch.Generator) -> Tensor:
         # Independent Cauchy coordinates: exp(-|t|/s) is the characteristic function of Cauchy(1/s).
@@ -346,14 +353,15 @@ def median_distance(x: Tensor, norm: int = 2) -> float:
     if len(x) < 2:
         raise ValueError(f"the median distance needs at least 2 rows, got shape {tuple(x.shape)}")
     rows = drawn_rows(x, MEDIAN_ROWS)
-    unit = power_below(float(rows.abs().max()))
-    distances = F.pdist(rows / unit, p=norm)
-    median = distances.median()
-    if median == 0 and len(positive := distances[distances > 0]):
-        median = positive.median()
-    elif median == 0 and not is_constant(rows):
-        raise ValueError(f"all distances of this sample leave the range of {x.dtype}: standardize the sample")
-    return unit * float(median) or 1.0
+    for unit in (1.0, power_below(float(rows.abs().max()))):  # the second if squares leave the range
+        distances = F.pdist(rows / unit, p=norm)
+        median = distances.median()
+        median = distances[distances > 0].median() if median == 0 and distances.any() else median
+        if torch.finfo(rows.dtype).tiny ** 0.4 < median < math.inf:
+            return unit * float(median)
+    if not is_constant(rows):
+        raise ValueError(f"the median distance of this sample leaves the range of {x.dtype}: standardize the sample")
+    return 1.0
 
 
 def kernel_or(default: "Kernel", kernel: "Kernel | None", name: str) -> "Kernel":

@@ -215,10 +215,10 @@ chosen[["loss", "d", "learning_rate", "lambda_times_d", "at_end"]].sort_values([
 # %% [markdown]
 # **CIFAR-10 gives the same answer with narrower intervals.** The grid `data/grids/tuned_cifar10_width.toml` trains Barlow
 # Twins on 15 360 images of CIFAR-10 in batches of 256, which is 300 updates. For every width the rate and then $\lambda$
-# were chosen on 5000 other images, by one run each. The five seeds below are others, on the official test split. No run
-# fails here.
+# were chosen on 5000 other images, by two runs each. The five seeds below are others, on the official test split. No run
+# fails here, and every chosen value lies inside its list: $\lambda = 16/d$ at all four widths.
 
-# %% alt="Left: test accuracy of every run of Barlow Twins on CIFAR-10 against the projector's width, all between 57 and 61 percent. Right: the paired differences to d = 64 are 0.8, 1.1 and 0.6 points; none is decided."
+# %% alt="Left: test accuracy of every run of Barlow Twins on CIFAR-10 against the projector's width, all between 58 and 62 percent. Right: the paired differences to d = 64 are 0.5, 0.6 and 0.1 points; none shows that a width is better."
 cifar = read_table(RESULTS / "ablation_tuned_cifar10_width.csv")
 cifar["method"] = cifar["loss"].map(NAMES)
 on_cifar = cifar[cifar["tuned"].isna() & (cifar["evaluation"] == "linear")]
@@ -227,15 +227,17 @@ narrow = paired_differences(on_cifar, "d", 64)
 plot_answer(on_cifar, narrow, [f"d = {second}" for second in narrow["second"]], ylim=(50, 65), height=3.4)
 
 # %% [markdown]
-# The means of the wider projectors are 0.6 to 1.1 points above $d = 64$. After Holm's correction for the three
-# comparisons none is decided. The intervals leave room for a gain of up to 2.1 points, and for a loss of up to 0.4. So in
-# these trainings width changes little, and $d = 64$ may be slightly too narrow.
+# The means of the wider projectors are 0.1 to 0.6 points above $d = 64$. After Holm's correction for the three
+# comparisons no width is shown to be better, and $d = 4096$ is the same as 64 within one point. The intervals leave room
+# for a gain of up to 1.2 points, and for a loss of up to 0.7. So in these trainings width changes little.
 
 # %%
 points = 100 * narrow[["mean", "low", "high"]]
-assert (narrow["verdict"] == "not decided").all() and points["mean"].round(1).tolist() == [0.8, 1.1, 0.6]
-assert round(points["high"].max(), 1) == 2.1 and round(points["low"].min(), 1) == -0.4
-assert (on_cifar["steps"] == 300).all() and on_cifar["accuracy"].between(0.57, 0.61).all()
+assert narrow["verdict"].tolist() == ["not decided", "not decided", "same within 1 point"]
+assert points["mean"].round(1).tolist() == [0.5, 0.6, 0.1]
+assert round(points["high"].max(), 1) == 1.2 and round(points["low"].min(), 1) == -0.7
+assert (on_cifar["steps"] == 300).all() and on_cifar["accuracy"].between(0.58, 0.62).all()
+assert (on_cifar["lambda_times_d"] == 16).all() and not any(one["at_end"] for one in json.loads(cifar.attrs["chosen"]))
 points.assign(d=narrow["second"]).set_index("d").round(1)
 
 # %% [markdown]

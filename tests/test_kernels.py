@@ -357,3 +357,27 @@ def test_finite_values_whose_sum_overflows_are_accepted():
     assert torch.equal(Linear().samples(largest, "x"), largest)
     with pytest.raises(ValueError, match="x holds 2 values that are NaN or infinite"):
         Linear().samples(torch.tensor([[torch.inf], [-torch.inf], [0.0]]), "x")
+
+
+@pytest.mark.parametrize("kind", SCALED)
+@pytest.mark.parametrize(
+    ("dtype", "outlier"),
+    [*((torch.float32, x) for x in (1e22, 9.97e36, -3.4e38)), *((torch.float64, x) for x in (1e200, -1.797e308))],
+)
+def test_one_extreme_row_does_not_move_the_median(kind, dtype, outlier):
+    x = torch.randn(60, 2, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    near, far = x.clone(), x.clone()
+    near[0], far[0] = 1e6, outlier
+    assert kind().fit(far).bandwidth == kind().fit(near).bandwidth < 4
+    torch.testing.assert_close(kind()(far)[1:, 1:], kind()(near)[1:, 1:], rtol=1e-6, atol=0)
+    small = torch.nn.Parameter(torch.tensor(1e-7, dtype=dtype))
+    assert kind(small)(far).isfinite().all() and kind(1e-7)(far).isfinite().all()
+
+
+@pytest.mark.parametrize("kind", SCALED)
+@pytest.mark.parametrize("learnable", [False, True])
+@pytest.mark.parametrize("unit", [2.0**-90, 2.0**-60, 2.0**60, 2.0**123])
+def test_bandwidths_of_any_unit_are_exact(kind, unit, learnable):
+    x = torch.randn(40, 8, generator=torch.Generator().manual_seed(0)).clamp(-3, 3)
+    s = torch.nn.Parameter(torch.tensor(1.5 * unit)) if learnable else 1.5 * unit
+    torch.testing.assert_close(kind(s)(unit * x), kind(1.5)(x), rtol=1e-5, atol=0)

@@ -367,8 +367,22 @@ def test_targets_on_cifar10_are_those_of_their_table():
 def test_projectors_on_cifar10_are_those_of_their_tables():
     *_, widths = tuned_on_cifar10("width", "d", 64)
     *_, depths = tuned_on_cifar10("depth", "projector", "512-128")
-    assert set(widths["verdict"]) == set(depths["verdict"]) == {"not decided"}
-    assert f"leave room for {100 * widths['high'].max():.1f} points" in " ".join(TEXT.split())
+    assert widths["verdict"].tolist() == ["not decided", "not decided", "same within 1 point"]
+    assert set(depths["verdict"]) == {"not decided"}
+    text, table = " ".join(TEXT.split()), of("tuned_cifar10_width")
+    assert (
+        f"leave room for {100 * widths['high'].max():.1f} points, and 4 096 is the same as 64 within one point" in text
+    )
+    chosen = json.loads(table.attrs["chosen"])
+    assert {one["lambda_times_d"] for one in chosen} == {16.0} and not any(one["at_end"] for one in chosen)
+    curves = table[table["tuned"] == "lambda_times_d"].groupby(["d", "lambda_times_d"])["accuracy"].mean().unstack()
+    gain = 100 * (curves[16.0] - curves[1.0])
+    words = f"{gain.min():.1f} to {gain.max():.1f} points"
+    assert f"lambda = 16/d was chosen, which on validation images is {words} better than 1/d" in text
+    assert (
+        f"16/d was chosen at all four widths, {words} ahead of 1/d on validation images"
+        in (ROOT / "README.md").read_text()
+    )
 
 
 def test_lambdas_on_cifar10_are_those_of_their_table():
@@ -497,8 +511,8 @@ def test_few_tuned_tables_offered_the_first_rate_at_a_batch_of_256():
         tried = table[(table["tuned"] == "learning_rate") & (table["batch_size"] == 256)]
         if usual == 256 and tried["learning_rate"].min() <= 0.002:
             took[path.stem.removeprefix("ablation_tuned_")] = [one["learning_rate"] <= 0.002 for one in chosen]
-    assert list(took) == ["batch_size", "cifar10_batch_size", "lambda"]
-    assert [sum(low) for low in took.values()] == [0, 0, 3] and len(took["lambda"]) == 6
+    assert list(took) == ["batch_size", "cifar10_batch_size", "cifar10_width", "lambda"]
+    assert [sum(low) for low in took.values()] == [0, 0, 0, 3] and len(took["lambda"]) == 6
 
 
 def test_a_longer_warmup_is_that_of_its_table():

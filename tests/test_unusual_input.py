@@ -153,7 +153,6 @@ ARRAYS: dict[str, tuple[Callable, tuple]] = {
     "rankme": (diagnostics.rankme, (X,)),
     "uniformity": (diagnostics.uniformity, (X,)),
     "redundancy": (diagnostics.redundancy, (X, Y)),
-    "feature_variance": (diagnostics.feature_variance, (X,)),
     "feature_sum_covariance": (diagnostics.feature_sum_covariance, (X, Y)),
     "factor_dependence": (
         lambda x: (

@@ -33,7 +33,7 @@ from hsic_lab.diagnostics import rankme
 from hsic_lab.evaluation import extract_layers, knn_accuracy, linear_probe
 from hsic_lab.evaluation._features import NEIGHBORS, knn_protocol
 from hsic_lab.training import Run, TrainConfig, train_or_load
-from hsic_lab.training._config import pick_device, processor
+from hsic_lab.training._config import hardware, pick_device
 from hsic_lab.training._run import SETTINGS, DamagedRun, of_the_machine, remove_run
 
 RESULT, LOCK = "result.json", "lock"
@@ -231,7 +231,7 @@ def _stored_rows(planned: Planned, folder: Path, evaluations: Names, retry_faile
 def _train_and_evaluate(one: Planned, folder: Path, data: ImageData | None, evaluations: Names) -> tuple[Rows, bool]:
     """The rows of one training, and whether they are kept; a failure is a result, unless the machine failed."""
     versions = {"torch": torch.__version__, "hsic_lab": __version__}
-    made_with = {"hardware": processor(), "threads": torch.get_num_threads()} | versions
+    made_with = {"hardware": hardware(torch.device("cpu")), "threads": torch.get_num_threads()} | versions
     started = time.perf_counter()
     pick_device(one.config.device)  # that this machine has none is no result
     try:

@@ -253,10 +253,10 @@ def load(name: str, folder: str | os.PathLike | None = None, **options: Any) -> 
         return replace(LOADERS[name](**options), source=whole)
     path, source = data_folder(folder) / SOURCES[name].folder, SOURCES[name]
     if missing := source.missing(path.parent):
-        found = f"there is no {', '.join(missing)} in {path.absolute()}"
+        found = f"There is no {', '.join(missing)} in {path.absolute()}"
         by_hand = f"unpack {' '.join(source.downloads)} into {path.parent.absolute()}"
         remedy = f"Or {by_hand}, or set HSIC_LAB_DATA to the folder that holds {source.folder}."
-        raise FileNotFoundError(f"{status(name, folder)}; {found}. {remedy}")
+        raise FileNotFoundError(f"{found}. {status(name, folder)}. {remedy}")
     try:
         place = {} if folder is None else {"folder": os.path.abspath(path.parent)}
         return replace(LOADERS[name](path), source=place)

@@ -1,6 +1,6 @@
 """Diagnostics of a representation: collapse, redundancy, agreement of views, known factors."""
 
-from hsic_lab.diagnostics._diagnose import diagnose, feature_sum_covariance, feature_variance, redundancy
+from hsic_lab.diagnostics._diagnose import diagnose, feature_sum_covariance, redundancy
 
 from hsic_lab.diagnostics._measures import (  # isort: skip
     alignment, alpha_req, covariance_spectrum, effective_rank, factor_dependence, lidar, rankme, uniformity,
@@ -8,5 +8,5 @@ from hsic_lab.diagnostics._measures import (  # isort: skip
 
 __all__ = [
     "alignment", "alpha_req", "covariance_spectrum", "diagnose", "effective_rank", "factor_dependence",
-    "feature_sum_covariance", "feature_variance", "lidar", "rankme", "redundancy", "uniformity",
+    "feature_sum_covariance", "lidar", "rankme", "redundancy", "uniformity",
 ]  # fmt: skip

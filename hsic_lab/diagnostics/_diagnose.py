@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hsic_lab._checks import as_samples, check_choice, no_autocast
 from hsic_lab.cka import cka_or_nan
-from hsic_lab.correlation import column_moments, standardize, uneven
+from hsic_lab.correlation import column_moments, standardize
 from hsic_lab.diagnostics import _measures as measures
 from hsic_lab.diagnostics._measures import Features, as_views, covariance_spectrum, entropy_rank, noise_edge
 from hsic_lab.losses._off_diagonal import split_squared_norm
@@ -32,10 +32,10 @@ EXPLANATIONS = {
     "loss with the off-diagonal target -1 small although nothing was learned.",
     "unrelated views": "Feature i of one view does not agree with feature i of the other view. Possible reasons: "
     "nothing was learned yet, the rows are not in the same order, or the features are not (two different networks).",
-    "dimensional collapse": _FEW,
+    "dimensional collapse": _FEW + "If the columns have different units, divide each by its standard deviation and "
+    "look again: a column with a large variance hides the others.",
     "dimensional collapse of projections": _FEW + "The features of the encoder may be better: look at them, too.",
-    "dimensional collapse of data": _FEW + "If the columns have different units, divide each by its standard "
-    "deviation and look again: a column with a large variance hides the others.",
+    "dimensional collapse of features": _FEW,
     "redundant": _REDUNDANT + "Features of an encoder and raw data usually are, and that is no fault. Projections of a "
     "network that was trained to decorrelate them should not be.",
     "redundant of projections": _REDUNDANT + "If the loss asks for uncorrelated projections (Barlow Twins, HSIC_SSL, "
@@ -169,8 +169,7 @@ def diagnose(
             rows.append(_unjudged(f"cka_{factor}", value, meaning))
     frame = Diagnosis(rows, columns=["diagnostic", "value", "verdict", "threshold", "meaning"])
     verdict = min(frame["verdict"], key=VERDICTS.index)
-    words = "data" if kind == "unknown" and any(map(uneven, (x, y))) else kind
-    explanation = EXPLANATIONS.get(f"{verdict} of {words}", EXPLANATIONS[verdict])
+    explanation = EXPLANATIONS.get(f"{verdict} of {kind}", EXPLANATIONS[verdict])
     frame.attrs = {"verdict": verdict, "explanation": explanation, "kind": kind, "shape": (n, d)}
     return frame
 
@@ -234,11 +233,6 @@ def _correlation_rows(z_a: Tensor, z_b: Tensor | None) -> list[Row]:
         except ValueError as error:
             rows.append(_unjudged(name, math.nan, f"not defined: {error}"))
     return rows
-
-
-def feature_variance(z: Features) -> Tensor:
-    """Variance (divisor n) of features (n, d), float64 of shape (d,); 0 for one that is constant up to rounding."""
-    return column_moments(_checked(z, None)[0])[1]
 
 
 def redundancy(z_a: Features, z_b: Features | None = None) -> float:

@@ -100,12 +100,17 @@ def at_origin(kernel: Kernel, x: Tensor) -> Tensor:
 def fit_at_origin(kernel: Kernel, x: Tensor, name: str = "this sample") -> tuple[Kernel, Tensor]:
     """The kernel fitted to `at_origin`, and that; ValueError if its powers of the sample have no digits."""
     x = at_origin(kernel, x)
-    kernel, some = kernel.fit(x), x.detach()[:: len(x) // 64 + 1]
     if _origin_dependence(kernel) == 3 and is_constant(x):
-        return kernel, x - x.detach()  # HSIC is 0 at any origin, here without rounding
-    if _origin_dependence(kernel) == 3 and not is_constant(some):
+        return kernel.fit(x), x - x.detach()  # HSIC is 0 at any origin, here without rounding
+    return fitted_kernel(kernel, x, name), x
+
+
+def fitted_kernel(kernel: Kernel, x: Tensor, name: str = "this sample") -> Kernel:
+    """The kernel fitted to `x`; ValueError if its powers of the sample have no digits."""
+    kernel = kernel.fit(x)
+    if _origin_dependence(kernel) == 3 and not is_constant(some := x.detach()[:: len(x) // 64 + 1].double()):
         require_digits(center(gram := kernel.gram(some, None)), gram, kernel, name)
-    return kernel, x
+    return kernel
 
 
 def _rough_middle(x: Tensor) -> Tensor:

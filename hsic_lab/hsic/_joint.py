@@ -199,11 +199,11 @@ def _pair_values(side_x: Fitted, side_y: Fitted, given: Sequence[Kernel], unbias
     values = require_finite(from_sums(xy, totals_x[:, None], totals_y, rows_x @ rows_y.T, n, unbiased), *given)
     if not normalized:
         return values
-    self_x = from_sums(xx, totals_x, totals_x, rows_x.square().sum(dim=1), n, unbiased)
-    self_y = from_sums(yy, totals_y, totals_y, rows_y.square().sum(dim=1), n, unbiased)
+    self_x = require_finite(from_sums(xx, totals_x, totals_x, rows_x.square().sum(dim=1), n, unbiased), *given)
+    self_y = require_finite(from_sums(yy, totals_y, totals_y, rows_y.square().sum(dim=1), n, unbiased), *given)
     rounding = max(1e-12, 16 * torch.finfo(dtype).eps) / n**2  # of the sums
     alive = (self_x > rounding * xx)[:, None] & (self_y > rounding * yy)
-    return torch.where(alive, values / (self_x[:, None] * self_y).clamp_min(0).sqrt(), 0.0)
+    return torch.where(alive, values / (self_x.clamp_min(0).sqrt()[:, None] * self_y.clamp_min(0).sqrt()), 0.0)
 
 
 def _fitted_columns(x: Table, name: str, kernel: Kernel) -> Fitted:

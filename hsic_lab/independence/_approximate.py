@@ -121,7 +121,7 @@ def conditional_test(
     random sign (wild bootstrap), which has the same limit as the weighted chi-squares of Zhang et al. (2011,
     arXiv:1202.3775); Pogodin et al. (2024, arXiv:2402.13196) compare such tests.
 
-    The level is approximate, with a few dozen rows often too high, and the test is only as good as the regressions:
+    The level is approximate, with few rows sometimes too high, and the test is only as good as the regressions:
     what they leave of z in both samples is taken for dependence. They miss functions of z that vary faster than the
     rows can show and curved functions of many columns of z, and if z determines both samples, only the errors of the
     regressions are left. No test holds this level for all distributions without losing all power (Shah and Peters

@@ -86,10 +86,10 @@ class RandomLoss(TwoViewLoss):
         return torch.empty(0) if self._generator is None else self._generator.get_state()
 
     def set_extra_state(self, state: Tensor) -> None:
+        if (self._generator is None) != (len(state) == 0):
+            raise ValueError(f"{self} draws at random and the loss of this state did not, or the reverse")
         if self._generator is not None:
             self._generator.set_state(state.to("cpu", torch.uint8))
-        elif len(state):
-            raise ValueError(f"the state is of a loss that draws at random; {self} does not")
 
 
 def pair_sum(x: Sequence[Tensor] | Tensor) -> Tensor:

@@ -127,7 +127,7 @@ def read_embeddings(
         if found.rows != other.rows:
             raise ValueError(f"the views must have the same shape; {path} and {second} have different numbers of rows")
         known = [pd.Series(z.target) if z.labels is None else known_labels(z, len(z.z_a)) for z in (found, other)]
-        texts = pd.concat(known, axis=1, join="inner").dropna().map(str)
+        texts = pd.concat(known, axis=1, join="inner").dropna().map(lambda value: str(value).removesuffix(".0"))
         if labels is None and (texts[0] != texts[1]).any():
             raise ValueError(f"the labels in {path} and {second} differ: their rows are not the same images in order")
         sources = (found, view_a or ""), (other, view_b or "")
@@ -327,7 +327,7 @@ def _with_labels(found: Embeddings, values: np.ndarray | Tensor, source: str) ->
             target = np.full(n, np.nan)
             target[given] = labels
             words = f"Continuous target: {source}, {labels.min():g} to {labels.max():g}; a probe needs classes"
-            words += ", and most of these whole numbers differ" * whole
+            words += "; most of these whole numbers differ: if they are classes, write them as words" * whole
             return replace(found, target=target, note=f"{found.note}. {words}{missing}", table=table)
     if labels.dtype.kind == "f":
         labels = labels.astype(np.int64)  # pandas keeps integers as floats in a column with missing values

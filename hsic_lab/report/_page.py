@@ -321,7 +321,7 @@ def independence_table(found: Embeddings) -> pd.DataFrame:
 
     def test(question: str, run: Callable[..., TestResult], most: int, x: Tensor, y: Tensor, **options: Any) -> None:
         chosen = sample(len(x), most)
-        apart = [z.ndim == 2 and uneven(z) for z in (x, y)]
+        apart = [len(found.columns) > 0 and z.ndim == 2 and uneven(z) for z in (x, y)]  # columns of a table have units
         x, y = (standardize(z) if other_units else z for z, other_units in zip((x, y), apart, strict=True))
         result = run(x[chosen], y[chosen], **options)
         method = result.method + "; columns standardized, because their spreads differ" * any(apart)

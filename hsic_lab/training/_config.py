@@ -309,12 +309,9 @@ def pick_device(name: str) -> torch.device:
 
 
 def hardware(device: torch.device) -> str:
-    """The name of the GPU or of the processor."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
-
-
-def processor() -> str:
-    """The name of the processor if the system tells it, else its architecture."""
+    """The name of the GPU, or of the processor if the system tells it, else its architecture."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
     cpuinfo = Path("/proc/cpuinfo")
     names = re.findall(r"^model name.*?: *(.*?) *$", cpuinfo.read_text() if cpuinfo.exists() else "", re.MULTILINE)
     return names[0] if names else platform.processor() or platform.machine()

@@ -259,7 +259,7 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
                 raise
             damaged.append(f"checkpoint {path} is damaged ({error})")
         else:
-            for message in damaged:  # all warnings of this module are of one place, so that Python says each once
+            for message in damaged:
                 warnings.warn(f"{message}; the one before it is used", stacklevel=1)
             return checkpoint
     if damaged:

@@ -22,7 +22,7 @@ from hsic_lab.evaluation import extract_features
 from hsic_lab.training import _setup as setup
 from hsic_lab.training._config import TrainConfig, hardware, pick_device, resolved_precision
 from hsic_lab.training._run import FILES, FOLDER, LOCK, MONITOR, SETTINGS, Run, remove_checkpoints, settings_to_resume
-from hsic_lab.training._trainer import Callback, Trainer, make_monitor
+from hsic_lab.training._trainer import Callback, Trainer, make_monitor, stop_error, stop_requests
 
 _LOCKS: dict[int, RLock] = {}  # by process, because a child may be forked while a thread of its parent trains
 
@@ -135,7 +135,20 @@ def train(
                 _warn_of_changes(folder, run.metadata)
                 trainer.resume()
             same_everywhere({"step to resume from": trainer.step_count}, device)
-            trainer.run_to_the_end(held_out, progress)
+            try:  # the run is stored with its status whatever happens
+                with stop_requests() as stop:
+                    trainer.fit(held_out, stop, progress and trainer.writes)
+                run.status = "finished"  # also if a signal came during the last step
+            except BaseException as error:
+                run.status = "interrupted" if isinstance(error, KeyboardInterrupt | SystemExit) else f"failed: {error}"
+                raise
+            finally:
+                trainer.online.eval()
+                trainer.save_run()
+            if trainer.writes:
+                remove_checkpoints(folder / FOLDER)
+        if stop:
+            raise stop_error(stop)
         return run
 
 

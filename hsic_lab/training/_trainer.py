@@ -138,24 +138,6 @@ class Trainer:
         self.rows: list[dict[str, float]] = []
         self.monitor_rows: list[dict[str, Any]] = []
 
-    def run_to_the_end(self, held_out: Sequence[Tensor], progress: bool) -> None:
-        """Make the updates that are left; the run is stored with its status whatever happens."""
-        run = self.run
-        try:
-            with stop_requests() as stop:
-                self.fit(held_out, stop, progress and self.writes)
-            run.status = "finished"  # also if a signal came during the last step
-        except BaseException as error:
-            run.status = "interrupted" if isinstance(error, KeyboardInterrupt | SystemExit) else f"failed: {error}"
-            raise
-        finally:
-            self.online.eval()
-            self.save_run()
-        if self.writes:
-            files.remove_checkpoints(run.folder / files.FOLDER)
-        if stop:
-            raise stop_error(stop)
-
     def fit(self, held_out: Sequence[Tensor], stop: Sequence[int], progress: bool) -> None:
         """Make the updates that are left. A signal noted in `stop` ends the training after the present step."""
         if self.step_count == 0:

@@ -470,6 +470,8 @@ def test_matrix_of_linear_kernels_is_exact_in_every_unit_of_float32(unit):
     x, y = ((unit * z).float() for z in dependent(40))
     exact = hsic_matrix(x.double(), y.double(), normalized=True)
     torch.testing.assert_close(hsic_matrix(x, y, normalized=True), exact, rtol=1e-6, atol=1e-9)
+    for far in (1e-25, 1e25):
+        torch.testing.assert_close(hsic_matrix(far * x.double(), far * y.double(), normalized=True), exact)
     values = hsic_matrix(x.double(), y.double())
     torch.testing.assert_close(hsic_matrix(x, y) / unit**4, values / unit**4, rtol=1e-6, atol=1e-9)
 

@@ -757,7 +757,7 @@ def test_whole_numbers_that_nearly_all_differ_are_a_continuous_target(tmp_path):
     target = (1000 * values[:, 0]).round().astype(int)
     found = read_embeddings(written(frame(values, y=target), tmp_path / "x.csv"))
     assert found.labels is None and found.target.tolist() == target.tolist()
-    assert "a probe needs classes, and most of these whole numbers differ" in found.note
+    assert "most of these whole numbers differ: if they are classes, write them as words" in found.note
     classes = np.repeat(np.arange(30), 2)  # half of the rows
     assert read_embeddings(written(frame(values, y=classes), tmp_path / "x.csv")).labels.tolist() == classes.tolist()
     few = read_embeddings(written(frame(values[:19], y=np.arange(19)), tmp_path / "x.csv"))
@@ -770,7 +770,7 @@ def test_whole_numbers_that_nearly_all_differ_are_a_continuous_target(tmp_path):
         ("f\n" + "0.5\n" * 5, "a view needs 2 to 8192 columns of features, found 'f'"),
         ("f,label\n" + "0.5,a\n" * 5, "a view needs 2 to 8192 columns of features, found 'f'"),
         ("label\n" + "a\n" * 5, "a view needs 2 to 8192 columns of features, found none"),
-        ("f|g\n" + "1|2\n" * 5, r"columns must be separated by ',', the first line is 'f\|g'"),
+        ("f|g\n" + "1|2\n" * 5, r"a view needs 2 to 8192 columns of features, found 'f\|g'"),
         ("f,g\n" + "1,2\n" * 5 + "3,?\n", r"'g' holds string, not numbers \('\?' in row 5, from 0\)"),
     ],
 )
@@ -783,3 +783,19 @@ def test_what_a_table_lacks_is_said(tmp_path, text, words):
 def test_labels_of_embeddings_are_an_array():
     with pytest.raises(TypeError, match="labels must be of type ndarray or NoneType, got Tensor"):
         Embeddings(torch.randn(6, 2), labels=torch.arange(6) % 2)
+
+
+def test_labels_of_two_files_may_be_missing_in_one(tmp_path):
+    values = np.random.default_rng(0).normal(size=(40, 3))
+    labels = pd.Series(np.arange(40) // 2)
+    a = written(frame(values, y=labels), tmp_path / "a.parquet")
+    b = written(frame(values, y=labels.where(np.arange(40) % 2 == 0)), tmp_path / "b.parquet")
+    found = read_embeddings(a, b)
+    assert found.labels.tolist() == labels.tolist()
+
+
+def test_whole_floats_of_a_text_file_are_whole_numbers(tmp_path):
+    ages = pd.Series([*range(20, 31)] * 4, dtype=float)
+    ages[3] = np.nan  # which makes pandas write 41.0
+    found = read_embeddings(written(frame(np.random.default_rng(0).normal(size=(44, 3)), y=ages), tmp_path / "x.csv"))
+    assert sorted(set(found.labels.tolist())) == list(range(20, 31)) and len(found.labels) == 43

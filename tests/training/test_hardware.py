@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hsic_lab.training._config import hardware, processor
+from hsic_lab.training._config import hardware
 
 CPUINFO = Path("/proc/cpuinfo")
 
@@ -13,8 +13,7 @@ CPUINFO = Path("/proc/cpuinfo")
 @pytest.mark.skipif(not CPUINFO.exists(), reason="the system does not name it")
 def test_processor_is_that_of_the_system():
     names = {line.partition(": ")[2] for line in CPUINFO.read_text().splitlines() if line.startswith("model name")}
-    assert hardware(torch.device("cpu")) == processor()
-    assert not names or processor() in names
+    assert not names or hardware(torch.device("cpu")) in names
 
 
 @pytest.mark.cuda
