@@ -250,7 +250,8 @@ ODD = {
     "masked": (MASKED, ValueError, "1 missing"),
     "words": (X.astype(str), TypeError, "real numbers"),
     "dates": (X.astype("datetime64[D]"), TypeError, "real numbers"),
-    "objects": (np.array([[None, 1.0]] * 10), TypeError, "objects|mixed"),
+    "none among numbers": (np.array([[None, 1.0]] * 10), ValueError, "10 missing"),
+    "objects": (np.array([[{}, 1.0]] * 10), TypeError, "objects|mixed"),
     "ragged": ([[1.0], [1.0, 2.0]] * 5, ValueError, "different lengths|inhomogeneous"),
 }
 
