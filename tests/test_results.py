@@ -296,6 +296,8 @@ def test_depths_and_lambdas_on_the_scenes_are_those_of_their_tables():
     assert f"learn nothing with seed 3 ({100 * worst['accuracy']:.1f} %)" in text
     others = 100 * depths[depths["seed"] != 3].groupby("projector")["accuracy"].mean()
     assert others.idxmax() == "256-128"
+    ends = [one for one in json.loads(depths.attrs["chosen"]) if one["at_end"]]
+    assert [(one["projector"], one["lambda_times_d"]) for one in ends] == [([256, 256, 128], 0.1)]
     runs, differences = tuned_differences("tuned_lambda", "rule", "1/d", ["d"])
     assert set(differences["verdict"]) == {"not decided"}
     means = 100 * runs.pivot_table("accuracy", "d", "rule")[["1/d", "10/d", "0.005"]]
@@ -511,8 +513,8 @@ def test_few_tuned_tables_offered_the_first_rate_at_a_batch_of_256():
         tried = table[(table["tuned"] == "learning_rate") & (table["batch_size"] == 256)]
         if usual == 256 and tried["learning_rate"].min() <= 0.002:
             took[path.stem.removeprefix("ablation_tuned_")] = [one["learning_rate"] <= 0.002 for one in chosen]
-    assert list(took) == ["batch_size", "cifar10_batch_size", "cifar10_width", "lambda"]
-    assert [sum(low) for low in took.values()] == [0, 0, 0, 3] and len(took["lambda"]) == 6
+    assert list(took) == ["batch_size", "cifar10_batch_size", "cifar10_width", "depth", "lambda"]
+    assert [sum(low) for low in took.values()] == [0, 0, 0, 0, 3] and len(took["lambda"]) == 6
 
 
 def test_a_longer_warmup_is_that_of_its_table():
