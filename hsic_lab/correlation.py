@@ -31,7 +31,7 @@ def standardize(z: Tensor) -> Tensor:
 
     ``(z - mean) / std`` with ``std = sqrt(sum (z - mean)^2 / n)``, so that equal views correlate to exactly 1 at every
     n. A column that is constant up to rounding becomes 0 and gets the gradient 0. NaN and infinite values make their
-    column NaN.
+    column NaN. In float32 a spread must lie between 1e-18 and 1e17: the squares of others are lost, use float64.
 
     Parameters
     ----------

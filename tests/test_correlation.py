@@ -122,3 +122,12 @@ def test_errors_quote_the_offending_value(call, error, message):
 def test_standardize_names_its_own_argument(z, message):
     with pytest.raises((TypeError, ValueError), match=f"^{message}"):
         standardize(z)
+
+
+def test_spreads_that_float32_allows_are_standardized():
+    z = torch.randn(1000, 3, generator=torch.Generator().manual_seed(0))
+    for unit in (1e-18, 1e17):
+        torch.testing.assert_close(standardize(unit * z), standardize(z), rtol=1e-5, atol=1e-6)
+    for unit in (1e-25, 1e20):  # why the docstring names limits
+        assert not torch.allclose(standardize(unit * z), standardize(z), atol=0.1)
+        torch.testing.assert_close(standardize(unit * z.double()), standardize(z.double()))

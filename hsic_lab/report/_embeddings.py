@@ -251,7 +251,7 @@ def _views(
                 values = pd.Series(columns[name].load()).astype(str)
                 texts = values[pd.to_numeric(values, errors="coerce").isna()].head(1)
                 text = "".join(f" ({text!r} in row {row}, from 0)" for row, text in texts.items())
-                fault = f"holds {kind}, not numbers{text}: if these are labels --label-column, else"
+                fault = f"holds {kind}, not numbers{text}: correct it, or choose it as --label-column, or"
             if fault:
                 raise ValueError(f"column {name!r} {fault} leave it out, --drop {name!r}")
         _refuse_splits(names, "columns")
