@@ -159,7 +159,7 @@ def conditional_test(
     for sample in (x, y):
         if sample.is_floating_point() and not is_constant(sample):
             sample = sample - sample.mean(dim=0)
-            sample = _residuals(near_one(sample) @ near_one(sample).T, bases) @ sample
+            sample = _residuals((near := near_one(sample)) @ near.T, bases) @ sample
         left.append(sample)
     kernel_x, kernel_y = (kernel_or(Gaussian(), k, "").fit(v) for k, v in zip((kernel_x, kernel_y), left, strict=True))
     gram_x, gram_y, unit = _scaled_grams(left[0], left[1], kernel_x, kernel_y)

@@ -185,3 +185,11 @@ def test_labels_constants_and_seeds():
 def test_regressions_are_those_of_any_unit(unit):
     x, y, z = (normal(40, 1, seed) for seed in range(3))
     assert conditional_test(unit * x, y, z).pvalue == conditional_test(x, y, z).pvalue
+
+
+def test_level_is_too_high_with_few_rows():
+    rejected = 0
+    for seed in range(300):  # the noise of both samples grows with z
+        z, a, b = torch.randn(3, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+        rejected += conditional_test(z * a, z * b, z, draws=199).pvalue <= 0.05
+    assert rejected > stats.binom.ppf(0.999, 300, 0.05)

@@ -670,3 +670,11 @@ def test_each_kernel_of_a_joint_test_may_be_left_out():
 def test_missing_groups_are_counted():
     with pytest.raises(ValueError, match="groups holds 10 missing values"):
         permutation_test(normal(20, 1), normal(20, 1, 1), groups=["a", None] * 10)
+
+
+def test_small_pvalues_of_the_gamma_distribution_are_too_small_for_few_skewed_rows():
+    pvalues = []
+    for seed in range(2000):
+        x, y = -torch.rand(2, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).log()
+        pvalues.append(gamma_test(x**3, y**3).pvalue)
+    assert sum(p <= 0.01 for p in pvalues) > stats.binom.ppf(0.999, 2000, 0.01)

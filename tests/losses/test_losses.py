@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from hsic_lab import losses
 from hsic_lab.kernels import NAMED, Gaussian, Laplace
 from hsic_lab.losses import (
+    BarlowTwinsLoss,
     HSICSSLLoss,
     NegativeCosineSimilarity,
     NTXentLoss,
@@ -598,3 +599,18 @@ def test_transforms_do_not_reach_other_processes(monkeypatch):
     with pytest.raises(NotImplementedError, match="take gather_distributed=False"):
         torch.func.grad(HSICSSLLoss())(z_a, z_b)
     assert torch.func.grad(HSICSSLLoss(gather_distributed=False))(z_a, z_b).isfinite().all()
+
+
+def test_losses_of_parts_of_a_batch_are_not_the_loss_of_the_batch():
+    loss, (z_a, z_b) = BarlowTwinsLoss(), views(64, 5)
+    parts = [loss(a, b) for a, b in zip(z_a.chunk(4), z_b.chunk(4), strict=True)]
+    assert abs(float(sum(parts) / 4 - loss(z_a, z_b))) > 0.01 * float(loss(z_a, z_b))
+
+
+@pytest.mark.parametrize("loss", [SIGRegLoss(slices=4), SSLHSICLoss(random_features=4)])
+def test_checkpointing_draws_anew(loss):
+    (z_a, z_b), state = views(), loss.state_dict()
+    plain = gradients(loss, z_a, z_b)
+    loss.load_state_dict(state)
+    again = gradients(lambda *z: checkpoint(loss, *z, use_reentrant=False), z_a, z_b)
+    assert not torch.allclose(plain[0], again[0], rtol=0.01)
