@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -31,7 +32,7 @@ def standardize(z: Tensor) -> Tensor:
 
     ``(z - mean) / std`` with ``std = sqrt(sum (z - mean)^2 / n)``, so that equal views correlate to exactly 1 at every
     n. A column that is constant up to rounding becomes 0 and gets the gradient 0. NaN and infinite values make their
-    column NaN. In float32 a spread must lie between 1e-18 and 1e17: the squares of others are lost, use float64.
+    column NaN.
 
     Parameters
     ----------
@@ -49,8 +50,20 @@ def standardize_with_scale(z: Tensor) -> tuple[Tensor, Tensor]:
     first = z[0].detach()
     x = z - first  # the mean of a column far from 0 would be rounded, that of the differences is not
     x -= x.sum(dim=0) * (1 / len(z))  # faster than `mean` on small batches
-    scale = reciprocal_norm(first, (x * x).sum(dim=0) * (1 / len(z)), 1)  # of the mean square
-    return x * scale, scale
+    squares = (x * x).sum(dim=0) * (1 / len(z))
+    hidden = z.is_cuda or torch.compiler.is_compiling() or is_transformed()  # to read values would cost or fail
+    if not hidden and squares.min() > 1e-30 and squares.max() < torch.inf:
+        scale = reciprocal_norm(first, squares, 1)  # of the mean square
+        return x * scale, scale
+    x = x / (unit := column_unit(x))
+    scale = reciprocal_norm(first / unit, (x * x).sum(dim=0) * (1 / len(z)), 1)
+    return x * scale, scale / unit
+
+
+def column_unit(x: Tensor) -> Tensor:
+    """The power of two below the largest entry of every column: to divide by it keeps squares in the range."""
+    limit = 0.8 * math.log2(torch.finfo(x.dtype).max)  # its inverse is in the range, too
+    return x.detach().abs().amax(dim=-2).log2().floor().clamp(-limit, limit).exp2()
 
 
 def reciprocal_norm(value: Tensor, squared_norm: Tensor, n: int) -> Tensor:

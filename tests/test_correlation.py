@@ -124,10 +124,16 @@ def test_standardize_names_its_own_argument(z, message):
         standardize(z)
 
 
-def test_spreads_that_float32_allows_are_standardized():
-    z = torch.randn(1000, 3, generator=torch.Generator().manual_seed(0))
-    for unit in (1e-18, 1e17):
-        torch.testing.assert_close(standardize(unit * z), standardize(z), rtol=1e-5, atol=1e-6)
-    for unit in (1e-25, 1e20):  # why the docstring names limits
-        assert not torch.allclose(standardize(unit * z), standardize(z), atol=0.1)
-        torch.testing.assert_close(standardize(unit * z.double()), standardize(z.double()))
+@pytest.mark.parametrize(
+    "dtype, units", [(torch.float32, (1e-36, 1e-25, 1e20, 1e36)), (torch.float64, (1e-250, 1e250))]
+)
+def test_standardized_values_and_gradients_do_not_depend_on_the_unit(dtype, units):
+    z, weight = torch.randn(2, 100, 3, generator=torch.Generator().manual_seed(0), dtype=dtype)
+
+    def standardized(unit):
+        x = (z * unit).requires_grad_()
+        (result := standardize(x)).backward(weight)
+        return result.detach(), x.grad * unit
+
+    for unit in (*units, torch.tensor([units[0], 1.0, units[-1]], dtype=dtype)):
+        torch.testing.assert_close(standardized(unit), standardized(1.0), rtol=1e-4, atol=1e-5)

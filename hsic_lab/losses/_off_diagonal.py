@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 
 from hsic_lab._checks import is_transformed, matmul, no_autocast, row_product
-from hsic_lab.correlation import reciprocal_norm, standardize_with_scale
+from hsic_lab.correlation import column_unit, reciprocal_norm, standardize_with_scale
 from hsic_lab.losses._base import pair_sum
 
 Views = tuple[Tensor, ...]
@@ -174,19 +174,24 @@ def _primal(views: Any, with_total: bool) -> tuple[Any, tuple[Tensor, ...]]:
     views -= mean
     squares = views.square().sum(dim=1, keepdim=True)
     scales = squares.sqrt() / squares  # NaN for 0 and where a square overflowed
-    # The mean of a column far from 0 is rounded: then the rest of it is subtracted, too.
-    if views.is_cuda or torch.compiler.is_compiling() or not torch.linalg.vector_norm(mean * scales, torch.inf) < 1:
+    unit = None
+    # The mean of a column far from 0 is rounded: then the rest of it is subtracted, too. Squares of a column whose norm
+    # is below 1e-15 may vanish.
+    largest = torch.linalg.vector_norm((mean.abs() + 1e-15) * scales, torch.inf)
+    if views.is_cuda or torch.compiler.is_compiling() or not largest < 1:
         views -= views.mean(dim=1, keepdim=True)
-        scales = reciprocal_norm(mean, views.square().sum(dim=1, keepdim=True), n)
+        unit = column_unit(views)[:, None]
+        views /= unit
+        scales = reciprocal_norm(mean / unit, views.square().sum(dim=1, keepdim=True), n)
     x, s = views.unbind(), scales.unbind()
     matrices = [row_product(x[i], x[j], torch.matmul).mul_(s[i].T).mul_(s[j]) for i, j in _pairs(x)]
     diagonal = torch.stack([c.diagonal() for c in matrices])
     squared_norm = reduce(torch.add, [c.square().fill_diagonal_(0).sum() for c in matrices])
     total = reduce(torch.add, [c.clone().fill_diagonal_(0).sum() for c in matrices]) if with_total else None
-    return (diagonal, squared_norm, total), (views, scales, *matrices)
+    return (diagonal, squared_norm, total), (views, scales, unit, *matrices)
 
 
-def _primal_backward(views, scales, *saved):
+def _primal_backward(views, scales, unit, *saved):
     *matrices, _, for_diagonal, for_squares, for_total = saved
     x, s = views.unbind(), scales.unbind()
     parts: list[list[tuple[Tensor, ...]]] = [[] for _ in x]
@@ -206,7 +211,7 @@ def _primal_backward(views, scales, *saved):
         for y, weights, more in others:
             gradient, along = gradient.addmm_(y, weights), along + more
         gradients.append(gradient.addcmul_(z, along * square, value=-1))
-    return gradients
+    return gradients if unit is None else [g.div_(u) for g, u in zip(gradients, unit, strict=True)]
 
 
 def _dual(views: tuple[Tensor, ...], standardized: bool) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:

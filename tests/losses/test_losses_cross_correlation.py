@@ -162,11 +162,24 @@ def test_float32_gradient_far_from_zero_is_that_of_float64(make, route):
     assert float((found - expected).norm() / expected.norm()) < 1e-5
 
 
-def test_squares_that_overflow_are_not_taken_for_constant_features():
+@pytest.mark.parametrize("route", ["primal", "dual"])
+@pytest.mark.parametrize("unit", [1e-36, 1e-17, 1e24, 1e34])
+def test_a_feature_in_any_unit_gives_the_loss_and_gradient_of_float64(route, unit):
+    """Squares of its values vanish or overflow in float32."""
     z_a, z_b = views(64, 8, dtype=torch.float32)
-    for far in (0, 1e25):
-        z_a[:, 2] = far + 1e24 * views(64, 1, seed=7, dtype=torch.float32)[0][:, 0]
-        assert not BarlowTwinsLoss(route="primal")(z_a, z_b).isfinite()
+    loss, units = BarlowTwinsLoss(lambda_param=0.1, route=route), torch.ones(8, dtype=torch.float64)
+    units[2], feature = unit, views(64, 1, seed=7, dtype=torch.float32)[0][:, 0]
+
+    def value_and_gradient(dtype):
+        x = z_a.to(dtype, copy=True).requires_grad_()
+        (value := loss(x, z_b.to(dtype))).backward()
+        return value.double(), x.grad.double() * units
+
+    for far in (0, 10):
+        z_a[:, 2] = unit * (far + feature)
+        torch.testing.assert_close(
+            value_and_gradient(torch.float32), value_and_gradient(torch.float64), rtol=1e-4, atol=1e-6
+        )
 
 
 @pytest.mark.parametrize(
