@@ -394,7 +394,8 @@ def inspect_file(
     columns of a .csv, .tsv or .parquet file are all features, or a_... and b_... for two views; Parquet may hold
     columns of vectors. Labels are called labels, label, y, targets or target. A file that is not clear is refused.
     """
-    page = output or file.resolve().with_name("-vs-".join(p.resolve().name for p in (file, against) if p) + ".html")
+    names = ("-and-".join(p.resolve().name for p in pair if p) for pair in ((file, second), (against,)) if any(pair))
+    page = output or file.resolve().with_name("-vs-".join(names) + ".html")
     if page.suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"the page needs a name ending in .html, got {page}")
     if atlas is not None and atlas.resolve() in [path.resolve() for path in (file, second, labels, against) if path]:

@@ -165,6 +165,8 @@ class _Scaled(Kernel):
         hidden = isinstance(s, Tensor) and (torch.compiler.is_compiling() or is_transformed())
         if hidden or 1e-15 < (size := float(s.detach() if isinstance(s, Tensor) else s)) < 1e15:
             return x, y, s
+        if not 0 < size < math.inf:  # a learnable one that an optimizer has moved
+            raise ValueError(f"bandwidth must be positive and finite, got {size}: learn its logarithm")
         unit = power_below(min(size, torch.finfo(x.dtype).max))
         return x / unit, None if y is None else y / unit, s / unit
 

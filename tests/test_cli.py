@@ -291,6 +291,15 @@ def test_inspect_says_what_was_read_and_how_far_it_is(tmp_path):
     assert "Left out: &#39;image_id&#39;" in page and "3 classes" in page
 
 
+def test_pages_of_one_file_and_of_two_have_different_names(tmp_path):
+    a, b, c = (tmp_path / f"{name}.npy" for name in "abc")
+    for path in (a, b, c):
+        np.save(path, np.random.default_rng(0).normal(size=(30, 3)))
+    names = {(a,): "a.npy", (a, b): "a.npy-and-b.npy", (a, b, "--against", c): "a.npy-and-b.npy-vs-c.npy"}
+    for given, name in names.items():
+        assert called("inspect", *given)[1].strip() == str(tmp_path / f"{name}.html")
+
+
 def test_tables_of_ablations_are_compared_and_drawn(tmp_path):
     (tmp_path / "grid.toml").write_text(
         'base = { dataset = "digits", epochs = 1, width = 1, projector = [4] }\n'
@@ -454,7 +463,10 @@ def test_ctrl_c_leaves_the_run_and_says_so(tmp_path):
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130 and said.endswith("hsic-lab: interrupted; what was done so far is kept\n")
     assert json.loads((tmp_path / "run" / "run.json").read_text())["state"] == "interrupted"
-    with pytest.warns(UserWarning, match=r"run is not finished \(interrupted\): .* step 0 or later"):
+    with pytest.warns(
+        UserWarning,
+        match=r"run is not finished \(interrupted\): .* step 0 or later; to finish it, train with resume=True, --resume",
+    ):
         code, _, errors = called("probe", tmp_path / "run")
     assert code == 0, errors
 

@@ -381,3 +381,12 @@ def test_bandwidths_of_any_unit_are_exact(kind, unit, learnable):
     x = torch.randn(40, 8, generator=torch.Generator().manual_seed(0)).clamp(-3, 3)
     s = torch.nn.Parameter(torch.tensor(1.5 * unit)) if learnable else 1.5 * unit
     torch.testing.assert_close(kind(s)(unit * x), kind(1.5)(x), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("kind", SCALED)
+@pytest.mark.parametrize("moved", [-0.5, 0.0, float("nan"), float("inf")])
+def test_a_learnable_bandwidth_that_an_optimizer_moved_out_of_range_is_refused(kind, moved):
+    kernel = kind(torch.nn.Parameter(torch.tensor(1.0)))
+    kernel.bandwidth.data.fill_(moved)
+    with pytest.raises(ValueError, match=f"bandwidth must be positive and finite, got {moved}"):
+        kernel(sample(5, 2))

@@ -170,6 +170,8 @@ def diagnose(
     frame = Diagnosis(rows, columns=["diagnostic", "value", "verdict", "threshold", "meaning"])
     verdict = min(frame["verdict"], key=VERDICTS.index)
     explanation = EXPLANATIONS.get(f"{verdict} of {kind}", EXPLANATIONS[verdict])
+    if verdict == "healthy" and min(n - 1, d) < 8:
+        explanation += f" {n} rows and {d} features are few: of dimensional collapse, only that to one direction shows."
     frame.attrs = {"verdict": verdict, "explanation": explanation, "kind": kind, "shape": (n, d)}
     return frame
 

@@ -339,6 +339,8 @@ def _with_labels(found: Embeddings, values: np.ndarray | Tensor, source: str) ->
         pair = " and ".join(map(repr, twins[:2]))
         raise ValueError(f"the labels of {source} hold {pair}, which differ in spaces only")
     words = "".join(f". The text {label!r} is a class" for label in classes if label.strip().lower() in MISSING)
+    if labels.dtype.kind in "iu" and len(classes) > RARE:
+        words += "; if these whole numbers are amounts, write one of them with a fraction, such as 41.001"
     note = f"{found.note}. Labels: {source}, {len(classes)} classes: {_few(classes)}{words}{missing}"
     labelled = np.flatnonzero(given) if missing else None
     features = None if labelled is None else found.z_a[labelled]

@@ -127,7 +127,7 @@ def read_columns(path: Path, label: str | None, header: bool = True) -> dict[str
         parse = pa.csv.ParseOptions(delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
         with path.open(encoding="utf-8-sig", newline="") as opened:
             head = next(csv.reader(opened, delimiter=parse.delimiter), []) if header else ["label"]
-        if len(head) == 1 and re.search(r"[;,\t]", head[0]):
+        if len(head) == 1 and re.search(r"[;,\t|]", head[0]):
             raise ValueError(f"columns must be separated by {parse.delimiter!r}, the first line is {head[0]!r:.80}")
         text = [name.strip() for name in head if len(head) == 1 or name.strip() in (*LABELS, label)]
         kinds = {name: pa.string() for name in head if name.strip() in text}

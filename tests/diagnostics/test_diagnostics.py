@@ -526,3 +526,12 @@ def test_constant_features_are_left_out_of_the_means_and_bounds_of_c(dead):
         assert rows["value"]["mean_diagonal"] == pytest.approx(1)
         assert a is not b or rows["threshold"]["mean_diagonal"] == alone["threshold"]["mean_diagonal"]
         assert a is not b or rows["threshold"]["redundancy"] == alone["threshold"]["redundancy"]
+
+
+def test_few_rows_or_features_are_called_few_and_show_collapse_to_one_direction():
+    assert "5 rows and 64 features are few" in diagnose(normal(5, 64)).attrs["explanation"]
+    assert "few" not in diagnose(normal(200, 8)).attrs["explanation"]
+    line = diagnose(normal(200, 1) @ normal(1, 5, 1))
+    assert line.attrs["verdict"] == "dimensional collapse" and "are few" not in line.attrs["explanation"]
+    plane = diagnose(normal(200, 2) @ normal(2, 7, 1))
+    assert plane.attrs["verdict"] != "dimensional collapse"
