@@ -22,8 +22,9 @@ class SSLHSICLoss(RandomLoss):
     ----------
     kernel : Kernel or {"imq", "gaussian", "laplace", "linear"}, default "imq"
         Kernel k of `hsic_lab.kernels`, or its name. The default is the authors' inverse multiquadric, with the median
-        rule in place of their learned scale. The authors normalize rows before the loss. An ``nn.Parameter`` as bandwidth is a
-        parameter of the loss; `torch.func.functional_call` and ``load_state_dict(assign=True)`` do not replace it.
+        rule in place of their learned scale. The authors normalize rows before the loss. A bandwidth that is an
+        ``nn.Parameter`` is a parameter of the loss; `torch.func.functional_call` and ``load_state_dict(assign=True)``
+        do not replace it.
     gamma : float, default 3.0
         Weight of the second term, at least 0. Use less than the authors' default if views share little and collapse.
     random_features : int or None, default None
