@@ -374,7 +374,7 @@ def kernel_or(default: "Kernel", kernel: "Kernel | None", name: str) -> "Kernel"
 def require_finite(values: Tensor, *kernels: Kernel) -> Tensor:
     """`values` themselves; ValueError if one is not finite, because comparisons with NaN mislead."""
     if not values.isfinite().all():
-        named = " or ".join(map(repr, kernels))
+        named = " or ".join(dict.fromkeys(map(repr, kernels)))
         raise ValueError(f"{named} leaves the range of {values.dtype} on this sample: standardize the sample")
     return values
 

@@ -17,6 +17,13 @@ import pytest
 ROOT = Path(__file__).parents[1]
 CONDA_NAMES = {"pytorch": "torch", "matplotlib-base": "matplotlib", "python-build": "build"}
 EXTRAS = ("lab", "docs", "dev")
+FEW_IMAGES = """
+from dataclasses import replace
+from hsic_lab import datasets, demo
+data = datasets.load("digit_scenes")
+few = replace(data, train=data.train.subset(slice(512)), test=data.test.subset(slice(250)))
+demo.load = lambda name: few
+"""  # code before the demo, whose probes of all images take minutes
 
 
 def pyproject() -> dict:
@@ -139,9 +146,9 @@ def installed(tmp_path_factory):
     return environment / "bin" / "python"
 
 
-def run(program: Path, *arguments: object, cwd: Path) -> subprocess.CompletedProcess:
+def run(program: Path, *arguments: object, cwd: Path, first: str = "") -> subprocess.CompletedProcess:
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    command = [program, "-c", "from hsic_lab.cli import main; main()", *map(str, arguments)]
+    command = [program, "-c", f"{first}from hsic_lab.cli import main; main()", *map(str, arguments)]
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
 
 
@@ -158,6 +165,6 @@ def test_the_wheel_inspects_embeddings_outside_the_repository(installed, tmp_pat
 
 
 def test_the_wheel_runs_the_demo_outside_the_repository(installed, tmp_path):
-    done = run(installed, "demo", "--epochs", "1", cwd=tmp_path)
+    done = run(installed, "demo", "--epochs", "1", cwd=tmp_path, first=FEW_IMAGES)
     assert done.returncode == 0, done.stderr
     assert {"correlation.png", "training.png", "probe.csv"} <= {p.name for p in (tmp_path / "runs/demo").iterdir()}
