@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from hsic_lab._statistics import _holm, mean_interval
+from hsic_lab._statistics import _holm, _tested, mean_interval
 from hsic_lab.ablation import paired_difference, paired_differences, summarize
 from hsic_lab.evaluation import probe_summary
 
@@ -136,11 +136,10 @@ def test_p_values_are_those_of_scipy():
 def test_sameness_and_difference_have_their_levels():
     generator = np.random.default_rng(2)
     wrong, same = 0, 0
-    for _ in range(400):
-        shared = generator.normal(0.7, 0.2, 5)
-        noise = generator.normal(0, 0.004, (3, 5))
-        wrong += paired_difference(table(shared, shared + noise[0]), "loss", "a", "b").p < 0.05
-        same += paired_difference(table(shared, shared + 0.01 + noise[1]), "loss", "a", "b").p_same < 0.05
+    for noise in generator.normal(0, 0.004, (400, 2, 5)):
+        difference, at_the_edge = (_tested(pd.Series(x), ("a", "b"), "accuracy") for x in (noise[0], 0.01 + noise[1]))
+        wrong += difference.p < 0.05
+        same += at_the_edge.p_same < 0.05
     bound = 3 * np.sqrt(400 * 0.05 * 0.95)  # at the edge of the margin, "same" is said in 5 % of cases
     assert abs(wrong - 20) <= bound and abs(same - 20) <= bound
 
