@@ -40,7 +40,7 @@ def cka(
         As in `hsic`.
     estimator : {"unbiased", "biased"}, default "unbiased"
         "unbiased" (debiased CKA, n at least 4) is within [-1, 1] and near 0 for independent samples. "biased" is within
-        [0, 1] and grows towards 1 with p / n even for independent samples: do not compare it between different n.
+        [0, 1]; for independent samples of unrelated columns it grows towards 1 with p / n. Compare it at equal n only.
 
     Examples
     --------

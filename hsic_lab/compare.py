@@ -56,7 +56,7 @@ def compare_models(
     is a named tuple ``similarity, pvalue, adjusted, calibrated`` of such tables. `pvalue` is ``(1 + #) / (1 +
     permutations)`` with the number # of permuted values that reach the observed one. `adjusted` compares with the
     largest standardized value of all pairs (Westfall and Young 1993). `calibrated` is ``max(0, (s - t) / (1 - t))`` for
-    the similarity s and the 95 % quantile t of observed and permuted values (arXiv:2602.14486).
+    the similarity s and the 95 % quantile t of observed and permuted values (Gröger et al. 2026, arXiv:2602.14486).
 
     Parameters
     ----------

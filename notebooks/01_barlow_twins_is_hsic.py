@@ -534,7 +534,7 @@ for ax, count, title in zip(axes, (2, 3, 4), titles, strict=True):
 # \text{mean off-diagonal} \ge -\frac1{d-1} .$$
 #
 # For a given mean, a sum of squares is smallest if all entries are equal. So the loss is smallest when all off-diagonal entries equal
-# this bound. The features then form a **regular simplex**: all angles between them are equal, as for the arrows above. The loss is
+# this bound, which a batch of at least $d$ images allows. The features then form a **regular simplex**: all angles between them are equal, as for the arrows above. The loss is
 #
 # $$\lambda\, d\, (d-1)\Bigl(1 - \frac1{d-1}\Bigr)^2 = \lambda\, \frac{d\,(d-2)^2}{d-1} .$$
 #
@@ -713,7 +713,8 @@ timings.map(lambda t: f"{1e3 * t:.2f} ms")
 #   pairs of features.
 # * HSIC compares real pairs with all permuted pairs. Centering the batch takes the place of negative pairs.
 # * Barlow Twins maximizes the alignment $\mathrm{tr}\,C$ and *penalizes* HSIC between the views.
-# * HSIC_SSL adds one linear term. Its target $-1$ cannot be reached. At its minimum the off-diagonal entries are $-\frac1{d-1}$.
+# * HSIC_SSL adds one linear term. Its target $-1$ cannot be reached. At its minimum for equal views
+#   ($n \ge d$) the off-diagonal entries are $-\frac1{d-1}$.
 # * The exact loss costs $n \cdot d \cdot \min(n, d)$ multiplications, up to a small factor.
 #
 # ## Exercises

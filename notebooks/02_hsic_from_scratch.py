@@ -438,7 +438,7 @@ pvalues.round(3)
 #   one point only, and $x x' / \sigma^2$ remains, the linear kernel. So
 #   $\sigma_x^2\, \sigma_y^2\, \mathrm{HSIC} \to \mathrm{HSIC}_\text{linear}$ for the bandwidths $\sigma_x$ and $\sigma_y$ of the two
 #   kernels, and the test detects only correlation.
-# * $\sigma \to 0$: a point is similar only to itself, $K = L = I$, and $\mathrm{HSIC} \to (n-1)/n^2$ for all data.
+# * $\sigma \to 0$: a point is similar only to itself, $K = L = I$, and $\mathrm{HSIC} \to (n-1)/n^2$ for all data without equal points.
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
 x, y = sample("parabola", 200, seed=3)
@@ -904,7 +904,10 @@ for scale, smallest_pvalue in zip(searched_fast, by_x, strict=True):
 assert fast_wave.pvalue < 0.05 < permutation_test(x, y).pvalue and by_x[:3].min() < by_x[-1]
 
 # %% [markdown]
-# 2. Write the unbiased estimator from the formula in the docstring of `hsic`, and compare. Which step removes the diagonal?
+# 2. Write the unbiased estimator of Song et al. (2012), and compare it with `hsic`. Which step removes the diagonal? With the Gram
+#    matrices $\tilde K$, $\tilde L$ whose diagonals are set to 0, it is
+#    $$\frac{1}{n (n-3)} \Bigl[\mathrm{tr}\, \tilde K \tilde L + \frac{\mathbf 1^\top \tilde K \mathbf 1\; \mathbf 1^\top \tilde L
+#    \mathbf 1}{(n-1)(n-2)} - \frac{2}{n-2} \mathbf 1^\top \tilde K \tilde L \mathbf 1\Bigr] .$$
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
 # Solution. The diagonals are set to 0 first; the last two terms correct the centering for it.

@@ -567,8 +567,9 @@ assert close(integral, formula) and close(exact_1d, formula) and abs(quadrature 
 #
 # What does SIGReg ask for? Let $P$ be the distribution of the features, and let $N$ be the standard normal one. The *marginals*
 # $P_1, \dots, P_d$ are the distributions of the single features, and their *product* $P_1 \otimes \dots \otimes P_d$ is what $P$ would be
-# if the features were independent. The MMD between $P$ and this product is $\sqrt{\mathrm{dHSIC}}$, where dHSIC is HSIC for $d$
-# variables. The triangle inequality gives
+# if the features were independent. If the kernel is a product over the features, such as the Gaussian, the MMD between $P$ and this product
+# is $\sqrt{\mathrm{dHSIC}}$, where dHSIC is HSIC for $d$ variables. (The kernel of SIGReg is no product: there this MMD takes the place of
+# $\sqrt{\mathrm{dHSIC}}$.) The triangle inequality gives
 #
 # $$\begin{aligned}
 # \bigl|\sqrt{\mathrm{dHSIC}} - \mathrm{MMD}(P_1 \otimes \dots \otimes P_d, N)\bigr| &\le \mathrm{MMD}(P, N) \\

@@ -351,8 +351,9 @@ for name, loss in pulling.items():
 # %% [markdown]
 # ## 4. The effect of a small batch
 #
-# If a loss is a mean over pairs of views, the mean gradient of small batches is the gradient of all images. If a loss compares samples
-# within the batch, it is not: the gradient is *biased* in small batches.
+# If a loss is a mean over pairs of views, the mean gradient of small batches is the gradient of all images. This holds for the
+# spectral loss, too, a mean over pairs of images. A loss that squares or divides estimates from the batch (a correlation) or takes the
+# logarithm of a sum over the batch has a gradient that is *biased* in small batches.
 #
 # To measure this, train a linear layer for 30 steps with all $N = 1024$ images in one batch, and compute the gradient of all images. The
 # figure shows its cosine with two other gradients: that of **one batch** of $n$ images (the mean cosine over batches), and that of a **full

@@ -21,8 +21,8 @@
 #
 # Barlow Twins (Zbontar et al. 2021) has $t = 0$: different features should be uncorrelated. HSIC_SSL (Tsai et al. 2021,
 # arXiv 2104.13712) has $t = -1$. **No difference between five targets was decided in the trainings below. The optimum
-# explains why a large difference would be a surprise: all targets below $-\frac1{d-1}$ have the same one, close to that
-# of Barlow Twins.**
+# explains why a large difference would be a surprise: in a batch of more than $d$ images all targets below
+# $-\frac1{d-1}$ have the same one, close to that of Barlow Twins.**
 #
 # **What you will see**
 #
@@ -248,7 +248,7 @@ for ax, t in zip(axes, (0.0, -0.1, -1.0), strict=True):
 # %% [markdown]
 # With the target $-0.1$ the off-diagonal entries become $-0.1$. With the target $-1$ they become $-\frac17$, and no
 # less: by [notebook 01](01_barlow_twins_is_hsic.ipynb), section 6, features with ones on the diagonal of $C$ have a mean
-# off-diagonal entry of at least $-\frac1{d-1}$. So the optimum is
+# off-diagonal entry of at least $-\frac1{d-1}$. So in a batch of more than $d$ images the optimum is
 #
 # $$C_{ii} = 1, \qquad C_{ij} = \max\bigl(t, -\tfrac1{d-1}\bigr) .$$
 #
@@ -266,7 +266,7 @@ assert np.allclose(swept["loss found"], swept["lower bound"], atol=1e-5)
 swept.round(4) + 0.0
 
 # %% [markdown]
-# **All targets below $-\frac1{d-1}$ have the same optimal $C$.** At $d = 128$ its off-diagonal entries are
+# **All targets below $-\frac1{d-1}$ have the same optimal $C$** (for $n > d$). At $d = 128$ its off-diagonal entries are
 # $-\frac1{127}$. So they differ from those of Barlow Twins, which are 0, by less than 0.008.
 #
 # The way to the optimum is similar, too. The gradient of $(C_{ij} - t)^2$ is $2 C_{ij} - 2t$: the target adds the same
@@ -282,9 +282,10 @@ for t in (-1.0, -0.3):
 # %% [markdown]
 # ## 3. Two branches that differ
 #
-# The bound assumes that both views have the same features, or on average: one network and one distribution of
-# augmentations for both. Then the sum of all entries of $C$, written $\mathbf 1^\top C \mathbf 1$ with the vector
-# $\mathbf 1$ of ones, is the *variance* of the sum of all features, and cannot be negative.
+# The bound assumes that both views have the same features. Then the sum of all entries of $C$, written
+# $\mathbf 1^\top C \mathbf 1$ with the vector $\mathbf 1$ of ones, is the *variance* of the sum of all features, and
+# cannot be negative. With one network and one distribution of augmentations for both views this holds on average: it is
+# then the variance of the mean of this sum over the views of an image.
 #
 # If the branches differ (two networks, or an augmentation of one view only), $\mathbf 1^\top C \mathbf 1$ is the
 # *co*variance of two different sums. A covariance may be negative.
@@ -439,7 +440,8 @@ ends.round(1).rename({"unit_rows": "unit rows", "bessel": "Bessel's correction"}
 # ## Summary
 #
 # * No target from 0 to $-1$ was shown to be better than 0, each at its own rate and $\lambda$. The intervals are wide.
-# * All targets below $-\frac1{d-1}$ have the same optimal $C$, which is close to that of Barlow Twins when $d$ is large.
+# * All targets below $-\frac1{d-1}$ have the same optimal $C$ (for $n > d$), which is close to that of Barlow Twins when
+#   $d$ is large.
 # * Watch $\mathbf 1^\top C \mathbf 1$ if your branches differ. If it is negative, the branches lower the loss by
 #   opposing each other.
 #

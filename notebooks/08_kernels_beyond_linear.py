@@ -214,7 +214,7 @@ assert FAST or permutation_test(*samples["circle"], permutations=199).out_of == 
 
 # %% [markdown]
 # All three kernels detect the correlation. Only the Gaussian and the IMQ detect the parabola and the circle, where $x$
-# and $y$ are uncorrelated. These two are **characteristic** kernels: with them the HSIC of two distributions is 0 only
+# and $y$ are uncorrelated. These two are **characteristic** kernels: with them the HSIC of two variables is 0 only
 # if they are independent.
 #
 # ## 2. The two limits of the bandwidth
@@ -321,8 +321,8 @@ assert permutation_test(first, second).pvalue < 0.01
 #
 # $$L = -\mathrm{HSIC}(Z, Y) + \gamma \sqrt{\mathrm{HSIC}(Z, Z)} .$$
 #
-# The first term is, up to a factor and a constant, the mean of $k$ over the two views of an image minus its mean over
-# all pairs of rows. With the linear kernel and standardized features (columns of mean 0 and variance 1 in each view) you
+# Li et al. leave out the pairs of a row with itself where rows of one image are compared. Then the first term is, up to a
+# factor and a constant, the mean of $k$ over the two views of an image minus its mean over all pairs of rows. With the linear kernel and standardized features (columns of mean 0 and variance 1 in each view) you
 # know both terms already:
 #
 # $$\mathrm{HSIC}(Z, Y) = \frac{d + \mathrm{tr}\, C}{2n}, \qquad \mathrm{HSIC}(Z, Z) = \lVert R \rVert_F^2 .$$

@@ -401,7 +401,7 @@ assert diagnose(*copied).set_index("diagnostic").loc["redundancy", "verdict"] ==
 # one of ten digits and nothing else. So you should expect a RankMe far below 128 and features that repeat each other.
 #
 # The scenes are drawn by a program, so you can ask one more question: *which* factor of variation do the features
-# contain? CKA is HSIC on the scale of a correlation, between 0 and 1 ([notebook 12](12_comparing_networks.ipynb)). A
+# contain? CKA is HSIC on the scale of a correlation, at most 1 ([notebook 12](12_comparing_networks.ipynb)). A
 # linear CKA near 0 means that the factor has no part in the directions of large variance. The table has a row for each
 # factor: the digit (`class`), its place, size and red channel, the photograph behind it and the size of its crop.
 
@@ -505,7 +505,7 @@ found.to_frame("accuracy for the photograph").round(3)
 #    class.
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
-# Solution. By 2.65 on average. Half the band is t s / sqrt(m): s is the spread over m seeds, t is Student's quantile at m - 1.
+# Solution. By 2.65 for equal spreads s. Half the band is t s / sqrt(m): s is the spread over m seeds, t is Student's quantile at m - 1.
 half = {m: student_t.ppf(0.975, m - 1) / m**0.5 for m in (5, 20)}
 print(f"expected factor: {half[5] / half[20]:.2f}")
 assert 2.6 < half[5] / half[20] < 2.7  # more than the square root of 4, because s is better known too

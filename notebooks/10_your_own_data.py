@@ -258,7 +258,7 @@ _ = plot_diagnostics(diagnose(candidates["ours"]), plt.subplots(figsize=(8.2, 3.
 # * `feature_sum_covariance`: the sum of all entries of $C$; clearly below 0 the two branches oppose each other
 #   ([notebook 07](07_the_minus_one_target.ipynb), section 3);
 # * `alignment`: the mean squared distance between the two views of an image, after scaling each row to length 1;
-# * `lidar`: the number of directions in which images differ more than the views of one image do.
+# * `lidar`: the number of directions in which images differ, each measured by how the views of one image differ.
 
 # %%
 pair = gentle(torch.from_numpy(test_x[:, None]), generator)

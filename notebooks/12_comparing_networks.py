@@ -85,7 +85,7 @@ def unrelated(seed, n=64, inputs=16):
 # ten pairs of networks, with the biased and with the unbiased estimate of HSIC.
 
 # %%
-widths, rows = (4, 16, 64, 256), []
+widths, rows = (4, 16, 64, 256, 4096), []
 for width in widths:
     for seed in range(DRAWS):
         x, y = (network(2 * seed + side, width, 1, 16)(z).detach() for side, z in enumerate(unrelated(seed)))
@@ -93,16 +93,17 @@ for width in widths:
 by_width = pd.DataFrame(rows).groupby("width").mean()
 # In the extreme case the rows are orthogonal, in any order.
 assert np.isclose(cka(np.eye(64), np.eye(64)[::-1].copy(), estimator="biased"), 1)
-assert by_width["biased"].is_monotonic_increasing and by_width["biased"].iloc[-1] > 2 * by_width["biased"].iloc[0]
+assert by_width["biased"].is_monotonic_increasing and 2 * by_width["biased"].iloc[0] < by_width["biased"].iloc[-1] < 0.5
 assert by_width["unbiased"].abs().max() < 0.1
 by_width.round(3)
 
 # %% [markdown]
 # **The biased CKA grows with the width, although all these networks are unrelated. The unbiased CKA stays near 0.**
 #
-# Why? Think of the extreme case: in a very wide layer all rows are orthogonal to each other and of one length. Then both
+# Why? Think of an extreme case: with very many unrelated columns all rows are orthogonal to each other and of one length. Then both
 # Gram matrices are multiples of the identity, whatever the order of the rows. They agree perfectly: the biased CKA is 1.
 # The agreement is on the diagonal: each row is similar to itself. The unbiased estimate corrects for the diagonal.
+# (The columns of a layer are functions of the same inputs, so the biased CKA of these networks levels off below 1.)
 #
 # ## 2. Deep networks find a match
 #

@@ -129,9 +129,10 @@ def diagnose(
     worst one; ``print(frame)`` shows it with ``attrs["explanation"]`` and the numbers behind it. The bounds are
     conventions to start from. Features that are constant up to rounding are counted and left out of C.
 
-    Features are in dimensional collapse if the directions above the noise floor carry at least 0.7 of the variance and
-    their RankMe is below ``0.13 min(n - 1, d)``. The noise floor is the largest eigenvalue of the covariance of n rows
-    of white noise with the same median eigenvalue (Marchenko & Pastur, 1967), and 0 for fewer than 8 directions.
+    Features are in dimensional collapse if more than 0.4 d are constant, or if the directions above the noise floor
+    carry at least 0.7 of the variance and their RankMe is below ``max(0.13 min(n - 1, d), 1.01)``. The noise floor is
+    the largest eigenvalue of the covariance of n rows of white noise with the same median eigenvalue (Marchenko &
+    Pastur, 1967), and 0 for fewer than 8 directions.
 
     Parameters
     ----------

@@ -58,7 +58,10 @@ def alpha_req(z: Features, first: int = 11, last: int = 100) -> float:
 
 
 def lidar(views: Features | Sequence[Features], delta: float = 1e-4) -> float:
-    """LiDAR (Thilak et al., 2024, arXiv:2312.04000): the number of directions that tell images apart.
+    """LiDAR (Thilak et al., 2024, arXiv:2312.04000): the number of directions in which images differ.
+
+    Differences between images are measured by those between views of one image. It does not say how large they are:
+    pure noise has nearly min(n - 1, d).
 
     It is the entropy rank of ``S_w^-1/2 S_b S_w^-1/2``, from 0 to min(n - 1, d). With the mean m_i of the q views of
     image i, ``S_b = sum_i (m_i - m)(m_i - m)' / (n - 1)`` is the scatter between images and

@@ -46,8 +46,8 @@ def dhsic(*samples: Tensor, kernels: Sequence[Kernel] | None = None) -> Tensor:
     *samples : Tensor of shape (n, p_1), ..., (n, p_m)
         Variables whose rows belong together, at least two.
     kernels : sequence of Kernel, optional
-        One for each variable; None means `Linear`. If m > 2, the origin matters to linear, polynomial and
-        distance-induced kernels.
+        One for each variable; None means `Linear`. The origin matters to polynomial kernels, and for m > 2
+        also to linear and distance-induced ones.
 
     Examples
     --------

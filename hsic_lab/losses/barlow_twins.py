@@ -14,9 +14,9 @@ class HSICSSLLoss(TwoViewLoss):
     ``sum_i (1 - C_ii)^2 + lambda sum_{i != j} (C_ij - t)^2``, where C is the ``(d, d)`` cross-correlation of the two
     views over the batch and t is `off_diagonal_target`: -1 here, 0 in `BarlowTwinsLoss`. The two losses differ by two
     `terms`: "feature_sum", ``-2 lambda t (1'C1 - tr C)``, where ``1'C1`` is the covariance of the feature sums of the
-    two views, and "constant", ``lambda d (d - 1) t^2``. The target -1 cannot be reached: if C is positive semi-definite
-    with unit diagonal, the mean of its off-diagonal entries is at least ``-1 / (d - 1)``. Reference: Tsai et al.
-    (2021), arXiv:2104.13712, equation 5; the authors' code differs from it, see `ReferenceCodeLoss`.
+    two views, and "constant", ``lambda d (d - 1) t^2``. For d > 2 the target -1 cannot be reached: if C is positive
+    semi-definite with unit diagonal, the mean of its off-diagonal entries is at least ``-1 / (d - 1)``. Reference: Tsai
+    et al. (2021), arXiv:2104.13712, equation 5; the authors' code differs from it, see `ReferenceCodeLoss`.
 
     Parameters
     ----------
@@ -60,6 +60,7 @@ class HSICSSLLoss(TwoViewLoss):
     def lower_bound(self, n: int, d: int) -> float:
         """Return the smallest loss of two identical views of shape (n, d).
 
+        If the target is not 0, d is odd and n is 3, d - 1 or d, it can be a bound below the smallest loss.
         For the contrast "samples" it is only known for target 0 and d >= n - 1, else NotImplementedError is raised. For
         "dimensions" at target 0 it is 0 if d <= n - 1, else ``lambda (d^2 / (n - 1) - d)`` (Welch bound).
         """

@@ -18,8 +18,8 @@ class NTXentLoss(TwoViewLoss):
 
     ``mean_i [-s_ii+ / T + log sum_{j != i} exp(s_ij / T)]``, where s are cosines between the 2n projections of both
     views, ``s_ii+`` is that of the two views of one image, and T is the temperature. The length of a row does not
-    matter. For the kernel ``k = s / T`` of small variance it is ``-HSIC(Z, Y) + E Var k / 2`` up to a constant, where
-    Y is the identity of the image, as in `SSLHSICLoss`. `terms` returns "alignment" and "uniformity".
+    matter. For the kernel ``k = s / T`` of small variance it is ``-HSIC(Z, Y) + E Var k / 2`` up to a constant and
+    terms of order 1/n. Y is the identity of the image, as in `SSLHSICLoss`. The `terms`: "alignment", "uniformity".
 
     Parameters
     ----------
@@ -114,9 +114,9 @@ class SpectralContrastiveLoss(TwoViewLoss):
     """Spectral contrastive loss (HaoChen et al. 2021, arXiv:2106.04156): makes different images orthogonal.
 
     ``[-2 mean_b x_b'y_b + mean_{b != c} (x_b'y_c)^2] / mu``, where x and y are the rows of the views, shortened to
-    length ``sqrt(mu)`` if they are longer. The second term is the off-diagonal squared norm of ``XY' / d``, as that of
-    Barlow Twins is of ``X'Y / n``. With the pairs b = c included and without shortening, it is Barlow Twins at
-    lambda = 1 minus d, for identical standardized views. `terms` returns "alignment" and "contrast", the two summands.
+    length ``sqrt(mu)`` if they are longer. The second term is the off-diagonal squared norm of ``XY'`` over n (n - 1),
+    as that of Barlow Twins is of ``X'Y`` over n^2. With the pairs b = c included and without shortening, it is Barlow
+    Twins at lambda = 1 minus d, for identical standardized views. The `terms`: "alignment", "contrast".
 
     Parameters
     ----------

@@ -14,9 +14,9 @@ class SSLHSICLoss(RandomLoss):
     """SSL-HSIC loss (Li et al. 2021, arXiv:2106.08320, equation 5): projections that depend on the image's identity.
 
     ``-HSIC(Z, Y) + gamma sqrt(HSIC(Z, Z))``, where Z are the N = nV projections of V >= 2 views of n images and Y is
-    the identity of the image. Without the constant factor of one-hot labels, ``HSIC(Z, Y)`` is the mean of k over two
-    views of one image minus the mean of k over all pairs; pairs of a projection with itself, which add a constant in
-    the authors' code, are left out of the first mean. The `terms` are "dependence" and "self_dependence".
+    the identity of the image. As in the authors' code up to a factor and a constant, ``HSIC(Z, Y)`` is here the mean of
+    k over two views of one image minus the mean of k over all pairs: the first mean has no pairs of a projection with
+    itself. The `terms` are "dependence" and "self_dependence".
 
     Parameters
     ----------

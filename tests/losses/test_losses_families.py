@@ -1,5 +1,6 @@
 """Relations of the losses to HSIC and to each other, their expected values and their lower bounds."""
 
+import itertools
 import math
 
 import numpy as np
@@ -302,6 +303,38 @@ def test_lower_bound_is_the_minimum_of_identical_views(loss, n, d):
         ends.append(minimize(lambda z=z: loss(z, z), z, steps=500))
     tolerance = 2e-2 if isinstance(loss, VICRegLoss) else 1e-3
     assert min(ends) == pytest.approx(loss.lower_bound(n, d), abs=tolerance)
+
+
+def test_lower_bound_lies_below_the_minimum_where_no_views_attain_it():
+    """Columns of three standardized rows are directions in a plane: the search over two angles is exhaustive."""
+    loss, angles = HSICSSLLoss(off_diagonal_target=0.4), np.linspace(0, 2 * np.pi, 721)
+    second, third = np.meshgrid(angles, angles)
+    values = 2 / 3 * sum((np.cos(angle) - 0.4) ** 2 for angle in (second, third, second - third))
+    basis = np.linalg.qr(np.stack([np.ones(3), [0, 1, 2], [0, 0, 1]], axis=1))[0][:, 1:]
+    best = np.unravel_index(values.argmin(), values.shape)
+    columns = np.array([[np.cos(a), np.sin(a)] for a in (0, second[best], third[best])]).T
+    z = torch.from_numpy(basis @ columns)
+    assert float(loss(z, z)) == pytest.approx(values.min(), abs=1e-12)
+    assert loss.lower_bound(3, 3) < values.min() - 0.03
+
+
+def test_gradients_of_small_batches_average_to_that_of_all_images_in_the_spectral_loss_alone():
+    a, b = data(8, 3), data(8, 3, 1)
+
+    def gradient(loss, rows):
+        weight = torch.eye(3, dtype=torch.float64, requires_grad=True)
+        return torch.autograd.grad(loss(a[rows] @ weight, b[rows] @ weight), weight)[0]
+
+    for loss in (SpectralContrastiveLoss(), BarlowTwinsLoss(), NTXentLoss()):
+        small = torch.stack([gradient(loss, list(rows)) for rows in itertools.combinations(range(8), 4)]).mean(dim=0)
+        bias = float((small - (whole := gradient(loss, list(range(8))))).norm() / whole.norm())
+        assert bias < 1e-12 if isinstance(loss, SpectralContrastiveLoss) else bias > 0.01
+
+
+def test_contrast_samples_changes_the_squared_term_alone():
+    features, images = (HSICSSLLoss(contrast=c).terms(data(8, 5), data(8, 5, 1)) for c in ("dimensions", "samples"))
+    changed = {name for name in features if not torch.isclose(features[name], images[name], rtol=1e-9)}
+    assert changed == {"redundancy"}
 
 
 @pytest.mark.parametrize("loss", [BarlowTwinsLoss(), VICRegLoss(), HSICSSLLoss()], ids=repr)
