@@ -40,6 +40,7 @@ RESULT, LOCK = "result.json", "lock"
 LAYERS = "layers"  # beside the names of the evaluations of a run
 LINEAR_PROTOCOL = "logistic regression on frozen features, penalty chosen on a part of the training split"
 _VERSION = 2  # of the content of a stored result; results of another version are evaluated again
+_RUNNING = threading.Lock()  # held while a run is made and its folder is locked
 Rows = list[dict[str, Any]]
 Names = tuple[str, ...]
 
@@ -179,7 +180,7 @@ def _run_one(
         _end_with_parent()
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with sole_process(folder / LOCK, wait):
+        with _RUNNING, sole_process(folder / LOCK, wait):
             remove_leftovers(folder, RESULT)
             rows = _stored_rows(planned, folder, evaluations, retry_failed)
             if rows is None:
@@ -200,7 +201,9 @@ def _end_with_parent() -> None:
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(1)
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)  # a training takes note of it, and is saved
+        with _RUNNING:
+            os._exit(128 + signal.SIGTERM)  # joblib would wait for the next task
 
     threading.Thread(target=watch, daemon=True).start()
 
