@@ -5,8 +5,8 @@
 # SSL-HSIC (Li et al. 2021, arXiv 2106.08320) is a loss with such kernels.
 #
 # **A kernel that detects every dependence sees dependence that Barlow Twins leaves. Whether this makes better features
-# is open: in the trainings of section 8, with a learning rate and a weight for each kernel, no difference is decided.
-# At one untuned setting for all, the same kernels stood seven to ten points apart.**
+# depends on the data: in the trainings of section 8, with a learning rate and a weight for each kernel, the inverse
+# multiquadric kernel is ahead of the linear one on digit scenes, and the same within one point on CIFAR-10.**
 #
 # **What you will see**
 #
@@ -546,9 +546,9 @@ assert FAST or (significant["Gaussian"] > 2 / 3 and len(pairs) == 28)
 #
 # ## 8. Does a kernel that detects more learn more?
 #
-# **Not decided on the scenes. On CIFAR-10 the IMQ and the linear kernel are the same within one point**; the end of this
+# **The IMQ does on the scenes. On CIFAR-10 the IMQ and the linear kernel are the same within one point**; the end of this
 # section shows it. Every line below is the difference between a kernel and the linear one, in points of accuracy, with its
-# 95 % interval over five seeds. Differences are paired by seed: two runs with one seed start from the same weights
+# 95 % interval over five seeds (left) and ten (right). Differences are paired by seed: two runs with one seed start from the same weights
 # and see the same images. A filled dot is significant after Holm's correction for the two comparisons. The gray stripe
 # is $\pm 1$ point.
 #
@@ -556,7 +556,7 @@ assert FAST or (significant["Gaussian"] > 2 / 3 and len(pairs) == 28)
 # that no training saw. Left: all kernels have one rate, 0.002, and $\gamma = 1$, which nobody tuned. Right: each kernel
 # has a rate and a weight $\gamma$ of its own.
 
-# %% alt="Differences to the linear kernel with 95 percent intervals. Left, at one untuned rate: the Gaussian is seven and the IMQ ten points ahead. Right, tuned: about two points, and both intervals contain 0."
+# %% alt="Differences to the linear kernel with 95 percent intervals. Left, at one untuned rate: the Gaussian is seven and the IMQ ten points ahead. Right, tuned: the IMQ is about eight points ahead, and the wide interval of the Gaussian contains 0."
 untuned, tuned = kernel_table("kernel"), kernel_table("tuned_kernel")
 results = {
     "one rate for all": untuned[untuned["evaluation"] == "linear"],
@@ -570,42 +570,48 @@ for ax, (title, frame) in zip(axes, found.items(), strict=True):
 # %%
 means = pd.DataFrame({title: part.groupby("kernel", sort=False)["accuracy"].mean() for title, part in results.items()})
 ahead = pd.DataFrame({title: 100 * frame.set_index("second")["mean"] for title, frame in found.items()})
-assert ahead.round(1).to_dict("list") == {"one rate for all": [6.7, 10.1], "tuned": [1.7, 2.2]}
+assert ahead.round(1).to_dict("list") == {"one rate for all": [6.7, 10.1], "tuned": [-0.1, 7.6]}
 assert (found["one rate for all"]["low"] > 0).all()
-assert (found["tuned"]["verdict"] == "not decided").all() and (found["tuned"]["low"] < 0).all()
-assert (means["tuned"] - means["one rate for all"]).between(0.265, 0.345).all()
-assert (50 * (found["tuned"]["high"] - found["tuned"]["low"])).between(3.5, 8).all()
+assert found["tuned"].set_index("second")["verdict"].to_dict() == {"Gaussian": "not decided", "IMQ": "IMQ ahead"}
+assert (means["tuned"] - means["one rate for all"]).between(0.255, 0.335).all()
+low = results["tuned"].query("accuracy < 0.5")
+assert low[["kernel", "seed"]].to_numpy().tolist() == [["Gaussian", 3]] and low["accuracy"].round(2).item() == 0.31
 columns = {"accuracy in percent": 100 * means, "points ahead of linear": ahead.reindex(means.index, fill_value=0)}
 pd.concat(columns, axis=1).round(1)
 
 # %% [markdown]
-# **Tuning adds 27 to 34 points to every kernel**, several times the difference between kernels. So the left panel mainly
-# shows how much each kernel suffers from a rate and a $\gamma$ that do not suit it. The tuned intervals reach four to
-# eight points to each side: they do not show that the kernels are equal, only that five seeds cannot tell them apart.
+# **Tuning adds 26 to 33 points to every kernel**, several times the difference between kernels. So the left panel mainly
+# shows how much each kernel suffers from a rate and a $\gamma$ that do not suit it. With tuning the IMQ is still ahead.
+# The interval of the Gaussian kernel is wide because of one run: with seed 3 it has 31 %.
+#
+# Be careful with this answer. An earlier table with the same settings, in bfloat16 and with five seeds, found +2 points
+# for the IMQ and decided nothing ([results](../docs/results.md)). Because the first five seeds of the table above
+# disagreed with it, five more were added. A test that was planned before would be stronger.
 #
 # How the settings were chosen: first the learning rate at $\gamma = 3$, the default of the class, then $\gamma$ at the
-# best rate. Each time the highest mean of three tuning seeds won, on *validation scenes*. The five seeds above are
+# best rate. Each time the highest mean of three tuning seeds won, on *validation scenes*. The ten seeds above are
 # others. Below, a dot is one tuning run and a line the mean of three. Do not compare these accuracies with those above:
 # validation and test scenes show different digits.
 
-# %% alt="Validation accuracy against the learning rate, left, and against gamma, right, for three kernels. All rise with the rate up to its last value 0.032 and have their maximum at gamma 2, where the linear kernel gains most."
+# %% alt="Validation accuracy against the learning rate, left, and against gamma, right, for three kernels. All rise with the rate up to 0.032, fall to 11 to 18 percent at 0.128, and have their maximum at gamma 2."
 plot_tuning(tuned)
 
 # %%
 curves = tuned[(tuned["evaluation"] == "linear on validation") & (tuned["tuned"] == "gamma")]
 by_gamma = 100 * curves.groupby(["kernel", "gamma"], sort=False)["accuracy"].mean().unstack()
 ahead = by_gamma.loc["IMQ"] - by_gamma.loc["linear"]
-assert (by_gamma.idxmax(axis=1) == 2.0).all() and by_gamma.loc["linear", 2.0] - by_gamma.loc["linear", 1.0] > 5
-assert ahead[1.0] > 4 > 2 > ahead[2.0] and ahead[4.0] > 5
-assert all(choice["learning_rate"] == 0.032 and choice["gamma"] == 2.0 for choice in json.loads(tuned.attrs["chosen"]))
+assert (by_gamma.idxmax(axis=1) == 2.0).all() and (by_gamma[2.0] - by_gamma[4.0]).between(5, 12).all()
+assert ahead[1.0] < 0 < 3 < ahead[2.0] < 9 < ahead[4.0]
+for choice in json.loads(tuned.attrs["chosen"]):
+    assert choice["learning_rate"] == 0.032 and choice["gamma"] == 2.0 and choice["at_end"] == []
 pd.concat([by_gamma, ahead.to_frame("IMQ minus linear").T]).round(1).rename_axis(columns="γ")
 
 # %% [markdown]
-# **$\gamma$ alone moves the linear kernel by six points**, from $\gamma = 1$ to 2. At $\gamma = 1$ the mean of the IMQ is
-# four points above that of the linear kernel, at 2 less than two, at 4 almost six. With three seeds these are rough
-# numbers. But they show that a comparison at one $\gamma$ for all is also a comparison of how well $\gamma$ suits each.
+# **$\gamma$ alone moves every kernel by five to twelve points**, from $\gamma = 2$ to 4. At $\gamma = 1$ the mean of the IMQ
+# is below that of the linear kernel, at 2 more than three points above it, at 4 more than nine. With three seeds these are
+# rough numbers. But they show that a comparison at one $\gamma$ for all is also a comparison of how well $\gamma$ suits each.
 #
-# All three kernels chose $\gamma = 2$ and the largest rate of the list, so a longer list might help all of them.
+# All three kernels chose $\gamma = 2$ and a rate of 0.032, both inside their lists. At a rate of 0.128 they learn little.
 #
 # **On CIFAR-10 the linear kernel and the IMQ are the same within one point.** The grid
 # `data/grids/tuned_cifar10_kernel.toml` trains on 15 360 images in batches of 256. The rate and then $\gamma$ were chosen
@@ -635,8 +641,8 @@ assert runs.drop(index=4).min().min() > 61 and runs.drop(index=4).max().max() < 
 # * Uncorrelated features can be functions of one variable: Hermite polynomials of a Gaussian pair have a diagonal $C$.
 # * Barlow Twins ($\lambda = 1$), SSL-HSIC and InfoNCE share one term, the dependence of the projections on their image.
 #   They differ in their penalty on redundancy. The kernel of SIGReg tends to the inverse multiquadric.
-# * In short tuned trainings no kernel is shown to be better than the linear one, and on CIFAR-10 the IMQ is the same
-#   within one point. At one setting for all it looked like ten points.
+# * In short tuned trainings the IMQ is ahead of the linear kernel on the scenes, and the same within one point on
+#   CIFAR-10. No difference between the Gaussian and the linear kernel is decided.
 #
 # ## Exercises
 #
