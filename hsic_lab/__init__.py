@@ -51,16 +51,13 @@ __all__ = [
     "hsic", "hsic_matrix", "knn_accuracy", "linear_probe", "load", "paired_difference", "permutation_test",
     "run_ablation", "shift_test", "standardize", "train", "write_report",
 ]  # fmt: skip
-_MODULES = (
-    "ablation", "cka", "cli", "compare", "correlation", "datasets", "demo", "diagnostics", "encoders", "estimator",
-    "evaluation", "explorer", "hsic", "independence", "kernels", "losses", "plots", "report", "training", "views",
-)  # fmt: skip
-_HOMES = {
-    "ablation": "paired_difference run_ablation", "cka": "MinibatchCKA", "compare": "compare_models",
-    "correlation": "CorrelationSummary cross_correlation standardize", "datasets": "load", "diagnostics": "diagnose",
-    "encoders": "ConvEncoder MLPProjector ResNetEncoder", "estimator": "SelfSupervisedEncoder",
-    "evaluation": "extract_features knn_accuracy linear_probe", "explorer": "CorrelationExplorer",
-    "hsic": "dhsic hsic_matrix", "independence": "aggregated_test permutation_test shift_test",
+_MODULES = {  # and the names in `__all__` that are theirs; those of no module are losses
+    "ablation": "paired_difference run_ablation", "cka": "MinibatchCKA", "cli": "", "compare": "compare_models",
+    "correlation": "CorrelationSummary cross_correlation standardize", "datasets": "load", "demo": "",
+    "diagnostics": "diagnose", "encoders": "ConvEncoder MLPProjector ResNetEncoder",
+    "estimator": "SelfSupervisedEncoder", "evaluation": "extract_features knn_accuracy linear_probe",
+    "explorer": "CorrelationExplorer", "hsic": "dhsic hsic_matrix",
+    "independence": "aggregated_test permutation_test shift_test", "kernels": "", "losses": "", "plots": "",
     "report": "write_report", "training": "Run TrainConfig train", "views": "TwoViews",
 }  # fmt: skip
 
@@ -69,7 +66,7 @@ def __getattr__(name: str) -> Any:
     if name in _MODULES:  # `hsic` and `cka` among them can be called like the functions of their names
         return _load(name)
     if name in __all__:
-        home = next((module for module, names in _HOMES.items() if name in names.split()), "losses")
+        home = next((module for module, names in _MODULES.items() if name in names.split()), "losses")
         return getattr(_load(home), name)
     raise AttributeError(f"module 'hsic_lab' has no attribute {name!r}; it has {', '.join(__dir__())}")
 

@@ -74,7 +74,9 @@ class SIGRegLoss(RandomLoss):
             distances = torch.stack([self._distance(view) for view in views])
         else:
             directions = torch.randn(d, self.slices, generator=self._generator)
-            distances = _sliced_distance(z, (directions / directions.norm(dim=0)).to(z))
+            angles = matmul(z, (directions / directions.norm(dim=0)).to(z))[..., None] * _T.to(z)
+            errors = (angles.cos().mean(dim=1) - _GAUSSIAN.to(z)).square() + angles.sin().mean(dim=1).square()
+            distances = errors @ _WEIGHTS.to(z)
         return {
             "invariance": (1 - self.lambda_param) * (z - z[: self.global_views].mean(dim=0)).square().mean(),
             "gaussianity": self.lambda_param * n * distances.mean(),
@@ -94,13 +96,6 @@ class SIGRegLoss(RandomLoss):
         integral = exact if self.slices is None else float(_WEIGHTS @ (1 - _GAUSSIAN.square()))
         spread = 1 if self.global_views == 1 else 1 - 1 / (self.global_views or 2)
         return (1 - self.lambda_param) * spread + self.lambda_param * integral
-
-
-def _sliced_distance(z: Tensor, directions: Tensor) -> Tensor:
-    """Epps-Pulley distances `(V, slices)` of views `(V, n, d)` along directions `(d, slices)`."""
-    angles = matmul(z, directions)[..., None] * _T.to(z)
-    errors = (angles.cos().mean(dim=1) - _GAUSSIAN.to(z)).square() + angles.sin().mean(dim=1).square()
-    return errors @ _WEIGHTS.to(z)
 
 
 def _kummer(s: Tensor, a: float, b: float) -> Tensor:
