@@ -18,6 +18,9 @@
 # of feature $i$ of view A with feature $j$ of view B.
 #
 # The runs are those of `make demo`; without them you train for two to ten minutes. Folded cells hold imports and checks.
+#
+# **Run all cells first** (menu Run). Until then the explorer below is an image. After a restart, or if you read "model not found", run
+# them again.
 
 # %% tags=["parameters"]
 import os
@@ -57,7 +60,7 @@ plot_pairs(view_a, view_b, n=10);
 # %% alt="Heatmaps of C for Barlow Twins (top) and HSIC_SSL (bottom), before and after training. Before training all entries are near 0; after training the diagonal is high and the other entries scatter around 0."
 losses = {"Barlow Twins": "barlow_twins", "HSIC_SSL": "hsic_ssl"}
 runs = {
-    title: train_or_load(demo_config(loss, EPOCHS), RUNS / loss, data, progress=False)
+    title: train_or_load(demo_config(loss, EPOCHS), RUNS / loss, data, progress=not FAST)
     for title, loss in losses.items()
 }
 ends = {"before training": min, "after training": max}
@@ -68,8 +71,8 @@ matrices = {
 compare_cross_correlations(matrices);
 
 # %% [markdown]
-# The diagonal rises. The other entries grow too: 128 features describe one digit. Move through the training, sort the features,
-# click an entry:
+# The diagonal rises. The other entries grow too: 128 features describe which of ten digits it is. Move through the training, sort
+# the features, click an entry. [Notebook 04](04_reading_cross_correlation.ipynb) explains the numbers beside the heatmaps:
 
 # %% alt="Explorer with C of both runs after training, side by side on one color scale, with histograms of the entries and the spectra."
 display(CorrelationExplorer(runs))
@@ -85,7 +88,7 @@ for title, pair in matrices.items():
 # ## The sum of squares of C is HSIC
 #
 # HSIC, the Hilbert-Schmidt Independence Criterion, compares images with images. $C$ compares features with features. With linear
-# kernels both give one number.
+# kernels both give one number. (That of the explorer differs a little: it is of 2048 other pairs.)
 
 # %%
 run = runs["Barlow Twins"]
@@ -125,7 +128,8 @@ assert FAST or (trained.min() > 0.70 and trained.max() - trained.min() < 0.05)  
 #
 # Solution (open the cell):
 
-# %% tags=["hide-input"] jupyter={"source_hidden": true}
+# %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+# Solution
 other = runs["HSIC_SSL"]
 with torch.no_grad():
     view_b = DigitScenes("test").pairs(1024, 3, shared=("digit",))[1]

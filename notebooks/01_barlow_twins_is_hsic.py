@@ -437,7 +437,7 @@ assert close(BarlowTwinsLoss(1.0)(z_a, z_b), hsic(x, y) + distance - d)
 
 # %% alt="Curves in the plane of alignment and dependence for three values of lambda. All lead from the random layer to C = I, above the gray region that cannot be reached."
 paths = {f"λ = {name}": descend(BarlowTwinsLoss(w), 150 if FAST else 600)
-         for name, w in {"1": 1.0, "1/16": 1 / d, "0.005": 5e-3}.items()}
+         for name, w in {"1": 1.0, f"1/{d}": 1 / d, "0.005": 5e-3}.items()}
 plot_paths(paths)
 for path in paths.values():
     assert (path[:, 1] >= path[:, 0] ** 2 - 1e-10).all()
@@ -725,8 +725,9 @@ timings.map(lambda t: f"{1e3 * t:.2f} ms")
 #    HSIC of shuffled pairs, with the linear and with the Gaussian kernel. What does this say about the features that Barlow Twins
 #    can decorrelate?
 
-# %% tags=["hide-input"] jupyter={"source_hidden": true}
-# Solution. The linear kernel does not tell the pairs from shuffled ones: y depends on x, but not along a line. The Gaussian kernel
+# %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+# Solution
+# The linear kernel does not tell the pairs from shuffled ones: y depends on x, but not along a line. The Gaussian kernel
 # does. So features that Barlow Twins has decorrelated can still depend on each other.
 u = torch.linspace(-1, 1, 500, dtype=torch.float64)[:, None]
 v, ratios = standardize(u**2), {}
@@ -741,8 +742,9 @@ assert ratios["Gaussian"] > 20 and ratios["linear"] < 1e-10
 # 2. **Expected value under independence.** For independent features the mean of $\mathrm{HSIC} = \sum C_{ij}^2$ in a batch is $d^2/(n-1)$.
 #    Check this for $n = 128$, $d = 32$ over 200 draws. Then pass `estimator="unbiased"` to `hsic`. What is the mean now?
 
-# %% tags=["hide-input"] jupyter={"source_hidden": true}
-# Solution. The mean of the biased estimator follows the formula; that of the unbiased one is near 0.
+# %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+# Solution
+# The mean of the biased estimator follows the formula; that of the unbiased one is near 0.
 values = {"biased": [], "unbiased": []}
 for _ in range(200):
     u, v = (standardize(torch.randn(128, 32, generator=generator, dtype=torch.float64)) for _ in range(2))
@@ -758,8 +760,9 @@ assert abs(np.mean(values["unbiased"])) < 0.05 * np.mean(values["biased"])
 # 3. **Another target.** `HSICSSLLoss(off_diagonal_target=t)` takes any off-diagonal target. Which $t$ can be reached exactly if
 #    $X = Y$? Predict the lower bound for $t = +0.5$ and $t = -0.5$ with $d = 8$, then run `minimize`.
 
-# %% tags=["hide-input"] jupyter={"source_hidden": true}
-# Solution. Every t from -1/(d-1) to 1. For a lower t the mean entry stays at -1/(d-1), and each entry misses by the rest.
+# %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+# Solution
+# Every t from -1/(d-1) to 1. For a lower t the mean entry stays at -1/(d-1), and each entry misses by the rest.
 for target in (0.5, -0.5):
     predicted = 7 * (max(target, -1 / 7) - target) ** 2  # lambda = 1/d, d (d - 1) entries
     found = minimize(HSICSSLLoss(off_diagonal_target=target), noise(8))[1]
@@ -770,8 +773,9 @@ for target in (0.5, -0.5):
 # 4. **Free branches with many features.** Which values do the diagonal and the off-diagonal of $C$ approach as $d$ grows? Use the closed
 #    form of section 6.
 
-# %% tags=["hide-input"] jupyter={"source_hidden": true}
-# Solution. r tends to 1/5, so the diagonal tends to 3/5 and the off-diagonal to -1/5.
+# %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+# Solution
+# r tends to 1/5, so the diagonal tends to 3/5 and the off-diagonal to -1/5.
 d_large = 10_000
 r = (d_large**2 - 8 * d_large + 4) / (5 * d_large**2 - 8 * d_large + 4)
 limits = (d_large - 2 - 2 * (d_large - 1) * r) / d_large, -(2 + (d_large - 2) * r) / d_large
@@ -782,8 +786,9 @@ assert abs(limits[0] - 0.6) < 1e-3 and abs(limits[1] + 0.2) < 1e-3
 # 5. **Multiplications.** At which $d$ do the two routes need the same number of multiplications for a batch of $n$, without and with the
 #    gradient? Where do the measured times of section 7 cross?
 
-# %% tags=["hide-input"] jupyter={"source_hidden": true}
-# Solution. n d^2 = 2 n^2 d at d = 2 n, and 3 n d^2 = 4 n^2 d at d = 4 n / 3. The measured times have the gradient in them, and
+# %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+# Solution
+# n d^2 = 2 n^2 d at d = 2 n, and 3 n d^2 = 4 n^2 d at d = 4 n / 3. The measured times have the gradient in them, and
 # contain other work, too: matrix products of different shapes run at different speeds.
 def equal(primal, dual):
     return next(d for d in range(1, 4 * batch) if primal * batch * d**2 >= dual * batch**2 * d)

@@ -306,8 +306,8 @@ axes[0].set_ylabel("$y$");
 # The p-value is the probability that independent variables look at least as dependent as these (section 5). A small value is evidence of
 # dependence. The p-value is below 0.01 for the four shapes and large for the independent family.
 #
-# The correlation of a sample is not exactly 0. Over many samples its mean differs from 0 by no more than the standard error (after
-# `+-`) explains:
+# The correlation of a sample is not exactly 0. Over many samples its mean differs from 0 by at most two or three standard errors (after
+# `+-`):
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
 for family in DEPENDENT:
@@ -479,7 +479,7 @@ for family in DEPENDENT:
 # No single bandwidth is best for all shapes. For the rotated square the best is more than twice as wide as for the wave. At the median
 # rule (the dotted line) the wave has the lowest $z$ of the four shapes. That is why it has the largest p-value of the four in section 1.
 #
-# In a live notebook the next cell has three controls: shape, kernel and bandwidth. The static page shows its first state. The figure
+# In a live notebook the next cell has three controls: the family of the sample, the kernel, and the scale of its bandwidth. The static page shows its first state. The figure
 # after it shows the witness function of the wave for five bandwidths. With a small bandwidth it follows single points, with a large
 # bandwidth only the overall trend.
 
@@ -605,7 +605,7 @@ assert is_share(naive <= 0.05, 2 / 21) and is_share(naive == 0, 1 / 21)
 # %% [markdown]
 # ### All shifts at once
 #
-# You can skip this part. It explains why the test is fast, and why the p-values above are multiples of 1/1200.
+# You can skip this part. It explains why the test is fast, and why many p-values above are multiples of 1/1200.
 #
 # To score one permutation $\pi$, the sum $\sum_{ij} K_{ij} L_{\pi(i)\,\pi(j)}$ needs $n^2$ products. The library scores $n$ permutations
 # with little more work: it *shifts* the rows of $y$ in a circle. Row $i$ of $x$ meets row $i + s$ of $y$, for $s = 0, \dots, n - 1$, all
@@ -765,7 +765,8 @@ for seed in range(DRAWS // 2):
     x, y, group = hospitals(40, seed, slope=0.0)
     pvalues.append(permutation_test(x, y, groups=group, permutations=39, seed=seed).pvalue)
 share = np.mean(np.array(pvalues) <= 0.05)
-print(f"independent given the group: {share:.1%} of {len(pvalues)} samples rejected at 5 %")
+chance = (0.05 * 0.95 / len(pvalues)) ** 0.5
+print(f"independent given the group: {share:.1%} of {len(pvalues)} samples rejected at 5 %, expected 5 +- {chance:.1%}")
 assert is_share(np.array(pvalues) <= 0.05, 2 / 40)
 
 # %% [markdown]
@@ -891,8 +892,9 @@ assert abs(over_batches.compute() - cka(x, y)) < 0.05
 # 1. Take `sample("wave", 300, seed=6, frequency=8)`. Does the median rule detect it, and does the aggregated test? Which bandwidths give the
 #    smallest p-values?
 
-# %% tags=["hide-input"] jupyter={"source_hidden": true}
-# Solution. Only narrow bandwidths of x detect the fast wave, so the aggregated test needs small scales.
+# %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+# Solution
+# Only narrow bandwidths of x detect the fast wave, so the aggregated test needs small scales.
 x, y = sample("wave", 300, seed=6, frequency=8)
 searched_fast = (0.015, 0.03, 0.06, 0.12, 0.25, 0.5)
 fast_wave = aggregated_test(x, y, scales=searched_fast)
@@ -909,8 +911,9 @@ assert fast_wave.pvalue < 0.05 < permutation_test(x, y).pvalue and by_x[:3].min(
 #    $$\frac{1}{n (n-3)} \Bigl[\mathrm{tr}\, \tilde K \tilde L + \frac{\mathbf 1^\top \tilde K \mathbf 1\; \mathbf 1^\top \tilde L
 #    \mathbf 1}{(n-1)(n-2)} - \frac{2}{n-2} \mathbf 1^\top \tilde K \tilde L \mathbf 1\Bigr] .$$
 
-# %% tags=["hide-input"] jupyter={"source_hidden": true}
-# Solution. The diagonals are set to 0 first; the last two terms correct the centering for it.
+# %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+# Solution
+# The diagonals are set to 0 first; the last two terms correct the centering for it.
 x, y = sample("circle", 50, seed=0)
 k, l = (Gaussian(0.5)(v) for v in (x, y))
 k, l = (gram - gram.diagonal().diag() for gram in (k, l))
@@ -923,8 +926,9 @@ assert close(total / (n * (n - 3)), hsic(x, y, Gaussian(0.5), Gaussian(0.5), "un
 # 3. Make three variables that are pairwise independent but not jointly: two coins, and whether they agree. What do `hsic` and
 #    `hsic_lab.hsic.dhsic` say?
 
-# %% tags=["hide-input"] jupyter={"source_hidden": true}
-# Solution. hsic of each pair is near 0, and dhsic of all three is not.
+# %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+# Solution
+# hsic of each pair is near 0, and dhsic of all three is not.
 coins = torch.randint(2, (2, 400, 1), generator=seeded(0)).double()
 three = (coins[0], coins[1], (coins[0] == coins[1]).double())
 pairs_of_coins = [hsic(three[a], three[b], Delta(), Delta()).item() for a, b in ((0, 1), (0, 2), (1, 2))]
@@ -937,8 +941,9 @@ assert joint > 10 * max(pairs_of_coins)
 # %% [markdown]
 # 4. In section 8 pass labels to `groups=` that have nothing to do with the data. Does the level stay the same? What happens to the power?
 
-# %% tags=["hide-input"] jupyter={"source_hidden": true}
-# Solution. The level stays. The power changes little, because the groups are still large.
+# %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+# Solution
+# The level stays. The power changes little, because the groups are still large.
 def rejected(slope, groups, draws=DRAWS // 4):
     found = []
     for seed in range(draws):

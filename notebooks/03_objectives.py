@@ -2,12 +2,12 @@
 # # Objectives as terms on two matrices
 #
 # A batch of $n$ images and $d$ features gives two matrices: similarities between *samples* ($n \times n$) and covariances between
-# *features* ($d \times d$). An *objective* is the loss that a training minimizes. **Every loss in this notebook is a function of these two
-# matrices.**
+# *features* ($d \times d$). An *objective* is the loss that a training minimizes. **Every loss in this notebook is a function of matrices of
+# these two kinds.**
 #
 # To push samples apart and to make features uncorrelated is nearly the same: the two terms differ only by the lengths of rows and
-# columns. Barlow Twins pushes *all* pairs of images apart with one equal weight, so it needs no negative samples (other images that are
-# pushed apart one by one). This is what Tsai et al. (2021, arXiv 2104.13712) argue.
+# columns. Across the views, Barlow Twins pushes all pairs of images apart with one equal weight: negatives exist only as a mean over the
+# batch. So it needs no negative samples (other images that are pushed apart one by one). This is what Tsai et al. (2021, arXiv 2104.13712) argue.
 #
 # **What you will see**
 #
@@ -643,8 +643,9 @@ for name in ("uniform, independent", "scaled by 2"):
 # 1. **Temperature.** Compute the derivatives of section 4 for NT-Xent with the temperatures 0.1 and 5. At which temperature do all negative
 #    pairs have nearly the same weight?
 
-# %% tags=["hide-input"] jupyter={"source_hidden": true}
-# Solution. The weight of a pair is proportional to exp(cosine / temperature), so a high temperature makes the weights equal.
+# %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+# Solution
+# The weight of a pair is proportional to exp(cosine / temperature), so a high temperature makes the weights equal.
 spreads = {}
 for temperature in (0.1, 5.0):
     grams = (both.T[:, :, None] * both.T[:, None, :]).requires_grad_()
@@ -658,8 +659,9 @@ assert spreads[5.0] < 0.2 and spreads[0.1] > 1
 # %% [markdown]
 # 2. **The other side.** Does mixing the batch change `BarlowTwinsLoss(1 / d, contrast="samples")`? Why?
 
-# %% tags=["hide-input"] jupyter={"source_hidden": true}
-# Solution. Yes: it subtracts the lengths of the rows, and a mixture of samples has rows of other lengths.
+# %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+# Solution
+# Yes: it subtracts the lengths of the rows, and a mixture of samples has rows of other lengths.
 other_side = BarlowTwinsLoss(1 / d, contrast="samples")
 change = abs(other_side(Q @ z_a, Q @ z_b) - other_side(z_a, z_b)).item()
 print(f"change when mixed: {change:.4f}")
@@ -669,8 +671,9 @@ assert change > 1e-3 and close((Q @ x).square().sum(), x.square().sum())
 # 3. **What scaling changes.** Multiply independent normal features by 0.5, 1 and 2. Which of the three distances of section 5 has its
 #    minimum at 1, and which ones stay small at every scale?
 
-# %% tags=["hide-input"] jupyter={"source_hidden": true}
-# Solution. Independence does not depend on the scale, so the root of dHSIC stays small. The marginals do depend on it.
+# %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+# Solution
+# Independence does not depend on the scale, so the root of dHSIC stays small. The marginals do depend on it.
 by_scale = pd.DataFrame({scale: distances(scale * plain) for scale in (0.5, 1.0, 2.0)}).astype(float)
 assert (by_scale.loc["√dHSIC"] < 0.05).all()
 assert by_scale.loc["MMD(P, N)"].idxmin() == by_scale.loc["MMD(product, N)"].idxmin() == 1.0

@@ -497,8 +497,9 @@ assert differ == [("NT-Xent", "large batch")]
 # 1. **Half of VICReg.** Train with `VICRegLoss(mu_param=0)`, without the variance term, and with `VICRegLoss(nu_param=0)`, without the
 #    covariance term. Which one collapses?
 
-# %% tags=["hide-input"] jupyter={"source_hidden": true}
-# Solution. Without the variance term the projections shrink towards a point. Without the covariance term they keep their variance, and
+# %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+# Solution
+# Without the variance term the projections shrink towards a point. Without the covariance term they keep their variance, and
 # all features become the same one: a dimensional collapse.
 halves = {part: train(VICRegLoss(**{part: 0}), **budget) for part in ("mu_param", "nu_param")}
 for part, run in halves.items():
@@ -509,8 +510,9 @@ assert halves["nu_param"]["rank, centered"] < 4 < halves["mu_param"]["rank, cent
 # %% [markdown]
 # 2. **The gradient at the start.** In section 4 replace the 30 steps by 0. Which loss has the lowest cosine in a full pass at $n = 16$ then?
 
-# %% tags=["hide-input"] jupyter={"source_hidden": true}
-# Solution. Barlow Twins. At the start all gradients are close to that of all images, and the order of the losses is another one.
+# %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+# Solution
+# Barlow Twins. At the start all gradients are close to that of all images, and the order of the losses is another one.
 d = 16
 at_start = pd.DataFrame([row for name in losses for row in measure(name, steps=0)], columns=columns)
 at_start = at_start[at_start["n"] == 16].set_index("loss")["full pass"]
@@ -520,8 +522,9 @@ assert at_start.idxmin() == "Barlow Twins" and at_start.min() > 0.7
 # %% [markdown]
 # 3. **A point that is not the origin.** In section 3 add 5 to every feature before you multiply by $s$. Which gradients change, and why?
 
-# %% tags=["hide-input"] jupyter={"source_hidden": true}
-# Solution. Only that of SIGReg: it asks for mean 0, so it sees the common point. Barlow Twins and the variance and covariance terms of
+# %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+# Solution
+# Only that of SIGReg: it asks for mean 0, so it sees the common point. Barlow Twins and the variance and covariance terms of
 # VICReg subtract the mean, and the third term of VICReg is a difference of the views.
 origin, batch = batch, batch + 5
 moved = pd.Series({name: gradient_norm(loss, 0.1) for name, loss in pulling.items()})

@@ -19,8 +19,9 @@
 # 5. A linear training that you can predict: it learns one direction at a time.
 #
 # **What you need**: [notebook 00](00_quickstart.ipynb), or at least its matrix, and two to ten minutes. If `make demo` has trained
-# the two encoders, the notebook reads them from `runs/demo/`. Otherwise it trains them. The explorer is interactive in JupyterLab
-# and on the page of this notebook in the documentation. On GitHub you see an image of it.
+# the two encoders, the notebook reads them from `runs/demo/`. Otherwise it trains them. The explorer is interactive on the page of
+# this notebook in the documentation, and in JupyterLab once you have run the cells. Until then, and on GitHub, you see an image of it. If
+# you read "model not found", run the cells again.
 
 # %% tags=["parameters"]
 import os
@@ -144,7 +145,8 @@ compare_cross_correlations({name: matrices[name] for name in list(matrices)[3:]}
 # * **off²**, the sum of the squared off-diagonal entries: do features repeat each other? Compare it with **expected**, its expected
 #   value for unrelated features.
 # * **total** $= \mathbf 1^\top C\, \mathbf 1$, the sum of all entries ($\mathbf 1$ is the column of $d$ ones): do the two branches agree on
-#   the sum of the features? Far below 0 the sums are opposed. Near 0, as after complete collapse, they are unrelated.
+#   the sum of the features? Far below 0 the sums are opposed. Near 0 they are unrelated, as after complete collapse, or they hardly vary,
+#   which is what HSIC_SSL asks for ([notebook 07](07_the_minus_one_target.ipynb), section 3).
 # * **rank**: how many different directions are there? It counts the singular values of $C$ above $10^{-4}$ of the largest one.
 #
 # `CorrelationSummary` computes all of them but the rank. `SHORT` shortens its names.
@@ -284,7 +286,7 @@ compare_cross_correlations({
 data = load("digit_scenes", **SIZES) if FAST else load("digit_scenes")
 runs = {
     title: train_or_load(
-        replace(demo_config(loss, DEMO_EPOCHS), **DEMO_CHANGES), RUNS / loss, data, progress=False
+        replace(demo_config(loss, DEMO_EPOCHS), **DEMO_CHANGES), RUNS / loss, data, progress=not FAST
     )
     for loss, title in TITLES.items()
 }
@@ -303,7 +305,7 @@ found[[*SHORT.values(), "total"]].round(2)
 # The mean diagonal is about 0.8: the views agree. The off-diagonal entries are more than 100 times the expected value for unrelated
 # features. This is not surprising: the views share only a digit, so 128 features must be redundant. The spectrum shows the same. It
 # falls steeply after about ten singular values. The total is not below 0: both views pass through one network, so the sums are not
-# opposed.
+# opposed. That of HSIC_SSL is near 0, because this loss has removed the variance of the sum.
 
 # %%
 falling = pd.DataFrame({title: spectrum(c) / spectrum(c)[0] for title, c in last.items()}).T
@@ -448,16 +450,18 @@ display(moving)
 # | redundant | high | above; blocks after clustering | falls steeply | $> 0$ |
 # | complete collapse, or untrained on difficult pairs | near 0 | equal | that of noise | near 0 |
 # | opposed sums | lower than possible | above | flat, one large value | $< 0$ |
+# | trained with HSIC_SSL | high | far above | falls steeply | near 0 |
 #
 # ## Exercises
 #
 # Each solution is a folded cell below its question.
 #
-# 1. Give the explorer `{"view A with itself": (z_a, z_a), "across": (z_a, z_b)}` for the healthy features. Which redundancy is larger,
-#    and why?
+# 1. Give the explorer `{"view A with itself": (z_a, z_a), "across": (z_a, z_b)}` for `z_a, z_b = views["healthy"]`. Which redundancy is
+#    larger, and why?
 
-# %% tags=["hide-input"] jupyter={"source_hidden": true}
-# Solution. They are nearly equal: the features are unrelated, and chance gives d (d - 1) / (n - 1) in both.
+# %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+# Solution
+# They are nearly equal: the features are unrelated, and chance gives d (d - 1) / (n - 1) in both.
 z_a, z_b = views["healthy"]
 redundancies = {
     name: CorrelationSummary.from_matrix(cross_correlation(z_a, other), n).off_diagonal_squared_norm
@@ -471,8 +475,9 @@ assert all(abs(value / expected - 1) < 0.15 for value in redundancies.values())
 # 2. Move step by step from `contrasts + sums` to `contrasts - sums` in one branch, with a factor before `sums`. At which factor is the
 #    loss of HSIC_SSL smallest?
 
-# %% tags=["hide-input"] jupyter={"source_hidden": true}
-# Solution. It falls all the way to -1, where the sums are opposed.
+# %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+# Solution
+# It falls all the way to -1, where the sums are opposed.
 factors_of_sums = torch.linspace(1, -1, 9).tolist()
 costs = [HSICSSLLoss()(contrasts + sums, contrasts + f * sums).item() / d for f in factors_of_sums]
 assert factors_of_sums[int(np.argmin(costs))] < 0 and costs[-1] < costs[0]
@@ -481,8 +486,9 @@ pd.DataFrame({"factor": factors_of_sums, "loss per feature": costs}).set_index("
 # %% [markdown]
 # 3. In the linear training, multiply the start by 1000. Which step moves most, and by how much?
 
-# %% tags=["hide-input"] jupyter={"source_hidden": true}
-# Solution. s_j^2 grows by 10^6, so step j comes earlier by log(10^6) / (8 gamma_j): the last one moves most.
+# %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+# Solution
+# s_j^2 grows by 10^6, so step j comes earlier by log(10^6) / (8 gamma_j): the last one moves most.
 earlier = steps - -np.log(size * 1e6) / (8 * gamma.numpy())
 for j, time in enumerate(earlier, start=1):
     print(f"step {j} comes earlier by {time:.2f}")

@@ -445,7 +445,8 @@ live[live["tuned"].isna()][columns].head().round(2).reset_index(drop=True)
 #
 # Solution of 1 (open the cell):
 
-# %% tags=["hide-input"] jupyter={"source_hidden": true}
+# %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+# Solution
 updates = read("batch_size_updates")
 updates = updates[updates["evaluation"] == "linear"]
 by_size = updates.groupby(["method", "batch_size"])["accuracy"].mean().unstack()
@@ -461,7 +462,8 @@ assert (updates.groupby("batch_size")["epochs"].first().loc[[32, 1024]] == [1, 3
 #
 # Solution of 2 (open the cell):
 
-# %% tags=["hide-input"] jupyter={"source_hidden": true}
+# %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+# Solution
 spectral = run_ablation(replace(grid, cross=grid.cross | {"loss": ["spectral"]}), RUNS, progress=False)
 both = pd.concat([live, spectral])
 both = both[both["tuned"].isna()].groupby(["loss", "batch_size"])["accuracy"].mean().unstack()
@@ -475,7 +477,8 @@ assert FAST or average["spectral"] < average.drop("spectral").min()  # it is beh
 #
 # Solution of 3 (open the cell):
 
-# %% tags=["hide-input"] jupyter={"source_hidden": true}
+# %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+# Solution
 d, generator = 64, torch.Generator().manual_seed(0)
 values = {"biased": [], "unbiased": []}
 for _ in range(100):

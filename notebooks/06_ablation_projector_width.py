@@ -567,7 +567,8 @@ layers.assign(accuracy=100 * layers["accuracy"]).round(2).rename(columns={"accur
 #
 # Solution of 1 (open the cell):
 
-# %% tags=["hide-input"] jupyter={"source_hidden": true}
+# %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+# Solution
 n = 2048
 equal = 4 * n / 3  # where 3 n d^2 = 4 n^2 d
 print(f"equal arithmetic at d = {equal:.0f}")
@@ -584,7 +585,8 @@ for d, faster in ((n // 4, "primal"), (4 * n, "dual")):
 #
 # Solution of 2 (open the cell):
 
-# %% tags=["hide-input"] jupyter={"source_hidden": true}
+# %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+# Solution
 base = {"dataset": "digits", "width": 2, "epochs": 1, "snapshots": 2}
 grid = Grid("live", base=base, cross={"projector": [[16], [32]]}, seeds=1, evaluate=["linear"])
 first = run_ablation(grid, RUNS / "live", progress=False)
@@ -599,7 +601,8 @@ assert len(second) == 3 and len(known) == 2  # only the new width was trained
 #
 # Solution of 3 (open the cell):
 
-# %% tags=["hide-input"] jupyter={"source_hidden": true}
+# %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+# Solution
 cifar = read_table(RESULTS / "ablation_cifar10_width.csv")
 gains = paired_differences(cifar[cifar["evaluation"] == "linear"], "d", 64, by=["loss"])
 assert (gains["verdict"] == "not decided").all() and gains["mean"].between(0, 0.01).all()  # at most a point
@@ -612,7 +615,8 @@ gains[["loss", "second"]].assign(**points, p=gains["p_holm"]).round(2)
 #
 # Solution of 4 (open the cell):
 
-# %% tags=["hide-input"] jupyter={"source_hidden": true}
+# %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+# Solution
 energy = reported.groupby("d")["energy"].mean()
 by_chance = pd.Series({d: d * (d - 1) / 2047 for d in energy.index})  # of features that are uncorrelated
 share = by_chance / energy

@@ -452,8 +452,9 @@ ends.round(1).rename({"unit_rows": "unit rows", "bessel": "Bessel's correction"}
 # 1. Where does the search end for the target $+0.3$? Does the formula of section 2 still hold? Does
 #    `lower_bound(n, d)`?
 
-# %% tags=["hide-input"] jupyter={"source_hidden": true}
-# Solution. All off-diagonal entries are +0.3. Correlations of +0.3 are possible for every d, so both formulas hold.
+# %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+# Solution
+# All off-diagonal entries are +0.3. Correlations of +0.3 are possible for every d, so both formulas hold.
 c, value = minimize(HSICSSLLoss(off_diagonal_target=0.3), noise(8 * d, d))
 bound = HSICSSLLoss(off_diagonal_target=0.3).lower_bound(8 * d, d)
 print(f"off-diagonal {mean_off(c):.4f}, loss {value:.1e}, lower bound {bound:.1e}")
@@ -462,8 +463,9 @@ assert abs(mean_off(c) - 0.3) < 1e-4 and value < 1e-8 and bound < 1e-12
 # %% [markdown]
 # 2. Take free branches and the target $-0.1$ at $d = 8$. Is $\mathbf 1^\top C \mathbf 1$ negative? Why?
 
-# %% tags=["hide-input"] jupyter={"source_hidden": true}
-# Solution. No. The target can be reached with ones on the diagonal: the loss is 0 and the sum is
+# %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+# Solution
+# No. The target can be reached with ones on the diagonal: the loss is 0 and the sum is
 # d + d (d - 1) t = 2.4.
 c, value = minimize(HSICSSLLoss(off_diagonal_target=-0.1), noise(8 * d, d), noise(8 * d, d))
 print(f"loss {value:.1e}, sum of all entries {c.sum():.3f}")
@@ -474,8 +476,9 @@ assert value < 1e-8 and abs(c.sum().item() - 2.4) < 1e-2
 #    $\mathbf 1^\top C \mathbf 1$ become negative?
 
 
-# %% tags=["hide-input"] jupyter={"source_hidden": true}
-# Solution. With the target -1 it does, and the diagonal stops near the 3/5 of section 3. With the
+# %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+# Solution
+# With the target -1 it does, and the diagonal stops near the 3/5 of section 3. With the
 # target 0 neither happens.
 def train_two_networks(loss, d=32, size=16):
     """1'C1 and the mean diagonal, over the last ten steps of a training with a network for each view."""

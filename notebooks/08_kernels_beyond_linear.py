@@ -651,8 +651,9 @@ assert runs.drop(index=4).min().min() > 61 and runs.drop(index=4).max().max() < 
 # 1. Which of the bandwidths of section 2 gives the largest ratio of HSIC to its permutations for the circle? Is the
 #    median distance near it?
 
-# %% tags=["hide-input"] jupyter={"source_hidden": true}
-# Solution. The best of these bandwidths is a little smaller than the median.
+# %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+# Solution
+# The best of these bandwidths is a little smaller than the median.
 best = sigmas[(observed / permuted).argmax()].item()
 print(f"best bandwidth {best:.2f}, median {median:.2f}")
 assert median / 2 < best < median
@@ -660,8 +661,9 @@ assert median / 2 < best < median
 # %% [markdown]
 # 2. In section 7, whiten the projections of the *untrained* network instead. Does training make the pairs dependent?
 
-# %% tags=["hide-input"] jupyter={"source_hidden": true}
-# Solution. Some pairs are dependent before the training, more than one in 20. After it there are more (one seed).
+# %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+# Solution
+# Some pairs are dependent before the training, more than one in 20. After it there are more (one seed).
 torch.manual_seed(0)
 encoder = ConvEncoder(settings["width"])
 random_network = torch.nn.Sequential(encoder, MLPProjector([encoder.out_features, *settings["projector"]]))
@@ -675,8 +677,9 @@ assert dependent > 0.1 and (FAST or dependent < significant["Gaussian"])
 # %% [markdown]
 # 3. Let $T$ go to 0 in section 5. Where does the slope $-3$ no longer hold, and why?
 
-# %% tags=["hide-input"] jupyter={"source_hidden": true}
-# Solution. Gradually below T = 2: the expansion needs a small k = cosine / T. At T = 0.5 the
+# %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+# Solution
+# Gradually below T = 2: the expansion needs a small k = cosine / T. At T = 0.5 the
 # local slope is off by more than 0.1.
 def third_order(temperature):
     others = (w @ w.T / temperature)[off].reshape(2 * n, -1)
@@ -693,8 +696,9 @@ assert abs(local[0.05] - 3) > 0.3
 # %% [markdown]
 # 4. Train with the linear kernel, $\gamma = 3$ and `standardized=False`. What happens to the scale of the projections?
 
-# %% tags=["hide-input"] jupyter={"source_hidden": true}
-# Solution. They shrink. At gamma = 3 the sum of the two terms is positive, so a smaller scale
+# %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+# Solution
+# They shrink. At gamma = 3 the sum of the two terms is positive, so a smaller scale
 # means a smaller loss (section 4).
 run = fit(loss="ssl_hsic", loss_options={"kernel": "linear", "gamma": 3.0, "standardized": False})
 with torch.no_grad():

@@ -91,7 +91,7 @@ set_theme()
 data = load("digit_scenes", **SIZES)
 titles = {"barlow_twins": "Barlow Twins", "hsic_ssl": "HSIC_SSL"}
 runs = {
-    title: train_or_load(demo_config(loss, EPOCHS), RUNS / loss, data, progress=False)
+    title: train_or_load(demo_config(loss, EPOCHS), RUNS / loss, data, progress=not FAST)
     for loss, title in titles.items()
 }
 with torch.random.fork_rng(devices=[]):
@@ -490,8 +490,9 @@ for title in () if FAST else runs:
 # 1. Probe for `photograph` instead of the digit (`data.train.factors["photograph"]`). Which representation is the best
 #    now?
 
-# %% tags=["hide-input"] jupyter={"source_hidden": true}
-# Solution. The pixels and the untrained encoder: above 95 %. The trained encoders keep much of it, and lose some.
+# %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+# Solution
+# The pixels and the untrained encoder: above 95 %. The trained encoders keep much of it, and lose some.
 photograph = [split.factors["photograph"].to_numpy() for split in (data.train, data.test)]
 found = pd.Series({
     name: linear_probe(a[:2000], photograph[0][:2000], b, photograph[1]).accuracy
@@ -504,8 +505,9 @@ found.to_frame("accuracy for the photograph").round(3)
 # 2. By what factor should the bands of the few-label curve shrink with 20 seeds in place of 5? Check it at 10 labels per
 #    class.
 
-# %% tags=["hide-input"] jupyter={"source_hidden": true}
-# Solution. By 2.65 for equal spreads s. Half the band is t s / sqrt(m): s is the spread over m seeds, t is Student's quantile at m - 1.
+# %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+# Solution
+# By 2.65 for equal spreads s. Half the band is t s / sqrt(m): s is the spread over m seeds, t is Student's quantile at m - 1.
 half = {m: student_t.ppf(0.975, m - 1) / m**0.5 for m in (5, 20)}
 print(f"expected factor: {half[5] / half[20]:.2f}")
 assert 2.6 < half[5] / half[20] < 2.7  # more than the square root of 4, because s is better known too
@@ -519,8 +521,9 @@ for m, part in ((5, more[more["seed"] < 5]), (20, more)):
 # 3. Damage the projections of view B: scale its features, add a constant of 50, or negate them. What is the verdict of
 #    `diagnose`?
 
-# %% tags=["hide-input"] jupyter={"source_hidden": true}
-# Solution. C standardizes every feature, so scales and constants do not change the verdict. Opposed views are a fault.
+# %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+# Solution
+# C standardizes every feature, so scales and constants do not change the verdict. Opposed views are a fault.
 damages = {"scaled": z_b * torch.linspace(0.1, 10, 128), "shifted": z_b + 50, "negated": -z_b}
 verdicts = {name: diagnose(z_a, damaged).attrs["verdict"] for name, damaged in damages.items()}
 for name, verdict in verdicts.items():

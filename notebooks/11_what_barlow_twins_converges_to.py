@@ -391,8 +391,9 @@ print(f"smallest loss with 3 features {losses[3]:.6f}; minus the sum of three sq
 #
 # 1. Take $\rho = (0.6, 0.5, 0.4)$ and $d = 3$, all below 2/3. Are the features equal or canonical at a large $\lambda$?
 
-# %% tags=["hide-input"] jupyter={"source_hidden": true}
-# Solution. The curve is not convex there, and the canonical features are best.
+# %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+# Solution
+# The curve is not convex there, and the canonical features are best.
 low = torch.tensor([0.6, 0.5, 0.4], dtype=torch.float64)
 w = F.normalize(minimize(lambda w: barlow_twins(w, low, 1000.0), (3, 3)), dim=1)
 print("diagonal of C:", numbers(((w * low) @ w.T).diagonal().sort().values))
@@ -402,8 +403,9 @@ assert torch.allclose(((w * low) @ w.T).diagonal().sort().values, low.flip(0), a
 # 2. Draw a random orthogonal $Q$ and build $W = D^{1/2} Q \Lambda^{-1/2}$ for $\rho = (0.95, 0.85, 0.7)$. Is $C$ diagonal, and what is the
 #    sum of $1 / C_{ii}$?
 
-# %% tags=["hide-input"] jupyter={"source_hidden": true}
-# Solution. It is diagonal for every Q, and the sum is always that of 1 / rho.
+# %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+# Solution
+# It is diagonal for every Q, and the sum is always that of 1 / rho.
 w = F.normalize(torch.linalg.qr(normal(3, 3)).Q / rho[:3].sqrt(), dim=1)  # D makes the rows of length 1
 c = (w * rho[:3]) @ w.T
 print("C:", *(numbers(row, 4) for row in c), sep="\n  ")
@@ -415,8 +417,9 @@ assert torch.isclose((1 / c.diagonal()).sum(), (1 / rho[:3]).sum())
 # 3. With more features than directions, $d = 4$ and $p = 3$, $C$ cannot be diagonal with a positive diagonal. What does $C$ look like at the
 #    minimum for $\lambda = 1/d$?
 
-# %% tags=["hide-input"] jupyter={"source_hidden": true}
-# Solution. C has rank 3, so the features must share directions: the off-diagonal entries stay away from 0.
+# %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+# Solution
+# C has rank 3, so the features must share directions: the off-diagonal entries stay away from 0.
 w = F.normalize(minimize(lambda w: barlow_twins(w, rho[:3], 0.25), (4, 3)), dim=1)
 c = (w * rho[:3]) @ w.T
 print("C:", *(numbers(row, 2) for row in c), sep="\n  ")

@@ -311,8 +311,9 @@ pd.DataFrame(same_depth, names).T.round(2)
 #
 # 1. How much does the biased CKA of unrelated networks of width 256 fall if there are 512 rows in place of 64?
 
-# %% tags=["hide-input"] jupyter={"source_hidden": true}
-# Solution. By a factor of about 6 here. For independent samples the biased CKA is of the order
+# %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+# Solution
+# By a factor of about 6 here. For independent samples the biased CKA is of the order
 # 1/n, which would be a factor of 8.
 falls = {}
 for n in (64, 512):
@@ -327,8 +328,9 @@ assert 4 < falls[64] / falls[512] < 9
 # 2. Shuffle the images for the second network. What do `similarity` and `calibrated` say about the trained networks?
 
 
-# %% tags=["hide-input"] jupyter={"source_hidden": true}
-# Solution. Row i is no longer the same image in both: the similarity is near 0 and the calibrated score is 0.
+# %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+# Solution
+# Row i is no longer the same image in both: the similarity is near 0 and the calibrated score is 0.
 class Shuffled(nn.Module):
     """A network that sees the images of a batch in another order."""
 

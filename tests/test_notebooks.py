@@ -103,6 +103,17 @@ def test_source_keeps_the_rules(source):
     assert len(parameters) == 1 and 'FAST = os.environ.get("HSIC_LAB_FAST") == "1"' in parameters[0].source
 
 
+@each_notebook
+def test_solutions_hide_themselves(source):
+    """JupyterLab shows the first line of a folded cell, and the output below it."""
+    text = source.read_text(encoding="utf-8")
+    before, heading, exercises = text.partition("\n# ## Exercise")
+    hidden = {"source_hidden": True, "outputs_hidden": True}
+    solutions = [cell for cell in code_cells(pipeline.convert(source)) if cell.metadata.get("jupyter") == hidden]
+    assert heading and len(solutions) == exercises.count("\n# %%") - exercises.count("\n# %% [markdown]") > 0
+    assert all(cell.source.startswith("# Solution\n") and cell.metadata["tags"] == ["hide-cell"] for cell in solutions)
+
+
 def test_every_notebook_has_a_source():
     assert {p.stem for p in (ROOT / "notebooks").glob("*.ipynb")} == {source.stem for source in SOURCES}
     assert [source.stem.partition("_")[0] for source in SOURCES][2:6] == ["02", "03", "03b", "04"]

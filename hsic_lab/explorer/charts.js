@@ -87,15 +87,13 @@ function shares(counts, low, high, bins) {
   return out;
 }
 
-// `shown`: [{color, name, counts}]; `band` is shaded around 0, `lines` are dashed.
+// `shown`: [{color, name, counts}]; `band` is shaded around 0, with its ends in front; `lines` are dashed.
 function histogram(svg, shown, { low, high, bins, band, lines = [], xlabel, description }) {
   const all = shown.map((one) => shares(one.counts, low, high, bins));
   const most = Math.max(...all.flat(), 1e-9);
   chart(svg, { x: [low, high], y: [0, most * 1.05], xlabel, ylabel: "share", description }, (toX, toY) => {
-    if (band) {
-      const [from, to] = [toX(Math.max(low, -band)), toX(Math.min(high, band))];
-      svg.append(shape("rect", { x: from, width: to - from, y: 8, height: toY(0) - 8, class: "expected" }));
-    }
+    const ends = band ? [toX(Math.max(low, -band)), toX(Math.min(high, band))] : [];
+    if (band) svg.append(shape("rect", { x: ends[0], width: ends[1] - ends[0], y: 8, height: toY(0) - 8, class: "expected" }));
     all.forEach((values, k) => {
       let path = `M${toX(low)},${toY(0)}`;
       values.forEach((value, b) => {
@@ -105,6 +103,7 @@ function histogram(svg, shown, { low, high, bins, band, lines = [], xlabel, desc
         d: `${path}V${toY(0)}Z`, style: `fill: ${ink(shown[k].color)}; stroke: ${ink(shown[k].color)}`, "fill-opacity": 0.35,
       }));
     });
+    for (const end of ends) svg.append(shape("line", { x1: end, x2: end, y1: 8, y2: toY(0), class: "end" }));
     for (const value of lines) {
       svg.append(shape("line", { x1: toX(value), x2: toX(value), y1: 8, y2: toY(0), class: "reference" }));
     }

@@ -4,6 +4,7 @@
 const HALVES = [0.05, 0.1, 0.2, 0.5, 1]; // half the width of the off-diagonal histogram
 const ORDER_NAMES = { index: "by index", diagonal: "by diagonal", cluster: "by clustering" };
 const PLAY_MS = 700; // a step
+const PATIENCE_MS = 5000; // without an answer, after which this is said
 
 function control(words, input) {
   return element("label", {}, words, input);
@@ -34,6 +35,7 @@ class Explorer {
       this.sizes.disconnect();
       this.pause();
       clearTimeout(this.timer);
+      clearTimeout(this.patience);
       cancelAnimationFrame(this.frame);
       for (const [name, act] of Object.entries(heard)) model.off(name, act);
     };
@@ -43,7 +45,7 @@ class Explorer {
 
   change(name, value) {
     this.model.set(name, value);
-    this.model.save_changes();
+    this.store.reach(() => this.model.save_changes());
   }
 
   build(root) {
@@ -73,13 +75,15 @@ class Explorer {
       button("out", "Zoom out", zooms((one) => one.zoomAround(one.center, 2))),
       button("reset", "Reset zoom", zooms((one) => one.zoom(0, 0, one.d))));
     this.waiting = element("div", { class: "help" }, "Waiting for the first matrix.");
+    this.silent = element("div", { class: "silent", role: "status" },
+      "The kernel does not answer: it is busy, or it was restarted. If it was restarted, run the cell again.");
     this.barCanvas = element("canvas", { "aria-hidden": "true" });
     drawColorBar(this.barCanvas, this.colors);
     this.barWords = element("div");
     this.bar = element("div", { class: "bar", "aria-hidden": "true" }, this.barCanvas, this.barWords);
     this.panels = element("div", { class: "panels" });
     this.charts = ["diagonal", "off", "spectrum"].map((name) => shape("svg", { "data-chart": name }));
-    const captions = ["Diagonal", "Off-diagonal; gray: expected if independent, dashed: −1/(d−1)", "Singular values of C"];
+    const captions = ["Diagonal", "Off-diagonal; gray: expected if independent (0 ± 2 rms), dashed: −1/(d−1)", "Singular values of C"];
     this.chartRow = element("div", { class: "charts" }, ...this.charts.map((svg, k) =>
       element("figure", {}, element("figcaption", {}, captions[k]), svg)));
     this.behind = element("div", { class: "behind", "aria-live": "polite" });
@@ -87,7 +91,7 @@ class Explorer {
     root.classList.add("hsic-explorer");
     root.dataset.lmSuppressShortcuts = "true"; // the notebook uses some of these keys too
     root.addEventListener("keydown", (event) => event.stopPropagation());
-    root.append(controls, this.waiting, this.layout, element("div", { class: "help" }, HELP));
+    root.append(controls, this.waiting, this.silent, this.layout, element("div", { class: "help" }, HELP));
   }
 
   start() {
@@ -164,6 +168,9 @@ class Explorer {
     const cells = panel === undefined ? [] : [{ kind: "cell", panel, step: this.at(panel, step), i, j }];
     this.showBehind(cells[0]);
     store.request([...shown, ...cells]);
+    this.silent.hidden = store.asked === null || Date.now() - store.asked < PATIENCE_MS;
+    clearTimeout(this.patience);
+    if (this.silent.hidden && store.asked) this.patience = setTimeout(() => this.update(), PATIENCE_MS + 50);
     clearTimeout(this.timer);
     this.timer = setTimeout(() => { // while nothing moves
       const others = panels.flatMap((one, index) => one.steps.map((at) => ({ kind: "matrix", panel: index, step: at })));
@@ -199,10 +206,13 @@ class Explorer {
     this.charts[2].style.opacity = there ? 1 : 0.3; // of another step until the values are there
   }
 
-  // The samples of `cell` if they are there; until then the old ones stay.
+  // The samples of `cell` if they are there; until then the old ones stay, pale.
   showBehind(cell) {
-    if (!cell) return this.behind.replaceChildren(element("div", { class: "help" }, "The samples of an entry of C: click it."));
+    const help = (words) => this.behind.replaceChildren(element("div", { class: "help" }, words));
+    if (!cell) return help("The samples of an entry of C: click it.");
     const answer = this.store.get(cell), shown = answer && `${this.store.key(cell)} ${this.width}`;
+    this.behind.style.opacity = answer ? 1 : 0.3;
+    if (!answer && !this.shown) help("Loading the samples of this entry.");
     if (!answer || shown === this.shown) return;
     this.shown = shown;
     const { name, color, n, one, names, trained } = this.model.get("panels")[cell.panel];

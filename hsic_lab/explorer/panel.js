@@ -132,8 +132,7 @@ class Heatmap {
   }
 
   pick([p, q]) {
-    this.view.model.set("cell", [this.index, this.feature(p), this.feature(q)]);
-    this.view.model.save_changes();
+    this.view.change("cell", [this.index, this.feature(p), this.feature(q)]);
   }
 
   zoom(row, column, size) {

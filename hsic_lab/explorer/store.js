@@ -14,6 +14,7 @@ class Store {
     this.changed = changed;
     this.answers = new Map();
     this.pending = {}; // by whether it is a spectrum
+    this.asked = null; // when the kernel was asked first of what it has not answered; 0 if it cannot be asked
   }
 
   key({ kind, panel, step, i, j }) {
@@ -44,7 +45,18 @@ class Store {
     this.take(message, buffers);
     const slow = message.kind === "spectrum";
     if (this.pending[slow] === this.key(message)) this.pending[slow] = null;
+    this.asked = null;
     this.changed();
+  }
+
+  // Do what needs the kernel. It fails if the kernel was restarted, and does not know this widget.
+  reach(act) {
+    try {
+      act();
+    } catch (error) {
+      console.error(error);
+      this.asked = 0;
+    }
   }
 
   request(wanted) {
@@ -52,7 +64,8 @@ class Store {
       const next = wanted.find((one) => (one.kind === "spectrum") === slow && !this.get(one));
       if (!next || this.pending[slow]) continue;
       this.pending[slow] = this.key(next);
-      this.model.send(next);
+      this.asked ??= Date.now();
+      this.reach(() => this.model.send(next));
     }
   }
 }

@@ -203,12 +203,14 @@ def _histograms(diagonal: Axes, rest: Axes, matrices: dict[str, np.ndarray], sum
             look = {"histtype": "stepfilled", "alpha": 0.45, "color": color, "label": plain(title)}
             shares = np.full(len(values), 1 / max(1, len(values)))
             ax.hist(np.clip(values, *span), 40, range=span, weights=shares, **look)
+    for end in (-band, band):  # in front of the histogram, which may cover the band
+        rest.axvline(end, color="0.55", linewidth=1)
     for bound in {summary.lower_bound for summary in summaries.values()}:
         rest.axvline(bound, color=QUIET, linestyle="--", linewidth=1)
     constant = sum(summary.n_constant for summary in summaries.values())
     words = f"\nwithout {constant} constant features" if constant else ""
     diagonal.set(title="diagonal", xlabel=f"C of a feature with itself{words}", ylabel="share")
     rest.set(title="off-diagonal", ylabel="share")
-    rest.set_xlabel("C of two features\ngray: expected if independent\ndashed: −1/(d−1)", fontsize="small")
+    rest.set_xlabel("C of two features\ngray: expected if independent (0 ± 2 rms)\ndashed: −1/(d−1)", fontsize="small")
     if len(matrices) > 1:
         diagonal.legend(frameon=False, fontsize="small")

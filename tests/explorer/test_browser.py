@@ -290,6 +290,20 @@ def drive(page, shown, wanted, pairs):
     assert len(pixels(shown)) == 7
 
 
+def test_a_kernel_that_does_not_know_the_explorer_is_named(lab, page):
+    run_all(page, lab, "explorers")
+    shown = explorer(page, 2)
+    assert not shown.locator(".silent").is_visible()
+    page.evaluate(f"{NOTEBOOK}.sessionContext.session.kernel.restart()")
+    page.wait_for_function(f"{NOTEBOOK}.sessionContext.session.kernel.status == 'idle'", timeout=60_000)
+    shown.locator("canvas[data-step]").first.click(position={"x": 40, "y": 40})
+    shown.locator(".silent").wait_for()
+    assert "run the cell again" in shown.locator(".silent").inner_text()
+    assert "Loading the samples" in drawn(shown).locator(".behind").inner_text()
+    shown.locator("[data-control=order]").select_option("diagonal")
+    assert page.errors == []
+
+
 def test_controls_with_a_kernel(explorers):
     wanted = {step: c.double().numpy() for step, c in snapshots().items()}
     drive(explorers, explorer(explorers, 2), wanted, 1024)
