@@ -236,7 +236,7 @@ def _parse(name: str, text: str) -> Any:
 @app.command(epilog="Example: hsic-lab probe runs/first")
 def probe(folder: RunFolder, splits: Annotated[int, typer.Option(help="Number of random training sets.")] = 3) -> None:
     """Evaluate the frozen features of a run on the test split: linear probe and weighted nearest neighbors."""
-    from hsic_lab.evaluation._features import default_neighbors, knn_protocol
+    from hsic_lab.evaluation import default_neighbors, knn_protocol
     from hsic_lab.training._setup import data_of
 
     run = lab.training.Run.load(folder)

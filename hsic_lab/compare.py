@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from hsic_lab.cka import gram_and_diagonal
-from hsic_lab.evaluation._features import check_images, evaluating, model_input
+from hsic_lab.evaluation import check_images, evaluating, model_input
 from hsic_lab.hsic._estimators import paired_samples
 from hsic_lab.kernels import Kernel, Linear, kernel_or, require_finite, squared_distances
 

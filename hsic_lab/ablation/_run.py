@@ -30,8 +30,7 @@ from hsic_lab.datasets import LOADERS, ImageData, data_folder, load
 from hsic_lab.datasets._folders import content_digest
 from hsic_lab.datasets._published import check_name, full_name
 from hsic_lab.diagnostics import rankme
-from hsic_lab.evaluation import extract_layers, knn_accuracy, linear_probe
-from hsic_lab.evaluation._features import NEIGHBORS, knn_protocol
+from hsic_lab.evaluation import NEIGHBORS, extract_layers, knn_accuracy, knn_protocol, linear_probe
 from hsic_lab.training import Run, TrainConfig, train_or_load
 from hsic_lab.training._config import hardware, pick_device
 from hsic_lab.training._run import SETTINGS, DamagedRun, of_the_machine, remove_run

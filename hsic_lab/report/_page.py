@@ -24,8 +24,7 @@ from hsic_lab.cka import cka_or_nan
 from hsic_lab.correlation import CorrelationSummary, cross_correlation, standardize, uneven
 from hsic_lab.diagnostics import covariance_spectrum, diagnose
 from hsic_lab.diagnostics._diagnose import FAULTS
-from hsic_lab.evaluation import knn_accuracy, linear_probe, probe_table
-from hsic_lab.evaluation._features import chance_accuracy, default_neighbors
+from hsic_lab.evaluation import chance_accuracy, default_neighbors, knn_accuracy, linear_probe, probe_table
 from hsic_lab.explorer import CorrelationExplorer, explorer_fragment
 from hsic_lab.independence import TestResult, gamma_test, permutation_test
 from hsic_lab.kernels import Delta, Gaussian, Linear

@@ -23,8 +23,7 @@ from hsic_lab._distributed import across_processes, all_gather_rows, any_process
 from hsic_lab._io import progress_options
 from hsic_lab.correlation import cross_correlation, standardize
 from hsic_lab.datasets import ImageData
-from hsic_lab.evaluation import extract_features, knn_accuracy, linear_probe
-from hsic_lab.evaluation._features import NEIGHBORS, knn_protocol
+from hsic_lab.evaluation import NEIGHBORS, extract_features, knn_accuracy, knn_protocol, linear_probe
 from hsic_lab.losses._off_diagonal import split_squared_norm
 from hsic_lab.training import _run as files
 from hsic_lab.training import _setup as setup

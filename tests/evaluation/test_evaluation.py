@@ -18,9 +18,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
+from hsic_lab import evaluation
 from hsic_lab.compare import compare_models
-from hsic_lab.evaluation import _features as neighbors
-from hsic_lab.evaluation import _probes as logistic
 from hsic_lab.evaluation import extract_features, knn_accuracy, linear_probe, probe_summary, probe_table
 
 
@@ -176,7 +175,7 @@ def test_seed_decides_the_split_and_global_state_stays(digits):
 
 
 def test_missing_convergence_raises(digits, monkeypatch):
-    monkeypatch.setattr(logistic, "_MAX_ITERATIONS", 2)
+    monkeypatch.setattr(evaluation, "_MAX_ITERATIONS", 2)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # a caller's filter must not hide it
         with pytest.raises(RuntimeError, match="did not converge"):
@@ -323,7 +322,7 @@ def test_complex_features_of_an_encoder_are_refused():
 
 @pytest.mark.parametrize("n, k", [(2, 1), (10, 3), (360, 19), (5000, 71), (40_000, 200), (1_000_000, 200)])
 def test_default_number_of_neighbors_grows_with_the_rows(n, k):
-    assert neighbors.default_neighbors(n) == k
+    assert evaluation.default_neighbors(n) == k
 
 
 def test_default_neighbors_suit_a_small_data_set(digits):
@@ -403,7 +402,7 @@ def test_knn_weights_decide_against_the_majority():
 
 def test_knn_blocks_change_nothing(digits, monkeypatch):
     whole = knn_accuracy(*digits, k=20)
-    monkeypatch.setattr(neighbors, "_BLOCK_ELEMENTS", 600 * 7)
+    monkeypatch.setattr(evaluation, "_BLOCK_ELEMENTS", 600 * 7)
     assert knn_accuracy(*digits, k=20) == whole > 0.85
 
 

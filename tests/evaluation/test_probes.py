@@ -14,8 +14,8 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
+from hsic_lab import evaluation as probes
 from hsic_lab.encoders import MLPProjector
-from hsic_lab.evaluation import _probes as probes
 from hsic_lab.evaluation import (
     extract_features,
     extract_layers,
@@ -102,7 +102,7 @@ import sys
 import numpy as np
 import torch
 from sklearn.datasets import load_digits
-from hsic_lab.evaluation import _probes as probes
+from hsic_lab import evaluation as probes
 from hsic_lab.evaluation import few_label_curve, linear_probe
 
 assert probes._dispatches()
