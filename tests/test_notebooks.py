@@ -107,7 +107,7 @@ def test_source_keeps_the_rules(source):
 def test_solutions_hide_themselves(source):
     """JupyterLab shows the first line of a folded cell, and the output below it."""
     text = source.read_text(encoding="utf-8")
-    before, heading, exercises = text.partition("\n# ## Exercise")
+    _, heading, exercises = text.partition("\n# ## Exercise")
     hidden = {"source_hidden": True, "outputs_hidden": True}
     solutions = [cell for cell in code_cells(pipeline.convert(source)) if cell.metadata.get("jupyter") == hidden]
     assert heading and len(solutions) == exercises.count("\n# %%") - exercises.count("\n# %% [markdown]") > 0

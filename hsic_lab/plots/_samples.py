@@ -99,7 +99,9 @@ def plot_embedding(z: ArrayLike, labels: ArrayLike | None = None, ax: Axes | Non
 
 
 def principal_axes(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows of `z` on its first two principal axes, (n, 2), and the shares of the variance of these axes."""
+    """Return the rows on their first two principal axes, (n, 2), and the axes' shares of the variance; 0 if all equal."""
+    if not (z != z[:1]).any():
+        return np.zeros((len(z), 2)), np.zeros(2)
     unit = np.abs(z).max()  # squares of very large or small values leave float32
     pca = PCA(2, svd_solver="randomized" if min(z.shape) > 64 else "full", random_state=0).fit(z / unit)
     return unit * pca.transform(z / unit), pca.explained_variance_ratio_

@@ -118,7 +118,7 @@ def write_atlas(source: Source, path: str | Path) -> Path:
         z = z if found.features is None else found.features
         labels = found.target if found.labels is None else found.labels
         table = pd.DataFrame({"row": range(len(z))} | ({} if labels is None else {"label": labels}))
-    axes = pd.DataFrame(_axes(z)[0], columns=["projection_x", "projection_y"])
+    axes = pd.DataFrame(principal_axes(z.numpy())[0], columns=["projection_x", "projection_y"])
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, axes.join(table.drop(columns=axes.columns, errors="ignore")).to_parquet)
     return path
@@ -127,11 +127,6 @@ def write_atlas(source: Source, path: str | Path) -> Path:
 def _compared(found: Embeddings) -> Tensor:
     """Return what is compared with other embeddings: the features of a run's encoder, else the first view."""
     return found.z_a if found.layers is None or found.features is None else found.features
-
-
-def _axes(z: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows on their first two principal axes and the shares of the variance, 0 if all rows are equal."""
-    return principal_axes(z.numpy()) if (z != z[:1]).any() else (np.zeros((len(z), 2)), np.zeros(2))
 
 
 def report_html(found: Embeddings, other: Embeddings | None = None) -> str:
@@ -288,7 +283,7 @@ def _principal_axes(found: Embeddings, other: Embeddings | None, kept: Sequence[
     numbers = numbers if found.table is None else found.table["row"].to_numpy()[numbers]
     step = -(-len(rows) // DOTS)
     common = sorted(labels[labels != ""].value_counts().index[: len(PALETTE)])
-    axes, shares = zip(*map(_axes, z), strict=True)
+    axes, shares = zip(*(principal_axes(part.numpy()) for part in z), strict=True)
     axes = [part[rows[::step]] for part in axes]
     axes[-1] *= np.where((axes[0] * axes[-1]).sum(axis=0) < 0, -1, 1)  # the sign of an axis has no meaning
     places = [20 + 360 * (part - part.min(axis=0)) / (np.ptp(part, axis=0).max() or 1) for part in axes]
