@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from hsic_lab._io import replace_file
 from hsic_lab.cka import StreamingLinearCKA, cka
 from hsic_lab.compare import compare_models
-from hsic_lab.training._config import processor
+from hsic_lab.training._config import hardware
 
 CHUNK = 8192
 
@@ -123,7 +123,7 @@ def beside_peers(output: Path | None, repetitions: int = 5) -> None:
     print(table.to_string(index=False))
     if output is not None:
         table["protocol"] = f"processor time of one thread, best of {repetitions}; times: of hsic_lab's, in one run"
-        table["hardware"], table["torch"] = processor(), torch.__version__
+        table["hardware"], table["torch"] = hardware(torch.device("cpu")), torch.__version__
         table["command"] = "python benchmarks/cka.py --output data/results/cka_cpu.csv"
         replace_file(output, lambda path: table.to_csv(path, index=False))
 

@@ -21,7 +21,7 @@ from hsic_lab.datasets import ImageData, load
 from hsic_lab.encoders import ConvEncoder
 from hsic_lab.evaluation import extract_features, knn_accuracy, linear_probe
 from hsic_lab.training import TrainConfig, train_or_load
-from hsic_lab.training._config import processor
+from hsic_lab.training._config import hardware
 
 VALIDATION = 10_000
 PROTOCOL = "logistic regression on frozen features, penalty chosen on a fifth of the labelled training images"
@@ -87,7 +87,7 @@ def main() -> None:
                     "epochs": arguments.epochs,
                     "train_images": arguments.images,
                     "seconds": run.history["seconds"].iloc[-1],
-                    "hardware": f"{processor()}, {run.metadata['threads']} threads",
+                    "hardware": f"{hardware(torch.device('cpu'))}, {run.metadata['threads']} threads",
                     "torch": run.metadata["torch"],
                     "command": " ".join(["python", *sys.argv]),
                 }

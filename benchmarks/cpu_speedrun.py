@@ -33,7 +33,7 @@ from hsic_lab._io import replace_file
 from hsic_lab.datasets import ImageData, load
 from hsic_lab.evaluation import extract_features, linear_probe
 from hsic_lab.training import recipe, train_or_load
-from hsic_lab.training._config import processor
+from hsic_lab.training._config import hardware
 from hsic_lab.training._setup import make_networks
 
 LOSSES = ["barlow_twins", "hsic_ssl", "vicreg", "ssl_hsic", "nt_xent"]
@@ -111,7 +111,7 @@ def main() -> None:
             row["pairs"], row["seconds"] = int(last["step"]) * config.batch_size, round(float(last["seconds"]), 1)
             row["cpu_seconds"] = round(time.process_time() - started, 1) if fresh else None
             encoder = run.encoder
-        row |= linear(encoder, data) | {"hardware": processor()}
+        row |= linear(encoder, data) | {"hardware": hardware(torch.device("cpu"))}
         row |= {"torch": torch.__version__, "command": " ".join(["python", *sys.argv])}
         table = pd.DataFrame([*table.to_dict("records"), row])
         arguments.output.parent.mkdir(parents=True, exist_ok=True)

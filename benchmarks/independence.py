@@ -43,9 +43,10 @@ from hsic_lab.independence import (
 )
 from hsic_lab.kernels import Gaussian, median_distance
 from hsic_lab.plots import set_theme
-from hsic_lab.training._config import processor
+from hsic_lab.training._config import hardware
 
 RESULTS = Path(__file__).parent.parent / "data" / "results"
+CPU = torch.device("cpu")
 
 HYPPO = """
 import sys, time, warnings
@@ -327,7 +328,7 @@ def write(frame: pd.DataFrame, name: str, seeds: str) -> None:
     header = [
         " ".join(["python benchmarks/independence.py", *words]),
         seeds,
-        f"{processor()}, {torch.get_num_threads()} thread of {os.cpu_count()} cores, torch {torch.__version__}",
+        f"{hardware(CPU)}, {torch.get_num_threads()} thread of {os.cpu_count()} cores, torch {torch.__version__}",
     ]
     part = path.with_suffix(".part")
     part.write_text("".join(f"# {line}\n" for line in header) + frame.to_csv(index=False, float_format="%.6g"))

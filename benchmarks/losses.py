@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hsic_lab.losses import BarlowTwinsLoss, NTXentLoss, SIGRegLoss, VICRegLoss
-from hsic_lab.training._config import processor
+from hsic_lab.training._config import hardware
 
 RESULTS = Path(__file__).parent.parent / "data" / "results"
 ROWS = (64, 256, 1024, 4096)
@@ -238,10 +238,10 @@ def main() -> None:
             )
             print(f"its products alone {1e3 * products:.3f} ms", flush=True)
     table = pd.DataFrame(rows)
-    cpu = f"{processor()}, {args.threads} threads"
-    hardware = torch.cuda.get_device_name() if args.device == "cuda" else cpu
+    cpu = f"{hardware(torch.device('cpu'))}, {args.threads} threads"
+    machine = torch.cuda.get_device_name() if args.device == "cuda" else cpu
     load = f", load average {os.getloadavg()[1]:.1f} on {os.cpu_count()} cores" if hasattr(os, "getloadavg") else ""
-    table["hardware"] = f"{hardware}, {flops / 1e9:.0f} GFLOP/s in float32{load}"
+    table["hardware"] = f"{machine}, {flops / 1e9:.0f} GFLOP/s in float32{load}"
     table["versions"] = f"Python {platform.python_version()}, torch {torch.__version__}, formulas of lightly 1.6.0"
     table["command"] = " ".join(["python benchmarks/losses.py", *sys.argv[1:]])
     RESULTS.mkdir(parents=True, exist_ok=True)

@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from hsic_lab._io import replace_file
 from hsic_lab.datasets import ImageData, Images, load
 from hsic_lab.training import TrainConfig
-from hsic_lab.training._config import pick_device, processor
+from hsic_lab.training._config import hardware, pick_device
 from hsic_lab.training._setup import TrainingPairs
 from hsic_lab.training._train import freed_memory_kept, new_run
 from hsic_lab.training._trainer import Trainer
@@ -132,9 +132,9 @@ def main() -> None:
             with freed_memory_kept():  # as `train` does
                 rows.append({"try": number} | measure(config, data, arguments.steps, arguments.peak, last))
     table = pd.DataFrame(rows)
-    cpu = f"{processor()}, {torch.get_num_threads()} threads of {os.cpu_count()} cores"
-    hardware = torch.cuda.get_device_name() if arguments.device.startswith("cuda") else cpu
-    print(f"torch {torch.__version__}, {data.name}, {hardware}")
+    cpu = f"{hardware(torch.device('cpu'))}, {torch.get_num_threads()} threads of {os.cpu_count()} cores"
+    machine = torch.cuda.get_device_name() if arguments.device.startswith("cuda") else cpu
+    print(f"torch {torch.__version__}, {data.name}, {machine}")
     print(table.to_string(index=False, float_format=lambda value: f"{value:.3g}" if value < 100 else f"{value:.0f}"))
     if arguments.output:
         table = table.assign(
@@ -142,7 +142,7 @@ def main() -> None:
             seed=0,
             precision=arguments.precision,
             compiled=arguments.compile,
-            hardware=hardware,
+            hardware=machine,
             torch=torch.__version__,
             command=" ".join(["python", *sys.argv]),
         )

@@ -25,7 +25,7 @@ from PIL import Image, ImageEnhance
 from torch.utils.data import DataLoader
 
 from hsic_lab._io import replace_file
-from hsic_lab.training._config import processor
+from hsic_lab.training._config import hardware
 from hsic_lab.training._train import freed_memory_kept
 from hsic_lab.views import AUGMENTATIONS, TwoViews, augmentation
 
@@ -120,6 +120,7 @@ def pillow(views: TwoViews) -> Pairs:
 
 
 PEERS = {"tsai2021": {"Pillow": pillow, "torchvision": torchvision_pairs}, "barlow_twins": {"lightly": lightly_pairs}}
+CPU = torch.device("cpu")
 
 
 def seconds(call: Callable[[], object], repetitions: int) -> float:
@@ -169,11 +170,11 @@ def main() -> None:
         table = pd.DataFrame([row for size in (32, 64, 96) for row in measure(size)])
     table = table.assign(
         protocol=f"processor time of one thread, best of 10 calls ({OURS} images) or 3 ({THEIRS}), noise, seed 0",
-        hardware=processor(),
+        hardware=hardware(CPU),
         torch=torch.__version__,
         command=" ".join(["python", *sys.argv]),
     )
-    print(f"torch {torch.__version__}, {processor()}, one thread, pairs of views per second of processor time")
+    print(f"torch {torch.__version__}, {hardware(CPU)}, one thread, pairs of views per second of processor time")
     print(table[["pixels", "recipe", "who", "pairs/s", "times"]].round(1).to_string(index=False))
     if arguments.output:
         replace_file(arguments.output, lambda path: table.to_csv(path, index=False, float_format="%.5g"))

@@ -51,7 +51,7 @@ def standardize_with_scale(z: Tensor) -> tuple[Tensor, Tensor]:
     x = z - first  # the mean of a column far from 0 would be rounded, that of the differences is not
     x -= x.sum(dim=0) * (1 / len(z))  # faster than `mean` on small batches
     squares = (x * x).sum(dim=0) * (1 / len(z))
-    hidden = z.is_cuda or torch.compiler.is_compiling() or is_transformed()  # to read values would cost or fail
+    hidden = z.is_cuda or z.is_meta or torch.compiler.is_compiling() or is_transformed()  # values cost, or are hidden
     if not hidden and squares.min() > 1e-30 and squares.max() < torch.inf:
         scale = reciprocal_norm(first, squares, 1)  # of the mean square
         return x * scale, scale

@@ -299,6 +299,7 @@ last = {title: run.snapshots[max(run.snapshots)] for title, run in runs.items()}
 found = summaries(last, 2048)
 assert (found["off²"] > (1 if FAST else 100) * found["expected"]).all()
 assert FAST or np.allclose(found["diagonal"], 0.8, atol=0.1)
+assert FAST or abs(found["total"]["HSIC_SSL"]) < 5 < 100 < found["total"]["Barlow Twins"]
 found[[*SHORT.values(), "total"]].round(2)
 
 # %% [markdown]

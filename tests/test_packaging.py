@@ -1,5 +1,7 @@
 """pyproject.toml, environment.yml and constraints.txt agree; the built package works outside the repository."""
 
+import ast
+import importlib.util
 import os
 import re
 import shutil
@@ -168,3 +170,12 @@ def test_the_wheel_runs_the_demo_outside_the_repository(installed, tmp_path):
     done = run(installed, "demo", "--epochs", "1", cwd=tmp_path, first=FEW_IMAGES)
     assert done.returncode == 0, done.stderr
     assert {"correlation.png", "training.png", "probe.csv"} <= {p.name for p in (tmp_path / "runs/demo").iterdir()}
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.stem)
+def test_benchmarks_import_names_that_exist(script):
+    found = [node for node in ast.walk(ast.parse(script.read_text())) if isinstance(node, ast.ImportFrom)]
+    for node in [node for node in found if (node.module or "").startswith("hsic_lab")]:
+        module = importlib.import_module(node.module)
+        missing = [alias.name for alias in node.names if not hasattr(module, alias.name)]
+        assert not [name for name in missing if importlib.util.find_spec(f"{node.module}.{name}") is None]

@@ -99,7 +99,7 @@ def plot_embedding(z: ArrayLike, labels: ArrayLike | None = None, ax: Axes | Non
 
 
 def principal_axes(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows on their first two principal axes, (n, 2), and the axes' shares of the variance; 0 if all equal."""
+    """Return the rows on two principal axes, (n, 2), and the axes' shares of the variance; 0 if all rows are equal."""
     if not (z != z[:1]).any():
         return np.zeros((len(z), 2)), np.zeros(2)
     unit = np.abs(z).max()  # squares of very large or small values leave float32
