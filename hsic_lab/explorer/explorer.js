@@ -83,7 +83,7 @@ class Explorer {
     this.bar = element("div", { class: "bar", "aria-hidden": "true" }, this.barCanvas, this.barWords);
     this.panels = element("div", { class: "panels" });
     this.charts = ["diagonal", "off", "spectrum"].map((name) => shape("svg", { "data-chart": name }));
-    const captions = ["Diagonal", "Off-diagonal; gray: expected if independent (0 ± 2 rms), dashed: −1/(d−1)", "Singular values of C"];
+    const captions = ["Diagonal", "Off-diagonal; gray: ±2 rms if independent, dashed: −1/(d−1)", "Singular values of C"];
     this.chartRow = element("div", { class: "charts" }, ...this.charts.map((svg, k) =>
       element("figure", {}, element("figcaption", {}, captions[k]), svg)));
     this.behind = element("div", { class: "behind", "aria-live": "polite" });

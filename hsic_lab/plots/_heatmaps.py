@@ -211,6 +211,6 @@ def _histograms(diagonal: Axes, rest: Axes, matrices: dict[str, np.ndarray], sum
     words = f"\nwithout {constant} constant features" if constant else ""
     diagonal.set(title="diagonal", xlabel=f"C of a feature with itself{words}", ylabel="share")
     rest.set(title="off-diagonal", ylabel="share")
-    rest.set_xlabel("C of two features\ngray: expected if independent (0 ± 2 rms)\ndashed: −1/(d−1)", fontsize="small")
+    rest.set_xlabel("C of two features\ngray: ±2 rms if independent\ndashed: −1/(d−1)", fontsize="small")
     if len(matrices) > 1:
         diagonal.legend(frameon=False, fontsize="small")
