@@ -6,7 +6,7 @@
 #
 # **A kernel that detects every dependence sees dependence that Barlow Twins leaves. Whether this makes better features
 # depends on the data: in the trainings of section 8, with a learning rate and a weight for each kernel, the inverse
-# multiquadric kernel is ahead of the linear one on digit scenes, and the same within one point on CIFAR-10.**
+# multiquadric kernel is ahead of the linear one on digit scenes, and no kernel is shown to be ahead on CIFAR-10.**
 #
 # **What you will see**
 #
@@ -546,8 +546,8 @@ assert FAST or (significant["Gaussian"] > 2 / 3 and len(pairs) == 28)
 #
 # ## 8. Does a kernel that detects more learn more?
 #
-# **The IMQ does on the scenes. On CIFAR-10 the IMQ and the linear kernel are the same within one point**; the end of this
-# section shows it. Every line below is the difference between a kernel and the linear one, in points of accuracy, with its
+# **The IMQ does on the scenes. On CIFAR-10 no kernel is shown to be ahead of the linear one**; the end of this section
+# shows it. Every line below is the difference between a kernel and the linear one, in points of accuracy, with its
 # 95 % interval over five seeds (left) and ten (right). Differences are paired by seed: two runs with one seed start from the same weights
 # and see the same images. A filled dot is significant after Holm's correction for the two comparisons. The gray stripe
 # is $\pm 1$ point.
@@ -613,11 +613,11 @@ pd.concat([by_gamma, ahead.to_frame("IMQ minus linear").T]).round(1).rename_axis
 #
 # All three kernels chose $\gamma = 2$ and a rate of 0.032, both inside their lists. At a rate of 0.128 they learn little.
 #
-# **On CIFAR-10 the linear kernel and the IMQ are the same within one point.** The grid
+# **On CIFAR-10 the linear and the Gaussian kernel are the same within one point, and the IMQ is not decided.** The grid
 # `data/grids/tuned_cifar10_kernel.toml` trains on 15 360 images in batches of 256. The rate and then $\gamma$ were chosen
-# for every kernel on 5000 other images, by one run each. The five seeds below are others, on the official test split.
+# for every kernel on 5000 other images, by two runs each. The five seeds below are others, on the official test split.
 
-# %% alt="Differences to the linear kernel on CIFAR-10 with 95 percent intervals. The Gaussian: minus 1.6 points, from minus 7 to plus 4. The IMQ: plus 0.5, an interval within one point of 0."
+# %% alt="Differences to the linear kernel on CIFAR-10 with 95 percent intervals. The Gaussian: an interval within one point of 0. The IMQ: plus 1.1 points, from minus 0.1 to plus 2.2."
 cifar = kernel_table("tuned_cifar10_kernel")
 cifar = cifar[cifar["tuned"].isna() & (cifar["evaluation"] == "linear")]
 differences = paired_differences(cifar, "kernel", "linear")
@@ -625,13 +625,12 @@ runs = 100 * cifar.pivot(index="seed", columns="kernel", values="accuracy")
 print("accuracy of every run in percent", runs[["linear", "Gaussian", "IMQ"]].round(1), sep="\n")
 _ = plot_differences(differences, plt.subplots(figsize=(7, 2.2), layout="constrained")[1])
 
-assert differences.set_index("second")["verdict"].to_dict() == {"Gaussian": "not decided", "IMQ": "same within 1 point"}
-assert (runs < 60).sum().to_dict() == {"Gaussian": 1, "IMQ": 0, "linear": 0} and 52 < runs.loc[4, "Gaussian"] < 53
-assert runs.drop(index=4).min().min() > 61 and runs.drop(index=4).max().max() < 63.5
+assert differences.set_index("second")["verdict"].to_dict() == {"Gaussian": "same within 1 point", "IMQ": "not decided"}
+assert runs.min().min() > 61 and runs.max().max() < 64 and (runs["IMQ"] > runs["linear"]).sum() == 4
 
 # %% [markdown]
-# One run of the Gaussian kernel, that of seed 4, learns little: its 53 % are eight points below every other run. It
-# makes the interval of the Gaussian wide. All other runs lie between 61 and 63.5 %, whatever their kernel.
+# All runs lie between 61 and 64 %, whatever their kernel. The IMQ is ahead with four of five seeds, by one point on
+# average. It chose the highest rate of its list, so a higher one might help it.
 
 # %% [markdown]
 # ## Summary
@@ -641,8 +640,8 @@ assert runs.drop(index=4).min().min() > 61 and runs.drop(index=4).max().max() < 
 # * Uncorrelated features can be functions of one variable: Hermite polynomials of a Gaussian pair have a diagonal $C$.
 # * Barlow Twins ($\lambda = 1$), SSL-HSIC and InfoNCE share one term, the dependence of the projections on their image.
 #   They differ in their penalty on redundancy. The kernel of SIGReg tends to the inverse multiquadric.
-# * In short tuned trainings the IMQ is ahead of the linear kernel on the scenes, and the same within one point on
-#   CIFAR-10. No difference between the Gaussian and the linear kernel is decided.
+# * In short tuned trainings the IMQ is ahead of the linear kernel on the scenes, and nothing is decided about it on
+#   CIFAR-10. The Gaussian and the linear kernel are the same within one point on CIFAR-10.
 #
 # ## Exercises
 #
