@@ -313,6 +313,12 @@ class _ProductWithForwardMode(_Product):  # separate because torch.compile refus
 is_transformed = torch._C._are_functorch_transforms_active  # within grad, jvp, vmap, ... of torch.func
 
 
+def hides_values(x: Tensor) -> bool:
+    """Whether to read values of `x` fails, stops a GPU, or is recorded: on meta and fake tensors, and in traces."""
+    modes = torch._C._len_torch_dispatch_stack() or torch.jit.is_tracing() or torch.compiler.is_compiling()
+    return bool(x.is_cuda or x.is_meta or hasattr(x, "fake_mode") or modes or is_transformed())
+
+
 def is_vmapped(x: Tensor) -> bool:
     """Whether `x` has a dimension that `vmap` hides, so that its values cannot be read."""
     functorch = torch._C._functorch

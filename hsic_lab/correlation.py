@@ -14,8 +14,8 @@ from scipy.spatial.distance import squareform
 from torch import Tensor
 
 from hsic_lab._checks import (  # isort: skip
-    as_tensor, at_least_float32, check_choice, check_integer, check_view, check_views, is_transformed, row_product,
-    to_array,
+    as_tensor, at_least_float32, check_choice, check_integer, check_view, check_views, hides_values, is_transformed,
+    row_product, to_array,
 )  # fmt: skip
 
 __all__ = [
@@ -32,7 +32,7 @@ def standardize(z: Tensor) -> Tensor:
 
     ``(z - mean) / std`` with ``std = sqrt(sum (z - mean)^2 / n)``, so that equal views correlate to exactly 1 at every
     n. A column that is constant up to rounding becomes 0 and gets the gradient 0. NaN and infinite values make their
-    column NaN.
+    column NaN, and so do values above 1e38 / n in float32, whose sum may overflow.
 
     Parameters
     ----------
@@ -51,8 +51,7 @@ def standardize_with_scale(z: Tensor) -> tuple[Tensor, Tensor]:
     x = z - first  # the mean of a column far from 0 would be rounded, that of the differences is not
     x -= x.sum(dim=0) * (1 / len(z))  # faster than `mean` on small batches
     squares = (x * x).sum(dim=0) * (1 / len(z))
-    hidden = z.is_cuda or z.is_meta or torch.compiler.is_compiling() or is_transformed()  # values cost, or are hidden
-    if not hidden and squares.min() > 1e-30 and squares.max() < torch.inf:
+    if not hides_values(z) and squares.min() > 1e-30 and squares.max() < torch.inf:
         scale = reciprocal_norm(first, squares, 1)  # of the mean square
         return x * scale, scale
     x = x / (unit := column_unit(x))
@@ -62,7 +61,7 @@ def standardize_with_scale(z: Tensor) -> tuple[Tensor, Tensor]:
 
 def column_unit(x: Tensor) -> Tensor:
     """The power of two below the largest entry of every column: to divide by it keeps squares in the range."""
-    limit = 0.8 * math.log2(torch.finfo(x.dtype).max)  # its inverse is in the range, too
+    limit = math.floor(0.8 * math.log2(torch.finfo(x.dtype).max))  # its inverse is in the range, too
     return x.detach().abs().amax(dim=-2).log2().floor().clamp(-limit, limit).exp2()
 
 

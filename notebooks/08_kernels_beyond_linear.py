@@ -586,7 +586,7 @@ pd.concat(columns, axis=1).round(1)
 #
 # Be careful with this answer. An earlier table with the same settings, in bfloat16 and with five seeds, found +2 points
 # for the IMQ and decided nothing ([results](../docs/results.md)). Because the first five seeds of the table above
-# disagreed with it, five more were added. A test that was planned before would be stronger.
+# disagreed with it, five more were added. These five alone decide nothing. A test that was planned before would be stronger.
 #
 # How the settings were chosen: first the learning rate at $\gamma = 3$, the default of the class, then $\gamma$ at the
 # best rate. Each time the highest mean of three tuning seeds won, on *validation scenes*. The ten seeds above are

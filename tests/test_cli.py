@@ -463,7 +463,7 @@ def test_ctrl_c_leaves_the_run_and_says_so(tmp_path):
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130 and said.endswith("hsic-lab: interrupted; what was done so far is kept\n")
     assert json.loads((tmp_path / "run" / "run.json").read_text())["state"] == "interrupted"
-    words = r"run is not finished \(interrupted\): .* step 0 or later; to finish it, train with resume=True, --resume"
+    words = r"run is not finished \(interrupted\): .* step 0 or later; to finish it, pass resume=True to train, or"
     with pytest.warns(UserWarning, match=words):
         code, _, errors = called("probe", tmp_path / "run")
     assert code == 0, errors

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from hsic_lab.correlation import cross_correlation, standardize
 
@@ -137,3 +139,13 @@ def test_standardized_values_and_gradients_do_not_depend_on_the_unit(dtype, unit
 
     for unit in (*units, torch.tensor([units[0], 1.0, units[-1]], dtype=dtype)):
         torch.testing.assert_close(standardized(unit), standardized(1.0), rtol=1e-4, atol=1e-5)
+
+
+def test_values_that_cannot_be_read_are_standardized():
+    z = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert standardize(torch.ones(20, 3)).shape == (20, 3)
+    traced = torch.jit.trace(standardize, z), make_fx(standardize)(z)
+    for graph in traced:  # the graph of one unit holds for others
+        for unit in (1.0, 1e-25, 1e25):
+            torch.testing.assert_close(graph(z * unit), standardize(z), rtol=1e-5, atol=1e-6)

@@ -248,6 +248,7 @@ def test_kernels_on_the_scenes_are_those_of_both_tables():
 
     assert f"decided nothing: {points(before, 'gaussian')} and {points(before, 'imq')}." in text
     assert f"five seeds of the present table gave {points(now[now['seed'] < 5], 'imq')} for" in text
+    assert f"These five alone have {points(now[now['seed'] >= 5], 'imq')} and decide nothing" in text
     gain = points(now, "imq").split(" ")[0].removeprefix("+")
     readme = (ROOT / "README.md").read_text()
     assert f"the inverse multiquadric kernel is {gain} points ahead of the linear one on the scenes" in readme

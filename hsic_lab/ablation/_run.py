@@ -7,6 +7,7 @@ import threading
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import cache, lru_cache
 from itertools import groupby, takewhile
@@ -39,7 +40,7 @@ RESULT, LOCK = "result.json", "lock"
 LAYERS = "layers"  # beside the names of the evaluations of a run
 LINEAR_PROTOCOL = "logistic regression on frozen features, penalty chosen on a part of the training split"
 _VERSION = 2  # of the content of a stored result; results of another version are evaluated again
-_RUNNING = threading.Lock()  # held while a run is made and its folder is locked
+_RUNNING = threading.Lock()  # held by a worker while it makes a run
 Rows = list[dict[str, Any]]
 Names = tuple[str, ...]
 
@@ -176,10 +177,10 @@ def _run_one(
 ) -> Rows | None:  # fmt: skip
     """Read or make the rows of one training; None if another process works on it, unless `wait` is set."""
     if os.getppid() == caller:  # this is a worker of joblib that `run_ablation` started
-        _end_with_parent()
+        _end_with_parent(caller)
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with _RUNNING, sole_process(folder / LOCK, wait):
+        with _RUNNING if os.getppid() == caller else nullcontext(), sole_process(folder / LOCK, wait):
             remove_leftovers(folder, RESULT)
             rows = _stored_rows(planned, folder, evaluations, retry_failed)
             if rows is None:
@@ -193,9 +194,8 @@ def _run_one(
 
 
 @cache  # once in each worker
-def _end_with_parent() -> None:
+def _end_with_parent(parent: int) -> None:
     """Stop this process, as SIGTERM does, when the one that started it was killed."""
-    parent = os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -145,11 +145,6 @@ def _image_views(images: Tensor | Sequence[Tensor] | None) -> Projections | None
     return a, b
 
 
-def _image_urls(images: Tensor, rows: np.ndarray) -> list[str]:
-    """Return the images of these rows as data URLs of PNG files."""
-    return [data_url(Image.fromarray(image), format="png") for image in image_bytes(images[rows])]
-
-
 def _histogram(values: np.ndarray) -> np.ndarray:
     """Return counts over [-1, 1], ten times faster than those of NumPy; values outside are in the outermost bins."""
     bins = ((values + 1) * (_BINS / 2)).astype(np.int64).clip(0, _BINS - 1)
@@ -324,8 +319,9 @@ class CorrelationExplorer(anywidget.AnyWidget):
         answer |= {"x": x[:_POINTS].astype(np.float32).tobytes(), "y": y[:_POINTS].astype(np.float32).tobytes()}
         if images is not None:  # those of the lowest and of the highest values
             ends = [*range(count := min(4, len(x) // 2)), *range(-count, 0)]
-            answer |= {"images_a": _image_urls(images[0], np.argsort(x, kind="stable")[ends])}
-            answer |= {"images_b": _image_urls(images[1], np.argsort(y, kind="stable")[ends])}
+            for key, view, values in (("images_a", images[0], x), ("images_b", images[1], y)):
+                shown = image_bytes(view[np.argsort(values, kind="stable")[ends]])
+                answer[key] = [data_url(Image.fromarray(image), format="png") for image in shown]
         return answer
 
     def _send_orders(self) -> None:

@@ -168,15 +168,22 @@ class Explorer {
     const cells = panel === undefined ? [] : [{ kind: "cell", panel, step: this.at(panel, step), i, j }];
     this.showBehind(cells[0]);
     store.request([...shown, ...cells]);
-    this.silent.hidden = store.asked === null || Date.now() - store.asked < PATIENCE_MS;
-    clearTimeout(this.patience);
-    if (this.silent.hidden && store.asked) this.patience = setTimeout(() => this.update(), PATIENCE_MS + 50);
+    this.watch();
     clearTimeout(this.timer);
     this.timer = setTimeout(() => { // while nothing moves
       const others = panels.flatMap((one, index) => one.steps.map((at) => ({ kind: "matrix", panel: index, step: at })));
       const ahead = others.filter((one) => store.bytes + 4 * panels[one.panel].d ** 2 < MAX_BYTES);
       store.request([...shown, ...cells, ...spectra, ...ahead]);
+      this.watch();
     }, 150);
+  }
+
+  // Say that the kernel does not answer once it has been silent for long. A page has no kernel.
+  watch() {
+    const { asked } = this.store, waited = asked === null || this.model.data ? 0 : Date.now() - asked;
+    this.silent.hidden = waited < PATIENCE_MS;
+    clearTimeout(this.patience);
+    if (asked !== null && this.silent.hidden) this.patience = setTimeout(() => this.watch(), PATIENCE_MS);
   }
 
   drawCharts(panels, present, spectra) {
@@ -209,9 +216,10 @@ class Explorer {
   // The samples of `cell` if they are there; until then the old ones stay, pale.
   showBehind(cell) {
     const help = (words) => this.behind.replaceChildren(element("div", { class: "help" }, words));
+    const answer = cell && this.store.get(cell), shown = answer && `${this.store.key(cell)} ${this.width}`;
+    this.behind.style.opacity = answer || !cell ? 1 : 0.3;
+    if (!cell) this.shown = null;
     if (!cell) return help("The samples of an entry of C: click it.");
-    const answer = this.store.get(cell), shown = answer && `${this.store.key(cell)} ${this.width}`;
-    this.behind.style.opacity = answer ? 1 : 0.3;
     if (!answer && !this.shown) help("Loading the samples of this entry.");
     if (!answer || shown === this.shown) return;
     this.shown = shown;

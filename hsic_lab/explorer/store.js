@@ -55,6 +55,7 @@ class Store {
       act();
     } catch (error) {
       console.error(error);
+      this.pending = {};
       this.asked = 0;
     }
   }

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
-from hsic_lab._checks import is_transformed, matmul, no_autocast, row_product
+from hsic_lab._checks import hides_values, is_transformed, matmul, no_autocast, row_product
 from hsic_lab.correlation import column_unit, reciprocal_norm, standardize_with_scale
 from hsic_lab.losses._base import pair_sum
 
@@ -175,10 +175,9 @@ def _primal(views: Any, with_total: bool) -> tuple[Any, tuple[Tensor, ...]]:
     squares = views.square().sum(dim=1, keepdim=True)
     scales = squares.sqrt() / squares  # NaN for 0 and where a square overflowed
     unit = None
-    # The mean of a column far from 0 is rounded: then the rest of it is subtracted, too. Squares of a column whose norm
-    # is below 1e-15 may vanish.
+    # Far from 0 the mean is rounded, and the rest of it is subtracted. Below a norm of 1e-15 squares may vanish.
     largest = torch.linalg.vector_norm((mean.abs() + 1e-15) * scales, torch.inf)
-    if views.is_cuda or torch.compiler.is_compiling() or not largest < 1:
+    if hides_values(views) or not largest < 1:
         views -= views.mean(dim=1, keepdim=True)
         unit = column_unit(views)[:, None]
         views /= unit

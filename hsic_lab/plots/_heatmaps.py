@@ -198,13 +198,12 @@ def _histograms(diagonal: Axes, rest: Axes, matrices: dict[str, np.ndarray], sum
     half = next((width for width in (0.05, 0.1, 0.2, 0.5) if width >= max(widest, 1.2 * band)), 1.0)
     low = 0.0 if min(values.min(initial=0) for values in own.values()) >= 0 else -1.0
     rest.axvspan(-band, band, color="0.88", zorder=0)
+    rest.axvspan(-band, band, fill=False, edgecolor="0.55", zorder=2)  # the histogram may cover the band
     for color, title in zip(cycle(PALETTE), matrices, strict=False):
         for ax, values, span in ((diagonal, own[title], (low, 1)), (rest, others[title], (-half, half))):
             look = {"histtype": "stepfilled", "alpha": 0.45, "color": color, "label": plain(title)}
             shares = np.full(len(values), 1 / max(1, len(values)))
             ax.hist(np.clip(values, *span), 40, range=span, weights=shares, **look)
-    for end in (-band, band):  # in front of the histogram, which may cover the band
-        rest.axvline(end, color="0.55", linewidth=1)
     for bound in {summary.lower_bound for summary in summaries.values()}:
         rest.axvline(bound, color=QUIET, linestyle="--", linewidth=1)
     constant = sum(summary.n_constant for summary in summaries.values())

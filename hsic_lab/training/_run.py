@@ -119,7 +119,7 @@ class Run:
                 raise
             return cls.load(folder, encoder)  # a process that trains has saved the run between two of the files
         if run.unfinished:
-            warnings.warn(f"{run.unfinished}; to finish it, train with resume=True, --resume", stacklevel=2)
+            warnings.warn(f"{run.unfinished}; to finish it, pass resume=True to train, or --resume", stacklevel=2)
         return run
 
     @classmethod
