@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
@@ -337,6 +338,18 @@ run_ablation(grid(cross={}, base=endless, seeds=2), sys.argv[1], n_jobs=2, progr
     while any(map(lives, workers)):  # an idle worker would keep its memory for minutes
         time.sleep(0.1)
         assert time.monotonic() - started < 60
+
+
+def test_threads_of_one_process_do_not_wait_for_each_other(tmp_path, monkeypatch):
+    held = threading.Lock()
+    held.acquire()
+    monkeypatch.setattr("hsic_lab.ablation._run._RUNNING", held)  # as a worker holds it
+    done = threading.Thread(
+        target=run_ablation, args=(grid(cross={}), tmp_path), kwargs={"progress": False}, daemon=True
+    )
+    done.start()
+    done.join(60)
+    assert not done.is_alive()
 
 
 def test_result_under_other_defaults_is_neither_used_nor_overwritten(tmp_path):
