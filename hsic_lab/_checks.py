@@ -309,14 +309,14 @@ class _ProductWithForwardMode(_Product):  # separate because torch.compile refus
         return matmul(for_x, y) + matmul(x, for_y)
 
 
-# torch has no public name for these two questions.
+# torch has no public names for these questions.
 is_transformed = torch._C._are_functorch_transforms_active  # within grad, jvp, vmap, ... of torch.func
 
 
 def hides_values(x: Tensor) -> bool:
     """Whether to read values of `x` fails, stops a GPU, or is recorded: on meta and fake tensors, and in traces."""
-    modes = torch._C._len_torch_dispatch_stack() or torch.jit.is_tracing() or torch.compiler.is_compiling()
-    return bool(x.is_cuda or x.is_meta or hasattr(x, "fake_mode") or modes or is_transformed())
+    hidden = x.is_cuda or torch.compiler.is_compiling() or is_transformed() or x.is_meta or hasattr(x, "fake_mode")
+    return bool(hidden or torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack())
 
 
 def is_vmapped(x: Tensor) -> bool:
