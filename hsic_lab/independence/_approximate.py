@@ -9,8 +9,11 @@ from torch import Tensor
 from hsic_lab._checks import check_integer, is_constant, seeded
 from hsic_lab.hsic import hsic
 from hsic_lab.hsic._joint import require_unit
-from hsic_lab.independence._permutation import Samples, TestResult, _scaled, centered_gram, fitted, sampled_result
 from hsic_lab.kernels import Gaussian, Kernel, kernel_or, near_one, require_finite
+
+from hsic_lab.independence._permutation import (  # isort: skip
+    DEGENERATE, Samples, TestResult, _scaled, centered_gram, fitted, sampled_result,
+)  # fmt: skip
 
 SCALES, RIDGES = (0.1, 0.3, 1.0, 3.0), (1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0)  # of the regressions on z
 
@@ -34,7 +37,7 @@ def gamma_test(x: Samples, y: Samples, kernel_x: Kernel | None = None, kernel_y:
     statistic = unit * float((gram_x * gram_y).mean())
     mean, variance = permutation_moments(gram_x, gram_y)
     if variance <= 1e-12 * mean**2:
-        return TestResult(statistic, 1.0, "gamma, degenerate: every permutation has this statistic")
+        return TestResult(statistic, 1.0, f"gamma{DEGENERATE}")
     distribution = stats.gamma(mean**2 / variance, scale=unit * variance / mean)
     # The survival function keeps small p-values; 1 - cdf would round them to 0.
     return TestResult(statistic, float(distribution.sf(statistic)), "gamma", distribution=distribution)
@@ -93,7 +96,7 @@ def block_test(
     method = f"block, {n // size} blocks of {size} rows"
     order = torch.randperm(n, generator=seeded(seed)).to(x.device)
     if is_constant(x) or is_constant(y):
-        return TestResult(0.0, 1.0, method)
+        return TestResult(0.0, 1.0, f"{method}{DEGENERATE}")
     blocks = [rows for rows in order.split(size) if len(rows) == size]
     values = torch.stack([hsic(x[b], y[b], kernel_x, kernel_y, estimator="unbiased").double() for b in blocks])
     largest = float(values.abs().max()) or 1.0  # over it, the squares neither overflow nor vanish
@@ -102,7 +105,7 @@ def block_test(
         require_unit(kernel_x(x[blocks[0]]).abs().max().double() * kernel_y(y[blocks[0]]).abs().max())
         if mean > 0:
             raise ValueError(f"all {len(blocks)} blocks have HSIC {mean:.3g}: take another block_size, or another test")
-        return TestResult(mean, 1.0, method)
+        return TestResult(mean, 1.0, f"{method}{DEGENERATE}")
     distribution = stats.t(len(values) - 1, scale=error)
     return TestResult(mean, float(distribution.sf(mean)), method, distribution=distribution)
 

@@ -23,6 +23,7 @@ from hsic_lab.hsic._joint import (  # isort: skip
 
 Samples = Tensor | np.ndarray
 Labels = Tensor | np.ndarray | Sequence
+DEGENERATE = ", degenerate: every draw has this statistic"  # a sample is constant, or all its rows differ for `Delta`
 Sides = Sequence[tuple[Sequence[Kernel], Tensor]]  # of x and of y: its kernels and its sample
 
 
@@ -69,7 +70,8 @@ def sampled_result(statistic: float, null: Tensor, method: str, rounding: float 
     """
     null = torch.where((null - statistic).abs() <= rounding, statistic, null)
     pvalue = (1 + int((null >= statistic).sum())) / (1 + len(null))
-    return TestResult(statistic, pvalue, f"{method}: p-value out of {1 + len(null)}", null)
+    method += f": p-value out of {1 + len(null)}" + DEGENERATE * bool((null == statistic).all())
+    return TestResult(statistic, pvalue, method, null)
 
 
 @torch.no_grad()

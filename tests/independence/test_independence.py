@@ -459,10 +459,16 @@ def test_a_constant_is_independent_of_everything(test, kernel):
     x, constant = normal(30, 2), torch.full((30, 2), 0.1, dtype=torch.float64)
     for pair in ((x, constant), (constant, x), (constant, constant)):
         result = test(*pair, kernel, kernel)
-        assert result.pvalue == 1
+        assert result.pvalue == 1 and "degenerate: every draw has this statistic" in result.method
         assert result.statistic == pytest.approx(0, abs=0.01 if test is aggregated_test else 0)
     x, constant = x.repeat(2, 1), constant.repeat(2, 1)
-    assert test(torch.cat([x, constant], dim=1), x, kernel, kernel).pvalue < 0.05  # one such column suffices
+    result = test(torch.cat([x, constant], dim=1), x, kernel, kernel)
+    assert result.pvalue < 0.05 and "degenerate" not in result.method  # one such column suffices
+
+
+def test_labels_that_all_differ_are_called_degenerate():
+    result = permutation_test(*dependent(30), Delta())
+    assert result.pvalue == 1 and "degenerate" in result.method
 
 
 @pytest.mark.parametrize(
