@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hsic_lab._checks import (  # isort: skip
     as_samples, check_choice, check_integer, check_number, check_type, default_dtype, drawn_rows, is_constant,
-    is_transformed, is_vmapped, matmul, no_autocast,
+    inner_products, is_transformed, is_vmapped, matmul, no_autocast,
 )  # fmt: skip
 
 __all__ = [
@@ -82,13 +82,7 @@ class Linear(Kernel):
     """Linear kernel ``k(x, x') = <x, x'>``."""
 
     def gram(self, x: Tensor, y: Tensor | None) -> Tensor:
-        if y is not None or x.is_cuda or len(x) < 64 or x.requires_grad or is_transformed():
-            return matmul(x, (x if y is None else y).T)
-        gram, step = x.new_empty(len(x), len(x)), -(-len(x) // 4)
-        for i in range(0, len(x), step):  # only blocks on and above the diagonal: 5/8 of the work
-            gram[i : i + step, i:] = matmul(x[i : i + step], x[i:].T)
-            gram[i:, i : i + step] = gram[i : i + step, i:].T
-        return gram
+        return inner_products(x) if y is None else matmul(x, y.T)
 
 
 @dataclass(frozen=True)
@@ -103,7 +97,7 @@ class Polynomial(Kernel):
         object.__setattr__(self, "offset", check_number("offset", self.offset, 0))
 
     def gram(self, x: Tensor, y: Tensor | None) -> Tensor:
-        return (matmul(x, (x if y is None else y).T) + self.offset) ** self.degree
+        return ((inner_products(x) if y is None else matmul(x, y.T)) + self.offset) ** self.degree
 
 
 @dataclass(frozen=True)
@@ -301,9 +295,9 @@ def squared_distances(x: Tensor, y: Tensor | None = None) -> Tensor:
         distances, scale = _expanded_square(x, y, origin)
         return distances.masked_fill(distances < 8 * torch.finfo(x.dtype).eps * scale, 0)
     rows = max(1, TILE_ENTRIES // len(y)) if x.is_cpu else len(x)
+    if rows >= len(x) or (x is y and x.requires_grad):  # tiles of x with x would take another product for the gradient
+        return _repaired_square(x, y, origin)
     tiles = (_repaired_square(part, y, origin) for part in x.split(rows))
-    if rows >= len(x):
-        return next(tiles)
     if x.requires_grad or y.requires_grad:
         return torch.cat(list(tiles))
     distances = x.new_empty(len(x), len(y))
@@ -320,9 +314,14 @@ def middle(x: Tensor) -> Tensor:
 
 def _expanded_square(x: Tensor, y: Tensor, origin: Tensor) -> tuple[Tensor, Tensor]:
     """``|a|^2 + |b|^2 - 2 a'b`` with ``a = x - origin``, ``b = y - origin``, and ``|a|^2 + |b|^2`` without gradient."""
-    a, b = x - origin, y - origin
-    scale = a.square().sum(dim=1, keepdim=True) + b.square().sum(dim=1)
-    return torch.sub(scale, matmul(a, b.T), alpha=2), scale.detach()
+    a = x - origin
+    lengths = a.square().sum(dim=1)
+    if x is y:
+        scale, products = lengths[:, None] + lengths, inner_products(a)
+    else:
+        b = y - origin
+        scale, products = lengths[:, None] + b.square().sum(dim=1), matmul(a, b.T)
+    return torch.sub(scale, products, alpha=2), scale.detach()
 
 
 def _repaired_square(x: Tensor, y: Tensor, origin: Tensor) -> Tensor:
@@ -330,6 +329,8 @@ def _repaired_square(x: Tensor, y: Tensor, origin: Tensor) -> Tensor:
     distances, scale = _expanded_square(x, y, origin)
     # Not "<": overflowed squares, whose difference is NaN, are to be computed anew, too.
     close = ~(distances.detach() >= scale * torch.finfo(x.dtype).eps ** 0.25)
+    if x is y:
+        distances.fill_diagonal_(0), close.fill_diagonal_(False)
     pairs = close.nonzero()
     while len(pairs) * min(x.shape[1], 256) > 8 * max(close.numel(), 4096) and scale.isfinite().all():
         # Too many for differences: the largest cluster gets an origin of its own, at most 0.2 times as far away.

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from hsic_lab._checks import (  # isort: skip
-    check_choice, check_integer, default_dtype, is_constant, matmul, no_autocast, row_product,
+    check_choice, check_integer, default_dtype, inner_products, is_constant, matmul, no_autocast, row_product,
 )  # fmt: skip
 
 from hsic_lab.kernels import (  # isort: skip
@@ -164,7 +164,7 @@ def _trace_of_pairs(x: Tensor, y: Tensor) -> Tensor:
     trace, before = x.new_zeros(()), x.new_zeros(x.shape[1], y.shape[1])
     for a, b in zip(x.split(size), y.split(size), strict=True):
         cross = matmul(a.T, b)
-        trace = trace + (zero_diagonal(matmul(a, a.T)) * matmul(b, b.T)).sum() + 2 * (before * cross).sum()
+        trace = trace + (zero_diagonal(inner_products(a)) * inner_products(b)).sum() + 2 * (before * cross).sum()
         before = before + cross
     return trace
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
-from hsic_lab._checks import hides_values, is_transformed, matmul, no_autocast, row_product
+from hsic_lab._checks import hides_values, inner_products, is_transformed, matmul, no_autocast, row_product
 from hsic_lab.correlation import column_unit, reciprocal_norm, standardize_with_scale
 from hsic_lab.losses._base import pair_sum
 
@@ -77,7 +77,7 @@ def _over_pairs_of_images(views: Views, route: str) -> tuple[Tensor, Tensor, Ten
     (n, d), pairs, diagonal = views[0].shape, _pairs(views), _diagonals(views)
     total = _total(views) - diagonal.sum()
     if route == "dual":
-        grams = torch.stack([matmul(x, x.T) for x in views])
+        grams = torch.stack([inner_products(x) for x in views])
         others = grams - grams.diagonal(dim1=1, dim2=2).diag_embed()
         return diagonal, pair_sum(others).sum() / n**2, total
     # Rows that dominate the difference of the norm and its diagonal go through their Grams, as in `_dual_without_head`.
@@ -126,7 +126,7 @@ def _by_autograd(route: str, weights: tuple[float, float] | None, *views: Tensor
         others = c - diagonal.diag_embed()
         return _terms(weights, diagonal, others.square().sum(), others.sum())
     diagonal = _diagonals(views)
-    squared_norm = pair_sum([matmul(x, x.T) for x in views]).sum() / n**2
+    squared_norm = pair_sum([inner_products(x) for x in views]).sum() / n**2
     return _terms(weights, diagonal, squared_norm - diagonal.square().sum(), _total(views) - diagonal.sum())
 
 

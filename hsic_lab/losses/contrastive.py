@@ -6,7 +6,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from hsic_lab._checks import check_choice, check_number, check_type, matmul, no_autocast
+from hsic_lab._checks import check_choice, check_number, check_type, inner_products, matmul, no_autocast
 from hsic_lab._distributed import all_gather_rows
 from hsic_lab.correlation import l2_normalize
 from hsic_lab.losses._base import TwoViewLoss, pair_sum
@@ -37,7 +37,7 @@ class NTXentLoss(TwoViewLoss):
         rows, count, n = [l2_normalize(z) for z in views], len(views), len(views[0])
         alignment = (pair_sum(rows).sum(dim=1) / self.temperature).mean() / (count * (count - 1) / 2)
         z = torch.cat(rows)
-        logits = _without_itself(matmul(z, z.T) / self.temperature, -math.inf)
+        logits = _without_itself(inner_products(z) / self.temperature, -math.inf)
         # By view and image of the anchor, and view of the other projections. A pair of views has those of two views.
         sums = logits.view(count, n, count, n).logsumexp(dim=3)
         sums = torch.logaddexp(sums, sums.diagonal(dim1=0, dim2=2).T[:, :, None])
@@ -106,7 +106,7 @@ class SupConLoss(TwoViewLoss):
         same = _without_itself(labels[:, None] == labels, False).to(z.dtype)
         scale = self.temperature if self.rescale else 1.0
         positives = (z * matmul(same, z)).sum(dim=1) / (same.sum(dim=1) * self.temperature)
-        logits = _without_itself(matmul(z, z.T) / self.temperature, -math.inf)
+        logits = _without_itself(inner_products(z) / self.temperature, -math.inf)
         return {"alignment": -scale * positives.mean(), "uniformity": scale * logits.logsumexp(dim=1).mean()}
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from hsic_lab._checks import check_integer, check_number, check_type, matmul
+from hsic_lab._checks import check_integer, check_number, check_type, inner_products, matmul
 from hsic_lab.correlation import standardize
 from hsic_lab.hsic import center
 from hsic_lab.kernels import Kernel, Linear, fourier_features, named
@@ -62,7 +62,7 @@ class SSLHSICLoss(RandomLoss):
         if isinstance(kernel, Linear):
             z = z - z.mean(dim=0)
             dependence = _feature_dependence(z, len(views))
-            product = matmul(z, z.T) if z.shape[1] > len(z) else matmul(z.T, z)  # the smaller of the two
+            product = inner_products(z if z.shape[1] > len(z) else z.T)  # the smaller of the two
         elif self.random_features is not None:
             draws = (fourier_features(kernel, z, self.random_features, self._generator) for _ in range(2))
             first, second = (phi - phi.mean(dim=0) for phi in draws)
