@@ -173,10 +173,10 @@ def mutual_knn(x: Tensor, y: Tensor, k: int = 10) -> Tensor:
 def procrustes(x: Tensor, y: Tensor) -> Tensor:
     """Procrustes similarity, ``sum_k s_k / (||X||_F ||Y||_F)`` with the singular values s_k of X'Y, columns centered.
 
-    It is 1 if a rotation, a shift and a scale turn one sample into the other, and the largest share that they reach:
-    ``1 - min ||X R - Y||_F^2 / 2`` over rotations R for samples of norm 1. Biased linear `cka` has the squares of the
-    same s_k, ``HSIC = sum_k s_k^2 / n^2``, so it weighs the strongest directions more. Like biased CKA it grows with
-    the number of columns. Samples are those of `mutual_knn`.
+    It is 1 if a rotation or reflection, a shift and a scale turn one sample into the other, and the largest share that
+    they reach: ``1 - min ||X R - Y||_F^2 / 2`` over orthogonal R for samples of norm 1. Biased linear `cka` has the
+    squares of the same s_k, ``HSIC = sum_k s_k^2 / n^2``, so it weighs the strongest directions more. Like biased CKA
+    it grows with the number of columns. Samples are those of `mutual_knn`.
 
     Examples
     --------

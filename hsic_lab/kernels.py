@@ -291,7 +291,7 @@ def squared_distances(x: Tensor, y: Tensor | None = None) -> Tensor:
     if not (len(x) and len(y)):
         return x @ y.T  # empty
     origin = middle(x)  # far from the origin the expanded square loses digits
-    if torch.compiler.is_compiling() or is_vmapped(x) or is_vmapped(y):
+    if torch.compiler.is_compiling() or x.is_meta or is_vmapped(x) or is_vmapped(y):
         distances, scale = _expanded_square(x, y, origin)
         return distances.masked_fill(distances < 8 * torch.finfo(x.dtype).eps * scale, 0)
     rows = max(1, TILE_ENTRIES // len(y)) if x.is_cpu else len(x)
@@ -330,7 +330,8 @@ def _repaired_square(x: Tensor, y: Tensor, origin: Tensor) -> Tensor:
     # Not "<": overflowed squares, whose difference is NaN, are to be computed anew, too.
     close = ~(distances.detach() >= scale * torch.finfo(x.dtype).eps ** 0.25)
     if x is y:
-        distances.fill_diagonal_(0), close.fill_diagonal_(False)
+        distances.diagonal().copy_((x - x).detach().sum(dim=1))  # 0, and NaN for infinite rows
+        close.fill_diagonal_(False)
     pairs = close.nonzero()
     while len(pairs) * min(x.shape[1], 256) > 8 * max(close.numel(), 4096) and scale.isfinite().all():
         # Too many for differences: the largest cluster gets an origin of its own, at most 0.2 times as far away.

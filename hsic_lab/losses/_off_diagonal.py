@@ -121,10 +121,11 @@ def _by_autograd(route: str, weights: tuple[float, float] | None, *views: Tensor
     """The formulas of `_Split`, which autograd differentiates to any order in any mode."""
     views, n, pairs = _standardized(views) if weights else views, len(views[0]), _pairs(views)
     if route == "primal":
-        c = torch.stack([row_product(views[i], views[j]) for i, j in pairs]) / n
-        diagonal = c.diagonal(dim1=1, dim2=2)
-        others = c - diagonal.diag_embed()
-        return _terms(weights, diagonal, others.square().sum(), others.sum())
+        matrices = [row_product(views[i], views[j]) / n for i, j in pairs]
+        diagonal = torch.stack([c.diagonal() for c in matrices])
+        others = [torch.diagonal_scatter(c, torch.zeros_like(c[0])) for c in matrices]
+        squared_norm = reduce(torch.add, [c.square().sum() for c in others])
+        return _terms(weights, diagonal, squared_norm, reduce(torch.add, [c.sum() for c in others]))
     diagonal = _diagonals(views)
     squared_norm = pair_sum([inner_products(x) for x in views]).sum() / n**2
     return _terms(weights, diagonal, squared_norm - diagonal.square().sum(), _total(views) - diagonal.sum())

@@ -47,7 +47,7 @@ class HSICSSLLoss(TwoViewLoss):
         )
         terms = {"invariance": invariance, "redundancy": redundancy}
         if target != 0:
-            terms["feature_sum"] = feature_sum
+            terms["feature_sum"] = invariance.new_zeros(()) if feature_sum is None else feature_sum  # lambda is 0
             terms["constant"] = invariance.new_tensor(weight * d * (d - 1) * target * target)
         return terms
 

@@ -34,14 +34,15 @@ class NTXentLoss(TwoViewLoss):
         self.temperature = check_number("temperature", temperature, 0, above=True)
 
     def _terms(self, *views: Tensor) -> dict[str, Tensor]:
-        rows, count, n = [l2_normalize(z) for z in views], len(views), len(views[0])
-        alignment = (pair_sum(rows).sum(dim=1) / self.temperature).mean() / (count * (count - 1) / 2)
-        z = torch.cat(rows)
-        logits = _without_itself(inner_products(z) / self.temperature, -math.inf)
+        z, count, n = l2_normalize(torch.cat(views)), len(views), len(views[0])
+        alignment = (pair_sum(z.split(n)).sum(dim=1) / self.temperature).mean() / (count * (count - 1) / 2)
+        logits = _logits(z, self.temperature)
+        if count == 2:
+            return {"alignment": -alignment, "uniformity": logits.logsumexp(dim=1).mean()}
         # By view and image of the anchor, and view of the other projections. A pair of views has those of two views.
         sums = logits.view(count, n, count, n).logsumexp(dim=3)
         sums = torch.logaddexp(sums, sums.diagonal(dim1=0, dim2=2).T[:, :, None])
-        one = torch.eye(count, dtype=torch.bool, device=z.device)[:, None]
+        one = torch.eye(count, dtype=torch.bool, device=logits.device)[:, None]
         return {"alignment": -alignment, "uniformity": sums.masked_fill(one, 0).sum() / (n * count * (count - 1))}
 
     def lower_bound(self, n: int, d: int) -> float:
@@ -103,10 +104,10 @@ class SupConLoss(TwoViewLoss):
     def _terms(self, *views: Tensor, labels: Tensor) -> dict[str, Tensor]:
         z = l2_normalize(torch.cat(views))
         labels = labels.repeat(len(views))
-        same = _without_itself(labels[:, None] == labels, False).to(z.dtype)
+        same = (labels[:, None] == labels).to(z.dtype).fill_diagonal_(0)
         scale = self.temperature if self.rescale else 1.0
         positives = (z * matmul(same, z)).sum(dim=1) / (same.sum(dim=1) * self.temperature)
-        logits = _without_itself(inner_products(z) / self.temperature, -math.inf)
+        logits = _logits(z, self.temperature)
         return {"alignment": -scale * positives.mean(), "uniformity": scale * logits.logsumexp(dim=1).mean()}
 
 
@@ -136,7 +137,9 @@ class SpectralContrastiveLoss(TwoViewLoss):
 
     def _terms(self, *views: Tensor) -> dict[str, Tensor]:
         n, d = views[0].shape
-        route = {"auto": "auto", "primal": "dual", "dual": "primal"}[self.route]  # because the batch is transposed
+        # The batch is transposed, so the n x n products of pairs are "primal", and the dual route needs its correction.
+        pairwise = (len(views) - 1) * n <= 6 * d if self.route == "auto" else self.route == "dual"
+        route = "primal" if pairwise else "dual"
         squares = (z.square().sum(dim=1, keepdim=True).clamp_min(self.mu).div(self.mu) for z in views)
         rows = (z * (s.sqrt() / s) for z, s in zip(views, squares, strict=True))  # NaN if a square overflowed
         diagonal, squared_norm, _ = split_squared_norm(*(x.T for x in rows), route=route)
@@ -178,6 +181,8 @@ class NegativeCosineSimilarity(TwoViewLoss):
         return -1.0
 
 
-def _without_itself(matrix: Tensor, value: float) -> Tensor:
-    """The matrix (n, n) of pairs with `value` for the pairs of a projection with itself."""
-    return matrix.masked_fill(torch.eye(len(matrix), dtype=torch.bool, device=matrix.device), value)
+def _logits(z: Tensor, temperature: float) -> Tensor:
+    """Cosines of rows of length 1 over the temperature, -inf for a row with itself."""
+    logits = inner_products(z) / temperature
+    logits.diagonal().fill_(-math.inf)
+    return logits

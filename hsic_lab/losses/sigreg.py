@@ -181,27 +181,23 @@ def _at_once(s: Tensor, a: float, b: float) -> Tensor:
     if a == b:  # one dimension: y is 1
         return (-s).exp()
     u = (1 + s / b).reciprocal()
-    before, now, (first, *others) = torch.zeros_like(s), torch.zeros_like(s), _chebyshev(a, b)
-    # The rule is b_k = c_k + x b_(k+1) - b_(k+2). For b_k with the signs + + - - + + ... it adds, in place.
-    x = 2 - 4 * u
-    signed = x, -x
-    for k, coefficient in reversed([*enumerate(others, 1)]):
-        before, now = now, before.add_(coefficient).addcmul_(signed[k % 2], now)
-    return before.add_(first).addcmul_(x, now, value=0.5) * u.sqrt() * u ** int(a)
+    x, before, now, (first, *others) = 2 - 4 * u, torch.zeros_like(s), torch.zeros_like(s), _chebyshev(a, b)
+    for coefficient in reversed(others):
+        before, now = now, torch.addcmul(coefficient - before, x, now)
+    return torch.addcmul(first - before, x, now, value=0.5) * u.sqrt() * u ** int(a)
 
 
 @lru_cache
 @torch.compiler.assume_constant_result
 def _chebyshev(a: float, b: float) -> list[float]:
-    """Chebyshev coefficients of p, a polynomial of `1 - 2 u`, with the signs + + - - + + ..."""
+    """Chebyshev coefficients of p, a function of `1 - 2 u`."""
     nodes, weights = _beta_quadrature(a, b)
     # With `y = node / (1 + s/b (1 - node))` the integrand is nearly constant for any s.
     s = np.tan(np.pi * (np.arange(128) + 0.5) / 256)[:, None] ** -2  # over b, where 1 - 2 u is a cosine
     integrand = np.exp(-b * (s * nodes / (1 + s * (1 - nodes)) + np.log1p(-s * nodes / (1 + s))))
     coefficients = dct(integrand @ weights) / 128
     coefficients[0] /= 2
-    needed = 1 + np.flatnonzero(np.abs(coefficients) > 2e-15).max()
-    return [(-1) ** (k // 2) * c for k, c in enumerate(coefficients[:needed].tolist())]
+    return coefficients[: 1 + np.flatnonzero(np.abs(coefficients) > 2e-15).max()].tolist()
 
 
 def _beta_quadrature(a: float, b: float) -> tuple[np.ndarray, np.ndarray]:

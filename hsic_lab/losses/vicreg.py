@@ -75,7 +75,10 @@ class VICRegLoss(TwoViewLoss):
         return 2 * self.lambda_param + self.mu_param * hinge + 2 * self.nu_param * off
 
     def lower_bound(self, n: int, d: int) -> float:
-        """Return the smallest loss of identical views with equal variances, without eps; 0 if d <= n - 1."""
+        """Return the smallest loss of identical views with equal variances, without eps; 0 if d <= n - 1.
+
+        If d > n - 1 and `nu_param` is large against `mu_param`, unequal variances can have a smaller loss.
+        """
         self._check_shape(n, d)
         if self.contrast == "samples":
             return super().lower_bound(n, d)

@@ -593,6 +593,14 @@ def test_spectral_loss_of_rows_that_overflow_is_nan():
     assert SpectralContrastiveLoss()(*(1e25 * z.float() for z in views())).isnan()
 
 
+@pytest.mark.parametrize("name", LOSSES)
+def test_meta_tensors_have_a_loss_without_values(name):
+    z = torch.empty(8, 4, device="meta", requires_grad=True)
+    value = LOSSES[name][0](z, z)
+    value.backward()
+    assert value.is_meta and value.shape == () and z.grad.shape == (8, 4)
+
+
 def test_transforms_do_not_reach_other_processes(monkeypatch):
     monkeypatch.setattr("hsic_lab.losses._base.world_size", lambda: 2)
     z_a, z_b = views()

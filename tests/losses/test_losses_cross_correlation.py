@@ -1,5 +1,7 @@
 """Barlow Twins and HSIC_SSL: both routes agree, the difference of the two losses, and their minima."""
 
+from itertools import combinations
+
 import pytest
 import torch
 from losses_table import data, minimize, views
@@ -42,6 +44,26 @@ def test_routes_agree_in_value_and_gradient(make, n, d, dtype, tolerance):
     torch.testing.assert_close(
         gradient(dual, z_a, z_b), gradient(primal, z_a, z_b), rtol=100 * tolerance, atol=tolerance
     )
+
+
+@pytest.mark.parametrize("target", [0.0, -1.0, 0.3])
+@pytest.mark.parametrize("contrast", ["dimensions", "samples"])
+@pytest.mark.parametrize("route", ["primal", "dual", "auto"])
+@pytest.mark.parametrize("count", [2, 3])
+def test_weight_of_zero_leaves_the_diagonal_alone(target, contrast, route, count):
+    several = [z.requires_grad_() for z in (*views(12, 5), data(12, 5, 7))[:count]]
+    loss = HSICSSLLoss(0.0, target, route=route, contrast=contrast)
+    pairs = list(combinations(several, 2))
+    expected = sum((1 - cross_correlation(x, y).diagonal()).square().sum() for x, y in pairs) / len(pairs)
+    torch.testing.assert_close(loss(*several), expected, rtol=1e-12, atol=1e-12)
+    found, known = (torch.autograd.grad(value, several[0])[0] for value in (loss(*several), expected))
+    torch.testing.assert_close(found, known, rtol=1e-11, atol=1e-12)
+    with torch.no_grad():
+        assert list(loss.terms(*several)) == [
+            "invariance",
+            "redundancy",
+            *["feature_sum", "constant"][: 2 * (target != 0)],
+        ]
 
 
 def largest_tensor(loss, z_a, z_b):

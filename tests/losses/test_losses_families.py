@@ -305,6 +305,15 @@ def test_lower_bound_is_the_minimum_of_identical_views(loss, n, d):
     assert min(ends) == pytest.approx(loss.lower_bound(n, d), abs=tolerance)
 
 
+def test_unequal_variances_can_go_below_the_bound_of_vicreg():
+    loss = VICRegLoss(nu_param=30.0, eps=0.0)
+    unit = torch.tensor([[-(0.5**0.5)], [0.5**0.5]], dtype=torch.float64)
+    equal = [unit * torch.tensor([std, std]) for std in np.linspace(0, 1, 1001)]
+    assert loss.lower_bound(2, 2) == pytest.approx(min(float(loss(z, z)) for z in equal), abs=1e-4)
+    z = unit * torch.tensor([1.0, 0.1])
+    assert float(loss(z, z)) < loss.lower_bound(2, 2) - 4
+
+
 def test_lower_bound_lies_below_the_minimum_where_no_views_attain_it():
     """Columns of three standardized rows are directions in a plane: the search over two angles is exhaustive."""
     loss, angles = HSICSSLLoss(off_diagonal_target=0.4), np.linspace(0, 2 * np.pi, 721)
