@@ -15,7 +15,6 @@ from hsic_lab._checks import check_integer, check_number, is_transformed, matmul
 from hsic_lab.kernels import squared_distances
 from hsic_lab.losses._base import RandomLoss
 
-_BLOCK = 1 << 15  # numbers whose polynomial is computed at once: they stay in the cache of a core
 _T = torch.linspace(0, 3, 17, dtype=torch.float64)  # frequencies of the authors' quadrature
 _GAUSSIAN = torch.exp(-_T.square() / 2)  # characteristic function of N(0, 1), and the weight of the integral
 _WEIGHTS = _GAUSSIAN * torch.tensor([1, *[2] * 15, 1]) * 3 / 16  # trapezoids over -3..3
@@ -103,34 +102,34 @@ def _distance(z: Tensor) -> Tensor:
 
 def _by_autograd(z: Tensor) -> Tensor:
     """The formula of `_Distance`, which autograd differentiates to any order in any mode."""
-    return _of_squares(z.shape[1], *_squares(z))
+    return _mean_distance(z.shape[1], *_arguments(z))
 
 
-def _squares(z: Tensor) -> tuple[Tensor, Tensor]:
-    """Arguments of Kummer's function, from the distances of all pairs and from the lengths of the rows."""
+def _arguments(z: Tensor) -> tuple[Tensor, Tensor]:
+    """Arguments of Kummer's function: of the pairs of rows, and of the rows with N(0, 1)."""
     return squared_distances(z) / 2, z.square().sum(dim=1) / 4
 
 
-def _of_squares(d: int, *squares: Tensor) -> Tensor:
-    pairs, own = (_kummer(s, 0.5, d / 2).mean() for s in squares)
+def _mean_distance(d: int, *arguments: Tensor) -> Tensor:
+    pairs, own = (_kummer(s, 0.5, d / 2).mean() for s in arguments)
     return math.sqrt(2 * math.pi) * (pairs - math.sqrt(2) * own + 1 / math.sqrt(3))
 
 
 class _Distance(Function):
-    # Autograd would keep more matrices of all pairs and take twice the time.
+    # Autograd would keep a matrix of all pairs for each of many steps.
     @staticmethod
     def forward(ctx: Any, z: Tensor) -> Tensor:
-        squares = _squares(z)
-        ctx.save_for_backward(z, *squares)
-        return _of_squares(z.shape[1], *squares)
+        arguments = _arguments(z)
+        ctx.save_for_backward(z, *arguments)
+        return _mean_distance(z.shape[1], *arguments)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        z, *squares = ctx.saved_tensors
+        z, *arguments = ctx.saved_tensors
         if torch.is_grad_enabled():  # a second derivative may follow
             return torch.func.vjp(_by_autograd, z)[1](gradient)[0]
         n, d = z.shape
-        weights, own = (_kummer(s, 1.5, d / 2 + 1) for s in squares)
+        weights, own = (_kummer(s, 1.5, d / 2 + 1) for s in arguments)  # derivatives, but for a factor
         pull = torch.addmm((own * n / math.sqrt(8) - weights.sum(dim=1))[:, None] * z, weights, z)
         return pull * (math.sqrt(8 * math.pi) / (d * n**2) * gradient)
 
@@ -141,45 +140,14 @@ def _kummer(s: Tensor, a: float, b: float) -> Tensor:
     It is `u^a p(u)` with `u = 1 / (1 + s/b)` and a smooth function p. Its Chebyshev polynomial of 7 terms for b = 1024,
     25 for b = 8 and 95 for b = 1 has a relative error below 1e-13 for any s.
     """
-    if torch.compiler.is_compiling():  # it differentiates the sum itself
-        return _Kummer.forward(s, a, b)
-    return _Kummer.apply(s, a, b)
-
-
-class _Kummer(Function):
-    """The derivative is a function of the same kind, of a + 1 and b + 1, and only `s` is kept for it."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(s: Tensor, a: float, b: float) -> Tensor:
-        if torch.compiler.is_compiling():
-            return _at_once(s, a, b)
-        return torch.cat([_at_once(part, a, b) for part in s.reshape(-1).split(_BLOCK)]).view_as(s)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        s, ctx.a, ctx.b = inputs
-        ctx.save_for_backward(s)
-        ctx.save_for_forward(s)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return gradient * _Kummer._derivative(ctx), None, None
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
-        return tangent * _Kummer._derivative(ctx)
-
-    @staticmethod
-    def _derivative(ctx: Any) -> Tensor:
-        return -ctx.a / ctx.b * _kummer(ctx.saved_tensors[0], ctx.a + 1, ctx.b + 1)
-
-
-def _at_once(s: Tensor, a: float, b: float) -> Tensor:
-    """`1F1(a, b, -s)` from the Chebyshev coefficients of p, by Clenshaw's rule."""
     if a == b:  # one dimension: y is 1
         return (-s).exp()
+    # Blocks that stay in the cache of a core; compiled, their number would be a guard.
+    blocks = [s] if torch.compiler.is_compiling() else s.reshape(-1).split(1 << 15)
+    return torch.cat([_clenshaw(block, a, b) for block in blocks]).view_as(s)
+
+
+def _clenshaw(s: Tensor, a: float, b: float) -> Tensor:
     u = (1 + s / b).reciprocal()
     x, before, now, (first, *others) = 2 - 4 * u, torch.zeros_like(s), torch.zeros_like(s), _chebyshev(a, b)
     for coefficient in reversed(others):
