@@ -129,7 +129,7 @@ def plot_optima(targets, swept, free, d):
 # interval as a bar. Right: the differences to the target 0 in points of accuracy, paired by seed, with 95 % intervals.
 # An open dot is not significant after Holm's correction for the four comparisons. The gray stripe is $\pm 1$ point.
 
-# %% alt="Left: test accuracy against the target, means between 39 and 46 percent with long bars. Right: four paired differences to the target 0; all intervals contain 0, and that of the target -1 is the widest."
+# %% alt="Left: test accuracy against the target, means between 40 and 44 percent with long bars. Right: four paired differences to the target 0; all intervals contain 0, and that of the target -1/128 is by far the widest."
 table = read_table(RESULTS / "ablation_tuned_target.csv")
 reported = table[table["tuned"].isna() & (table["evaluation"] == "linear")]
 assert (reported["state"] == "finished").all() and reported["seed"].nunique() == 5
@@ -153,35 +153,32 @@ accuracies.loc["learned"] = best
 
 assert (differences["verdict"] == "not decided").all()
 assert ((differences["low"] < 0) & (differences["high"] > 0)).all()
-assert len(failed) == 4 and set(failed["seed"]) == {3} and -1.0 not in set(failed["off_diagonal_target"])
-assert best.between(45, 50).all()
+assert len(failed) == 4 and set(failed["seed"]) == {3} and -1 / 128 not in set(failed["off_diagonal_target"])
+assert best.between(43, 49).all()
 accuracies[named(reported)["off_diagonal_target"].unique()].round(1).rename_axis(columns="target")
 
 # %% [markdown]
-# The second table has what was chosen, and which setting was the first or the last value of its list.
+# The second table has what was chosen. No setting is the first or the last value of its list.
 
 # %%
 chosen = pd.DataFrame(json.loads(table.attrs["chosen"]))
-assert (chosen["lambda_times_d"] == 1).all()
-assert [t for t, end in zip(chosen["off_diagonal_target"], chosen["at_end"], strict=True) if end] == [-1 / 128]
-shown = {
-    "off_diagonal_target": "target",
-    "learning_rate": "learning rate",
-    "lambda_times_d": "λ · d",
-    "at_end": "at the end of its list",
-}
-ends = chosen["at_end"].map(lambda settings: ", ".join(settings).replace("_", " ") or "none")
-named(chosen.assign(at_end=ends)).rename(columns=shown).set_index("target")
+assert chosen["lambda_times_d"].tolist() == [1, 1, 1, 3, 1] and not any(chosen["at_end"])
+shown = {"off_diagonal_target": "target", "learning_rate": "learning rate", "lambda_times_d": "λ · d"}
+named(chosen).drop(columns="at_end").rename(columns=shown).set_index("target")
 
 # %% [markdown]
 # **One seed makes the intervals wide.** At seed 3 four of the five targets learn nothing: the accuracy stays below 22 %
-# and the mean diagonal of $C$ below 0.1. The target $-1$ learns. This is one case, and does not show that $-1$ is safer.
+# and the mean diagonal of $C$ below 0.1. The target $-\frac1d$ learns. This does not show that $-\frac1d$ is safer: in an
+# earlier table in bfloat16, with shorter lists, the only target that learned at this seed was $-1$.
 #
-# The runs that learned have mean accuracies between 45 and 50 % at every target. This is a description and not a test:
-# it leaves out runs by their result, and other seeds for $-1$ than for the rest.
-#
-# For every target $\lambda = 1/d$ was chosen. The rate of the target $-\frac1d$ is the smallest of its list, so a smaller
-# one might have been better.
+# The runs that learned have mean accuracies between 43 and 49 % at every target. This is a description and not a test:
+# it leaves out runs by their result, and other seeds for $-\frac1d$ than for the rest.
+
+# %%
+earlier = read_table(RESULTS / "ablation_tuned_target_bfloat16.csv")
+earlier = earlier[earlier["tuned"].isna() & (earlier["evaluation"] == "linear") & (earlier["seed"] == 3)]
+learns = earlier[earlier["accuracy"] > 0.22]
+assert learns["off_diagonal_target"].tolist() == [-1.0]
 
 # %% [markdown]
 # **On CIFAR-10 no run fails, and the intervals are narrower.** The grid `data/grids/tuned_cifar10_target.toml` trains on 15 360

@@ -231,6 +231,16 @@ def test_tuned_kernels_widths_and_targets_are_those_of_their_tables():
         assert failed.empty or f"{len(failed)} of {len(reported)} of the {name[6:]} table" in " ".join(TEXT.split())
 
 
+def test_all_targets_but_one_fail_at_one_seed_and_which_one_changed():
+    chosen = json.loads(reported_runs("tuned_target").attrs["chosen"])
+    assert not any(one["at_end"] for one in chosen)
+    for name, precision, learns in (("tuned_target", "float32", -1 / 128), ("tuned_target_bfloat16", "bfloat16", -1.0)):
+        runs = reported_runs(name)
+        failed = runs[runs["accuracy"] < 0.22]
+        assert set(runs["precision"]) == {precision} and set(failed["seed"]) == {3} and len(failed) == 4
+        assert set(runs["off_diagonal_target"]) - set(failed["off_diagonal_target"]) == {learns}
+
+
 def test_kernels_on_the_scenes_are_those_of_both_tables():
     text, now, before = " ".join(TEXT.split()), reported_runs("tuned_kernel"), reported_runs("tuned_kernel_bfloat16")
     assert set(now["precision"]) == {"float32"} and set(before["precision"]) == {"bfloat16"}
@@ -570,8 +580,8 @@ def test_few_tuned_tables_offered_the_first_rate_at_a_batch_of_256():
         tried = table[(table["tuned"] == "learning_rate") & (table["batch_size"] == 256)]
         if usual == 256 and tried["learning_rate"].min() <= 0.002:
             took[path.stem.removeprefix("ablation_tuned_")] = [one["learning_rate"] <= 0.002 for one in chosen]
-    assert list(took) == ["batch_size", "cifar10_batch_size", "cifar10_kernel", "cifar10_width", "depth", "lambda"]
-    assert [sum(low) for low in took.values()] == [0, 0, 0, 0, 0, 3] and len(took["lambda"]) == 6
+    assert list(took) == ["batch_size", "cifar10_batch_size", "cifar10_kernel", "cifar10_width", "depth", "lambda", "target"]
+    assert [sum(low) for low in took.values()] == [0, 0, 0, 0, 0, 3, 0] and len(took["lambda"]) == 6
 
 
 def test_a_longer_warmup_is_that_of_its_table():
