@@ -285,18 +285,20 @@ def row_product(x: Tensor, y: Tensor, matmul: Callable[[Tensor, Tensor], Tensor]
     return reduce(torch.add, [matmul(a.T, b) for a, b in zip(x.split(8192), y.split(8192), strict=True)])
 
 
-class _Product(Function):
+class _OfInputs(Function):
     generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor, y: Tensor) -> Tensor:
-        with no_autocast(x):
-            return x @ y
 
     @staticmethod
     def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
         ctx.save_for_backward(*inputs)
         ctx.save_for_forward(*inputs)
+
+
+class _Product(_OfInputs):
+    @staticmethod
+    def forward(x: Tensor, y: Tensor) -> Tensor:
+        with no_autocast(x):
+            return x @ y
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -320,9 +322,7 @@ def inner_products(x: Tensor) -> Tensor:
     return (_InnerProducts if torch.compiler.is_compiling() else _InnerProductsWithForwardMode).apply(x)
 
 
-class _InnerProducts(Function):
-    generate_vmap_rule = True
-
+class _InnerProducts(_OfInputs):
     @staticmethod
     def forward(x: Tensor) -> Tensor:
         with no_autocast(x):
@@ -333,11 +333,6 @@ class _InnerProducts(Function):
                 product[i : i + step, i:] = x[i : i + step] @ x[i:].T
                 product[i:, i : i + step] = product[i : i + step, i:].T
             return product
-
-    @staticmethod
-    def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-        ctx.save_for_forward(*inputs)
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> Tensor:

@@ -250,6 +250,18 @@ def test_images_of_mixed_sizes_name_the_option(tmp_path):
     images(tmp_path / "mixed", ("b",), 5, (8, 8))
     code, _, errors = called("train", tmp_path / "run", "--dataset", tmp_path / "mixed", *SMALL)
     assert code == 2 and "size=64 (--size 64), for instance" in errors
+    grid = tmp_path / "sizes.toml"
+    settings = f'dataset = "{tmp_path / "mixed"}"\nepochs = 1\nwidth = 1\nprojector = [4]\nbatch_size = 4'
+    grid.write_text(f'evaluate = ["knn"]\n[base]\n{settings}\n[data]\nsize = 16\nn_train = 6\n')
+    code, said, errors = called("ablate", grid, "--folder", tmp_path / "runs")
+    assert code == 0 and "sizes.csv" in said, errors
+
+
+def test_images_are_no_place_for_a_run(tmp_path):
+    images(tmp_path / "photos")
+    code, _, errors = called("train", tmp_path / "photos", *SMALL)
+    assert code == 2 and errors.endswith("and no run: name another (to train on it: --dataset)\n")
+    assert sorted(path.name for path in (tmp_path / "photos").iterdir()) == ["cats", "dogs"]
 
 
 def test_run_on_arrays_is_not_probed_on_something_else(tmp_path):
@@ -430,7 +442,7 @@ def test_data_get_says_what_is_there(tmp_path):
         (("train", "new", "--device", "foo"), "device must be auto, cpu, mps, cuda or cuda:N, got 'foo'"),
         (("data", "show", "digits", "--size", "32"), "digits has no option 'size'"),
         (("data", "show", "mnist"), "'mnist'"),
-        (("data", "get", "digits"), "'digits' is not downloaded"),
+        (("data", "get", "digits"), "no set 'digits' can be downloaded; there are"),
         (("train", "new", "--set", "width"), "--set must be NAME=VALUE, got 'width'"),
         (("train", "new", "--set", "widht=3"), "'width', 'projector'"),
         (("train", "new", "--set", "schedule=linear"), "schedule must be one of 'cosine', 'constant', got 'linear'"),

@@ -580,8 +580,9 @@ def test_few_tuned_tables_offered_the_first_rate_at_a_batch_of_256():
         tried = table[(table["tuned"] == "learning_rate") & (table["batch_size"] == 256)]
         if usual == 256 and tried["learning_rate"].min() <= 0.002:
             took[path.stem.removeprefix("ablation_tuned_")] = [one["learning_rate"] <= 0.002 for one in chosen]
-    assert list(took) == ["batch_size", "cifar10_batch_size", "cifar10_kernel", "cifar10_width", "depth", "lambda", "target"]
-    assert [sum(low) for low in took.values()] == [0, 0, 0, 0, 0, 3, 0] and len(took["lambda"]) == 6
+    names = ["batch_size", "cifar10_batch_size", "cifar10_kernel", "cifar10_width", "depth", "lambda", "target"]
+    assert list(took) == names and [sum(low) for low in took.values()] == [0, 0, 0, 0, 0, 3, 0]
+    assert len(took["lambda"]) == 6
 
 
 def test_a_longer_warmup_is_that_of_its_table():

@@ -72,6 +72,7 @@ class Grid:
         the first images of each split are used, at equal distances if the split is sorted by class. All images without
         labels are used. The validation images are training images that no other run of the tuning sees: those after
         the first ``n_train``; of digit scenes, scenes of the last quarter of each class of the training digits.
+        ``size`` is that of `from_folder`.
     evaluate : sequence of str
         Of "linear" (`linear_probe`) and "knn" (`knn_accuracy`), each on the test split.
     layers : bool
@@ -134,9 +135,9 @@ class Grid:
                 if len(set(map(json.dumps, values))) < len(values):
                     raise ValueError(f"{where}.{name} must hold each value once, got {values!r}")
         for name, value in self.data.items():
-            check_choice(name, ("n_train", "n_test", "n_validation"), "an entry of data")
+            check_choice(name, ("n_train", "n_test", "n_validation", "size"), "an entry of data")
             if not is_whole(value) or value < 1:
-                raise ValueError(f"data.{name} must be a number of images of at least 1, got {value!r}")
+                raise ValueError(f"data.{name} must be a whole number of at least 1, got {value!r}")
         names = self.evaluate if isinstance(self.evaluate, list) else []
         if not names or any(name not in EVALUATIONS or names.count(name) > 1 for name in names):
             words = f"a list of at least one of {EVALUATIONS}, each at most once"

@@ -263,12 +263,17 @@ def _train_and_evaluate(one: Planned, folder: Path, data: ImageData | None, eval
 @lru_cache(maxsize=2)  # a process that makes many runs reads its images once
 def _load(dataset: str, sizes: tuple[tuple[str, Any], ...], folder: Path) -> ImageData:
     """The images of a run; `sizes` are the items of `Planned.data`."""
-    return load(dataset, **dict(sizes)) if dataset == "digit_scenes" else cut(load(dataset, folder), dict(sizes))
+    if dataset == "digit_scenes":
+        return load(dataset, **dict(sizes))
+    size = {name: value for name, value in sizes if name == "size"}
+    return cut(load(dataset, folder, **size), {name: value for name, value in sizes if name not in size})
 
 
 def cut(data: ImageData, sizes: Mapping[str, Any]) -> ImageData:
     """Reduce each split to the images that `Grid` describes; with `n_validation`, those take the place of the test."""
     train, test = data.train, data.test
+    if "size" in sizes:
+        raise ValueError(f"size resizes the images of a folder, not those of {data.name}, got {sizes['size']}")
     held = sizes.get("n_validation", 0)
     if (n := sizes.get("n_train", len(train) - held)) + held > len(train) or n < 1:
         words = "n_train plus n_validation" if held else "n_train"

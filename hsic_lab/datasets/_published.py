@@ -291,7 +291,7 @@ def download(name: str, folder: str | os.PathLike | None = None) -> Path:
         As in :func:`load`.
     """
     if check_type("name", name, str) not in SOURCES:
-        raise ValueError(f"{name!r} is not downloaded; the sets that are: {sorted(SOURCES)}")
+        raise ValueError(f"no set {name!r} can be downloaded; there are {sorted(SOURCES)}{near(name, SOURCES)}")
     source, root = SOURCES[name], data_folder(folder)
     target = root / source.folder
     work, lock = root / f".{source.folder}.part", root / f".{source.folder}.lock"

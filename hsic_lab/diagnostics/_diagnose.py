@@ -52,7 +52,7 @@ RULES = {
         "0; if it is small, cosines (nearest neighbors, uniformity, alignment) see little but the mean"),
     "dead_features": ("<= 0.4 d = {bound:.4g}", "dimensional collapse", "features that are constant, of {d}"),
     "rank_above_noise": (
-        ">= max(0.13 min(n - 1, d), 1.01) = {bound:.4g}, or share < 0.7", "dimensional collapse",
+        ">= max(0.13 min(n - 1, d), 1.01) = {bound:.4g}", "dimensional collapse",
         "RankMe of the directions above the noise floor"),
     "redundancy": ("<= sum C_ii^2 + 6 d / (n - 1) = {bound:.4g}", "redundant", "squared norm of C off the diagonal "
         "above its noise floor; that of the diagonal if all features have a copy"),
@@ -83,15 +83,14 @@ Row = tuple[str, float, str, str, str]
 
 
 def _judged(
-    name: str, value: float, bound: float, view: str = "", exempt: bool = False, why_not: str = "", fault: str = "",
-    **numbers: int,
-) -> Row:  # fmt: skip
-    """The row of a diagnostic with a rule: healthy if `exempt`, not judged with a reason `why_not`.
+    name: str, value: float, bound: float, view: str = "", why_not: str = "", fault: str = "", **numbers: int
+) -> Row:
+    """The row of a diagnostic with a rule, not judged with a reason `why_not`.
 
     `fault` replaces the verdict of the rule, and `numbers` fill its meaning.
     """
     threshold, usual_fault, meaning = RULES[name]
-    met = exempt or (value >= bound if threshold.startswith(">=") else value <= bound)
+    met = value >= bound if threshold.startswith(">=") else value <= bound
     verdict = "not judged" if why_not else "healthy" if met else fault or usual_fault
     meaning = meaning.format(**numbers) + (f"; not judged: {why_not}" if why_not else "")
     return name + view, float(value), verdict, threshold.format(bound=bound), meaning
@@ -191,14 +190,14 @@ def _view_rows(z: Tensor, view: str, kind: str) -> list[Row]:
     above = spectrum[spectrum > (noise_edge(spectrum, n, d) if most >= 8 else 0)]
     share, rank = float(above.sum() / (spectrum.sum() or 1)), entropy_rank(above.sqrt())
     bound = max(_RANK_SHARE * most, 1.01 if d > 1 else 0)  # one direction has rank 1, up to rounding
-    exempt = total > 0 and share < _VARIANCE_SHARE
+    noisy = f"less than {_VARIANCE_SHARE} of the variance is above the noise" * (total > 0 and share < _VARIANCE_SHARE)
     usual = "columns of raw data may be constant" if kind == "data" and total else ""
     rows = [
         _judged("relative_spread", spread, 0.001, view),
         _judged("dead_features", dead, 0.4 * d, view, fault=fault, why_not=usual, d=d),
         _unjudged("feature_variance", total / d, view=view),
         _unjudged("share_above_noise", share, view=view),
-        _judged("rank_above_noise", rank, bound, view, exempt, fault=fault),
+        _judged("rank_above_noise", rank, bound, view, noisy, fault),
         _unjudged("rankme", entropy_rank(spectrum.sqrt()), view=view),
         _unjudged("effective_rank", entropy_rank(spectrum), view=view),
     ]

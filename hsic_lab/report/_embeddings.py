@@ -67,12 +67,15 @@ class Embeddings:
                 raise ValueError(f"{self.name}: a view must have {accepted}, got shape {tuple(z.shape)}")
             finite_rows(self.name, z)
         if len(shapes := {tuple(z.shape): 0 for z in views}) > 1:
-            raise ValueError(f"{self.name}: the views must have the same shape, got {' and '.join(map(str, shapes))}")
+            found = " and ".join(map(str, shapes))
+            raise ValueError(f"{self.name}: views must have one shape, got {found}; --against compares other features")
         check_type("labels", self.labels, np.ndarray, type(None))
         judged = self.z_a if self.features is None else self.features
         for values, rows, what in ((self.labels, judged, "labels"), (self.target, self.z_a, "values of the target")):
             if values is not None and values.shape != (len(rows),):
-                raise ValueError(f"{self.name}: {len(rows)} rows need as many {what}, got {values.shape}")
+                raise ValueError(
+                    f"{self.name}: {(n := len(rows))} rows need {what} of shape ({n},), got {values.shape}"
+                )
 
 
 def read_embeddings(
@@ -115,7 +118,7 @@ def read_embeddings(
     several = seen if second is not None or labels is not None else None
     found = read_one(path, label, drop, view_a, None if second else view_b, several)
     other = None if second is None else read_one(Path(second), label, drop, view_b, None, several)
-    given = None if labels is None else _read_labels(Path(labels), label, len(found.z_a), seen)
+    given = None if labels is None else _read_labels(Path(labels), label, drop, len(found.z_a), seen)
     if several:
         for pattern in drop:
             _matching(several, pattern)
@@ -285,7 +288,7 @@ def _load(columns: dict[str, Column], view: list[str], rows: Any, suspicious: bo
     return real_floats(parts[0] if parts[0].ndim == 2 else np.column_stack(parts), _few(view))
 
 
-def _read_labels(path: Path, label: str | None, n: int, seen: list[str]) -> tuple[Any, str]:
+def _read_labels(path: Path, label: str | None, drop: Sequence[str], n: int, seen: list[str]) -> tuple[Any, str]:
     """Return the labels for `n` rows and the name of the file, whose first line may be one of them, not their name."""
     if (suffix := path.suffix.lower()) not in (".npy", *TABLES):
         raise ValueError(f"{path}: labels are read from .npy, .csv, .tsv and .parquet")
@@ -294,8 +297,9 @@ def _read_labels(path: Path, label: str | None, n: int, seen: list[str]) -> tupl
         name = next(iter(columns)) if len(columns) == 1 else _label_name(columns, label)
         if name is None:
             raise ValueError(f"expected one column, or one called {', '.join(LABELS)}; found {_few(columns)}")
-        if others := [other for other in columns if other != name and (label is None or INDEX.fullmatch(other))]:
-            remedy = f"give {name!r} alone, in the order of the rows; or --label-column {name!r} if none is an index"
+        given = {name}.union(*(_matching(columns, pattern, True) for pattern in drop))
+        if others := [other for other in columns if other not in given and (label is None or INDEX.fullmatch(other))]:
+            remedy = f"give {name!r} alone, in the order of the rows, or --drop {others[0]!r} if they are in this order"
             raise ValueError(f"rows are matched by position, {_few(others)} not compared: {remedy}")
         values, source = columns[name].checked(name)(), printable(path)
         if suffix in (".csv", ".tsv") and len(columns) == 1 and len(values) == n - 1 and name in values.astype(str):
@@ -309,7 +313,7 @@ def _with_labels(found: Embeddings, values: np.ndarray | Tensor, source: str) ->
     """Return the embeddings with labels, or with a continuous target; the note says which."""
     values = to_array(values) if isinstance(values, Tensor) else values  # arrays may hold missing values
     if values.shape != (n := len(found.z_a),):
-        raise ValueError(f"{found.name}: {n} rows need as many labels, got {values.shape}")
+        raise ValueError(f"{found.name}: {n} rows need labels of shape ({n},), got {values.shape}")
     if values.dtype.kind in "OS":
         values = np.array([v.decode(errors="replace") if isinstance(v, bytes) else v for v in values], object)
     table = (pd.DataFrame({"row": range(n)}) if found.table is None else found.table).assign(label=values)

@@ -231,7 +231,7 @@ def comparison_table(x: Tensor, y: Tensor) -> pd.DataFrame:
     if np.isfinite(value):
         result = permutation_test(x, y, Linear(), Linear(), permutations=PERMUTATIONS)
         answer = f"p = {result.pvalue:.3g} out of {result.out_of}: "
-        answer += "they depend on each other" if result.pvalue <= 0.01 else "nothing speaks against independence"
+        answer += "they depend on each other" if result.pvalue <= 0.01 else "no linear dependence is shown"
         both = [(z, covariance_spectrum(z)) for z in (x, y)]
         shares = pd.concat([pd.Series((part / part.sum()).numpy()) for _, part in both], axis=1).fillna(0)
         distances = [((z - z.mean(dim=0)).norm(dim=1) / spectrum.sum().sqrt()).numpy() for z, spectrum in both]

@@ -191,8 +191,9 @@ def make_loss(config: TrainConfig) -> TwoViewLoss:
 def make_networks(config: TrainConfig, channels: int, encoder: Any = None, features: Any = None) -> tuple[Any, Any]:
     """Encoder and projector as the seed initializes them; for "custom" the encoder given, with `features` outputs."""
     if (config.encoder == "custom") != (encoder is not None):
-        given = "no module (Run.load(folder, encoder=...) takes yours)" if encoder is None else "a module"
-        raise ValueError(f"encoder must be 'custom' exactly if a module is given, got {config.encoder!r} and {given}")
+        if encoder is None:
+            raise ValueError("encoder 'custom' is a module of your own: pass it, as in Run.load(folder, encoder=...)")
+        raise ValueError(f"encoder must be 'custom' if a module is given, got {config.encoder!r}")
     with torch_seed(config.seed), float32_default():
         if config.encoder in ("conv", "pooled"):
             encoder = (ConvEncoder if config.encoder == "conv" else PooledEncoder)(config.width, channels)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hsic_lab._checks import check_type
 from hsic_lab._distributed import own_rows, processes, same_everywhere, world_size
 from hsic_lab._io import remove_leftovers, sole_process
 from hsic_lab.datasets import ImageData, load
@@ -90,9 +91,8 @@ def train(
     ...     train(config, folder, progress=False).status
     'finished'
     """
-    for kind, value in ((TrainConfig, config), (ImageData, data), (nn.Module, encoder)):
-        if not isinstance(value, kind) and (value is not None or kind is TrainConfig):
-            raise TypeError(f"config, data and encoder must be TrainConfig, ImageData and Module, got {value!r}")
+    check_type("config", config, TrainConfig), check_type("encoder", encoder, nn.Module, type(None))
+    check_type("data (from_arrays makes it)", data, ImageData, type(None))
     if not isinstance(callbacks, Sequence) or not all(map(callable, callbacks)):
         raise TypeError(f"callbacks must be a list of functions, got {callbacks!r}")
     folder, device = Path(folder).absolute(), pick_device(config.device)  # a callback may change the working folder

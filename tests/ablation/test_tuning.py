@@ -160,6 +160,8 @@ def test_validation_images_are_training_images_that_no_run_trains_on():
         ValueError, match=r"n_train plus n_validation must be at most the 40 images of .*, got 30 \+ 12"
     ):
         cut(data, {"n_train": 30, "n_validation": 12})
+    with pytest.raises(ValueError, match=r"size resizes the images of a folder, not those of .*, got 8"):
+        cut(data, {"size": 8})
     with pytest.raises(ValueError, match=r"got 0 \+ 40"):
         cut(data, {"n_validation": 40})
 

@@ -472,10 +472,10 @@ def test_callback_cannot_change_the_history_or_the_folder(tmp_path, whole, monke
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"config": {"epochs": 3}}, r"must be TrainConfig, .*, got \{'epochs': 3\}"),
-        ({"config": None}, "must be TrainConfig, .*, got None"),
-        ({"data": "digits"}, "must be .*, ImageData .*, got 'digits'"),
-        ({"encoder": "resnet18"}, "must be .* Module, got 'resnet18'"),
+        ({"config": {"epochs": 3}}, r"config must be of type TrainConfig, got dict \{'epochs': 3\}"),
+        ({"config": None}, "config must be of type TrainConfig, got NoneType None"),
+        ({"data": "digits"}, r"data \(from_arrays makes it\) must be of type ImageData or NoneType, got str 'digits'"),
+        ({"encoder": "resnet18"}, "encoder must be of type Module or NoneType, got str 'resnet18'"),
         ({"views": "simclr"}, "views must be a function, got 'simclr'"),
         ({"callbacks": print}, "callbacks must be a list of functions, got"),
         ({"callbacks": ["tensorboard"]}, "callbacks must be a list of functions, got"),
