@@ -448,9 +448,20 @@ def test_lambdas_on_cifar10_are_those_of_their_table():
     *_, differences = tuned_on_cifar10("lambda", "lambda_times_d", 1.0)
     assert differences["verdict"].to_dict() == {"0.25": "1.0 ahead", "4.0": "not decided", "16.0": "not decided"}
     worse, better = -100 * differences.loc["0.25", "mean"], 100 * differences["high"].max()
-    words = f"1/d is {worse:.1f} points ahead of 0.25/d, and 4/d and 16/d are at most {better:.1f} points ahead of 1/d"
     assert f"A quarter of 1/d is {worse:.1f} points worse than 1/d, which is decided" in TEXT
-    assert f"may be better by up to {better:.1f} points" in " ".join(TEXT.split())
+    text, again = " ".join(TEXT.split()), reported_runs("tuned_cifar10_lambda_float32")
+    assert f"may be better by up to {better:.1f} points" in text and set(again["precision"]) == {"float32"}
+    means = 100 * again.groupby("lambda_times_d")["accuracy"].mean()
+    assert "the means are {:.1f}, {:.1f}, {:.1f} and {:.1f} %)".format(*means) in text
+    found = paired_differences(again, "lambda_times_d", 1.0).set_index("second")
+    ahead = [
+        "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * found.loc[k, ["mean", "low", "high"]])) for k in ("4.0", "16.0")
+    ]
+    assert f"There 4/d is {ahead[0]} and 16/d {ahead[1]} points ahead of 1/d, both decided" in text
+    assert found["verdict"].tolist() == ["same within 1 point", "4.0 ahead", "16.0 ahead"]
+    assert [one["learning_rate"] for one in json.loads(again.attrs["chosen"]) if not one["at_end"]][1] == 0.03
+    gains = 100 * differences.loc["4.0", "mean"], 100 * found.loc["4.0", "mean"]
+    words = "4/d is {:.1f} points ahead of 1/d (not decided) or {:.1f} (decided)".format(*gains)
     assert words in (ROOT / "README.md").read_text()
 
 
@@ -580,8 +591,8 @@ def test_few_tuned_tables_offered_the_first_rate_at_a_batch_of_256():
         tried = table[(table["tuned"] == "learning_rate") & (table["batch_size"] == 256)]
         if usual == 256 and tried["learning_rate"].min() <= 0.002:
             took[path.stem.removeprefix("ablation_tuned_")] = [one["learning_rate"] <= 0.002 for one in chosen]
-    names = ["batch_size", "cifar10_batch_size", "cifar10_kernel", "cifar10_width", "depth", "lambda", "target"]
-    assert list(took) == names and [sum(low) for low in took.values()] == [0, 0, 0, 0, 0, 3, 0]
+    names = ["batch_size", "cifar10_batch_size", "cifar10_kernel", "cifar10_lambda_float32", "cifar10_width", "depth"]
+    assert list(took) == [*names, "lambda", "target"] and [sum(low) for low in took.values()] == [0] * 6 + [3, 0]
     assert len(took["lambda"]) == 6
 
 
