@@ -5,7 +5,8 @@ time that the matrix products alone take at the measured speed. Writes data/resu
 --figure, the ratio of the minima over n and d.
 Combinations whose estimated matrices or times exceed the limits are written as skipped. Memory is what a step adds to
 the peak resident set (Linux) or to the peak of CUDA's allocator. With --several it prints other comparisons instead:
-SIGReg over all directions and over 1024, and losses of several views in one pass and pair by pair.
+SIGReg over all directions and over 1024, contrastive losses and their plain formulas, and losses of several views in
+one pass and pair by pair.
 
     python benchmarks/losses.py --figure
     python benchmarks/losses.py --device cuda
@@ -29,7 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hsic_lab.losses import BarlowTwinsLoss, NTXentLoss, SIGRegLoss, VICRegLoss
+from hsic_lab.losses import BarlowTwinsLoss, NTXentLoss, SIGRegLoss, SpectralContrastiveLoss, VICRegLoss
 from hsic_lab.training._config import hardware
 
 RESULTS = Path(__file__).parent.parent / "data" / "results"
@@ -131,6 +132,21 @@ def measure(n: int, d: int, device: str, seconds: float, limit: float, expected:
     return rows
 
 
+def nt_xent(z_a: Tensor, z_b: Tensor) -> Tensor:
+    """NT-Xent at temperature 0.5 in the fewest operations."""
+    z = F.normalize(torch.cat([z_a, z_b]))
+    logits = (z @ z.T / 0.5).fill_diagonal_(-math.inf)
+    return F.cross_entropy(logits, torch.arange(len(z), device=z.device).roll(len(z_a)))
+
+
+def spectral(z_a: Tensor, z_b: Tensor) -> Tensor:
+    """The spectral contrastive loss in the fewest operations, with the pairs of one image left out before squaring."""
+    x, y = (z / z.norm(dim=1, keepdim=True).clamp_min(1) for z in (z_a, z_b))
+    products, n = x @ y.T, len(x)
+    others = products - products.diagonal().diag()
+    return -2 * products.diagonal().mean() + others.square().sum() / (n * (n - 1))
+
+
 def by_pairs(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return lambda *views: torch.stack([loss(x, y) for x, y in combinations(views, 2)]).mean()
 
@@ -138,6 +154,9 @@ def by_pairs(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
 def several(device: str, seconds: float) -> pd.DataFrame:
     """Processor milliseconds of a step, on CUDA wall time: a loss, the same loss in another way, and their ratio."""
     cases: list[tuple] = [("SIGReg, all directions / 1024", 2, 256, 128, SIGRegLoss(), SIGRegLoss(slices=1024))]
+    for size in ((2, 64, 128), (2, 256, 128), (2, 256, 1024), (2, 1024, 128)):
+        cases += [("NT-Xent / plain formula", *size, NTXentLoss(), nt_xent)]
+        cases += [("spectral / plain formula", *size, SpectralContrastiveLoss(), spectral)]
     for loss in (BarlowTwinsLoss(), VICRegLoss(), NTXentLoss()):
         sizes = ((3, 256, 128), (8, 256, 128), (3, 256, 2048), (8, 256, 2048))
         cases += [(f"{type(loss).__name__}, one pass / pairs", *size, loss, by_pairs(loss)) for size in sizes]
@@ -208,7 +227,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.0, help="measuring time for each combination")
     parser.add_argument("--limit", type=float, default=8.0, help="skip what is estimated to take longer, in seconds")
     parser.add_argument("--figure", action="store_true", help="draw data/results/losses_ratio.png")
-    parser.add_argument("--several", action="store_true", help="print the comparisons of SIGReg and of several views")
+    parser.add_argument("--several", action="store_true", help="print the other comparisons")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.several:

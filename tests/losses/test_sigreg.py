@@ -9,7 +9,7 @@ import torch
 from losses_table import data, minimize, views
 
 from hsic_lab.losses import SIGRegLoss
-from hsic_lab.losses.sigreg import _kummer
+from hsic_lab.losses.sigreg import _chebyshev, _kummer
 
 ARGUMENTS = [0.0, 1e-6, 0.1, 1.0, 3.0, 10.0, 30.0, 100.0, 1e3, 1e6]
 
@@ -23,6 +23,10 @@ def test_kummer_function_has_a_small_relative_error_for_any_argument(d):
         found, normal = _kummer(s, a, b).numpy(), exact > 1e-280
         np.testing.assert_allclose(found[normal], exact[normal], rtol=1e-13)
         assert found[0] == pytest.approx(1, rel=1e-14)
+
+
+def test_kummer_function_needs_as_many_terms_as_its_docstring_says():
+    assert [len(_chebyshev(0.5, b)) for b in (1024, 8, 1)] == [7, 25, 95]
 
 
 @pytest.mark.parametrize(("d", "apart"), [(8, 0.029), (32, 0.0068), (128, 0.0017), (1024, 0.0002)])
