@@ -285,20 +285,18 @@ def row_product(x: Tensor, y: Tensor, matmul: Callable[[Tensor, Tensor], Tensor]
     return reduce(torch.add, [matmul(a.T, b) for a, b in zip(x.split(8192), y.split(8192), strict=True)])
 
 
-class _OfInputs(Function):
+class _Product(Function):
     generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, y: Tensor) -> Tensor:
+        with no_autocast(x):
+            return x @ y
 
     @staticmethod
     def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
         ctx.save_for_backward(*inputs)
         ctx.save_for_forward(*inputs)
-
-
-class _Product(_OfInputs):
-    @staticmethod
-    def forward(x: Tensor, y: Tensor) -> Tensor:
-        with no_autocast(x):
-            return x @ y
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -317,19 +315,20 @@ class _ProductWithForwardMode(_Product):  # separate because torch.compile refus
 
 def inner_products(x: Tensor) -> Tensor:
     """Return ``x @ x.T`` as `matmul` does, with half the work for the gradient, and 5/8 of it for wide rows."""
-    if not (x.requires_grad or is_transformed() or forward_ad._current_level >= 0):
-        return _InnerProducts.forward(x)
-    return (_InnerProducts if torch.compiler.is_compiling() else _InnerProductsWithForwardMode).apply(x)
+    if is_transformed() or forward_ad._current_level >= 0:
+        return matmul(x, x.T)
+    return _InnerProducts.apply(x)
 
 
-class _InnerProducts(_OfInputs):
+class _InnerProducts(Function):
     @staticmethod
-    def forward(x: Tensor) -> Tensor:
+    def forward(ctx, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
         with no_autocast(x):
             if hides_values(x) or len(x) < 64 or x.shape[1] < 512:  # blocks would be slower
                 return x @ x.T
             product, step = x.new_empty(len(x), len(x)), -(-len(x) // 4)
-            for i in range(0, len(x), step):  # only blocks on and above the diagonal: 5/8 of the work
+            for i in range(0, len(x), step):  # only those on and above the diagonal
                 product[i : i + step, i:] = x[i : i + step] @ x[i:].T
                 product[i:, i : i + step] = product[i : i + step, i:].T
             return product
@@ -338,13 +337,6 @@ class _InnerProducts(_OfInputs):
     def backward(ctx, gradient: Tensor) -> Tensor:
         both = gradient.T.clone(memory_format=torch.contiguous_format)  # to add transposed entries is much slower
         return matmul(both.add_(gradient), ctx.saved_tensors[0])
-
-
-class _InnerProductsWithForwardMode(_InnerProducts):
-    @staticmethod
-    def jvp(ctx, for_x: Tensor) -> Tensor:
-        half = matmul(for_x, ctx.saved_tensors[0].T)
-        return half + half.T
 
 
 # torch has no public names for these questions.

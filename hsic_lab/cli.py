@@ -145,7 +145,7 @@ def _train(
     **common: Any,
 ) -> None:
     from hsic_lab.datasets._published import full_name
-    from hsic_lab.training._run import FOLDER, SETTINGS, settings_to_resume
+    from hsic_lab.training._run import SETTINGS, settings_to_resume
 
     first = os.environ.get("RANK", "0") == "0"
     given = {name: value for name, value in common.items() if value is not None}
@@ -173,9 +173,6 @@ def _train(
     else:
         if resume:
             print(f"No run in {folder} yet: starting one")
-        others = [path.name for path in folder.glob("[!.]*") if path.is_dir() and path.name != FOLDER]
-        if others and not (folder / SETTINGS).exists():
-            raise ValueError(f"{folder} holds {others[0]!r} and no run: name another (to train on it: --dataset)")
         config = lab.training.recipe(recipe, **given) if recipe else lab.training.TrainConfig(**given)
         if first and recipe is None and "dataset" not in given:
             others = [n for n in lab.datasets.LOADERS if n != config.dataset and lab.datasets.status(n) == "ready"]

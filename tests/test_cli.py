@@ -260,7 +260,7 @@ def test_images_of_mixed_sizes_name_the_option(tmp_path):
 def test_images_are_no_place_for_a_run(tmp_path):
     images(tmp_path / "photos")
     code, _, errors = called("train", tmp_path / "photos", *SMALL)
-    assert code == 2 and errors.endswith("and no run: name another (to train on it: --dataset)\n")
+    assert code == 2 and "photos holds cats, dogs without run.json: choose another folder" in errors
     assert sorted(path.name for path in (tmp_path / "photos").iterdir()) == ["cats", "dogs"]
 
 

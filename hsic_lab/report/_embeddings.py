@@ -187,7 +187,8 @@ def read_one(
         columns = read_columns(path, label)
         dropped = {name for pattern in drop for name in _matching(columns, pattern, seen is not None)}
         kept = {name: column for name, column in columns.items() if name not in dropped}
-        label = None if label and seen is not None and label not in columns else _label_name(kept, label)
+        elsewhere = label and seen is not None and label not in columns
+        label = None if elsewhere else _label_name([name for name in kept if name not in (view_a, view_b)], label)
         if seen is not None:
             seen += [name for name in columns if name not in seen]
         views = _views(kept, label, view_a, view_b, suffix in TABLES)

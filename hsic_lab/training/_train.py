@@ -191,11 +191,11 @@ def new_run(config: TrainConfig, folder: Path, data: ImageData, encoder: Any = N
 def _status_if_same(folder: Path, config: TrainConfig, data: ImageData | None, views: Any = None) -> str:
     """The status of the run in the folder, "" without one; ValueError unless it has these settings, images and views.
 
-    FileExistsError if there are files of a run but no settings: they may be all that somebody has.
+    FileExistsError if there are files of a run, or folders, but no settings: they may be all that somebody has.
     """
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{folder} is a file: a run needs a folder")
-    kept = [name for name in (*FILES, MONITOR, FOLDER) if (folder / name).exists()]
+    kept = sorted(p.name for p in folder.glob("[!.]*") if p.name in (*FILES, MONITOR) or p.is_dir())
     if not (folder / SETTINGS).exists():  # looked for last: another process writes it first
         if kept:
             raise FileExistsError(f"{folder} holds {', '.join(kept)} without {SETTINGS}: choose another folder")

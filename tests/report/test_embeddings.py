@@ -723,6 +723,12 @@ def test_first_line_of_labels_is_a_label_if_every_row_needs_one(tmp_path):
         read_embeddings(tmp_path / "x.npy", labels=tmp_path / "short.csv")
 
 
+def test_an_array_that_is_chosen_as_a_view_is_no_label(tmp_path):
+    np.savez(tmp_path / "x.npz", x=A, y=B)
+    found = read_embeddings(tmp_path / "x.npz", view_a="x", view_b="y")
+    assert torch.equal(found.z_b, torch.from_numpy(B)) and found.labels is None
+
+
 def test_files_of_torch_before_its_archives_are_read(tmp_path):
     torch.save(torch.from_numpy(A), tmp_path / "x.pt", _use_new_zipfile_serialization=False)
     np.testing.assert_array_equal(read_embeddings(tmp_path / "x.pt").z_a, A)

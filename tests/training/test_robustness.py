@@ -230,7 +230,7 @@ def test_finished_run_that_lost_its_settings_is_not_trained_over(tmp_path):
     tiny(tmp_path)
     (tmp_path / SETTINGS).unlink()
     before = keep(tmp_path)
-    left = r"history\.csv, correlation\.safetensors, samples\.safetensors, weights\.safetensors without"
+    left = r"correlation\.safetensors, history\.csv, samples\.safetensors, weights\.safetensors without"
     with pytest.raises(FileExistsError, match=left):
         train_or_load(config(**TINY), tmp_path, images(), False)
     assert keep(tmp_path) == before
