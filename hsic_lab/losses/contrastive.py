@@ -141,10 +141,9 @@ class SpectralContrastiveLoss(TwoViewLoss):
         n, d = views[0].shape
         # The batch is transposed, so the n x n products of pairs are "primal", and the dual route needs its correction.
         pairwise = (len(views) - 1) * n <= 6 * d if self.route == "auto" else self.route == "dual"
-        route = "primal" if pairwise else "dual"
         squares = (z.square().sum(dim=1, keepdim=True).clamp_min(self.mu).div(self.mu) for z in views)
         rows = (z * (s.sqrt() / s) for z, s in zip(views, squares, strict=True))  # NaN if a square overflowed
-        diagonal, squared_norm, _ = split_squared_norm(*(x.T for x in rows), route=route)
+        diagonal, squared_norm, _ = split_squared_norm(*(x.T for x in rows), route="primal" if pairwise else "dual")
         contrast = d**2 / (n * (n - 1) * self.mu) * squared_norm
         return {"alignment": -2 * d / self.mu * diagonal.mean(), "contrast": contrast}
 
