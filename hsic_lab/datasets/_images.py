@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 UNKNOWN = -1  # the label of an image without a label
 
 
-@dataclass(frozen=True, eq=False)  # comparing tensors has no single truth value
+@dataclass(frozen=True, eq=False, repr=False)  # comparing tensors has no single truth value
 class Images:
     """One split of a data set: images or rows of numbers, with labels.
 
@@ -47,6 +47,9 @@ class Images:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def __repr__(self) -> str:
+        return f"Images({tuple(self.images.shape)}, {self.images.dtype}, {len(self.labels.unique())} different labels)"
 
     def sample(self, n: int) -> Images:
         """Return n images, or all if there are fewer: the first n, or evenly spaced ones if the classes are sorted."""

@@ -279,7 +279,10 @@ def _load(columns: dict[str, Column], view: list[str], rows: Any, suspicious: bo
         values = columns[name].load()
         if isinstance(columns[name].dtype, np.dtype) and values.dtype == object:  # integers and missing values
             values = values.astype(float)
-        if suspicious and values.ndim == 1 and np.isfinite(values[0]) and values[0] % 1 == 0:  # few features are whole
+        if values.ndim == 1 and values.dtype.kind == "f" and len(bad := np.flatnonzero(~np.isfinite(values))):
+            found = f"{len(bad)} values that are empty or not finite, the first in row {bad[0]} (from 0)"
+            raise ValueError(f"column {name!r} holds {found}: correct them, or --drop {name!r}")
+        if suspicious and values.ndim == 1 and values[0] % 1 == 0:  # few features are whole
             steps = np.diff(ordered := np.sort(values))
             in_order = np.array_equal(ordered, values) or np.array_equal(ordered, values[::-1])
             rising = values.dtype.kind in "iu" and len(values) >= 8 and in_order and (steps > 0).all()
