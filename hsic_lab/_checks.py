@@ -5,7 +5,7 @@ import inspect
 import math
 import re
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from difflib import get_close_matches
 from functools import reduce
@@ -278,11 +278,11 @@ def matmul(x: Tensor, y: Tensor) -> Tensor:
     return (_Product if torch.compiler.is_compiling() else _ProductWithForwardMode).apply(x, y)
 
 
-def row_product(x: Tensor, y: Tensor, matmul: Callable[[Tensor, Tensor], Tensor] = matmul) -> Tensor:
+def row_product(x: Tensor, y: Tensor) -> Tensor:
     """Return ``x'y`` of matrices with any number of rows: one float32 product of a million loses three digits."""
-    if len(x) <= 8192:
-        return matmul(x.T, y)  # the derivative of a split copies its rows
-    return reduce(torch.add, [matmul(a.T, b) for a, b in zip(x.split(8192), y.split(8192), strict=True)])
+    few = len(x) <= 8192  # the derivative of a split copies its rows
+    blocks = [(x, y)] if few else list(zip(x.split(8192), y.split(8192), strict=True))
+    return reduce(torch.add, [inner_products(a.T) if y is x else matmul(a.T, b) for a, b in blocks])
 
 
 class _Product(Function):

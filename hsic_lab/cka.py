@@ -3,7 +3,6 @@
 import math
 import sys
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -109,8 +108,7 @@ def _estimates(samples: Any, estimator: str, route: str, last: bool = False) -> 
             diagonals = [z.square().sum(dim=1, dtype=torch.float64) for z in rows]
             values, tolerance = [], 1 / n
             for i, j in pairs:
-                product = row_product(rows[i], rows[j], partial(_linear_gram, equal=i == j))
-                squared_norm = product.double().square().sum()
+                squared_norm = row_product(rows[i], rows[j]).double().square().sum()
                 # The columns are centered, so rows of the Grams without diagonals sum to minus the diagonals.
                 a, b = diagonals[i] * unbiased, diagonals[j] * unbiased
                 values.append(from_sums(squared_norm - a @ b, -a.sum(), -b.sum(), a @ b, n, unbiased))
@@ -122,10 +120,6 @@ def _estimates(samples: Any, estimator: str, route: str, last: bool = False) -> 
             tolerance = 16 * n * torch.finfo(values[0].dtype).eps
     limits = (tolerance * diagonal.detach().double().square().mean() for diagonal in diagonals)
     return values, [unbiased and bool(v <= limit) for v, limit in zip(values, limits, strict=False)]
-
-
-def _linear_gram(x: Tensor, y: Tensor, equal: bool) -> Tensor:
-    return Linear().gram(x, None if equal else y.T)
 
 
 def gram_and_diagonal(kernel: Kernel, x: Tensor, estimator: str) -> tuple[Tensor, Tensor]:

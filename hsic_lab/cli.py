@@ -164,8 +164,7 @@ def _train(
         if "dataset" in given:
             given["dataset"] = full_name(given["dataset"])
         asked = lab.training.recipe(recipe, **given) if recipe else replace(config, **given)
-        names = [field.name for field in fields(config)] if recipe else list(given)
-        pairs = {name: (getattr(config, name), getattr(asked, name)) for name in names}
+        pairs = {field.name: (getattr(config, field.name), getattr(asked, field.name)) for field in fields(config)}
         pairs |= {name: ((metadata.get("source") or {}).get(_LOADING[name]), loading[name]) for name in loading}
         if changed := [f"{name} {old!r}, not {new!r}" for name, (old, new) in pairs.items() if old != new]:
             raise ValueError(f"--resume takes its settings from {folder}, which has {'; '.join(changed)}")
@@ -188,15 +187,13 @@ def _train(
 
 def _with_settings(function: Callable[..., None]) -> Callable[..., None]:
     """Return the function with an option for each setting in `COMMON`; help and defaults are those of TrainConfig."""
-    given = inspect.signature(function).parameters.items()
-    parameters = [p for name, p in given if name not in (*COMMON, *_LOADING, "common")]
+    parameters = [p for p in inspect.signature(function).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
 
     def add(name: str, kind: Any, words: str, default: Any) -> None:
         option = f"--{name.removesuffix('_param').replace('_', '-')}"
         shown = "" if default is None or default is False else f" Default: {default}."
         annotation = Annotated[kind | None, typer.Option(option, help=words + shown, show_default=False)]
-        keyword = inspect.Parameter.KEYWORD_ONLY
-        parameters.append(inspect.Parameter(name, keyword, default=None, annotation=annotation))
+        parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
 
     documented = lab.datasets.from_folder
     loading, meaning = inspect.signature(documented, eval_str=True).parameters, _meanings(documented)

@@ -141,7 +141,8 @@ def compare_models(
     scores = ((values - values.mean(dim=0)) / spread).where(spread > _TIE, 0)
     largest = scores.flatten(1).amax(dim=1)[:, None, None]
     limit = values.kthvalue(-(-19 * len(values) // 20), dim=0).values
-    calibrated = ((observed - limit) / (1 - limit)).where(observed > limit + _TIE, 0)
+    # Sampled features can have a limit above 1, and then nothing exceeds chance by a share of what is left.
+    calibrated = ((observed - limit) / (1 - limit)).where((observed > limit + _TIE) & (limit < 1), 0)
     pvalue = (values >= observed - _TIE).double().mean(dim=0)
     return LayerTests(*map(table, (observed, pvalue, (largest >= scores[0] - 1e-9).double().mean(dim=0), calibrated)))
 
@@ -308,8 +309,10 @@ class _Layers:
         if self.pooling == "cls" and x.ndim == 3:
             return f"{label} (first token)", x[:, 0]
         if self.pooling == "mean" and x.ndim == 3:
-            weights = torch.ones_like(x[..., :1]) if mask is None or mask.shape != x.shape[:2] else mask[..., None]
-            return f"{label} (mean over tokens)", (x * weights.to(x)).sum(dim=1) / weights.sum(dim=1)
+            fits = mask is None or mask.shape == x.shape[:2]  # a layer may add tokens or merge them
+            weights = torch.ones_like(x[..., :1]) if mask is None or not fits else mask[..., None]
+            kind = "tokens" if fits else "all tokens, also masked ones"
+            return f"{label} (mean over {kind})", (x * weights.to(x)).sum(dim=1) / weights.sum(dim=1)
         if self.pooling == "mean" and x.ndim > 3:
             return f"{label} (mean over positions)", x.flatten(2).mean(dim=2)
         return label, x.reshape(n, -1)

@@ -14,7 +14,8 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
 from hsic_lab._checks import check_number, check_type
-from hsic_lab.datasets import ImageData, Images, from_arrays
+from hsic_lab.datasets import ImageData, Images
+from hsic_lab.datasets._folders import as_images
 from hsic_lab.encoders import MLPProjector
 from hsic_lab.evaluation import extract_features
 from hsic_lab.training import Run, TrainConfig, train
@@ -147,13 +148,12 @@ class SelfSupervisedEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
 
     def _images(self, rows: np.ndarray) -> Images:
         """Return rows as uint8 images, or as standardized float32 rows."""
-        labels = np.zeros(len(rows), dtype=np.int64)
+        labels = torch.zeros(len(rows), dtype=torch.int64)
         if self._image_shape is None:
-            return Images(torch.from_numpy(self._scaler.transform(rows).astype(np.float32)), torch.from_numpy(labels))
+            return Images(torch.from_numpy(self._scaler.transform(rows).astype(np.float32)), labels)
         if rows.shape[1] != np.prod(self._image_shape):
             raise ValueError(f"image_shape {self._image_shape} does not fit the {rows.shape[1]} columns of X")
-        images = rows.reshape(len(rows), *self._image_shape)
-        return from_arrays(images, labels, images[:1], labels[:1]).train
+        return Images(as_images("X", rows.reshape(len(rows), *self._image_shape)), labels)
 
     def _own_encoder(self, seed: int) -> nn.Module | None:
         """Return the module to train, or None if the config names it."""

@@ -76,8 +76,7 @@ def _rows(name: str, x: Data) -> Tensor:
 
 def chance_accuracy(train_y: np.ndarray, test_y: np.ndarray) -> float:
     """Test accuracy of always predicting the most frequent training class."""
-    classes, counts = np.unique(train_y, return_counts=True)
-    return float(np.mean(test_y == classes[counts.argmax()]))
+    return float(np.mean(test_y == pd.Series(train_y).mode()[0]))
 
 
 @contextmanager
@@ -352,8 +351,8 @@ def probe_table(
     table = _probe_rows(features, train_y, test_y, draws, n_jobs)
     if layers:
         one_hot = torch.from_numpy(test_y[:, None] == np.unique(test_y)).double()
-        for name, (train_x, test_x) in features.items():
-            x = check_splits(train_x, train_y, test_x, test_y)[1].cpu().double()
+        for name, (_, test_x) in features.items():
+            x = _rows("test_x", test_x).cpu().double()
             table.loc[table["representation"] == name, ["cka_labels", "rankme"]] = cka_or_nan(x, one_hot), rankme(x)
     return table
 
@@ -375,7 +374,6 @@ def few_label_curve(
     per_class, seeds : sequence of int, and int, default 5
         Numbers of labeled rows of each class, and number of draws.
     """
-    check_type("features", features, Mapping)
     per_class, seeds = [check_integer("per_class", m, 1) for m in per_class], check_integer("seeds", seeds, 1)
     if not per_class:
         raise ValueError("per_class must hold at least one number of rows, got none")

@@ -71,10 +71,10 @@ class Kernel:
         raise TypeError(f"Fourier features need {accepted}, got {self!r}")
 
     def __add__(self, other: "Kernel") -> "Kernel":
-        return Sum(self, other)
+        return Sum(self, check_type("a summand", other, Kernel))
 
     def __mul__(self, other: "Kernel") -> "Kernel":
-        return Product(self, other)
+        return Product(self, check_type("a factor", other, Kernel))
 
 
 @dataclass(frozen=True)
@@ -353,7 +353,7 @@ def median_distance(x: Tensor, norm: int = 2) -> float:
     Above 2000 rows, 2000 drawn with a fixed seed are used. `norm` is 1 or 2. If the median is 0, it is taken over the
     positive distances; if all rows are equal, it is 1.
     """
-    x = as_samples(x, "x").detach()
+    x, norm = as_samples(x, "x").detach(), check_integer("norm", norm, 1, 2)
     if len(x) < 2:
         raise ValueError(f"the median distance needs at least 2 rows, got shape {tuple(x.shape)}")
     rows = drawn_rows(x, MEDIAN_ROWS)

@@ -56,8 +56,7 @@ def augmentation(name: str, size: int | Sequence[int], **changes: Any) -> "TwoVi
 
 def normalize(images: Tensor) -> Tensor:
     """Scale images (n, c, h, w), uint8 or floating point in [0, 1], to float32 in [-1, 1], as the encoders need."""
-    half = _half_range(images)
-    return images.to(torch.float32).div(half).sub_(1)
+    return images.to(torch.float32).div(_half_range(images)).sub_(1)
 
 
 class TwoViews:
@@ -131,9 +130,9 @@ class TwoViews:
         finish = draw(count * n, 3).split(n) if max(*self.blur, *self.solarize) > 0 else None
         crops = [part.split(n) for part in random_crops(crop, height, width, self.scale, self.ratio)]
         taps, views = [], []
-        for view, (side, *place) in enumerate(zip(self._sides, *crops, strict=True)):
-            top, left, crop_height, crop_width = place
-            flipped = flip[view * n : (view + 1) * n, 0] < self.flip[view % 2]
+        places = zip(self._sides, flip[:, 0].split(n), *crops, strict=True)
+        for view, (side, turn, top, left, crop_height, crop_width) in enumerate(places):
+            flipped = turn < self.flip[view % 2]
             across = resize_taps(left, crop_width, width, side, flipped)
             taps.append((across, resize_taps(top, crop_height, height, side)))
             views.append(torch.empty(n, channels, side, side, device=device, dtype=torch.float32))

@@ -297,6 +297,16 @@ def test_pooling_of_tokens_and_feature_maps_is_named_by_the_labels(pooling, laye
     np.testing.assert_allclose(frame, expected, atol=1e-5)
 
 
+def test_a_layer_that_a_mask_does_not_fit_says_that_masked_tokens_count():
+    class Prefixed(Tokens):
+        def forward(self, input_ids, attention_mask):
+            return torch.cat([(tokens := self.embed(input_ids))[:, :1], tokens], dim=1)
+
+    model, batch = Prefixed(0), token_batch()
+    frame = compare_models(model, model, [batch], ["embed", ""], pooling="mean")
+    assert list(frame.index) == ["embed (mean over tokens)", " (mean over all tokens, also masked ones)"]
+
+
 def test_a_dict_is_split_into_batches_and_small_ones_join():
     a, b, batch = Tokens(0), Tokens(1), token_batch(23)
     whole = compare_models(a, b, batch, batch_size=10, permutations=19)
@@ -382,6 +392,14 @@ def test_equal_networks_have_calibrated_similarity_1_and_the_seed_decides():
 
 
 # --- features that are a sample of many
+
+
+@pytest.mark.parametrize("seed", [8, 10])
+def test_no_corrected_similarity_has_a_calibrated_score_below_0(seed):
+    torch.manual_seed(seed)
+    a, b, x = nn.Linear(3, 2), nn.Linear(3, 2), torch.randn(6, 3)
+    tests = compare_models(a, b, x, [""], [""], sampled_features=True, permutations=19)
+    assert tests.similarity.iloc[0, 0] > 1 and tests.calibrated.iloc[0, 0] == 0
 
 
 def test_correction_for_sampled_features_leaves_out_products_of_features_with_themselves():

@@ -1,5 +1,7 @@
 """Kernels against their formulas, the median rule against SciPy."""
 
+import operator
+
 import numpy as np
 import pytest
 import torch
@@ -318,6 +320,11 @@ def test_bad_samples_are_rejected(kernel):
         kernel(torch.full((5, 1), torch.nan))
     with pytest.raises(ValueError, match="at least 2"):
         median_distance(x[:1])
+    with pytest.raises(ValueError, match="norm must be an integer of at least 1 and at most 2, got 3"):
+        median_distance(x, norm=3)
+    for combine, what in ((operator.mul, "factor"), (operator.add, "summand")):
+        with pytest.raises(TypeError, match=f"a {what} must be of type Kernel, got float 0.5"):
+            combine(kernel, 0.5)
 
 
 @each(FORMULAS)

@@ -365,16 +365,16 @@ def from_arrays(
         raise ValueError("test_images and test_labels go together: one is given without the other")
     values = as_labels("labels", labels)
     known = np.unique(values)
-    train = Images(_as_images("images", images), _class_numbers(values, known))
+    train = Images(as_images("images", images), _class_numbers(values, known))
     if test_images is None or test_labels is None:
         train, test = _hold_out(train, test_fraction, seed)
     else:
         numbers = _class_numbers(as_labels("test_labels", test_labels), known)
-        test = Images(_as_images("test_images", test_images), numbers)
+        test = Images(as_images("test_images", test_images), numbers)
     return ImageData(name, train, test, tuple(map(str, known)))
 
 
-def _as_images(name: str, images: ArrayLike | Tensor) -> Tensor:
+def as_images(name: str, images: ArrayLike | Tensor) -> Tensor:
     """Return images of any accepted layout as uint8 (n, c, h, w)."""
     pixels = as_tensor(images, name, shared=True)
     if not pixels.is_floating_point() and pixels.dtype != torch.uint8:

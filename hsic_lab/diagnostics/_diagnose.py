@@ -157,7 +157,7 @@ def diagnose(
     if n < 4:
         raise ValueError(f"needs at least 4 rows, got shape {(n, d)}")
     rows = _view_rows(x, "", kind) + ([] if z_b is None else _view_rows(y, "_b", kind))
-    rows += _correlation_rows(x, None if z_b is None else y)
+    rows += _correlation_rows(x, y)
     if reference is not None:
         reference = as_samples(reference, "reference").detach()
         if len(reference) != n:
@@ -210,15 +210,15 @@ def _view_rows(z: Tensor, view: str, kind: str) -> list[Row]:
     return [*rows, _unjudged("uniformity", measures.uniformity(z), "", view, rows=min(n, measures.UNIFORMITY_ROWS))]
 
 
-def _correlation_rows(z_a: Tensor, z_b: Tensor | None) -> list[Row]:
-    """Diagnostics of C, and of the agreement of two views."""
+def _correlation_rows(z_a: Tensor, z_b: Tensor) -> list[Row]:
+    """Diagnostics of C, and of the agreement of two views; one view is the same tensor twice."""
     n, (x, y) = len(z_a), _standardized(z_a, z_b)
     d = max(1, int(((x != 0).any(dim=0) & (y != 0).any(dim=0)).sum()))  # constant features are left out of C
     dead = "" if x.any() and y.any() else "all features are constant"
     value, diagonal = _redundancy(x, y)
     # Six are three standard deviations of a sum of d (d - 1) / 2 pairs, each counted twice.
     rows = [_judged("redundancy", value, diagonal + 6 * d / (n - 1), why_not=dead)]
-    if z_b is None:
+    if z_b is z_a:
         return rows
     agreement = float((x * y).sum(dtype=torch.float64)) / (n * d)
     # Over permutations of the rows it has mean 0 and, for centered columns, variance |X Y'|^2 / (n^2 d^2 (n - 1)).
@@ -249,7 +249,7 @@ def redundancy(z_a: Features, z_b: Features | None = None) -> float:
     z_a, z_b : Tensor or ndarray of shape (n, d)
         Features of the two views; `z_a` alone is taken for both.
     """
-    return _redundancy(*_standardized(z_a, z_b))[0]
+    return _redundancy(*_standardized(*_checked(z_a, z_b)))[0]
 
 
 def feature_sum_covariance(z_a: Features, z_b: Features | None = None) -> float:
@@ -258,7 +258,7 @@ def feature_sum_covariance(z_a: Features, z_b: Features | None = None) -> float:
     It is d for uncorrelated features that agree, 0 at the optimum of HSIC_SSL (Tsai et al., 2021) with shared weights,
     and negative if two branches oppose each other to lower that loss. Parameters are those of `redundancy`.
     """
-    return _feature_sums(*_standardized(z_a, z_b))[0]
+    return _feature_sums(*_standardized(*_checked(z_a, z_b)))[0]
 
 
 def _checked(z_a: Features, z_b: Features | None) -> tuple[Tensor, Tensor]:
@@ -270,9 +270,8 @@ def _checked(z_a: Features, z_b: Features | None) -> tuple[Tensor, Tensor]:
     return x, y
 
 
-def _standardized(z_a: Features, z_b: Features | None) -> tuple[Tensor, Tensor]:
+def _standardized(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Both views standardized; the same tensor twice for one view."""
-    x, y = _checked(z_a, z_b)
     return (standardize(x),) * 2 if y is x else (standardize(x), standardize(y))
 
 

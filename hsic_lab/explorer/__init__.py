@@ -10,6 +10,7 @@ from threading import Thread
 from typing import Any
 
 import anywidget
+import jinja2
 import matplotlib
 import numpy as np
 import torch
@@ -19,10 +20,10 @@ from PIL import Image
 from torch import Tensor
 
 from hsic_lab import correlation as correlations
-from hsic_lab._checks import as_samples, check_number, to_array
+from hsic_lab._checks import as_samples, check_number, check_type, to_array
 from hsic_lab._io import replace_file
 from hsic_lab.evaluation import extract_features
-from hsic_lab.explorer._html import data_url, explorer_fragment, explorer_page, image_bytes
+from hsic_lab.explorer._html import data_url, explorer_fragment, image_bytes
 from hsic_lab.plots import DIVERGING, PALETTE, compare_cross_correlations
 from hsic_lab.plots._canvas import png_text
 from hsic_lab.plots._heatmaps import matrix_figure
@@ -135,7 +136,7 @@ def _image_views(images: Tensor | Sequence[Tensor] | None) -> Projections | None
     if images is None:
         return None
     images = torch.as_tensor(images) if isinstance(images, np.ndarray) else images
-    if not isinstance(images, Tensor) and len(images) != 2:
+    if not isinstance(images, Tensor) and len(check_type("images", images, list, tuple)) != 2:
         raise ValueError(f"images must be one tensor or a pair of tensors, got {len(images)}")
     a, b = (images, images) if isinstance(images, Tensor) else map(torch.as_tensor, images)
     for view in (a, b):
@@ -229,7 +230,9 @@ class CorrelationExplorer(anywidget.AnyWidget):
         It holds the matrices at all kept steps, rounded, and samples and images of the first 256 pairs. The page says
         what it holds. To stay below 15 MB, matrices of many features are rounded more, then steps are left out.
         """
-        page = explorer_page(self)
+        pages = jinja2.Environment(loader=jinja2.PackageLoader("hsic_lab", "explorer"), autoescape=True)
+        title = "Cross-correlation matrix: " + ", ".join(map(str, self._panels))
+        page = pages.get_template("page.html").render(title=title, fragment=explorer_fragment(self))
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         replace_file(Path(path), lambda temporary: temporary.write_text(page, encoding="utf-8"))
         return Path(path)

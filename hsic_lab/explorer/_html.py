@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jinja2
 import numpy as np
 from PIL import Image
 from torch import Tensor
@@ -22,13 +21,6 @@ if TYPE_CHECKING:
 _PAIRS, _SIDE, _COLUMNS = 256, 64, 16  # pairs whose samples are embedded; pixels and columns of their images
 _LEVELS = (4096, 1024, 256, 128, 64)  # entries of C are rounded to multiples of 1 / level, the finest that fits
 _BYTES, _PNG_BYTES = 14_300_000, 200_000  # of a page but for what is small; of images, above which JPEG is used
-
-
-def explorer_page(explorer: "CorrelationExplorer") -> str:
-    """Return a whole HTML page."""
-    pages = jinja2.Environment(loader=jinja2.PackageLoader("hsic_lab", "explorer"), autoescape=True)
-    title = "Cross-correlation matrix: " + ", ".join(explorer._panels)
-    return pages.get_template("page.html").render(title=title, fragment=explorer_fragment(explorer))
 
 
 def explorer_fragment(explorer: "CorrelationExplorer") -> str:

@@ -1,22 +1,22 @@
 // Small SVG charts in the colors and the font of the page.
 
-const SVG = "http://www.w3.org/2000/svg";
 const TICKS = { x: 4, y: 3 }; // approximate maxima
 const SIZE = { height: 155, right: 16, top: 8, bottom: 41 };
 
-function shape(name, attributes, text) {
-  const node = document.createElementNS(SVG, name);
+const maker = (namespace) => (name, attributes = {}, ...children) => {
+  const node = document.createElementNS(namespace, name);
   for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
-  if (text !== undefined) node.textContent = text;
+  node.append(...children);
   return node;
-}
+};
+const shape = maker("http://www.w3.org/2000/svg"), element = maker("http://www.w3.org/1999/xhtml");
 
 // A color of the palette that can be seen in light and in dark pages.
 function ink(color) {
   return `color-mix(in srgb, ${color} 72%, currentColor)`;
 }
 
-// A frame with ticks; `draw(x, y, svg)` adds the content, with the scales x and y.
+// A frame with ticks; `draw(x, y)` adds the content, with the scales x and y.
 function chart(svg, { x, y, xlabel, ylabel, description, log = false, size = SIZE, most = TICKS }, draw) {
   const { height, right, top, bottom } = size, width = svg.clientWidth || 280; // 0 while it is not in the page
   const words = (log ? decades(y[0], y[1]) : ticks(y[0], y[1], most.y)).map((value) => [value, (log ? power : number)(value)]);
@@ -30,7 +30,7 @@ function chart(svg, { x, y, xlabel, ylabel, description, log = false, size = SIZ
   const [low, high] = [level(y[0]), level(y[1])];
   const toX = (value) => left + ((value - x[0]) / (x[1] - x[0])) * (width - left - right);
   const toY = (value) => height - bottom - ((level(value) - low) / (high - low)) * (height - top - bottom);
-  draw(toX, toY, svg);
+  draw(toX, toY);
   svg.append(shape("path", {
     d: `M${left},${top}V${height - bottom}H${width - right}`, class: "axis", fill: "none",
   }));
@@ -112,10 +112,9 @@ function histogram(svg, shown, { low, high, bins, band, lines = [], xlabel, desc
 
 function spectrumChart(svg, shown, description) {
   const longest = Math.max(...shown.map((one) => one.values.length));
-  const y = [1, 1];
   const lines = shown.map((one) => one.values.map((value) => value / (one.values[0] || 1)));
-  y[0] = Math.min(0.1, Math.max(1e-6, Math.min(...lines.map((values) => values[values.length - 1]))));
-  chart(svg, { x: [1, longest], y, log: true, xlabel: "index", ylabel: "σ / largest", description }, (toX, toY) => {
+  const least = Math.min(0.1, Math.max(1e-6, Math.min(...lines.map((values) => values.at(-1)))));
+  chart(svg, { x: [1, longest], y: [least, 1], log: true, xlabel: "index", ylabel: "σ / largest", description }, (toX, toY) => {
     lines.forEach((values, k) => {
       const path = values.map((value, index) => `${index ? "L" : "M"}${toX(index + 1)},${toY(value)}`).join("");
       svg.append(shape("path", { d: path, style: `fill: none; stroke: ${ink(shown[k].color)}`, "stroke-width": 1.8 }));

@@ -62,8 +62,7 @@ function drawColorBar(canvas, colors) {
 
 // The square window of at least 4 features at this row and column, moved inside a matrix of size d.
 function fitted(row, column, size, d) {
-  const least = Math.min(4, d);
-  const s = Math.round(Math.min(d, Math.max(least, size)));
+  const s = Math.round(Math.min(d, Math.max(4, size)));
   const inside = (start) => Math.round(Math.min(d - s, Math.max(0, start)));
   return { row: inside(row), column: inside(column), size: s };
 }

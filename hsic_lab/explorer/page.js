@@ -56,11 +56,9 @@ class PageModel {
 
   async send(request) {
     const { kind, panel, step } = request, found = this.data.answers[`${kind}/${panel}/${step}`];
-    if (kind === "cell") this.answer(...(await this.cell(request)));
-    else this.answer({ ...found, kind }, kind === "matrix" ? [await this.matrix(panel, step)] : []);
-  }
-
-  answer(message, buffers) {
+    const [message, buffers] = kind === "cell"
+      ? await this.cell(request)
+      : [{ ...found, kind }, kind === "matrix" ? [await this.matrix(panel, step)] : []];
     this.heard.get("msg:custom")?.(message, buffers);
   }
 

@@ -5,13 +5,6 @@ const HELP =
   "Keys on a heatmap: arrows move, Enter shows the samples, + and − zoom, 0 resets. On a touch screen tap an entry, " +
   "or spread two fingers to zoom.";
 
-function element(name, attributes = {}, ...children) {
-  const node = document.createElement(name);
-  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
-  node.append(...children);
-  return node;
-}
-
 class Heatmap {
   constructor(view, index, panel) {
     this.view = view;

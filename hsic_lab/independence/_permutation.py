@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from hsic_lab._checks import check_integer, check_number, is_constant, seeded, to_array
+from hsic_lab._checks import check_integer, check_number, check_type, is_constant, seeded, to_array
 from hsic_lab.hsic import center, dhsic
 from hsic_lab.hsic._estimators import at_origin, paired_samples, require_digits
 from hsic_lab.kernels import Gaussian, Kernel, kernel_or, require_finite
@@ -166,7 +166,7 @@ def dhsic_test(
     >>> dhsic_test(a, b, a ^ b, kernels=[Delta()] * 3).pvalue  # pairwise independent, jointly dependent
     0.001
     """
-    given: Sequence[Any] = [None] * len(samples) if kernels is None else kernels
+    given: Any = [None] * len(samples) if kernels is None else check_type("kernels", kernels, list, tuple)
     kernels = [Gaussian() if kernel is None else kernel for kernel in given]
     dhsic(*samples, kernels=kernels)  # type: ignore[arg-type]  # checks the samples
     checked = [kernel.samples(z, "samples") for kernel, z in zip(kernels, samples, strict=True)]

@@ -184,7 +184,7 @@ def _primal(views: Any, with_total: bool) -> tuple[Any, tuple[Tensor, ...]]:
         views /= unit
         scales = reciprocal_norm(mean / unit, views.square().sum(dim=1, keepdim=True), n)
     x, s = views.unbind(), scales.unbind()
-    matrices = [row_product(x[i], x[j], torch.matmul).mul_(s[i].T).mul_(s[j]) for i, j in _pairs(x)]
+    matrices = [row_product(x[i], x[j]).mul_(s[i].T).mul_(s[j]) for i, j in _pairs(x)]
     diagonal = torch.stack([c.diagonal() for c in matrices])
     squared_norm = reduce(torch.add, [c.square().fill_diagonal_(0).sum() for c in matrices])
     total = reduce(torch.add, [c.clone().fill_diagonal_(0).sum() for c in matrices]) if with_total else None

@@ -169,13 +169,9 @@ def _chebyshev(a: float, b: float) -> list[float]:
 
 
 def _beta_quadrature(a: float, b: float) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes and weights of Gaussian quadrature for Beta(a, b - a), from the recurrence of the Jacobi polynomials."""
-    p, q = b - a - 1, a - 1  # weight (1 - x)^p (1 + x)^q on -1..1
-    k = np.arange(1, 64)
-    total = 2 * k + p + q
-    diagonal = np.concatenate([[(q - p) / (p + q + 2)], (q**2 - p**2) / (total * (total + 2))])
-    squares = np.full(len(k), 4 * (1 + p) * (1 + q) / ((2 + p + q) ** 2 * (3 + p + q)))  # for k = 1, p + q = -1 too
-    k, total = k[1:], total[1:]
-    squares[1:] = 4 * k * (k + p) * (k + q) * (k + p + q) / (total**2 * (total + 1) * (total - 1))
-    nodes, vectors = eigh_tridiagonal(diagonal, np.sqrt(squares))
-    return (1 + nodes) / 2, np.square(vectors[0])
+    """Nodes and weights for Beta(a, b - a), a = 0.5 or 1.5: Gaussian quadrature for the root of y (Gegenbauer)."""
+    c, k = b - a - 0.5, np.arange(2, 128)  # weight (1 - x^2)^(c - 0.5) on -1..1, times x^2 for a = 1.5
+    squares = np.append(0.5 / (1 + c), k * (k + 2 * c - 1) / (4 * (k + c) * (k + c - 1)))
+    roots, vectors = eigh_tridiagonal(np.zeros(128), np.sqrt(squares))
+    weights = np.square(vectors[0] * roots ** (a - 0.5))
+    return np.square(roots), weights / weights.sum()

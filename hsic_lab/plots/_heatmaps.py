@@ -54,8 +54,10 @@ def compare_cross_correlations(panels: Mapping[str, ArrayLike | Mapping[str, Arr
         Matrices by title, in one row, or by row and column, such as loss and "before" or "after", the same in all rows;
         and the end of the color scale.
     """
-    nested = any(isinstance(row, Mapping) for row in check_type("panels", panels, Mapping).values())
-    rows: Mapping[str, Any] = panels if nested else {"": panels}
+    kinds = {isinstance(row, Mapping) for row in check_type("panels", panels, Mapping).values()}
+    if len(kinds) > 1:
+        raise ValueError(f"panels must hold matrices only or rows of matrices only, got both under {list(panels)}")
+    rows: Mapping[str, Any] = panels if True in kinds else {"": panels}
     columns = list(next(iter(rows.values())))
     for name, row in rows.items():
         if list(row) != columns:

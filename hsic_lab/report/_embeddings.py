@@ -72,10 +72,8 @@ class Embeddings:
         check_type("labels", self.labels, np.ndarray, type(None))
         judged = self.z_a if self.features is None else self.features
         for values, rows, what in ((self.labels, judged, "labels"), (self.target, self.z_a, "values of the target")):
-            if values is not None and values.shape != (len(rows),):
-                raise ValueError(
-                    f"{self.name}: {(n := len(rows))} rows need {what} of shape ({n},), got {values.shape}"
-                )
+            if values is not None and values.shape != (n := len(rows),):
+                raise ValueError(f"{self.name}: {n} rows need {what} of shape ({n},), got {values.shape}")
 
 
 def read_embeddings(

@@ -365,8 +365,8 @@ def page_probes(found: Embeddings, other: Embeddings | None = None) -> tuple[pd.
                 results[f"{default_neighbors(len(train))} nearest neighbors"] = knn_accuracy(*parts)
             rows += [(name, *result, chance_accuracy(y[train], y[test])) for result in results.items()]
     table = pd.DataFrame(rows, columns=["features", "evaluation", "accuracy", "chance"])
-    means = table.groupby(["features", "evaluation"], sort=False).agg(["mean", "std"])
-    table = means["accuracy"].rename(columns={"mean": "accuracy"}).assign(chance=means["chance", "mean"]).reset_index()
+    groups = table.groupby(["features", "evaluation"], sort=False)
+    table = groups.agg(accuracy=("accuracy", "mean"), std=("accuracy", "std"), chance=("chance", "mean")).reset_index()
     table = table.assign(**{"train rows": len(train), "test rows": len(test)})
     return table if len(given) > 1 else table.drop(columns="features"), note
 
@@ -378,11 +378,10 @@ def depth_table(found: Embeddings) -> pd.DataFrame:
     train, test = train_test_split(kept, test_size=0.3, stratify=found.labels[kept], random_state=0)
     parts = {name: (z[train], z[test]) for name, z in found.layers.items()}
     table = probe_table(parts, found.labels[train], found.labels[test], SPLITS, layers=True)
-    layers = table.assign(std=table["accuracy"]).groupby("representation", sort=False)
-    columns = {"accuracy": "mean", "std": "std", "chance": "first", "cka_labels": "first", "rankme": "first"}
-    names = {"representation": "layer", "cka_labels": "CKA with labels", "rankme": "RankMe"}
-    widths = [z.shape[1] for z in found.layers.values()]
-    return layers.agg(columns).reset_index().rename(columns=names).assign(features=widths)
+    table = table.rename(columns={"representation": "layer", "cka_labels": "CKA with labels", "rankme": "RankMe"})
+    accuracy = table.groupby("layer", sort=False)["accuracy"].agg(accuracy="mean", std="std")
+    others = table.drop_duplicates("layer").set_index("layer")[["chance", "CKA with labels", "RankMe"]]
+    return accuracy.join(others).reset_index().assign(features=[z.shape[1] for z in found.layers.values()])
 
 
 def _probed_rows(labels: np.ndarray, given: Mapping[str, Tensor]) -> tuple[np.ndarray, str]:

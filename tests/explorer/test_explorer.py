@@ -210,6 +210,11 @@ class Embedded(html.parser.HTMLParser):
         return k / self.data["level"] + (0 if later is None else self.matrix(panel, later))
 
 
+def test_panels_can_have_numbers_as_names(tmp_path):
+    page = CorrelationExplorer({64: Z, 128: Z}).save_html(tmp_path / "page.html").read_text()
+    assert "<title>Cross-correlation matrix: 64, 128</title>" in page
+
+
 def test_page_holds_the_matrices_and_samples(tmp_path):
     run, images = run_of(tmp_path), (pixels(), pixels(seed=1))
     run.samples = {step: torch.stack([standardize(z) for z in projections(seed=step)]).half() for step in (0, 25)}
@@ -392,6 +397,11 @@ BAD = {
         lambda _: CorrelationExplorer(*Z, images=(pixels(), pixels(9))),
         ValueError,
         "got 30 and 9",
+    ),
+    "no images": (
+        lambda _: CorrelationExplorer(*Z, images=3),
+        TypeError,
+        "images must be of type list or tuple, got int 3",
     ),
     "three views": (lambda _: CorrelationExplorer(*Z, images=(pixels(),) * 3), ValueError, "pair of tensors, got 3"),
     "images that are none": (lambda _: CorrelationExplorer(*Z, images=Z[0]), ValueError, r"\(n, c, h, w\)"),

@@ -603,6 +603,7 @@ def test_level_holds_if_the_diagonals_dominate(n):
 @pytest.mark.parametrize(
     "test, options, words",
     [
+        (dhsic_test, {"kernels": Delta()}, "kernels must be of type list or tuple, got Delta"),
         *((test, {"permutations": 0}, "got 0") for test in (permutation_test, aggregated_test, dhsic_test)),
         *((test, {"seed": -1}, "seed.*got -1") for test in (*SEEDED, block_test, dhsic_test)),
         *((test, {"groups": np.zeros(19)}, r"\(20,\).*\(19,\)") for test in (permutation_test, aggregated_test)),
@@ -619,7 +620,7 @@ def test_level_holds_if_the_diagonals_dominate(n):
     ],
 )
 def test_options_that_are_not_accepted_are_quoted(test, options, words):
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises((TypeError, ValueError), match=words):
         test(normal(20, 1), normal(20, 1, 1), **options)
 
 

@@ -223,6 +223,7 @@ EYE = np.eye(2)
         (lambda: plot_cross_correlation(np.eye(2), limit=0.0), "got 0.0"),
         (lambda: compare_cross_correlations({}), "none"),
         (lambda: compare_cross_correlations({"a": {"x": EYE}, "b": {"y": EYE}}), r"\['x'\].*\['y'\]"),
+        (lambda: compare_cross_correlations({"a": {"x": EYE}, "b": EYE}), r"both under \['a', 'b'\]"),
         (lambda: history_figure({"a": history().drop(columns="step")}, 8), r"\['step'\]"),
         (lambda: history_figure({}, 8), "at least one history"),
         (lambda: history_figure({"a": history()}, 1), "got 1"),
