@@ -56,7 +56,8 @@ def augmentation(name: str, size: int | Sequence[int], **changes: Any) -> "TwoVi
 
 def normalize(images: Tensor) -> Tensor:
     """Scale images (n, c, h, w), uint8 or floating point in [0, 1], to float32 in [-1, 1], as the encoders need."""
-    return images.to(torch.float32).div(_half_range(images)).sub_(1)
+    half = _half_range(images)
+    return images.to(torch.float32).div(half).sub_(1)
 
 
 class TwoViews:

@@ -705,9 +705,10 @@ def test_large_integers_beside_missing_ones_stay_exact(tmp_path):
     columns = {f"f{i}": pa.array(column) for i, column in enumerate(A.T)}
     pq.write_table(pa.table({**columns, "label": labels}), tmp_path / "x.parquet")
     assert read_embeddings(tmp_path / "x.parquet").labels.tolist() == [2**53 + 1, 2**53] * 4
+    words = {"f3": r"column 'f3' holds 4 values that are empty .* in row 2", "z": "4 of 12 rows are not, first row 1"}
     for name, values in (("f3", labels), ("z", pa.array([[1, 2], [3, None], [1, 1]] * 4))):
         pq.write_table(pa.table({**columns, name: values}), tmp_path / "x.parquet")
-        with pytest.raises(ValueError, match=r"4 of 12 rows are not, first row [12]"):
+        with pytest.raises(ValueError, match=words[name]):
             read_embeddings(tmp_path / "x.parquet", view_a="*" if name == "f3" else name)
 
 
