@@ -170,7 +170,7 @@ def _train(
             raise ValueError(f"--resume takes its settings from {folder}, which has {'; '.join(changed)}")
         data = None
     else:
-        if resume:
+        if resume and first:
             print(f"No run in {folder} yet: starting one")
         config = lab.training.recipe(recipe, **given) if recipe else lab.training.TrainConfig(**given)
         if first and recipe is None and "dataset" not in given:

@@ -13,7 +13,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
-from hsic_lab._checks import check_number, check_type
+from hsic_lab._checks import check_integer, check_number, check_type
 from hsic_lab.datasets import ImageData, Images
 from hsic_lab.datasets._folders import as_images
 from hsic_lab.encoders import MLPProjector
@@ -105,15 +105,15 @@ class SelfSupervisedEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         """Train the encoder on X. Ctrl-C keeps the networks of that moment and raises KeyboardInterrupt."""
         shape = getattr(X, "shape", ())[1:] if getattr(X, "ndim", 2) > 2 else self.image_shape
         rows = self._rows(X, reset=True)
-        self._image_shape = None if shape is None else tuple(shape)
+        self._image_shape = None if shape is None else tuple(check_type("image_shape", shape, list, tuple))
         if self._image_shape is None:
             self._scaler = StandardScaler().set_output(transform="default").fit(rows)  # whatever the user has set
         config = TrainConfig(
             **{k: getattr(self, k) for k in ("loss", "lambda_param", "width", "epochs", "learning_rate", "device")},
             encoder=self.encoder if isinstance(self.encoder, str) and self.encoder != "auto" else "conv",
             projector=tuple(check_type("projector", self.projector, list, tuple)),
-            batch_size=min(self.batch_size, len(rows)), snapshots=2, checkpoint_every=self.epochs,
-            seed=check_random_state(self.random_state).randint(np.iinfo(np.int32).max),
+            batch_size=min(check_integer("batch_size", self.batch_size, 2), len(rows)), snapshots=2,
+            checkpoint_every=self.epochs, seed=check_random_state(self.random_state).randint(np.iinfo(np.int32).max),
         )  # fmt: skip
         images = self._images(rows)
         data = ImageData("X", images, images.subset(slice(SNAPSHOT_PAIRS)), ("unknown",))
@@ -158,7 +158,7 @@ class SelfSupervisedEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
     def _own_encoder(self, seed: int) -> nn.Module | None:
         """Return the module to train, or None if the config names it."""
         if not isinstance(self.encoder, str):
-            return copy.deepcopy(self.encoder)
+            return copy.deepcopy(check_type("encoder (auto, a name or a module)", self.encoder, nn.Module))
         if self._image_shape is not None:
             return None
         if self.encoder != "auto":

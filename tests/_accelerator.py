@@ -275,6 +275,7 @@ def _driver(kind):
         return random | {"backends.mps.is_available": lambda: True}
     return random | {
         "cuda.is_available": lambda: True,
+        "cuda.device_count": lambda: 1,
         "cuda.device": lambda device: nullcontext(),
         "cuda.mem_get_info": lambda device: (2, 2),  # batches are read from the memory of the CPU
         "cuda.get_device_name": lambda device: "simulated device",

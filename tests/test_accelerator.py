@@ -331,9 +331,10 @@ def test_device_names(monkeypatch):
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
     with pytest.raises(ValueError, match="device is 'mps', but torch finds no MPS device"):
         pick_device("mps")
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(ValueError, match="device is 'cuda:1', but torch finds no CUDA device"):
-        pick_device("cuda:1")
+    for count in (0, 1):
+        monkeypatch.setattr("torch.cuda.device_count", lambda count=count: count)
+        with pytest.raises(ValueError, match=f"device is 'cuda:1', but torch finds {count or 'no'} CUDA device"):
+            pick_device("cuda:1")
     with simulated("mps"):
         assert pick_device("mps").type == "mps" and pick_device("auto").type == "cpu"
         assert resolved_precision("auto", torch.device("mps")) == "float32"

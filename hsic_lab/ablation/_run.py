@@ -87,6 +87,7 @@ def run_ablation(
         With `layers`, also rows of the projector's layers: `layer` is "encoder", "projector 1", ..., `evaluation` of
         the latter "linear of projector 1", ...; `rankme` is of that layer, and `cka_labels` as in `probe_table`.
     """
+    check_type("data (from_arrays makes it)", data, ImageData, type(None))
     grid = grid if isinstance(grid, Grid) else read_grid(grid)
     grid = grid if seeds is None else replace(grid, seeds=seeds)
     folder, levels = Path(folder).absolute(), grid.levels
@@ -241,6 +242,8 @@ def _train_and_evaluate(one: Planned, folder: Path, data: ImageData | None, eval
             data = _load(one.config.dataset, tuple(sorted(one.data.items())), data_folder())
         else:
             data = cut(data, one.data)
+        if not data.class_names:
+            raise ValueError(f"{data.name} has no labels, with which a grid evaluates features")
         if not (folder / SETTINGS).exists():
             remove_run(folder)  # a run that lost its settings; all in this folder was made by this function
         try:

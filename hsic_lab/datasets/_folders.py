@@ -317,7 +317,7 @@ def _find_splits(path: Path, train_folder: str | None) -> list[Path]:
     pairs = list(zip(visible, kinds, strict=True))
     by_kind = {kind: [folder for folder, its in pairs if its == kind] for kind in ("train", "test", "val")}
     if train_folder is not None:
-        if not (path / train_folder).is_dir():
+        if ".." in Path(train_folder).parts or Path(train_folder).is_absolute() or not (path / train_folder).is_dir():
             raise ValueError(f"train_folder must be a folder in {path} or '.', got {train_folder!r}")
         by_kind["train"] = [path / train_folder]
         if by_kind["train"] == [path]:

@@ -249,8 +249,8 @@ def load(name: str, folder: str | os.PathLike | None = None, **options: Any) -> 
     if unknown := sorted(options.keys() - (() if name in SOURCES else signature(LOADERS[name]).parameters.keys())):
         raise TypeError(f"{name} has no option {unknown[0]!r}")
     if name not in SOURCES:
-        whole = {key: None if value is None else int(value) for key, value in options.items()}
-        return replace(LOADERS[name](**options), source=whole)
+        data = LOADERS[name](**options)  # checks the options
+        return replace(data, source={key: None if value is None else int(value) for key, value in options.items()})
     path, source = data_folder(folder) / SOURCES[name].folder, SOURCES[name]
     if missing := source.missing(path.parent):
         found = f"There is no {', '.join(missing)} in {path.absolute()}"

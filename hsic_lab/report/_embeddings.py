@@ -60,6 +60,7 @@ class Embeddings:
     labelled: np.ndarray | None = None
 
     def __post_init__(self) -> None:
+        check_type("z_a", self.z_a, Tensor), check_type("z_b", self.z_b, Tensor, type(None))
         views = [z for z in (self.z_a, self.z_b) if z is not None]
         for z in views:
             if z.ndim != 2 or len(z) < MIN_ROWS or not 2 <= z.shape[1] <= MAX_FEATURES:
@@ -70,6 +71,9 @@ class Embeddings:
             found = " and ".join(map(str, shapes))
             raise ValueError(f"{self.name}: views must have one shape, got {found}; --against compares other features")
         check_type("labels", self.labels, np.ndarray, type(None))
+        check_type("target", self.target, np.ndarray, type(None))
+        if self.labels is not None:
+            as_labels(f"{self.name}: labels", self.labels)
         judged = self.z_a if self.features is None else self.features
         for values, rows, what in ((self.labels, judged, "labels"), (self.target, self.z_a, "values of the target")):
             if values is not None and values.shape != (n := len(rows),):
@@ -335,7 +339,7 @@ def _with_labels(found: Embeddings, values: np.ndarray | Tensor, source: str) ->
             words = f"Continuous target: {source}, {labels.min():g} to {labels.max():g}; a probe needs classes"
             words += "; most of these whole numbers differ: if they are classes, write them as words" * whole
             return replace(found, target=target, note=f"{found.note}. {words}{missing}", table=table)
-    if labels.dtype.kind == "f":
+    if labels.dtype.kind == "f" and np.abs(labels).max() < 2**63:
         labels = labels.astype(np.int64)  # pandas keeps integers as floats in a column with missing values
     if labels.dtype.kind == "O":
         Column((n, max(len(str(label)) for label in pd.unique(labels))), np.dtype("U1")).checked(source)

@@ -301,8 +301,10 @@ def pick_device(name: str) -> torch.device:
         kind = f"cuda:{os.environ['LOCAL_RANK']}"
     if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", kind):
         raise ValueError(f"device must be auto, cpu, mps, cuda or cuda:N, got {name!r}")
-    if not (torch.backends.mps.is_available() if kind == "mps" else kind == "cpu" or torch.cuda.is_available()):
-        raise ValueError(f"device is {name!r}, but torch finds no {kind.partition(':')[0].upper()} device")
+    family, _, index = kind.partition(":")
+    count = int(torch.backends.mps.is_available()) if kind == "mps" else torch.cuda.device_count()
+    if kind != "cpu" and int(index or 0) >= count:
+        raise ValueError(f"device is {name!r}, but torch finds {count or 'no'} {family.upper()} device(s)")
     if kind == "mps" and (count := int(os.environ.get("WORLD_SIZE", 1))) > 1:
         raise ValueError(f"device 'mps' is for one process, got {count} processes")
     return torch.device(kind)

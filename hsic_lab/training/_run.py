@@ -31,7 +31,7 @@ KEPT = 2  # the newest checkpoint, and the one before it in case the newest is d
 LOCK = "train.lock"  # held while a process trains
 _STEP = "step_"
 Settings = tuple[TrainConfig, str, dict[str, Any], dict[str, str]]  # config, status, metadata, digests of files
-_LACKS = {errno.EACCES, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EPERM}  # not the fault of a file
+_LACKS = {errno.EACCES, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EPERM, errno.ESTALE}  # not a file's fault
 
 
 class DamagedRun(ValueError):
@@ -169,8 +169,7 @@ def settings_to_resume(folder: Path) -> Settings:
         if kept is None or "config" not in kept.values:
             raise
         warnings.warn(f"{error}: its settings are those of the checkpoint at step {kept.step}", stacklevel=1)
-        facts = kept.values.get("facts", {"pictures": kept.values["pictures"]})  # early checkpoints lack the others
-        return TrainConfig.from_json(kept.values["config"]), "running", facts, {}
+        return TrainConfig.from_json(kept.values["config"]), "running", kept.values["facts"], {}
 
 
 def read_snapshots(folder: Path, digests: Mapping[str, str], name: str = SNAPSHOTS) -> dict[int, Tensor]:
@@ -204,9 +203,9 @@ def _read(path: Path, reader: Callable[[Path], Any], digests: Mapping[str, str])
 
 
 def of_the_machine(error: Exception) -> bool:
-    """Whether a lack of memory, disk or permission made the error, and nothing is known of files or settings."""
+    """Whether a lack of memory, disk, GPU or permission made the error: nothing is known of files or settings."""
     memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
-    return memory or getattr(error, "errno", None) in _LACKS
+    return memory or "CUDA error" in str(error) or getattr(error, "errno", None) in _LACKS
 
 
 def _on_cpu(state: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -109,8 +109,6 @@ class TrainingPairs:
             views = list(self.views(images, generator))
             if wrong := [len(view) for view in views if len(view) != self.size]:
                 raise ValueError(f"views must keep their {self.size} images, got {wrong}")
-            if len(views) != (count := self.config.views_per_image):
-                raise ValueError(f"views must return views_per_image={count} views, got {len(views)}")
             yield (view[self.rows] for view in views)
 
 
@@ -142,8 +140,10 @@ def held_out_pairs(data: ImageData, config: TrainConfig, device: torch.device, v
     if data.scenes:
         pair = DigitScenes("test", data.scenes.size).pairs(SNAPSHOT_PAIRS, generator, config.shared)
     else:
-        pair = tuple(make(data.test.sample(SNAPSHOT_PAIRS).images.to(device), generator))[:2]
-    return [prepared(view, device) for view in pair]
+        pair = tuple(make(data.test.sample(SNAPSHOT_PAIRS).images.to(device), generator))
+        if len(pair) != config.views_per_image:
+            raise ValueError(f"views must return views_per_image={config.views_per_image} views, got {len(pair)}")
+    return [prepared(view, device) for view in pair[:2]]
 
 
 def seed_of(*key: int) -> int:

@@ -150,8 +150,10 @@ def train(
                 remove_checkpoints(folder / FOLDER)
         if stop:
             raise stop_error(stop)
-        if trainer.writes:
-            _warn_if_unrelated(run)
+        mean = float(run.snapshots[trainer.steps].diagonal().mean()) if trainer.writes else 1
+        if not mean > 2 / math.sqrt(n := len(held_out[0])):  # twice its largest standard deviation for unrelated views
+            words = f"{folder}: the mean diagonal of C is {mean:.3f} on {n} held-out pairs, as for unrelated views."
+            warnings.warn(f"{words} Try a lower learning_rate ({config.learning_rate}), or train longer.", stacklevel=2)
         return run
 
 
@@ -213,15 +215,6 @@ def _status_if_same(folder: Path, config: TrainConfig, data: ImageData | None, v
     if "views" in metadata and (metadata["views"] == "custom") != (views is not None):
         raise ValueError(f"{folder} holds a run with{'out' * (views is not None)} views of its own: give the same")
     return status
-
-
-def _warn_if_unrelated(run: Run) -> None:
-    """Warn if the views of held-out pairs have features no more alike than those of unrelated images would be."""
-    mean, pairs = float(run.snapshots[max(run.snapshots)].diagonal().mean()), run.metadata["held_out_pairs"]
-    if not mean > 2 / math.sqrt(pairs):  # twice the largest standard deviation of this mean for unrelated views
-        found = f"the mean diagonal of C is {mean:.3f} on {pairs} held-out pairs, as for unrelated views"
-        advice = f"The encoder may have learned nothing: try a lower learning_rate ({run.config.learning_rate})"
-        warnings.warn(f"{run.folder}: {found}. {advice}, or train longer", stacklevel=3)
 
 
 def _warn_of_changes(folder: Path, metadata: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
-from functools import reduce
+from functools import cache, partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -59,13 +59,13 @@ class TensorBoardLogger:
             from torch.utils.tensorboard import SummaryWriter
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError("TensorBoardLogger needs tensorboard: pip install tensorboard") from error
-        self.writer = SummaryWriter(str(folder))
+        self.writer = cache(partial(SummaryWriter, str(folder)))  # made by process 0 once the folder is that of a run
 
     def __call__(self, event: Event) -> None:
         for name, value in event.values.items():
             if isinstance(value, int | float) and name != "step":
-                self.writer.add_scalar(f"{event.kind}/{name}", value, event.step)
-        self.writer.flush()
+                self.writer().add_scalar(f"{event.kind}/{name}", value, event.step)
+        self.writer().flush()
 
 
 def make_monitor(kind: str, data: ImageData) -> Callable[[nn.Module], dict[str, Any]] | None:
@@ -259,8 +259,7 @@ class Trainer:
         if self.writes:
             self.check_folder()
             values = {"seconds": self.seconds, "history": self.rows, "monitor": self.monitor_rows}
-            facts = self.run.metadata
-            values |= {"config": asdict(self.config), "pictures": facts["pictures"], "facts": facts}  # whose it is
+            values |= {"config": asdict(self.config), "facts": self.run.metadata}  # whose it is
             tensors = files.training_tensors(self.networks, self.optimizer)
             files.save_checkpoint(self.run.folder / files.FOLDER, files.Checkpoint(self.step_count, tensors, values))
 
@@ -268,9 +267,9 @@ class Trainer:
         """Continue from the newest undamaged checkpoint of the folder; without one, start from the beginning."""
         folder = self.run.folder
         if (checkpoint := files.load_checkpoint(folder / files.FOLDER)) is not None:
-            own = {"config": asdict(self.config), "pictures": self.run.metadata["pictures"]}
-            kept = own | checkpoint.values  # early checkpoints do not say whose they are
-            if TrainConfig.from_json(kept["config"]) != self.config or kept["pictures"] != own["pictures"]:
+            kept = {"config": asdict(self.config), "facts": self.run.metadata} | checkpoint.values  # 0.1 kept neither
+            others = kept["facts"]["pictures"] != self.run.metadata["pictures"]
+            if others or TrainConfig.from_json(kept["config"]) != self.config:
                 raise ValueError(f"{folder / files.FOLDER} is of a run with other settings or images: move it away")
             try:
                 files.restore_training(checkpoint.tensors, self.networks, self.optimizer)
