@@ -375,7 +375,7 @@ def few_label_curve(
     per_class, seeds : sequence of int, and int, default 5
         Numbers of labeled rows of each class, and number of draws.
     """
-    per_class, seeds = [check_integer("per_class", m, 1) for m in np.ravel(per_class)], check_integer("seeds", seeds, 1)
+    per_class, seeds = [check_integer("per_class", m, 1) for m in per_class], check_integer("seeds", seeds, 1)
     if not per_class:
         raise ValueError("per_class must hold at least one number of rows, got none")
     train_y, test_y = as_labels("train_y", train_y), as_labels("test_y", test_y)

@@ -179,12 +179,15 @@ def test_interrupted_fit_keeps_the_networks(calls, x):
         ({"encoder": "resnet18"}, ROWS, "'auto' or a module where X holds rows, got 'resnet18'"),
         ({"encoder": "vgg"}, IMAGES, "'vgg'"),
         ({"loss": "barlow"}, ROWS, "'barlow'"),
-        ({"batch_size": 1}, ROWS, "batch_size must be a whole number of at least 2, got 1"),
+        ({"batch_size": 1}, ROWS, "batch_size must be an integer of at least 2, got 1"),
+        ({"batch_size": "64"}, ROWS, "batch_size must be an integer of at least 2, got '64'"),
+        ({"encoder": None}, IMAGES, r"encoder \(auto, a name or a module\) must be of type Module, got NoneType None"),
+        ({"image_shape": 8}, DIGITS, "image_shape must be of type list or tuple, got int 8"),
         ({}, np.where(ROWS > 2, np.nan, ROWS), "NaN"),
     ],
 )
 def test_bad_input_is_quoted(settings, x, words):
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises((TypeError, ValueError), match=words):
         SelfSupervisedEncoder(**SMALL | settings).fit(x)
 
 

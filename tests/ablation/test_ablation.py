@@ -23,7 +23,7 @@ from hsic_lab.ablation import Grid, read_grid, read_table, run_ablation, write_t
 from hsic_lab.ablation import _run as ablation_runs
 from hsic_lab.ablation._run import LOCK, RESULT, cut, plan_runs
 from hsic_lab.cli import app
-from hsic_lab.datasets import from_arrays, load
+from hsic_lab.datasets import ImageData, Images, from_arrays, load
 from hsic_lab.evaluation import extract_features, extract_layers, linear_probe
 from hsic_lab.plots import plot_ablation, plot_ablation_map
 from hsic_lab.training import TrainConfig, train
@@ -249,6 +249,7 @@ def test_features_without_neighbors_still_have_a_linear_probe(tmp_path, monkeypa
 
 
 LACKS = [OSError(errno.ENOSPC, "No space left on device"), MemoryError(), torch.OutOfMemoryError("CUDA out of memory")]
+LACKS += [OSError(errno.ESTALE, "Stale file handle"), RuntimeError("CUDA error: all devices are busy or unavailable")]
 LACKS += [RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8000000 bytes")]
 
 
@@ -455,6 +456,11 @@ def test_bad_data_is_refused_before_training(tmp_path):
         run_ablation(grid(base={"dataset": "digitz"}), tmp_path, progress=False)
     frame = run_ablation(grid(cross={}, data={"n_train": 10**6}), tmp_path, progress=False)
     assert "n_train must be at most the 1352 images of digits, got 1000000" in frame["state"][0]
+    with pytest.raises(TypeError, match=r"data \(from_arrays makes it\) must be of type ImageData .* got str 'digits'"):
+        run_ablation(grid(cross={}), tmp_path, data="digits", progress=False)
+    split = Images(torch.zeros(20, 1, 8, 8, dtype=torch.uint8), torch.full((20,), -1))
+    frame = run_ablation(grid(cross={}, data={}), tmp_path, data=ImageData("plain", split, split, ()), progress=False)
+    assert "plain has no labels" in frame["state"][0] and not list(tmp_path.glob("*/run"))
 
 
 def test_command_exits_with_1_and_the_reasons_of_failures(tmp_path, capsys):

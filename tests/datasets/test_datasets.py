@@ -244,6 +244,7 @@ def parts(train, test):
         (lambda: load("digits", n_train=5), TypeError, "n_train"),
         (lambda: load("cifar10", path="elsewhere"), TypeError, "cifar10 has no option 'path'"),
         (lambda: load("digit_scenes", n_train=0), ValueError, "got 0"),
+        (lambda: load("digit_scenes", n_train="many"), TypeError, "an integer of at least 1, got 'many'"),
         (lambda: digit_index("all"), ValueError, "'all'"),
         (lambda: Images(PIXELS.double(), LABELS), TypeError, "torch.float64"),
         (lambda: Images(PIXELS[:, 0, 0, 0].float(), LABELS), ValueError, r"\(3,\) and \(3,\)"),

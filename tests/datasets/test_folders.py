@@ -456,6 +456,8 @@ def test_train_folder_says_what_the_names_do_not(tmp_path):
     assert data.class_names == ("ant", "bee") and len(data.test) == 10 and data.source["train_folder"] == "mine"
     data = from_folder(tmp_path, train_folder=".")
     assert data.class_names == ("dev", "mine", "train") and (len(data.train), len(data.test)) == (24, 6)
+    with pytest.raises(ValueError, match=r"train_folder must be a folder in .* got '\.\./"):
+        from_folder(tmp_path / "train", train_folder="../mine")
     with pytest.raises(ValueError, match=r"train_folder must be a folder in .* got 'nothing'"):
         from_folder(tmp_path, train_folder="nothing")
 

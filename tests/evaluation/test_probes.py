@@ -253,3 +253,5 @@ def test_layers_of_a_projector_start_with_linear_maps():
         assert list(layers) == names
         whole = extract_features(torch.nn.Sequential(encoder, projector), images)
         torch.testing.assert_close(layers[names[-1]], whole)
+    with pytest.raises(TypeError, match="projector must be of type Sequential or Linear, got Bilinear"):
+        extract_layers(encoder, torch.nn.Bilinear(12, 12, 4), images)  # its layers may be called in any order

@@ -795,9 +795,25 @@ def test_what_a_table_lacks_is_said(tmp_path, text, words):
         read_embeddings(tmp_path / "x.csv")
 
 
-def test_labels_of_embeddings_are_an_array():
-    with pytest.raises(TypeError, match="labels must be of type ndarray or NoneType, got Tensor"):
-        Embeddings(torch.randn(6, 2), labels=torch.arange(6) % 2)
+@pytest.mark.parametrize(
+    "given, error, words",
+    [
+        ({"labels": torch.arange(6) % 2}, TypeError, "labels must be of type ndarray or NoneType, got Tensor"),
+        ({"labels": np.arange(6) / 2}, ValueError, "labels must hold integers, booleans or strings, got dtype float64"),
+        ({"labels": np.array(["a", None] * 3)}, ValueError, "labels holds 3 missing values"),
+        ({"target": [0.5] * 6}, TypeError, "target must be of type ndarray or NoneType, got list"),
+        ({"z_b": np.zeros((6, 2))}, TypeError, "z_b must be of type Tensor or NoneType, got ndarray"),
+    ],
+)
+def test_parts_of_embeddings_of_other_types_are_refused(given, error, words):
+    with pytest.raises(error, match=words):
+        Embeddings(torch.randn(6, 2), **given)
+
+
+def test_labels_above_the_range_of_integers_are_refused(tmp_path):
+    np.savez(tmp_path / "x.npz", z_a=A, labels=np.repeat([1e19, 2e19, 3.0], len(A) // 3))
+    with pytest.raises(ValueError, match="must hold integers, booleans or strings, got dtype float64"):
+        read_embeddings(tmp_path / "x.npz")
 
 
 def test_labels_of_two_files_may_be_missing_in_one(tmp_path):

@@ -142,6 +142,9 @@ def test_page_names_other_rows_and_unused_arrays(tmp_path):
         "Labels, their prediction and principal axes are of 100 rows and 5 features of an encoder. Not used: when"
     )
     assert words_of_rows in words
+    unlabeled = Embeddings(A, B, features=OTHER[:100])
+    words = " ".join(" ".join(page_of(write_report(unlabeled, tmp_path / "page.html")).words).split())
+    assert "Principal axes are of 100 rows and 5 features of an encoder" in words and "Labels" not in words
     some = Embeddings(A, B, LABELS[:90], features=A[:90], note="150 labels are missing")
     words = " ".join(" ".join(page_of(write_report(some, tmp_path / "page.html")).words).split())
     assert "are of 90 rows with a label. 150 labels are missing" in words and "90 of 90 rows were used" in words

@@ -1,7 +1,10 @@
 """Recipes, methods with a predictor, monitors and callbacks, in whole small runs."""
 
 import builtins
+import sys
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -132,6 +135,21 @@ def test_own_views_and_encoder_are_used(tmp_path):
     assert torch.equal(Run.load(tmp_path / "run", other).encoder[1].weight, encoder[1].weight)
     with pytest.raises(ValueError, match="'custom'"):
         Run.load(tmp_path / "run")
+
+
+def test_logs_of_tensorboard_can_lie_in_the_folder_of_the_run(monkeypatch, tmp_path):
+    written = []
+
+    class Writer:
+        def __init__(self, folder):
+            Path(folder).mkdir(parents=True)
+            self.add_scalar, self.flush = lambda *values: written.append(values), lambda: None
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Writer))
+    logger = TensorBoardLogger(tmp_path / "run" / "logs")
+    run = train(TrainConfig(**TINY), tmp_path / "run", images(), False, callbacks=[logger])
+    last = run.history.iloc[-1]
+    assert ("step/loss", last["loss"], last["step"]) in written
 
 
 def test_missing_tensorboard_is_explained(monkeypatch, tmp_path):

@@ -142,7 +142,7 @@ def test_training_that_relates_no_views_ends_with_a_warning(tmp_path, images, re
     said = [str(warning.message) for warning in recwarn if "as for unrelated views" in str(warning.message)]
     c = run.snapshots[max(run.snapshots)].diagonal().mean()
     assert len(said) == (not related) and bool(c > 2 / 48**0.5) == related
-    assert all(f"{c:.3f} on 48 held-out pairs" in words and "learning_rate (0.004)" in words for words in said)
+    assert all(f"{c:.3f} on 48 held-out pairs" in words and "another learning_rate (0.004)" in words for words in said)
 
 
 def test_nan_in_a_batch_stops_and_keeps_the_run(tmp_path, scenes, monkeypatch):
@@ -476,6 +476,8 @@ def test_several_views_that_do_not_fit_are_an_error(tmp_path, scenes, images):
         tiny(views_per_image=3, view_size=(16, 8))
     with pytest.raises(ValueError, match=r"it holds pairs, got .*views_per_image=3"):
         train(tiny(views_per_image=3), tmp_path / "run", scenes, progress=False)
+    with pytest.raises(ValueError, match="must return views_per_image=2 views, got 1"):
+        train(tiny(), tmp_path / "run", images, progress=False, views=lambda batch, generator: (batch,))
     with pytest.raises(ValueError, match="must return views_per_image=3 views, got 2"):
         train(tiny(views_per_image=3), tmp_path / "run", images, progress=False, views=as_it_is)
     three = train(
