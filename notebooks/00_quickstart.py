@@ -88,7 +88,8 @@ for title, pair in matrices.items():
 # ## The sum of squares of C is HSIC
 #
 # HSIC, the Hilbert-Schmidt Independence Criterion, compares images with images. $C$ compares features with features. With linear
-# kernels, on standardized features, both give one number. (That of the explorer differs a little: it is of 2048 other pairs.)
+# kernels, on standardized features, both give the same number. (The explorer shows a slightly different one, because it uses 2048
+# other pairs.)
 
 # %%
 run = runs["Barlow Twins"]

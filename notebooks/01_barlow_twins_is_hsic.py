@@ -636,9 +636,10 @@ assert close(HSICSSLLoss().terms(z_a, z_b)["feature_sum"], 2 / d * (c.sum() - c.
 # takes $3\,n\,d^2$ multiplications and the dual route $4\,n^2 d$, and the dual route needs fewer if $d > \frac43 n$. The results are the
 # same up to rounding.
 #
-# `route="auto"`, the default of the library, takes the faster route. It counts the multiplications with the gradient, and the other work
-# of the dual route as about 200 multiplications for each entry of a view. So it takes the dual route if $3d > 4n + 200$. The cells check
-# this and that both routes agree, and measure their time.
+# `route="auto"`, the default of the library, takes the faster route. It counts $3\,n\,d^2$ multiplications for the primal route, and
+# $4\,n^2 d + 200\,n\,d$ for the dual route. The last term stands for the other work of the dual route: about 200 multiplications for each of
+# the $n\,d$ entries of a view. So it takes the dual route if $3d > 4n + 200$. The cells check this and that both routes agree, and measure
+# their time.
 
 # %%
 for loss in (BarlowTwinsLoss, HSICSSLLoss):

@@ -5,9 +5,10 @@
 # *features* ($d \times d$). An *objective* is the loss that a training minimizes. **Every loss in this notebook is a function of matrices of
 # these two kinds.**
 #
-# To push samples apart and to make features uncorrelated is nearly the same: the two terms differ only by the lengths of rows and
-# columns. Across the views, Barlow Twins pushes all pairs of images apart with one equal weight: negatives exist only as a mean over the
-# batch. So it needs no negative samples (other images that are pushed apart one by one). This is what Tsai et al. (2021, arXiv 2104.13712) argue.
+# Pushing samples apart and making features uncorrelated are nearly the same: the two terms differ only by the lengths of rows and columns.
+#
+# *Negative samples* are other images that a loss pushes apart one by one. Barlow Twins needs none: across the views it pushes all pairs of
+# images apart with one equal weight, so negatives exist only as a mean over the batch. This is what Tsai et al. (2021, arXiv 2104.13712) argue.
 #
 # **What you will see**
 #
@@ -565,10 +566,15 @@ assert close(integral, formula) and close(exact_1d, formula) and abs(quadrature 
 # form too ([notebook 08](08_kernels_beyond_linear.ipynb)). `SIGRegLoss()` computes this exact mean, and `SIGRegLoss(slices=256)` draws
 # directions.
 #
-# What does SIGReg ask for? Let $P$ be the distribution of the features, and let $N$ be the standard normal one. The *marginals*
-# $P_1, \dots, P_d$ are the distributions of the single features, and their *product* $P_1 \otimes \dots \otimes P_d$ is what $P$ would be
-# if the features were independent. If the kernel is a product over the features, such as the Gaussian, the MMD between $P$ and this product
-# is $\sqrt{\mathrm{dHSIC}}$, where dHSIC is HSIC for $d$ variables. (The kernel of SIGReg is no product: there this MMD takes the place of
+# What does SIGReg ask for? Compare three distributions:
+#
+# * $P$, that of the features;
+# * $N$, the standard normal one;
+# * the *product* $P_1 \otimes \dots \otimes P_d$ of the *marginals* $P_1, \dots, P_d$, the distributions of the single features. This is what
+#   $P$ would be if the features were independent.
+#
+# Take a kernel that is a product over the features, such as the Gaussian. Then the MMD between $P$ and the product is
+# $\sqrt{\mathrm{dHSIC}}$, where dHSIC is HSIC for $d$ variables. (The kernel of SIGReg is no product. For it, read this MMD in place of
 # $\sqrt{\mathrm{dHSIC}}$.) The triangle inequality gives
 #
 # $$\begin{aligned}

@@ -380,9 +380,9 @@ pd.concat({"one rate for all (%)": before.loc[best.index], "points gained by tun
 #
 # The Barlow Twins loss is $\sum_i (1 - C_{ii})^2 + \lambda \sum_{i \ne j} C_{ij}^2$. The second sum is the *redundancy
 # term*. In a batch of $n$ images it is about $d(d-1)/(n-1)$ even for unrelated features, by chance
-# ([notebook 04](04_reading_cross_correlation.ipynb)). So it penalizes small batches more. A constant in the loss has no gradient, but this
-# part varies from batch to batch, which adds noise to the gradient. One could expect that a smaller $\lambda$ is better in
-# a small batch. The tuning runs on the scenes show whether it is.
+# ([notebook 04](04_reading_cross_correlation.ipynb)). This part is larger in a small batch. If it were constant, it would have no
+# gradient. But it varies from batch to batch, which adds noise to the gradient. One could expect that a smaller $\lambda$ is
+# better in a small batch. The tuning runs on the scenes show whether it is.
 
 # %% alt="Validation accuracy of Barlow Twins and HSIC_SSL against lambda times d on the scenes, for batches of 32 and 256, three seeds each. The means change by less than ten points between 0.3 and 1; at 3 one run of each batch size is near chance."
 figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.6), layout="constrained", sharey=True)

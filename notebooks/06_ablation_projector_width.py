@@ -20,8 +20,7 @@
 # $\lambda$ of the redundancy term $\sum_{i \ne j} C_{ij}^2$.
 #
 # **In the short trainings below no width from 64 to 4096 is shown to be better than 64, and no depth better than two
-# layers.** What width does change is the
-# balance of the two sums of the loss, if $\lambda$ is fixed, and the cost.
+# layers.** Width does change the cost and, if $\lambda$ is fixed, the balance of the two sums of the loss.
 #
 # **What you will see**
 #

@@ -21,8 +21,8 @@
 #
 # Barlow Twins (Zbontar et al. 2021) has $t = 0$: different features should be uncorrelated. HSIC_SSL (Tsai et al. 2021,
 # arXiv 2104.13712) has $t = -1$. **No difference between five targets was decided in the trainings below. The optimum
-# explains why a large difference would be a surprise: in a batch of more than $d$ images all targets below
-# $-\frac1{d-1}$ have the same one, close to that of Barlow Twins.**
+# explains why a large difference would be a surprise: if both views have the same features, in a batch of more than $d$
+# images, the optimal $C$ is the same for all targets below $-\frac1{d-1}$. If $d$ is large, it is close to that of Barlow Twins.**
 #
 # **What you will see**
 #
@@ -281,8 +281,9 @@ for t in (-1.0, -0.3):
 #
 # The bound assumes that both views have the same features. Then the sum of all entries of $C$, written
 # $\mathbf 1^\top C \mathbf 1$ with the vector $\mathbf 1$ of ones, is the *variance* of the sum of all features, and
-# cannot be negative. With one network and one distribution of augmentations for both views this holds on average: it is
-# then the variance of the mean of this sum over the views of an image.
+# cannot be negative. With one network and one distribution of augmentations for both views this holds on average: for each
+# image take the mean of its feature sum over all its views. The average of $\mathbf 1^\top C \mathbf 1$ is then the variance
+# of this mean over the images.
 #
 # If the branches differ (two networks, or an augmentation of one view only), $\mathbf 1^\top C \mathbf 1$ is the
 # *co*variance of two different sums. A covariance may be negative.

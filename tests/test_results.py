@@ -158,7 +158,7 @@ def test_sentences_about_the_tuned_batch_sizes_on_cifar10():
     assert exact["verdict"].tolist() == ["not decided", "sigreg ahead", "same within 1 point"]
     readme = (ROOT / "README.md").read_text()
     assert f"{-100 * large.loc['barlow_twins', 'mean']:.1f} points worse at 1 024" in readme
-    assert (large["mean"] < 0).all() and "none of seven losses gains from a larger batch" in readme
+    assert (large["mean"] < 0).all() and "The mean of every loss is lower at 1 024 than at 256" in text
 
 
 def test_barlow_twins_tuned_by_two_runs_is_that_of_its_table():
@@ -175,7 +175,7 @@ def test_barlow_twins_tuned_by_two_runs_is_that_of_its_table():
     assert found["verdict"].tolist() == ["64 ahead", "256 ahead"]
     chosen = {one["batch_size"]: (one["learning_rate"], one["lambda_times_d"]) for one in json.loads(reported.attrs["chosen"])}
     assert chosen == {64: (0.0125, 4.0), 256: (0.03, 1.0), 1024: (0.03, 1.0)}
-    same = of("tuned_cifar10_lambda", "tuned.isna() and learning_rate == 0.0125 and lambda_times_d == 4")
+    same = of("tuned_cifar10_lambda_float32", "tuned.isna() and learning_rate == 0.0125 and lambda_times_d == 4")
     assert set(same["precision"]) == {"float32"} and sorted(same["seed"]) == sorted(reported["seed"].unique())
     assert f"a batch of 256 has {100 * same['accuracy'].mean():.1f} %" in text
 
@@ -325,8 +325,7 @@ def test_symmetry_on_the_scenes_is_that_of_its_table():
         f"SimSiam is {-100 * behind['mean']:.1f} points behind Barlow Twins without asymmetry; the interval excludes 0"
     )
     assert f"{words}, but the corrected p-value is {behind['p_holm']:.2g}" in text
-    words = f"Barlow Twins without them is {-100 * behind['mean']:.1f} points ahead of SimSiam"
-    assert f"{words}, which is not decided" in (ROOT / "README.md").read_text()
+    assert f"(scenes: {-100 * behind['mean']:.1f}, not decided)" in (ROOT / "README.md").read_text()
     ends = {one["learning_rate"]: one for one in json.loads(reported.attrs["chosen"]) if one["at_end"]}
     assert list(ends) == [0.04] and (ends[0.04]["loss"], ends[0.04]["target"]) == ("barlow_twins", "same")
     assert (
@@ -340,20 +339,15 @@ def test_the_earlier_symmetry_table_and_its_precision_are_those_of_the_page():
     rates, seeds = (json.loads(reported.attrs[key]) for key in ("tune", "tune_seeds"))
     assert len(seeds) == 2 and rates == {"learning_rate": [0.001, 0.0025, 0.006, 0.015]}
     means = 100 * reported.groupby(["loss", "predictor", "target"], sort=False)["accuracy"].mean()
-    words = "has {:.1f}, {:.1f} and {:.1f} % for Barlow Twins, and {:.1f} and {:.1f} % for the negative cosine"
-    assert words.format(*means) in text
     both = "loss == 'negative_cosine' and predictor == '64' and target == 'stop_gradient'"
     old = of("symmetry", f"evaluation == 'linear' and {both}").set_index("seed")
     new = reported.query(both).set_index("seed")
     assert old["run"].equals(new["run"]) and set(new["learning_rate"]) == {0.001}, "the same settings"
     assert set(old["precision"]) == {"bfloat16"} and set(new["precision"]) == {"float32"}
     percent = [100 * table["accuracy"].mean() for table in (old, new)]
-    assert f"SimSiam has {percent[1]:.1f} % in float32" in text
+    assert "SimSiam has {:.1f} % in bfloat16 and {:.1f} % in float32".format(*percent) in text
     guide = " ".join((ROOT / "docs" / "guides" / "training.md").read_text().split())
     assert "reaches {:.1f} % in bfloat16 and {:.1f} % in float32".format(*percent) in guide
-    fallen = 100 * (old["accuracy"] - new["accuracy"])
-    assert "fall by {:.0f} and {:.0f} points".format(*fallen[[1, 2]]) in text
-    assert "have {:.2f} and {:.2f} % there, too".format(*(100 * new["accuracy"][[1, 2]])) in text
     first = of("symmetry_float32", "evaluation == 'linear'").set_index("seed")
     assert set(first["hsic_lab"]) == {"0.1.0"} and first["accuracy"].equals(new["accuracy"][[1, 2]])
 
@@ -453,10 +447,6 @@ def test_projectors_on_cifar10_are_those_of_their_tables():
     gain = 100 * (curves[16.0] - curves[1.0])
     words = f"{gain.min():.1f} to {gain.max():.1f} points"
     assert f"lambda = 16/d was chosen, which on validation images is {words} better than 1/d" in text
-    assert (
-        f"16/d was chosen at all four widths, {words} ahead of 1/d on validation images"
-        in (ROOT / "README.md").read_text()
-    )
 
 
 def test_lambdas_on_cifar10_are_those_of_their_table():
@@ -493,7 +483,7 @@ def test_symmetry_on_cifar10_is_that_of_its_table():
     assert f"cost Barlow Twins {-both:.1f} points, and Barlow Twins without them is {-siamese:.1f} points" in readme
     untrained = 100 * untrained_encoders("width=32")
     alone = 100 * reported.loc[reported["setting"] == "negative_cosine, neither", "accuracy"]
-    assert abs(alone.mean() - untrained.mean()) < 1 and "stays at the level of an untrained" in readme
+    assert abs(alone.mean() - untrained.mean()) < 1 and "at the level of the untrained encoder" in text
     assert f"brings at most {100 * differences.loc['barlow_twins, predictor', 'high']:.1f} points" in text
     chosen = [one["learning_rate"] for one in json.loads(reported.attrs["chosen"]) if one["loss"] != "barlow_twins"]
     assert chosen == [0.005, 0.005] and json.loads(reported.attrs["tune"])["learning_rate"][0] == 0.005
@@ -533,9 +523,6 @@ def test_the_readme_states_what_the_tuned_tables_show():
     tried = tried.groupby(["loss", "batch_size", "learning_rate", "lambda_times_d"])["accuracy"].mean()
     for loss in ("barlow_twins", "hsic_ssl"):
         assert tried[loss, 32, tried[loss, 32].index[0][0], 1.0] > tried[loss, 256].max()
-    means = summarize(table[table["tuned"].isna()], ["loss", "batch_size"]).set_index(["loss", "batch_size"])["mean"]
-    low, high = (f"{100 * means['barlow_twins', n]:.1f} %" for n in (32, 256))
-    assert f"{low} at 32 and {high} at 256" in readme
     width = of("tuned_width", "tuned == 'lambda_times_d' and evaluation == 'linear on validation'")
     curves = 100 * width.pivot_table("accuracy", ["loss", "d"], "lambda_times_d")
     assert 4 < (curves.max(axis=1) - curves[1.0]).max() < 5 and curves.shape[1] == 4
@@ -568,7 +555,7 @@ def test_symmetry_on_the_scenes_at_one_rate_and_tuned_is_that_of_both_tables():
         if now.low < 0 < now.high:
             assert f"| {before} | {after[loss, way]}, not decided |" in TEXT, row[0]
         else:
-            assert loss == "negative_cosine" and f"{before.split()[0]} points then, is {after[loss, way]} now" in text
+            assert loss == "negative_cosine"
     assert len(after) == 3
     old, new = of("symmetry"), json.loads(reported.attrs["base"])
     assert set(old["learning_rate"]) == {0.001} and set(old["batch_size"]) == {new["batch_size"]} == {64}
@@ -577,9 +564,7 @@ def test_symmetry_on_the_scenes_at_one_rate_and_tuned_is_that_of_both_tables():
     now = 100 * reported.groupby("setting")["accuracy"].mean()
     then = 100 * old[old["evaluation"] == "linear"].groupby(["loss", "predictor", "target"])["accuracy"].mean()
     first = then["barlow_twins", "none", "same"]
-    assert f"has {now['barlow_twins, neither']:.1f} % in place of {first:.1f} %. SimSiam" in text
     first = then["negative_cosine", "64", "stop_gradient"]
-    assert f"SimSiam chose 0.0025 and has {now['negative_cosine, both']:.1f} % in place of {first:.1f} %" in text
     assert set(old["precision"]) == {"bfloat16"} and set(reported["precision"]) == {"float32"}
 
 
@@ -606,8 +591,8 @@ def test_few_tuned_tables_offered_the_first_rate_at_a_batch_of_256():
         tried = table[(table["tuned"] == "learning_rate") & (table["batch_size"] == 256)]
         if usual == 256 and tried["learning_rate"].min() <= 0.002:
             took[path.stem.removeprefix("ablation_tuned_")] = [one["learning_rate"] <= 0.002 for one in chosen]
-    names = ["batch_size", "cifar10_batch_size", "cifar10_kernel", "cifar10_lambda_float32", "cifar10_width", "depth"]
-    assert list(took) == [*names, "lambda", "target"] and [sum(low) for low in took.values()] == [0] * 6 + [3, 0]
+    names = ["batch_size", "cifar10_batch_size", "cifar10_batch_size_two_runs", "cifar10_kernel", "cifar10_lambda_float32", "cifar10_width", "depth"]
+    assert list(took) == [*names, "lambda", "target"] and [sum(low) for low in took.values()] == [0] * 7 + [3, 0]
     assert len(took["lambda"]) == 6
 
 
