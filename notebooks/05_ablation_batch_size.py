@@ -189,8 +189,8 @@ pd.concat([means, shown.drop(columns="first")], axis=1).astype(object).fillna(""
 # %% [markdown]
 # Now 64 is ahead of 256 by 2.0 points, and 1024 is behind by 1.7, as before; both are decided. Most of the 2.0 points come
 # from the choice and not from the batch: two runs chose the rate 0.03 and $1/d$ at 256. The settings that were chosen at
-# 64, the rate 0.0125 and $4/d$, give 60.3 % at 256 ([notebook 06](06_ablation_projector_width.ipynb), section 3), against 60.7 % at 64. In no table
-# is a larger batch better.
+# 64, the rate 0.0125 and $4/d$, give 60.3 % at 256 ([notebook 06](06_ablation_projector_width.ipynb), section 2), against
+# 60.7 % at 64. In no table is a larger batch better.
 #
 # ### Every run
 #
