@@ -76,7 +76,7 @@ def _rows(name: str, x: Data) -> Tensor:
 
 def chance_accuracy(train_y: np.ndarray, test_y: np.ndarray) -> float:
     """Test accuracy of always predicting the most frequent training class."""
-    return float(np.mean(test_y == pd.Series(train_y).mode()[0]))
+    return float(np.mean(test_y == pd.Series(train_y.tolist()).mode()[0]))
 
 
 @contextmanager

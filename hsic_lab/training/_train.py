@@ -1,7 +1,6 @@
 """Train with a config, resume, or read what is there."""
 
 import ctypes
-import math
 import os
 import platform
 import warnings
@@ -150,10 +149,6 @@ def train(
                 remove_checkpoints(folder / FOLDER)
         if stop:
             raise stop_error(stop)
-        mean = float(run.snapshots[trainer.steps].diagonal().mean()) if trainer.writes else 1
-        if not mean > 2 / math.sqrt(n := len(held_out[0])):  # twice its largest standard deviation for unrelated views
-            words = f"{folder}: the mean diagonal of C is {mean:.3f} on {n} held-out pairs, as for unrelated views."
-            warnings.warn(f"{words} Try another learning_rate ({config.learning_rate}), or train longer.", stacklevel=2)
         return run
 
 

@@ -132,19 +132,6 @@ def test_training_learns_what_the_views_share(tmp_path):
     assert after > before + 0.2, (before, after)
 
 
-@pytest.mark.parametrize("related", [True, False])
-def test_training_that_relates_no_views_ends_with_a_warning(tmp_path, images, recwarn, related):
-    def views(batch, generator):
-        other = torch.randint(256, batch.shape, generator=generator, dtype=torch.uint8)
-        return batch, batch if related else other
-
-    run = train(tiny(dataset="pictures"), tmp_path / "run", images, progress=False, views=views)
-    said = [str(warning.message) for warning in recwarn if "as for unrelated views" in str(warning.message)]
-    c = run.snapshots[max(run.snapshots)].diagonal().mean()
-    assert len(said) == (not related) and bool(c > 2 / 48**0.5) == related
-    assert all(f"{c:.3f} on 48 held-out pairs" in words and "another learning_rate (0.004)" in words for words in said)
-
-
 def test_nan_in_a_batch_stops_and_keeps_the_run(tmp_path, scenes, monkeypatch):
     epoch = TrainingPairs.epoch
 
